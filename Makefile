@@ -1,0 +1,35 @@
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check -q
+
+.PHONY: install demo evidence test check clean
+
+install: $(VENV)/.installed
+
+# torch first and pinned: a bare "torch" would bring gigabytes of CUDA to a machine without a GPU.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/dit-compress run recipes/quickstart.yaml
+
+evidence: install
+	$(BIN)/dit-compress run recipes/shapes.yaml
+	$(BIN)/python benchmarks/evidence.py runs/shapes
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/codespell
+
+clean:
+	rm -rf $(VENV) runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

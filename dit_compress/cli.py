@@ -1,0 +1,182 @@
+"""The command line: run, plan, check, inspect, generate, report, plugins, schema. Imports no torch at start."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dit_compress import __version__
+from dit_compress.errors import UserError
+
+if TYPE_CHECKING:
+    from dit_compress.recipe.model import Recipe
+
+app = typer.Typer(
+    help="Turn a large video Diffusion Transformer into one that a phone can run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+PluginFiles = Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin; may be repeated.")]
+RunFolder = Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/<name> if absent.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; results are bit for bit at an equal number.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit status 2."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    except (typer.Exit, SystemExit) as leave:
+        raise SystemExit(getattr(leave, "exit_code", getattr(leave, "code", 0))) from None
+    except (typer.Abort, KeyboardInterrupt):
+        raise SystemExit(130) from None
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            error.show()
+            raise SystemExit(2) from None
+        raise
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: RunFolder = None,
+    only: Annotated[str | None, typer.Option(help="Run just this step (its inputs must be finished).")] = None,
+    force: Annotated[list[str] | None, typer.Option(help="Run this step again; may be repeated.")] = None,
+    threads: Threads = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Run a recipe. Finished steps are reused; after a kill the same command continues."""
+    from dit_compress.pipeline import Runner
+
+    parsed = _load(recipe, plugin)
+    folder = out or Path("runs") / parsed.name
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    runner = Runner(parsed, folder, threads or os.cpu_count() or 1, plugin or (), frozenset(force or ()),
+                    lambda text: say(text, markup=False))
+    runner.run(only)
+    typer.echo(folder / "report.html")
+
+
+@app.command()
+def check(recipe: RecipePath, plugin: PluginFiles = None) -> None:
+    """Validate a recipe: every error at once, with its line. Reads no data and no weights."""
+    parsed = _load(recipe, plugin)
+    typer.echo(f"{recipe}: {len(parsed.steps)} steps, no errors")
+
+
+@app.command()
+def plan(recipe: RecipePath, out: RunFolder = None, plugin: PluginFiles = None) -> None:
+    """Print what each step makes of the model, without reading weights."""
+    from dit_compress.planning import plan as planned
+    from dit_compress.show import plan_table
+
+    parsed = _load(recipe, plugin)
+    _print(plan_table(planned(parsed), parsed, out or Path("runs") / parsed.name))
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(help="A bundle or run folder, a diffusers folder, or a class of diffusers.")],
+    plugin: PluginFiles = None,
+) -> None:
+    """Show a model's axes: what it consists of, and what can be removed."""
+    from dit_compress.show import axes_table, open_denoiser
+
+    _registry(plugin)
+    _print(axes_table(open_denoiser(target)))
+
+
+@app.command()
+def generate(
+    caption: Annotated[str, typer.Argument(help="What the video shows.")],
+    model: Annotated[Path, typer.Option(help="A bundle, or a run folder (its last bundle).")],
+    out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("video.mp4"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the bundle's if absent.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Guidance; the bundle's if absent.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames, 1 + ratio·k; the bundle's if absent.")] = None,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
+    fps: Annotated[float, typer.Option(min=1)] = 8.0,
+    seed: int = 0,
+    plugin: PluginFiles = None,
+) -> None:
+    """Make a video from a caption."""
+    from dit_compress.sampling import generate_file
+
+    _registry(plugin)
+    generate_file(caption, model, out, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed)
+    typer.echo(out)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html and summary.json of a run anew."""
+    from dit_compress.report import write_report
+
+    if not (folder / "run.json").is_file():
+        raise UserError("not a run folder (run.json is missing)", where=str(folder))
+    typer.echo(write_report(folder))
+
+
+@app.command()
+def plugins(plugin: PluginFiles = None) -> None:
+    """List the plugins, the broken ones with reason and mend."""
+    registry = _registry(plugin)
+    table = Table("kind", "name", "what", "from", box=None)
+    for entry in registry.entries():
+        table.add_row(entry.kind, entry.plugin.name, entry.plugin.summary, f"{entry.distribution} {entry.version}")
+    _print(table)
+    for broken in registry.broken:
+        typer.echo(f"broken: {broken.name} ({broken.distribution}): {broken.reason}. {broken.mend}")
+
+
+@app.command()
+def schema(plugin: PluginFiles = None) -> None:
+    """Print the JSON Schema of recipes, installed plugins included."""
+    from dit_compress.recipe.schema import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(_registry(plugin)), indent=1))
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Turn a large video Diffusion Transformer into one that a phone can run."""
+
+
+def _registry(files: list[str] | None) -> Any:
+    from dit_compress.plugins import use
+
+    return use(files or ())
+
+
+def _load(path: Path, files: list[str] | None) -> Recipe:
+    from dit_compress.recipe import load
+
+    return load(path, _registry(files))
+
+
+def _print(table: Any) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)

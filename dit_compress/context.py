@@ -1,0 +1,175 @@
+"""What a step is given when it runs, and what it gives back."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dit_compress.bundle import Bundle, write_bundle
+from dit_compress.encode import Captions, Samples, latent_cache, pixel_cache
+from dit_compress.errors import UserError
+from dit_compress.files import sha256_data
+from dit_compress.graph import data_folder
+from dit_compress.progress import progress
+from dit_compress.spec import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from dit_compress.clips import Clip
+    from dit_compress.flow import Flow
+    from dit_compress.hooks import Part, Tracker
+
+Split = Literal["train", "test"]
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the step saved itself and can be continued
+    """SIGTERM or SIGUSR1 came; the checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step gives: a bundle or nothing, figures for the report, and named files in its folder."""
+
+    bundle: Bundle | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """One step's world. ``folder`` is its own (kept as the step's result); ``cache`` is shared by the run.
+
+    bundles: the opened bundles by slot; ``input`` among them, unless the step is the first.
+    names: where they came from, an earlier step's name or a path.
+    parts: the recipe's shared parts by kind: data, model, text, sampler.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    cache: Path
+    bundles: dict[str, Bundle]
+    names: dict[str, str]
+    parts: dict[str, Part]
+    record: dict[str, Any]
+    video: tuple[int, int, int] | None
+    manifest_digest: str = ""
+    trackers: Sequence[Part] = ()
+    stopping: bool = False
+
+    # -- bundles
+
+    @property
+    def input(self) -> Bundle:
+        """The bundle the step works on."""
+        return self.bundles["input"]
+
+    def slot(self, name: str) -> Bundle | None:
+        """Another bundle the step reads (``teacher``), or None."""
+        return self.bundles.get(name)
+
+    def give(self, modules: dict[str, nn.Module], *, log: Sequence[dict[str, Any]] = (), flow: Flow | None = None,
+             spec: Spec | None = None, metrics: dict[str, Any] | None = None) -> Result:
+        """Write the step's bundle: the input with some components replaced, transforms logged, flow set.
+
+        ``log`` holds new transform-log entries of the denoiser; ``spec`` replaces the components' configs.
+        """
+        base = self.bundles.get("input")
+        if spec is None:
+            spec = self.input.spec
+        if log and spec.denoiser:
+            spec = replace(spec, denoiser=replace(spec.denoiser, log=(*spec.denoiser.log, *log)))
+        if flow is not None:
+            spec = replace(spec, flow=flow)
+        spec = replace(spec, video=spec.video or self.video)
+        lineage = [*(base.lineage if base else []), self.record]
+        bundle = write_bundle(self.folder / "bundle", spec, modules, base=base, lineage=lineage)
+        return Result(bundle, metrics or {})
+
+    # -- data
+
+    def clips(self, split: Split) -> Sequence[Clip]:
+        """The recipe's clips of one split."""
+        part = self.parts.get("data")
+        if part is None:
+            raise UserError(f"step {self.name!r} needs clips", mend="Name a 'data' source in the recipe")
+        found = part.build().clips(self.data_folder(part), split)
+        if not found:
+            raise UserError(f"the data has no {split!r} clips", where=str(self.data_folder(part)))
+        return found
+
+    def data_folder(self, part: Part) -> Path:
+        """Where a data part keeps what it wrote."""
+        return data_folder(self.cache, part)
+
+    def pixels(self, split: Split) -> Samples:
+        """The clips as training samples in pixel space."""
+        clips = self.clips(split)
+        path = self.cache / f"pixels-{split}-{self.manifest_digest[:16]}.npy"
+        with progress(f"decoding {split} clips", len(clips)) as advance:
+            return Samples(pixel_cache(path, clips, advance), [clip.caption for clip in clips], {}, pixels=True)
+
+    def latents(self, split: Split, encoder: nn.Module | None = None) -> Samples:
+        """The clips as latents of the input's VAE; ``encoder`` turns the captions into tokens."""
+        clips = self.clips(split)
+        key = sha256_data([self.manifest_digest, self.input.digest("latent")])
+        codec = self.input.codec()
+        with progress(f"encoding {split} clips", len(clips)) as advance:
+            latents = latent_cache(self.cache / f"latents-{split}-{key[:16]}.npy", clips, codec, advance)
+        captions = [clip.caption for clip in clips]
+        tokens = encoder.tokenize(captions) if encoder is not None else {}
+        return Samples(latents, captions, tokens, pixels=False)
+
+    def text(self) -> Captions:
+        """The input's text encoder."""
+        return Captions(self.input.text())
+
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the recipe's video in the input's latent space."""
+        spec = replace(self.input.spec, video=self.video or self.input.spec.video)
+        codec = spec.need_latent().build()
+        return (codec.channels, *spec.latent_size())
+
+    # -- sampling
+
+    def sampler(self) -> Any:
+        """The recipe's sampler; Euler where it names none."""
+        from dit_compress.flow import euler
+
+        part = self.parts.get("sampler")
+        return euler if part is None else part.build().sample
+
+    # -- services of the loop
+
+    def open_trackers(self, resume_step: int) -> list[Tracker]:
+        """The recipe's trackers, opened in the step's folder."""
+        opened = [part.build() for part in self.trackers]
+        for tracker in opened:
+            tracker.open(self.folder, resume_step=resume_step)
+        return opened
+
+    @contextmanager
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
+        """A progress bar on a terminal."""
+        with progress(title, total, done) as advance:
+            yield advance
+
+    def catch_signals(self) -> None:
+        """From now on SIGTERM and SIGUSR1 ask the step to save and stop."""
+
+        def ask(_number: int, _frame: Any) -> None:
+            self.stopping = True
+
+        signal.signal(signal.SIGTERM, ask)
+        signal.signal(signal.SIGUSR1, ask)
+
+    def stop_if_asked(self) -> None:
+        """Leave after a checkpoint, where a signal asked for it."""
+        if self.stopping:
+            raise Stopped

@@ -1,0 +1,29 @@
+"""The one exception for what a user can cause, and can mend."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """What was seen, where, and the mend. The command line prints it without a traceback and exits 2.
+
+    Several independent problems travel together: ``UserError.join(errors)``.
+    """
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.problems: list[tuple[str, str, str]] = [(where, what, mend)]
+        super().__init__(what)
+
+    @classmethod
+    def join(cls, errors: list[UserError]) -> UserError:
+        """One error that carries all problems of several."""
+        joined = cls("")
+        joined.problems = [problem for error in errors for problem in error.problems]
+        return joined
+
+    def __str__(self) -> str:
+        return "\n".join(_line(*problem) for problem in self.problems)
+
+
+def _line(where: str, what: str, mend: str) -> str:
+    text = f"{where}: {what}" if where else what
+    return f"{text}. {mend}" if mend else text

@@ -1,0 +1,81 @@
+"""The networks of a bundle as components: plain modules from tensors to a tensor.
+
+Shapes: B batch, C channels, T H W latent frames, height, width, L text length, D width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.denoiser import Cond, Denoiser
+from dit_compress.export.types import Component
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TYPICAL_SIGMA = 0.7
+
+
+class DitStep(nn.Module):
+    """One velocity: ``(latent, sigma, *cond) → velocity``, the conditions in the order of their names."""
+
+    def __init__(self, denoiser: Denoiser, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.denoiser, self.names = denoiser, names
+
+    def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, *cond: Tensor) -> Tensor:
+        """``[B,C,T,H,W]`` → the same shape."""
+        return self.denoiser(latent_BCTHW, sigma_B, Cond(dict(zip(self.names, cond, strict=True)), {}))
+
+
+class VaeDecoder(nn.Module):
+    """``normalised latent → video`` in one piece: a codec's ``forward`` decodes without tiles."""
+
+    def __init__(self, codec: nn.Module) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, latent_BCTHW: Tensor) -> Tensor:
+        """``[B,C,T,H,W]`` → ``[B,3,F,Y,X]``."""
+        return self.codec(latent_BCTHW)
+
+
+def dit_step(denoiser: Denoiser, latent_BCTHW: Tensor, cond: Mapping[str, Tensor]) -> Component:
+    """The denoiser as component ``dit_step``: inputs ``latent, sigma`` and the conditions, output ``velocity``.
+
+    Args:
+        denoiser: any denoiser; batch 1 is what phones run.
+        latent_BCTHW: a typical latent.
+        cond: what a typical caption gives; ``embedding`` becomes ``text``, ``mask`` becomes ``text_mask``.
+    """
+    names = tuple(cond)
+    sigma_B = torch.full((latent_BCTHW.shape[0],), TYPICAL_SIGMA)
+    texts = {INPUT_NAMES.get(name, name): value for name, value in cond.items()}
+    wide = [name for name, value in texts.items() if value.is_floating_point() and value.ndim > 2]
+    return Component(
+        name="dit_step",
+        module=DitStep(denoiser, names).eval(),
+        inputs={"latent": latent_BCTHW, "sigma": sigma_B, **texts},
+        outputs=("velocity",),
+        varied=("latent", *wide),
+        precise=("sigma",),
+        mask="text_mask" if "mask" in cond else None,
+    )
+
+
+def vae_decoder(codec: nn.Module, latent_BCTHW: Tensor) -> Component:
+    """The codec's decoder as component ``vae_decoder``: input ``latent``, output ``video``."""
+    return Component(
+        name="vae_decoder",
+        module=VaeDecoder(codec).eval(),
+        inputs={"latent": latent_BCTHW},
+        outputs=("video",),
+        varied=("latent",),
+    )
+
+
+INPUT_NAMES = {"embedding": "text", "mask": "text_mask"}
+"""Names of conditions in the exported files."""

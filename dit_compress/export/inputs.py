@@ -1,0 +1,46 @@
+"""The inputs a file is proven on: each a variation of the component's typical ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_compress.export.types import Component
+
+TINY, HUGE = 1e-3, 300.0
+
+
+def scaled(component: Component, factor: float) -> dict[str, Tensor]:
+    """The varied inputs times a factor, the others as they are."""
+    return {name: value * factor if name in component.varied else value for name, value in component.inputs.items()}
+
+
+def padded(component: Component) -> dict[str, Tensor]:
+    """The same with the second half of the text masked; the typical inputs where there is no mask."""
+    if component.mask is None:
+        return dict(component.inputs)
+    mask_BL = component.inputs[component.mask].clone()
+    mask_BL[:, (mask_BL.shape[1] + 1) // 2 :] = 0
+    return {**component.inputs, component.mask: mask_BL}
+
+
+INPUT_SETS: dict[str, Callable[[Component], dict[str, Tensor]]] = {
+    "typical": lambda component: dict(component.inputs),
+    "zero": lambda component: scaled(component, 0.0),
+    "tiny": lambda component: scaled(component, TINY),
+    "huge": lambda component: scaled(component, HUGE),
+    "padded": padded,
+}
+
+
+@torch.no_grad()
+def reference_outputs(component: Component, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the source module itself gives, in float32."""
+    given = component.module(*inputs.values())
+    several = given if isinstance(given, (tuple, list)) else (given,)
+    return {name: value.detach().float() for name, value in zip(component.outputs, several, strict=True)}

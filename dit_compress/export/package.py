@@ -1,0 +1,208 @@
+"""Components in, a proven folder out.
+
+    <folder>/manifest.json                       what an app needs to know; its schema is versioned
+    <folder>/<component>.<kind>                  as the exporter wrote it
+    <folder>/golden/<component>.safetensors      inputs and the source's outputs, "<set>/inputs/<name>"
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dit_compress import SCHEMA
+from dit_compress.errors import UserError
+from dit_compress.export.inputs import INPUT_SETS, reference_outputs
+from dit_compress.export.proof import Golden, prove
+from dit_compress.files import sha256_data, sha256_file, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dit_compress.export.proof import Row
+    from dit_compress.export.types import Artifact, Component, Diagnostic, Fidelity, Profile
+    from dit_compress.hooks import Exporter
+
+FIDELITIES: tuple[Fidelity, ...] = ("none", "interpreter", "reference", "production")
+"""From the weakest proof to the strongest."""
+
+
+def export_components(
+    exporter: Exporter,
+    components: Sequence[Component],
+    profile: Profile,
+    folder: Path,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Check, lower, reload, execute, compare, write. The folder appears whole or not at all.
+
+    Args:
+        exporter: the plugin's object.
+        components: in load order.
+        profile: the target.
+        folder: where the package goes; an existing one is replaced.
+        about: what the manifest says of the sampling: sigmas, latent statistics, ratio, fps, licence …
+            (see :func:`describe_video`).
+
+    Returns:
+        Report: ``passed``, ``fidelity``, ``rows`` of the proof, ``warnings``, ``seconds`` by component,
+        ``bytes``. The manifest holds the same without times.
+
+    Raises:
+        UserError: the check found errors, or a file is refused. Nothing is written then.
+    """
+    warnings = check_components(exporter, components, profile)
+    entries, rows, seconds = [], [], {}
+    with whole_folder(folder) as partial:
+        (partial / "golden").mkdir()
+        for component in components:
+            golden = golden_of(component, profile)
+            _write_golden(partial / "golden" / f"{component.name}.safetensors", golden)
+            started = time.perf_counter()
+            artifacts = exporter.lower(component, profile, partial)
+            seconds[component.name] = round(time.perf_counter() - started, 3)
+            for artifact in artifacts:
+                runner = exporter.runner(artifact)
+                proof = prove(artifact, runner, golden) if runner.fidelity != "none" else []
+                entries.append(_entry(artifact, runner.fidelity, proof, golden, partial))
+                rows += proof
+        manifest = _manifest(entries, profile, about or {})
+        write_json(partial / "manifest.json", manifest)
+    return {
+        "passed": manifest["passed"],
+        "fidelity": manifest["fidelity"],
+        "rows": [row.as_data() for row in rows],
+        "warnings": [_sentence(warning) for warning in warnings],
+        "seconds": seconds,
+        "bytes": sum(entry["bytes"] for entry in entries),
+    }
+
+
+def check_components(exporter: Exporter, components: Sequence[Component], profile: Profile) -> list[Diagnostic]:
+    """Warnings of the exporter's check; its errors are raised together."""
+    errors, warnings = [], []
+    for component in components:
+        for found in exporter.check(component, profile):
+            if found.severity == "warning":
+                warnings.append(found)
+                continue
+            operator = f"{found.operator}: " if found.operator else ""
+            where = f"component {component.name}, {found.path}"
+            errors.append(UserError(f"{operator}{found.message}", where=where, mend=found.mend))
+    if errors:
+        raise UserError.join(errors)
+    return warnings
+
+
+def golden_of(component: Component, profile: Profile) -> dict[str, Golden]:
+    """Inputs and outputs of the source for every input set of the profile."""
+    golden = {}
+    for name in profile.input_sets:
+        inputs = INPUT_SETS[name](component)
+        outputs = reference_outputs(component, inputs)
+        golden[name] = Golden(_arrays(inputs), _arrays(outputs))
+    return golden
+
+
+def describe_video(
+    *,
+    sigmas: Sequence[float],
+    ratio: Sequence[int],
+    video: Sequence[int],
+    fps: float,
+    latent_mean: Sequence[float] | None = None,
+    latent_std: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """What an app must know to sample, as the manifest holds it.
+
+    Args:
+        sigmas: of the steps, with the final 0.
+        ratio: pixels per latent cell along time, height, width.
+        video: frames, height, width in pixels.
+        fps: frames per second.
+        latent_mean: per channel, of the raw latent; the decoder takes normalised latents.
+        latent_std: likewise.
+    """
+    return {
+        "prediction": "velocity = noise - x0; x += (next - now) * velocity",
+        "sigmas": [float(sigma) for sigma in sigmas],
+        "guidance": 1.0,
+        "ratio": list(ratio),
+        "frame_rule": f"1 + {ratio[0]}*k",
+        "video": {"frames": video[0], "height": video[1], "width": video[2], "fps": fps, "range": [-1, 1],
+                  "layout": "batch, colour, frame, row, column"},
+        "latent": {"mean": latent_mean, "std": latent_std, "decoder_takes": "normalised"},
+    }  # fmt: skip
+
+
+def _manifest(entries: list[dict[str, Any]], profile: Profile, about: Mapping[str, Any]) -> dict[str, Any]:
+    weakest = min((entry["fidelity"] for entry in entries), key=FIDELITIES.index, default="none")
+    rows = [row for entry in entries for row in entry["proof"]]
+    return {
+        "schema": SCHEMA,
+        "passed": weakest != "none" and all(row["verdict"] == "passed" for row in rows),
+        "fidelity": weakest,
+        "profile": profile.as_data(),
+        "load_order": [entry["component"] for entry in entries],
+        "artifacts": entries,
+        **about,
+    }
+
+
+def _entry(
+    artifact: Artifact, fidelity: Fidelity, rows: Sequence[Row], golden: Mapping[str, Golden], folder: Path
+) -> dict[str, Any]:
+    """One artifact, as the manifest holds it."""
+    files = artifact_files(artifact.path, folder)
+    return {
+        "component": artifact.component,
+        "kind": artifact.kind,
+        "precision": artifact.precision,
+        "path": artifact.path.relative_to(folder).as_posix(),
+        "bytes": sum(file["bytes"] for file in files),
+        "sha256": sha256_data(files),
+        "files": files,
+        "inputs": signature(next(iter(golden.values())).inputs),
+        "outputs": signature(next(iter(golden.values())).outputs),
+        "fidelity": fidelity,
+        "proof": [row.as_data() for row in rows],
+        "golden": f"golden/{artifact.component}.safetensors",
+        **artifact.details,
+    }
+
+
+def artifact_files(path: Path, folder: Path) -> list[dict[str, Any]]:
+    """Path, size and sha256 of every file of an artifact (external data lies beside it, under its stem)."""
+    found = sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(f"{path.name}*"))
+    return [
+        {"path": item.relative_to(folder).as_posix(), "bytes": item.stat().st_size, "sha256": sha256_file(item)}
+        for item in found
+        if item.is_file()
+    ]
+
+
+def signature(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Names, shapes and dtypes of inputs or outputs."""
+    return [{"name": name, "shape": list(each.shape), "dtype": str(each.dtype)} for name, each in arrays.items()]
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(value.detach().cpu().numpy()) for name, value in tensors.items()}
+
+
+def _write_golden(path: Path, golden: Mapping[str, Golden]) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for name, each in golden.items():
+        tensors |= {f"{name}/inputs/{key}": value for key, value in each.inputs.items()}
+        tensors |= {f"{name}/outputs/{key}": value for key, value in each.outputs.items()}
+    save_file(tensors, path)
+
+
+def _sentence(found: Diagnostic) -> str:
+    return ". ".join(part for part in (f"{found.path}: {found.operator} {found.message}".strip(), found.mend) if part)

@@ -1,0 +1,149 @@
+"""From a component to a traced program, and what any target would object to in it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.errors import UserError
+from dit_compress.export.types import Component, Diagnostic, Profile
+from dit_compress.rewrite import rewrite_graph, rewrite_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+RANDOM = ("rand", "randn", "randint", "bernoulli", "normal", "dropout", "rand_like", "randn_like", "normal_functional")
+_TRACED: WeakKeyDictionary[Component, ExportedProgram] = WeakKeyDictionary()
+WEIGHT_BYTES = {"float32": 4, "float16": 2}
+
+
+class Named(nn.Module):
+    """A module called by the component's input names, which tracers then give to the file's inputs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """The module's output; the names come in the order of the component's inputs."""
+        return self.module(*inputs.values())
+
+
+def trace(component: Component) -> ExportedProgram:
+    """Rewrite the modules, trace with fixed shapes, decompose, rewrite the graph. Works on the meta device.
+
+    A component is traced once: what ``check`` saw is what ``lower`` converts.
+
+    Raises:
+        UserError: ``torch.export`` can't follow the module, for instance where control flow depends on values.
+    """
+    if component not in _TRACED:
+        _TRACED[component] = _trace(component)
+    return _TRACED[component]
+
+
+def _trace(component: Component) -> ExportedProgram:
+    module = Named(rewrite_modules(component.module))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, (), dict(component.inputs), strict=False)
+            program = program.run_decompositions({})
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"torch.export can't trace it: {_first_line(error)}",
+            where=f"component {component.name}{_place(error)}",
+            mend="Make control flow and shapes independent of values",
+        ) from error
+    rewrite_graph(program)
+    return program
+
+
+def inspect(component: Component, program: ExportedProgram, profile: Profile) -> list[Diagnostic]:
+    """Objections that hold for every target: rank, dtypes, randomness, size, unused inputs."""
+    found = [*_weights(component, profile), *_unused(component, program)]
+    for node in operators(program):
+        found += _objections(node, profile)
+    return found
+
+
+def operators(program: ExportedProgram) -> Iterator[Node]:
+    """The nodes that compute."""
+    for node in program.graph_module.graph.nodes:
+        if node.op == "call_function" and "val" in node.meta:
+            yield node
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module a node was traced in, relative to the component's module."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path.removeprefix("module").lstrip(".") for path, _ in stack.values()]
+    return paths[-1] if paths and paths[-1] else "(the component itself)"
+
+
+def operator_name(node: Node) -> str:
+    """``aten.linear`` of ``aten.linear.default``."""
+    return ".".join(str(node.target).split(".")[:2])
+
+
+def _objections(node: Node, profile: Profile) -> Iterator[Diagnostic]:
+    name, path = operator_name(node), module_path(node)
+    values = [value for value in _flat(node.meta["val"]) if isinstance(value, Tensor)]
+    rank = max((value.ndim for value in values), default=0)
+    if rank > profile.max_rank:
+        mend = "Fold neighbouring axes into one before the reshape, and permute in two steps"
+        yield Diagnostic(name, path, "error", f"a tensor of rank {rank}, the target takes {profile.max_rank}", mend)
+    if any(value.is_complex() for value in values):
+        yield Diagnostic(name, path, "error", "complex numbers", "Write the rotation with cosines and sines")
+    if name.removeprefix("aten.") in RANDOM:
+        yield Diagnostic(name, path, "error", "random numbers inside the graph", "Make the noise an input")
+
+
+def _weights(component: Component, profile: Profile) -> Iterator[Diagnostic]:
+    tensors = {id(tensor): tensor for tensor in (*component.module.parameters(), *component.module.buffers())}
+    size = sum(tensor.numel() for tensor in tensors.values()) * WEIGHT_BYTES[profile.precision]
+    if profile.max_file_bytes is not None and size > profile.max_file_bytes:
+        message = f"weights of {size / 2**20:.0f} MiB, a file may have {profile.max_file_bytes / 2**20:.0f} MiB"
+        yield Diagnostic("", component.name, "error", message, "Prune more, or choose a smaller precision")
+    inputs = {name: value for name, value in component.inputs.items() if value.dtype == torch.int64}
+    for name in inputs:
+        yield Diagnostic("", f"input {name}", "error", "an int64 input", "Give it as int32 or float32")
+
+
+def _unused(component: Component, program: ExportedProgram) -> Iterator[Diagnostic]:
+    names = program.graph_signature.user_inputs
+    users = {node.name: node.users for node in program.graph_module.graph.nodes if node.op == "placeholder"}
+    for given, traced in zip(component.inputs, names, strict=True):
+        if not users.get(str(traced)):
+            mend = "Leave it out of the component's inputs"
+            yield Diagnostic("", f"input {given}", "error", "the module does not use this input", mend)
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of the model's own code in a traceback, as ``file:function``."""
+    frame, place = error.__traceback__, ""
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if code.co_name == "forward" and "/torch/" not in code.co_filename:
+            owner = frame.tb_frame.f_locals.get("self")
+            place = f", {type(owner).__name__}.forward"
+        frame = frame.tb_next
+    return place

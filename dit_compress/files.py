@@ -1,0 +1,125 @@
+"""Files written whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_data(data: Any) -> str:
+    """Hex digest of JSON data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a file; UserError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid JSON: {error}", where=str(path)) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON into a file, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        _sync(partial)
+        partial.replace(path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full or read-only disk as one message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(path)).free
+            raise UserError(
+                "no space left on the disk",
+                where=str(path),
+                mend=f"Free some space ({free / 2**20:.0f} MiB are left) and run the same command again",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"can't write: {error.strerror}", where=str(path)) from error
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it is written and synced.
+
+    An existing folder of that name is replaced at the end. On an error nothing is left behind.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with disk_errors(path):
+            partial.mkdir(parents=True)
+            yield partial
+            publish(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Sync a finished folder and give it its name, replacing an older one."""
+    for item in sorted(partial.rglob("*")):
+        if item.is_file():
+            _sync(item)
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(path)
+    _sync(path.parent)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """A copy of a folder made of hard links (plain copies where links can't be made)."""
+    for item in sorted(source.rglob("*")):
+        place = target / item.relative_to(source)
+        if item.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(item, place)
+        except OSError:
+            shutil.copy2(item, place)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

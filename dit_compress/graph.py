@@ -1,0 +1,122 @@
+"""A recipe as a graph of nodes, each with a key: equal keys mean equal results. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress import REVISION
+from dit_compress.bundle import Bundle
+from dit_compress.files import read_json, sha256_data
+from dit_compress.hooks import slots_of
+from dit_compress.recipe.model import BASE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.hooks import Part
+    from dit_compress.recipe.model import Recipe
+
+@dataclass(frozen=True)
+class Node:
+    """One step of a run. inputs: slot → the name of an earlier node, or a path to a bundle."""
+
+    name: str
+    kind: str
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    line: int = 0
+
+    @property
+    def part(self) -> Part:
+        """The step's own plugin and options."""
+        return self.parts["step"]
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether the data manifest belongs to the key."""
+        return self.kind != BASE and any(part.plugin.data for part in with_inner(self.part))
+
+    def describe(self) -> dict[str, Any]:
+        """Plugins, revisions and options, as lineage and key hold them."""
+        return {
+            name: {
+                "plugin": part.name,
+                "kind": part.kind,
+                "options": part.as_data(),
+                "revisions": {f"{inner.kind}:{inner.name}": inner.plugin.revision for inner in with_inner(part)},
+            }
+            for name, part in self.parts.items()
+        }
+
+
+def with_inner(part: Part) -> list[Part]:
+    """A part and the parts inside its options (a prune's search, its granularities)."""
+    found = [part]
+    for name, slot in slots_of(type(part.options)).items():
+        value = getattr(part.options, name)
+        inner = list(value.values()) if slot.many and value else [value] if value is not None else []
+        for item in inner:
+            found += with_inner(item)
+    return found
+
+
+def nodes(recipe: Recipe) -> list[Node]:
+    """The recipe's steps in order, the implicit first one included."""
+    listed = []
+    if recipe.model is not None:
+        parts = {"model": recipe.model} | ({"text": recipe.text} if recipe.text else {})
+        listed.append(Node(BASE, BASE, parts))
+    listed += [
+        Node(step.name, step.kind, {"step": step.part}, dict(step.inputs), step.line or 0) for step in recipe.steps
+    ]
+    return listed
+
+
+def node_key(node: Node, input_keys: Mapping[str, str], seed: int, manifest: str, shared: Mapping[str, Part]) -> str:
+    """sha256 over everything that decides a node's result."""
+    context = {kind: part.as_data() for kind, part in shared.items() if kind == "sampler"}
+    return sha256_data(
+        {
+            "engine": REVISION,
+            "kind": node.kind,
+            "parts": node.describe(),
+            "inputs": dict(input_keys),
+            "seed": seed,
+            "manifest": manifest if node.reads_data else None,
+            "shared": context,
+        }
+    )
+
+
+def input_key(source: str, keys: Mapping[str, str]) -> str:
+    """The key of an input: an earlier node's, or the digest of a bundle at a path."""
+    if source in keys:
+        return keys[source]
+    return Bundle.open(resolve_bundle(source)).digest()
+
+
+def bundle_of(run: Path, source: str) -> Path:
+    """Where the bundle of an input stands: in an earlier node's folder, or at a path."""
+    folder = step_folder(run, source)
+    return folder / "bundle" if (folder / "step.json").is_file() else resolve_bundle(source)
+
+
+def resolve_bundle(source: str | Path) -> Path:
+    """A bundle folder, or the last bundle of a run folder."""
+    path = Path(source)
+    if (path / "bundle.json").is_file() or not (path / "run.json").is_file():
+        return path
+    given = [name for name in read_json(path / "run.json")["steps"] if (step_folder(path, name) / "bundle").is_dir()]
+    return step_folder(path, given[-1]) / "bundle" if given else path
+
+
+def step_folder(run: Path, name: str) -> Path:
+    """The folder of a finished step."""
+    return run / "steps" / name
+
+
+def data_folder(cache: Path, part: Part) -> Path:
+    """The content-addressed folder of a data part: another world, another folder."""
+    return cache / f"data-{sha256_data([part.as_data(), part.plugin.revision])[:16]}"

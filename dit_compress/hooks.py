@@ -1,0 +1,419 @@
+"""The whole plugin contract, on one page.
+
+A plugin is a module found through the entry-point group ``dit_compress.plugins``. It implements one
+hook, named after its kind, that returns a :class:`Plugin`: a name for recipes, an options class, and
+where the code is. The module imports no torch; the code at ``Plugin.load`` is imported when it is used.
+
+    from dit_compress.hooks import Options, Plugin, hookimpl
+
+    class RandomOptions(Options):
+        seed: int = 0
+
+    @hookimpl
+    def search() -> Plugin:
+        return Plugin(name="random", options=RandomOptions, load="my_package.search:RandomSearch")
+
+What stands at ``load`` is a class; the engine calls it with the validated options. Which methods it
+needs is stated by the protocol of its kind below.
+
+Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D width, L text length.
+Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames of Y × X pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import pluggy
+from pydantic import BaseModel, ConfigDict, InstanceOf
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dit_compress.clips import Clip
+    from dit_compress.context import Context, Result
+    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.export import Artifact, Component, Diagnostic, Profile, Runner
+    from dit_compress.spec import Spec
+    from dit_compress.structure.axes import Axis, Structure
+    from dit_compress.structure.search import SearchProblem, Selection
+    from dit_compress.train.objective import Objective
+
+PROJECT = "dit_compress"
+GROUP = "dit_compress.plugins"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# ------------------------------------------------------------------ what a hook returns
+
+
+class Options(BaseModel):
+    """Base of every options class: unknown keys, infinities and NaN are errors, values can't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One plugin, described without importing its code.
+
+    name: the word a recipe says after ``use:``.
+    options: what a recipe may say beside it.
+    load: ``package.module:Class``, imported when the plugin is used.
+    revision: raised when equal options and inputs give other results.
+    requires: import names it needs beyond the core, checked before a run.
+    extra: the extra of dit-compress that brings them (``pip install dit-compress[extra]``).
+    slots: bundles a step reads besides ``input`` (each an earlier step's name or a path).
+    world: ``all`` for a step that trains on every process, ``one`` for any other.
+    data: whether a step reads the recipe's data.
+    """
+
+    name: str
+    options: type[Options]
+    load: str
+    revision: int = 1
+    requires: tuple[str, ...] = ()
+    extra: str | None = None
+    slots: tuple[str, ...] = ()
+    world: Literal["one", "all"] = "one"
+    data: bool = False
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Marks an option that holds a part of another kind: ``search: {use: magnitude}``.
+
+    With ``many`` the option is a mapping from plugin name to its options:
+    ``levels: {block: {remove: 8}, head: {remove: 12}}``.
+    """
+
+    kind: str
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A validated part of a recipe: a plugin and its options. ``build`` imports and makes it."""
+
+    kind: str
+    plugin: Plugin
+    options: Options
+    where: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The plugin's name, as recipes say it."""
+        return self.plugin.name
+
+    def build(self) -> Any:
+        """Import the plugin's code and construct it with the options."""
+        return load_object(self.plugin.load)(self.options)
+
+    def as_data(self) -> dict[str, Any]:
+        """The part as a recipe would say it, with every default."""
+        return {"use": self.name, **options_as_data(self.options)}
+
+
+PartField = InstanceOf[Part]
+"""Type of an option with a slot: ``search: Annotated[PartField, Slot("search")]``."""
+
+
+def slots_of(options: type[Options]) -> dict[str, Slot]:
+    """The options that hold parts, by field name."""
+    found = {}
+    for name, info in options.model_fields.items():
+        for mark in info.metadata:
+            if isinstance(mark, Slot):
+                found[name] = mark
+    return found
+
+
+def options_as_data(options: Options) -> dict[str, Any]:
+    """Options as JSON data, parts included."""
+    slots = slots_of(type(options))
+    data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
+    for name, slot in slots.items():
+        value = getattr(options, name)
+        if value is None:
+            data[name] = None
+        elif slot.many:
+            data[name] = {key: options_as_data(part.options) for key, part in value.items()}
+        else:
+            data[name] = value.as_data()
+    return data
+
+
+def load_object(path: str) -> Any:
+    """Import ``package.module:Name``."""
+    from importlib import import_module
+
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+# ------------------------------------------------------------------ the hooks, one per kind
+
+
+class StepHooks:
+    """Steps of a recipe. The class at ``load`` follows :class:`Step` (and the kind's own protocol)."""
+
+    @hookspec
+    def latent(self) -> Plugin:
+        """Train or wrap a VAE; see :class:`Latent`."""
+
+    @hookspec
+    def prune(self) -> Plugin:
+        """Remove units of the denoiser."""
+
+    @hookspec
+    def distill(self) -> Plugin:
+        """Train with roles, phases and losses; see :class:`Distiller`."""
+
+    @hookspec
+    def transform(self) -> Plugin:
+        """Change the structure in any other way; see :class:`Transform`."""
+
+    @hookspec
+    def evaluate(self) -> Plugin:
+        """Measure a bundle."""
+
+    @hookspec
+    def export(self) -> Plugin:
+        """Write files for a device, and prove them; see :class:`Exporter`."""
+
+
+class PartHooks:
+    """Parts that steps are composed of."""
+
+    @hookspec
+    def model(self) -> Plugin:
+        """Make and load a denoiser; see :class:`Model`."""
+
+    @hookspec
+    def text(self) -> Plugin:
+        """Encode captions; see :class:`Text`."""
+
+    @hookspec
+    def data(self) -> Plugin:
+        """Captioned clips; see :class:`Data`."""
+
+    @hookspec
+    def granularity(self) -> Plugin:
+        """Name what can be removed; see :class:`Granularity`."""
+
+    @hookspec
+    def search(self) -> Plugin:
+        """Choose which units stay; see :class:`Search`."""
+
+    @hookspec
+    def discriminator(self) -> Plugin:
+        """Judge latents in adversarial distillation; see :class:`DiscriminatorPart`."""
+
+    @hookspec
+    def sampler(self) -> Plugin:
+        """Turn noise into a latent; see :class:`Sampler`."""
+
+    @hookspec
+    def tracker(self) -> Plugin:
+        """Record training curves; see :class:`Tracker`."""
+
+
+class KindHooks:
+    """How a plugin adds kinds of its own: a class like the two above, each method marked with ``hookspec``.
+
+    Any plugin may then implement them, and any option hold such a part: ``Slot("my_kind")``.
+    """
+
+    @hookspec
+    def step_kinds(self) -> type:
+        """A class of hookspecs, one per new kind of step."""
+
+    @hookspec
+    def part_kinds(self) -> type:
+        """A class of hookspecs, one per new kind of part."""
+
+
+STEP_KINDS = tuple(name for name in vars(StepHooks) if not name.startswith("_"))
+PART_KINDS = tuple(name for name in vars(PartHooks) if not name.startswith("_"))
+
+
+# ------------------------------------------------------------------ protocols of steps
+
+
+class Step(Protocol):
+    """One entry of a recipe, constructed with its options."""
+
+    def plan(self, spec: Spec) -> Spec:
+        """What the step makes of the bundle described by ``spec``; reads no weights.
+
+        Raises ``dit_compress.errors.UserError`` where the step can't work on such a bundle.
+        """
+
+    def run(self, context: Context) -> Result:
+        """Do it: read ``context.input``, give a bundle, or metrics and files."""
+
+
+class Latent(Step, Protocol):
+    """A step that gives the bundle its codec, and loads it back from the bundle."""
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> nn.Module:
+        """An empty codec, called on the meta device. It follows :class:`Codec`."""
+
+
+class Codec(Protocol):
+    """What stands between pixels and latents; an ``nn.Module``."""
+
+    ratio: tuple[int, int, int]
+    channels: int
+
+    def encode(self, video_BCFYX: Tensor) -> Tensor:
+        """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (mean 0, std 1 over the training set)."""
+
+    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+        """Normalised latent → video in [-1, 1], clipped by the caller."""
+
+
+class Distiller(Step, Protocol):
+    """A training step. ``run`` is normally ``return dit_compress.train.distill(self, context)``."""
+
+    def objective(self, context: Context) -> Objective:
+        """Roles, phases and losses, over the bundles of the context."""
+
+
+class Transform(Step, Protocol):
+    """A change of structure, logged by name and replayed on the meta device when the bundle loads."""
+
+    @staticmethod
+    def replay(module: nn.Module, data: Mapping[str, Any]) -> None:
+        """Repeat the logged change on a module without weights."""
+
+
+class Exporter(Step, Protocol):
+    """Files for a device. ``run`` is normally ``return dit_compress.export.export(self, context)``."""
+
+    def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
+        """What would break on the target, before any training is paid for. Meta device, no weights."""
+
+    def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
+        """Write the component's files into the folder."""
+
+    def runner(self, artifact: Artifact) -> Runner:
+        """Something that executes the file just as it is on disk, with its fidelity."""
+
+
+# ------------------------------------------------------------------ protocols of parts
+
+
+class Model(Protocol):
+    """Makes a denoiser: the module, its config, and the adapter around it."""
+
+    def create(self) -> nn.Module:
+        """The module the options ask for: random weights, or those of the folder they name."""
+
+    @staticmethod
+    def config_of(module: nn.Module) -> dict[str, Any]:
+        """JSON config from which :meth:`from_config` makes the same *unpruned* module."""
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> nn.Module:
+        """An empty module of the base class, called on the meta device."""
+
+    @staticmethod
+    def denoiser(module: nn.Module) -> Denoiser:
+        """The module behind the engine's one convention."""
+
+
+class Text(Protocol):
+    """Makes a caption encoder."""
+
+    trainable: bool
+    """True if the encoder is trained together with the denoiser in the first ``distill`` step."""
+
+    def create(self) -> nn.Module:
+        """The encoder; it follows :class:`TextEncoder`."""
+
+    @staticmethod
+    def config_of(module: nn.Module) -> dict[str, Any]:
+        """JSON config from which :meth:`from_config` makes the same encoder."""
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> nn.Module:
+        """An empty encoder, called on the meta device."""
+
+
+class TextEncoder(Protocol):
+    """An ``nn.Module``: captions to the tensors a denoiser takes."""
+
+    width: int
+
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Captions → integer tensors with leading B, padded to one fixed length."""
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens → ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
+
+
+class Data(Protocol):
+    """A source of captioned clips."""
+
+    def prepare(self, cache: Path) -> None:
+        """Write what must be written once (``cache`` is content-addressed by the options)."""
+
+    def manifest(self, cache: Path) -> Sequence[Mapping[str, Any]]:
+        """One JSON record per sample: path, size, caption. Part of every step key that reads data."""
+
+    def clips(self, cache: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
+        """The samples; a clip's pixels are decoded when asked for."""
+
+
+class Granularity(Protocol):
+    """Names axes of removable units out of the facts that discovery states."""
+
+    multiple_of: int
+
+    def axes(self, structure: Structure) -> list[Axis]:
+        """Every axis of this level, as data."""
+
+    def keep(self, axis: Axis) -> int | None:
+        """How many of the axis' units the options keep; None where the options leave it to a budget."""
+
+
+class Search(Protocol):
+    """Chooses which units stay."""
+
+    def search(self, problem: SearchProblem, context: Context) -> Selection:
+        """Kept units for every axis of the problem, exactly ``problem.keep[axis]`` of each."""
+
+
+class DiscriminatorPart(Protocol):
+    """Makes a discriminator out of a frozen copy of the generator."""
+
+    def create(self, generator: Denoiser) -> nn.Module:
+        """Module ``(latent_BCTHW, sigma_B, cond) -> logits [B,S]``; its trainable parameters require grad."""
+
+
+class Sampler(Protocol):
+    """Turns noise into a latent."""
+
+    def sample(self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float],
+               guidance: float = 1.0) -> Tensor:
+        """Differentiable; guidance as one doubled batch, none at 1.0."""
+
+
+class Tracker(Protocol):
+    """Records scalars of a training step."""
+
+    def open(self, folder: Path, *, resume_step: int) -> None:
+        """Start in the step's folder; drop what was written after ``resume_step``."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step."""
+
+    def close(self) -> None:
+        """Flush."""

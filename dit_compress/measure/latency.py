@@ -1,0 +1,43 @@
+"""Latency and peak memory of a callable, as the toolkit always measures them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median, 10th and 90th percentile in milliseconds, over ``runs`` calls after warm-up."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+
+
+def latency(call: Callable[[], object], runs: int = 50, warmup: int = 5, budget_s: float = 30.0) -> Latency:
+    """Median of ``runs`` calls after ``warmup``; fewer (at least 3) where ``budget_s`` is spent."""
+    for _ in range(warmup):
+        call()
+    times: list[float] = []
+    while len(times) < runs and (len(times) < 3 or sum(times) < budget_s):  # noqa: PLR2004 - a median of 3
+        times.append(timed(call))
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
+    return Latency(statistics.median(times) * 1e3, deciles[0] * 1e3, deciles[-1] * 1e3, len(times))
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call, the accelerator's work included."""
+    import torch
+
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

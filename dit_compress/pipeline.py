@@ -1,0 +1,191 @@
+"""Steps in order: reuse what is finished, run the rest in processes of their own, continue after a kill.
+
+    runs/<name>/
+      recipe.yaml       the resolved recipe, every default written out
+      run.json          the steps in order
+      steps/<step>/     step.json (key, figures), bundle/, files; written as <step>.partial
+      cache/            encoded data, named by content
+      summary.json      every figure       report.html    the same, to look at
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress import SCHEMA, graph
+from dit_compress.errors import UserError
+from dit_compress.files import disk_errors, read_json, sha256_data, write_json
+from dit_compress.plugins import installed
+from dit_compress.progress import progress
+from dit_compress.recipe import dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dit_compress.graph import Node
+    from dit_compress.recipe.model import Recipe
+
+STOPPED = 75
+"""Exit status of a step that saved itself on SIGTERM or SIGUSR1 (EX_TEMPFAIL)."""
+
+
+@dataclass
+class Runner:
+    """One run of a recipe in a folder."""
+
+    recipe: Recipe
+    folder: Path
+    threads: int
+    plugin_files: Sequence[str] = ()
+    force: frozenset[str] = frozenset()
+    say: Callable[[str], None] = lambda _: None
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def run(self, only: str | None = None) -> None:
+        """Run every step that is not finished (or just ``only``), then write summary and report."""
+        from filelock import FileLock, Timeout
+
+        with disk_errors(self.folder):
+            (self.folder / "cache").mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                self._run(only)
+        except Timeout as error:
+            raise UserError("another run is at work here", where=str(self.folder), mend="Wait for it or stop it") from error
+
+    def _run(self, only: str | None) -> None:
+        listed = graph.nodes(self.recipe)
+        unknown = ({only} if only else set()) | set(self.force)
+        if unknown := unknown - {node.name for node in listed}:
+            raise UserError(f"no step {sorted(unknown)[0]!r}", mend=f"The steps are {[node.name for node in listed]}")
+        manifest = self.manifest()
+        write_json(self.folder / "run.json", {"schema": SCHEMA, "name": self.recipe.name,
+                                              "steps": [node.name for node in listed], "manifest": manifest})
+        (self.folder / "recipe.yaml").write_text(dump(self.recipe), "utf-8")
+        ran = 0
+        for place, node in enumerate(listed, 1):
+            key = self.key(node, manifest)
+            title = f"[{place}/{len(listed)}] {node.name}"
+            if node.name not in self.force and finished(self.folder, node.name, key):
+                self._reuse(node, title)
+            elif only in (None, node.name):
+                self.say(f"{title}: running")
+                self._execute(node, key, manifest)
+                self.say(f"{title}: {headline(self.folder, node.name)}")
+                ran += 1
+            else:
+                self.say(f"{title}: not run")
+        self._conclude(changed=ran > 0)
+
+    def _conclude(self, *, changed: bool) -> None:
+        """Summary and report, where anything changed."""
+        if changed or not (self.folder / "report.html").is_file():
+            from dit_compress.report import write_report
+
+            write_report(self.folder)
+
+    def manifest(self) -> str:
+        """Prepare the data and give the digest of its manifest."""
+        part = self.recipe.data
+        if part is None:
+            return ""
+        source, folder = part.build(), graph.data_folder(self.folder / "cache", part)
+        with progress("preparing data", 1) as advance:
+            source.prepare(folder)
+            advance()
+        return sha256_data([dict(record) for record in source.manifest(folder)])
+
+    def key(self, node: Node, manifest: str) -> str:
+        """The node's key; remembered for the nodes that read it."""
+        inputs = {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()}
+        self.keys[node.name] = graph.node_key(node, inputs, self.recipe.seed, manifest, self.recipe.shared)
+        return self.keys[node.name]
+
+    def _reuse(self, node: Node, title: str) -> None:
+        record = read_json(graph.step_folder(self.folder, node.name) / "step.json")
+        changed = [
+            name for name, digest in source_digests(node).items() if record["sources"].get(name) not in (None, digest)
+        ]
+        note = f" (code of {', '.join(changed)} changed since; --force {node.name} reruns)" if changed else ""
+        self.say(f"{title}: reused{note}")
+
+    def _execute(self, node: Node, key: str, manifest: str) -> None:
+        place = graph.step_folder(self.folder, node.name)
+        partial = place.with_name(f"{place.name}.partial")
+        if partial.is_dir() and not _same_key(partial, key):
+            shutil.rmtree(partial)
+        with disk_errors(partial):
+            partial.mkdir(parents=True, exist_ok=True)
+            write_json(partial / "job.json", {
+                "key": key, "name": node.name, "run": str(self.folder), "manifest": manifest, "threads": self.threads,
+                "plugin_files": [str(path) for path in self.plugin_files], "sources": source_digests(node),
+                "input_keys": {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()},
+            })
+        status = spawn([sys.executable, "-m", "dit_compress.worker", str(partial)], self.threads)
+        if status == STOPPED:
+            raise UserError(f"step {node.name!r} was asked to stop and saved itself", mend="Run the same command to continue")
+        if status == 2:  # noqa: PLR2004 - the worker has printed its one message
+            raise SystemExit(2)
+        if status:
+            raise UserError(f"step {node.name!r} ended with status {status}", where=str(partial),
+                            mend="What it printed stands above; the same command continues from its last checkpoint")
+
+
+def spawn(command: list[str], threads: int) -> int:
+    """Run a worker; a signal to us goes on to it."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
+           "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=env)
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        before[number] = signal.signal(number, lambda n, _: process.send_signal(n))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def finished(run: Path, name: str, key: str) -> bool:
+    """Whether a step's folder is there with this key."""
+    path = graph.step_folder(run, name) / "step.json"
+    return path.is_file() and read_json(path).get("key") == key
+
+
+def headline(run: Path, name: str) -> str:
+    """A finished step in a few words."""
+    record = read_json(graph.step_folder(run, name) / "step.json")
+    model = record.get("model") or {}
+    size = f", {model['params'] / 1e6:.2f}M parameters" if "params" in model else ""
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in record["metrics"].items() if isinstance(value, int | float))
+    return f"done in {record['seconds']:.0f} s{size}" + (f"; {figures}" if figures else "")
+
+
+def source_digests(node: Node) -> dict[str, str]:
+    """Digest of the code of every plugin a node uses, for the record."""
+    parts = [inner for part in node.parts.values() for inner in graph.with_inner(part)]
+    return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in parts}
+
+
+def _same_key(partial: Path, key: str) -> bool:
+    try:
+        return read_json(partial / "job.json").get("key") == key
+    except UserError:
+        return False
+
+
+def read_steps(run: Path) -> list[dict[str, Any]]:
+    """step.json of every finished step, in the run's order."""
+    names = read_json(run / "run.json")["steps"]
+    return [read_json(path) for name in names if (path := graph.step_folder(run, name) / "step.json").is_file()]

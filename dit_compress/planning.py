@@ -1,0 +1,113 @@
+"""``plan``: walk the recipe without weights; what each step makes of the model, and what is cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dit_compress import graph
+from dit_compress.bundle import Bundle
+from dit_compress.errors import UserError
+from dit_compress.spec import ComponentSpec, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.graph import Node
+    from dit_compress.recipe.model import Recipe
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step's row: the bundle it reads and the one it makes, in figures."""
+
+    node: Node
+    before: dict[str, Any]
+    after: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def plan(recipe: Recipe) -> list[Planned]:
+    """Every step's figures before and after. Raises one UserError that joins all steps' problems."""
+    from dit_compress.measure import describe
+
+    specs: dict[str, Spec] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    rows: list[Planned] = []
+    errors: list[UserError] = []
+    for node in graph.nodes(recipe):
+        try:
+            before = _input_spec(node, specs, recipe)
+            after = base_spec(node.parts, recipe.video) if before is None else _planned(node, before)
+            source = node.inputs.get("input", "")
+            figures[node.name] = describe(after)
+            fresh = after.notes[len(before.notes) :] if before else ()
+            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
+            specs[node.name] = after
+        except UserError as error:
+            if not _consequence(node, specs, recipe):
+                errors.append(_located(error, recipe, node))
+    if errors:
+        raise UserError.join(errors)
+    return rows
+
+
+def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> Spec:
+    """The implicit first bundle, without weights."""
+    from accelerate import init_empty_weights
+
+    specs = {}
+    for name, kind in (("denoiser", "model"), ("text", "text")):
+        if kind in parts:
+            maker = parts[kind].build()
+            with init_empty_weights():
+                specs[name] = ComponentSpec(kind, parts[kind].name, maker.config_of(maker.create()))
+    return Spec(video=video, **specs)
+
+
+def _planned(node: Node, before: Spec) -> Spec:
+    step = node.part.build()
+    after = step.plan(before)
+    if after.latent is not None:
+        size = after.latent_size() if after.video else None
+        channels = after.latent.build().channels
+        if after.denoiser is not None and after.denoiser != before.denoiser or after.latent != before.latent:
+            wanted = after.build_denoiser().channels if after.denoiser else channels
+            if wanted != channels:
+                raise UserError(
+                    f"the denoiser takes {wanted} latent channels, the VAE gives {channels}",
+                    mend=f"Set 'channels: {channels}' in 'model', or 'channels: {wanted}' in the latent step",
+                )
+            _fits_patch(after, size)
+    return after
+
+
+def _fits_patch(spec: Spec, size: tuple[int, int, int] | None) -> None:
+    if size is None or spec.denoiser is None:
+        return
+    patch = spec.build_denoiser().patch
+    if any(cells % step for cells, step in zip(size, patch, strict=True)):
+        raise UserError(f"latent {size} can't be divided by the denoiser's patch {patch}", mend="Change the video size")
+
+
+def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:
+    source = node.inputs.get("input")
+    if source is None:
+        return None
+    if source in specs:
+        return specs[source]
+    spec = Bundle.open(graph.resolve_bundle(source)).spec
+    return replace(spec, video=recipe.video or spec.video)
+
+
+def _consequence(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> bool:
+    """Whether a step failed only because an earlier one did."""
+    source = node.inputs.get("input")
+    return source in {step.name for step in recipe.steps} and source not in specs
+
+
+def _located(error: UserError, recipe: Recipe, node: Node) -> UserError:
+    """The same problems with the recipe's file and the step's line."""
+    place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
+    error.problems = [(where or place, what, mend) for where, what, mend in error.problems]
+    return error

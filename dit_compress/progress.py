@@ -1,0 +1,33 @@
+"""Progress bars with rate and remaining time; silent in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar on stderr; call the given function once per unit, optionally with values to show."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}")]
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+        task = bars.add_task(title, total=total, completed=done, rate="", shown="")
+
+        def advance(values: Mapping[str, float] | None = None) -> None:
+            current = bars.tasks[0]
+            rate = f"{current.speed:.1f}/s" if current.speed else ""
+            shown = "" if values is None else " ".join(f"{k} {v:.4g}" for k, v in values.items() if k.endswith("loss"))
+            bars.update(task, advance=1, rate=rate, shown=shown)
+
+        yield advance

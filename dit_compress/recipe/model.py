@@ -1,0 +1,86 @@
+"""A recipe as typed values. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.hooks import Part
+
+BASE = "base"
+"""The implicit first step, where a recipe has a ``model``: denoiser and text encoder, made from their options."""
+
+NO_BUNDLE = frozenset({"evaluate", "export"})
+"""Kinds of step that give reports and files, and no bundle to go on with."""
+
+SHARED = ("model", "data", "text", "sampler")
+"""Kinds of part that stand once at the top of a recipe and serve all steps."""
+
+
+@dataclass(frozen=True)
+class StepEntry:
+    """One step. inputs: slot (``input``, ``teacher``) → the name of an earlier step, or a path with a separator."""
+
+    kind: str
+    part: Part
+    name: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    line: int = field(default=0, compare=False)
+
+    @property
+    def gives_bundle(self) -> bool:
+        """Whether a later step can read what this one makes."""
+        return self.kind not in NO_BUNDLE
+
+    def as_data(self) -> dict[str, Any]:
+        """The step as a recipe would say it, with every default."""
+        return {self.kind: self.part.as_data(), "name": self.name, **self.inputs}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe: every part checked, every step named, every input resolved.
+
+    source: the bundle that the first step reads, where the recipe says ``model: {from: PATH}``.
+    path: the file it came from, for messages.
+    """
+
+    name: str
+    steps: tuple[StepEntry, ...]
+    seed: int = 0
+    model: Part | None = None
+    source: str | None = None
+    data: Part | None = None
+    text: Part | None = None
+    sampler: Part | None = None
+    trackers: tuple[Part, ...] = ()
+    path: str = field(default="", compare=False)
+
+    @property
+    def shared(self) -> dict[str, Part]:
+        """The parts at the top of the recipe, by kind."""
+        return {kind: part for kind in SHARED if (part := getattr(self, kind)) is not None}
+
+    @property
+    def video(self) -> tuple[int, int, int] | None:
+        """Frames, height and width that the data's options state (``frames``, ``size``)."""
+        options = self.data.options if self.data else None
+        frames, size = getattr(options, "frames", None), getattr(options, "size", None)
+        return None if frames is None or size is None else (frames, *size)
+
+    def step(self, name: str) -> StepEntry | None:
+        """The step of that name."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    def as_data(self) -> dict[str, Any]:
+        """The resolved recipe: every default and every input written out. Loading it gives an equal recipe."""
+        data: dict[str, Any] = {"name": self.name, "seed": self.seed}
+        if self.source is not None:
+            data["model"] = {"from": self.source}
+        data |= {kind: part.as_data() for kind, part in self.shared.items()}
+        if self.trackers:
+            data["trackers"] = [tracker.as_data() for tracker in self.trackers]
+        return {**data, "steps": [step.as_data() for step in self.steps]}

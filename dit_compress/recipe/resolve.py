@@ -1,0 +1,283 @@
+"""From a document to a recipe: the top of it, its steps, their names and what each reads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.plugins import closest
+from dit_compress.recipe import document as yaml_document
+from dit_compress.recipe.messages import show, unknown_key
+from dit_compress.recipe.model import BASE, NO_BUNDLE, Recipe, StepEntry
+from dit_compress.recipe.validate import Checker
+
+if TYPE_CHECKING:
+    from dit_compress.hooks import Part
+    from dit_compress.plugins import Registry
+    from dit_compress.recipe.document import Document, Place
+
+TOP_KEYS = ("name", "seed", "model", "data", "text", "sampler", "trackers", "steps")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_NAME_MEND = "Use letters, digits, '_', '-' and '.'"
+
+
+@dataclass
+class Draft:
+    """A step as it is read. name and part are None where the document has an error there."""
+
+    place: Place
+    kind: str | None = None
+    plugin_name: str | None = None
+    slots: tuple[str, ...] = ()
+    part: Part | None = None
+    name: str | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def gives_bundle(self) -> bool:
+        """Whether a later step can read what this one makes."""
+        return self.kind not in NO_BUNDLE
+
+
+def resolve(document: Document, registry: Registry) -> Recipe:
+    """A recipe out of a document; one UserError with all that is wrong."""
+    checker = Checker(document, registry)
+    data = document.data
+    for key in data:
+        if key not in TOP_KEYS:
+            checker.fault((key,), *unknown_key(key, list(TOP_KEYS), "the recipe"))
+    name, seed = _name(checker), _seed(checker)
+    model, source = _model(checker)
+    shared = {kind: checker.part(kind, data[kind], (kind,)) for kind in ("data", "text", "sampler") if kind in data}
+    trackers = _trackers(checker)
+    drafts = _drafts(checker)
+    _give_names(checker, drafts)
+    first = source if source is not None else BASE if "model" in data else None
+    _Inputs(checker, drafts, first).resolve()
+    checker.finish()
+    steps = tuple(
+        StepEntry(draft.kind, draft.part, draft.name, draft.inputs, document.line(draft.place))
+        for draft in drafts if draft.kind and draft.part and draft.name
+    )
+    return Recipe(name=name, seed=seed, model=model, source=source, trackers=trackers, steps=steps, path=document.path,
+                  **shared)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml_document.dump(recipe.as_data())
+
+
+# ------------------------------------------------------------------ the top of a recipe
+
+
+def _name(checker: Checker) -> str:
+    name = checker.document.data.get("name", Path(checker.document.path).stem)
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        checker.fault(("name",), f"{show(name)} can't name a folder", _NAME_MEND)
+    return str(name)
+
+
+def _seed(checker: Checker) -> int:
+    seed = checker.document.data.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        checker.fault(("seed",), f"expected a whole number from 0 for 'seed', got {show(seed)}")
+        return 0
+    return seed
+
+
+def _model(checker: Checker) -> tuple[Part | None, str | None]:
+    """The model's part, or the bundle that ``from`` names."""
+    value = checker.document.data.get("model")
+    if not (isinstance(value, dict) and "from" in value):
+        return (checker.part("model", value, ("model",)) if "model" in checker.document.data else None), None
+    path = value["from"]
+    for key in value.keys() - {"from"}:
+        checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
+    if not isinstance(path, str) or not Path(path).is_dir():
+        checker.fault(("model", "from"), f"there is no folder {show(path)}", "Give a bundle, a run or a diffusers folder")
+        return None, None
+    if _is_diffusers(Path(path)):
+        return checker.part("model", {"use": "diffusers", "path": path}, ("model",)), None
+    return None, _as_path(path)
+
+
+def _is_diffusers(path: Path) -> bool:
+    """Whether a folder holds a diffusers model or pipeline, and neither a bundle nor a run."""
+    ours, theirs = ("bundle.json", "run.json"), ("config.json", "model_index.json")
+    return not any((path / name).is_file() for name in ours) and any((path / name).is_file() for name in theirs)
+
+
+def _trackers(checker: Checker) -> tuple[Part, ...]:
+    value = checker.document.data.get("trackers", [])
+    if not isinstance(value, list):
+        part = checker.part("tracker", value, ("trackers",))
+        return (part,) if part else ()
+    parts = [checker.part("tracker", item, ("trackers", index)) for index, item in enumerate(value)]
+    return tuple(part for part in parts if part is not None)
+
+
+# ------------------------------------------------------------------ steps
+
+
+def _drafts(checker: Checker) -> list[Draft]:
+    if "steps" not in checker.document.data:
+        checker.fault((), "the recipe needs 'steps'", "Add 'steps:' with a list")
+        return []
+    value = checker.document.data["steps"]
+    if not isinstance(value, list) or not value:
+        checker.fault(("steps",), f"expected a list of steps, got {show(value)}", "Begin each step with '- '")
+        return []
+    return [_draft(checker, item, ("steps", index)) for index, item in enumerate(value)]
+
+
+def _draft(checker: Checker, item: Any, place: Place) -> Draft:
+    step_kinds = checker.registry.step_kinds
+    if not isinstance(item, dict):
+        checker.fault(place, f"expected a step, got {show(item)}", f"Write '- KIND: ...' with one of: {', '.join(step_kinds)}")
+        return Draft(place)
+    kinds = [key for key in item if key in step_kinds]
+    parts = [checker.part(kind, item[kind], (*place, kind)) for kind in kinds]
+    rest = {key: value for key, value in item.items() if key not in kinds}
+    if len(kinds) != 1:
+        _fault_of_kinds(checker, kinds, rest, place)
+        return Draft(place, given=rest)
+    plugin = checker.plugin(kinds[0], item[kinds[0]])
+    draft = Draft(place, kinds[0], plugin.name if plugin else None, plugin.slots if plugin else (), parts[0], given=rest)
+    for key in rest:
+        if plugin and key not in ("name", "input", *plugin.slots):
+            what, mend = unknown_key(key, ["name", "input", *plugin.slots], f"step {draft.kind} {plugin.name!r}")
+            if key in plugin.options.model_fields:
+                mend = f"It is an option: indent it under '{draft.kind}:'"
+            checker.fault((*place, key), what, mend)
+    return draft
+
+
+def _fault_of_kinds(checker: Checker, kinds: list[str], rest: dict[str, Any], place: Place) -> None:
+    if kinds:
+        checker.fault((*place, kinds[1]), f"two kinds in one step: {kinds[0]!r} and {kinds[1]!r}",
+                      "Begin a new step with '- '")
+        return
+    known = checker.registry.step_kinds
+    for key in rest:
+        if guess := closest(key, known):
+            checker.fault((*place, key), f"unknown kind of step {key!r}", f"Did you mean {guess!r}?")
+            return
+    found = f" (found {', '.join(map(repr, rest))})" if rest else ""
+    checker.fault(place, f"the step has no kind{found}", f"Use one of: {', '.join(known)}")
+
+
+def _give_names(checker: Checker, drafts: list[Draft]) -> None:
+    """Names as given; otherwise the plugin's, made unique by a number."""
+    taken: dict[str, Draft] = {}
+    for draft in drafts:
+        if "name" not in draft.given:
+            continue
+        name, place = draft.given["name"], (*draft.place, "name")
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            checker.fault(place, f"{show(name)} can't name a step", _NAME_MEND)
+        elif name == BASE:
+            checker.fault(place, f"{BASE!r} is the name of what 'model:' gives", "Choose another name")
+        elif name in taken:
+            line = checker.document.line(taken[name].place)
+            checker.fault(place, f"two steps are named {name!r}, the first on line {line}", "Choose another name")
+        else:
+            draft.name = name
+            taken[name] = draft
+    for draft in drafts:
+        if "name" not in draft.given and draft.plugin_name:
+            name, count = draft.plugin_name, 1
+            while name in taken or name == BASE:
+                count += 1
+                name = f"{draft.plugin_name}-{count}"
+            draft.name = name
+            taken[name] = draft
+
+
+class _Inputs:
+    """Decides what each step reads: what it names, or the default."""
+
+    def __init__(self, checker: Checker, drafts: list[Draft], first: str | None) -> None:
+        self.checker = checker
+        self.drafts = drafts
+        self.first = first
+        self.index = {draft.name: index for index, draft in enumerate(drafts) if draft.name}
+
+    def resolve(self) -> None:
+        """Fill the inputs of every draft."""
+        for index, draft in enumerate(self.drafts):
+            for slot in ("input", *draft.slots):
+                if slot in draft.given:
+                    source = self._named(index, slot, draft.given[slot])
+                else:
+                    source = self._default(index, slot)
+                if source is not None:
+                    draft.inputs[slot] = source
+
+    def _default(self, index: int, slot: str) -> str | None:
+        draft = self.drafts[index]
+        if slot == "input":
+            before = [earlier for earlier in self.drafts[:index] if earlier.gives_bundle]
+            return before[-1].name if before else self.first
+        if slot == "teacher" and draft.kind == "distill":
+            return self._unpruned(draft.inputs.get("input"))
+        return None
+
+    def _unpruned(self, name: str | None) -> str | None:
+        """The input of the nearest prune step among the ancestors."""
+        while name in self.index:
+            ancestor = self.drafts[self.index[name]]
+            name = ancestor.inputs.get("input")
+            if ancestor.kind == "prune":
+                return name
+        return None
+
+    def _named(self, index: int, slot: str, value: Any) -> str | None:
+        """An earlier step's name, or a path; None after noting an error."""
+        place = (*self.drafts[index].place, slot)
+        if not isinstance(value, str):
+            self.checker.fault(place, f"expected the name of an earlier step for {slot!r}, got {show(value)}")
+            return None
+        if value == BASE and self.first == BASE:
+            return value
+        if value in self.index:
+            return self._step(index, slot, value)
+        if "/" in value or Path(value).is_dir():
+            if not Path(value).exists():
+                self.checker.fault(place, f"there is no folder {value!r} for {slot!r}", "Give a bundle or a run folder")
+                return None
+            return _as_path(value)
+        if all(draft.name for draft in self.drafts):
+            self._fault_of_unknown(index, slot, value)
+        return None
+
+    def _step(self, index: int, slot: str, name: str) -> str | None:
+        place = (*self.drafts[index].place, slot)
+        other = self.index[name]
+        if other == index:
+            self.checker.fault(place, f"step {name!r} names itself as {slot!r}", "Name an earlier step")
+        elif other > index:
+            line = self.checker.document.line(self.drafts[other].place)
+            self.checker.fault(place, f"{slot!r} names the step {name!r}, which comes later (line {line})",
+                               "Move that step up, or name an earlier one")
+        elif not self.drafts[other].gives_bundle:
+            self.checker.fault(place, f"{slot!r} names {name!r}, an {self.drafts[other].kind} step, which gives no bundle",
+                               "Name the step it reads")
+        else:
+            return name
+        return None
+
+    def _fault_of_unknown(self, index: int, slot: str, value: str) -> None:
+        earlier = [draft.name for draft in self.drafts[:index] if draft.name and draft.gives_bundle]
+        earlier = [BASE, *earlier] if self.first == BASE else earlier
+        guess = closest(value, earlier)
+        mend = f"Did you mean {guess!r}?" if guess else f"Earlier steps: {', '.join(earlier) or 'none'}; a path has a '/'"
+        self.checker.fault((*self.drafts[index].place, slot), f"{slot!r} names an unknown step {value!r}", mend)
+
+
+def _as_path(path: str) -> str:
+    """A path that can't be taken for the name of a step."""
+    return path if "/" in path else f"./{path}"

@@ -1,0 +1,157 @@
+"""JSON Schema of recipes, installed plugins included, so that an editor completes and checks them.
+
+What it can't say (a name of an earlier step, two options that exclude each other) ``check`` says.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from dit_compress.hooks import Part, slots_of
+from dit_compress.recipe.model import SHARED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import core_schema
+
+    from dit_compress.hooks import Slot
+    from dit_compress.plugins import Entry, Registry
+
+_GROUPED = "^[-+]?[0-9]+(_[0-9]+)+$"
+"""``100_000``, which a YAML 1.2 editor takes for text."""
+
+
+def recipe_schema(registry: Registry) -> dict[str, Any]:
+    """The schema of a recipe, with one definition per plugin and one per kind."""
+    definitions: dict[str, Any] = {}
+    for entry in registry.entries():
+        definitions |= _plugin_definitions(entry, registry)
+    for kind in (*registry.step_kinds, *registry.part_kinds):
+        definitions[kind] = _kind(kind, registry)
+    properties: dict[str, Any] = {
+        "name": {"type": "string", "description": "Names the run's folder; the file's name if absent."},
+        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        **{kind: _ref(kind) for kind in SHARED},
+        "trackers": {"anyOf": [_ref("tracker"), {"type": "array", "items": _ref("tracker")}]},
+        "steps": {"type": "array", "minItems": 1, "items": _step(registry)},
+    }
+    source = {"type": "object", "properties": {"from": {"type": "string"}}, "required": ["from"],
+              "additionalProperties": False}
+    properties["model"] = {"if": {"type": "object", "required": ["from"]}, "then": source, "else": _ref("model")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "dit-compress recipe",
+        "type": "object",
+        "properties": properties,
+        "required": ["steps"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+class _Generator(GenerateJsonSchema):
+    """Says nothing about options that hold parts: the slot says it."""
+
+    def json_or_python_schema(self, schema: core_schema.JsonOrPythonSchema) -> JsonSchemaValue:
+        """Hide :class:`Part`, which is made from a mapping before pydantic sees it."""
+        inner = schema["python_schema"]
+        if inner["type"] == "is-instance" and inner["cls"] is Part:
+            return {}
+        return super().json_or_python_schema(schema)
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _step(registry: Registry) -> dict[str, Any]:
+    kinds = registry.step_kinds
+    slots = {slot for kind in kinds for entry in registry.entries(kind) for slot in entry.plugin.slots}
+    reads = {"type": "string", "description": "An earlier step's name, or the path of a bundle."}
+    return {
+        "type": "object",
+        "properties": {
+            **{kind: _ref(kind) for kind in kinds},
+            "name": {"type": "string", "description": "The plugin's name if absent."},
+            **dict.fromkeys(["input", *sorted(slots)], reads),
+        },
+        "oneOf": [{"required": [kind]} for kind in kinds],
+        "additionalProperties": False,
+    }
+
+
+def _kind(kind: str, registry: Registry) -> dict[str, Any]:
+    """A part: a name alone, where nothing is required, or ``use`` with the options of that plugin."""
+    entries = registry.entries(kind)
+    bare = [entry.plugin.name for entry in entries if not _has_required(entry)]
+    return {
+        "if": {"type": "string"},
+        "then": {"enum": bare},
+        "else": {
+            "type": "object",
+            "required": ["use"],
+            "properties": {"use": {"enum": [entry.plugin.name for entry in entries]}},
+            "allOf": [
+                {
+                    "if": {"properties": {"use": {"const": entry.plugin.name}}, "required": ["use"]},
+                    "then": _ref(f"{kind}.{entry.plugin.name}"),
+                }
+                for entry in entries
+            ],
+        },
+    }
+
+
+def _has_required(entry: Entry) -> bool:
+    return any(field.is_required() for field in entry.plugin.options.model_fields.values())
+
+
+def _plugin_definitions(entry: Entry, registry: Registry) -> dict[str, Any]:
+    """The options of a plugin, once with ``use`` and once without, and what they refer to."""
+    key = f"{entry.kind}.{entry.plugin.name}"
+    options = entry.plugin.options
+    schema = options.model_json_schema(schema_generator=_Generator, ref_template=f"#/$defs/{key}.{{model}}")
+    nested = {f"{key}.{name}": _grouped_numbers(inner) for name, inner in schema.pop("$defs", {}).items()}
+    schema.setdefault("properties", {})
+    for name, slot in slots_of(options).items():
+        field = options.model_fields[name]
+        told = {"description": field.description} if field.description else {}
+        holder = _slot(slot, registry)
+        schema["properties"][field.alias or name] = (
+            {**holder, **told} if field.is_required() else {"anyOf": [holder, {"type": "null"}], **told}
+        )
+    schema = _grouped_numbers(schema)
+    named = {**schema, "properties": {"use": {"const": entry.plugin.name}, **schema["properties"]}}
+    if entry.plugin.summary:
+        named["description"] = entry.plugin.summary
+    return {**nested, f"{key}.options": schema, key: named}
+
+
+def _slot(slot: Slot, registry: Registry) -> dict[str, Any]:
+    if not slot.many:
+        return _ref(slot.kind)
+    options: Mapping[str, Any] = {
+        entry.plugin.name: (
+            _ref(f"{slot.kind}.{entry.plugin.name}.options") if _has_required(entry)
+            else {"anyOf": [_ref(f"{slot.kind}.{entry.plugin.name}.options"), {"type": "null"}]}
+        )
+        for entry in registry.entries(slot.kind)
+    }
+    return {"type": "object", "properties": dict(options), "additionalProperties": False}
+
+
+def _grouped_numbers(schema: Any) -> Any:
+    """The schema with ``100_000`` let in wherever a number is."""
+    if isinstance(schema, list):
+        return [_grouped_numbers(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    told = {key: _grouped_numbers(value) for key, value in schema.items() if key not in ("default", "examples")}
+    told |= {key: schema[key] for key in ("default", "examples") if key in schema}
+    if schema.get("type") in ("integer", "number"):
+        told |= {"type": [schema["type"], "string"], "pattern": _GROUPED}
+    return told

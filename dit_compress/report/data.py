@@ -1,0 +1,247 @@
+"""A run folder, read into typed data. What is not there yet is simply left out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.errors import UserError
+from dit_compress.files import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TRAINING = "curves.jsonl"
+VIDEOS = "videos/videos.json"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One logged quantity over the steps of a training."""
+
+    name: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One generated clip: the caption, the column it stands in, and its mp4."""
+
+    caption: str
+    column: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class AxisLayout:
+    """Where an axis stands: its level, how many units it had, its stack and block (None for a block axis)."""
+
+    name: str
+    level: str
+    units: int
+    stack: str
+    block: int | None
+
+    @property
+    def leaf(self) -> str:
+        """What tells axes of one level and block apart: ``attn1``, ``attn2``."""
+        path = self.name.partition(":")[2]
+        return path.removeprefix(f"{self.stack}.{self.block}.") if self.block is not None else path
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a prune step decided, and how the search came to it.
+
+    kept: axis name → units that stay. snapshots: (search step, axis name → probability of each part to stay).
+    """
+
+    axes: tuple[AxisLayout, ...]
+    kept: dict[str, frozenset[int]]
+    snapshots: tuple[tuple[int, dict[str, list[float]]], ...] = ()
+    chosen: dict[str, list[float]] = field(default_factory=dict)
+
+    def kept_units(self, axis: AxisLayout) -> frozenset[int]:
+        """The units of an axis that stay; all where the plan does not name it."""
+        return self.kept.get(axis.name, frozenset(range(axis.units)))
+
+    def stays(self, axis: AxisLayout) -> bool:
+        """Whether the block that holds an axis stays."""
+        block_axis = next((item for item in self.axes if item.block is None and item.stack == axis.stack), None)
+        return axis.block is None or block_axis is None or axis.block in self.kept_units(block_axis)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step: what step.json says, and the files that only the report reads."""
+
+    name: str
+    kind: str
+    plugin: str
+    parts: dict[str, Any]
+    inputs: dict[str, str]
+    model: dict[str, Any]
+    metrics: dict[str, Any]
+    bundle: str | None
+    seconds: float
+    peak_memory_mib: int | None
+    threads: int | None
+    curves: tuple[Series, ...] = ()
+    videos: tuple[Video, ...] = ()
+    pruning: Pruning | None = None
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def source(self) -> str | None:
+        """The step (or path) whose bundle it reads."""
+        return self.inputs.get("input")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The step's own options, defaults included."""
+        return self.parts.get("step", {}).get("options", {})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. ``pending`` names the recipe's steps that are not finished."""
+
+    name: str
+    steps: tuple[Step, ...]
+    pending: tuple[str, ...]
+    recipe: str
+    environment: dict[str, Any]
+
+    def step(self, name: str | None) -> Step | None:
+        """A finished step by its name."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    def of_kind(self, kind: str) -> list[Step]:
+        """The finished steps of one kind."""
+        return [step for step in self.steps if step.kind == kind]
+
+
+def read_run(run: Path) -> Run:
+    """Everything the report shows.
+
+    Raises:
+        UserError: ``run.json`` is missing, or a file of a finished step is not valid JSON.
+    """
+    listing = read_json(run / "run.json")
+    folders = {name: run / "steps" / name for name in listing["steps"]}
+    finished = {name: folder for name, folder in folders.items() if (folder / "step.json").is_file()}
+    steps = tuple(read_step(folder) for folder in finished.values())
+    recipe = run / "recipe.yaml"
+    return Run(
+        name=listing["name"],
+        steps=steps,
+        pending=tuple(name for name in folders if name not in finished),
+        recipe=recipe.read_text("utf-8") if recipe.is_file() else "",
+        environment=read_environment(finished.values(), steps),
+    )
+
+
+def read_step(folder: Path) -> Step:
+    """One finished step's folder."""
+    record = read_json(folder / "step.json")
+    parts = record.get("parts") or {}
+    return Step(
+        name=record["name"],
+        kind=record["kind"],
+        plugin=" + ".join(part["plugin"] for part in parts.values()),
+        parts=parts,
+        inputs=record.get("inputs") or {},
+        model=record.get("model") or {},
+        metrics=record.get("metrics") or {},
+        bundle=record.get("bundle"),
+        seconds=record.get("seconds") or 0.0,
+        peak_memory_mib=record.get("peak_memory_mib"),
+        threads=record.get("threads"),
+        curves=read_curves(folder / TRAINING),
+        videos=read_videos(folder / VIDEOS),
+        pruning=read_pruning(folder),
+        manifest=read_manifest(folder),
+    )
+
+
+def read_curves(path: Path) -> tuple[Series, ...]:
+    """The logged quantities in the order of their first appearance; a torn last line is passed over."""
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                steps, values = points.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(float(value))
+    return tuple(Series(name, tuple(steps), tuple(values)) for name, (steps, values) in points.items())
+
+
+def read_videos(listing: Path) -> tuple[Video, ...]:
+    """The clips a listing names, those whose file is there.
+
+    Raises:
+        UserError: a file lies outside the listing's folder.
+    """
+    found = []
+    for entry in read_json(listing) if listing.is_file() else []:
+        path = (listing.parent / entry["file"]).resolve()
+        if not path.is_relative_to(listing.parent.resolve()):
+            raise UserError(f"names a file outside its folder: {entry['file']}", where=str(listing))
+        if path.is_file():
+            found.append(Video(str(entry["caption"]), str(entry["column"]), path))
+    return tuple(found)
+
+
+def read_pruning(folder: Path) -> Pruning | None:
+    """kept.json and search.json of a prune step."""
+    if not (folder / "kept.json").is_file():
+        return None
+    data = read_json(folder / "kept.json")
+    history = read_json(folder / "search.json") if (folder / "search.json").is_file() else {}
+    return Pruning(
+        axes=tuple(AxisLayout(**{key: axis[key] for key in AxisLayout.__dataclass_fields__}) for axis in data["axes"]),
+        kept={name: units_of(record) for name, record in data["kept"].items()},
+        snapshots=tuple((row["step"], row["keep"]) for row in history.get("probabilities", [])),
+        chosen=history.get("chosen", {}),
+    )
+
+
+def units_of(record: dict[str, Any] | list[int]) -> frozenset[int]:
+    """``{"of": 8, "units": [[0, 3], [5, 6]]}`` (ranges without their end) or plain indices → the set of units."""
+    entries = record["units"] if isinstance(record, dict) else record
+    return frozenset(
+        unit for entry in entries for unit in ([entry] if isinstance(entry, int) else range(entry[0], entry[1]))
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an exported package."""
+    path = folder / "files" / "manifest.json"
+    return read_json(path) if path.is_file() else None
+
+
+def read_environment(folders: Any, steps: tuple[Step, ...]) -> dict[str, Any]:
+    """What the steps ran on, as the newest bundle's lineage records it, and this machine's processors."""
+    import os
+    import platform
+
+    environment: dict[str, Any] = {}
+    for folder in folders:
+        path = folder / "bundle" / "bundle.json"
+        lineage = read_json(path)["lineage"] if path.is_file() else []
+        if lineage:
+            environment = {key: lineage[-1].get(key) for key in ("torch", "device", "seed")}
+    threads = sorted({step.threads for step in steps if step.threads})
+    return environment | {
+        "threads": threads[0] if len(threads) == 1 else threads,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+    }

@@ -1,0 +1,210 @@
+"""What came out: teacher and student, quality per arm, speed, in figures and in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dit_compress.report.data import Run, Step
+
+OVERALL = ("attribute_accuracy", "total_score")
+"""Metrics that stand for a model's quality, the first found counts; all between 0 and 1 (or 100), more is better."""
+NAMES = {"attribute_accuracy": "attribute accuracy", "total_score": "total score"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One evaluated variant: a bundle sampled in one way (or real clips, or a round trip through the VAE).
+
+    of: the step whose bundle was evaluated. scores: attribute → share right. overall: by the name of its metric.
+    """
+
+    label: str
+    step: str
+    of: str | None
+    scores: dict[str, float]
+    overall: dict[str, float] = field(default_factory=dict)
+    exact_match: float | None = None
+    num_steps: int | None = None
+
+    def quality(self, metric: str | None) -> float | None:
+        """The figure of one overall metric."""
+        return self.overall.get(metric) if metric else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The run in a few figures; None is what it does not know (yet)."""
+
+    teacher: str | None = None
+    pruned: str | None = None
+    student: str | None = None
+    teacher_params: int | None = None
+    student_params: int | None = None
+    params_share: float | None = None
+    times_faster: float | None = None
+    quality_metric: str | None = None
+    teacher_quality: float | None = None
+    pruned_quality: float | None = None
+    student_quality: float | None = None
+    quality_share: float | None = None
+    student_steps: int | None = None
+    exports_passed: bool | None = None
+
+
+# ------------------------------------------------------------------ arms
+
+
+def arms(run: Run) -> list[Arm]:
+    """Every evaluated variant, in the order of the steps."""
+    return [arm for step in run.of_kind("evaluate") for arm in _arms_of(step)]
+
+
+def _arms_of(step: Step) -> Iterator[Arm]:
+    columns = list(dict.fromkeys(video.column for video in step.videos))
+    for path, metrics in _scored(step.metrics):
+        if path:
+            label = _words(path[-1]) if path[-1] != "accuracy" else step.name
+        else:
+            label = step.metrics.get("label") or (columns[0] if len(columns) == 1 else step.name)
+        scores = metrics.get("accuracy")
+        yield Arm(
+            label=str(label),
+            step=step.name,
+            of=step.source,
+            scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics),
+            overall={key: float(metrics[key]) for key in OVERALL if key in metrics},
+            exact_match=metrics.get("exact_match"),
+            num_steps=metrics.get("num_steps") or step.options.get("num_steps"),
+        )
+
+
+def _scored(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """The mappings among nested metrics that hold accuracies, each with the keys that lead to it."""
+    if any(key in metrics for key in OVERALL) or (isinstance(metrics.get("accuracy"), dict) and _floats(metrics["accuracy"])):
+        yield path, metrics
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _by_name(value) if key == "accuracy" else _scored(value, (*path, key))
+
+
+def _by_name(accuracy: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``: one arm each."""
+    for name, scores in accuracy.items():
+        if isinstance(scores, dict):
+            yield (name,), scores if any(key in scores for key in OVERALL) else {"accuracy": scores}
+
+
+def _floats(data: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
+
+
+def _shares(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Scalar metrics of an evaluation that groups none of them under ``accuracy``."""
+    return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in (*OVERALL, "exact_match")}
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+# ------------------------------------------------------------------ the outcome
+
+
+def outcome(run: Run) -> Outcome:
+    """Find teacher, pruned model and student in the graph, and their figures."""
+    student = find_student(run)
+    pruned = next((step for step in ancestry(run, student) if step.kind == "prune"), None)
+    teacher = run.step(pruned.source) if pruned else run.step(student.inputs.get("teacher")) if student else None
+    found = arms(run)
+    metric = next((key for key in OVERALL if any(key in arm.overall for arm in found)), None)
+    of_student = _first(found, student, metric)
+    of_teacher = _best_sampled(found, teacher, metric)
+    same_steps = of_student.num_steps if of_student else None
+    of_pruned = _first([arm for arm in found if arm.num_steps == same_steps], pruned, metric) or _first(found, pruned, metric)
+    if pruned is student:
+        of_pruned = None
+    before, after = _params(teacher), _params(student)
+    good, ours = (arm.quality(metric) if arm else None for arm in (of_teacher, of_student))
+    speed = find_speed(run, student)
+    return Outcome(
+        teacher=teacher.name if teacher else None,
+        pruned=pruned.name if pruned else None,
+        student=student.name if student else None,
+        teacher_params=before,
+        student_params=after,
+        params_share=after / before if before and after else None,
+        times_faster=speed.metrics.get("times_faster") if speed else None,
+        quality_metric=metric,
+        teacher_quality=good,
+        pruned_quality=of_pruned.quality(metric) if of_pruned else None,
+        student_quality=ours,
+        quality_share=ours / good if good and ours is not None else None,
+        student_steps=same_steps or (speed.metrics.get("steps") if speed else None),
+        exports_passed=_exports_passed(run),
+    )
+
+
+def find_student(run: Run) -> Step | None:
+    """What the run made: the model it exports, or the last one that was pruned or trained."""
+    for step in run.of_kind("export"):
+        if (exported := run.step(step.source)) is not None:
+            return exported
+    made = [step for step in run.steps if step.kind not in ("base", "latent") and _params(step)]
+    return made[-1] if made else None
+
+
+def ancestry(run: Run, step: Step | None) -> Iterator[Step]:
+    """A step, the one whose bundle it reads, and so on."""
+    while step is not None:
+        yield step
+        step = run.step(step.source)
+
+
+def find_speed(run: Run, student: Step | None) -> Step | None:
+    """The step that timed the student against another model."""
+    timed = [step for step in run.of_kind("evaluate") if "times_faster" in step.metrics]
+    return next((step for step in timed if student and step.source == student.name), None)
+
+
+def sentence(result: Outcome) -> str:
+    """The result in one sentence; empty where there is none yet."""
+    if result.student is None:
+        return ""
+    who = f"The {result.student_steps}-step student" if result.student_steps else "The student"
+    says = []
+    if result.params_share is not None:
+        says.append(f"has {result.params_share:.0%} of the teacher’s parameters")
+    if result.times_faster is not None:
+        says.append(f"samples {result.times_faster:.3g} times faster")
+    if result.quality_share is not None and result.quality_metric:
+        says.append(f"keeps {result.quality_share:.0%} of its {NAMES[result.quality_metric]}")
+    if result.exports_passed is not None:
+        says.append("passes its export verification" if result.exports_passed else "fails its export verification")
+    if not says:
+        return ""
+    return f"{who} " + (says[0] if len(says) == 1 else f"{', '.join(says[:-1])} and {says[-1]}") + "."
+
+
+def _exports_passed(run: Run) -> bool | None:
+    from dit_compress.report.proofs import verdict
+
+    verdicts = [found for step in run.of_kind("export") if (found := verdict(step)) is not None]
+    return all(verdicts) if verdicts else None
+
+
+def _params(step: Step | None) -> int | None:
+    return step.model.get("params") if step else None
+
+
+def _first(found: list[Arm], step: Step | None, metric: str | None) -> Arm | None:
+    return next((arm for arm in found if step and arm.of == step.name and arm.quality(metric) is not None), None)
+
+
+def _best_sampled(found: list[Arm], step: Step | None, metric: str | None) -> Arm | None:
+    """The evaluation with the bundle's own (or the most) sampling steps."""
+    candidates = [arm for arm in found if step and arm.of == step.name and arm.quality(metric) is not None]
+    return max(candidates, key=lambda arm: arm.num_steps or 10**6, default=None)

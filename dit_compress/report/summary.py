@@ -1,0 +1,64 @@
+"""``summary.json``: every figure of every step.
+
+    {"schema": 1, "run": name,
+     "result": {teacher, student, pruned: step names; teacher_params, student_params, params_share;
+                times_faster; quality_metric, teacher_quality, student_quality, pruned_quality, quality_share;
+                exports_passed},              what is known of it
+     "steps": [{"name", "kind", "plugin", "inputs": {slot: step}, "seconds", "peak_memory_mib", "threads",
+                "model": {params, flops, …}, "metrics": {"accuracy.shape": 0.97, …}, "bundle": sha256}],
+     "pending": [steps that are not finished],
+     "total_seconds": …, "environment": {torch, device, seed, threads, machine, system, cpus}}
+
+Nested metrics are flat, their keys joined by dots; lists stay lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.report.data import Run, Step
+    from dit_compress.report.result import Outcome
+
+SCHEMA = 1
+
+
+def summarise(run: Run, outcome: Outcome) -> dict[str, Any]:
+    """The run's figures as JSON data."""
+    return {
+        "schema": SCHEMA,
+        "run": run.name,
+        "result": {key: value for key, value in asdict(outcome).items() if value is not None},
+        "steps": [step_figures(step) for step in run.steps],
+        "pending": list(run.pending),
+        "total_seconds": round(sum(step.seconds for step in run.steps), 2),
+        "environment": run.environment,
+    }
+
+
+def step_figures(step: Step) -> dict[str, Any]:
+    """One step's figures."""
+    return {
+        "name": step.name,
+        "kind": step.kind,
+        "plugin": step.plugin,
+        "inputs": step.inputs,
+        "seconds": step.seconds,
+        "peak_memory_mib": step.peak_memory_mib,
+        "threads": step.threads,
+        "model": step.model,
+        "metrics": flatten(step.metrics),
+        "bundle": step.bundle,
+    }
+
+
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"accuracy": {"shape": 1}}`` → ``{"accuracy.shape": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,120 @@
+"""Rewrites of a traced program: what a model's ``forward`` builds on the way, which no module swap reaches.
+
+They work on ``torch.export`` programs after ``run_decompositions``, in place, on values feeding the
+mask of ``aten.scaled_dot_product_attention``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+MASKED = -4e4
+"""What is added to a masked score: finite in half precision, and exp of it is zero in any precision."""
+SUSPECT = -1e3
+"""Numbers below this in a mask mean "masked"."""
+
+aten = torch.ops.aten
+ATTENTION = aten.scaled_dot_product_attention.default
+CONTRACTIONS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default)
+MASK_ARGUMENT = 3
+
+
+@dataclass(frozen=True)
+class GraphRewrite:
+    """How often each rewrite was applied."""
+
+    numbers: int
+    boolean_masks: int
+    scales: int
+
+
+def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
+    """Make masks finite and additive, drop scales that are the default."""
+    module = program.graph_module
+    numbers = booleans = scales = 0
+    for node in list(module.graph.nodes):
+        if node.target is not ATTENTION:
+            continue
+        scales += _drop_default_scale(node)
+        mask = mask_of(node)
+        if mask is None:
+            continue
+        numbers += sum(_clip_numbers(each) for each in mask_ancestors(mask))
+        booleans += _additive(module, node, mask)
+    module.graph.lint()
+    module.recompile()
+    return GraphRewrite(numbers, booleans, scales)
+
+
+def mask_of(attention: Node) -> Node | None:
+    """The mask of an attention, given by place or by name."""
+    given = attention.kwargs.get("attn_mask")
+    if given is None and len(attention.args) > MASK_ARGUMENT:
+        given = attention.args[MASK_ARGUMENT]
+    return given  # type: ignore[return-value]
+
+
+def mask_ancestors(mask: Node) -> Iterator[Node]:
+    """The nodes that make the mask, up to learnt contractions: what lies behind those is not a mask."""
+    seen, waiting = set(), [mask]
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node.target in CONTRACTIONS:
+            continue
+        seen.add(node)
+        waiting.extend(node.all_input_nodes)
+        yield node
+
+
+def _clip_numbers(node: Node) -> int:
+    """Replace numbers that mean "masked" among a node's arguments."""
+    if node.op != "call_function":
+        return 0
+    found = 0
+
+    def clip(value: object) -> object:
+        nonlocal found
+        if isinstance(value, float) and value < SUSPECT and value != MASKED:
+            found += 1
+            return MASKED
+        return value
+
+    node.args = tuple(clip(value) for value in node.args)
+    node.kwargs = {name: clip(value) for name, value in node.kwargs.items()}
+    return found
+
+
+def _additive(module: GraphModule, attention: Node, mask: Node) -> int:
+    """A boolean mask (true: attend) as ``(1 - mask) · MASKED``."""
+    value = mask.meta["val"]
+    if value.dtype != torch.bool:
+        return 0
+    dtype = attention.meta["val"].dtype
+    with module.graph.inserting_before(attention):
+        number = module.graph.call_function(aten._to_copy.default, (mask,), {"dtype": dtype})  # noqa: SLF001
+        rest = module.graph.call_function(aten.rsub.Scalar, (number, 1.0))
+        additive = module.graph.call_function(aten.mul.Tensor, (rest, MASKED))
+    for node in (number, rest, additive):
+        node.meta = {**mask.meta, "val": value.to(dtype), "stack_trace": attention.meta.get("stack_trace")}
+    attention.replace_input_with(mask, additive)
+    return 1
+
+
+def _drop_default_scale(attention: Node) -> int:
+    """Remove ``scale=`` where it is 1/sqrt(K)."""
+    scale = attention.kwargs.get("scale")
+    width = attention.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+    if not isinstance(scale, float) or not math.isclose(scale, width**-0.5, rel_tol=1e-6):
+        return 0
+    attention.kwargs = {name: value for name, value in attention.kwargs.items() if name != "scale"}
+    return 1

@@ -1,0 +1,114 @@
+"""Tables for the terminal: a plan, a model's axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from dit_compress import graph
+from dit_compress.errors import UserError
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.planning import Planned
+    from dit_compress.recipe.model import Recipe
+
+
+def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path) -> Table:
+    """One row per step: what goes in, what comes out, and whether it is there already."""
+    columns = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
+    table = Table(*columns, title=recipe.name, box=None, title_justify="left")
+    cached = _cached(recipe, run)
+    for row in rows:
+        table.add_row(
+            row.node.name,
+            row.node.kind if row.node.kind == graph.BASE else f"{row.node.kind}: {row.node.part.name}",
+            _change(row, "params", lambda value: f"{value / 1e6:,.1f}M"),
+            _change(row, "flops", lambda value: f"{value / 1e9:,.1f}"),
+            _change(row, "tokens", lambda value: f"{value:,}"),
+            _change(row, "memory_bytes", lambda value: f"{value / 2**30:.2f} GiB"),
+            "yes" if row.node.name in cached else "no",
+            "; ".join(row.notes),
+        )
+    return table
+
+
+def _change(row: Planned, name: str, show: Any) -> str:
+    before, after = row.before.get(name), row.after.get(name)
+    if after is None:
+        return "–"
+    return show(after) if before in (None, after) else f"{show(before)} → {show(after)}"
+
+
+def _cached(recipe: Recipe, run: Path) -> set[str]:
+    """Steps whose finished folder has the key this recipe gives them (data prepared earlier, as found)."""
+    from dit_compress.files import read_json, sha256_data
+    from dit_compress.pipeline import Runner, finished
+
+    if not (run / "run.json").is_file():
+        return set()
+    runner = Runner(recipe, run, 1)
+    manifest = read_json(run / "run.json").get("manifest", "")
+    if recipe.data is not None:
+        folder = graph.data_folder(run / "cache", recipe.data)
+        try:
+            manifest = sha256_data([dict(record) for record in recipe.data.build().manifest(folder)])
+        except UserError:
+            return set()
+    return {node.name for node in graph.nodes(recipe) if finished(run, node.name, runner.key(node, manifest))}
+
+
+def open_denoiser(target: str) -> Denoiser:
+    """A denoiser to look at: a bundle, a run, a folder of diffusers, or one of its classes (random weights)."""
+    from dit_compress.bundle import Bundle
+
+    path = Path(target)
+    bundle = graph.resolve_bundle(path)
+    if (bundle / "bundle.json").is_file():
+        return Bundle.open(bundle).spec.build_denoiser().to("meta")
+    if (path / "config.json").is_file():
+        options: dict[str, Any] = {"path": str(path)}
+    elif path.exists() or not target.isidentifier():
+        raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=target)
+    else:
+        options = {"class_name": target}
+    from accelerate import init_empty_weights
+
+    maker = make_part("model", {"use": "diffusers", **options}, installed()).build()
+    with init_empty_weights():
+        module = maker.create()
+    return maker.denoiser(module).to("meta")
+
+
+def axes_table(denoiser: Denoiser) -> Table:
+    """Every axis: its level, units, and the parameters one unit weighs."""
+    from dit_compress.measure import count_parameters
+    from dit_compress.structure.budget import unit_cost
+
+    structure = denoiser.structure()
+    total = count_parameters(denoiser.module)
+    table = Table("axis", "level", "units", "parameters/unit", "share", box=None, title_justify="left",
+                  title=f"{type(denoiser.module).__name__}: {total:,} parameters")
+    for name, level in _granularities().items():
+        for axis in level.axes(structure):
+            if axis.blocks:
+                inside = count_parameters(denoiser.module.get_submodule(axis.blocks.path))
+                each = inside // axis.units
+            else:
+                each = unit_cost(denoiser.module, axis)
+            table.add_row(axis.name.partition(":")[2], name, str(axis.units), f"{each:,}",
+                          f"{100 * each * axis.units / total:.1f}%")
+    for refusal in structure.refusals:
+        table.add_row(refusal.path, "–", "–", "–", f"stays: {refusal.reason}")
+    return table
+
+
+def _granularities() -> dict[str, Any]:
+    names = [entry.plugin.name for entry in installed().entries() if entry.kind == "granularity"]
+    return {name: make_part("granularity", name, installed()).build() for name in names}

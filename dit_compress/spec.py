@@ -1,0 +1,108 @@
+"""What a bundle will be, before its weights exist: the currency of ``plan``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.errors import UserError
+from dit_compress.flow import Flow
+from dit_compress.hooks import load_object
+from dit_compress.plugins import installed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dit_compress.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One component: the plugin that loads it, its config, and its transform log."""
+
+    kind: str
+    plugin: str
+    config: dict[str, Any]
+    log: tuple[dict[str, Any], ...] = ()
+
+    def loader(self) -> Any:
+        """The plugin's class, imported."""
+        return load_object(installed().get(self.kind, self.plugin).load)
+
+    def build(self) -> nn.Module:
+        """The module without weights (parameters on the meta device), the log replayed."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):
+            module = self.loader().from_config(self.config)
+            replay(module, self.log)
+        return module.eval()
+
+    def appended(self, entry: dict[str, Any]) -> ComponentSpec:
+        """The same with one more transform."""
+        return replace(self, log=(*self.log, entry))
+
+
+def replay(module: nn.Module, log: tuple[dict[str, Any], ...]) -> None:
+    """Repeat every transform of a log on a module without weights."""
+    from dit_compress.structure.compact import LOG_NAME
+    from dit_compress.structure.edits import apply_edits, edits_from_data
+
+    for entry in log:
+        if entry["name"] == LOG_NAME:
+            apply_edits(module, edits_from_data(entry["data"]["edits"]))
+        else:
+            load_object(installed().get("transform", entry["name"]).load).replay(module, entry["data"])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A bundle without weights, and the video it is meant for.
+
+    video: frames, height, width in pixels. reads: notes a step leaves for ``plan`` to print.
+    """
+
+    video: tuple[int, int, int] | None = None
+    denoiser: ComponentSpec | None = None
+    latent: ComponentSpec | None = None
+    text: ComponentSpec | None = None
+    flow: Flow = field(default_factory=Flow)
+    notes: tuple[str, ...] = ()
+
+    def need_denoiser(self) -> ComponentSpec:
+        """The denoiser, or an error that says what is missing."""
+        if self.denoiser is None:
+            raise UserError("the bundle has no denoiser", mend="Name a 'model' in the recipe")
+        return self.denoiser
+
+    def need_latent(self) -> ComponentSpec:
+        """The codec, or an error that says what is missing."""
+        if self.latent is None:
+            raise UserError("the bundle has no VAE", mend="Put a 'latent' step before this one")
+        return self.latent
+
+    def build_denoiser(self) -> Denoiser:
+        """The denoiser on the meta device."""
+        component = self.need_denoiser()
+        return component.loader().denoiser(component.build())
+
+    def latent_size(self) -> tuple[int, int, int]:
+        """Latent cells (T, H, W) of the video; UserError where the video does not fit the ratio."""
+        ratio = self.need_latent().build().ratio
+        if self.video is None:
+            raise UserError("the video size is unknown", mend="Name a 'data' source in the recipe")
+        return latent_size(self.video, ratio)
+
+
+def latent_size(video: tuple[int, int, int], ratio: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Cells (T, H, W) of ``video`` (frames, height, width): ``1 + (F-1)/t``, ``Y/h``, ``X/w``."""
+    (frames, height, width), (t, h, w) = video, ratio
+    if (frames - 1) % t:
+        below = frames - (frames - 1) % t
+        raise UserError(f"{frames} frames are not 1 + {t}·k", mend=f"Take {below} or {below + t} frames")
+    if height % h or width % w:
+        raise UserError(
+            f"{height}×{width} pixels can't be divided by the ratio {h}×{w}",
+            mend=f"Take {max(h, height // h * h)}×{max(w, width // w * w)}",
+        )
+    return 1 + (frames - 1) // t, height // h, width // w

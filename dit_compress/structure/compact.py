@@ -1,0 +1,108 @@
+"""Make the pruned model, prove it on a recorded call, and write it into the transform log."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.structure.axes import Axis
+from dit_compress.structure.edits import REVISION, apply_edits, as_ranges, compile_edits, edits_as_data, from_ranges
+from dit_compress.structure.masks import hard_masks, masked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.structure.axes import Kept, Stack
+
+LOG_NAME = "prune"
+TOLERANCE = 1e-5
+"""Largest max|Δ| / max|reference| between masked and compact in float32."""
+
+
+class CompactionError(RuntimeError):
+    """Masked and compact disagree: the structure was not understood. Nothing was written."""
+
+
+def compact(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
+    """Prune the denoiser in place and give the transform-log entry that repeats it.
+
+    Proven on a recorded call: the masked model and the compacted one must agree, else CompactionError.
+    """
+    edits = compile_edits(denoiser.module, axes, kept)
+    reference = None if _on_meta(denoiser) else masked_output(denoiser, axes, kept)
+    apply_edits(denoiser.module, edits)
+    denoiser.forget_structure()
+    if reference is not None:
+        error = relative_error(example_output(denoiser), reference)
+        if error > TOLERANCE:
+            raise CompactionError(f"masked and compact differ by {error:.1e} of the largest value")
+    return {"name": LOG_NAME, "revision": REVISION, "data": log_data(axes, kept, edits)}
+
+
+def log_data(axes: Sequence[Axis], kept: Kept, edits: list[Any]) -> dict[str, Any]:
+    """What the transform log keeps of a plan: the units that stay, and the compiled edits."""
+    units = {axis.name: axis.units for axis in axes}
+    return {
+        "kept": {name: {"of": units[name], "units": as_ranges(index)} for name, index in kept.items()},
+        "edits": edits_as_data(edits),
+    }
+
+
+def kept_blocks(log: Sequence[dict[str, Any]], stack: str) -> tuple[int, ...] | None:
+    """Which original blocks of a stack the log has left; None where the log never pruned that stack."""
+    origin: tuple[int, ...] | None = None
+    for entry in log:
+        record = entry["data"].get("kept", {}).get(f"block:{stack}") if entry["name"] == LOG_NAME else None
+        if record is not None:
+            units = from_ranges(record["units"])
+            origin = units if origin is None else tuple(origin[index] for index in units)
+    return origin
+
+
+def masked_output(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Tensor:
+    """The example's velocity under the plan's masks."""
+    parameter = next(denoiser.module.parameters())
+    with masked(denoiser.module, axes, hard_masks(axes, kept, parameter)):
+        return example_output(denoiser)
+
+
+def example_output(denoiser: Denoiser) -> Tensor:
+    """Velocity of the denoiser's own example, a function of the model alone."""
+    size = tuple(2 * cells for cells in denoiser.patch)
+    training = denoiser.training
+    denoiser.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output = denoiser(*denoiser.example(2, size))  # type: ignore[arg-type]  # three ints
+    denoiser.train(training)
+    return output
+
+
+def relative_error(candidate: Tensor, reference: Tensor) -> float:
+    """max|Δ| / max|reference|."""
+    scale = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
+    return float((candidate - reference).abs().max() / scale)
+
+
+def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
+    """A copy of the denoiser that ends after its first ``num_blocks`` blocks (Fig. 4 of the paper)."""
+    copied = copy.deepcopy(denoiser)
+    stack = copied.structure().main
+    axis = block_axis(stack)
+    apply_edits(copied.module, compile_edits(copied.module, [axis], {axis.name: tuple(range(num_blocks))}))
+    copied.forget_structure()
+    return copied
+
+
+def block_axis(stack: Stack) -> Axis:
+    """The axis of a stack's blocks."""
+    return Axis(f"block:{stack.path}", "block", stack.length, stack.path, blocks=stack)
+
+
+def _on_meta(denoiser: Denoiser) -> bool:
+    return next(denoiser.module.parameters()).device.type == "meta"

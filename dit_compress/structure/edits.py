@@ -1,0 +1,303 @@
+"""The edit table: a pruning plan, compiled to edits on tensors, attributes, arguments and lists.
+
+The same table edits a live module and a state dict; it is what a bundle's transform log holds, so that
+a pruned model reloads without searching or discovering anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from dit_compress.structure.axes import Axis, Kept
+
+REVISION = 1
+
+
+@dataclass(frozen=True)
+class Take:
+    """Keep some rows (dim 0) or columns (dim 1) of a tensor."""
+
+    tensor: str
+    dim: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply a tensor."""
+
+    tensor: str
+    factor: float
+
+
+@dataclass(frozen=True)
+class SetAttribute:
+    """Set a number on a module."""
+
+    module: str
+    attribute: str
+    value: int | float
+
+
+@dataclass(frozen=True)
+class GatherArgument:
+    """Take some entries of the last axis of a call argument (a RoPE table over the inner width)."""
+
+    module: str
+    argument: str
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KeepBlocks:
+    """Keep some blocks of a stack; the others are deleted, or replaced by tombstones."""
+
+    stack: str
+    index: tuple[int, ...]
+    tombstones: bool = False
+    stream: int | str = 0
+    output: int | None = None
+
+
+Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks
+_KINDS = {kind.__name__: kind for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks)}
+
+
+# ------------------------------------------------------------------ compile
+
+
+def compile_edits(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
+    """The edits that make ``module`` the model that ``kept`` describes.
+
+    Slices are in original coordinates; block edits come last. Raises ValueError where a plan names an
+    unknown axis, unit, or leaves an axis without a unit.
+    """
+    by_name = {axis.name: axis for axis in axes}
+    for name, units in kept.items():
+        if name not in by_name:
+            raise ValueError(f"the plan names the axis {name!r}, which the model has not")
+        if not units or list(units) != sorted(set(units)) or units[-1] >= by_name[name].units or units[0] < 0:
+            raise ValueError(f"the plan keeps {list(units)[:8]} of the {by_name[name].units} units of {name!r}")
+    gone = {
+        f"{axis.blocks.block(index)}."
+        for name, units in kept.items()
+        if (axis := by_name[name]).blocks
+        for index in set(range(axis.units)) - set(units)
+    }
+    active = [
+        by_name[name]
+        for name, units in kept.items()
+        if len(units) < by_name[name].units
+        and not any((by_name[name].name.partition(":")[2] + ".").startswith(prefix) for prefix in gone)
+    ]
+    edits: list[Edit] = _takes(module, active, kept)
+    for axis in active:
+        edits += _followers(module, axis, np.asarray(kept[axis.name]))
+    for axis in active:
+        if axis.blocks:
+            stack = axis.blocks
+            edits.append(KeepBlocks(stack.path, kept[axis.name], not stack.deletable, stack.stream, stack.output))
+    return edits
+
+
+def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
+    """One Take per tensor and dimension, whatever number of axes share it."""
+    removed: dict[tuple[str, int], set[int]] = {}
+    for axis in axes:
+        away = np.setdiff1d(np.arange(axis.units), kept[axis.name])
+        for member in axis.members:
+            if tensor_or_none(module, member.tensor) is None:
+                continue
+            removed.setdefault((member.tensor, member.dim), set()).update(member.indices[away].ravel().tolist())
+    edits: list[Edit] = []
+    for (name, dim), gone in sorted(removed.items()):
+        size = tensor_at(module, name).shape[dim]
+        edits.append(Take(name, dim, tuple(index for index in range(size) if index not in gone)))
+    return edits
+
+
+def _followers(module: nn.Module, axis: Axis, units: np.ndarray) -> list[Edit]:
+    """Attributes, tables and norms that follow an axis."""
+    edits: list[Edit] = []
+    share = len(units) / axis.units
+    for follow in axis.follows:
+        value = getattr(module.get_submodule(follow.module), follow.attribute)
+        edits.append(SetAttribute(follow.module, follow.attribute, round(value * share)))
+    for gather in axis.gathers:
+        index = tuple(np.sort(gather.indices[units].ravel()).tolist())
+        edits.append(GatherArgument(gather.module, gather.argument, index))
+    for norm in axis.across:
+        # weight' = weight·sqrt(D/D'), eps' = eps·D/D': a masked norm divides by D, a compact one by D'.
+        owner = module.get_submodule(norm.path)
+        eps = owner.eps if owner.eps is not None else torch.finfo(torch.float32).eps
+        edits.append(SetAttribute(norm.path, "eps", float(eps) / share))
+        edits.append(Scale(f"{norm.path}.weight", share**-0.5))
+    return edits
+
+
+# ------------------------------------------------------------------ apply
+
+
+def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
+    """Edit a live module in place (on any device, meta included)."""
+    for edit in edits:
+        if isinstance(edit, Take | Scale):
+            _replace(module, edit.tensor, edit_tensor(tensor_at(module, edit.tensor), edit))
+        elif isinstance(edit, SetAttribute):
+            setattr(module.get_submodule(edit.module), edit.attribute, edit.value)
+        elif isinstance(edit, GatherArgument):
+            _gather(module.get_submodule(edit.module), edit)
+        else:
+            _keep_blocks(module, edit)
+
+
+def edit_state(state: Mapping[str, Tensor], edits: Iterable[Edit]) -> dict[str, Tensor]:
+    """The same edits on a state dict: a new dict, the given one untouched."""
+    edited = dict(state)
+    for edit in edits:
+        if isinstance(edit, Take | Scale) and edit.tensor in edited:
+            edited[edit.tensor] = edit_tensor(edited[edit.tensor], edit)
+        elif isinstance(edit, KeepBlocks):
+            edited = {new: value for name, value in edited.items() if (new := rename(name, edit)) is not None}
+    return edited
+
+
+def edit_tensor(tensor: Tensor, edit: Take | Scale) -> Tensor:
+    """One edit on one tensor."""
+    if isinstance(edit, Scale):
+        return tensor * edit.factor
+    return tensor.index_select(edit.dim, torch.tensor(edit.index, device=tensor.device))
+
+
+def rename(name: str, edit: KeepBlocks) -> str | None:
+    """A tensor's name after a block edit; None where it is gone."""
+    head = f"{edit.stack}."
+    if not name.startswith(head):
+        return name
+    index, _, rest = name[len(head) :].partition(".")
+    if int(index) not in edit.index:
+        return None
+    return name if edit.tombstones else f"{head}{edit.index.index(int(index))}.{rest}"
+
+
+class Tombstone(nn.Module):
+    """Stands where a block was: gives back the stream it got. No parameters."""
+
+    def __init__(self, stream: int | str, output: int | None) -> None:
+        super().__init__()
+        self.stream, self.output = stream, output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The stream, in the shape a block returns it."""
+        value = args[self.stream] if isinstance(self.stream, int) else kwargs[self.stream]
+        if self.output is None:
+            return value
+        # A block that returns several tensors takes them in the same order, as its first arguments.
+        given = [*args, *kwargs.values()]
+        return tuple(value if index == self.output else given[index] for index in range(max(2, self.output + 1)))
+
+
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its full name."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)
+
+
+def tensor_or_none(module: nn.Module, name: str) -> Tensor | None:
+    """The same, None where there is none (a linear without bias)."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf, None)
+
+
+def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner, old = module.get_submodule(path), tensor_at(module, name)
+    value = value.detach()
+    if isinstance(old, nn.Parameter):
+        setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+    else:
+        setattr(owner, leaf, value)
+    _resize(owner, leaf, value)
+
+
+def _resize(owner: nn.Module, leaf: str, value: Tensor) -> None:
+    """The integers that torch's own modules keep about their weight."""
+    if isinstance(owner, nn.Linear) and leaf == "weight":
+        owner.out_features, owner.in_features = value.shape
+    for name in ("normalized_shape", "dim"):
+        shape = getattr(owner, name, None)
+        if isinstance(shape, tuple) and value.ndim == 1:
+            setattr(owner, name, (value.shape[0],))
+
+
+def _gather(owner: nn.Module, edit: GatherArgument) -> None:
+    index = torch.tensor(edit.index)
+
+    def take(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        value = kwargs.get(edit.argument)
+        if value is None:
+            return None
+        picked = [item.index_select(-1, index.to(item.device)) for item in value]
+        return args, {**kwargs, edit.argument: tuple(picked)}
+
+    owner.register_forward_pre_hook(take, with_kwargs=True)
+
+
+def _keep_blocks(module: nn.Module, edit: KeepBlocks) -> None:
+    path, _, leaf = edit.stack.rpartition(".")
+    blocks = module.get_submodule(edit.stack)
+    if edit.tombstones:
+        for index in set(range(len(blocks))) - set(edit.index):
+            blocks[index] = Tombstone(edit.stream, edit.output)
+    else:
+        setattr(module.get_submodule(path), leaf, nn.ModuleList([blocks[index] for index in edit.index]))
+
+
+# ------------------------------------------------------------------ as data
+
+
+def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
+    """JSON data; index lists as ranges ``[start, stop]``."""
+    listed = []
+    for edit in edits:
+        data = {"edit": type(edit).__name__, **asdict(edit)}
+        if "index" in data:
+            data["index"] = as_ranges(data["index"])
+        listed.append(data)
+    return listed
+
+
+def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
+    """Edits read back from a transform log."""
+    edits = []
+    for entry in listed:
+        data = dict(entry)
+        kind = _KINDS[data.pop("edit")]
+        if "index" in data:
+            data["index"] = from_ranges(data["index"])
+        edits.append(kind(**data))
+    return edits
+
+
+def as_ranges(index: Sequence[int]) -> list[list[int]]:
+    """``(0, 1, 2, 5)`` → ``[[0, 3], [5, 6]]``."""
+    ranges: list[list[int]] = []
+    for value in index:
+        if ranges and ranges[-1][1] == value:
+            ranges[-1][1] = value + 1
+        else:
+            ranges.append([value, value + 1])
+    return ranges
+
+
+def from_ranges(ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """``[[0, 3], [5, 6]]`` → ``(0, 1, 2, 5)``."""
+    return tuple(value for start, stop in ranges for value in range(start, stop))

@@ -1,0 +1,1 @@
+"""For plugin authors: tiny real models, and contract classes to run on a plugin."""

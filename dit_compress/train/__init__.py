@@ -1,0 +1,1 @@
+"""Training: one loop, stateless randomness, checkpoints."""

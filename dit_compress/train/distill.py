@@ -1,0 +1,71 @@
+"""What every distiller does around its objective: load the roles, train, give the bundle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dit_compress.errors import UserError
+from dit_compress.structure.compact import kept_blocks
+from dit_compress.train.loop import fit
+
+if TYPE_CHECKING:
+    from dit_compress.bundle import Bundle
+    from dit_compress.context import Context, Result
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.encode import Captions
+    from dit_compress.flow import Flow
+    from dit_compress.train.objective import Objective
+
+
+class TrainingStep(Protocol):
+    """What :func:`distill` needs of a distiller."""
+
+    options: Any
+
+    def objective(self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions) -> Objective:
+        """Roles, phases and losses."""
+
+    def flow(self, before: Flow) -> Flow:
+        """How the result is meant to be sampled."""
+
+
+def distill(step: TrainingStep, context: Context) -> Result:
+    """Train the input's denoiser by the step's objective and give the bundle."""
+    student, text = context.input.denoiser(), context.text()
+    given = context.slot("teacher")
+    teacher = given.denoiser() if given else None
+    objective = step.objective(context, student, teacher, text)
+    fit(objective, context.latents("train", text.encoder), step.options, context)
+    modules = {"denoiser": student.module}
+    if "text" in objective.roles and objective.roles["text"].lr is not None:
+        modules["text"] = text.encoder
+    return context.give(modules, flow=step.flow(context.input.flow))
+
+
+def text_lr(context: Context, lr: float) -> float | None:
+    """The encoder's rate: trained with the denoiser in the first training step of a bundle, frozen ever after."""
+    component = context.input.spec.text
+    if component is None or not getattr(component.loader(), "trainable", False):
+        return None
+    return None if any(record["kind"] == "distill" for record in context.input.lineage) else lr
+
+
+def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str) -> list[tuple[int, int]]:
+    """(student block, teacher block it came from), by the transform logs.
+
+    Without a teacher bundle, or with an unpruned student, every block is its own origin.
+    """
+    component = student.spec.denoiser
+    before = teacher.spec.denoiser.log if teacher is not None and teacher.spec.denoiser else ()
+    log = component.log if component else ()
+    if list(log[: len(before)]) != list(before):
+        raise UserError("the student does not descend from this teacher: their transform logs differ",
+                        mend="Name the bundle the student was pruned from as 'teacher'")
+    origins = kept_blocks(log[len(before) :], stack) or tuple(range(length))
+    return list(enumerate(origins))
+
+
+def last_of_groups(pairs: list[tuple[int, int]], groups: int) -> list[tuple[int, int]]:
+    """The last pair of each of ``groups`` equal runs."""
+    groups = min(groups, len(pairs))
+    return [pairs[round((index + 1) * len(pairs) / groups) - 1] for index in range(groups)]

@@ -1,0 +1,38 @@
+"""Losses of the paper as pure functions of tensors; means over samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name everyone uses
+
+
+def per_sample(value: Tensor) -> Tensor:
+    """Mean over everything but the batch."""
+    return value.flatten(1).mean(dim=1)
+
+
+def flow_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of the velocity (Eq. 2)."""
+    return F.mse_loss(predicted, target)
+
+
+def cosine_distance(student_BSD: Tensor, teacher_BSD: Tensor) -> Tensor:
+    """``1 - cos`` per token, averaged: the default ``sim`` of Eq. 5."""
+    return (1 - F.cosine_similarity(student_BSD.float(), teacher_BSD.float(), dim=-1)).mean()
+
+
+def pseudo_huber(predicted: Tensor, target: Tensor, c: float) -> Tensor:
+    """Per sample ``sqrt(mean d² + c²) - c``, averaged (below Eq. 9)."""
+    squares = per_sample((predicted - target).float().square())
+    return (torch.sqrt(squares + c * c) - c).mean()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Eq. 8 in the paper's sign: real logits go to -1 and below, fake ones to 1 and above."""
+    return F.relu(1 + real).mean() + F.relu(1 - fake).mean()
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """Eq. 9: the generator lowers the logits of what it makes."""
+    return fake.mean()

@@ -1,0 +1,72 @@
+"""What a training step declares: roles, phases, losses. The loop does the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from dit_compress.train.streams import Streams
+
+
+@dataclass
+class Role:
+    """A module with a part in training: teacher, student, discriminator, aligner, masks, text.
+
+    Every trainable tensor lives in a role's module, so that the loop can clip, average, save and
+    shard it. ``lr`` None means frozen: the loop turns gradients off and never saves it.
+    """
+
+    module: nn.Module
+    lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    ema: float | None = None
+    clip: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One update within a step: which roles move, by which loss. ``start``: first step it runs at."""
+
+    name: str
+    updates: tuple[str, ...]
+    start: int = 0
+
+
+@dataclass
+class Batch:
+    """One batch, with the random streams that belong to its samples.
+
+    sample: index of each sample in the training set.
+    x0: clean latents ``[B,C,T,H,W]`` (or video ``[B,3,F,Y,X]`` where the step trains on pixels).
+    tokens: what the text encoder's ``tokenize`` gave, leading B.
+    cond: the encoded captions where the encoder is frozen, else None.
+    streams: noise, sigma, dropout … as functions of (seed, step, sample, stream).
+    """
+
+    step: int
+    sample: Sequence[int]
+    x0: Tensor
+    streams: Streams
+    captions: Sequence[str] = ()
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """Roles, phases, and one loss per phase.
+
+    ``loss`` returns ``{"loss": total, ...}``: ``loss`` is a mean over samples and is
+    differentiated; every other entry is logged. Only the roles of the phase's ``updates`` have
+    ``requires_grad`` while it runs.
+    """
+
+    roles: dict[str, Role]
+    phases: tuple[Phase, ...]
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        """The loss of one phase on one batch."""

@@ -1,0 +1,125 @@
+"""The process of one step: ``python -m dit_compress.worker FOLDER`` with a job.json in it."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress import REVISION, graph
+from dit_compress.bundle import Bundle
+from dit_compress.errors import UserError
+from dit_compress.files import publish, read_json, write_json
+from dit_compress.pipeline import STOPPED
+from dit_compress.plugins import use
+from dit_compress.recipe import load
+
+if TYPE_CHECKING:
+    from dit_compress.context import Context, Result
+    from dit_compress.graph import Node
+    from dit_compress.recipe.model import Recipe
+
+
+def main(folder: Path) -> int:
+    """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable."""
+    from dit_compress.context import Stopped
+
+    job = read_json(folder / "job.json")
+    try:
+        registry = use(job["plugin_files"])
+        recipe = load(Path(job["run"]) / "recipe.yaml", registry)
+        node = next(node for node in graph.nodes(recipe) if node.name == job["name"])
+        started = time.perf_counter()
+        context = _context(job, recipe, node, folder)
+        result = run_base(context, node) if node.kind == graph.BASE else node.part.build().run(context)
+        _finish(folder, job, node, result, time.perf_counter() - started)
+    except Stopped:
+        return STOPPED
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> Context:
+    import torch
+
+    from dit_compress.context import Context
+
+    torch.set_num_threads(job["threads"])
+    run = Path(job["run"])
+    record = {
+        "step": node.name,
+        "kind": node.kind,
+        "parts": node.describe(),
+        "inputs": job["input_keys"],
+        "key": job["key"],
+        "sources": job["sources"],
+        "engine": REVISION,
+        "seed": recipe.seed,
+        "torch": torch.__version__,
+        "device": platform.machine(),
+        "threads": job["threads"],
+    }
+    context = Context(
+        name=node.name,
+        seed=recipe.seed,
+        folder=folder,
+        cache=run / "cache",
+        bundles={slot: Bundle.open(graph.bundle_of(run, source)) for slot, source in node.inputs.items()},
+        names=dict(node.inputs),
+        parts=dict(recipe.shared),
+        record=record,
+        video=recipe.video,
+        manifest_digest=job["manifest"],
+        trackers=recipe.trackers,
+    )
+    context.catch_signals()
+    return context
+
+
+def run_base(context: Context, node: Node) -> Result:
+    """The implicit first step: denoiser and text encoder as the recipe says, random weights from its seed."""
+    import torch
+
+    from dit_compress.spec import ComponentSpec, Spec
+
+    torch.manual_seed(context.seed)
+    modules, specs = {}, {}
+    for name, kind in (("denoiser", "model"), ("text", "text")):
+        if kind in node.parts:
+            part = node.parts[kind]
+            module = part.build().create()
+            modules[name] = module
+            specs[name] = ComponentSpec(kind, part.name, part.build().config_of(module))
+    return context.give(modules, spec=Spec(video=context.video, **specs))
+
+
+def _finish(folder: Path, job: dict[str, Any], node: Node, result: Result, seconds: float) -> None:
+    from dit_compress.measure import describe
+
+    record = {
+        "key": job["key"],
+        "name": node.name,
+        "kind": node.kind,
+        "parts": node.describe(),
+        "inputs": dict(node.inputs),
+        "sources": job["sources"],
+        "metrics": result.metrics,
+        "files": result.files,
+        "model": describe(result.bundle.spec) if result.bundle else None,
+        "bundle": result.bundle.digest() if result.bundle else None,
+        "seconds": round(seconds, 2),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "threads": job["threads"],
+    }
+    write_json(folder / "step.json", record)
+    (folder / "job.json").unlink()
+    publish(folder, folder.with_name(folder.name.removesuffix(".partial")))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

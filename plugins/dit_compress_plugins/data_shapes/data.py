@@ -1,0 +1,71 @@
+"""The world of moving shapes as a source of captioned clips."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.clips import Clip, Split, read_folder, split_of, write_captions, write_video
+from dit_compress_plugins.data_shapes.render import render
+from dit_compress_plugins.data_shapes.world import Scene, draw_scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from dit_compress_plugins.data_shapes import ShapesOptions
+
+_FOLDER = "clips"
+
+
+class Shapes:
+    """Draws the clips once, as mp4 files beside their captions; later reads that folder."""
+
+    def __init__(self, options: ShapesOptions) -> None:
+        """Keep the options; nothing is drawn yet."""
+        self.options = options
+
+    def scene(self, split: Split, index: int) -> Scene:
+        """What one clip shows."""
+        options = self.options
+        return draw_scene(options.seed, split, index, size=options.size, max_objects=options.max_objects,
+                          test_fraction=options.test_fraction)
+
+    def prepare(self, cache: Path, progress: Callable[[int, int], None] | None = None) -> None:
+        """Draw and encode every clip, unless they are there; ``progress(done, total)`` after each."""
+        folder = cache / _FOLDER
+        if folder.exists():
+            return
+        partial = cache / (_FOLDER + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        records = []
+        total = self.options.num_clips + self.options.num_test
+        for record in self._draw(partial):
+            records.append(record)
+            if progress is not None:
+                progress(len(records), total)
+        write_captions(partial, records)
+        partial.rename(folder)
+
+    def manifest(self, cache: Path) -> list[dict[str, Any]]:
+        """File, size and caption of every clip."""
+        return [{"file": clip.path.name, "size_bytes": clip.path.stat().st_size, "caption": clip.caption}
+                for clip in self._read(cache)]
+
+    def clips(self, cache: Path, split: Split) -> Sequence[Clip]:
+        """The clips of one split, in the order they were drawn."""
+        return [clip for clip in self._read(cache) if split_of(clip.caption, self.options.test_fraction) == split]
+
+    def _draw(self, folder: Path) -> Iterator[dict[str, Any]]:
+        options = self.options
+        splits: tuple[tuple[Split, int], ...] = (("train", options.num_clips), ("test", options.num_test))
+        for split, count in splits:
+            for index in range(count):
+                scene = self.scene(split, index)
+                file = f"{split}_{index:06d}.mp4"
+                write_video(folder / file, render(scene, options.frames, options.size), options.fps)
+                yield {"file": file, "caption": scene.caption(), "truth": scene.truth(options.size)}
+
+    def _read(self, cache: Path) -> list[Clip]:
+        return read_folder(cache / _FOLDER, frames=self.options.frames, size=self.options.size)

@@ -1,0 +1,168 @@
+"""The world of moving shapes: its vocabulary, how a scene is drawn by lot, what its caption says.
+
+Every attribute of a scene is spelled in its caption. Positions alone are free.
+
+All shapes are regular polygons with a flat base, and all objects of one size have one *area*, whatever
+their shape: size and shape can be read independently of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dit_compress.clips import split_of
+from dit_compress.train.streams import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dit_compress.clips import Split
+
+BACKGROUNDS = {"black": (16, 16, 16), "grey": (108, 108, 108), "white": (240, 240, 240)}
+COLOURS = {"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 80, 220), "yellow": (240, 200, 40)}
+SHAPES = {"circle": 24, "square": 4, "triangle": 3}
+"""Corners of each shape."""
+SIZES = {"small": 19 / 96, "large": 28 / 96}
+"""Square root of the area, as a share of the frame's short side."""
+SPEEDS = {"slow": 8 / 96, "fast": 24 / 96}
+"""How far an object moves from the first to the last frame, as a share of the frame's short side."""
+ADVERBS = {"slow": "slowly", "fast": "fast"}
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+"""(y, x), y pointing down."""
+
+_MARGIN = 2.0
+"""Pixels between an object and the frame's edge."""
+_GAP = 3.0
+"""Pixels between two objects, at every moment."""
+_PLACES = 128
+"""Places tried at once for a pair of objects."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its attributes, and where its centre is in the first frame (pixels)."""
+
+    shape: str
+    colour: str
+    size: str
+    direction: str
+    speed: str
+    start: tuple[float, float] = (0.0, 0.0)
+
+    def phrase(self) -> str:
+        """Its part of the caption."""
+        return f"a {self.size} {self.colour} {self.shape} moving {self.direction} {ADVERBS[self.speed]}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one clip shows. The things stand in the order of the caption."""
+
+    background: str
+    things: tuple[Thing, ...]
+
+    def caption(self) -> str:
+        """Every attribute, in words."""
+        return " and ".join(thing.phrase() for thing in self.things) + f" on a {self.background} background"
+
+    def truth(self, size: tuple[int, int]) -> dict[str, Any]:
+        """The scene as JSON data, with all that an evaluator must know of the world."""
+        return {"background": self.background, "objects": [vars(thing) for thing in self.things],
+                "world": spec(size)}
+
+
+def spec(size: tuple[int, int]) -> dict[str, Any]:
+    """The vocabulary in pixels of a (Y, X) frame, as JSON data."""
+    side = min(size)
+    return {
+        "backgrounds": BACKGROUNDS, "colours": COLOURS, "shapes": SHAPES, "directions": DIRECTIONS,
+        "sizes": {name: round(share * side, 3) for name, share in SIZES.items()},
+        "speeds": {name: round(share * side, 3) for name, share in SPEEDS.items()},
+    }
+
+
+def draw_scene(seed: int, split: Split, index: int, *, size: tuple[int, int], max_objects: int,
+               test_fraction: float) -> Scene:
+    """The scene of one clip: a function of its arguments, of the split that its caption hashes to."""
+    rng = generator(seed, f"shapes/{split}", index)
+    while True:
+        background = _pick(rng, BACKGROUNDS)
+        things = _draw_things(rng, int(rng.integers(1, max_objects + 1)))
+        if split_of(Scene(background, things).caption(), test_fraction) != split:
+            continue
+        placed = _place(rng, things, size)
+        if placed is not None:  # a few pairs of large, fast triangles don't fit into the frame
+            return Scene(background, placed)
+
+
+def path_of(thing: Thing, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+    """The centre in each frame, ``[F,2]`` (y, x) in pixels."""
+    time_F = np.linspace(0.0, 1.0, num_frames)
+    return np.asarray(thing.start) + time_F[:, None] * _move(thing, size)
+
+
+def apothem(thing: Thing, size: tuple[int, int]) -> float:
+    """Distance from the centre to a side: a regular n-gon has the area n·a²·tan(π/n)."""
+    corners = SHAPES[thing.shape]
+    return SIZES[thing.size] * min(size) / math.sqrt(corners * math.tan(math.pi / corners))
+
+
+def normals(corners: int) -> np.ndarray:
+    """Outward normals ``[n,2]`` (y, x) of the sides of a regular polygon with a flat base."""
+    angle = math.pi / 2 + 2 * math.pi * np.arange(corners) / corners
+    return np.stack([np.sin(angle), np.cos(angle)], axis=1)
+
+
+def _pick(rng: np.random.Generator, names: dict[str, Any] | Sequence[str]) -> str:
+    return list(names)[rng.integers(len(names))]
+
+
+def _draw_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
+    """Objects without a place, of different colours, in the order of their phrases."""
+    colours = [list(COLOURS)[index] for index in rng.permutation(len(COLOURS))[:count]]
+    things = [Thing(_pick(rng, SHAPES), colour, _pick(rng, SIZES), _pick(rng, DIRECTIONS), _pick(rng, SPEEDS))
+              for colour in colours]
+    return tuple(sorted(things, key=Thing.phrase))
+
+
+def _move(thing: Thing, size: tuple[int, int]) -> np.ndarray:
+    """Displacement (y, x) from the first to the last frame."""
+    return np.asarray(DIRECTIONS[thing.direction]) * (SPEEDS[thing.speed] * min(size))
+
+
+def _box(thing: Thing, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest corner (y, x), relative to the centre."""
+    corners = SHAPES[thing.shape]
+    angle = math.pi / 2 + math.pi * (2 * np.arange(corners) + 1) / corners
+    reach = apothem(thing, size) / math.cos(math.pi / corners)
+    corner = reach * np.stack([np.sin(angle), np.cos(angle)], axis=1)
+    return corner.min(axis=0), corner.max(axis=0)
+
+
+def _place(rng: np.random.Generator, things: tuple[Thing, ...], size: tuple[int, int]) -> tuple[Thing, ...] | None:
+    """Starting places that keep objects inside the frame and apart; None where none was found."""
+    time = np.linspace(0.0, 1.0, 9)[None, :, None]
+    lows, highs, starts = [], [], []
+    for thing in things:
+        low, high = _box(thing, size)
+        move = _move(thing, size)
+        first = _MARGIN - low - np.minimum(move, 0.0)
+        last = np.asarray(size) - _MARGIN - high - np.maximum(move, 0.0)
+        start = first + rng.random((_PLACES, 2)) * (last - first)
+        centre = start[:, None] + time * move
+        lows.append(centre + low)
+        highs.append(centre + high)
+        starts.append(start)
+    apart = np.ones(_PLACES, dtype=bool)
+    if len(things) == 2:
+        gap = np.maximum(lows[1] - highs[0], lows[0] - highs[1]).max(axis=2)
+        apart = gap.min(axis=1) >= _GAP
+    if not apart.any():
+        return None
+    best = int(np.argmax(apart))
+    return tuple(Thing(**{**vars(thing), "start": tuple(np.round(start[best], 3).tolist())})
+                 for thing, start in zip(things, starts, strict=True))

@@ -1,0 +1,33 @@
+"""Data: any folder of mp4 files beside a ``captions.jsonl``."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+
+from pydantic import Field
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+
+class VideosOptions(Options):
+    """Where the clips are, and what is taken of each.
+
+    path: the folder, with its ``captions.jsonl``.
+    frames, size, fps: of every clip; size is (Y, X), fps None keeps each file's own rate.
+    max_broken: how many files may fail to decode and be left out.
+    test_fraction: share of the captions that go to the test split, by their hash.
+    """
+
+    path: Path
+    frames: int = Field(ge=1)
+    size: tuple[int, int]
+    fps: float | None = Field(None, gt=0)
+    max_broken: int = Field(0, ge=0)
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+
+
+@hookimpl
+def data() -> Plugin:
+    """Register the plugin."""
+    return Plugin(name="videos", options=VideosOptions, load="dit_compress_plugins.data_videos.data:Videos",
+                  requires=("av",), extra="video", summary="a folder of mp4 files and captions.jsonl")

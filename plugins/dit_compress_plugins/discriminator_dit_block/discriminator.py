@@ -1,0 +1,62 @@
+"""Logits per token from the generator's own features (Fig. 4 of the paper).
+
+The denoiser contract makes it one class for every DiT: a truncated copy keeps the first K + n blocks,
+of which the last n are learnable; whatever the model does before its blocks stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.errors import UserError
+from dit_compress.structure.compact import truncated
+
+if TYPE_CHECKING:
+    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress_plugins.discriminator_dit_block import DitBlockOptions
+
+
+class DitBlockDiscriminatorPart:
+    """Part ``discriminator: {use: dit_block}``."""
+
+    def __init__(self, options: DitBlockOptions) -> None:
+        self.options = options
+
+    def create(self, generator: Denoiser) -> nn.Module:
+        """A discriminator from a frozen copy of the generator as it is now."""
+        depth = generator.structure().main.length
+        frozen = self.options.frozen_blocks or max(1, depth // 2)
+        total = frozen + self.options.learnable_blocks
+        if total > depth:
+            raise UserError(
+                f"{frozen} frozen and {self.options.learnable_blocks} learnable blocks are more than the generator's {depth}",
+                mend="Lower 'frozen_blocks' or 'learnable_blocks'",
+            )
+        return DitBlockDiscriminator(generator, frozen, self.options.learnable_blocks, self.options.hidden)
+
+
+class DitBlockDiscriminator(nn.Module):
+    """``(latent_BCTHW, sigma_B, cond) → logits [B,S]``."""
+
+    def __init__(self, generator: Denoiser, frozen: int, learnable: int, hidden: int | None) -> None:
+        super().__init__()
+        self.trunk = truncated(generator, frozen + learnable)
+        self.trunk.requires_grad_(requires_grad=False)
+        stack = self.trunk.structure().main
+        for index in range(frozen, frozen + learnable):
+            self.trunk.module.get_submodule(stack.block(index)).requires_grad_()
+        self.tap = frozen + learnable - 1
+        size = tuple(2 * cells for cells in generator.patch)
+        with torch.no_grad():
+            _, taken = self.trunk.features(*self.trunk.example(1, size), at=[self.tap])  # type: ignore[arg-type]
+        width = taken[self.tap].shape[-1]
+        hidden = hidden or max(8, width // 4)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+
+    def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
+        """One logit per token."""
+        _, taken = self.trunk.features(latent_BCTHW, sigma_B, cond, at=[self.tap])
+        return self.head(taken[self.tap]).squeeze(-1)

@@ -1,0 +1,45 @@
+"""Adversarial distillation to a few steps (Eq. 7–9)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dit_compress.hooks import PartField, Plugin, Slot, hookimpl
+from dit_compress.train.options import TrainOptions
+
+
+class AdversarialOptions(TrainOptions):
+    """A generator that jumps between the sampling sigmas, judged by a discriminator on noised latents."""
+
+    lr: float = Field(1e-6, gt=0, description="Learning rate of the generator.")
+    discriminator_lr: float = Field(1e-4, gt=0)
+    warmup: int = Field(0, ge=0)
+    ema: float = Field(0.95, ge=0, lt=1)
+    sampling_steps: int = Field(4, ge=1)
+    discriminator: Annotated[PartField | None, Slot("discriminator")] = None
+    frozen_blocks: int | None = Field(None, ge=1, description="K of the default discriminator; half the depth if absent.")
+    discriminator_warmup: int = Field(20, ge=0, description="Steps in which the discriminator trains alone.")
+    adversarial_weight: float = Field(1.0, ge=0)
+    reconstruction_weight: float = Field(1.0, ge=0)
+    huber: float = Field(1e-3, gt=0, description="c of the pseudo-Huber loss.")
+    grid: Literal["with_zero", "literal"] = Field(
+        "with_zero", description="t' from {T2..TN, 0}; 'literal' leaves 0 out, and T_N is then never trained."
+    )
+    teacher_samples: int = Field(
+        0, ge=0, description="Clean latents sampled by the guided teacher instead of data; teaches what guidance did."
+    )
+    teacher_steps: int | None = Field(None, ge=1, description="Sampling steps of the teacher; the bundle's if absent.")
+
+
+@hookimpl
+def distill() -> Plugin:
+    """Describe the plugin."""
+    return Plugin(
+        name="adversarial",
+        options=AdversarialOptions,
+        load="dit_compress_plugins.distill_adversarial.distiller:AdversarialDistiller",
+        slots=("teacher",),
+        world="all",
+        data=True,
+        summary="few-step adversarial distillation (Eq. 7-9)",
+    )

@@ -1,0 +1,117 @@
+"""``L = L_flow + alpha · mean_g sim(y_T, A_g·y_S + b_g)`` (Eq. 5–6), same x and sigma for both models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dit_compress import flow
+from dit_compress.errors import UserError
+from dit_compress.train.distill import block_pairs, distill, last_of_groups
+from dit_compress.train.losses import cosine_distance, flow_loss
+from dit_compress.train.objective import Phase, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_compress.context import Context, Result
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.encode import Captions
+    from dit_compress.flow import Flow
+    from dit_compress.spec import Spec
+    from dit_compress.train.objective import Batch
+    from dit_compress_plugins.distill_affine import AffineOptions
+
+
+class AffineDistiller:
+    """Step ``distill: {use: affine}``; also a search's objective."""
+
+    def __init__(self, options: AffineOptions) -> None:
+        self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """Training changes weights only."""
+        spec.need_denoiser()
+        spec.need_latent()
+        return spec
+
+    def run(self, context: Context) -> Result:
+        """Train."""
+        return distill(self, context)
+
+    def flow(self, before: Flow) -> Flow:
+        """The student is sampled like its teacher."""
+        return before
+
+    def objective(
+        self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
+    ) -> AffineObjective:
+        """Roles: student, teacher (frozen), aligner."""
+        if teacher is None:
+            raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
+        stack = student.structure().main
+        pairs = block_pairs(context.input, context.slot("teacher"), stack.length, stack.path)
+        return AffineObjective(self.options, student, teacher, text, last_of_groups(pairs, self.options.groups),
+                               context.input.flow)
+
+
+class AffineObjective:
+    """Flow matching plus similarity of aligned features."""
+
+    def __init__(self, options: AffineOptions, student: Denoiser, teacher: Denoiser, text: Captions,
+                 pairs: list[tuple[int, int]], schedule: Flow) -> None:
+        self.options, self.student, self.teacher, self.text = options, student, teacher, text
+        self.pairs, self.schedule = pairs, schedule
+        width_S, width_T = _width(student), _width(teacher)
+        self.aligner = nn.ModuleList([affine_map(width_S, width_T) for _ in pairs])
+        student.requires_grad_()
+        self.roles = {
+            "student": Role(student, lr=options.lr, weight_decay=options.weight_decay, ema=options.ema or None),
+            "aligner": Role(self.aligner, lr=options.lr),
+            "teacher": Role(teacher),
+            "text": Role(text),
+        }
+        self.phases = (Phase("affine", ("student", "aligner")),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
+        """Eq. 6 on one batch."""
+        noise = batch.streams.normal("noise", batch.x0.shape[1:])
+        sigma = self.schedule.warp(self._u(batch))
+        x = flow.interpolate(batch.x0, noise, sigma)
+        with torch.no_grad():
+            cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < self.options.caption_dropout)
+            target, y_T = self.teacher.features(x, sigma, cond, [teacher for _, teacher in self.pairs])
+        predicted, y_S = self.student.features(x, sigma, cond, [student for student, _ in self.pairs])
+        flow_part = flow_loss(predicted, flow.velocity(batch.x0, noise))
+        distances = [cosine_distance(affine(y_S[s]), y_T[t]) for affine, (s, t) in zip(self.aligner, self.pairs, strict=True)]
+        feature_part = torch.stack(distances).mean()
+        total = flow_part + self.options.alpha * feature_part
+        logged = {"flow_loss": flow_part, "feature_loss": feature_part}
+        if self.options.output_weight:
+            # Differs from the paper: the teacher's velocity as a second target, off by default.
+            logged["output_loss"] = flow_loss(predicted, target)
+            total = total + self.options.output_weight * logged["output_loss"]
+        return {"loss": total, **logged}
+
+    def _u(self, batch: Batch) -> Tensor:
+        if self.options.sigma == "uniform":
+            return batch.streams.uniform("sigma")
+        return torch.sigmoid(batch.streams.normal("sigma", ()))
+
+
+def affine_map(width_S: int, width_T: int) -> nn.Linear:
+    """``A_g, b_g`` of Eq. 5, from the identity (the student starts as a part of its teacher)."""
+    layer = nn.Linear(width_S, width_T)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _width(denoiser: Denoiser) -> int:
+    """Width D of the main stream, from one example."""
+    with torch.no_grad():
+        size = tuple(2 * cells for cells in denoiser.patch)
+        _, taken = denoiser.features(*denoiser.example(1, size), at=[0])  # type: ignore[arg-type]  # three ints
+    return taken[0].shape[-1]

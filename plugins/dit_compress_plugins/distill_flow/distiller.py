@@ -1,0 +1,86 @@
+"""``‖v(x_sigma, sigma, c) - (noise - x0)‖²`` (Eq. 2), with caption dropout for guidance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dit_compress import flow
+from dit_compress.flow import Flow
+from dit_compress.train.distill import distill, text_lr
+from dit_compress.train.losses import flow_loss
+from dit_compress.train.objective import Phase, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_compress.context import Context, Result
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.encode import Captions
+    from dit_compress.spec import Spec
+    from dit_compress.train.objective import Batch
+    from dit_compress_plugins.distill_flow import FlowOptions
+
+
+class FlowDistiller:
+    """Step ``distill: {use: flow}``."""
+
+    def __init__(self, options: FlowOptions) -> None:
+        self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """Training changes weights only."""
+        spec.need_denoiser()
+        spec.need_latent()
+        return replace(spec, flow=self.flow(spec.flow))
+
+    def run(self, context: Context) -> Result:
+        """Train."""
+        return distill(self, context)
+
+    def flow(self, before: Flow) -> Flow:  # noqa: ARG002 - the contract's signature
+        """The schedule this training used is the one to sample with."""
+        return Flow(self.options.shift, self.options.sampling_steps, self.options.guidance)
+
+    def objective(
+        self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions  # noqa: ARG002
+    ) -> FlowObjective:
+        """One role, one phase."""
+        return FlowObjective(self.options, student, text, text_lr(context, self.options.lr))
+
+
+class FlowObjective:
+    """Roles ``student`` and (while it is trained) ``text``."""
+
+    phases: tuple[Phase, ...] = (Phase("flow", ("student",)),)
+
+    def __init__(self, options: FlowOptions, student: Denoiser, text: Captions, text_rate: float | None) -> None:
+        self.options, self.student, self.text = options, student, text
+        self.schedule = Flow(options.shift)
+        student.requires_grad_()
+        ema = options.ema or None
+        self.roles = {
+            "student": Role(student, lr=options.lr, weight_decay=options.weight_decay, ema=ema),
+            "text": Role(text.requires_grad_(text_rate is not None), lr=text_rate, ema=ema),
+        }
+        if text_rate is not None:
+            self.phases = (Phase("flow", ("student", "text")),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
+        """Eq. 2 on one batch."""
+        sigma, noise = self.noise(batch)
+        x = flow.interpolate(batch.x0, noise, sigma)
+        dropped = batch.streams.uniform("dropout") < self.options.caption_dropout
+        cond = self.text(batch.tokens).drop(dropped)
+        return {"loss": flow_loss(self.student(x, sigma, cond), flow.velocity(batch.x0, noise))}
+
+    def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sigma ``[B]`` and noise like x0, from the batch's streams."""
+        noise = batch.streams.normal("noise", batch.x0.shape[1:])
+        if self.options.sigma == "uniform":
+            u = batch.streams.uniform("sigma")
+        else:
+            u = torch.sigmoid(batch.streams.normal("sigma", ()))
+        return self.schedule.warp(u), noise

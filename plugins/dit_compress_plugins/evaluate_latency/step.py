@@ -1,0 +1,97 @@
+"""Time the DiT call, the whole sampling loop and the VAE decoder; with ``against``, both models in turn."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import torch
+
+from dit_compress.context import Result
+from dit_compress.encode import Captions
+from dit_compress.flow import euler
+from dit_compress.measure.latency import latency, timed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from dit_compress.bundle import Bundle
+    from dit_compress.context import Context
+    from dit_compress.spec import Spec
+    from dit_compress_plugins.evaluate_latency import LatencyOptions
+
+
+class LatencyEvaluation:
+    """Step ``evaluate: {use: latency, against: teacher}``."""
+
+    def __init__(self, options: LatencyOptions) -> None:
+        self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """Needs a denoiser and a VAE."""
+        spec.need_denoiser()
+        spec.need_latent()
+        return spec
+
+    def run(self, context: Context) -> Result:
+        """Milliseconds, and with ``against`` the ratio of the two sampling loops, medians of interleaved runs."""
+        shape = context.latent_shape()
+        ours = Timed(context.input, shape, self.options.batch)
+        metrics = ours.figures(self.options.runs)
+        rival = context.slot("against")
+        loops = {"ours": ours.sample}
+        if rival is not None:
+            loops["theirs"] = Timed(rival, shape, self.options.batch).sample
+        seconds = interleaved(loops, self.options.samples)
+        metrics["sample_ms"] = statistics.median(seconds["ours"]) * 1e3
+        if rival is not None:
+            metrics["against_sample_ms"] = statistics.median(seconds["theirs"]) * 1e3
+            pairs = zip(seconds["theirs"], seconds["ours"], strict=True)
+            metrics["times_faster"] = statistics.median(theirs / mine for theirs, mine in pairs)
+        return Result(metrics=metrics)
+
+
+class Timed:
+    """One bundle, ready to be timed on one batch."""
+
+    def __init__(self, bundle: Bundle, shape: tuple[int, ...], batch: int) -> None:
+        self.bundle, self.flow = bundle, bundle.flow
+        self.denoiser, self.codec = bundle.denoiser().eval(), bundle.codec().eval()
+        generator = torch.Generator().manual_seed(0)
+        self.noise = torch.randn(batch, *shape, generator=generator)
+        with torch.no_grad():
+            self.cond = Captions(bundle.text()).cond([""] * batch)
+
+    @torch.no_grad()
+    def sample(self) -> Tensor:
+        """The DiT loop as the bundle means it: its steps, its guidance."""
+        return euler(self.denoiser, self.noise, self.cond, self.flow.sigmas(), self.flow.guidance)
+
+    @torch.no_grad()
+    def call(self) -> Tensor:
+        """One DiT call on the batch."""
+        return self.denoiser(self.noise, torch.full((len(self.noise),), 0.5), self.cond)
+
+    @torch.no_grad()
+    def decode(self) -> Tensor:
+        """The VAE decoder on the batch."""
+        return self.codec.decode(self.noise)
+
+    def figures(self, runs: int) -> dict[str, float]:
+        """Medians of single calls."""
+        dit, decoder = latency(self.call, runs), latency(self.decode, max(3, runs // 5))
+        return {"dit_call_ms": dit.median_ms, "dit_call_p90_ms": dit.p90_ms, "decode_ms": decoder.median_ms,
+                "steps": self.flow.num_steps, "guidance": self.flow.guidance, "batch": len(self.noise)}
+
+
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, taken in turn after one warm-up each, so that drift hits all alike."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            seconds[name].append(timed(call))
+    return seconds

@@ -1,0 +1,39 @@
+"""Evaluate: what a text-to-video model draws of the world of moving shapes, read from its pixels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+
+class ShapesEvaluationOptions(Options):
+    """What is generated and read.
+
+    num_captions: how many captions of the test split.
+    videos_per_caption: videos of each; two or more give ``diversity``.
+    num_steps, guidance: of the sampler; None takes the bundle's.
+    batch: videos generated at once.
+    seed: of the noise; equal seeds give paired scores.
+    source: videos generated for the captions, the real clips, or their round trip through the codec.
+    column: heading of the videos in the report; the input's name, steps and guidance if absent.
+    """
+
+    num_captions: int = Field(100, ge=1)
+    videos_per_caption: int = Field(1, ge=1)
+    num_steps: int | None = Field(None, ge=1)
+    guidance: float | None = Field(None, ge=0)
+    batch: int = Field(16, ge=1)
+    seed: int = 0
+    source: Literal["generated", "real", "round_trip"] = "generated"
+    column: str | None = None
+
+
+@hookimpl
+def evaluate() -> Plugin:
+    """Register the plugin."""
+    return Plugin(name="shapes", options=ShapesEvaluationOptions,
+                  load="dit_compress_plugins.evaluate_shapes.step:ShapesEvaluation", requires=("scipy",), data=True,
+                  summary="attribute accuracy on the world of moving shapes")

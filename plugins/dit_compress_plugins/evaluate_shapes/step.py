@@ -1,0 +1,102 @@
+"""Generate videos for held-out captions and read their pixels; or read the codec's round trip of real clips."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dit_compress.context import Result
+from dit_compress.encode import to_pixels, to_video
+from dit_compress.errors import UserError
+from dit_compress.gallery import Gallery
+from dit_compress.sampling import Generator
+from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, score, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dit_compress.clips import Clip
+    from dit_compress.context import Context
+    from dit_compress.spec import Spec
+    from dit_compress_plugins.evaluate_shapes import ShapesEvaluationOptions
+
+
+class ShapesEvaluation:
+    """Step ``evaluate: {use: shapes}``."""
+
+    def __init__(self, options: ShapesEvaluationOptions) -> None:
+        self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """Needs a VAE, and to generate a denoiser as well."""
+        spec.need_latent()
+        if self.options.source == "generated":
+            spec.need_denoiser()
+        return spec
+
+    def run(self, context: Context) -> Result:
+        """Attribute accuracy, and what goes with it."""
+        clips = distinct(list(context.clips("test")))[: self.options.num_captions]
+        videos = self.generated(context, clips) if self.options.source == "generated" else self.real(context, clips)
+        scores: list[Mapping[str, float]] = []
+        spreads: list[float] = []
+        gallery, column = Gallery(context.folder), self.column(context)
+        for clip, group_NFYX3 in videos:
+            scores += [score(video, truth_of(clip)) for video in group_NFYX3]
+            spreads.append(diversity(group_NFYX3))
+            if self.options.source == "generated":
+                gallery.add(clip.caption, {column: group_NFYX3[0]})
+        metrics: dict[str, Any] = summarise(scores)
+        accuracy = {name: metrics.pop(name) for name in ATTRIBUTES}
+        metrics |= {"diversity": float(np.mean(spreads)), "videos": len(scores)}
+        return Result(metrics={**metrics, "accuracy": accuracy}, files=gallery.files())
+
+    def column(self, context: Context) -> str:
+        """What the videos are called in the report."""
+        if self.options.column:
+            return self.options.column
+        flow = context.input.flow
+        guidance = flow.guidance if self.options.guidance is None else self.options.guidance
+        steps = self.options.num_steps or flow.num_steps
+        return f"{context.names['input']}, {steps} steps" + (f", guidance {guidance:g}" if guidance > 1 else "")
+
+    def generated(self, context: Context, clips: list[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
+        """Per caption its videos ``[N,F,Y,X,3]``; noise is a function of (seed, place)."""
+        generator = Generator(context.input, context.latent_shape(), context.sampler())
+        each = self.options.videos_per_caption
+        captions = [clip.caption for clip in clips for _ in range(each)]
+        made: list[np.ndarray] = []
+        with context.progress(context.name, len(captions)) as advance:
+            for first in range(0, len(captions), self.options.batch):
+                chunk = captions[first : first + self.options.batch]
+                index = range(first, first + len(chunk))
+                made += list(generator(chunk, seed=self.options.seed, index=index, num_steps=self.options.num_steps,
+                                       guidance=self.options.guidance))
+                for _ in chunk:
+                    advance()
+        for place, clip in enumerate(clips):
+            yield clip, np.stack(made[place * each : (place + 1) * each])
+
+    def real(self, context: Context, clips: list[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
+        """Real clips, or their round trip through the codec."""
+        codec = context.input.codec().eval()
+        for clip in clips:
+            pixels = clip.pixels()[None]
+            if self.options.source == "round_trip":
+                with torch.no_grad():
+                    pixels = to_pixels(codec.decode(codec.encode(to_video(torch.from_numpy(pixels)))))
+            yield clip, pixels
+
+
+def distinct(clips: list[Clip]) -> list[Clip]:
+    """One clip per caption, in order."""
+    return list({clip.caption: clip for clip in reversed(clips)}.values())[::-1]
+
+
+def truth_of(clip: Clip) -> Mapping[str, Any]:
+    """The clip's ground truth; the data must come from the shapes world."""
+    if clip.truth is None:
+        raise UserError("the clip has no ground truth", where=str(clip.path), mend="Use clips written by 'data: {use: shapes}'")
+    return clip.truth

@@ -1,0 +1,98 @@
+"""From a component to a MIL program: trace, rewrite, convert."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.errors import UserError
+from dit_compress.export import trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.fx import Node
+
+    from dit_compress.export import Component, Precision
+
+CONTRACTIONS = ("linear", "matmul", "conv", "einsum", "scaled_dot_product_attention")
+PRECISE_DEPTH = 32
+"""Longest chain of operators between a precise input and its first contraction."""
+
+
+def convert(component: Component, precision: Precision, minimum_os: str) -> Any:
+    """The component as an ``MLModel`` with float32 inputs and outputs of fixed shapes.
+
+    Raises:
+        UserError: coremltools refuses the program.
+    """
+    program = trace(component)
+    with quiet():
+        import coremltools
+
+        try:
+            return coremltools.convert(
+                program,
+                outputs=[coremltools.TensorType(name=name) for name in component.outputs],
+                convert_to="mlprogram",
+                compute_precision=_precision(component, precision),
+                minimum_deployment_target=getattr(coremltools.target, minimum_os),
+                compute_units=coremltools.ComputeUnit.CPU_ONLY,
+                skip_model_load=True,
+            )
+        except Exception as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"coremltools can't convert it: {first}", where=f"component {component.name}") from error
+
+
+def has_translation(node: Node) -> bool:
+    """Whether coremltools knows the operator."""
+    from coremltools.converters.mil.frontend.torch.exir_utils import WRAPPED_SCALAR_INPUT_SUFFIX  # noqa: F401 - loads the tables
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY  # noqa: PLC2701
+
+    name = str(node.target)
+    if not name.startswith("aten."):
+        return True
+    return _TORCH_OPS_REGISTRY.get_func(name.split(".")[1]) is not None
+
+
+def _precision(component: Component, precision: Precision) -> Any:
+    """Half precision except on the way from a precise input to its first contraction."""
+    import coremltools
+
+    if precision == "float32":
+        return coremltools.precision.FLOAT32
+    if not component.precise:
+        return coremltools.precision.FLOAT16
+    names = frozenset(component.precise)
+    return coremltools.transform.FP16ComputePrecision(op_selector=lambda op: not stays_precise(op, names))
+
+
+def stays_precise(operation: Any, names: frozenset[str], depth: int = PRECISE_DEPTH) -> bool:
+    """Whether all that an operator reads comes from precise inputs, without a contraction in between."""
+    if operation.op_type in CONTRACTIONS or depth == 0:
+        return False
+    read = []
+    for given in operation.inputs.values():
+        read += [var for var in (given if isinstance(given, (tuple, list)) else (given,)) if var is not None]
+    varying = [var for var in read if var.val is None]
+    return bool(varying) and all(
+        var.name in names if var.op is None else stays_precise(var.op, names, depth - 1) for var in varying
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without coremltools' progress bars and its remarks on torch's version. Its errors are exceptions."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

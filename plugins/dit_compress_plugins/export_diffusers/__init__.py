@@ -1,0 +1,18 @@
+"""The components as ordinary folders of their own library, readable without this toolkit."""
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+
+class DiffusersOptions(Options):
+    """Nothing to choose."""
+
+
+@hookimpl
+def export() -> Plugin:
+    """Describe the plugin."""
+    return Plugin(
+        name="diffusers",
+        options=DiffusersOptions,
+        load="dit_compress_plugins.export_diffusers.step:DiffusersExport",
+        summary="save_pretrained folders; a pruned model as an ordinary one",
+    )

@@ -1,0 +1,69 @@
+"""Write ``save_pretrained`` folders, read them back with ``from_pretrained``, compare bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.context import Result
+from dit_compress.errors import UserError
+from dit_compress.files import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from dit_compress.context import Context
+    from dit_compress.spec import Spec
+    from dit_compress_plugins.export_diffusers import DiffusersOptions
+
+
+class DiffusersExport:
+    """Step ``export: {use: diffusers}``."""
+
+    def __init__(self, options: DiffusersOptions) -> None:
+        self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """Needs a model whose class can express the pruned shape in its config."""
+        spec.need_denoiser()
+        return spec
+
+    def run(self, context: Context) -> Result:
+        """One folder per component, each reloaded and compared."""
+        bundle, folder = context.input, context.folder / "files"
+        shutil.rmtree(folder, ignore_errors=True)
+        modules: dict[str, nn.Module] = {"transformer": bundle.denoiser().module}
+        if bundle.spec.latent is not None:
+            modules["vae"] = bundle.codec()
+        if bundle.spec.text is not None:
+            modules["text_encoder"] = bundle.text()
+        component = bundle.spec.need_denoiser()
+        configs = {"transformer": component.loader().config_of(modules["transformer"])}
+        for name, module in modules.items():
+            save_and_prove(folder / name, module, configs.get(name))
+        write_json(folder / "flow.json", bundle.flow.as_data())
+        return Result(metrics={"components": len(modules)}, files={name: f"files/{name}" for name in modules})
+
+
+def save_and_prove(folder: Path, module: Any, config: dict[str, Any] | None) -> None:
+    """``save_pretrained`` (with the config of the shape the module has now), reloaded: every tensor equal."""
+    module.save_pretrained(folder)
+    if config is not None:
+        written = json.loads((folder / "config.json").read_text("utf-8"))
+        write_json(folder / "config.json", {**written, **config})
+    try:
+        again = type(module).from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the config of {type(module).__name__} can't express this pruned model: {str(error).splitlines()[0]}",
+            mend="Keep equal widths, or load the bundle with dit_compress instead",
+        ) from error
+    state, expected = again.state_dict(), module.state_dict()
+    different = [name for name in expected if name not in state or not torch.equal(state[name], expected[name])]
+    if different or state.keys() != expected.keys():
+        raise UserError(f"reloaded weights differ: {different[:3]}", where=str(folder))

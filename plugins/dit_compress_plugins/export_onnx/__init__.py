@@ -1,0 +1,33 @@
+"""``export: {use: onnx}``: ONNX files, executed with ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+
+class ONNXOptions(Options):
+    """Options of ``onnx``.
+
+    precision: of weights and arithmetic; inputs and outputs stay float32.
+    opset: version of the operators.
+    """
+
+    precision: Literal["float32", "float16"] = "float32"
+    opset: int = Field(default=20, ge=18, le=23)
+
+
+@hookimpl
+def export() -> Plugin:
+    """Describe the plugin."""
+    return Plugin(
+        name="onnx",
+        options=ONNXOptions,
+        load="dit_compress_plugins.export_onnx.exporter:ONNXExport",
+        requires=("onnx", "onnxscript", "onnxruntime"),
+        extra="onnx",
+        summary=".onnx files for Android and desktop, executed with ONNX Runtime",
+    )

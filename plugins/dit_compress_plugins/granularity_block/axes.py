@@ -1,0 +1,28 @@
+"""One axis per stack: its blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dit_compress.structure.compact import block_axis
+
+if TYPE_CHECKING:
+    from dit_compress.structure.axes import Axis, Structure
+    from dit_compress_plugins.granularity_block import BlockOptions
+
+
+class BlockGranularity:
+    """Blocks of the main stack; ``y = m·block(x) + (1 - m)·x`` (Eq. 3) compacts to absence."""
+
+    multiple_of = 1
+
+    def __init__(self, options: BlockOptions) -> None:
+        self.options = options
+
+    def axes(self, structure: Structure) -> list[Axis]:
+        """The main stack's blocks. Other stacks (text refiners) keep their depth."""
+        return [block_axis(structure.main)]
+
+    def keep(self, axis: Axis) -> int | None:
+        """Blocks that stay."""
+        return None if self.options.remove is None else axis.units - self.options.remove

@@ -1,0 +1,70 @@
+"""``latent: {use: video_vae}``: a causal video VAE, trained here, that starts as PCA."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.train.options import TrainOptions
+
+
+class LossWeights(Options):
+    """Weights of the training loss, and the error below which it is quadratic.
+
+    pixel: of smooth L1. temporal: of the differences of successive frames. haar: of one level of
+    spatial detail. kl: of the distance of the posterior to a standard normal.
+    """
+
+    pixel: float = Field(default=1.0, ge=0)
+    temporal: float = Field(default=0.25, ge=0)
+    haar: float = Field(default=0.0, ge=0)
+    kl: float = Field(default=1e-4, ge=0)
+    epsilon: float = Field(default=0.1, gt=0)
+
+
+class VideoVAEOptions(TrainOptions):
+    """Options of ``video_vae``, besides those every training step shares.
+
+    ratio: pixels per latent cell along time, height, width: 4x16x16, 4x32x32, 8x32x32, 8x64x64.
+    channels: of the latent.
+    widths: of the residual networks at cells of 4, 8, 16, 32 … pixels.
+    blocks: residual blocks per resolution.
+    whitening: 0 keeps the latent's distances those of pixels, 1 gives all principal components one variance.
+    noise: largest std of the posterior in training; the decoder learns to forgive a generator so much.
+    pca_clips: clips that the PCA is fitted to.
+    """
+
+    ratio: str = Field(default="8x32x32", pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")
+    channels: int = Field(default=64, ge=1)
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(96, 128, 192, 256), min_length=1)
+    blocks: int = Field(default=2, ge=1)
+    whitening: float = Field(default=0.5, ge=0, le=1)
+    noise: float = Field(default=0.1, gt=0)
+    steps: int = Field(default=3000, ge=1)
+    batch: int = Field(default=8, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    decay: float = Field(default=0.02, gt=0, le=1)
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    pca_clips: int = Field(default=512, ge=1)
+    bf16: bool = True
+    losses: LossWeights = LossWeights()
+
+    def ratio_numbers(self) -> tuple[int, int, int]:
+        """The ratio as numbers."""
+        time, height, width = map(int, self.ratio.split("x"))
+        return time, height, width
+
+
+@hookimpl
+def latent() -> Plugin:
+    """The step that trains the VAE."""
+    return Plugin(
+        name="video_vae",
+        options=VideoVAEOptions,
+        load="dit_compress_plugins.latent_video_vae.step:VideoVAEStep",
+        world="all",
+        data=True,
+        summary="trains a causal video VAE, from PCA",
+    )

@@ -1,0 +1,130 @@
+"""Building blocks of the VAE: causal 3D convolutions in tensors of rank 4.
+
+A video is held as ``[B·T, C, H, W]``, one row per latent frame. A causal 3D convolution with ``taps``
+frames in time is one 2D convolution over the frame and its predecessors side by side on the channel
+axis. That is the same arithmetic, and it (1) keeps time out of ``padding=``, where the bf16 weight
+gradient of torch's CPU conv3d is garbage, (2) runs faster on the CPU, (3) exports to runtimes and
+accelerators that have no 3D convolution.
+
+There is no normalisation layer: group norms would look into the future, and RMS norms are lowered
+wrongly for zero rows by Core ML's converter. Residual branches start small instead.
+
+Shapes: N = B·T rows, C channels, T H W latent frames, height, width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def merge_time(x_BCTHW: Tensor) -> Tensor:
+    """``[B,C,T,H,W]`` → ``[B·T,C,H,W]``."""
+    batch, channels, frames, height, width = x_BCTHW.shape
+    return x_BCTHW.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
+
+
+def split_time(x_NCHW: Tensor, num_frames: int) -> Tensor:
+    """``[B·T,C,H,W]`` → ``[B,C,T,H,W]``."""
+    rows, channels, height, width = x_NCHW.shape
+    return x_NCHW.reshape(rows // num_frames, num_frames, channels, height, width).permute(0, 2, 1, 3, 4)
+
+
+def first_and_rest(x_NCHW: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Rows of the first latent frame ``[B,…]`` and of the later ones ``[B·(T-1),…]``."""
+    rows, channels, height, width = x_NCHW.shape
+    x_BTCHW = x_NCHW.reshape(rows // num_frames, num_frames, channels, height, width)
+    return x_BTCHW[:, 0], x_BTCHW[:, 1:].reshape(-1, channels, height, width)
+
+
+def join(first_NCHW: Tensor, rest_NCHW: Tensor | None) -> Tensor:
+    """Undo :func:`first_and_rest`."""
+    if rest_NCHW is None:
+        return first_NCHW
+    batch, channels, height, width = first_NCHW.shape
+    rest_BTCHW = rest_NCHW.reshape(batch, -1, channels, height, width)
+    return torch.cat([first_NCHW[:, None], rest_BTCHW], 1).reshape(-1, channels, height, width)
+
+
+class CausalConv(nn.Module):
+    """3D convolution of kernel ``[taps, kernel, kernel]``: zero padding in space, the past only in time."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3, taps: int = 2) -> None:
+        super().__init__()
+        self.taps = taps
+        self.conv = nn.Conv2d(channels_in * taps, channels_out, kernel, padding=kernel // 2)
+
+    def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
+        """Rows ``[B·T,C,H,W]`` of ``num_frames`` = T latent frames → as many rows."""
+        if self.taps == 1:
+            return self.conv(x_NCHW)
+        rows, channels, height, width = x_NCHW.shape
+        x_BTCHW = x_NCHW.reshape(rows // num_frames, num_frames, channels, height, width)
+        past = [x_NCHW]
+        for delay in range(1, self.taps):
+            padded = functional.pad(x_BTCHW, (0, 0, 0, 0, 0, 0, delay, 0))[:, :num_frames]
+            past.append(padded.reshape(rows, channels, height, width))
+        return self.conv(torch.cat(past, 1))
+
+
+class Block(nn.Module):
+    """``x + conv1x1(silu(causal_conv(x)))``; the branch starts at a tenth of its usual size."""
+
+    def __init__(self, width: int, taps: int, expansion: int = 2) -> None:
+        super().__init__()
+        self.mix = CausalConv(width, width * expansion, 3, taps)
+        self.out = nn.Conv2d(width * expansion, width, 1)
+        with torch.no_grad():
+            self.out.weight.mul_(0.1)
+            self.out.bias.zero_()
+
+    def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
+        """``[B·T,C,H,W]`` → the same shape."""
+        return x_NCHW + self.out(functional.silu(self.mix(x_NCHW, num_frames)))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution."""
+
+    def __init__(self, width: int, num_blocks: int, taps: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, taps) for _ in range(num_blocks))
+
+    def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
+        """``[B·T,C,H,W]`` → the same shape."""
+        for block in self.blocks:
+            x_NCHW = block(x_NCHW, num_frames)
+        return x_NCHW
+
+
+class FixedConv(nn.Module):
+    """A convolution whose weights are buffers: training leaves it, and exporters fold it as a constant.
+
+    The linear code stays PCA. One Adam step moves every weight of a patch by the learning rate, and a
+    patch sums 24,576 of them: trained along, it drowned the latent (the PSNR fell from 27 to 13 dB).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.register_buffer("weight", torch.zeros(channels_out, channels_in, kernel, kernel))
+        self.register_buffer("bias", torch.zeros(channels_out))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """``[N,C,H,W]`` → ``[N,channels_out,H/kernel,W/kernel]``."""
+        return functional.conv2d(x_NCHW, self.weight, self.bias, stride=self.kernel)
+
+
+def zero_(conv: nn.Module) -> None:
+    """Let a convolution start at zero."""
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)

@@ -1,0 +1,171 @@
+"""Encoder and decoder: a linear code of patches (PCA at the start) plus a residual network.
+
+The first frame is a patch ``[1, r, r]`` and every later group of ``ratio[0]`` frames a patch
+``[ratio[0], r, r]``; each has its own linear maps. The residual networks work on rows of latent
+frames at 1/32 … 1/4 of the resolution and start at zero, so the VAE starts as exact PCA.
+
+Shapes: N = B·T rows, C channels of the latent, G frames of a group, T H W latent frames, height,
+width, Y X pixels, F frames. A row of pixels holds ``G·3`` channels, colour fastest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn import functional
+
+from dit_compress_plugins.latent_video_vae.blocks import (
+    CausalConv,
+    FixedConv,
+    Stage,
+    first_and_rest,
+    join,
+    merge_time,
+    split_time,
+    zero_,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+COLOURS = 3
+ENCODER_CELL = 8
+DECODER_CELL = 4
+
+
+def rows_of(video_BCFYX: Tensor, group: int) -> tuple[Tensor, Tensor | None]:
+    """First frame ``[B,3,Y,X]`` and groups ``[B·(T-1),G·3,Y,X]`` of a video."""
+    batch, colours, frames, height, width = video_BCFYX.shape
+    if frames == 1:
+        return video_BCFYX[:, :, 0], None
+    rest = merge_time(video_BCFYX[:, :, 1:])
+    return video_BCFYX[:, :, 0], rest.reshape(batch * ((frames - 1) // group), group * colours, height, width)
+
+
+def video_of(first_NCYX: Tensor, rest_NCYX: Tensor | None) -> Tensor:
+    """Undo :func:`rows_of`: ``[B,3,F,Y,X]``."""
+    if rest_NCYX is None:
+        return first_NCYX[:, :, None]
+    batch, colours, height, width = first_NCYX.shape
+    frames = rest_NCYX.reshape(-1, colours, height, width)
+    return split_time(join(first_NCYX, frames), 1 + len(frames) // batch)
+
+
+class PairedConv(nn.Module):
+    """One convolution for the first frame's row, another for the rows of groups."""
+
+    def __init__(self, first: nn.Module, rest: nn.Module) -> None:
+        super().__init__()
+        self.first, self.rest = first, rest
+
+    def forward(self, first_NCHW: Tensor, rest_NCHW: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both rows, each through its own."""
+        return self.first(first_NCHW), None if rest_NCHW is None else self.rest(rest_NCHW)
+
+
+def paired_patch(group: int, channels: int, cell: int) -> PairedConv:
+    """Patches of ``cell × cell`` pixels (times one frame, or a group) → channels."""
+    return PairedConv(
+        nn.Conv2d(COLOURS, channels, cell, stride=cell), nn.Conv2d(group * COLOURS, channels, cell, stride=cell)
+    )
+
+
+def to_pixels(conv: type[nn.Module], group: int, channels: int, cell: int) -> PairedConv:
+    """Channels → the values of ``cell × cell`` pixels (times one frame, or a group), not yet shuffled."""
+    return PairedConv(conv(channels, COLOURS * cell**2, 1), conv(channels, group * COLOURS * cell**2, 1))
+
+
+class Encoder(nn.Module):
+    """Video → raw latent rows: linear patch code + causal residual network."""
+
+    def __init__(self, ratio: Sequence[int], channels: int, widths: Sequence[int], num_blocks: int) -> None:
+        super().__init__()
+        self.group, size, _ = ratio
+        self.patch = PairedConv(
+            FixedConv(COLOURS, channels, size), FixedConv(self.group * COLOURS, channels, size)
+        )
+        cells = cells_between(ENCODER_CELL, size)
+        stage_widths = [width_at(widths, cell) for cell in cells]
+        self.stem = paired_patch(self.group, stage_widths[0], cells[0])
+        self.stages = nn.ModuleList(Stage(width, num_blocks, 2) for width in stage_widths)
+        self.downs = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in zip(stage_widths, stage_widths[1:], strict=False)
+        )
+        self.head = nn.Conv2d(stage_widths[-1], channels, 1)
+        zero_(self.head)
+
+    def forward(self, video_BCFYX: Tensor) -> Tensor:
+        """``[B,3,F,Y,X]`` → raw latent ``[B,C,T,H,W]``."""
+        rows = rows_of(video_BCFYX, self.group)
+        num_frames = 1 + (video_BCFYX.shape[2] - 1) // self.group
+        x_NCHW = join(*self.stem(*rows))
+        for index, stage in enumerate(self.stages):
+            x_NCHW = stage(x_NCHW, num_frames)
+            if index < len(self.downs):
+                x_NCHW = self.downs[index](functional.silu(x_NCHW))
+        latent_NCHW = join(*self.patch(*rows)) + self.head(functional.silu(x_NCHW))
+        return split_time(latent_NCHW, num_frames)
+
+
+class Decoder(nn.Module):
+    """Raw latent → video: linear patch synthesis + causal residual network; ranks ≤ 5, no norms."""
+
+    def __init__(self, ratio: Sequence[int], channels: int, widths: Sequence[int], num_blocks: int) -> None:
+        super().__init__()
+        self.group, self.size, _ = ratio
+        size = self.size
+        self.patch = to_pixels(FixedConv, self.group, channels, size)
+        cells = cells_between(DECODER_CELL, size)[::-1]
+        self.cell = cells[-1]
+        stage_widths = [width_at(widths, cell) for cell in cells]
+        self.stem = CausalConv(channels, stage_widths[0], 1, 1)
+        self.stages = nn.ModuleList(Stage(width, num_blocks, 2) for width in stage_widths)
+        self.ups = nn.ModuleList(
+            nn.Conv2d(coarse, fine * 4, 1) for coarse, fine in zip(stage_widths, stage_widths[1:], strict=False)
+        )
+        self.refine = paired_patch(self.group, stage_widths[-1], cells[-1])
+        self.head = to_pixels(nn.Conv2d, self.group, stage_widths[-1], cells[-1])
+        zero_(self.head)
+
+    def forward(self, latent_BCTHW: Tensor) -> Tensor:
+        """``[B,C,T,H,W]`` raw → ``[B,3,F,Y,X]``."""
+        num_frames = latent_BCTHW.shape[2]
+        x_NCHW = merge_time(latent_BCTHW)
+        linear = _shuffle(self.patch(*_parts(x_NCHW, num_frames)), self.size)
+        x_NCHW = self.stem(x_NCHW, num_frames)
+        last = len(self.ups)
+        for index, stage in enumerate(self.stages):
+            if index == last:
+                x_NCHW = x_NCHW + join(*self.refine(*linear))
+            x_NCHW = stage(x_NCHW, num_frames)
+            if index < last:
+                x_NCHW = functional.pixel_shuffle(self.ups[index](functional.silu(x_NCHW)), 2)
+        detail = _shuffle(self.head(*_parts(functional.silu(x_NCHW), num_frames)), self.cell)
+        return video_of(linear[0], linear[1]) + video_of(detail[0], detail[1])
+
+
+def _parts(x_NCHW: Tensor, num_frames: int) -> tuple[Tensor, Tensor | None]:
+    """Like :func:`first_and_rest`, with None for no later frames (an image)."""
+    return (x_NCHW, None) if num_frames == 1 else first_and_rest(x_NCHW, num_frames)
+
+
+def _shuffle(rows: tuple[Tensor, Tensor | None], cell: int) -> tuple[Tensor, Tensor | None]:
+    """Both rows from ``[N, G·3·cell², H, W]`` to pixels ``[N, G·3, H·cell, W·cell]``."""
+    first, rest = rows
+    return functional.pixel_shuffle(first, cell), None if rest is None else functional.pixel_shuffle(rest, cell)
+
+
+def cells_between(fine: int, coarse: int) -> list[int]:
+    """Powers of two from ``fine`` to ``coarse``, both included."""
+    cells = [fine]
+    while cells[-1] < coarse:
+        cells.append(cells[-1] * 2)
+    return cells
+
+
+def width_at(widths: Sequence[int], cell: int) -> int:
+    """The network's width at cells of 4, 8, 16, … pixels; the last width serves all coarser ones."""
+    return widths[min((cell // DECODER_CELL).bit_length() - 1, len(widths) - 1)]

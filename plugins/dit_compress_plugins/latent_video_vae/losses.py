@@ -1,0 +1,51 @@
+"""Losses between videos and between posteriors. Pure; every one is a mean.
+
+Shapes: video ``[B,3,F,Y,X]``, latent ``[B,C,T,H,W]``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def pixel(video: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    """Smooth L1: ``d²/2ε`` below ε, ``|d| - ε/2`` above. One kernel each way, where Charbonnier takes eight."""
+    return functional.smooth_l1_loss(video, target, beta=epsilon)
+
+
+def temporal_difference(video: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    """Smooth L1 between the differences of successive frames: punishes flicker; 0 for one frame."""
+    if video.shape[2] < 2:
+        return video.new_zeros(())
+    return pixel(video[:, :, 1:] - video[:, :, :-1], target[:, :, 1:] - target[:, :, :-1], epsilon)
+
+
+def haar(video: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    """Smooth L1 between the three spatial detail bands of one Haar level; Y and X must be even."""
+    error = video - target
+    low, high = error[..., 0::2, :] + error[..., 1::2, :], error[..., 0::2, :] - error[..., 1::2, :]
+    bands = [
+        (low[..., 0::2] - low[..., 1::2]) / 2,
+        (high[..., 0::2] + high[..., 1::2]) / 2,
+        (high[..., 0::2] - high[..., 1::2]) / 2,
+    ]
+    detail = torch.stack(bands)
+    return pixel(detail, torch.zeros_like(detail), epsilon)
+
+
+def kl(mean: Tensor, std: float) -> Tensor:
+    """``KL(N(mean, std²) ‖ N(0, 1))`` per latent value, with one fixed posterior std."""
+    return 0.5 * (mean.square().mean() + std**2 - 1.0 - 2.0 * math.log(std))
+
+
+def psnr(video: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB per clip ``[B]``, for videos in [-1, 1] (peak 2)."""
+    error_B = (video.clamp(-1, 1) - target).square().flatten(1).mean(1)
+    return 10.0 * torch.log10(4.0 / error_B.clamp_min(1e-12))

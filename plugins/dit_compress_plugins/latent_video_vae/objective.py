@@ -1,0 +1,121 @@
+"""What training the VAE means: one role, one phase; and its starting point, PCA.
+
+Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``; N patches, D values of a patch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from dit_compress.train.objective import Batch, Phase, Role
+from dit_compress_plugins.latent_video_vae import losses
+from dit_compress_plugins.latent_video_vae.coders import rows_of
+from dit_compress_plugins.latent_video_vae.pca import (
+    Basis,
+    alignment,
+    condition,
+    principal_components,
+    rotate,
+)
+from dit_compress_plugins.latent_video_vae.vae import VideoVAE, channel_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+    from dit_compress_plugins.latent_video_vae import VideoVAEOptions
+
+
+class VideoVAEObjective:
+    """Reconstruction + KL of a posterior whose std is drawn per sample up to ``options.noise``."""
+
+    def __init__(self, vae: VideoVAE, options: VideoVAEOptions) -> None:
+        self.vae, self.options = vae, options
+        self.roles = {"vae": Role(vae, lr=options.lr, betas=(0.9, 0.99), ema=options.ema or None)}
+        self.phases = (Phase("reconstruct", ("vae",)),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - there is one phase
+        """The weighted sum of ``losses``, and its terms for the log."""
+        video = batch.x0
+        mean = self.vae.encoder(video)
+        decoded = self.vae.decoder(mean + self._noise(batch, mean))
+        return self._terms(decoded.float(), video, mean.float())
+
+    def _noise(self, batch: Batch, mean: Tensor) -> Tensor:
+        noise = batch.streams.normal("posterior", mean.shape[1:]).to(mean)
+        std_B = batch.streams.uniform("posterior_std").to(mean) * self.options.noise
+        return noise * std_B.reshape(-1, 1, 1, 1, 1)
+
+    def _terms(self, decoded: Tensor, video: Tensor, mean: Tensor) -> dict[str, Tensor]:
+        weights = self.options.losses
+        terms = {
+            "pixel": losses.pixel(decoded, video, weights.epsilon),
+            "temporal": losses.temporal_difference(decoded, video, weights.epsilon),
+            "haar": losses.haar(decoded, video, weights.epsilon) if weights.haar else video.new_zeros(()),
+            "kl": losses.kl(mean, self.options.noise),
+        }
+        total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+        logged = {name: value.detach() for name, value in terms.items()}
+        return {"loss": total, **logged, "psnr": losses.psnr(decoded.detach(), video).mean()}
+
+
+@torch.no_grad()
+def initialise(vae: VideoVAE, videos: Iterable[Tensor], whitening: float) -> None:
+    """Make the VAE the PCA of some clips: its linear parts from PCA, its residual networks at zero.
+
+    Args:
+        vae: as constructed.
+        videos: batches ``[B,3,F,Y,X]`` in [-1, 1]; enough that there are some thousand patches.
+        whitening: see :func:`pca.condition`.
+    """
+    first, rest, follows = _patches(videos, vae.ratio[0], vae.ratio[1])
+    rest_basis = first_basis = condition(principal_components(first, vae.channels), whitening)
+    if len(rest):
+        rest_basis = condition(principal_components(rest, vae.channels), whitening)
+        rotation = alignment(first_basis.encode(first), rest_basis.encode(rest[follows]))
+        first_basis = rotate(first_basis, rotation)
+        _write(rest_basis, vae.encoder.patch.rest, vae.decoder.patch.rest)
+    _write(first_basis, vae.encoder.patch.first, vae.decoder.patch.first)
+
+
+def _patches(videos: Iterable[Tensor], group: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches of first frames and of groups, and which group follows each first patch in its cell."""
+    first, rest, follows, count = [], [], [], 0
+    for video in videos:
+        first_row, rest_row = rows_of(video.float(), group)
+        first.append(_cut(first_row, size))
+        if rest_row is None:
+            continue
+        rest.append(_cut(rest_row, size))
+        batch, cells = len(first_row), len(first[-1]) // len(first_row)
+        index = torch.arange(len(rest[-1])).reshape(batch, -1, cells)[:, 0].flatten()
+        follows.append(index + count)
+        count += len(rest[-1])
+    if not rest:
+        return torch.cat(first), torch.empty(0), torch.empty(0, dtype=torch.long)
+    return torch.cat(first), torch.cat(rest), torch.cat(follows)
+
+
+def _cut(row_NCYX: Tensor, size: int) -> Tensor:
+    """Rows of pixels → patches ``[N·H·W, D]``, in the order of a convolution's weight."""
+    return functional.pixel_unshuffle(row_NCYX, size).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _write(basis: Basis, analysis: nn.Module, synthesis: nn.Module) -> None:
+    """Put a linear code of patches into a strided convolution and the 1 × 1 convolution that undoes it."""
+    analysis.weight.copy_(basis.analysis.reshape(analysis.weight.shape))
+    analysis.bias.copy_(-(basis.analysis @ basis.mean))
+    synthesis.weight.copy_(basis.synthesis.T.reshape(synthesis.weight.shape))
+    synthesis.bias.copy_(basis.mean)
+
+
+@torch.no_grad()
+def measure_statistics(vae: VideoVAE, videos: Iterable[Tensor]) -> None:
+    """Write the raw latents' mean and std per channel into the VAE's config."""
+    raw = torch.cat([vae.encoder(video) for video in videos])
+    mean_C, std_C = channel_statistics(raw)
+    vae.set_statistics(mean_C.tolist(), std_C.tolist())

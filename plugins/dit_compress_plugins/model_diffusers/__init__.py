@@ -1,0 +1,59 @@
+"""Any transformer of diffusers as a denoiser, called by what its forward signature asks for."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, model_validator
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
+"""How a module takes its latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""
+
+LTX_ROPE_SCALE = (8 / 25, 32.0, 32.0)
+"""Seconds per latent frame at 25 frames a second, pixels per cell: what LTX's pipeline says of its 8x32x32 VAE."""
+
+
+class DiffusersOptions(Options):
+    """A local folder, or a class with its config and random weights.
+
+    path: a folder with config.json and safetensors, or a pipeline's folder with ``transformer/`` in it.
+    prediction: what the module's output is. Not given: read from the pipeline's scheduler, else ``velocity``.
+        ``reversed`` is ``x0 - noise``; ``noise``, ``x0`` and ``v`` are those of a variance-preserving model.
+    reversed_time: the module's clock runs from 0 at noise to 1 at data.
+    timestep_scale: the timestep at sigma 1. Not given: 1000, or 1 where the module multiplies by itself.
+    layout: how the module takes its latent. Not given: observed by trying.
+    scheduler: config of a variance-preserving scheduler, for ``noise``, ``x0`` and ``v``.
+    rope_scale: ``rope_interpolation_scale`` where the module asks for it.
+    """
+
+    path: str | None = None
+    class_name: str | None = None
+    config: dict[str, Any] | None = None
+    prediction: Literal["velocity", "reversed", "noise", "x0", "v"] | None = None
+    reversed_time: bool | None = None
+    timestep_scale: PositiveFloat | None = None
+    layout: Literal["BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image"] | None = None
+    scheduler: dict[str, Any] | None = None
+    rope_scale: tuple[float, float, float] = LTX_ROPE_SCALE
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DiffusersOptions:
+        if (self.path is None) == (self.class_name is None):
+            raise ValueError("give either 'path' (a local folder) or 'class_name' with its 'config'")
+        if self.path is not None and self.config is not None:
+            raise ValueError("'config' goes with 'class_name'; a folder brings its own: remove it")
+        return self
+
+
+@hookimpl
+def model() -> Plugin:
+    """``model: {use: diffusers, path: ltx-video/}``."""
+    return Plugin(
+        name="diffusers",
+        options=DiffusersOptions,
+        load="dit_compress_plugins.model_diffusers.adapter:DiffusersModel",
+        requires=("diffusers",),
+        summary="any diffusers transformer whose forward signature is understood",
+    )

@@ -1,0 +1,133 @@
+"""Any transformer of diffusers behind the engine's convention.
+
+Shapes: B batch, C channels, T H W latent frames, height, width, L text length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.denoiser import Cond, Denoiser
+from dit_compress.flow import expand
+from dit_compress_plugins.model_diffusers import load
+from dit_compress_plugins.model_diffusers.convention import Convention, channels_of, example_text, observe, patch_of
+from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
+from dit_compress_plugins.model_diffusers.prediction import Schedule, from_noise, from_v, from_x0, norm_of
+from dit_compress_plugins.model_diffusers.signature import Call, arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from dit_compress_plugins.model_diffusers import DiffusersOptions
+
+_FROM = {"noise": from_noise, "x0": from_x0, "v": from_v}
+
+
+class DiffusersDenoiser(Denoiser):
+    """``cond`` holds ``embedding [B,L,D]`` and ``mask [B,L]``; ``pooled`` and ``guidance`` where there are any."""
+
+    module: Any
+
+    def __init__(self, module: nn.Module, convention: Convention) -> None:
+        super().__init__(module)
+        self.convention = convention
+
+    def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Every argument by name."""
+        frames = latent_BCTHW.shape[2] if folds_frames(self.layout) else 1
+        timestep_B = self._timestep(sigma_B).repeat_interleave(frames, 0)
+        rows = {name: value.repeat_interleave(frames, 0) for name, value in cond.items()}
+        latent = latent_BCTHW
+        if self.schedule is not None:
+            latent = latent / norm_of(expand(self.schedule.clamp(sigma_B), latent))
+        known = self.convention
+        scale = known.timestep_scale or 1.0
+        call = Call(self.module, latent, timestep_B, rows, self.layout, self.patch, known.rope_scale, scale)
+        return (), arguments(call)
+
+    def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """``noise - x0`` out of whatever the module predicts; a learned variance is left out."""
+        b, c, *size = latent_BCTHW.shape
+        predicted = unpack(output[0], self.layout, self.patch, (b, *size))[:, :c]
+        if self.convention.prediction == "velocity":
+            return predicted
+        if self.convention.prediction == "reversed":
+            return -predicted
+        assert self.schedule is not None
+        return _FROM[self.convention.prediction](predicted, latent_BCTHW, self.schedule.clamp(sigma_B))
+
+    def example(
+        self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
+    ) -> tuple[Tensor, Tensor, Cond]:
+        """Random inputs; the second half of every text is padding."""
+        weight = next(self.module.parameters())
+        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        tensors = example_text(self.module, batch, text_length)
+        first = (torch.arange(tensors["mask"].shape[1], device=weight.device) == 0).to(weight.dtype)[None]
+        null = {"embedding": torch.zeros_like(tensors["embedding"][:1]), "mask": first}
+        return torch.randn(batch, self.channels, *size_THW, **like), torch.rand(batch, **like), Cond(tensors, null)
+
+    @property
+    def layout(self) -> str:
+        """How the module takes its latent."""
+        return self.convention.layout or ""
+
+    @property
+    def channels(self) -> int:
+        """Latent channels C."""
+        return channels_of(self.module.config, self.layout)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent cells per token along T, H, W."""
+        return patch_of(self.module.config, self.layout)
+
+    @cached_property
+    def schedule(self) -> Schedule | None:
+        """Noise levels of a variance-preserving model; None for a flow model."""
+        if self.convention.prediction not in _FROM:
+            return None
+        return Schedule.from_alphas(load.alphas_cumprod(self.convention.scheduler))
+
+    def _timestep(self, sigma_B: Tensor) -> Tensor:
+        if self.schedule is not None:
+            return self.schedule.timestep(sigma_B)
+        clock = 1 - sigma_B if self.convention.reversed_time else sigma_B
+        return clock * (self.convention.timestep_scale or 1.0)
+
+
+class DiffusersModel:
+    """What ``model: {use: diffusers}`` stands for. The convention travels on the module."""
+
+    def __init__(self, options: DiffusersOptions) -> None:
+        self.options = options
+
+    def create(self) -> nn.Module:
+        """The weights of the folder, or random ones; called once to see how it wants to be called."""
+        module = load.load_module(self.options)
+        load.attach(module, observe(module, load.convention(self.options)))
+        return module
+
+    @staticmethod
+    def config_of(module: Any) -> dict[str, Any]:
+        """Class, its own config as it was built, and the convention."""
+        own = {name: value for name, value in module.config.items() if not name.startswith("_")}
+        return {"class_name": type(module).__name__, "config": load.as_json(own), "convention": asdict(load.of(module))}
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> nn.Module:
+        """A module without its weights; call it on the meta device."""
+        module = load.class_named(config["class_name"])(**config["config"])
+        load.attach(module, load.convention_from_data(config["convention"]))
+        return module
+
+    @staticmethod
+    def denoiser(module: nn.Module) -> DiffusersDenoiser:
+        """The module behind the engine's convention."""
+        return DiffusersDenoiser(module, load.of(module))

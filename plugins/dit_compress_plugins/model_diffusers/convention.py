@@ -1,0 +1,158 @@
+"""How one module wants to be called: layout, clock and prediction. Observed once, then kept as data.
+
+Shapes: B batch, C channels, T H W latent frames, height, width.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.models.embeddings import Timesteps
+
+from dit_compress.errors import UserError
+from dit_compress_plugins.model_diffusers import LAYOUTS, LTX_ROPE_SCALE
+from dit_compress_plugins.model_diffusers.layouts import folds_frames
+from dit_compress_plugins.model_diffusers.signature import TEXT_WIDTHS, Call, arguments, parameters, text_width, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from dit_compress_plugins.model_diffusers.layouts import Patch
+
+WRITE_A_PLUGIN = "Write a 'model' plugin for this class (dit-compress new model)"
+FULL_CLOCK = 1000.0
+"""What the sinusoids of a flow model see at sigma 1."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """See ``DiffusersOptions``; None where it is not yet known."""
+
+    prediction: str = "velocity"
+    reversed_time: bool = False
+    timestep_scale: float | None = None
+    layout: str | None = None
+    scheduler: dict[str, Any] | None = None
+    rope_scale: tuple[float, float, float] = LTX_ROPE_SCALE
+
+
+def patch_of(config: Mapping[str, Any], layout: str) -> Patch:
+    """Latent cells per token along T, H, W."""
+    if layout == "packed_image":
+        return (1, 2, 2)
+    size = config.get("patch_size") or 1
+    if not isinstance(size, int):
+        t, h, w = size if len(size) == 3 else (1, *size)
+        return int(t), int(h), int(w)
+    along_time = config.get("patch_size_t") or config.get("temporal_patch_size") or 1
+    return int(along_time), size, size
+
+
+def channels_of(config: Mapping[str, Any], layout: str) -> int:
+    """Latent channels; a packed module counts those of a whole patch."""
+    t, h, w = patch_of(config, layout) if layout.startswith("packed") else (1, 1, 1)
+    return int(config["in_channels"]) // (t * h * w)
+
+
+def candidates(module: nn.Module) -> tuple[str, ...]:
+    """Layouts that the signature allows."""
+    names = set(parameters(module))
+    if {"num_frames", "height", "width"} <= names:
+        return ("packed_video",)
+    if names & {"img_ids", "img_shapes"}:
+        return ("packed_image",)
+    return tuple(name for name in LAYOUTS if not name.startswith("packed"))
+
+
+def example_text(module: Any, batch: int, length: int) -> dict[str, Tensor]:
+    """Random captions of the width that the config asks for; the second half is padding."""
+    weight = next(module.parameters())
+    length = module.config.get("max_text_seq_length") or length
+    mask = (torch.arange(length, device=weight.device) < (length + 1) // 2).to(weight.dtype).expand(batch, -1)
+    width = text_width(module.config)
+    assert width is not None
+    embedding = torch.randn(batch, length, width, device=weight.device, dtype=weight.dtype)
+    return {"embedding": embedding * mask[..., None], "mask": mask}
+
+
+def observe(module: Any, convention: Convention) -> Convention:
+    """Fill in what the convention leaves open, by trying the layouts on a tiny latent.
+
+    Raises UserError where the signature asks for something unknown or no layout gives the latent back.
+    """
+    name = type(module).__name__
+    if missing := unknown(module):
+        raise UserError(f"{name} asks for arguments that are not understood: {missing}", mend=WRITE_A_PLUGIN)
+    if text_width(module.config) is None:
+        raise UserError(f"the config of {name} names no caption width {list(TEXT_WIDTHS)}", mend=WRITE_A_PLUGIN)
+    failures = []
+    for layout in [convention.layout] if convention.layout else candidates(module):
+        try:
+            clock = _try(module, replace(convention, layout=layout))
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+            failures.append(f"{layout}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        scale = convention.timestep_scale or (1.0 if clock > 1.5 * FULL_CLOCK else FULL_CLOCK * _own_scale(module))
+        return replace(convention, layout=layout, timestep_scale=scale)
+    raise UserError(f"{name} could not be called with any layout ({'; '.join(failures)})", mend=WRITE_A_PLUGIN)
+
+
+def _own_scale(module: Any) -> float:
+    """What the pipeline multiplies timesteps by (Sana)."""
+    return float(module.config.get("timestep_scale") or 1)
+
+
+def _try(module: Any, convention: Convention) -> float:
+    """Call the module once; what its sinusoids saw. Raises where the output is not shaped like the input."""
+    layout = convention.layout or ""
+    weight, patch = next(module.parameters()), patch_of(module.config, layout)
+    frames, height, width = 2 * patch[0], 2 * patch[1], 4 * patch[2]
+    channels = channels_of(module.config, layout)
+    # Frames and channels must differ, or the two five-dimensional layouts look alike.
+    frames = 3 * patch[0] if frames == channels else frames
+    latent = torch.randn(1, channels, frames, height, width, device=weight.device, dtype=weight.dtype)
+    rows = frames if folds_frames(layout) else 1
+    text = {name: value.expand(rows, *value.shape[1:]) for name, value in example_text(module, 1, 8).items()}
+    clock = torch.full((rows,), FULL_CLOCK, device=weight.device, dtype=weight.dtype)
+    call = Call(module, latent, clock, text, layout, patch, convention.rope_scale)
+    given = arguments(call)
+    with torch.no_grad(), _evaluating(module), _clock_seen(module) as seen:
+        output = module(**given)[0]
+    wanted = given["hidden_states"].shape
+    axis = {"BCTHW": 1, "BCHW": 1}.get(layout, 2)
+    with_variance = (*wanted[:axis], 2 * wanted[axis], *wanted[axis + 1 :])
+    if tuple(output.shape) not in (tuple(wanted), with_variance):
+        raise ValueError(f"gave {list(output.shape)} for {list(wanted)}")
+    return max(seen, default=FULL_CLOCK)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+@contextmanager
+def _clock_seen(module: nn.Module) -> Iterator[list[float]]:
+    """The numbers that reach sinusoidal embeddings (nothing can be read on the meta device)."""
+    seen: list[float] = []
+
+    def note(owner: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args[0].device.type != "meta":
+            seen.append(float(args[0].max()) * float(getattr(owner, "scale", 1)))
+
+    handles = [item.register_forward_pre_hook(note) for item in module.modules() if isinstance(item, Timesteps)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

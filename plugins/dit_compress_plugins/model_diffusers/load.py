@@ -1,0 +1,111 @@
+"""Modules and conventions from folders, classes and bundle configs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+
+from dit_compress.errors import UserError
+from dit_compress_plugins.model_diffusers.convention import Convention, observe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from dit_compress_plugins.model_diffusers import DiffusersOptions
+
+ATTRIBUTE = "dit_compress_convention"
+
+
+def class_named(name: str) -> Any:
+    """A model class of diffusers."""
+    places = (diffusers, importlib.import_module("diffusers.models.transformers"))
+    found = next((getattr(place, name) for place in places if hasattr(place, name)), None)
+    if found is None:
+        raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}", mend="Check 'class_name'")
+    return found
+
+
+def load_module(options: DiffusersOptions) -> nn.Module:
+    """The module of the options. Reads local files only, and never a pickle."""
+    if options.class_name is not None:
+        return class_named(options.class_name)(**(options.config or {}))
+    folder = _component(Path(options.path or ""), "transformer")
+    kind = class_named(_read(folder / "config.json").get("_class_name", ""))
+    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+
+
+def convention(options: DiffusersOptions) -> Convention:
+    """What the options say; then what the pipeline's scheduler says; then a flow model."""
+    file = Path(options.path or "") / "scheduler" / "scheduler_config.json"
+    scheduler = options.scheduler or (_read(file) if options.path and file.is_file() else {})
+    flow = "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or scheduler.get("use_flow_sigmas", False)
+    inverted = bool(scheduler.get("invert_sigmas", False))
+    told = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
+    if flow:
+        told = "reversed" if inverted else "velocity"
+    prediction = options.prediction or told
+    if prediction is None:
+        raise UserError(f"the scheduler predicts {scheduler.get('prediction_type')!r}", mend="Say 'prediction'")
+    preserving = prediction in ("noise", "x0", "v")
+    if preserving and not scheduler:
+        raise UserError(
+            f"the prediction {prediction!r} needs the noise levels that the model was trained on",
+            mend="Give 'scheduler' (its config, with _class_name), or the folder of the whole pipeline",
+        )
+    return Convention(
+        prediction=prediction,
+        reversed_time=inverted if options.reversed_time is None else options.reversed_time,
+        timestep_scale=options.timestep_scale,
+        layout=options.layout,
+        scheduler=dict(scheduler) if preserving else None,
+        rope_scale=options.rope_scale,
+    )
+
+
+def alphas_cumprod(scheduler: Mapping[str, Any] | None) -> Tensor:
+    """Alpha-bar ``[N]`` of a scheduler's config."""
+    config = {"_class_name": "DDPMScheduler", **(scheduler or {})}
+    made = getattr(diffusers, config["_class_name"]).from_config(config)
+    if not hasattr(made, "alphas_cumprod"):
+        raise UserError(f"{config['_class_name']} has no alphas_cumprod", mend="Give a DDPM, DDIM or DPM scheduler")
+    return made.alphas_cumprod
+
+
+def attach(module: nn.Module, known: Convention) -> None:
+    """Note the convention on the module, so that copies carry it."""
+    setattr(module, ATTRIBUTE, known)
+
+
+def of(module: nn.Module) -> Convention:
+    """The convention of a module; observed now where nobody noted it."""
+    if not hasattr(module, ATTRIBUTE):
+        attach(module, observe(module, Convention()))
+    return getattr(module, ATTRIBUTE)
+
+
+def convention_from_data(data: Mapping[str, Any]) -> Convention:
+    """The convention of a bundle's config."""
+    return Convention(**{**data, "rope_scale": tuple(data["rope_scale"])})
+
+
+def as_json(value: Any) -> Any:
+    """Tuples as lists, mappings as dicts."""
+    return json.loads(json.dumps(value))
+
+
+def _component(folder: Path, name: str) -> Path:
+    """The component's folder in a pipeline, or the folder itself."""
+    for found in (folder / name, folder):
+        if (found / "config.json").is_file():
+            return found
+    raise UserError(f"{folder} has no config.json", mend=f"Give the folder of a model, or a pipeline with {name}/")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

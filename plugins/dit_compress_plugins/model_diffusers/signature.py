@@ -1,0 +1,175 @@
+"""Fill a module's forward arguments by their names: which are understood, and where each comes from.
+
+Shapes: B batch, T H W latent frames, height, width, S tokens, L text length, D text width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress_plugins.model_diffusers.layouts import folds_frames, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor, nn
+
+    from dit_compress_plugins.model_diffusers.layouts import Patch
+
+TEXT_WIDTHS = ("caption_channels", "text_embed_dim", "text_dim", "joint_attention_dim", "cross_attention_dim")
+ROPE_TABLES = ("image_rotary_emb", "rotary_embedding")
+PIXELS_PER_CELL = 8
+"""Of the image VAEs whose models take sizes in pixels (PixArt, CogView)."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the module, before its arguments are named. Frames are already in the batch where they fold."""
+
+    module: Any
+    latent_BCTHW: Tensor
+    timestep_B: Tensor
+    cond: Mapping[str, Tensor]
+    layout: str
+    patch: Patch
+    rope_scale: tuple[float, float, float]
+    timestep_scale: float = 1.0
+
+    @property
+    def config(self) -> Any:
+        """The module's own config."""
+        return self.module.config
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along T (1 where frames fold), H and W."""
+        t, h, w = self.latent_BCTHW.shape[2:]
+        pt, ph, pw = self.patch
+        return (1 if folds_frames(self.layout) else t // pt), h // ph, w // pw
+
+    @property
+    def batch(self) -> int:
+        """Rows that the module sees."""
+        return self.timestep_B.shape[0]
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros like the latent."""
+        return self.latent_BCTHW.new_zeros(shape)
+
+
+def _text(call: Call) -> Tensor:
+    """Embeddings with zeros at the padding, so that modules without a mask (Wan) see none."""
+    return call.cond["embedding"] * call.cond["mask"][..., None].to(call.cond["embedding"].dtype)
+
+
+def _mask(call: Call) -> Tensor:
+    return call.cond["mask"].long()
+
+
+def _pooled(call: Call) -> Tensor:
+    given = call.cond.get("pooled")
+    return call.zeros(call.batch, call.config.pooled_projection_dim) if given is None else given
+
+
+def _guidance(call: Call) -> Tensor | None:
+    """A guidance-distilled model is told 1 (none) where the cond holds nothing else; on the clock's scale."""
+    if not call.config.get("guidance_embeds"):
+        return None
+    given = call.cond.get("guidance")
+    return (call.zeros(call.batch) + 1 if given is None else given) * call.timestep_scale
+
+
+def _image_ids(call: Call) -> Tensor:
+    """Positions ``[S,A]`` of the tokens: row and column in places 1 and 2."""
+    _, rows, columns = call.grid
+    ids = call.zeros(rows, columns, _num_axes(call))
+    ids[..., 1] = torch.arange(rows, device=ids.device)[:, None]
+    ids[..., 2] = torch.arange(columns, device=ids.device)
+    return ids.flatten(0, 1)
+
+
+def _text_ids(call: Call) -> Tensor:
+    """Zeros ``[L,A]``; where there is a fourth place, it counts the words (Flux2)."""
+    ids = call.zeros(call.cond["embedding"].shape[1], _num_axes(call))
+    if ids.shape[1] > 3:
+        ids[:, 3] = torch.arange(ids.shape[0], device=ids.device)
+    return ids
+
+
+def _num_axes(call: Call) -> int:
+    return len(call.config.get("axes_dims_rope") or (0, 0, 0))
+
+
+def _sizes(call: Call) -> dict[str, Tensor] | None:
+    """PixArt's micro-conditions, where it was built with them."""
+    if not getattr(call.module, "use_additional_conditions", False):
+        return None
+    size = _pixels(call)
+    return {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
+
+
+def _pixels(call: Call) -> Tensor:
+    """Height and width in pixels, ``[B,2]``."""
+    height, width = call.latent_BCTHW.shape[3:]
+    return call.zeros(call.batch, 2) + call.latent_BCTHW.new_tensor([height, width]) * PIXELS_PER_CELL
+
+
+SOURCES: dict[str, Callable[[Call], Any]] = {
+    "hidden_states": lambda call: pack(call.latent_BCTHW, call.layout, call.patch),
+    "timestep": lambda call: call.timestep_B,
+    "encoder_hidden_states": _text,
+    "encoder_attention_mask": _mask,
+    "encoder_hidden_states_mask": _mask,
+    "pooled_projections": _pooled,
+    "guidance": _guidance,
+    "img_ids": _image_ids,
+    "txt_ids": _text_ids,
+    "img_shapes": lambda call: [[call.grid]] * call.batch,
+    "num_frames": lambda call: call.grid[0],
+    "height": lambda call: call.grid[1],
+    "width": lambda call: call.grid[2],
+    "rope_interpolation_scale": lambda call: call.rope_scale,
+    "added_cond_kwargs": _sizes,
+    "original_size": _pixels,
+    "target_size": _pixels,
+    "crop_coords": lambda call: call.zeros(call.batch, 2),
+    "return_dict": lambda _call: False,
+}
+"""Argument name → where its value comes from. Anything else must have a default."""
+
+
+def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the module's forward."""
+    return inspect.signature(type(module).forward).parameters
+
+
+def unknown(module: nn.Module) -> list[str]:
+    """Arguments that must be given and that nothing here knows."""
+    tables = [] if _makes_its_own_rope(module) else [name for name in ROPE_TABLES if name in parameters(module)]
+    return tables + [
+        name
+        for name, parameter in list(parameters(module).items())[1:]
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and name not in (*SOURCES, *tables)
+    ]
+
+
+def _makes_its_own_rope(module: Any) -> bool:
+    """False where a pipeline would pass tables that are None by default: the module would run without positions."""
+    used = module.config.get("use_rotary_positional_embeddings")
+    return hasattr(module, "rope") if used is None else not used
+
+
+def arguments(call: Call) -> dict[str, Any]:
+    """Every understood argument of the module's forward."""
+    return {name: SOURCES[name](call) for name in parameters(call.module) if name in SOURCES}
+
+
+def text_width(config: Mapping[str, Any]) -> int | None:
+    """Width of the caption embeddings that a config asks for."""
+    return next((config[name] for name in TEXT_WIDTHS if isinstance(config.get(name), int)), None)

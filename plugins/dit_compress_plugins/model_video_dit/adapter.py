@@ -1,0 +1,84 @@
+"""The reference DiT behind the engine's convention. It speaks it already: nothing is converted.
+
+Shapes: B batch, C channels, T H W latent frames, height, width, L text length, D width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.denoiser import Cond, Denoiser
+from dit_compress_plugins.model_video_dit.model import VideoDiT, config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from dit_compress_plugins.model_video_dit import VideoDiTOptions
+
+
+class VideoDiTDenoiser(Denoiser):
+    """``cond`` holds ``embedding [B,L,D]`` and ``mask [B,L]``, as text encoders give them."""
+
+    module: VideoDiT
+
+    def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The four tensors of ``VideoDiT.forward``."""
+        return (latent_BCTHW, sigma_B, cond["embedding"], cond["mask"]), {}
+
+    def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:  # noqa: ARG002 - the contract
+        """The output is the velocity."""
+        return output
+
+    def example(
+        self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
+    ) -> tuple[Tensor, Tensor, Cond]:
+        """Random inputs; the second half of every text is padding."""
+        weight = self.module.proj_in.weight
+        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        mask = (torch.arange(text_length, device=weight.device) < (text_length + 1) // 2).to(weight.dtype)
+        embedding = torch.randn(batch, text_length, self.module.caption_projection.linear_1.in_features, **like)
+        tensors = {"embedding": embedding * mask[:, None], "mask": mask.expand(batch, -1)}
+        first = (torch.arange(text_length, device=weight.device) == 0).to(weight.dtype)[None]
+        null = {"embedding": torch.zeros_like(embedding[:1]), "mask": first}
+        return torch.randn(batch, self.channels, *size_THW, **like), torch.rand(batch, **like), Cond(tensors, null)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels C."""
+        return self.module.channels
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent cells per token along T, H, W."""
+        return self.module.patch
+
+
+class VideoDiTModel:
+    """What ``model: {use: video_dit}`` stands for."""
+
+    def __init__(self, options: VideoDiTOptions) -> None:
+        self.options = options
+
+    def create(self) -> nn.Module:
+        """A module of random weights."""
+        return VideoDiT(**self.options.config())
+
+    @staticmethod
+    def config_of(module: nn.Module) -> dict[str, Any]:
+        """The config of a module of this shape; a pruned module gives that of an ordinary small one."""
+        assert isinstance(module, VideoDiT)
+        return config_of(module)
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> nn.Module:
+        """A module without its weights; call it on the meta device."""
+        return VideoDiT(**config)
+
+    @staticmethod
+    def denoiser(module: nn.Module) -> VideoDiTDenoiser:
+        """The module behind the engine's convention."""
+        return VideoDiTDenoiser(module)

@@ -1,0 +1,92 @@
+"""Candidate sets: the ways to keep n units of a group, and how an axis is cut into groups. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from dit_compress.errors import UserError
+
+MAX_CANDIDATES = 256
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An axis as a learned search sees it.
+
+    parts: search units, each a tuple of the axis' units (one block or head; many FFN channels).
+    groups: per group, the places in ``parts`` it covers. keep: how many of each group stay.
+    """
+
+    parts: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[int, ...], ...]
+    keep: tuple[int, ...]
+
+    def candidates(self, group: int) -> Tensor:
+        """All candidates of a group as rows of ones and zeros ``[C, len(parts)]``."""
+        return candidate_rows(self.groups[group], self.keep[group], len(self.parts))
+
+
+def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int, name: str) -> Cut:
+    """Cut units (in the given order) into equal parts, and the parts into groups.
+
+    ``order``: the axis' units; for FFN channels sorted by importance, so that a part holds channels that
+    matter alike. Parts go to groups round robin over equal runs: each group sees the whole range.
+    """
+    units = len(order)
+    num_parts = min(num_parts, units)
+    if units % num_parts:
+        raise UserError(f"{name}: {units} units can't be cut into {num_parts} equal parts", mend=f"Choose a divisor of {units}")
+    size = units // num_parts
+    parts = tuple(tuple(sorted(order[first : first + size])) for first in range(0, units, size))
+    num_groups = min(num_groups, num_parts)
+    bounds = [round(index * num_parts / num_groups) for index in range(num_groups + 1)]
+    if size == 1:
+        groups = tuple(tuple(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False))
+    else:
+        groups = tuple(tuple(range(start, num_parts, num_groups)) for start in range(num_groups))
+    cut = Cut(parts, groups, share_out(keep // size, [len(group) for group in groups]))
+    for group, kept in zip(cut.groups, cut.keep, strict=True):
+        if (count := math.comb(len(group), kept)) > MAX_CANDIDATES:
+            raise UserError(f"{name}: a group of {len(group)} keeping {kept} has {count} candidates", mend="Use more groups")
+    return cut
+
+
+def share_out(total: int, sizes: list[int]) -> tuple[int, ...]:
+    """Distribute ``total`` over groups in proportion to their sizes, exactly (largest remainder)."""
+    exact = [total * size / sum(sizes) for size in sizes]
+    shares = [math.floor(value) for value in exact]
+    order = sorted(range(len(sizes)), key=lambda index: (shares[index] - exact[index], index))
+    for index in order[: total - sum(shares)]:
+        shares[index] += 1
+    return tuple(shares)
+
+
+def candidate_rows(group: tuple[int, ...], keep: int, width: int) -> Tensor:
+    """One row per way to keep ``keep`` of the group's places."""
+    rows = torch.zeros(math.comb(len(group), keep), width)
+    for row, chosen in enumerate(combinations(group, keep)):
+        rows[row, list(chosen)] = 1
+    return rows
+
+
+def straight_through(logits: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
+    """One-hot forward, softmax backward: ``logits [C]``, ``gumbel [B,C]`` → ``[B,C]`` (Gumbel-softmax)."""
+    soft = torch.softmax((logits + gumbel) / temperature, dim=-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
+    return hard + soft - soft.detach()
+
+
+def gumbel_from(uniform: Tensor) -> Tensor:
+    """Uniform in [0, 1) → Gumbel noise."""
+    return -torch.log(-torch.log(uniform.clamp(1e-7, 1 - 1e-7)))
+
+
+def temperature_at(step: int, steps: int, first: float, last: float) -> float:
+    """Geometric schedule from ``first`` to ``last``."""
+    share = step / max(1, steps - 1)
+    return first * (last / first) ** share

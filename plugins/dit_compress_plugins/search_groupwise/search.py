@@ -1,0 +1,169 @@
+"""Learn which candidate of each group stays, by the loss of the masked model.
+
+Every step draws one candidate per group and *sample* (Gumbel-softmax, straight-through), masks the
+frozen model with it (Eq. 3, 4) and moves the logits along the gradient of a distiller's loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.structure.importance import magnitude, top
+from dit_compress.structure.masks import masked
+from dit_compress.structure.search import SearchProblem, Selection
+from dit_compress.train.loop import fit
+from dit_compress.train.objective import Phase, Role
+from dit_compress_plugins.search_groupwise.candidates import (
+    Cut,
+    cut_axis,
+    gumbel_from,
+    straight_through,
+    temperature_at,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dit_compress.context import Context
+    from dit_compress.structure.axes import Axis
+    from dit_compress.train.objective import Batch, Objective
+    from dit_compress_plugins.search_groupwise import GroupwiseOptions
+
+NUM_SNAPSHOTS = 24
+"""How often the probabilities are noted for the report."""
+
+
+class GroupwiseSearch:
+    """Search ``{use: groupwise, groups: …, objective: …}``."""
+
+    def __init__(self, options: GroupwiseOptions) -> None:
+        self.options = options
+
+    def search(self, problem: SearchProblem, context: Context) -> Selection:
+        """Train the logits, keep the argmax of their average."""
+        axes = [axis for axis in problem.axes if problem.keep[axis.name] < axis.units]
+        cuts = {axis.name: self.cut(axis, problem) for axis in axes}
+        logits = CandidateLogits(cuts, self.options.init, context.seed)
+        if axes:
+            student, text = problem.denoiser, context.text()
+            inner = self.options.objective.build().objective(context, student, copy.deepcopy(student), text)
+            notes = context.folder / "probabilities.jsonl"
+            objective = MaskedObjective(inner, student.module, axes, logits, self.options, notes)
+            fit(objective, context.latents("train", text.encoder), self.options, context)
+            student.module.requires_grad_(requires_grad=False).eval()
+        kept = {axis.name: tuple(range(axis.units)) for axis in problem.axes}
+        for axis in axes:
+            kept[axis.name] = self.chosen(axis, cuts[axis.name], logits, problem)
+        return Selection(kept, {"probabilities": read_notes(notes) if axes else [], "chosen": logits.best()})
+
+    def cut(self, axis: Axis, problem: SearchProblem) -> Cut:
+        """Groups and candidates of one axis."""
+        parts = problem.units.get(axis.level, axis.units)
+        order = list(range(axis.units))
+        if parts < axis.units:
+            scores = magnitude(problem.denoiser.module, axis)
+            order = torch.argsort(scores, descending=True, stable=True).tolist()
+        groups = getattr(self.options.groups, axis.level, 1)
+        return cut_axis(order, problem.keep[axis.name], parts, groups, axis.name)
+
+    def chosen(self, axis: Axis, cut: Cut, logits: CandidateLogits, problem: SearchProblem) -> tuple[int, ...]:
+        """The winning candidates' units; what is missing to the exact count is filled by magnitude."""
+        row = logits.hard(axis.name)
+        kept = {unit for place, part in enumerate(cut.parts) if row[place] for unit in part}
+        missing = problem.keep[axis.name] - len(kept)
+        if missing:
+            scores = magnitude(problem.denoiser.module, axis)
+            scores[list(kept)] = -torch.inf
+            kept |= set(top(scores, missing))
+        return tuple(sorted(kept))
+
+
+class CandidateLogits(nn.Module):
+    """One logit per candidate of every group of every axis."""
+
+    def __init__(self, cuts: dict[str, Cut], init: float, seed: int) -> None:
+        super().__init__()
+        self.cuts = cuts
+        noise = torch.Generator().manual_seed(seed)
+        self.table = nn.ParameterDict()
+        self.rows: dict[str, list[Tensor]] = {}
+        for name, cut in cuts.items():
+            self.rows[name] = [cut.candidates(group) for group in range(len(cut.groups))]
+            for group, rows in enumerate(self.rows[name]):
+                self.table[_key(name, group)] = nn.Parameter(init * torch.randn(len(rows), generator=noise))
+
+    def draw(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
+        """Masks ``[B, units]`` for every axis, drawn per sample."""
+        values = {}
+        for name, cut in self.cuts.items():
+            mask = 0
+            for group, rows in enumerate(self.rows[name]):
+                gumbel = gumbel_from(batch.streams.uniform(f"gumbel/{name}/{group}", (len(rows),)))
+                mask = mask + straight_through(self.table[_key(name, group)], gumbel, temperature) @ rows
+            values[name] = spread(mask, cut)  # type: ignore[arg-type]  # at least one group
+        return values
+
+    def hard(self, name: str) -> Tensor:
+        """The most likely candidates of an axis, over its parts."""
+        best = [rows[int(self.table[_key(name, group)].argmax())] for group, rows in enumerate(self.rows[name])]
+        return torch.stack(best).sum(dim=0)
+
+    def best(self) -> dict[str, list[float]]:
+        """The winning parts of every axis."""
+        return {name: self.hard(name).tolist() for name in self.cuts}
+
+    def keep_probability(self) -> dict[str, list[float]]:
+        """How likely each part of each axis is to stay."""
+        with torch.no_grad():
+            return {
+                name: torch.stack(
+                    [torch.softmax(self.table[_key(name, group)], 0) @ rows for group, rows in enumerate(self.rows[name])]
+                ).sum(dim=0).tolist()
+                for name in self.cuts
+            }
+
+
+def spread(mask: Tensor, cut: Cut) -> Tensor:
+    """A mask over parts ``[B,P]`` → over units ``[B,U]``."""
+    order = torch.tensor([unit for part in cut.parts for unit in part])
+    repeated = mask.repeat_interleave(len(cut.parts[0]), dim=-1)
+    return repeated[..., torch.argsort(order)]
+
+
+def _key(name: str, group: int) -> str:
+    return f"{name.replace('.', '/')}#{group}"
+
+
+def read_notes(path: Path) -> list[dict[str, Any]]:
+    """The probabilities over the search, once per step (a resumed search repeats some)."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+
+
+class MaskedObjective:
+    """A distiller's objective with the student masked; only the masks (and its aligners) move."""
+
+    def __init__(self, inner: Objective, module: nn.Module, axes: list[Axis], logits: CandidateLogits,
+                 options: GroupwiseOptions, notes: Path) -> None:
+        self.notes = notes
+        self.inner, self.module, self.axes, self.logits, self.options = inner, module, axes, logits, options
+        frozen = {name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()}
+        self.roles = {**frozen, "masks": Role(logits, lr=options.lr, ema=options.ema, clip=None)}
+        moving = tuple(name for name, role in self.roles.items() if role.lr is not None)
+        self.phases = (Phase("search", moving),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
+        """The inner loss under one draw of masks per sample."""
+        steps = self.options.steps
+        if batch.step % max(1, steps // NUM_SNAPSHOTS) == 0 or batch.step == steps - 1:
+            with self.notes.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
+        temperature = temperature_at(batch.step, steps, *self.options.temperature)
+        with masked(self.module, self.axes, self.logits.draw(batch, temperature)):
+            losses = self.inner.loss(self.inner.phases[0], batch)
+        return {**losses, "temperature": torch.tensor(temperature)}

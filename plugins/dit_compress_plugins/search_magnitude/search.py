@@ -1,0 +1,25 @@
+"""Keep the units with the largest weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dit_compress.structure.importance import magnitude, top
+from dit_compress.structure.search import SearchProblem, Selection
+
+if TYPE_CHECKING:
+    from dit_compress.context import Context
+    from dit_compress_plugins.search_magnitude import MagnitudeOptions
+
+
+class MagnitudeSearch:
+    """The simplest informed search; needs no data."""
+
+    def __init__(self, options: MagnitudeOptions) -> None:
+        self.options = options
+
+    def search(self, problem: SearchProblem, context: Context) -> Selection:  # noqa: ARG002 - the contract's signature
+        """Rank within each axis."""
+        scores = {axis.name: magnitude(problem.denoiser.module, axis) for axis in problem.axes}
+        kept = {name: top(score, problem.keep[name]) for name, score in scores.items()}
+        return Selection(kept, {"scores": {name: score.tolist() for name, score in scores.items()}})

@@ -1,0 +1,27 @@
+"""Keep units drawn at random."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dit_compress.structure.search import SearchProblem, Selection
+from dit_compress.train.streams import generator
+
+if TYPE_CHECKING:
+    from dit_compress.context import Context
+    from dit_compress_plugins.search_random import RandomOptions
+
+
+class RandomSearch:
+    """Every set of the right size is equally likely, independently per axis."""
+
+    def __init__(self, options: RandomOptions) -> None:
+        self.options = options
+
+    def search(self, problem: SearchProblem, context: Context) -> Selection:
+        """Draw from the stream named after the axis."""
+        kept = {}
+        for axis in problem.axes:
+            order = generator(context.seed, f"search/{axis.name}").permutation(axis.units)
+            kept[axis.name] = tuple(sorted(int(unit) for unit in order[: problem.keep[axis.name]]))
+        return Selection(kept)

@@ -1,0 +1,22 @@
+"""Training curves as JSON lines."""
+
+from pydantic import Field
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+
+class JsonlOptions(Options):
+    """How often to write."""
+
+    every: int = Field(1, ge=1, description="Steps between lines.")
+
+
+@hookimpl
+def tracker() -> Plugin:
+    """Describe the plugin."""
+    return Plugin(
+        name="jsonl",
+        options=JsonlOptions,
+        load="dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker",
+        summary="curves.jsonl in the step's folder",
+    )

@@ -1,0 +1,191 @@
+"""Clips on disk: videos, captions, splits, and what is said of a bad folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_compress.clips import (
+    CAPTIONS,
+    check_video,
+    find_broken,
+    read_folder,
+    read_video,
+    split_of,
+    write_captions,
+    write_video,
+)
+from dit_compress.errors import UserError
+
+SHAPE = {"frames": 4, "size": (32, 32)}
+
+
+def ramp(num_frames: int, height: int = 32, width: int = 32) -> np.ndarray:
+    """Frame f is grey of value 10·f."""
+    frames = np.arange(num_frames, dtype=np.uint8) * 10
+    return np.tile(frames[:, None, None, None], (1, height, width, 3))
+
+
+def levels(video: np.ndarray) -> list[int]:
+    """The f of each frame of :func:`ramp`."""
+    return np.rint(video.mean(axis=(1, 2, 3)) / 10).astype(int).tolist()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three clips with captions."""
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4", ramp(5), 8)
+    write_captions(tmp_path, [{"file": f"{name}.mp4", "caption": f"clip {name}"} for name in "abc"])
+    return tmp_path
+
+
+def append(folder: Path, line: str) -> None:
+    with (folder / CAPTIONS).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def test_pixels_survive_the_file(tmp_path: Path) -> None:
+    video = ramp(5)
+    video[:, :, :16] = (220, 40, 40)
+    write_video(tmp_path / "v.mp4", video, 8)
+    back = read_video(tmp_path / "v.mp4", 5, (32, 32)).astype(int)
+    assert np.abs(back - video)[:, :, :12].max() <= 3  # chroma is halved, so not at the edge
+    assert np.abs(back - video)[:, :, 20:].max() <= 3
+
+
+def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", noise, 8)
+    write_video(tmp_path / "b.mp4", noise, 8)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize(("fps", "expected"), [
+    (None, [0, 1, 2, 3, 4, 5]),
+    (8.0, [0, 1, 2, 3, 4, 5]),
+    (4.0, [0, 2, 4, 6, 8, 10]),
+    (16.0, [0, 0, 1, 1, 2, 2]),
+    (6.0, [0, 1, 2, 4, 5, 6]),  # at 0, 1.33, 2.67, 4, 5.33, 6.67 frames
+])
+def test_frames_are_those_on_screen_at_the_new_rate(tmp_path: Path, fps: float | None, expected: list[int]) -> None:
+    write_video(tmp_path / "v.mp4", ramp(12), 8)
+    assert levels(read_video(tmp_path / "v.mp4", 6, (32, 32), fps)) == expected
+
+
+def test_the_last_frame_stays_for_its_duration(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", ramp(3), 8)
+    assert levels(read_video(tmp_path / "v.mp4", 6, (32, 32), 16.0)) == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(UserError, match=r"v\.mp4: the video has 6 frames at 16 frames a second, 7 are wanted"):
+        read_video(tmp_path / "v.mp4", 7, (32, 32), 16.0)
+
+
+def test_resize_keeps_the_aspect_and_crops_the_centre(tmp_path: Path) -> None:
+    video = np.zeros((2, 64, 128, 3), dtype=np.uint8)
+    video[:, :, 32:96] = 255  # the middle half
+    write_video(tmp_path / "v.mp4", video, 8)
+    assert read_video(tmp_path / "v.mp4", 2, (32, 32)).min() > 200
+    wide = read_video(tmp_path / "v.mp4", 2, (32, 64)).astype(int)
+    assert wide[:, :, 18:46].min() > 240
+    assert wide[:, :, :14].max() < 15
+
+
+def test_a_short_video_is_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "short.mp4", ramp(3), 8)
+    with pytest.raises(UserError, match=r"short\.mp4: the video has 3 frames, 9 are wanted"):
+        read_video(tmp_path / "short.mp4", 9, (32, 32))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video at all" * 50])
+def test_a_broken_video_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(content)
+    for reading in (lambda: read_video(path, 1, (32, 32)), lambda: check_video(path)):
+        with pytest.raises(UserError, match=r"broken\.mp4: the video can't be decoded"):
+            reading()
+
+
+def test_odd_sides_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="31x32"):
+        write_video(tmp_path / "v.mp4", ramp(2, 31), 8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_split_is_a_function_of_the_caption() -> None:
+    names = [f"caption {index}" for index in range(2000)]
+    first = [split_of(name, 0.1) for name in names]
+    assert first == [split_of(name, 0.1) for name in names]
+    assert 0.08 < first.count("test") / len(first) < 0.12
+    assert {split_of(name, 0.0) for name in names} == {"train"}
+    # A larger test split contains the smaller one.
+    assert all(split_of(name, 0.3) == "test" for name, split in zip(names, first, strict=True) if split == "test")
+
+
+def test_a_folder_gives_its_clips_in_order(folder: Path) -> None:
+    append(folder, json.dumps({"file": "a.mp4", "caption": "again", "truth": {"count": 1}}))
+    clips = read_folder(folder, **SHAPE)
+    assert [clip.caption for clip in clips] == ["clip a", "clip b", "clip c", "again"]
+    assert clips[3].truth == {"count": 1}
+    assert clips[0].truth is None
+    assert clips[0].pixels().shape == (4, 32, 32, 3)
+    assert clips[0].pixels().dtype == np.uint8
+
+
+def test_a_missing_or_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        read_folder(tmp_path / "nowhere", **SHAPE)
+    with pytest.raises(UserError, match="an empty folder"):
+        read_folder(tmp_path, **SHAPE)
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a folder without captions\.jsonl"):
+        read_folder(tmp_path, **SHAPE)
+    (tmp_path / CAPTIONS).write_text("\n")
+    with pytest.raises(UserError, match=r"captions\.jsonl: no clips"):
+        read_folder(tmp_path, **SHAPE)
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ('{"file": "a.mp4"', "not JSON"),
+    ("[1, 2]", "a list"),
+    ('{"caption": "no file"}', "no 'file'"),
+    ('{"file": "a.mp4", "caption": " "}', "no 'caption'"),
+    ('{"file": "a.mp4", "caption": 3}', "no 'caption'"),
+    ('{"file": "a.mp4", "caption": "x", "truth": 1}', "'truth' is not an object"),
+    ('{"file": "gone.mp4", "caption": "x"}', "a caption for 'gone.mp4'"),
+])
+def test_a_bad_line_is_named_with_its_number(folder: Path, line: str, said: str) -> None:
+    append(folder, line)
+    with pytest.raises(UserError) as caught:
+        read_folder(folder, **SHAPE)
+    assert f"{CAPTIONS}:4: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_all_bad_lines_are_told_at_once_up_to_ten(folder: Path) -> None:
+    append(folder, "\n".join(["oops"] * 12))
+    with pytest.raises(UserError) as caught:
+        read_folder(folder, **SHAPE)
+    assert f"{CAPTIONS}:4: " in str(caught.value)
+    assert f"{CAPTIONS}:13: " in str(caught.value)
+    assert "and 2 more" in str(caught.value)
+
+
+def test_captions_that_are_not_text(folder: Path) -> None:
+    (folder / CAPTIONS).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"captions\.jsonl: the captions can't be read"):
+        read_folder(folder, **SHAPE)
+
+
+def test_broken_files_are_left_out_up_to_a_limit(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "b.mp4").write_bytes(b"garbage")
+    paths = [clip.path for clip in read_folder(folder, **SHAPE)]
+    broken = find_broken(paths, max_broken=1)
+    assert list(broken) == [folder / "b.mp4"]
+    assert "b.mp4" in caplog.text
+    assert [clip.path.name for clip in read_folder(folder, **SHAPE, leave_out=broken)] == ["a.mp4", "c.mp4"]
+    with pytest.raises(UserError, match=r"b\.mp4: the video can't be decoded"):
+        find_broken(paths)
