@@ -70,6 +70,10 @@ class Context:
         """The bundle the step works on."""
         return self.bundles["input"]
 
+    def spec(self) -> Spec:
+        """The input bundle without weights; an empty one for the first step of a recipe without a model."""
+        return self.input.spec if "input" in self.bundles else Spec(video=self.video)
+
     def slot(self, name: str) -> Bundle | None:
         """Another bundle the step reads (``teacher``), or None."""
         return self.bundles.get(name)
@@ -81,8 +85,7 @@ class Context:
         ``log`` holds new transform-log entries of the denoiser; ``spec`` replaces the components' configs.
         """
         base = self.bundles.get("input")
-        if spec is None:
-            spec = self.input.spec
+        spec = spec or self.spec()
         if log and spec.denoiser:
             spec = replace(spec, denoiser=replace(spec.denoiser, log=(*spec.denoiser.log, *log)))
         if flow is not None:

@@ -135,9 +135,11 @@ class Registry:
     def _load(self, source: Source) -> ModuleType | None:
         try:
             module = source.load()
-            self._manager.register(module, name=source.name)
+            if self._manager.is_registered(module):
+                raise ImportError(f"{module.__name__} is the module of another entry point")
+            self._manager.register(module, name=f"{source.distribution}:{source.name}")
         except pluggy.PluginValidationError as error:
-            self._manager.unregister(name=source.name)
+            self._manager.unregister(name=f"{source.distribution}:{source.name}")
             self._break(source, _line(error), "Give the hook no arguments")
         except ModuleNotFoundError as error:
             self._break(source, _line(error), f"Install {error.name!r}, or uninstall {source.distribution!r}")

@@ -154,7 +154,8 @@ class _Reader:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
             at = (*place, key)
             if key_node.tag != f"{_TAG}str":
-                self._refuse(key_node, at, f"a key must be a word, got {_show(key_node)}", "Put it in quotes if it is one")
+                self._refuse(key_node, at, f"a key must be a word, got {_show(key_node)}",
+                             "Put it in quotes if it is one")
             elif key == "<<":
                 self._refuse(key_node, at, "merge keys ('<<') are not supported", "Write the values out")
             elif key in data:

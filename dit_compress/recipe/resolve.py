@@ -98,7 +98,8 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     for key in value.keys() - {"from"}:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
     if not isinstance(path, str) or not Path(path).is_dir():
-        checker.fault(("model", "from"), f"there is no folder {show(path)}", "Give a bundle, a run or a diffusers folder")
+        checker.fault(("model", "from"), f"there is no folder {show(path)}",
+                      "Give a bundle, a run or a diffusers folder")
         return None, None
     if _is_diffusers(Path(path)):
         return checker.part("model", {"use": "diffusers", "path": path}, ("model",)), None
@@ -137,7 +138,8 @@ def _drafts(checker: Checker) -> list[Draft]:
 def _draft(checker: Checker, item: Any, place: Place) -> Draft:
     step_kinds = checker.registry.step_kinds
     if not isinstance(item, dict):
-        checker.fault(place, f"expected a step, got {show(item)}", f"Write '- KIND: ...' with one of: {', '.join(step_kinds)}")
+        checker.fault(place, f"expected a step, got {show(item)}",
+                      f"Write '- KIND: ...' with one of: {', '.join(step_kinds)}")
         return Draft(place)
     kinds = [key for key in item if key in step_kinds]
     parts = [checker.part(kind, item[kind], (*place, kind)) for kind in kinds]
@@ -146,14 +148,15 @@ def _draft(checker: Checker, item: Any, place: Place) -> Draft:
         _fault_of_kinds(checker, kinds, rest, place)
         return Draft(place, given=rest)
     plugin = checker.plugin(kinds[0], item[kinds[0]])
-    draft = Draft(place, kinds[0], plugin.name if plugin else None, plugin.slots if plugin else (), parts[0], given=rest)
-    for key in rest:
-        if plugin and key not in ("name", "input", *plugin.slots):
-            what, mend = unknown_key(key, ["name", "input", *plugin.slots], f"step {draft.kind} {plugin.name!r}")
-            if key in plugin.options.model_fields:
-                mend = f"It is an option: indent it under '{draft.kind}:'"
-            checker.fault((*place, key), what, mend)
-    return draft
+    if plugin is None:
+        return Draft(place, kinds[0], given=rest)
+    known = ["name", "input", *plugin.slots]
+    for key in rest.keys() - set(known):
+        what, mend = unknown_key(key, known, f"step {kinds[0]} {plugin.name!r}")
+        if key in plugin.options.model_fields:
+            mend = f"It is an option: indent it under '{kinds[0]}:'"
+        checker.fault((*place, key), what, mend)
+    return Draft(place, kinds[0], plugin.name, plugin.slots, parts[0], given=rest)
 
 
 def _fault_of_kinds(checker: Checker, kinds: list[str], rest: dict[str, Any], place: Place) -> None:
@@ -264,7 +267,8 @@ class _Inputs:
             self.checker.fault(place, f"{slot!r} names the step {name!r}, which comes later (line {line})",
                                "Move that step up, or name an earlier one")
         elif not self.drafts[other].gives_bundle:
-            self.checker.fault(place, f"{slot!r} names {name!r}, an {self.drafts[other].kind} step, which gives no bundle",
+            kind = self.drafts[other].kind
+            self.checker.fault(place, f"{slot!r} names {name!r}, an {kind} step, which gives no bundle",
                                "Name the step it reads")
         else:
             return name

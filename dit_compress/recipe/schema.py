@@ -88,6 +88,8 @@ def _kind(kind: str, registry: Registry) -> dict[str, Any]:
     """A part: a name alone, where nothing is required, or ``use`` with the options of that plugin."""
     entries = registry.entries(kind)
     bare = [entry.plugin.name for entry in entries if not _has_required(entry)]
+    if not entries:
+        return {"not": {}, "description": f"No {kind} plugin is installed."}
     return {
         "if": {"type": "string"},
         "then": {"enum": bare},

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PROTOBUF_LIMIT = 2**31 - 2**20
 """A protobuf holds less than 2 GiB."""
 CONTRACTIONS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention")
+HALF_MAX = 6e4
+"""The converter clips constants to 1e4 unless told otherwise: it would change masks."""
 FLOAT, HALF = 1, 10
 """ONNX's numbers of float32 and float16."""
 
@@ -30,6 +32,7 @@ def halve(model: ModelProto, precise: frozenset[str]) -> ModelProto:
     halved = convert_float_to_float16(
         model,
         keep_io_types=True,
+        max_finite_val=HALF_MAX,
         node_block_list=precise_nodes(model.graph.node, precise),
         disable_shape_infer=model.ByteSize() > PROTOBUF_LIMIT,
     )

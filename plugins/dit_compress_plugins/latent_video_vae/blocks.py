@@ -103,25 +103,57 @@ class Stage(nn.Module):
         return x_NCHW
 
 
-class FixedConv(nn.Module):
-    """A convolution whose weights are buffers: training leaves it, and exporters fold it as a constant.
+class FixedLinear(nn.Module):
+    """A 1 × 1 convolution whose weights are buffers: the linear code stays PCA throughout training.
 
-    The linear code stays PCA. One Adam step moves every weight of a patch by the learning rate, and a
-    patch sums 24,576 of them: trained along, it drowned the latent (the PSNR fell from 27 to 13 dB).
+    A patch sums 24,576 values, and one Adam step moves every weight by the learning rate: trained
+    along, the linear code would need a rate of its own.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.kernel = kernel
-        self.register_buffer("weight", torch.zeros(channels_out, channels_in, kernel, kernel))
+        self.register_buffer("weight", torch.zeros(channels_out, channels_in, 1, 1))
         self.register_buffer("bias", torch.zeros(channels_out))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """``[N,C,H,W]`` → ``[N,channels_out,H/kernel,W/kernel]``."""
-        return functional.conv2d(x_NCHW, self.weight, self.bias, stride=self.kernel)
+        """``[N,C,H,W]`` → ``[N,channels_out,H,W]``."""
+        return functional.conv2d(x_NCHW, self.weight, self.bias)
+
+
+def pointwise(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A trained 1 × 1 convolution."""
+    return nn.Conv2d(channels_in, channels_out, 1)
+
+
+class FromPatches(nn.Module):
+    """Patches of ``cell × cell`` pixels → channels: space to channels, then a linear map.
+
+    The same arithmetic as a convolution of stride ``cell``, which is not used: in bf16, oneDNN's
+    forward of a strided convolution with 24 input channels is wrong by 130% (torch 2.13, AMX).
+    """
+
+    def __init__(self, linear: nn.Module, cell: int) -> None:
+        super().__init__()
+        self.linear, self.cell = linear, cell
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """``[N,C,H,W]`` → ``[N,channels,H/cell,W/cell]``."""
+        return self.linear(functional.pixel_unshuffle(x_NCHW, self.cell))
+
+
+class ToPatches(nn.Module):
+    """Channels → patches of ``cell × cell`` pixels: a linear map, then channels to space."""
+
+    def __init__(self, linear: nn.Module, cell: int) -> None:
+        super().__init__()
+        self.linear, self.cell = linear, cell
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """``[N,channels,H,W]`` → ``[N,C,H·cell,W·cell]``."""
+        return functional.pixel_shuffle(self.linear(x_NCHW), self.cell)
 
 
 def zero_(conv: nn.Module) -> None:

@@ -17,19 +17,24 @@ from torch.nn import functional
 
 from dit_compress_plugins.latent_video_vae.blocks import (
     CausalConv,
-    FixedConv,
+    FixedLinear,
+    FromPatches,
     Stage,
+    ToPatches,
     first_and_rest,
     join,
     merge_time,
+    pointwise,
     split_time,
     zero_,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    LinearMaker = Callable[[int, int], nn.Module]
 
 COLOURS = 3
 ENCODER_CELL = 8
@@ -66,16 +71,18 @@ class PairedConv(nn.Module):
         return self.first(first_NCHW), None if rest_NCHW is None else self.rest(rest_NCHW)
 
 
-def paired_patch(group: int, channels: int, cell: int) -> PairedConv:
+def from_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
     """Patches of ``cell × cell`` pixels (times one frame, or a group) → channels."""
+    values = COLOURS * cell**2
     return PairedConv(
-        nn.Conv2d(COLOURS, channels, cell, stride=cell), nn.Conv2d(group * COLOURS, channels, cell, stride=cell)
+        FromPatches(linear(values, channels), cell), FromPatches(linear(values * group, channels), cell)
     )
 
 
-def to_pixels(conv: type[nn.Module], group: int, channels: int, cell: int) -> PairedConv:
-    """Channels → the values of ``cell × cell`` pixels (times one frame, or a group), not yet shuffled."""
-    return PairedConv(conv(channels, COLOURS * cell**2, 1), conv(channels, group * COLOURS * cell**2, 1))
+def to_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
+    """Channels → patches of ``cell × cell`` pixels (times one frame, or a group)."""
+    values = COLOURS * cell**2
+    return PairedConv(ToPatches(linear(channels, values), cell), ToPatches(linear(channels, values * group), cell))
 
 
 class Encoder(nn.Module):
@@ -84,15 +91,13 @@ class Encoder(nn.Module):
     def __init__(self, ratio: Sequence[int], channels: int, widths: Sequence[int], num_blocks: int) -> None:
         super().__init__()
         self.group, size, _ = ratio
-        self.patch = PairedConv(
-            FixedConv(COLOURS, channels, size), FixedConv(self.group * COLOURS, channels, size)
-        )
+        self.patch = from_patches(FixedLinear, self.group, channels, size)
         cells = cells_between(ENCODER_CELL, size)
         stage_widths = [width_at(widths, cell) for cell in cells]
-        self.stem = paired_patch(self.group, stage_widths[0], cells[0])
+        self.stem = from_patches(pointwise, self.group, stage_widths[0], cells[0])
         self.stages = nn.ModuleList(Stage(width, num_blocks, 2) for width in stage_widths)
         self.downs = nn.ModuleList(
-            nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in zip(stage_widths, stage_widths[1:], strict=False)
+            FromPatches(pointwise(fine * 4, coarse), 2) for fine, coarse in zip(stage_widths, stage_widths[1:], strict=False)
         )
         self.head = nn.Conv2d(stage_widths[-1], channels, 1)
         zero_(self.head)
@@ -115,26 +120,24 @@ class Decoder(nn.Module):
 
     def __init__(self, ratio: Sequence[int], channels: int, widths: Sequence[int], num_blocks: int) -> None:
         super().__init__()
-        self.group, self.size, _ = ratio
-        size = self.size
-        self.patch = to_pixels(FixedConv, self.group, channels, size)
+        self.group, size, _ = ratio
+        self.patch = to_patches(FixedLinear, self.group, channels, size)
         cells = cells_between(DECODER_CELL, size)[::-1]
-        self.cell = cells[-1]
         stage_widths = [width_at(widths, cell) for cell in cells]
         self.stem = CausalConv(channels, stage_widths[0], 1, 1)
         self.stages = nn.ModuleList(Stage(width, num_blocks, 2) for width in stage_widths)
         self.ups = nn.ModuleList(
-            nn.Conv2d(coarse, fine * 4, 1) for coarse, fine in zip(stage_widths, stage_widths[1:], strict=False)
+            ToPatches(pointwise(coarse, fine * 4), 2) for coarse, fine in zip(stage_widths, stage_widths[1:], strict=False)
         )
-        self.refine = paired_patch(self.group, stage_widths[-1], cells[-1])
-        self.head = to_pixels(nn.Conv2d, self.group, stage_widths[-1], cells[-1])
+        self.refine = from_patches(pointwise, self.group, stage_widths[-1], cells[-1])
+        self.head = to_patches(pointwise, self.group, stage_widths[-1], cells[-1])
         zero_(self.head)
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """``[B,C,T,H,W]`` raw → ``[B,3,F,Y,X]``."""
         num_frames = latent_BCTHW.shape[2]
         x_NCHW = merge_time(latent_BCTHW)
-        linear = _shuffle(self.patch(*_parts(x_NCHW, num_frames)), self.size)
+        linear = self.patch(*_parts(x_NCHW, num_frames))
         x_NCHW = self.stem(x_NCHW, num_frames)
         last = len(self.ups)
         for index, stage in enumerate(self.stages):
@@ -142,20 +145,14 @@ class Decoder(nn.Module):
                 x_NCHW = x_NCHW + join(*self.refine(*linear))
             x_NCHW = stage(x_NCHW, num_frames)
             if index < last:
-                x_NCHW = functional.pixel_shuffle(self.ups[index](functional.silu(x_NCHW)), 2)
-        detail = _shuffle(self.head(*_parts(functional.silu(x_NCHW), num_frames)), self.cell)
-        return video_of(linear[0], linear[1]) + video_of(detail[0], detail[1])
+                x_NCHW = self.ups[index](functional.silu(x_NCHW))
+        detail = self.head(*_parts(functional.silu(x_NCHW), num_frames))
+        return video_of(*linear) + video_of(*detail)
 
 
 def _parts(x_NCHW: Tensor, num_frames: int) -> tuple[Tensor, Tensor | None]:
     """Like :func:`first_and_rest`, with None for no later frames (an image)."""
     return (x_NCHW, None) if num_frames == 1 else first_and_rest(x_NCHW, num_frames)
-
-
-def _shuffle(rows: tuple[Tensor, Tensor | None], cell: int) -> tuple[Tensor, Tensor | None]:
-    """Both rows from ``[N, G·3·cell², H, W]`` to pixels ``[N, G·3, H·cell, W·cell]``."""
-    first, rest = rows
-    return functional.pixel_shuffle(first, cell), None if rest is None else functional.pixel_shuffle(rest, cell)
 
 
 def cells_between(fine: int, coarse: int) -> list[int]:

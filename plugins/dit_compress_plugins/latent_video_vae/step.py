@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.spec import ComponentSpec
+from dit_compress.train.loop import fit
 from dit_compress_plugins.latent_video_vae.objective import (
     VideoVAEObjective,
     initialise,
@@ -14,10 +17,13 @@ from dit_compress_plugins.latent_video_vae.objective import (
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
+    from dit_compress.context import Context, Result
+    from dit_compress.encode import Samples
+    from dit_compress.spec import Spec
     from dit_compress_plugins.latent_video_vae import VideoVAEOptions
 
 
@@ -26,6 +32,27 @@ class VideoVAEStep:
 
     def __init__(self, options: VideoVAEOptions) -> None:
         self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """The bundle gets a codec; the video must fit its ratio."""
+        with torch.device("meta"):
+            vae = self.create()
+        after = replace(spec, latent=ComponentSpec("latent", "video_vae", config_of(vae)))
+        if spec.video is not None:
+            after.latent_size()
+        return after
+
+    def run(self, context: Context) -> Result:
+        """Start from PCA, train, measure the latents' statistics, give the bundle."""
+        samples = context.pixels("train")
+        vae = self.create(context.seed)
+        count = min(len(samples), self.options.pca_clips)
+        self.initialise(vae, chunks(samples, count))
+        if self.options.steps:
+            fit(self.objective(vae), samples, self.options, context)
+        vae = self.finish(vae.float(), chunks(samples, count))
+        spec = replace(context.spec(), latent=ComponentSpec("latent", "video_vae", config_of(vae)))
+        return context.give({"latent": vae}, spec=spec)
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> VideoVAE:
@@ -52,3 +79,14 @@ class VideoVAEStep:
         """Write the latent's statistics over some training clips into the config, and freeze."""
         measure_statistics(vae, videos)
         return vae.eval().requires_grad_(requires_grad=False)
+
+
+def config_of(vae: VideoVAE) -> dict[str, Any]:
+    """JSON config of a VAE, statistics included."""
+    return {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
+
+
+def chunks(samples: Samples, count: int, size: int = 32) -> Iterator[Tensor]:
+    """The first ``count`` training clips in batches."""
+    for first in range(0, count, size):
+        yield samples.x0(range(first, min(first + size, count)))

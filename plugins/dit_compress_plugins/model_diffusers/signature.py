@@ -80,7 +80,8 @@ def _guidance(call: Call) -> Tensor | None:
     if not call.config.get("guidance_embeds"):
         return None
     given = call.cond.get("guidance")
-    return (call.zeros(call.batch) + 1 if given is None else given) * call.timestep_scale
+    scale = call.config.get("guidance_embeds_scale") or call.timestep_scale
+    return (call.zeros(call.batch) + 1 if given is None else given) * scale
 
 
 def _image_ids(call: Call) -> Tensor:

@@ -95,8 +95,8 @@ def _each(count: int | list[int], layers: int) -> list[int]:
 def initialise(module: VideoDiT) -> None:
     """Every residual branch starts small and the output near zero, but no gradient starts at zero.
 
-    Gates of 0.1 learn as fast as those of zero (0.729 and 0.725 after 400 steps of a toy, 0.739 from gates
-    of one) and give importance scores a gradient from the first step.
+    Gates of 0.1 learn as fast as those of zero (losses 0.729 and 0.725 after 400 steps of a toy, one seed;
+    0.739 from gates of one) and give importance scores a gradient from the first step.
     """
     for name, parameter in module.named_parameters():
         if name.endswith("bias"):

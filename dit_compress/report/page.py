@@ -1,0 +1,139 @@
+"""``report.html``: one page, everything inline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.report import figures
+from dit_compress.report.lineage import lineage
+from dit_compress.report.media import wall
+from dit_compress.report.paper import compared
+from dit_compress.report.proofs import input_sets, proofs
+from dit_compress.report.result import NAMES, arms, sentence
+from dit_compress.report.summary import flatten
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    from dit_compress.report.data import Run, Step
+    from dit_compress.report.result import Arm, Outcome
+
+TEMPLATE = "template.html.j2"
+GRADIENT = "grad_"
+HEADLINES = ("attribute_accuracy", "total_score", "psnr_db")
+"""Of an evaluate step's metrics, the one that says how good: the first it has."""
+MINUTE = 60
+
+
+def render(run: Run, result: Outcome) -> str:
+    """The page as text."""
+    found = arms(run)
+    proven = proofs(run)
+    return environment().get_template(TEMPLATE).render(
+        run=run,
+        result=result,
+        sentence=sentence(result),
+        metric=NAMES.get(result.quality_metric or "", ""),
+        notes={step.name: measured(run, step) for step in run.steps},
+        trainings=[(step, *curves(step)) for step in run.steps if step.curves],
+        prunings=[(step, *pruning_pictures(step)) for step in run.steps if step.pruning],
+        wall=wall(run),
+        arms=found,
+        attributes=attributes(found),
+        speeds=[step for step in run.of_kind("evaluate") if "sample_ms" in step.metrics],
+        proofs=proven,
+        input_sets=input_sets(proven),
+        paper=compared(run, result),
+        lineage=lineage(run),
+        metrics=[(step, flatten(step.metrics)) for step in run.steps if step.metrics],
+    )  # fmt: skip
+
+
+def environment() -> Environment:
+    """Jinja with autoescape, strict about names, and the page's number formats."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    made.filters |= {"millions": millions, "figure": figure, "duration": duration, "share": share, "megabytes": megabytes}
+    return made
+
+
+def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
+    """Latency and quality that evaluate steps found of a step's bundle (or, of an evaluate step, its own)."""
+    found: dict[str, list[tuple[str, str]]] = {"latency": [], "quality": []}
+    for other in run.of_kind("evaluate"):
+        if step.name not in (other.name, other.source):
+            continue
+        who = "" if other is step else other.name
+        if "dit_call_ms" in other.metrics:
+            found["latency"].append((f"{other.metrics['dit_call_ms']:,.1f}", who))
+        if (key := next((key for key in HEADLINES if key in other.metrics), None)) is not None:
+            value = other.metrics[key]
+            found["quality"].append((f"{value:.1f} dB" if key.endswith("_db") else f"{value:.3f}", who))
+    return found
+
+
+def curves(step: Step) -> tuple[list[Markup], list[Markup]]:
+    """A training's losses, and its gradient norms."""
+    drawn: tuple[list[Markup], list[Markup]] = ([], [])
+    for index, series in enumerate(step.curves):
+        is_gradient = series.name.rpartition("/")[2].startswith(GRADIENT)
+        drawn[is_gradient].append(figures.curve(series, f"{step.name}-c{index}"))
+    return drawn
+
+
+def pruning_pictures(step: Step) -> tuple[list[Markup], list[Markup]]:
+    """Pictures of the search, and of what went."""
+    assert step.pruning is not None  # noqa: S101 - render() asks only then
+    return figures.search_pictures(step.pruning, step.name), figures.unit_pictures(step.pruning, step.name)
+
+
+def attributes(found: list[Arm]) -> list[str]:
+    """The attributes that any arm has, in the order of their first appearance."""
+    return list(dict.fromkeys(name for arm in found for name in arm.scores))
+
+
+# ------------------------------------------------------------------ formats
+
+
+def millions(count: float | None) -> str:
+    """``6.23M``, ``1,923M``, ``–``."""
+    if count is None:
+        return "–"
+    return f"{count / 1e6:,.0f}M" if count >= 1e8 else f"{count / 1e6:.2f}M"  # noqa: PLR2004 - three digits suffice
+
+
+def figure(value: Any) -> str:
+    """Any figure: integers in full, other numbers to four digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"  # noqa: PLR2004 - no powers of ten for thousands
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``7 min 05 s``, ``1 h 12 min``."""
+    if seconds < MINUTE:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), MINUTE)
+    if minutes < MINUTE:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // MINUTE} h {minutes % MINUTE:02d} min"
+
+
+def share(value: float | None) -> str:
+    """``92%``."""
+    return "–" if value is None else f"{value:.0%}"
+
+
+def megabytes(size_bytes: int | None) -> str:
+    """``1.25 MB``."""
+    return "–" if size_bytes is None else f"{size_bytes / 1e6:,.2f} MB"

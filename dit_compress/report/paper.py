@@ -1,0 +1,83 @@
+"""The paper's numbers (arXiv 2507.13343v1) beside a run's, where both mean the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dit_compress.report.data import Pruning, Run
+    from dit_compress.report.result import Outcome
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One quantity: where the paper states it, its value and the run's."""
+
+    what: str
+    where: str
+    paper: str
+    ours: str
+
+
+def compared(run: Run, result: Outcome) -> list[Pair]:
+    """What can be set side by side; empty for a run that neither prunes nor takes few steps."""
+    return [*_size(result), *_units(run, result), *_sampling(run, result), *_codec(run), *_quality(result)]
+
+
+def _size(result: Outcome) -> list[Pair]:
+    if result.params_share is None or result.pruned is None:
+        return []
+    assert result.teacher_params and result.student_params  # noqa: PT018, S101 - the share was computed from them
+    before, after = (f"{count / 1e6:,.2f}M" for count in (result.teacher_params, result.student_params))
+    return [Pair("Parameters of the DiT", "section 4", "2B → 915M (46%)", f"{before} → {after} ({result.params_share:.0%})")]
+
+
+def _units(run: Run, result: Outcome) -> list[Pair]:
+    step = run.step(result.pruned)
+    if step is None or step.pruning is None:
+        return []
+    paper = {"block": ("Blocks removed", "8 of 28 (29%)"), "head": ("Heads removed, per attention", "12 of 32 (38%)"),
+             "ffn": ("FFN channels removed, per block", "25%")}  # fmt: skip
+    pairs = []
+    for level, (what, theirs) in paper.items():
+        if (removed := _removed(step.pruning, level)) is not None:
+            pairs.append(Pair(what, "section 3.2", theirs, removed))
+    return pairs
+
+
+def _removed(pruning: Pruning, level: str) -> str | None:
+    """``2 of 8 (25%)``; only the share where the axes that stay differ."""
+    axes = [axis for axis in pruning.axes if axis.level == level and pruning.stays(axis)]
+    if not axes:
+        return None
+    counts = {(axis.units - len(pruning.kept_units(axis)), axis.units) for axis in axes}
+    gone, total = (sum(count[place] for count in counts) for place in (0, 1))
+    return f"{gone:,} of {total:,} ({gone / total:.0%})" if len(counts) == 1 else f"{gone / total:.0%} on average"
+
+
+def _sampling(run: Run, result: Outcome) -> list[Pair]:
+    if result.times_faster is None:
+        return []
+    speed = next(step for step in run.of_kind("evaluate") if step.metrics.get("times_faster") == result.times_faster)
+    how = f" ({speed.metrics['steps']} steps)" if "steps" in speed.metrics else ""
+    return [
+        Pair("Sampling, 4 steps without guidance against 40 with it", "section 3.3", "20× from the steps alone",
+             f"{result.times_faster:.3g}×, pruning included{how}"),
+        Pair("Speed of the whole generator, server to mobile", "Table 1", "6.4 → 151.3 frames/s on an A100 (24×)", "see Speed"),
+    ]  # fmt: skip
+
+
+def _codec(run: Run) -> list[Pair]:
+    figures = [step.metrics["psnr_db"] for step in run.of_kind("evaluate") if "psnr_db" in step.metrics]
+    ratios = [step.options.get("ratio") for step in run.of_kind("latent")]
+    if not figures or "8x32x32" not in ratios:
+        return []
+    return [Pair("VAE 8×32×32, PSNR", "Table 3", "30.6 dB", f"{figures[0]:.1f} dB")]
+
+
+def _quality(result: Outcome) -> list[Pair]:
+    if result.student_quality is None or result.pruned_quality is None:
+        return []
+    return [Pair("Pruned model without → with distillation", "Table 4", "79.00 → 81.45 (VBench total score)",
+                 f"{result.pruned_quality:.3f} → {result.student_quality:.3f}")]  # fmt: skip
