@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.encode import Captions, Samples, latent_cache, pixel_cache
+from dit_compress.encode import Captions, Samples, caption_cache, latent_cache, pixel_cache
 from dit_compress.errors import UserError
 from dit_compress.files import sha256_data
 from dit_compress.graph import data_folder
@@ -118,15 +118,19 @@ class Context:
         with progress(f"decoding {split} clips", len(clips)) as advance:
             return Samples(pixel_cache(path, clips, advance), [clip.caption for clip in clips], {}, pixels=True)
 
-    def latents(self, split: Split, encoder: nn.Module | None = None) -> Samples:
-        """The clips as latents of the input's VAE; ``encoder`` turns the captions into tokens."""
+    def latents(self, split: Split, text: Captions) -> Samples:
+        """The clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
         clips = self.clips(split)
         key = sha256_data([self.manifest_digest, self.input.digest("latent")])
         codec = self.input.codec()
         with progress(f"encoding {split} clips", len(clips)) as advance:
             latents = latent_cache(self.cache / f"latents-{split}-{key[:16]}.npy", clips, codec, advance)
         captions = [clip.caption for clip in clips]
-        tokens = encoder.tokenize(captions) if encoder is not None else {}
+        if text.frozen:
+            key = sha256_data([self.manifest_digest, self.input.digest("text"), split])
+            tokens = caption_cache(self.cache / f"captions-{split}-{key[:16]}", captions, text)
+        else:
+            tokens = text.encoder.tokenize(captions)
         return Samples(latents, captions, tokens, pixels=False)
 
     def text(self) -> Captions:

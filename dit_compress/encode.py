@@ -80,6 +80,24 @@ def latent_cache(path: Path, clips: Sequence[Clip], codec: nn.Module, advance: C
     return np.load(path, mmap_mode="r")
 
 
+def caption_cache(folder: Path, captions: Sequence[str], text: Captions) -> dict[str, Tensor]:
+    """All captions encoded once by a frozen encoder: ``embedding [N,L,D]`` and ``mask [N,L]``, memory-mapped."""
+
+    def encoded(name: str) -> Any:
+        for first in range(0, len(captions), ENCODE_BATCH):
+            with torch.no_grad():
+                tokens = text.encoder.tokenize(captions[first : first + ENCODE_BATCH])
+                yield text.encoder(tokens)[name].float().numpy()
+
+    found = {}
+    for name in ("embedding", "mask"):
+        path = folder / f"{name}.npy"
+        if not path.is_file():
+            _fill(path, len(captions), np.float32, encoded(name), lambda: None)
+        found[name] = torch.from_numpy(np.load(path, mmap_mode="r+"))
+    return found
+
+
 def _fill(path: Path, total: int, dtype: Any, parts: Any, advance: Callable[[], Any]) -> None:
     """Write consecutive parts into one .npy file that appears when it is whole."""
     partial = path.with_name(f"{path.name}.partial")
@@ -105,12 +123,26 @@ class Captions(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
+        self._null: dict[str, Tensor] | None = None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing in the encoder is being trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Cond:
         """Tokens (or cached embeddings) → conditions."""
-        null = self.encoder.tokenize([""])
         encoded = tokens if "embedding" in tokens else self.encoder(tokens)
-        return Cond(dict(encoded), self.encoder(null))
+        return Cond(dict(encoded), self.null())
+
+    def null(self) -> dict[str, Tensor]:
+        """The empty caption, leading 1; computed once while the encoder is frozen."""
+        if not self.frozen:
+            return self.encoder(self.encoder.tokenize([""]))
+        if self._null is None:
+            with torch.no_grad():
+                self._null = self.encoder(self.encoder.tokenize([""]))
+        return self._null
 
     def cond(self, captions: Sequence[str]) -> Cond:
         """Captions → conditions."""

@@ -70,6 +70,7 @@ class Runner:
                                               "steps": [node.name for node in listed], "manifest": manifest})
         (self.folder / "recipe.yaml").write_text(dump(self.recipe), "utf-8")
         ran = 0
+        self._refuse_early(listed, manifest)
         for place, node in enumerate(listed, 1):
             key = self.key(node, manifest)
             title = f"[{place}/{len(listed)}] {node.name}"
@@ -83,6 +84,14 @@ class Runner:
             else:
                 self.say(f"{title}: not run")
         self._conclude(changed=ran > 0)
+
+    def _refuse_early(self, listed: Sequence[Node], manifest: str) -> None:
+        """Plan the whole recipe before the first step is paid for, unless everything is finished."""
+        if all(finished(self.folder, node.name, self.key(node, manifest)) for node in listed):
+            return
+        from dit_compress.planning import plan
+
+        plan(self.recipe)
 
     def _conclude(self, *, changed: bool) -> None:
         """Summary and report, where anything changed."""

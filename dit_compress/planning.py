@@ -36,11 +36,11 @@ def plan(recipe: Recipe) -> list[Planned]:
     rows: list[Planned] = []
     errors: list[UserError] = []
     for node in graph.nodes(recipe):
+        source = node.inputs.get("input", "")
         try:
             before = _input_spec(node, specs, recipe)
             after = base_spec(node.parts, recipe.video) if before is None else _planned(node, before)
-            source = node.inputs.get("input", "")
-            figures[node.name] = describe(after)
+            figures[node.name] = figures[source] if source in figures and before is not None and _alike(before, after) else describe(after)
             fresh = after.notes[len(before.notes) :] if before else ()
             rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
             specs[node.name] = after
@@ -50,6 +50,11 @@ def plan(recipe: Recipe) -> list[Planned]:
     if errors:
         raise UserError.join(errors)
     return rows
+
+
+def _alike(before: Spec, after: Spec) -> bool:
+    """Whether a step leaves every shape as it was."""
+    return replace(before, flow=after.flow, notes=after.notes) == after
 
 
 def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> Spec:

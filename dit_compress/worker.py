@@ -14,8 +14,8 @@ from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
 from dit_compress.files import publish, read_json, write_json
 from dit_compress.pipeline import STOPPED
-from dit_compress.plugins import use
-from dit_compress.recipe import load
+from dit_compress.plugins import installed, use
+from dit_compress.recipe import load, make_part
 
 if TYPE_CHECKING:
     from dit_compress.context import Context, Result
@@ -75,7 +75,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> C
         record=record,
         video=recipe.video,
         manifest_digest=job["manifest"],
-        trackers=recipe.trackers,
+        trackers=recipe.trackers or (make_part("tracker", "jsonl", installed()),),
     )
     context.catch_signals()
     return context

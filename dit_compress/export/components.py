@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TYPICAL_SIGMA = 0.7
+WIDE_RANK = 3
+"""Conditions of this rank carry values (embeddings); those below are masks, rates, flags."""
 
 
 class DitStep(nn.Module):
@@ -54,7 +56,7 @@ def dit_step(denoiser: Denoiser, latent_BCTHW: Tensor, cond: Mapping[str, Tensor
     names = tuple(cond)
     sigma_B = torch.full((latent_BCTHW.shape[0],), TYPICAL_SIGMA)
     texts = {INPUT_NAMES.get(name, name): value for name, value in cond.items()}
-    wide = [name for name, value in texts.items() if value.is_floating_point() and value.ndim > 2]
+    wide = [name for name, value in texts.items() if value.is_floating_point() and value.ndim >= WIDE_RANK]
     return Component(
         name="dit_step",
         module=DitStep(denoiser, names).eval(),

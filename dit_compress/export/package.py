@@ -1,8 +1,8 @@
 """Components in, a proven folder out.
 
-    <folder>/manifest.json                       what an app needs to know; its schema is versioned
-    <folder>/<component>.<kind>                  as the exporter wrote it
-    <folder>/golden/<component>.safetensors      inputs and the source's outputs, "<set>/inputs/<name>"
+- ``manifest.json``: what an app needs to know; its schema is versioned.
+- ``<component>.<kind>``: as the exporter wrote it.
+- ``golden/<component>.safetensors``: inputs and the source's outputs, as ``<set>/inputs/<name>``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dit_compress import SCHEMA
 from dit_compress.errors import UserError
@@ -22,6 +21,8 @@ from dit_compress.files import sha256_data, sha256_file, whole_folder, write_jso
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import torch
 
     from dit_compress.export.proof import Row
     from dit_compress.export.types import Artifact, Component, Diagnostic, Fidelity, Profile
@@ -197,7 +198,7 @@ def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def _write_golden(path: Path, golden: Mapping[str, Golden]) -> None:
     from safetensors.numpy import save_file
 
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for name, each in golden.items():
         tensors |= {f"{name}/inputs/{key}": value for key, value in each.inputs.items()}
         tensors |= {f"{name}/outputs/{key}": value for key, value in each.outputs.items()}

@@ -107,5 +107,5 @@ def _refusal(artifact: Artifact, row: Row) -> UserError:
     return UserError(
         f"the {artifact.kind} file computes something else: {seen} ({row.arithmetic}, {row.input_set} inputs)",
         where=f"component {artifact.component}",
-        mend="Choose precision float32" if row.arithmetic == "float16" else "Report the model to the exporter's authors",
+        mend="Choose precision float32" if row.arithmetic == "float16" else "Report it to the exporter's authors",
     )

@@ -60,7 +60,7 @@ def _trace(component: Component) -> ExportedProgram:
         raise
     except Exception as error:
         raise UserError(
-            f"torch.export can't trace it: {_first_line(error)}",
+            f"torch.export can't trace it: {root_cause(error)}",
             where=f"component {component.name}{_place(error)}",
             mend="Make control flow and shapes independent of values",
         ) from error
@@ -132,7 +132,10 @@ def _flat(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
-def _first_line(error: Exception) -> str:
+def root_cause(error: BaseException) -> str:
+    """First line of the exception that started it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

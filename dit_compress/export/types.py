@@ -5,16 +5,17 @@ Shapes: whatever the component's example inputs have; they are fixed in the expo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dit_compress.verify.gates import Arithmetic
-
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     import numpy as np
     from torch import Tensor, nn
+
+    from dit_compress.verify.gates import Arithmetic
 
 Fidelity = Literal["production", "reference", "interpreter", "none"]
 """What executed the file: the runtime apps use, the maker's reference runtime, an interpreter of the graph, nothing."""

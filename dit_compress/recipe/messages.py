@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,6 +12,8 @@ from pydantic import BaseModel
 from dit_compress.plugins import closest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
@@ -106,13 +107,12 @@ def show(value: Any) -> str:
 
 
 def _place(detail: ErrorDetails, data: Mapping[str, Any]) -> Place:
-    """pydantic's ``loc`` without the names of union members, which the document does not have."""
+    """The ``loc`` of pydantic without the names of union members, which the document does not have."""
     place: list[str | int] = []
     value: Any = data
     for step in detail["loc"]:
-        if isinstance(value, dict) and step in value:
-            value = value[step]
-        elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
+        holds = step in value if isinstance(value, dict) else isinstance(value, list) and step in range(len(value))
+        if holds:
             value = value[step]
         elif not (detail["type"] == "missing" and step == detail["loc"][-1]):
             continue

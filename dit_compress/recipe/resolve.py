@@ -95,7 +95,7 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     if not (isinstance(value, dict) and "from" in value):
         return (checker.part("model", value, ("model",)) if "model" in checker.document.data else None), None
     path = value["from"]
-    for key in value.keys() - {"from"}:
+    for key in [key for key in value if key != "from"]:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
     if not isinstance(path, str) or not Path(path).is_dir():
         checker.fault(("model", "from"), f"there is no folder {show(path)}",
@@ -151,7 +151,7 @@ def _draft(checker: Checker, item: Any, place: Place) -> Draft:
     if plugin is None:
         return Draft(place, kinds[0], given=rest)
     known = ["name", "input", *plugin.slots]
-    for key in rest.keys() - set(known):
+    for key in [key for key in rest if key not in known]:
         what, mend = unknown_key(key, known, f"step {kinds[0]} {plugin.name!r}")
         if key in plugin.options.model_fields:
             mend = f"It is an option: indent it under '{kinds[0]}:'"
@@ -207,7 +207,7 @@ class _Inputs:
         self.checker = checker
         self.drafts = drafts
         self.first = first
-        self.index = {draft.name: index for index, draft in enumerate(drafts) if draft.name}
+        self.index: dict[str, int] = {draft.name: index for index, draft in enumerate(drafts) if draft.name}
 
     def resolve(self) -> None:
         """Fill the inputs of every draft."""
@@ -253,7 +253,8 @@ class _Inputs:
                 self.checker.fault(place, f"there is no folder {value!r} for {slot!r}", "Give a bundle or a run folder")
                 return None
             return _as_path(value)
-        if all(draft.name for draft in self.drafts):
+        # Where a step has an error, its name may be the unknown one, and nothing more is said.
+        if all(draft.name for draft in self.drafts) or closest(value, self.index):
             self._fault_of_unknown(index, slot, value)
         return None
 
@@ -278,7 +279,8 @@ class _Inputs:
         earlier = [draft.name for draft in self.drafts[:index] if draft.name and draft.gives_bundle]
         earlier = [BASE, *earlier] if self.first == BASE else earlier
         guess = closest(value, earlier)
-        mend = f"Did you mean {guess!r}?" if guess else f"Earlier steps: {', '.join(earlier) or 'none'}; a path has a '/'"
+        listing = f"Earlier steps: {', '.join(earlier) or 'none'}; a path has a '/'"
+        mend = f"Did you mean {guess!r}?" if guess else listing
         self.checker.fault((*self.drafts[index].place, slot), f"{slot!r} names an unknown step {value!r}", mend)
 
 

@@ -81,7 +81,7 @@ class Checker:
 
     def _example(self, kind: str) -> str:
         names = [entry.plugin.name for entry in self.registry.entries(kind)]
-        return f"'use: NAME' with one of: {', '.join(names)}" if names else f"'use: NAME'; no {kind} plugin is installed"
+        return f"'use: NAME' with one of: {', '.join(names) or 'none installed'}"
 
     def _named(self, kind: str, name: str, given: dict[str, Any], place: Place, named: Place) -> Part | None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from dit_compress.errors import UserError
 from dit_compress.files import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 TRAINING = "curves.jsonl"
@@ -85,6 +88,7 @@ class Step:
     model: dict[str, Any]
     metrics: dict[str, Any]
     bundle: str | None
+    flow: dict[str, Any]
     seconds: float
     peak_memory_mib: int | None
     threads: int | None
@@ -94,6 +98,11 @@ class Step:
     manifest: dict[str, Any] | None = None
 
     @property
+    def plugin_kind(self) -> str:
+        """``distill: affine``; the plugins alone for the implicit first step."""
+        return self.plugin if self.kind == "base" else f"{self.kind}: {self.plugin}"
+
+    @property
     def source(self) -> str | None:
         """The step (or path) whose bundle it reads."""
         return self.inputs.get("input")
@@ -101,7 +110,7 @@ class Step:
     @property
     def options(self) -> dict[str, Any]:
         """The step's own options, defaults included."""
-        return self.parts.get("step", {}).get("options", {})
+        return dict(self.parts.get("step", {}).get("options", {}))
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,7 @@ def read_step(folder: Path) -> Step:
         model=record.get("model") or {},
         metrics=record.get("metrics") or {},
         bundle=record.get("bundle"),
+        flow=read_bundle(folder).get("flow") or {},
         seconds=record.get("seconds") or 0.0,
         peak_memory_mib=record.get("peak_memory_mib"),
         threads=record.get("threads"),
@@ -221,26 +231,27 @@ def units_of(record: dict[str, Any] | list[int]) -> frozenset[int]:
     )
 
 
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """bundle.json of a step that gives a bundle; empty for the others."""
+    path = folder / "bundle" / "bundle.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of an exported package."""
     path = folder / "files" / "manifest.json"
-    return read_json(path) if path.is_file() else None
+    return dict(read_json(path)) if path.is_file() else None
 
 
-def read_environment(folders: Any, steps: tuple[Step, ...]) -> dict[str, Any]:
+def read_environment(folders: Iterable[Path], steps: tuple[Step, ...]) -> dict[str, Any]:
     """What the steps ran on, as the newest bundle's lineage records it, and this machine's processors."""
-    import os
-    import platform
-
-    environment: dict[str, Any] = {}
+    environment: dict[str, Any] = dict.fromkeys(("torch", "device", "seed"))
     for folder in folders:
-        path = folder / "bundle" / "bundle.json"
-        lineage = read_json(path)["lineage"] if path.is_file() else []
-        if lineage:
-            environment = {key: lineage[-1].get(key) for key in ("torch", "device", "seed")}
+        if lineage := read_bundle(folder).get("lineage"):
+            environment = {key: lineage[-1].get(key) for key in environment}
     threads = sorted({step.threads for step in steps if step.threads})
     return environment | {
-        "threads": threads[0] if len(threads) == 1 else threads,
+        "threads": threads[0] if len(threads) == 1 else threads or None,
         "machine": platform.machine(),
         "system": platform.system(),
         "cpus": os.cpu_count(),

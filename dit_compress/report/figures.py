@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_compress.report.svg import ACCENT, HEAT, INK, MUTED, PAPER, RULE, WARM, as_svg, drawing, place
+from dit_compress.report.svg import ACCENT, GONE, HEAT, INK, MUTED, PAPER, RULE, WARM, as_svg, drawing, headline, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from markupsafe import Markup
     from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
 
     from dit_compress.report.data import AxisLayout, Pruning, Series
 
@@ -24,6 +25,12 @@ LOG_ABOVE = 30.0
 """A curve that spans more than this factor is drawn on a logarithmic axis."""
 _NAMES = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward", "ffn": "feed-forward"}
 _DECIDED = (0.1, 0.9)
+MAX_NAMED = 64
+"""Units of one axis that a reader can still count: heads are, channels are not."""
+SMALL = 12
+"""Up to so many blocks there is room for tall rows."""
+MAX_ROWS = 256
+"""Rows of one picture that the eye still parts."""
 
 
 # ------------------------------------------------------------------ training curves
@@ -38,11 +45,9 @@ def curve(series: Series, name: str) -> Markup:
         axes.plot(steps, smooth, color=ACCENT)
         if len(smooth):
             axes.plot(steps[-1], smooth[-1], "o", color=ACCENT, markersize=3)
-        positive = len(low) and low.min() > 0
-        if positive and smooth.max() / smooth.min() > LOG_ABOVE:
-            axes.set_yscale("log")
-        axes.set_title(series.name.replace("_", " "))
-        axes.set_title(f"{series.values[-1]:.3g}" if len(series.values) == 1 else f"{smooth[-1]:.3g}", loc="right", color=MUTED)
+            if low.min() > 0 and smooth.max() / smooth.min() > LOG_ABOVE:
+                axes.set_yscale("log")
+        headline(figure, series.name.replace("_", " "), f"{smooth[-1]:.3g}" if len(smooth) else "")
         _calm(axes)
         return as_svg(figure, name, f"{series.name} over {series.steps[-1] + 1} steps")
 
@@ -74,6 +79,8 @@ def _calm(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(4))
+    else:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -95,8 +102,10 @@ def families(pruning: Pruning) -> dict[str, list[AxisLayout]]:
 
 def search_pictures(pruning: Pruning, name: str) -> list[Markup]:
     """How decided the masks are over the search, then one picture of probabilities for each family of axes."""
-    searched = {title: [axis for axis in axes if axis.name in pruning.chosen] for title, axes in families(pruning).items()}
-    searched = {title: axes for title, axes in searched.items() if axes}
+    searched = {}
+    for title, axes in families(pruning).items():
+        if members := [axis for axis in axes if axis.name in pruning.chosen]:
+            searched[title] = members
     if not pruning.snapshots or not searched:
         return []
     pictures = [decided(pruning, searched, f"{name}-decided")]
@@ -115,8 +124,8 @@ def decided(pruning: Pruning, searched: dict[str, list[AxisLayout]], name: str) 
             share = [float(np.mean((value < _DECIDED[0]) | (value > _DECIDED[1]))) for value in values]
             axes.plot(steps, share, color=colour, linestyle=dash, label=title)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title("Decided (p below 0.1 or above 0.9)")
-        axes.legend(frameon=False, fontsize=7.5, loc="upper left", labelcolor=INK)
+        headline(figure, "Decided: p below 0.1 or above 0.9")
+        axes.legend(frameon=False, fontsize=7.5, loc="best", labelcolor=INK)
         axes.set_xlabel("search step", loc="right", labelpad=1)
         _calm(axes)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -124,10 +133,17 @@ def decided(pruning: Pruning, searched: dict[str, list[AxisLayout]], name: str) 
 
 
 def probabilities(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str) -> Markup:
-    """Parts (rows, block by block) over the search (columns): full colour stays for sure; beside it the choice."""
-    table = np.concatenate([np.array([keep[axis.name] for _, keep in pruning.snapshots]).T for axis in members])
-    sizes = [len(pruning.chosen[axis.name]) for axis in members]
-    chosen = np.concatenate([pruning.chosen[axis.name] for axis in members])
+    """Parts (rows, block by block) over the search (columns): full colour stays for sure; beside it the choice.
+
+    Parts too many to be told apart are sorted inside their block, the likeliest to stay first.
+    """
+    tables = [np.array([keep[axis.name] for _, keep in pruning.snapshots]).T for axis in members]
+    choices, sizes = [np.asarray(pruning.chosen[axis.name]) for axis in members], [len(table) for table in tables]
+    named = max(axis.units for axis in members) <= MAX_NAMED and sum(sizes) <= MAX_ROWS
+    orders = [np.arange(len(rows)) if named else np.lexsort((-rows[:, -1], -choice))
+              for rows, choice in zip(tables, choices, strict=True)]
+    table, chosen = (np.concatenate([rows[order] for rows, order in zip(each, orders, strict=True)])
+                     for each in (tables, choices))
     steps = [step for step, _ in pruning.snapshots]
     with drawing(282, 236) as figure:
         axes = place(figure, 30, 26, 214, 182)
@@ -137,12 +153,12 @@ def probabilities(pruning: Pruning, title: str, members: Sequence[AxisLayout], n
         verdict.imshow(_verdict(chosen), aspect="auto", interpolation="nearest")
         verdict.set_axis_off()
         figure.text(260 / 282, 26 / 236, "■ stays", color=HEAT, fontsize=7, rotation=90, va="bottom")
-        figure.text(260 / 282, 118 / 236, "■ goes", color=WARM, fontsize=7, rotation=90, va="bottom")
+        figure.text(260 / 282, 118 / 236, "■ goes", color=GONE, fontsize=7, rotation=90, va="bottom")
         _rows(axes, members, sizes)
         marks = sorted({0, len(steps) // 2, len(steps) - 1})
         axes.set_xticks(marks, [str(steps[mark]) for mark in marks])
         axes.set_xlabel("search step", loc="right", labelpad=1)
-        axes.set_title(title)
+        headline(figure, title)
         for side in axes.spines.values():
             side.set_visible(True)
         return as_svg(figure, name, f"Probability to stay over the search: {title}")
@@ -163,17 +179,17 @@ def _rows(axes: Axes, members: Sequence[AxisLayout], sizes: Sequence[int]) -> No
     axes.set_ylabel("block", loc="top", labelpad=1)
 
 
-def _fade() -> Any:
+def _fade() -> LinearSegmentedColormap:
     """From nothing to the full colour, so that the paper shows through where p is 0."""
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap as Ramp
 
-    return LinearSegmentedColormap.from_list("fade", [(*_rgb(HEAT), 0.04), (*_rgb(HEAT), 1.0)])
+    return Ramp.from_list("fade", [(*_rgb(HEAT), 0.04), (*_rgb(HEAT), 1.0)])
 
 
 def _verdict(chosen: np.ndarray) -> np.ndarray:
     """A column of pixels: colour where a part stays, the warm one where it goes."""
-    stays, goes = np.array([*_rgb(HEAT), 1.0]), np.array([*_rgb("#d9662f"), 1.0])
-    return np.where(chosen[:, None, None] > 0.5, stays, goes)  # noqa: PLR2004 - a mask of 0 and 1
+    stays, goes = np.array([*_rgb(HEAT), 1.0]), np.array([*_rgb(GONE), 1.0])
+    return np.where(chosen[:, None, None].astype(bool), stays, goes)
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:
@@ -189,9 +205,9 @@ def unit_pictures(pruning: Pruning, name: str) -> list[Markup]:
     """Blocks as rows in every picture: heads as squares, widths as bars, removed blocks crossed out."""
     pictures = []
     for index, (title, axes) in enumerate(families(pruning).items()):
-        if axes[0].block is None:
+        if axes[0].block is None and any(axis.block is not None for axis in pruning.axes):
             continue
-        draw = widths if max(axis.units for axis in axes) > 64 else units  # noqa: PLR2004 - squares one can count
+        draw = widths if max(axis.units for axis in axes) > MAX_NAMED else units
         pictures.append(draw(pruning, title, axes, f"{name}-u{index}"))
     return pictures
 
@@ -199,7 +215,7 @@ def unit_pictures(pruning: Pruning, name: str) -> list[Markup]:
 def units(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str) -> Markup:
     """Blocks × units as squares: full where a unit stays, hollow where it went."""
     most, row = max(axis.units for axis in members), _row_height(members)
-    cell = min(row, max(6.5, 260 / most))
+    cell = min(row, max(6.5, 230 / most))
     width, height = most * cell, len(members) * row
     with drawing(width + 42, height + 52) as figure:
         axes = place(figure, 30, 22, width, height)
@@ -212,7 +228,8 @@ def units(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str
                              facecolors=colour if filled else "none")
         _cross_out(axes, pruning, members, (-0.5, most - 0.5))
         axes.set_xlim(-0.5, most - 0.5)
-        _blocks(axes, members, title)
+        headline(figure, title)
+        _blocks(axes, members)
         axes.set_xticks(range(0, most, max(1, most // 8)))
         return as_svg(figure, name, f"Which units stay: {title}")
 
@@ -221,8 +238,8 @@ def widths(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: st
     """Blocks × width as bars: what stays of what there was."""
     most, row = max(axis.units for axis in members), _row_height(members)
     height = len(members) * row
-    with drawing(284, height + 52) as figure:
-        axes = place(figure, 30, 22, 200, height)
+    with drawing(214, height + 52) as figure:
+        axes = place(figure, 30, 22, 140, height)
         rows = range(len(members))
         kept = [len(pruning.kept_units(axis)) if pruning.stays(axis) else 0 for axis in members]
         axes.barh(rows, [axis.units for axis in members], height=0.62, facecolor="none", edgecolor=RULE, linewidth=0.8)
@@ -232,13 +249,14 @@ def widths(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: st
                 axes.text(most * 1.03, place_, f"{count:,}", va="center", color=MUTED, fontsize=7.5)
         _cross_out(axes, pruning, members, (0, most))
         axes.set_xlim(0, most)
-        _blocks(axes, members, title)
+        headline(figure, title)
+        _blocks(axes, members)
         axes.set_xticks([0, most // 2, most], ["0", f"{most // 2:,}", f"{most:,}"])
         return as_svg(figure, name, f"Widths that stay: {title}")
 
 
 def _row_height(members: Sequence[AxisLayout]) -> float:
-    return 20.0 if len(members) <= 12 else 12.5  # noqa: PLR2004 - a small model has room
+    return 20.0 if len(members) <= SMALL else 12.5
 
 
 def _cross_out(axes: Axes, pruning: Pruning, members: Sequence[AxisLayout], ends: tuple[float, float]) -> None:
@@ -249,10 +267,12 @@ def _cross_out(axes: Axes, pruning: Pruning, members: Sequence[AxisLayout], ends
                 axes.plot(ends, (row - tilt, row + tilt), color=WARM, linewidth=1.1)
 
 
-def _blocks(axes: Axes, members: Sequence[AxisLayout], title: str) -> None:
+def _blocks(axes: Axes, members: Sequence[AxisLayout]) -> None:
     axes.set_ylim(len(members) - 0.5, -0.5)
-    axes.set_yticks(range(len(members)), [str(axis.block) for axis in members])
-    axes.set_title(title)
-    axes.set_ylabel("block", loc="top", labelpad=1)
+    if members[0].block is None:
+        axes.set_yticks([])
+    else:
+        axes.set_yticks(range(len(members)), [str(axis.block) for axis in members])
+        axes.set_ylabel("block", loc="top", labelpad=1)
     for side in axes.spines.values():
         side.set_visible(False)

@@ -36,9 +36,10 @@ def lineage(run: Run) -> list[Origin]:
 def _origin(step: Step, part: dict[str, Any]) -> Origin:
     options = {key: value for key, value in part.get("options", {}).items() if key != "use"}
     defaults = default_options(part["kind"], part["plugin"])
-    chosen = None if defaults is None else {
-        key: value for key, value in options.items() if key not in defaults or _canonical(defaults[key]) != _canonical(value)
-    }  # fmt: skip
+    chosen = None
+    if defaults is not None:
+        same = {key for key, value in defaults.items() if _canonical(value) == _canonical(options.get(key))}
+        chosen = as_yaml({key: value for key, value in options.items() if key not in same})
     return Origin(
         step=step.name,
         bundle=step.bundle,
@@ -47,7 +48,7 @@ def _origin(step: Step, part: dict[str, Any]) -> Origin:
         plugin=part["plugin"],
         revision=part.get("revision", 1),
         inner=part.get("parts") or {},
-        chosen=None if chosen is None else as_yaml(chosen),
+        chosen=chosen,
         options=as_yaml(options),
     )
 
@@ -68,13 +69,15 @@ def default_options(kind: str, plugin: str) -> dict[str, Any] | None:
     }
 
 
-def as_yaml(data: Any) -> str:
-    """Data as the recipe would say it."""
+def as_yaml(data: dict[str, Any]) -> str:
+    """Options as a recipe would say them, one a line."""
     import yaml
 
-    if not data:
-        return ""
-    return yaml.safe_dump(data, default_flow_style=None, sort_keys=False, allow_unicode=True, width=96).strip()
+    def said(value: Any) -> str:
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=92)
+        return text.removesuffix("...\n").strip().replace("\n", "\n  ")
+
+    return "\n".join(f"{key}: {said(value)}" for key, value in data.items())
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ class Wall:
 
 
 def wall(run: Run) -> Wall | None:
-    """The clips of all evaluate steps, columns in the order of the steps; captions most columns have come first."""
+    """The clips of all evaluate steps, columns in the order of the steps; captions that most columns have."""
     clips = [(step.name, video) for step in run.of_kind("evaluate") for video in step.videos]
     if not clips:
         return None
@@ -35,14 +35,16 @@ def wall(run: Run) -> Wall | None:
     cells: dict[str, dict[tuple[str, str], Path]] = {}
     for step, video in clips:
         cells.setdefault(video.caption, {}).setdefault((step, video.column), video.path)
-    captions = sorted(cells, key=lambda caption: -len(cells[caption]))
-    rows, spent = [], 0
+    fullest = max(len(row) for row in cells.values())
+    captions = [caption for caption, row in cells.items() if len(row) == fullest]
+    rows: list[tuple[str, tuple[str | None, ...]]] = []
+    spent = 0
     for caption in captions[:MAX_ROWS]:
         spent += sum(path.stat().st_size for path in cells[caption].values())
         if rows and spent > MAX_BYTES:
             break
         rows.append((caption, tuple(data_uri(path) if (path := cells[caption].get(key)) else None for key in keys)))
-    return Wall(_titles(keys), tuple(rows), len(captions) - len(rows))
+    return Wall(_titles(keys), tuple(rows), len(cells) - len(rows))
 
 
 def _titles(keys: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ TEMPLATE = "template.html.j2"
 GRADIENT = "grad_"
 HEADLINES = ("attribute_accuracy", "total_score", "psnr_db")
 """Of an evaluate step's metrics, the one that says how good: the first it has."""
-MINUTE = 60
+MINUTE, MILLION, HUNDRED_MILLION, LARGE = 60, 1e6, 1e8, 1e4
 
 
 def render(run: Run, result: Outcome) -> str:
@@ -57,21 +58,26 @@ def environment() -> Environment:
 
     made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    made.filters |= {"millions": millions, "figure": figure, "duration": duration, "share": share, "megabytes": megabytes}
+    made.filters |= {each.__name__: each for each in (millions, figure, duration, share, megabytes)}
     return made
 
 
 def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
-    """Latency and quality that evaluate steps found of a step's bundle (or, of an evaluate step, its own)."""
+    """Latency and quality that evaluate steps found of a step's bundle (or, of an evaluate step, its own).
+
+    What was read off real clips says nothing about a bundle.
+    """
     found: dict[str, list[tuple[str, str]]] = {"latency": [], "quality": []}
     for other in run.of_kind("evaluate"):
         if step.name not in (other.name, other.source):
             continue
+        if other is not step and other.options.get("source") == "real":
+            continue
         who = "" if other is step else other.name
-        if "dit_call_ms" in other.metrics:
-            found["latency"].append((f"{other.metrics['dit_call_ms']:,.1f}", who))
-        if (key := next((key for key in HEADLINES if key in other.metrics), None)) is not None:
-            value = other.metrics[key]
+        if isinstance(latency_ms := other.metrics.get("dit_call_ms"), int | float):
+            found["latency"].append((f"{latency_ms:,.1f}", who))
+        said = ((key, other.metrics[key]) for key in HEADLINES if isinstance(other.metrics.get(key), int | float))
+        for key, value in islice(said, 1):
             found["quality"].append((f"{value:.1f} dB" if key.endswith("_db") else f"{value:.3f}", who))
     return found
 
@@ -86,8 +92,9 @@ def curves(step: Step) -> tuple[list[Markup], list[Markup]]:
 
 
 def pruning_pictures(step: Step) -> tuple[list[Markup], list[Markup]]:
-    """Pictures of the search, and of what went."""
-    assert step.pruning is not None  # noqa: S101 - render() asks only then
+    """Pictures of the search, and of what went; none of a step that pruned nothing."""
+    if step.pruning is None:
+        return [], []
     return figures.search_pictures(step.pruning, step.name), figures.unit_pictures(step.pruning, step.name)
 
 
@@ -100,10 +107,12 @@ def attributes(found: list[Arm]) -> list[str]:
 
 
 def millions(count: float | None) -> str:
-    """``6.23M``, ``1,923M``, ``–``."""
+    """``258K``, ``6.23M``, ``1,923M``, ``–``."""
     if count is None:
         return "–"
-    return f"{count / 1e6:,.0f}M" if count >= 1e8 else f"{count / 1e6:.2f}M"  # noqa: PLR2004 - three digits suffice
+    if count < MILLION:
+        return f"{count / 1e3:,.0f}K"
+    return f"{count / 1e6:,.{0 if count >= HUNDRED_MILLION else 2}f}M"
 
 
 def figure(value: Any) -> str:
@@ -115,7 +124,7 @@ def figure(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"  # noqa: PLR2004 - no powers of ten for thousands
+        return f"{value:,.4g}" if abs(value) < LARGE else f"{value:,.0f}"
     return str(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,8 @@ def _rank(verdict: str) -> int:
 def verdict(step: Step) -> bool | None:
     """Whether an export step passed; None where it says nothing."""
     for source in (step.metrics, step.manifest or {}):
-        if isinstance(source.get("passed"), bool):
-            return source["passed"]
+        if isinstance(said := source.get("passed"), bool):
+            return said
     found = list(_proofs_of(step))
     return all(proof.verdict == PASSED for proof in found) if found else None
 
@@ -88,7 +89,7 @@ def _of_artifact(step: Step, artifact: dict[str, Any]) -> Iterator[Proof]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in artifact.get("proof") or []:
         rows.setdefault(row["arithmetic"], []).append(row)
-    seconds = step.metrics.get("seconds")
+    seconds = step.metrics.get("seconds_by_component")
     for arithmetic, checked in (rows or {"–": []}).items():
         yield Proof(
             step=step.name,
@@ -100,10 +101,12 @@ def _of_artifact(step: Step, artifact: dict[str, Any]) -> Iterator[Proof]:
             gate_db=next((row.get("gate_db") for row in checked), None),
             size_bytes=artifact.get("bytes"),
             seconds=seconds.get(artifact["component"]) if isinstance(seconds, dict) else artifact.get("seconds"),
-            checks=tuple(
-                Check(row["input_set"], row.get("psnr_db"), row.get("max_abs"), row.get("verdict", PASSED)) for row in checked
-            ),
+            checks=tuple(_check(row) for row in checked),
         )
+
+
+def _check(row: dict[str, Any]) -> Check:
+    return Check(row["input_set"], row.get("psnr_db"), row.get("max_abs"), row["verdict"])
 
 
 def _as_artifact(component: dict[str, Any]) -> dict[str, Any]:
@@ -111,11 +114,11 @@ def _as_artifact(component: dict[str, Any]) -> dict[str, Any]:
     from dit_compress.verify.gates import GATES_DB, REFUSED_BELOW_DB
 
     def row(entry: dict[str, Any]) -> dict[str, Any]:
-        gate = GATES_DB.get(entry["precision"], max(GATES_DB.values()))
-        value = entry.get("psnr_db")
-        refused = value is None or value < REFUSED_BELOW_DB or entry.get("nonfinite")
-        verdict = "refused" if refused else PASSED if value >= gate else "below"
-        return {**entry, "arithmetic": entry["precision"], "input_set": entry["inputs"], "gate_db": gate, "verdict": verdict}
+        gate: float = GATES_DB.get(entry["precision"], max(GATES_DB.values()))
+        value = -math.inf if entry.get("psnr_db") is None or entry.get("nonfinite") else entry["psnr_db"]
+        word = PASSED if value >= gate else "below" if value >= REFUSED_BELOW_DB else "refused"
+        names = {"arithmetic": entry["precision"], "input_set": entry["inputs"]}
+        return {**entry, **names, "gate_db": gate, "verdict": word}
 
     return {**component, "component": component["name"], "kind": component["artifact"],
             "proof": [row(entry) for entry in component.get("verified", [])]}  # fmt: skip

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 OVERALL = ("attribute_accuracy", "total_score")
 """Metrics that stand for a model's quality, the first found counts; all between 0 and 1 (or 100), more is better."""
+GENERATED = "generated"
 NAMES = {"attribute_accuracy": "attribute accuracy", "total_score": "total score"}
+
+Found = tuple[tuple[str, ...], "Mapping[str, Any]"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Arm:
     overall: dict[str, float] = field(default_factory=dict)
     exact_match: float | None = None
     num_steps: int | None = None
+    guidance: float | None = None
 
     def quality(self, metric: str | None) -> float | None:
         """The figure of one overall metric."""
@@ -51,6 +55,8 @@ class Outcome:
     pruned_quality: float | None = None
     student_quality: float | None = None
     quality_share: float | None = None
+    teacher_steps: int | None = None
+    pruned_steps: int | None = None
     student_steps: int | None = None
     exports_passed: bool | None = None
 
@@ -60,38 +66,51 @@ class Outcome:
 
 def arms(run: Run) -> list[Arm]:
     """Every evaluated variant, in the order of the steps."""
-    return [arm for step in run.of_kind("evaluate") for arm in _arms_of(step)]
+    return [arm for step in run.of_kind("evaluate") for arm in _arms_of(run, step)]
 
 
-def _arms_of(step: Step) -> Iterator[Arm]:
+def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
+    """An evaluation of other than generated videos (real clips, round trips) says nothing about a model."""
+    origin = step.options.get("source", GENERATED)
+    settings = _sampled(run, step) if origin == GENERATED else {}
     columns = list(dict.fromkeys(video.column for video in step.videos))
     for path, metrics in _scored(step.metrics):
         if path:
             label = _words(path[-1]) if path[-1] != "accuracy" else step.name
         else:
-            label = step.metrics.get("label") or (columns[0] if len(columns) == 1 else step.name)
+            label = columns[0] if len(columns) == 1 else step.name if origin == GENERATED else _words(origin)
         scores = metrics.get("accuracy")
         yield Arm(
-            label=str(label),
+            label=label,
             step=step.name,
-            of=step.source,
+            of=None if origin != GENERATED or path else step.source,
             scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics),
             overall={key: float(metrics[key]) for key in OVERALL if key in metrics},
             exact_match=metrics.get("exact_match"),
-            num_steps=metrics.get("num_steps") or step.options.get("num_steps"),
+            **settings,
         )
 
 
-def _scored(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+def _sampled(run: Run, step: Step) -> dict[str, Any]:
+    """Sampling steps and guidance of an evaluation: as it says, else as its bundle means them."""
+    source = run.step(step.source)
+    flow = source.flow if source else {}
+    said = [next((place[key] for place in (step.metrics, step.options) if place.get(key) is not None), flow.get(key))
+            for key in ("num_steps", "guidance")]
+    return {"num_steps": said[0], "guidance": said[1]}
+
+
+def _scored(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Found]:
     """The mappings among nested metrics that hold accuracies, each with the keys that lead to it."""
-    if any(key in metrics for key in OVERALL) or (isinstance(metrics.get("accuracy"), dict) and _floats(metrics["accuracy"])):
+    accuracy = metrics.get("accuracy")
+    if any(key in metrics for key in OVERALL) or (isinstance(accuracy, dict) and _floats(accuracy)):
         yield path, metrics
     for key, value in metrics.items():
         if isinstance(value, dict):
             yield from _by_name(value) if key == "accuracy" else _scored(value, (*path, key))
 
 
-def _by_name(accuracy: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+def _by_name(accuracy: Mapping[str, Any]) -> Iterator[Found]:
     """``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``: one arm each."""
     for name, scores in accuracy.items():
         if isinstance(scores, dict):
@@ -104,7 +123,8 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
 
 def _shares(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Scalar metrics of an evaluation that groups none of them under ``accuracy``."""
-    return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in (*OVERALL, "exact_match")}
+    named = (*OVERALL, "exact_match")
+    return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}
 
 
 def _words(name: str) -> str:
@@ -119,17 +139,9 @@ def outcome(run: Run) -> Outcome:
     student = find_student(run)
     pruned = next((step for step in ancestry(run, student) if step.kind == "prune"), None)
     teacher = run.step(pruned.source) if pruned else run.step(student.inputs.get("teacher")) if student else None
-    found = arms(run)
-    metric = next((key for key in OVERALL if any(key in arm.overall for arm in found)), None)
-    of_student = _first(found, student, metric)
-    of_teacher = _best_sampled(found, teacher, metric)
-    same_steps = of_student.num_steps if of_student else None
-    of_pruned = _first([arm for arm in found if arm.num_steps == same_steps], pruned, metric) or _first(found, pruned, metric)
-    if pruned is student:
-        of_pruned = None
     before, after = _params(teacher), _params(student)
-    good, ours = (arm.quality(metric) if arm else None for arm in (of_teacher, of_student))
     speed = find_speed(run, student)
+    found = compare_quality(arms(run), teacher, None if pruned is student else pruned, student)
     return Outcome(
         teacher=teacher.name if teacher else None,
         pruned=pruned.name if pruned else None,
@@ -137,15 +149,35 @@ def outcome(run: Run) -> Outcome:
         teacher_params=before,
         student_params=after,
         params_share=after / before if before and after else None,
-        times_faster=speed.metrics.get("times_faster") if speed else None,
-        quality_metric=metric,
-        teacher_quality=good,
-        pruned_quality=of_pruned.quality(metric) if of_pruned else None,
-        student_quality=ours,
-        quality_share=ours / good if good and ours is not None else None,
-        student_steps=same_steps or (speed.metrics.get("steps") if speed else None),
+        times_faster=speed.metrics["times_faster"] if speed else None,
         exports_passed=_exports_passed(run),
+        **{"student_steps": speed.metrics.get("steps") if speed else None, **found},
     )
+
+
+def compare_quality(
+    found: list[Arm], teacher: Step | None, pruned: Step | None, student: Step | None
+) -> dict[str, Any]:
+    """The outcome's figures of quality: the teacher at its best, the others sampled alike."""
+    metric = next((key for key in OVERALL if any(key in arm.overall for arm in found)), None)
+    if metric is None:
+        return {}
+    scored = [arm for arm in found if arm.quality(metric) is not None]
+    ours = next((arm for arm in scored if student and arm.of == student.name), None)
+    theirs = max((arm for arm in scored if teacher and arm.of == teacher.name), key=_steps, default=None)
+    undistilled = (arm for arm in scored if pruned and arm.of == pruned.name)
+    alike = sorted(undistilled, key=lambda arm: _steps(arm) != _steps(ours))
+    figures: dict[str, Any] = {"quality_metric": metric}
+    for who, arm in (("teacher", theirs), ("pruned", alike[0] if alike else None), ("student", ours)):
+        if arm is not None:
+            figures |= {f"{who}_quality": arm.quality(metric), f"{who}_steps": arm.num_steps}
+    if figures.get("teacher_quality") and ours is not None:
+        figures["quality_share"] = figures["student_quality"] / figures["teacher_quality"]
+    return figures
+
+
+def _steps(arm: Arm | None) -> int:
+    return arm.num_steps or 0 if arm else 0
 
 
 def find_student(run: Run) -> Step | None:
@@ -198,13 +230,3 @@ def _exports_passed(run: Run) -> bool | None:
 
 def _params(step: Step | None) -> int | None:
     return step.model.get("params") if step else None
-
-
-def _first(found: list[Arm], step: Step | None, metric: str | None) -> Arm | None:
-    return next((arm for arm in found if step and arm.of == step.name and arm.quality(metric) is not None), None)
-
-
-def _best_sampled(found: list[Arm], step: Step | None, metric: str | None) -> Arm | None:
-    """The evaluation with the bundle's own (or the most) sampling steps."""
-    candidates = [arm for arm in found if step and arm.of == step.name and arm.quality(metric) is not None]
-    return max(candidates, key=lambda arm: arm.num_steps or 10**6, default=None)

@@ -2,18 +2,19 @@
 
     {"schema": 1, "run": name,
      "result": {teacher, student, pruned: step names; teacher_params, student_params, params_share;
-                times_faster; quality_metric, teacher_quality, student_quality, pruned_quality, quality_share;
-                exports_passed},              what is known of it
+                times_faster; quality_metric; quality and sampling steps of each: teacher_quality,
+                teacher_steps, …; quality_share; exports_passed},         what is known of it
      "steps": [{"name", "kind", "plugin", "inputs": {slot: step}, "seconds", "peak_memory_mib", "threads",
                 "model": {params, flops, …}, "metrics": {"accuracy.shape": 0.97, …}, "bundle": sha256}],
      "pending": [steps that are not finished],
      "total_seconds": …, "environment": {torch, device, seed, threads, machine, system, cpus}}
 
-Nested metrics are flat, their keys joined by dots; lists stay lists.
+Nested metrics are flat, their keys joined by dots; lists stay lists; what is not finite is null.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -60,5 +61,10 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in metrics.items():
         name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: _finite(value)}
     return flat
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, ACCENT, WARM = "#010101", "#020202", "#030303", "#040404", "#050505"
 PAPER = "#060606"
-HEAT = "#1c9d8f"
+HEAT, GONE = "#1c9d8f", "#d9662f"
 """Of pictures made of pixels, which CSS can't recolour: it stands on light and on dark paper alike."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", WARM: "--warm", PAPER: "--paper"}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "font.size": 8.5, "font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlepad": 7,
+    "axes.labelcolor": MUTED,
     "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
     "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
     "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "axes.labelsize": 7.5, "xtick.major.size": 3, "ytick.major.size": 0,
     "ytick.minor.size": 0, "xtick.minor.size": 0, "lines.linewidth": 1.4, "path.simplify": True, "axes.linewidth": 0.8,
-    "axes.formatter.useoffset": False,
+    "axes.formatter.useoffset": False, "text.parse_math": False,
 }  # fmt: skip
 _POINTS = 72
+TITLE_DROP = 13
+_IMAGE_DPI = 216
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @contextmanager
@@ -52,6 +55,13 @@ def place(figure: Figure, left: float, bottom: float, width: float, height: floa
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
+def headline(figure: Figure, text: str, note: str = "") -> None:
+    """The figure's title at its upper left corner, a note at the right one."""
+    up = figure.get_size_inches()[1] * _POINTS
+    figure.text(0, (up - TITLE_DROP) / up, text, fontsize=9)
+    figure.text(0.97, (up - TITLE_DROP) / up, note, fontsize=9, color=MUTED, ha="right")
+
+
 def as_svg(figure: Figure, name: str, title: str) -> Markup:
     """The figure as an ``<svg>`` element.
 
@@ -64,13 +74,13 @@ def as_svg(figure: Figure, name: str, title: str) -> Markup:
 
     stream = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": "dit-compress"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(stream, format="svg", dpi=_IMAGE_DPI, metadata=_NO_METADATA)
     text = stream.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{_identifier(name)}-", text)
-    text = text.replace("font: 7.5px 'DejaVu Sans'", "font-size: 7.5px").replace("'DejaVu Sans'", "inherit")
+    text = re.sub(r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", text).replace("'DejaVu Sans'", "inherit")
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, f"var({variable})")
     label = Markup.escape(title)

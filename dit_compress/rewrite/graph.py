@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -82,7 +82,7 @@ def _clip_numbers(node: Node) -> int:
         return 0
     found = 0
 
-    def clip(value: object) -> object:
+    def clip(value: Any) -> Any:
         nonlocal found
         if isinstance(value, float) and value < SUSPECT and value != MASKED:
             found += 1
@@ -101,7 +101,7 @@ def _additive(module: GraphModule, attention: Node, mask: Node) -> int:
         return 0
     dtype = attention.meta["val"].dtype
     with module.graph.inserting_before(attention):
-        number = module.graph.call_function(aten._to_copy.default, (mask,), {"dtype": dtype})  # noqa: SLF001
+        number = module.graph.call_function(aten._to_copy.default, (mask,), {"dtype": dtype})  # noqa: SLF001 - its name
         rest = module.graph.call_function(aten.rsub.Scalar, (number, 1.0))
         additive = module.graph.call_function(aten.mul.Tensor, (rest, MASKED))
     for node in (number, rest, additive):

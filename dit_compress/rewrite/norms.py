@@ -21,6 +21,7 @@ from dit_compress.errors import UserError
 
 FLOOR = 1e-4
 """Smallest divisor: half precision has full accuracy down to 6e-5."""
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
 BOUND = 1e-5
 """Largest difference of a replacement from its original, relative to the output's peak."""
 
@@ -28,19 +29,23 @@ BOUND = 1e-5
 class ScaledRMSNorm(nn.Module):
     """``x / sqrt(mean(x²) + eps) · weight + bias`` over the last axis, divided by max|x| first."""
 
+    root_eps: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
         super().__init__()
         self.floor = max(math.sqrt(eps), FLOOR)
         # A tensor: "number / tensor" is traced as a reciprocal, which Core ML computes as 1/(m + 1e-4).
-        device = None if weight is None else weight.device
-        self.register_buffer("root_eps", torch.tensor([math.sqrt(eps)], device=device))
+        # Of rank 0: it goes with tensors of any device and takes their dtype.
+        self.register_buffer("root_eps", torch.tensor(math.sqrt(eps), device="cpu"))
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` → the same shape."""
         largest = x.abs().amax(-1, keepdim=True).clamp(min=self.floor)
-        y, root = x / largest, self.root_eps.to(x.dtype) / largest
+        y, root = x / largest, self.root_eps / largest
         y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + root * root)
         if self.weight is not None:
             y = y * self.weight
@@ -76,7 +81,7 @@ def is_rms_norm(module: nn.Module) -> bool:
 def replacement(module: nn.Module, path: str) -> ScaledRMSNorm:
     """The scaled form of a norm, compared with it on rows large, small and zero."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    eps = next((getattr(module, name) for name in ("eps", "variance_epsilon", "epsilon") if hasattr(module, name)), None)
+    eps = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
     width = weight.shape[-1] if weight is not None else _width(module)
     eps = torch.finfo(torch.float32).eps if eps is None else float(eps)
     scaled = ScaledRMSNorm(eps, *(None if tensor is None else tensor.detach() for tensor in (weight, bias)))

@@ -35,7 +35,7 @@ def distill(step: TrainingStep, context: Context) -> Result:
     given = context.slot("teacher")
     teacher = given.denoiser() if given else None
     objective = step.objective(context, student, teacher, text)
-    fit(objective, context.latents("train", text.encoder), step.options, context)
+    fit(objective, context.latents("train", text), step.options, context)
     modules = {"denoiser": student.module}
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder

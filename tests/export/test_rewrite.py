@@ -54,7 +54,7 @@ def test_rms_norm_is_the_same(name: str) -> None:
         assert difference <= BOUND * wanted[group].abs().max() + 1e-12, group
 
 
-@pytest.mark.parametrize("factor", [1.0, 300.0, 2e4, 1e-3, 0.0])
+@pytest.mark.parametrize("factor", [1.0, 300.0, 1e4, 1e-3, 0.0])
 def test_rms_norm_survives_half_precision(factor: float) -> None:
     """The plain form squares and overflows above 256."""
     x = rows()[0] * factor

@@ -29,7 +29,8 @@ CASES = {
         "r.yaml:2: unknown key 'pixxel' in 'losses' of latent 'vae'. Did you mean 'pixel'?",
     ),
     "unknown key, in a part of a part": (
-        "  - prune: {use: trilevel, levels: {block: {}}, search: {use: learned,\n      objective: {use: flow, lrr: 1}}}\n",
+        "  - prune: {use: trilevel, levels: {block: {}},\n"
+        "      search: {use: learned, objective: {use: flow, lrr: 1}}}\n",
         "r.yaml:3: unknown key 'lrr' in distill 'flow'. Did you mean 'lr'?",
     ),
     "unknown key, nothing like it": (
@@ -46,7 +47,8 @@ CASES = {
     ),
     "slot among the options": (
         "  - distill: {use: affine, teacher: x}\n",
-        "r.yaml:2: unknown key 'teacher' in distill 'affine'. It belongs to the step: write it beside 'distill:', not inside",
+        "r.yaml:2: unknown key 'teacher' in distill 'affine'. "
+        "It belongs to the step: write it beside 'distill:', not inside",
     ),
     "wrong type": (
         "  - distill:\n      use: flow\n      steps: abc\n",
@@ -152,7 +154,8 @@ CASES = {
     ),
     "unknown plugin": (
         "  - prune: {use: trilevel, levels: {blok: {}}}\n",
-        "r.yaml:2: unknown granularity plugin 'blok'. Did you mean 'block'? Known: block, head (and broken: search_broken)",
+        "r.yaml:2: unknown granularity plugin 'blok'. "
+        "Did you mean 'block'? Known: block, head (and broken: search_broken)",
     ),
     "broken plugin": (
         "  - prune: {use: trilevel, levels: {}, search: broken}\n",
@@ -176,7 +179,10 @@ CASES = {
         "  - distill:\n      use: flow\n      lr: 1\n      lr: 2\n",
         "r.yaml:5: duplicate key 'lr', first on line 4. Remove one",
     ),
-    "a key that is no word": ("  - latent: {use: vae, 3: 1}\n", "r.yaml:2: a key must be a word, got '3'. Put it in quotes if it is one"),
+    "a key that is no word": (
+        "  - latent: {use: vae, 3: 1}\n",
+        "r.yaml:2: a key must be a word, got '3'. Put it in quotes if it is one",
+    ),
     "a tag": (
         "  - latent: !!python/object:os.system {use: vae}\n",
         "r.yaml:2: the tag '!!python/object:os.system' is not supported. Remove the tag",
@@ -186,7 +192,10 @@ CASES = {
         "r.yaml:3: merge keys ('<<') are not supported. Write the values out",
     ),
     "a bad seed": ("  - latent: vae\nseed: x\n", "r.yaml:3: expected a whole number from 0 for 'seed', got 'x'"),
-    "a bad name": ("  - latent: vae\nname: a/b\n", "r.yaml:3: 'a/b' can't name a folder. Use letters, digits, '_', '-' and '.'"),
+    "a bad name": (
+        "  - latent: vae\nname: a/b\n",
+        "r.yaml:3: 'a/b' can't name a folder. Use letters, digits, '_', '-' and '.'",
+    ),
     "a model that is not there": (
         "  - latent: vae\nmodel: {from: runs/none}\n",
         "r.yaml:3: there is no folder 'runs/none'. Give a bundle, a run or a diffusers folder",
@@ -283,5 +292,5 @@ def test_a_file_that_can_not_be_read(registry: Registry, tmp_path: Path) -> None
 
 def test_a_part_from_a_command_line(registry: Registry) -> None:
     """The message says where the words came from."""
-    with pytest.raises(UserError, match="^--search: unknown search plugin 'magnitud'. Did you mean 'magnitude'"):
+    with pytest.raises(UserError, match=r"^--search: unknown search plugin 'magnitud'. Did you mean 'magnitude'"):
         make_part("search", "magnitud", registry, "--search")

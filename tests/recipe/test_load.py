@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_compress.recipe import dump, load, make_part
-from dit_compress.recipe.document import parse
 from dit_compress.recipe.document import dump as dump_data
+from dit_compress.recipe.document import parse
 from dit_compress.recipe.resolve import resolve
 
 if TYPE_CHECKING:
@@ -117,23 +117,26 @@ def test_a_recipe_is_named_after_its_file(load_text: Callable[[str], Recipe]) ->
 
 def test_scalars_are_read_as_people_mean_them() -> None:
     """Numbers of every notation; words that YAML 1.1 would turn into something else stay words."""
-    text = "a: 1e-4\nb: 100_000\nc: no\nd: 010\ne: 2025-01-01\nf: 8:32:32\ng: ~\nh: '5'\ni: -.5\nj: True\nk: 5E+3\nl: x\n"
+    text = "a: 1e-4\nb: 100_000\nc: no\nd: 010\ne: 2025-01-01\nf: 8:32:32\n"
+    text += "g: ~\nh: '5'\ni: -.5\nj: True\nk: 5E+3\nl: x\n"
     assert parse(text, "x").data == {
         "a": 1e-4, "b": 100_000, "c": "no", "d": 10, "e": "2025-01-01", "f": "8:32:32", "g": None, "h": "5", "i": -0.5,
         "j": True, "k": 5000.0, "l": "x",
     }
 
 
+KEY = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+LOOKALIKES = ["1e-4", "no", "010", "1_000", "null", "", " ", "a: b", "#", "- x", ".5", "1.", "~", "true", "<<"]
 DATA = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from(["1e-4", "no", "010", "1_000", "null", "", " ", "a: b", "#", "- x", ".5", "1.", "~", "true", "<<"])
+    | st.sampled_from(LOOKALIKES)
     | st.text(st.characters(exclude_categories=["C", "Z"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY, inner, max_size=3),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), DATA, min_size=1, max_size=4))
+@given(st.dictionaries(KEY, DATA, min_size=1, max_size=4))
 def test_what_is_dumped_is_read_back(data: dict[str, Any]) -> None:
     """Text that looks like a number stays text; numbers keep their value."""
     document = parse(dump_data(data), "x")
@@ -143,7 +146,8 @@ def test_what_is_dumped_is_read_back(data: dict[str, Any]) -> None:
 
 TRAIN = st.fixed_dictionaries(
     {"use": st.just("affine")},
-    optional={"steps": st.integers(1, 10**9), "lr": st.floats(1e-12, 1e3), "bf16": st.booleans(), "alpha": st.floats(0, 1)},
+    optional={"steps": st.integers(1, 10**9), "lr": st.floats(1e-12, 1e3), "bf16": st.booleans(),
+              "alpha": st.floats(0, 1)},
 )
 PRUNE = st.fixed_dictionaries(
     {"use": st.just("trilevel"),
@@ -157,8 +161,9 @@ STEP = st.one_of(
 )
 
 
-@given(steps=st.lists(STEP, min_size=1, max_size=6), model=st.sampled_from([{}, {"model": "dit"}]), seed=st.integers(0, 2**64))
-def test_resolving_twice_changes_nothing(steps: list[Any], model: dict[str, Any], seed: int, registry: Registry) -> None:
+@given(st.lists(STEP, min_size=1, max_size=6), st.sampled_from([{}, {"model": "dit"}]), st.integers(0, 2**64))
+def test_resolving_twice_changes_nothing(registry: Registry, steps: list[Any], model: dict[str, Any], seed: int
+                                         ) -> None:
     """The resolved form of any recipe loads as that recipe."""
     recipe = resolve(parse(dump_data({"seed": seed, **model, "steps": steps}), "x.yaml"), registry)
     again = resolve(parse(dump(recipe), "y.yaml"), registry)
@@ -171,7 +176,10 @@ def test_a_part_outside_a_recipe(registry: Registry) -> None:
     assert make_part("distill", {"use": "flow", "steps": 5}, registry).as_data()["steps"] == 5
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml")), ids=lambda path: path.stem)
+OURS = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_our_own_recipes_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the installed plugins; and their resolved form loads as the same."""
     from dit_compress.plugins import Registry
@@ -184,6 +192,7 @@ def test_our_own_recipes_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_checking_imports_no_torch() -> None:
     """``check`` answers at once because of it."""
-    code = "import sys; from dit_compress.plugins import use; import dit_compress.recipe.schema; use(); print('torch' in sys.modules)"
+    code = "import sys; from dit_compress.plugins import use; import dit_compress.recipe.schema; use(); "
+    code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -41,7 +41,7 @@ class TeacherPairs:
 
 def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denoiser, text: Captions) -> TeacherPairs:
     """Sample the teacher once; the file in the step's folder survives a kill."""
-    samples = context.latents("train", text.encoder)
+    samples = context.latents("train", text)
     count = options.teacher_samples
     order = generator(context.seed, "teacher captions").integers(len(samples), size=count).tolist()
     tokens = samples.tokens(order)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError
 from dit_compress.export import trace
+from dit_compress.export.trace import root_cause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,19 +45,18 @@ def convert(component: Component, precision: Precision, minimum_os: str) -> Any:
                 skip_model_load=True,
             )
         except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"coremltools can't convert it: {first}", where=f"component {component.name}") from error
+            what = f"coremltools can't convert it: {root_cause(error)}"
+            raise UserError(what, where=f"component {component.name}") from error
 
 
 def has_translation(node: Node) -> bool:
     """Whether coremltools knows the operator."""
-    from coremltools.converters.mil.frontend.torch.exir_utils import WRAPPED_SCALAR_INPUT_SUFFIX  # noqa: F401 - loads the tables
-    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY  # noqa: PLC2701
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import (
+        _TORCH_OPS_REGISTRY,  # coremltools has no public way to ask
+    )
 
     name = str(node.target)
-    if not name.startswith("aten."):
-        return True
-    return _TORCH_OPS_REGISTRY.get_func(name.split(".")[1]) is not None
+    return not name.startswith("aten.") or _TORCH_OPS_REGISTRY.get_func(name.split(".")[1]) is not None
 
 
 def _precision(component: Component, precision: Precision) -> Any:

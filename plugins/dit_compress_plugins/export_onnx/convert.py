@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError
 from dit_compress.export import trace
+from dit_compress.export.trace import root_cause
 from dit_compress.files import disk_errors
 from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve
 
@@ -45,10 +46,10 @@ def convert(component: Component, precision: Precision, opset: int) -> ModelProt
                 output_names=list(component.outputs),
                 verbose=False,
             )
-            model = exported.model_proto
+            model: ModelProto = exported.model_proto  # type: ignore[union-attr]
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"torch can't translate it to ONNX: {first}", where=f"component {component.name}") from error
+        what = f"torch can't translate it to ONNX: {root_cause(error)}"
+        raise UserError(what, where=f"component {component.name}") from error
     forget_source(model)
     if precision == "float32":
         return model

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError
 from dit_compress.export import Artifact, Diagnostic, Profile, inspect, trace
+from dit_compress.export.trace import module_path, operator_name, operators, root_cause
+from dit_compress.rewrite.graph import ATTENTION
 from dit_compress_plugins.export_onnx.convert import KIND, convert, save
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dit_compress.verify import Arithmetic
     from dit_compress_plugins.export_onnx import ONNXOptions
 
+ATTENTION_RANK = 4
 NUM_THREADS = 1
 """Sums are split over threads: equal bytes in, equal decibels out."""
 
@@ -51,7 +54,12 @@ class ONNXExport:
             program = trace(component)
         except UserError as error:
             return [Diagnostic("", where, "error", what, mend) for where, what, mend in error.problems]
-        return inspect(component, program, profile)
+        what, mend = "ONNX has attention of rank 4 only", "Add an axis of heads"
+        return inspect(component, program, profile) + [
+            Diagnostic(operator_name(node), module_path(node), "error", what, mend)
+            for node in operators(program)
+            if node.target is ATTENTION and node.meta["val"].ndim != ATTENTION_RANK
+        ]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
         """One ``.onnx``, with the weights beside it above 2 GB."""
@@ -78,9 +86,8 @@ class ORTRunner:
         try:
             self.session = onnxruntime.InferenceSession(str(artifact.path), options, ["CPUExecutionProvider"])
         except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            mend = "Export the bundle again"
-            raise UserError(f"ONNX Runtime can't load it: {first}", where=str(artifact.path), mend=mend) from error
+            what = f"ONNX Runtime can't load it: {root_cause(error)}"
+            raise UserError(what, where=str(artifact.path), mend="Export the bundle again") from error
         self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the file decides

@@ -45,7 +45,8 @@ def halve(model: ModelProto, precise: frozenset[str]) -> ModelProto:
 
 def precise_nodes(nodes: Iterable[NodeProto], precise: frozenset[str]) -> list[str]:
     """Names of the nodes that read precise values (and constants) only. Nodes come in order of execution."""
-    kept, values, others = [], set(precise), set()
+    kept: list[str] = []
+    values, others = set(precise), set[str]()
     for node in nodes:
         read = set(node.input)
         if node.op_type not in CONTRACTIONS and read & values and not read & others:

@@ -39,7 +39,7 @@ class VideoVAEOptions(TrainOptions):
 
     ratio: str = Field(default="8x32x32", pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")
     channels: int = Field(default=64, ge=1)
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(96, 128, 160, 160), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 128, 160, 160), min_length=1)
     blocks: int = Field(default=2, ge=1)
     whitening: float = Field(default=0.5, ge=0, le=1)
     noise: float = Field(default=0.1, gt=0)

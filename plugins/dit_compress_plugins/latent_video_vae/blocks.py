@@ -74,9 +74,9 @@ class CausalConv(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + conv1x1(silu(causal_conv(x)))``; the branch starts at a tenth of its usual size."""
+    """``x + conv1x1(relu(causal_conv(x)))``; the branch starts at a tenth of its usual size."""
 
-    def __init__(self, width: int, taps: int, expansion: int = 2) -> None:
+    def __init__(self, width: int, taps: int, expansion: int) -> None:
         super().__init__()
         self.mix = CausalConv(width, width * expansion, 3, taps)
         self.out = nn.Conv2d(width * expansion, width, 1)
@@ -86,15 +86,15 @@ class Block(nn.Module):
 
     def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
         """``[B·T,C,H,W]`` → the same shape."""
-        return x_NCHW + self.out(functional.silu(self.mix(x_NCHW, num_frames)))
+        return x_NCHW + self.out(functional.relu(self.mix(x_NCHW, num_frames)))
 
 
 class Stage(nn.Module):
     """Blocks at one resolution."""
 
-    def __init__(self, width: int, num_blocks: int, taps: int) -> None:
+    def __init__(self, width: int, num_blocks: int, taps: int, expansion: int = 2) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, taps) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(Block(width, taps, expansion) for _ in range(num_blocks))
 
     def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
         """``[B·T,C,H,W]`` → the same shape."""

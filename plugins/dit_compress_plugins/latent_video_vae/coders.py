@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional
 
 from dit_compress_plugins.latent_video_vae.blocks import (
-    CausalConv,
     FixedLinear,
     FromPatches,
     Stage,
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
     LinearMaker = Callable[[int, int], nn.Module]
 
 COLOURS = 3
-ENCODER_CELL = 8
-DECODER_CELL = 4
+GROUP_CELL = 8
+FRAME_CELL = 4
 
 
 def rows_of(video_BCFYX: Tensor, group: int) -> tuple[Tensor, Tensor | None]:
@@ -92,10 +91,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.group, size, _ = ratio
         self.patch = from_patches(FixedLinear, self.group, channels, size)
-        cells = cells_between(ENCODER_CELL, size)
+        cells = cells_between(GROUP_CELL, size)
         stage_widths = [width_at(widths, cell) for cell in cells]
         self.stem = from_patches(pointwise, self.group, stage_widths[0], cells[0])
-        self.stages = nn.ModuleList(Stage(width, num_blocks, 2) for width in stage_widths)
+        self.stages = nn.ModuleList(Stage(width, num_blocks, taps=2) for width in stage_widths)
         self.downs = nn.ModuleList(
             FromPatches(pointwise(fine * 4, coarse), 2) for fine, coarse in zip(stage_widths, stage_widths[1:], strict=False)
         )
@@ -110,44 +109,52 @@ class Encoder(nn.Module):
         for index, stage in enumerate(self.stages):
             x_NCHW = stage(x_NCHW, num_frames)
             if index < len(self.downs):
-                x_NCHW = self.downs[index](functional.silu(x_NCHW))
-        latent_NCHW = join(*self.patch(*rows)) + self.head(functional.silu(x_NCHW))
+                x_NCHW = self.downs[index](functional.relu(x_NCHW))
+        latent_NCHW = join(*self.patch(*rows)) + self.head(functional.relu(x_NCHW))
         return split_time(latent_NCHW, num_frames)
 
 
 class Decoder(nn.Module):
-    """Raw latent → video: linear patch synthesis + causal residual network; ranks ≤ 5, no norms."""
+    """Raw latent → video: linear patch synthesis + causal residual network; ranks ≤ 5, no norms.
+
+    The network works on latent frames up to cells of 8 pixels, then on single frames at cells of 4,
+    where it sees the linear synthesis: what sharpens one edge of one frame serves all of them.
+    """
 
     def __init__(self, ratio: Sequence[int], channels: int, widths: Sequence[int], num_blocks: int) -> None:
         super().__init__()
         self.group, size, _ = ratio
         self.patch = to_patches(FixedLinear, self.group, channels, size)
-        cells = cells_between(DECODER_CELL, size)[::-1]
-        stage_widths = [width_at(widths, cell) for cell in cells]
-        self.stem = CausalConv(channels, stage_widths[0], 1, 1)
-        self.stages = nn.ModuleList(Stage(width, num_blocks, 2) for width in stage_widths)
+        stage_widths = [width_at(widths, cell) for cell in cells_between(GROUP_CELL, size)[::-1]]
+        self.stem = pointwise(channels, stage_widths[0])
+        self.stages = nn.ModuleList(Stage(width, num_blocks, taps=2) for width in stage_widths)
         self.ups = nn.ModuleList(
-            ToPatches(pointwise(coarse, fine * 4), 2) for coarse, fine in zip(stage_widths, stage_widths[1:], strict=False)
+            ToPatches(pointwise(coarse, fine * 4), 2)
+            for coarse, fine in zip(stage_widths, stage_widths[1:], strict=False)
         )
-        self.refine = from_patches(pointwise, self.group, stage_widths[-1], cells[-1])
-        self.head = to_patches(pointwise, self.group, stage_widths[-1], cells[-1])
+        width, scale = width_at(widths, FRAME_CELL), GROUP_CELL // FRAME_CELL
+        self.context = PairedConv(
+            ToPatches(pointwise(stage_widths[-1], width * scale**2), scale),
+            ToPatches(pointwise(stage_widths[-1], self.group * width * scale**2), scale),
+        )
+        self.refine = FromPatches(pointwise(COLOURS * FRAME_CELL**2, width), FRAME_CELL)
+        self.frames = Stage(width, num_blocks, taps=1, expansion=1)
+        self.head = ToPatches(pointwise(width, COLOURS * FRAME_CELL**2), FRAME_CELL)
         zero_(self.head)
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """``[B,C,T,H,W]`` raw → ``[B,3,F,Y,X]``."""
         num_frames = latent_BCTHW.shape[2]
-        x_NCHW = merge_time(latent_BCTHW)
-        linear = self.patch(*_parts(x_NCHW, num_frames))
-        x_NCHW = self.stem(x_NCHW, num_frames)
-        last = len(self.ups)
+        latent_NCHW = merge_time(latent_BCTHW)
+        linear_BCFYX = video_of(*self.patch(*_parts(latent_NCHW, num_frames)))
+        x_NCHW = self.stem(latent_NCHW)
         for index, stage in enumerate(self.stages):
-            if index == last:
-                x_NCHW = x_NCHW + join(*self.refine(*linear))
             x_NCHW = stage(x_NCHW, num_frames)
-            if index < last:
-                x_NCHW = self.ups[index](functional.silu(x_NCHW))
-        detail = self.head(*_parts(functional.silu(x_NCHW), num_frames))
-        return video_of(*linear) + video_of(*detail)
+            if index < len(self.ups):
+                x_NCHW = self.ups[index](functional.relu(x_NCHW))
+        context = merge_time(video_of(*self.context(*_parts(functional.relu(x_NCHW), num_frames))))
+        frames_NCYX = self.frames(context + self.refine(merge_time(linear_BCFYX)), linear_BCFYX.shape[2])
+        return linear_BCFYX + split_time(self.head(functional.relu(frames_NCYX)), linear_BCFYX.shape[2])
 
 
 def _parts(x_NCHW: Tensor, num_frames: int) -> tuple[Tensor, Tensor | None]:
@@ -165,4 +172,4 @@ def cells_between(fine: int, coarse: int) -> list[int]:
 
 def width_at(widths: Sequence[int], cell: int) -> int:
     """The network's width at cells of 4, 8, 16, … pixels; the last width serves all coarser ones."""
-    return widths[min((cell // DECODER_CELL).bit_length() - 1, len(widths) - 1)]
+    return widths[min((cell // FRAME_CELL).bit_length() - 1, len(widths) - 1)]

@@ -41,7 +41,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self,
         ratio: Sequence[int] = (8, 32, 32),
         channels: int = 128,
-        widths: Sequence[int] = (96, 128, 160, 160),
+        widths: Sequence[int] = (64, 128, 160, 160),
         num_blocks: int = 2,
         latent_mean: Sequence[float] | None = None,
         latent_std: Sequence[float] | None = None,

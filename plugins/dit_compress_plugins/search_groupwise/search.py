@@ -54,7 +54,7 @@ class GroupwiseSearch:
             inner = self.options.objective.build().objective(context, student, copy.deepcopy(student), text)
             notes = context.folder / "probabilities.jsonl"
             objective = MaskedObjective(inner, student.module, axes, logits, self.options, notes)
-            fit(objective, context.latents("train", text.encoder), self.options, context)
+            fit(objective, context.latents("train", text), self.options, context)
             student.module.requires_grad_(requires_grad=False).eval()
         kept = {axis.name: tuple(range(axis.units)) for axis in problem.axes}
         for axis in axes:

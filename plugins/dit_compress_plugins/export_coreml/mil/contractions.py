@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor
 
 from dit_compress.errors import UserError
@@ -39,7 +39,7 @@ def einsum(values: list[Tensor], equation: str) -> Tensor:
 
 
 @operator("conv")
-def conv(
+def conv(  # noqa: PLR0917 - MIL's arguments
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -60,7 +60,7 @@ def conv(
 
 
 @operator("conv_transpose")
-def conv_transpose(
+def conv_transpose(  # noqa: PLR0917 - MIL's arguments
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -115,7 +115,7 @@ def instance_norm(
 
 
 @operator("batch_norm")
-def batch_norm(
+def batch_norm(  # noqa: PLR0917 - MIL's arguments
     x: Tensor,
     mean: Tensor,
     variance: Tensor,
@@ -133,7 +133,7 @@ def l2_norm(x: Tensor, epsilon: Any = 1e-6) -> Tensor:
     return x * torch.rsqrt(x.square().sum((-3, -2, -1), keepdim=True) + number(epsilon))
 
 
-def _edges(
+def _edges(  # noqa: PLR0917 - all of one convolution
     x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], pad_type: str, pad: list[int]
 ) -> list[int]:
     """Padding before and after every spatial axis."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_compress.errors import UserError
+from dit_compress.export.trace import root_cause
 from dit_compress_plugins.export_coreml.mil import (
     activations,  # noqa: F401 - registers its operators
     contractions,  # noqa: F401 - registers its operators
@@ -21,6 +20,9 @@ from dit_compress_plugins.export_coreml.mil import (
 from dit_compress_plugins.export_coreml.mil.registry import OPERATORS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from dit_compress.verify import Arithmetic
 
 HALF = "fp16"
@@ -118,8 +120,8 @@ def load_program(package: Path) -> MilProgram:
         program = load(spec, spec.specificationVersion, str(weights))
         function = program.functions["main"]
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"can't load the package: {first}", where=str(package), mend="Export the bundle again") from error
+        what = f"can't load the package: {root_cause(error)}"
+        raise UserError(what, where=str(package), mend="Export the bundle again") from error
     return MilProgram(function, str(package))
 
 

@@ -22,7 +22,7 @@ REDUCTIONS = {
 
 
 def _reduction(compute: Any) -> Any:
-    def function(x: Tensor, axes: Any = None, keep_dims: Any = False) -> Tensor:  # noqa: FBT002 - MIL's name
+    def function(x: Tensor, axes: Any = None, keep_dims: Any = False) -> Tensor:  # noqa: FBT002 - MIL's names
         chosen = ints(axes) if axes is not None else list(range(x.ndim))
         return compute(x, chosen, flag(keep_dims))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor
 
 from dit_compress.errors import UserError
@@ -16,8 +16,8 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "replica
 
 @operator("reshape")
 def reshape(x: Tensor, shape: Any) -> Tensor:
-    """−1 is inferred, 0 copies the axis."""
-    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(ints(shape))])
+    """−1 is inferred."""
+    return x.reshape(ints(shape))
 
 
 @operator("transpose")
@@ -43,7 +43,7 @@ def squeeze(x: Tensor, axes: Any = None) -> Tensor:
 
 
 @operator("concat")
-def concat(values: list[Tensor], axis: Any, interleave: Any = False) -> Tensor:  # noqa: FBT002 - MIL's name
+def concat(values: list[Tensor], axis: Any, interleave: Any = False) -> Tensor:  # noqa: FBT002 - MIL's names
     """Join along an axis; interleaved means one entry of each in turn."""
     place = int(number(axis))
     if not flag(interleave):
@@ -69,7 +69,7 @@ def split(x: Tensor, axis: Any, num_splits: Any = None, split_sizes: Any = None)
 
 
 @operator("slice_by_index")
-def slice_by_index(
+def slice_by_index(  # noqa: PLR0917 - MIL's arguments
     x: Tensor,
     begin: Any,
     end: Any,
@@ -81,7 +81,8 @@ def slice_by_index(
     """``x[begin:end:stride]`` per axis; a begin or end mask means "from the edge"; squeezed axes take one entry."""
     zeros = [0] * x.ndim
     steps = ints(stride) if stride is not None else [1] * x.ndim
-    no_begin, no_end, drop = (ints(mask) if mask is not None else zeros for mask in (begin_mask, end_mask, squeeze_mask))
+    masks = (begin_mask, end_mask, squeeze_mask)
+    no_begin, no_end, drop = (ints(mask) if mask is not None else zeros for mask in masks)
     for axis, (first, last, step) in enumerate(zip(ints(begin), ints(end), steps, strict=True)):
         size = x.shape[axis]
         if drop[axis]:

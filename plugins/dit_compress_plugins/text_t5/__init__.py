@@ -1,0 +1,26 @@
+"""A frozen T5 encoder from a local folder."""
+
+from pydantic import Field
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+
+class T5Options(Options):
+    """Where the encoder lies. Bundles refer to the folder; they never copy its gigabytes."""
+
+    path: str = Field(description="A local folder in transformers' layout: config.json, weights, tokenizer.")
+    width: int = Field(4096, ge=1, description="d_model; checked against the folder's config when it is loaded.")
+    length: int = Field(128, ge=1, description="Tokens every caption is padded or cut to.")
+
+
+@hookimpl
+def text() -> Plugin:
+    """Describe the plugin."""
+    return Plugin(
+        name="t5",
+        options=T5Options,
+        load="dit_compress_plugins.text_t5.encoder:T5",
+        requires=("transformers", "sentencepiece"),
+        extra="t5",
+        summary="a frozen T5 encoder from a local folder",
+    )

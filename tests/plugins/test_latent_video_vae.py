@@ -1,0 +1,313 @@
+"""The video VAE: PCA, causality, tiles, losses, traps of bf16, saving, exporting."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from dit_compress.errors import UserError
+from dit_compress.train.objective import Batch
+from dit_compress.train.streams import Streams
+from dit_compress_plugins.latent_video_vae import VideoVAEOptions, latent, losses, pca, tiles
+from dit_compress_plugins.latent_video_vae.blocks import CausalConv, FromPatches, merge_time, pointwise, split_time
+from dit_compress_plugins.latent_video_vae.coders import rows_of, video_of
+from dit_compress_plugins.latent_video_vae.objective import initialise, measure_statistics
+from dit_compress_plugins.latent_video_vae.step import VideoVAEStep
+from dit_compress_plugins.latent_video_vae.vae import VideoVAE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+SMALL = {"channels": 6, "widths": (8, 8, 8, 8), "num_blocks": 1}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.manual_seed(0)
+
+
+def clips(count: int, frames: int = 17, size: int = 64) -> Tensor:
+    """Smooth random videos in [-1, 1]."""
+    coarse = torch.rand(count, 3, frames, size // 8, size // 8) * 2 - 1
+    return functional.interpolate(coarse, (frames, size, size), mode="trilinear")
+
+
+def shaken(vae: VideoVAE) -> VideoVAE:
+    """A VAE whose residual networks matter."""
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return vae
+
+
+# ------------------------------------------------------------------ PCA
+
+
+def test_pca_agrees_with_numpy_svd() -> None:
+    patches = torch.randn(60, 20) @ torch.randn(20, 20) + 3.0
+    basis = pca.principal_components(patches, 7)
+    values = patches.double().numpy()
+    centred = values - values.mean(0)
+    _, singular, rows = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(basis.variance, singular[:7] ** 2 / 60, rtol=1e-3)
+    np.testing.assert_allclose(np.abs((basis.analysis.numpy() @ rows[:7].T).diagonal()), 1.0, atol=1e-3)
+    expected = centred @ rows[:7].T @ rows[:7] + values.mean(0)
+    np.testing.assert_allclose(basis.decode(basis.encode(patches)), expected, atol=2e-3)
+
+
+def test_pca_of_fewer_patches_than_components_is_orthonormal_and_finite() -> None:
+    basis = pca.principal_components(torch.randn(4, 30), 9)
+    torch.testing.assert_close(basis.analysis @ basis.analysis.T, torch.eye(9), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_conditioning_keeps_the_reconstruction_and_gives_variance_one(whitening: float) -> None:
+    patches = torch.randn(400, 30) * torch.linspace(0.1, 3.0, 30)
+    plain = pca.principal_components(patches, 8)
+    basis = pca.condition(plain, whitening)
+    torch.testing.assert_close(basis.decode(basis.encode(patches)), plain.decode(plain.encode(patches)), atol=1e-4, rtol=0)
+    assert basis.encode(patches).var(0, correction=0).mean() == pytest.approx(1.0, rel=1e-3)
+    torch.testing.assert_close(basis.encode(patches).var(0, correction=0), basis.variance, atol=0.3, rtol=0.3)
+
+
+def test_alignment_finds_a_rotation() -> None:
+    rotation, codes = pca.orthogonal(5), torch.randn(50, 5)
+    torch.testing.assert_close(pca.alignment(codes, codes @ rotation.T), rotation, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("ratio", [(8, 32, 32), (4, 16, 16), (4, 32, 32), (8, 64, 64)])
+def test_at_the_start_the_vae_is_pca_of_first_frames_and_groups(ratio: tuple[int, int, int]) -> None:
+    videos = clips(6)
+    vae = VideoVAE(ratio=ratio, **SMALL)
+    initialise(vae, [videos[:3], videos[3:]], whitening=0.5)
+    decoded = vae.decode(vae.encode(videos))
+    first, rest = rows_of(videos, ratio[0])
+    assert rest is not None
+    expected = []
+    for rows in (first, rest):
+        channels = functional.pixel_unshuffle(rows, ratio[1])
+        patches = channels.permute(0, 2, 3, 1).flatten(0, 2)
+        basis = pca.principal_components(patches, 6)
+        restored = basis.decode(basis.encode(patches)).reshape(len(rows), *channels.shape[2:], -1).permute(0, 3, 1, 2)
+        expected.append(functional.pixel_shuffle(restored, ratio[1]))
+    torch.testing.assert_close(decoded, video_of(*expected), atol=2e-3, rtol=0)
+
+
+# ------------------------------------------------------------------ shapes and time
+
+
+@pytest.mark.parametrize("ratio", [(8, 32, 32), (4, 16, 16), (4, 32, 32), (8, 64, 64)])
+def test_shapes(ratio: tuple[int, int, int]) -> None:
+    vae = VideoVAE(ratio=ratio, **SMALL)
+    for frames in (1, 1 + 2 * ratio[0]):
+        latent_BCTHW = vae.encode(clips(2, frames, 128))
+        assert latent_BCTHW.shape == (2, 6, 1 + (frames - 1) // ratio[0], 128 // ratio[1], 128 // ratio[2])
+        assert vae.decode(latent_BCTHW).shape == (2, 3, frames, 128, 128)
+
+
+def test_a_latent_frame_ignores_later_frames_bit_for_bit() -> None:
+    vae, video = shaken(VideoVAE(**SMALL)), clips(1, 25)
+    reference = vae.encode(video)
+    for first_changed, unchanged in ((1, 1), (9, 2), (17, 3)):
+        changed = video.clone()
+        changed[:, :, first_changed:] = torch.randn_like(changed[:, :, first_changed:])
+        encoded = vae.encode(changed)
+        assert torch.equal(encoded[:, :, :unchanged], reference[:, :, :unchanged])
+        assert not torch.equal(encoded[:, :, unchanged], reference[:, :, unchanged])
+
+
+def test_decoding_ignores_later_latent_frames_and_sees_earlier_ones() -> None:
+    vae, latent_BCTHW = shaken(VideoVAE(**SMALL)), torch.randn(1, 6, 3, 2, 2)
+    reference = vae.decode(latent_BCTHW)
+    changed = latent_BCTHW.clone()
+    changed[:, :, 1] += 1
+    decoded = vae.decode(changed)
+    assert torch.equal(decoded[:, :, :1], reference[:, :, :1])
+    assert not torch.equal(decoded[:, :, 9:], reference[:, :, 9:])
+
+
+def test_rows_and_video_are_inverse() -> None:
+    video = torch.randn(2, 3, 17, 8, 8)
+    assert torch.equal(video_of(*rows_of(video, 8)), video)
+    assert torch.equal(split_time(merge_time(video), 17), video)
+
+
+def test_frames_or_sizes_that_do_not_fit_are_refused() -> None:
+    vae = VideoVAE(**SMALL)
+    with pytest.raises(UserError, match="16 frames"):
+        vae.encode(torch.zeros(1, 3, 16, 64, 64))
+    with pytest.raises(UserError, match="64x48"):
+        vae.encode(torch.zeros(1, 3, 9, 64, 48))
+    with pytest.raises(UserError, match="8x24x24"):
+        VideoVAE(ratio=(8, 24, 24), **SMALL)
+
+
+# ------------------------------------------------------------------ traps of bf16
+
+
+def test_a_causal_conv_is_conv3d_padded_in_time_with_the_past() -> None:
+    conv, x_BCTHW = CausalConv(4, 5, 3, taps=2), torch.randn(2, 4, 3, 6, 6)
+    present, past = conv.conv.weight.chunk(2, 1)
+    weight = torch.stack([past, present], 2)
+    expected = functional.conv3d(functional.pad(x_BCTHW, (1, 1, 1, 1, 1, 0)), weight, conv.conv.bias)
+    torch.testing.assert_close(split_time(conv(merge_time(x_BCTHW), 3), 3), expected, atol=1e-5, rtol=0)
+
+
+def test_bf16_gradients_of_a_nine_frame_clip_are_right() -> None:
+    """torch's bf16 conv3d gives garbage here when time is padded by ``padding=`` (relative error 1e36)."""
+    video = clips(2, 9)
+    vae = shaken(VideoVAE(**SMALL))
+    gradients = []
+    for enabled in (False, True):
+        vae.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            decoded = vae.decoder(vae.encoder(video))
+        (decoded.float() - video).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in vae.parameters()]))
+    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+
+
+@pytest.mark.parametrize(("channels", "cell"), [(3, 4), (24, 4), (24, 8), (24, 32)])
+def test_bf16_patches_are_right(channels: int, cell: int) -> None:
+    """A strided bf16 convolution of 24 channels is wrong by 130% on torch 2.13 with AMX."""
+    patches, x_NCHW = FromPatches(pointwise(channels * cell**2, 16), cell), torch.randn(2, channels, 96, 96)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = patches(x_NCHW).float()
+    expected = functional.conv2d(
+        x_NCHW, patches.linear.weight.reshape(16, channels, cell, cell), patches.linear.bias, stride=cell
+    )
+    assert (low - expected).norm() < 0.02 * expected.norm()
+
+
+# ------------------------------------------------------------------ tiles
+
+
+def test_tiles_of_a_local_decoder_join_exactly() -> None:
+    latent_BCTHW = torch.randn(1, 3, 2, 11, 7)
+
+    def decode(part: Tensor) -> Tensor:
+        return part.repeat_interleave(4, -2).repeat_interleave(4, -1)
+
+    joined = tiles.blend_tiles(decode, latent_BCTHW, cell=4, tile=4, overlap=2)
+    torch.testing.assert_close(joined, decode(latent_BCTHW), atol=1e-6, rtol=0)
+
+
+def test_tiled_decode_has_no_seam() -> None:
+    vae = VideoVAE(channels=4, widths=(8, 8, 8, 8), num_blocks=1, tile=8, tile_overlap=4, ratio=(4, 16, 16))
+    latent_BCTHW = torch.randn(1, 4, 2, 14, 10)
+    with torch.no_grad():
+        shaken(vae)
+        whole, tiled = vae.forward(latent_BCTHW), vae.decode(latent_BCTHW)
+    scale = whole.std()
+    assert (tiled - whole).abs().max() < 0.01 * scale
+
+
+# ------------------------------------------------------------------ losses, by hand
+
+
+def test_losses_by_hand() -> None:
+    video, target = torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2)
+    video[0, 0, 1, 0, 0] = 0.5
+    # |d| = 0.5 ≥ ε: 0.5 - 0.05 = 0.45 on one of 8 pixels.
+    assert losses.pixel(video, target, 0.1).item() == pytest.approx(0.45 / 8)
+    # |d| = 0.5 < ε: 0.25 / (2·1).
+    assert losses.pixel(video, target, 1.0).item() == pytest.approx(0.125 / 8)
+    # The difference of the two frames has 4 pixels, one of them 0.5.
+    assert losses.temporal_difference(video, target, 0.1).item() == pytest.approx(0.45 / 4)
+    assert losses.temporal_difference(video[:, :, :1], target[:, :, :1], 0.1).item() == 0.0
+    # One pixel of 0.5 gives ±0.25 in each of three bands, of 2 frames of 1 value.
+    assert losses.haar(video, target, 0.1).item() == pytest.approx(0.2 / 2)
+
+
+def test_kl_and_psnr_by_hand() -> None:
+    assert losses.kl(torch.zeros(3), 1.0).item() == 0.0
+    assert losses.kl(torch.full((3,), 2.0), 0.1).item() == pytest.approx(0.5 * (4 + 0.01 - 1 - 2 * math.log(0.1)))
+    assert losses.psnr(torch.full((1, 3, 1, 2, 2), 0.2), torch.zeros(1, 3, 1, 2, 2)).item() == pytest.approx(20.0)
+
+
+# ------------------------------------------------------------------ the step's pieces
+
+
+def test_training_improves_on_pca_and_starts_there() -> None:
+    options = VideoVAEOptions(channels=4, widths=(16, 16, 16, 16), blocks=1, ratio="4x16x16", bf16=False)
+    step, videos = VideoVAEStep(options), clips(4, 9, 32)
+    vae = step.create(seed=3)
+    step.initialise(vae, [videos])
+    objective = step.objective(vae)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3)
+    curve = []
+    for index in range(12):
+        terms = objective.loss(objective.phases[0], Batch(index, range(4), videos, Streams(0, index, range(4))))
+        terms["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append(terms["loss"].item())
+    assert curve[-1] < 0.95 * curve[0]
+    assert {"loss", "pixel", "temporal", "kl", "psnr"} <= set(terms)
+
+
+def test_creating_is_deterministic_and_leaves_the_global_generator() -> None:
+    step = VideoVAEStep(VideoVAEOptions(channels=4, widths=(8,), blocks=1))
+    before = torch.get_rng_state()
+    one, two = step.create(5), step.create(5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_statistics_normalise_and_survive_saving(tmp_path: Path) -> None:
+    videos, vae = clips(6), shaken(VideoVAE(**SMALL))
+    initialise(vae, [videos], whitening=0.5)
+    measure_statistics(vae, [videos[:3], videos[3:]])
+    encoded = vae.encode(videos)
+    torch.testing.assert_close(encoded.mean((0, 2, 3, 4)), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(encoded.std((0, 2, 3, 4)), torch.ones(6), atol=1e-2, rtol=0)
+    vae.save_pretrained(tmp_path)
+    loaded = VideoVAE.from_pretrained(tmp_path)
+    assert loaded.ratio == (8, 32, 32)
+    assert torch.equal(loaded.encode(videos), encoded)
+    assert torch.equal(loaded.decode(encoded), vae.decode(encoded))
+
+
+def test_from_config_works_on_the_meta_device() -> None:
+    vae = VideoVAE(**SMALL)
+    vae.set_statistics([1.0] * 6, [2.0] * 6)
+    with torch.device("meta"):
+        empty = VideoVAEStep.from_config(vae.config)
+    assert next(empty.parameters()).is_meta
+    assert empty.config.latent_std == [2.0] * 6
+    empty.to_empty(device="cpu").load_state_dict(vae.state_dict())
+    video = clips(1, 9)
+    assert torch.equal(empty.encode(video), vae.encode(video))
+
+
+def test_the_hook_describes_the_plugin() -> None:
+    plugin = latent()
+    assert (plugin.name, plugin.data, plugin.options) == ("video_vae", True, VideoVAEOptions)
+    assert VideoVAEOptions(ratio="4x16x16").ratio_numbers() == (4, 16, 16)
+
+
+# ------------------------------------------------------------------ what exporters need
+
+
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_the_decoder_exports_with_ranks_up_to_five_and_no_conv3d(num_frames: int) -> None:
+    vae = shaken(VideoVAE(**SMALL)).eval()
+    latent_BCTHW = torch.randn(1, 6, num_frames, 2, 2)
+    program = torch.export.export(vae, (latent_BCTHW,)).run_decompositions({})
+    values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
+    assert max(value.ndim for value in values if hasattr(value, "ndim")) <= 5
+    torch.testing.assert_close(program.module()(latent_BCTHW), vae.decode(latent_BCTHW), atol=1e-5, rtol=1e-5)
+
+
+def test_the_decoder_is_finite_on_zero_and_huge_input_in_half_precision() -> None:
+    vae = shaken(VideoVAE(**SMALL)).eval().half()
+    for scale in (0.0, 300.0):
+        with torch.no_grad():
+            assert torch.isfinite(vae.decode(torch.full((1, 6, 3, 2, 2), scale, dtype=torch.half))).all()

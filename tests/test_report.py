@@ -1,0 +1,512 @@
+"""The report: every figure in summary.json and on the page, nothing fetched, nothing unescaped."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dit_compress.errors import UserError
+from dit_compress.report import write_report
+from dit_compress.report.data import Series, read_run
+from dit_compress.report.figures import binned, curve, families
+from dit_compress.report.media import wall
+from dit_compress.report.proofs import proofs, verdict
+from dit_compress.report.result import arms, outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+BLOCKS, HEADS, WIDTH, PARTS = 4, 6, 128, 8
+EVIL = 'a <script>alert("x")</script> circle'
+ATTRIBUTES = ("count", "shape", "colour", "speed")
+
+
+# ------------------------------------------------------------------ a small run, as the steps would leave it
+
+
+def step(run: Path, name: str, kind: str, plugin: str, **record: Any) -> Path:
+    """One finished step's folder."""
+    folder = run / "steps" / name
+    folder.mkdir(parents=True)
+    options = {"use": plugin, **record.pop("options", {})}
+    flow = record.pop("flow", None)
+    if flow:
+        lineage = [{"torch": "2.9.0+cpu", "device": "x86_64", "seed": 0, "threads": 2}]
+        write(folder / "bundle" / "bundle.json", {"flow": flow, "lineage": lineage})
+        record["bundle"] = f"{len(name):02d}" * 32
+    parts = {"step": {"plugin": plugin, "kind": kind, "revision": 1, "options": options, "parts": {}}}
+    base = {
+        "key": "k" + name,
+        "name": name,
+        "kind": kind,
+        "parts": parts,
+        "inputs": {},
+        "metrics": {},
+        "files": {},
+        "model": None,
+        "bundle": None,
+        "seconds": 12.5,
+        "peak_memory_mib": 900,
+        "threads": 2,
+    }
+    write(folder / "step.json", {**base, **record})
+    return folder
+
+
+def write(path: Path, data: Any) -> None:
+    """JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data), "utf-8")
+
+
+def log_curves(folder: Path, names: tuple[str, ...], num_steps: int = 300) -> None:
+    """Falling losses with noise."""
+    noise = np.random.default_rng(len(folder.name))
+    rows = []
+    for index in range(num_steps):
+        fall = math.exp(-3 * index / num_steps)
+        rows.append({"step": index} | {name: (0.2 + fall) * (1 + 0.15 * noise.normal()) for name in names})
+    (folder / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 300, "lo', "utf-8")
+
+
+def leave_videos(folder: Path, captions: tuple[str, ...], *columns: str) -> None:
+    """Video files (of no real content) and their index."""
+    index = []
+    for row, caption in enumerate(captions):
+        for place, column in enumerate(columns):
+            name = f"{row}_{place}.mp4"
+            (folder / "videos").mkdir(exist_ok=True)
+            (folder / "videos" / name).write_bytes(f"{folder.name} {name}".encode())
+            index.append({"caption": caption, "column": column, "file": name})
+    write(folder / "videos" / "videos.json", index)
+
+
+def layout() -> list[dict[str, Any]]:
+    """The axes of a small DiT."""
+    axes = [{"name": "block:blocks", "level": "block", "units": BLOCKS, "stack": "blocks", "block": None}]
+    for block in range(BLOCKS):
+        for level, leaf, count in (("head", "attn1", HEADS), ("head", "attn2", HEADS), ("ffn", "ff", WIDTH)):
+            axes.append(
+                {
+                    "name": f"{level}:blocks.{block}.{leaf}",
+                    "level": level,
+                    "units": count,
+                    "stack": "blocks",
+                    "block": block,
+                }
+            )
+    return axes
+
+
+def leave_pruning(folder: Path) -> None:
+    """Block 2 goes; in the others two heads of each attention and half of the channels."""
+    keep = {"block": [0, 1, 3], "head": [1, 2, 4, 5], "ffn": list(range(WIDTH // 2))}
+    kept = {
+        axis["name"]: {"of": axis["units"], "units": [[unit, unit + 1] for unit in keep[axis["level"]]]}
+        for axis in layout()
+    }
+    write(folder / "kept.json", {"axes": layout(), "kept": kept})
+    chosen = {}
+    for axis in layout():
+        parts = PARTS if axis["level"] == "ffn" else axis["units"]
+        stays = set(range(PARTS // 2)) if axis["level"] == "ffn" else set(keep[axis["level"]])
+        chosen[axis["name"]] = [float(part in stays) for part in range(parts)]
+    snapshots = [
+        {"step": at, "keep": {name: [0.5 + (row - 0.5) * at / 24 for row in rows] for name, rows in chosen.items()}}
+        for at in range(0, 25, 3)
+    ]
+    write(folder / "search.json", {"probabilities": snapshots, "chosen": chosen})
+
+
+def shapes(accuracy: float) -> dict[str, Any]:
+    """Metrics of an evaluate step."""
+    spread = {name: round(min(1.0, accuracy + 0.02 * (place - 1)), 4) for place, name in enumerate(ATTRIBUTES)}
+    return {"attribute_accuracy": accuracy, "exact_match": round(accuracy**4, 4), "flicker": 0.0123, "accuracy": spread}
+
+
+def proof(component: str, values: dict[str, float | None], arithmetic: str = "float16") -> list[dict[str, Any]]:
+    """Rows of a manifest."""
+    return [
+        {
+            "component": component,
+            "kind": "mlpackage",
+            "arithmetic": arithmetic,
+            "input_set": name,
+            "gate_db": 50.0,
+            "verdict": "refused" if value is None else "passed" if value >= 50 else "below",
+            "psnr_db": value,
+            "max_abs": 0.01,
+            "nonfinite": 0,
+        }
+        for name, value in values.items()
+    ]
+
+
+def leave_package(folder: Path, rows: dict[str, list[dict[str, Any]]], fidelity: str = "interpreter") -> None:
+    """The manifest of an exported package."""
+    artifacts = [
+        {
+            "component": name,
+            "kind": "mlpackage",
+            "precision": "float16",
+            "path": f"{name}.mlpackage",
+            "bytes": 1_250_000,
+            "fidelity": fidelity,
+            "proof": each,
+        }
+        for name, each in rows.items()
+    ]
+    passed = fidelity != "none" and all(row["verdict"] == "passed" for each in rows.values() for row in each)
+    write(
+        folder / "files" / "manifest.json",
+        {"schema": 1, "passed": passed, "fidelity": fidelity, "artifacts": artifacts},
+    )
+
+
+def shape_of(params: int, flops: int) -> dict[str, Any]:
+    """Figures of a bundle."""
+    return {
+        "params": params,
+        "flops": flops,
+        "blocks": 4,
+        "heads": [6] * 8,
+        "ffn": [128] * 4,
+        "tokens": 27,
+        "latent_params": 1_000_000,
+    }
+
+
+LONG, SHORT = {"num_steps": 40, "guidance": 4.0, "shift": 3.0}, {"num_steps": 4, "guidance": 1.0, "shift": 3.0}
+CAPTIONS = ("a small red circle moving left slowly on a black background", EVIL)
+
+
+def trained(run: Path) -> None:
+    """The steps up to the student."""
+    big, small = shape_of(8_400_000, 2_310_000_000), shape_of(3_600_000, 990_000_000)
+    step(run, "base", "base", "video_dit", model=big, flow=LONG)
+    vae = step(
+        run, "vae", "latent", "video_vae", model=big, flow=LONG, inputs={"input": "base"}, options={"ratio": "8x32x32"}
+    )
+    log_curves(vae, ("loss", "psnr", "grad_vae"))
+    codec = step(
+        run, "codec", "evaluate", "psnr", inputs={"input": "vae"}, metrics={"psnr_db": 31.24, "psnr_worst_db": 27.5}
+    )
+    leave_videos(codec, CAPTIONS, "real", "VAE round trip")
+    step(run, "real", "evaluate", "shapes", inputs={"input": "vae"}, options={"source": "real"}, metrics=shapes(0.9987))
+    log_curves(
+        step(run, "teacher", "distill", "flow", model=big, flow=LONG, inputs={"input": "vae"}), ("loss", "grad_student")
+    )
+    leave_pruning(
+        step(
+            run,
+            "prune",
+            "prune",
+            "trilevel",
+            model=small,
+            flow=LONG,
+            inputs={"input": "teacher"},
+            metrics={"params_before": 8_400_000, "params_after": 3_600_000},
+        )
+    )
+    student = step(
+        run,
+        "student",
+        "distill",
+        "adversarial",
+        model=small,
+        flow=SHORT,
+        seconds=95.0,
+        inputs={"input": "prune", "teacher": "teacher"},
+        options={"steps": 300, "frozen_blocks": 2},
+    )
+    log_curves(student, ("discriminator/loss", "generator/loss", "generator/grad_student"))
+
+
+def judged(run: Path) -> None:
+    """Evaluations and export."""
+    for name, of, accuracy, options in (
+        ("teacher_40", "teacher", 0.934, {}),
+        ("teacher_4", "teacher", 0.512, {"num_steps": 4, "guidance": 1.0}),
+        ("pruned_4", "prune", 0.317, {"num_steps": 4, "guidance": 1.0}),
+        ("student_4", "student", 0.871, {}),
+    ):
+        folder = step(run, name, "evaluate", "shapes", inputs={"input": of}, options=options, metrics=shapes(accuracy))
+        leave_videos(folder, CAPTIONS, f"{of}, {options.get('num_steps', 40 if of == 'teacher' else 4)} steps")
+    speed = {
+        "dit_call_ms": 18.25,
+        "dit_call_p90_ms": 19.0,
+        "decode_ms": 61.5,
+        "steps": 4,
+        "guidance": 1.0,
+        "batch": 8,
+        "sample_ms": 74.0,
+        "against_sample_ms": 3145.0,
+        "times_faster": 42.5,
+    }
+    step(run, "speed", "evaluate", "latency", inputs={"input": "student", "against": "teacher"}, metrics=speed)
+    package = step(
+        run,
+        "phone",
+        "export",
+        "coreml",
+        inputs={"input": "student"},
+        metrics={"seconds_by_component": {"dit_step": 21.5, "vae_decoder": 33.0}},
+    )
+    leave_package(
+        package,
+        {
+            "dit_step": proof("dit_step", {"typical": 64.25, "zero": 71.0, "tiny": 58.5}),
+            "vae_decoder": proof("vae_decoder", {"typical": 55.0, "zero": 60.0, "tiny": 61.0}),
+        },
+    )
+
+
+STEPS = (
+    "base",
+    "vae",
+    "codec",
+    "real",
+    "teacher",
+    "prune",
+    "student",
+    "teacher_40",
+    "teacher_4",
+    "pruned_4",
+    "student_4",
+    "speed",
+    "phone",
+)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A run of which nothing is finished."""
+    run = tmp_path / "quickstart"
+    write(run / "run.json", {"schema": 1, "name": "quickstart", "steps": list(STEPS), "manifest": ""})
+    (run / "recipe.yaml").write_text("name: quickstart\nseed: 0  # <b>\n", "utf-8")
+    return run
+
+
+@pytest.fixture
+def run(empty: Path) -> Path:
+    """A finished run."""
+    trained(empty)
+    judged(empty)
+    return empty
+
+
+def page_of(run: Path) -> str:
+    """The report's text."""
+    return write_report(run).read_text("utf-8")
+
+
+# ------------------------------------------------------------------ summary.json
+
+
+def test_summary_holds_every_figure(run: Path) -> None:
+    write_report(run)
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    assert [entry["name"] for entry in summary["steps"]] == list(STEPS)
+    assert summary["pending"] == []
+    by_name = {entry["name"]: entry for entry in summary["steps"]}
+    assert by_name["teacher"]["model"]["flops"] == 2_310_000_000
+    assert by_name["student_4"]["metrics"]["accuracy.shape"] == 0.871
+    assert by_name["student"]["seconds"] == 95.0
+    assert by_name["student"]["inputs"] == {"input": "prune", "teacher": "teacher"}
+    assert by_name["student"]["bundle"] == "07" * 32
+    assert summary["environment"]["torch"] == "2.9.0+cpu"
+    assert summary["environment"]["threads"] == 2
+    assert summary["total_seconds"] == pytest.approx(12 * 12.5 + 95)
+
+
+def test_summary_states_the_result(run: Path) -> None:
+    write_report(run)
+    result = json.loads((run / "summary.json").read_text("utf-8"))["result"]
+    assert (result["teacher"], result["pruned"], result["student"]) == ("teacher", "prune", "student")
+    assert result["params_share"] == pytest.approx(3.6 / 8.4)
+    assert result["times_faster"] == 42.5
+    assert (result["teacher_quality"], result["student_quality"], result["pruned_quality"]) == (0.934, 0.871, 0.317)
+    assert (result["teacher_steps"], result["student_steps"], result["pruned_steps"]) == (40, 4, 4)
+    assert result["quality_share"] == pytest.approx(0.871 / 0.934)
+    assert result["exports_passed"] is True
+
+
+def test_equal_runs_give_equal_files(run: Path) -> None:
+    first = (write_report(run).read_bytes(), (run / "summary.json").read_bytes())
+    assert (write_report(run).read_bytes(), (run / "summary.json").read_bytes()) == first
+
+
+# ------------------------------------------------------------------ the page
+
+
+def test_page_shows_the_figures(run: Path) -> None:
+    page = page_of(run)
+    for shown in (
+        "8.40M",
+        "3.60M",
+        "42.5×",
+        "0.871",
+        "0.934",
+        "31.2 dB",
+        "64.2",
+        "58.5",
+        "1.25 MB",
+        "33.0 s",
+        "1 min 35 s",
+        "18.2",
+        "74",
+        "2.31",
+    ):
+        assert shown in page, shown
+    assert "The 4-step student has 43% of the teacher’s parameters, samples 42.5 times faster, keeps 93%" in page
+    assert "1 of 4 (25%)" in page  # blocks removed, beside the paper's 8 of 28
+    for column in ("real", "VAE round trip", "teacher, 40 steps", "student, 4 steps"):
+        assert f"<th>{column}</th>" in page
+
+
+def test_page_loads_nothing(run: Path) -> None:
+    page = page_of(run)
+    assert not re.search(r"""(src|href|action|data|poster)\s*=\s*["']?\s*(https?:)?//""", page, re.IGNORECASE)
+    assert not re.search(r"""url\(\s*["']?(https?:)?//|@import""", page, re.IGNORECASE)
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_page_escapes_captions_and_recipe(run: Path) -> None:
+    page = page_of(run)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "# &lt;b&gt;" in page
+
+
+def test_ids_on_the_page_are_unique(run: Path) -> None:
+    ids = re.findall(r'<(?!use)[^>]*\bid="([^"]+)"', page_of(run))
+    assert len(ids) == len(set(ids))
+
+
+def test_references_inside_figures_resolve(run: Path) -> None:
+    page = page_of(run)
+    ids = set(re.findall(r'\bid="([^"]+)"', page))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= ids
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= ids
+
+
+@pytest.mark.parametrize("finish", [lambda _: None, trained, judged], ids=["nothing", "trained", "judged"])
+def test_partial_runs_leave_sections_out(empty: Path, finish: Callable[[Path], None]) -> None:
+    finish(empty)
+    page = page_of(empty)
+    done = len(read_run(empty).steps)
+    assert page.count('class="pending"') == len(STEPS) - done
+    assert ('id="pruning"' in page) == (finish is trained)
+    assert ('id="export"' in page) == (finish is judged)
+
+
+def test_report_needs_no_torch(run: Path) -> None:
+    code = "import sys, pathlib, dit_compress.report as report\n"
+    code += f"report.write_report(pathlib.Path({str(run)!r}))\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_video_outside_its_folder_is_refused(run: Path) -> None:
+    write(
+        run / "steps" / "codec" / "videos" / "videos.json",
+        [{"caption": "x", "column": "y", "file": "../../../recipe.yaml"}],
+    )
+    with pytest.raises(UserError, match="outside its folder"):
+        write_report(run)
+
+
+# ------------------------------------------------------------------ parts
+
+
+def test_arms_know_how_they_were_sampled(run: Path) -> None:
+    found = {arm.step: arm for arm in arms(read_run(run))}
+    assert found["real"].of is None
+    assert (found["teacher_40"].num_steps, found["teacher_40"].guidance) == (40, 4.0)
+    assert (found["pruned_4"].num_steps, found["pruned_4"].guidance) == (4, 1.0)
+    assert found["student_4"].scores["speed"] == pytest.approx(0.911)
+
+
+def test_nested_arms_of_one_step(empty: Path) -> None:
+    metrics = {"psnr_db": 30.0, "accuracy": {"real": {"shape": 1.0}, "round_trip": {"shape": 0.96}}}
+    step(empty, "codec", "evaluate", "psnr", metrics=metrics)
+    assert [(arm.label, arm.scores) for arm in arms(read_run(empty))] == [
+        ("real", {"shape": 1.0}),
+        ("round trip", {"shape": 0.96}),
+    ]
+
+
+def test_outcome_without_pruning_takes_the_last_model(empty: Path) -> None:
+    step(empty, "teacher", "distill", "flow", model=shape_of(10, 10), flow=LONG)
+    result = outcome(read_run(empty))
+    assert (result.student, result.teacher, result.params_share) == ("teacher", None, None)
+
+
+def test_an_export_below_its_gate_or_never_executed_fails(empty: Path) -> None:
+    low = step(empty, "phone", "export", "coreml")
+    leave_package(low, {"dit_step": proof("dit_step", {"typical": 45.0, "zero": None})})
+    never = step(empty, "speed", "export", "onnx")
+    leave_package(never, {"dit_step": []}, fidelity="none")
+    found = read_run(empty)
+    assert {each.step: each.verdict for each in proofs(found)} == {"phone": "refused", "speed": "UNVERIFIED"}
+    assert [verdict(each) for each in found.of_kind("export")] == [False, False]
+
+
+def test_proofs_out_of_metrics(empty: Path) -> None:
+    verified = [{"inputs": "typical", "precision": "float16", "psnr_db": 48.0, "max_abs": 0.1, "nonfinite": 0}]
+    component = {"name": "dit_step", "artifact": "onnx", "bytes": 10, "fidelity": "production", "verified": verified}
+    step(empty, "phone", "export", "onnx", metrics={"components": [component]})
+    (found,) = proofs(read_run(empty))
+    assert (found.artifact, found.verdict, found.checks[0].psnr_db) == ("onnx", "below", 48.0)
+
+
+def test_binned_by_hand() -> None:
+    steps, low, high, smooth = binned(np.array([0, 1, 2]), np.array([1.0, math.nan, 3.0]))
+    assert steps.tolist() == [0, 2]
+    assert low.tolist() == high.tolist() == [1.0, 3.0]
+    assert smooth[1] == pytest.approx((0.9 * 0.1 * 1 + 0.1 * 3) / (0.9 * 0.1 + 0.1))
+
+
+def test_curves_without_a_finite_value_are_drawn() -> None:
+    assert "<svg" in curve(Series("loss", (0, 1), (math.nan, math.inf)), "x")
+
+
+def test_families_by_level_and_attention(run: Path) -> None:
+    pruning = read_run(run).step("prune").pruning
+    assert list(families(pruning)) == [
+        "Blocks",
+        "Heads, self-attention",
+        "Heads, cross-attention",
+        "Channels, feed-forward",
+    ]
+
+
+def test_names_in_figures_are_escaped() -> None:
+    svg = curve(Series("</svg><script>x</script> $a$ &", (0, 1), (1.0, 2.0)), "x")
+    assert "<script" not in svg
+    assert "$a$ &amp;" in svg
+
+
+def test_metrics_that_are_not_numbers_do_no_harm(empty: Path) -> None:
+    metrics = {"psnr_db": math.nan, "dit_call_ms": None, "note": "<b>", "nested": {"list": [1, 2]}}
+    step(empty, "codec", "evaluate", "psnr", metrics=metrics)
+    assert "&lt;b&gt;" in page_of(empty)
+    text = (empty / "summary.json").read_text("utf-8")
+    assert "NaN" not in text
+    assert json.loads(text)["steps"][0]["metrics"]["nested.list"] == [1, 2]
+
+
+def test_the_wall_shows_captions_that_can_be_compared(run: Path) -> None:
+    leave_videos(run / "steps" / "student_4", (*CAPTIONS, "only here"), "student, 4 steps")
+    shown = wall(read_run(run))
+    assert [caption for caption, _ in shown.rows] == list(CAPTIONS)
+    assert shown.left_out == 1
+    assert shown.columns[:2] == ("real", "VAE round trip")

@@ -1,0 +1,71 @@
+"""The paper's losses, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dit_compress.train.losses import (
+    cosine_distance,
+    flow_loss,
+    hinge_discriminator,
+    hinge_generator,
+    per_sample,
+    pseudo_huber,
+)
+
+
+def test_per_sample_averages_everything_but_the_batch() -> None:
+    assert per_sample(torch.tensor([[[1.0, 3.0]], [[5.0, 7.0]]])).tolist() == [2.0, 6.0]
+
+
+def test_flow_loss_is_the_mean_square() -> None:
+    assert float(flow_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]))) == pytest.approx((1 + 4) / 2)
+
+
+@pytest.mark.parametrize(
+    ("student", "distance"), [((2.0, 0.0), 0.0), ((0.0, 3.0), 1.0), ((-5.0, 0.0), 2.0), ((1.0, 1.0), 1 - 2**-0.5)]
+)
+def test_cosine_distance_sees_direction_only(student: tuple[float, float], distance: float) -> None:
+    found = cosine_distance(torch.tensor([[student]]), torch.tensor([[[7.0, 0.0]]]))
+    assert float(found) == pytest.approx(distance, abs=1e-6)
+
+
+def test_cosine_distance_is_a_mean_over_tokens() -> None:
+    student = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]]])
+    assert float(cosine_distance(student, torch.tensor([[[1.0, 0.0]] * 4]))) == pytest.approx((0 + 1 + 2 + 0) / 4)
+
+
+def test_pseudo_huber_per_sample() -> None:
+    """Errors 3 and 3 with c = 4: sqrt(9 + 16) - 4 = 1; a perfect sample gives 0."""
+    predicted = torch.tensor([[3.0, -3.0], [0.0, 0.0]])
+    assert float(pseudo_huber(predicted, torch.zeros(2, 2), 4.0)) == pytest.approx((1 + 0) / 2)
+
+
+def test_pseudo_huber_is_a_norm_when_c_is_small() -> None:
+    predicted = torch.tensor([[3.0, -3.0]])
+    assert float(pseudo_huber(predicted, torch.zeros(1, 2), 1e-6)) == pytest.approx(3.0, rel=1e-5)
+
+
+def test_hinge_of_the_discriminator() -> None:
+    """Real: max(0, 1 - 2) = 0 and max(0, 1 + 0) = 1. Fake: max(0, 1 - 0) = 1 and max(0, 1 - 3) = 0."""
+    found = hinge_discriminator(torch.tensor([-2.0, 0.0]), torch.tensor([0.0, 3.0]))
+    assert float(found) == pytest.approx(0.5 + 0.5)
+
+
+def test_the_discriminator_pushes_real_down_and_fake_up_until_the_margin() -> None:
+    real, fake = torch.tensor([0.0, -2.0], requires_grad=True), torch.tensor([0.0, 2.0], requires_grad=True)
+    hinge_discriminator(real, fake).backward()
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert real.grad.tolist() == [0.5, 0.0]
+    assert fake.grad.tolist() == [-0.5, 0.0]
+
+
+def test_the_generator_pushes_the_same_logits_down() -> None:
+    fake = torch.tensor([3.0, -1.0], requires_grad=True)
+    loss = hinge_generator(fake)
+    loss.backward()
+    assert float(loss.detach()) == 1.0
+    assert fake.grad is not None
+    assert fake.grad.tolist() == [0.5, 0.5]
