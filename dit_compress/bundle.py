@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress import SCHEMA, __version__
 from dit_compress.errors import UserError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.denoiser import Denoiser
+    from dit_compress.hooks import Codec
 
 COMPONENTS = {"denoiser": "model", "latent": "latent", "text": "text"}
 """Component → the kind of the plugin that loads it."""
@@ -64,9 +65,14 @@ class Bundle:
     @property
     def spec(self) -> Spec:
         """The bundle without weights."""
-        found = {name: self._component(name) for name in COMPONENTS}
         video = self.data.get("video")
-        return Spec(video=tuple(video) if video else None, flow=self.flow, **found)
+        return Spec(
+            video=tuple(video) if video else None,
+            denoiser=self._component("denoiser"),
+            latent=self._component("latent"),
+            text=self._component("text"),
+            flow=self.flow,
+        )
 
     @property
     def flow(self) -> Flow:
@@ -88,9 +94,9 @@ class Bundle:
         component = self._need("denoiser")
         return component.loader().denoiser(self._load("denoiser", component))
 
-    def codec(self) -> nn.Module:
-        """The VAE (see ``hooks.Codec``)."""
-        return self._load("latent", self._need("latent"))
+    def codec(self) -> Codec:
+        """The VAE with its weights."""
+        return cast("Codec", self._load("latent", self._need("latent")))
 
     def text(self) -> nn.Module:
         """The caption encoder (see ``hooks.TextEncoder``)."""

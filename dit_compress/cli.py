@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -42,11 +43,9 @@ def main() -> None:
         raise SystemExit(getattr(leave, "exit_code", getattr(leave, "code", 0))) from None
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
-    except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            error.show()
-            raise SystemExit(2) from None
-        raise
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(2) from None
 
 
 @app.command()

@@ -298,3 +298,8 @@ def _raise_all(problems: list[UserError]) -> None:
         raise UserError.join([*problems[:_NUM_NAMED], more])
     if problems:
         raise UserError.join(problems)
+
+
+def distinct(clips: Sequence[Clip]) -> list[Clip]:
+    """One clip per caption, in order."""
+    return list({clip.caption: clip for clip in reversed(clips)}.values())[::-1]

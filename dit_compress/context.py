@@ -19,7 +19,7 @@ from dit_compress.spec import Spec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from dit_compress.clips import Clip
     from dit_compress.flow import Flow
@@ -140,8 +140,7 @@ class Context:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the recipe's video in the input's latent space."""
         spec = replace(self.input.spec, video=self.video or self.input.spec.video)
-        codec = spec.need_latent().build()
-        return (codec.channels, *spec.latent_size())
+        return (spec.codec().channels, *spec.latent_size())
 
     # -- sampling
 

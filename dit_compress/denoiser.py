@@ -9,7 +9,7 @@ Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D wid
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -139,13 +139,13 @@ class Denoiser(nn.Module):
         taken: dict[int, Tensor] = {}
         stack = self.structure().main
 
-        def keep(index: int):  # noqa: ANN202 - a forward hook
+        def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 taken[index] = output[stack.output] if stack.output is not None else output
 
             return hook
 
-        blocks = self.module.get_submodule(stack.path)
+        blocks: Any = self.module.get_submodule(stack.path)
         handles = [blocks[index].register_forward_hook(keep(index)) for index in at]
         try:
             yield taken

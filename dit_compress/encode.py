@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dit_compress.clips import Clip
+    from dit_compress.hooks import Codec
 
 ENCODE_BATCH = 8
 
@@ -66,7 +67,7 @@ def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -
     return np.load(path, mmap_mode="r")
 
 
-def latent_cache(path: Path, clips: Sequence[Clip], codec: nn.Module, advance: Callable[[], Any]) -> np.ndarray:
+def latent_cache(path: Path, clips: Sequence[Clip], codec: Codec, advance: Callable[[], Any]) -> np.ndarray:
     """All clips encoded once: float32 ``[N,C,T,H,W]``."""
     if not path.is_file():
 
@@ -122,7 +123,7 @@ class Captions(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self._null: dict[str, Tensor] | None = None
 
     @property

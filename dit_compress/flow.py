@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def expand(sigma_B: Tensor, like: Tensor) -> Tensor:
-    """sigma ``[B]`` (or ``[B,T]``) shaped to multiply a latent ``[B,C,T,H,W]``."""
+    """Sigma ``[B]`` (or ``[B,T]``) shaped to multiply a latent ``[B,C,T,H,W]``."""
     if sigma_B.ndim == 2:
         return sigma_B[:, None, :, None, None].to(like.dtype)
     return sigma_B.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)

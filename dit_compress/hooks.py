@@ -22,10 +22,10 @@ Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames of Y × 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, InstanceOf
@@ -44,8 +44,20 @@ if TYPE_CHECKING:
 
 PROJECT = "dit_compress"
 GROUP = "dit_compress.plugins"
+NOTED = "__dit_compress_hooks__"
+"""Where a module notes its hooks."""
 hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+_mark = pluggy.HookimplMarker(PROJECT)
+
+
+def hookimpl(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Mark a function that implements the hook of its name.
+
+    It is noted in its module too: importing ``search.py`` beside the hook ``search`` puts that module in
+    the function's place, and a later discovery in the same process must still find the hook.
+    """
+    function.__globals__.setdefault(NOTED, {})[function.__name__] = function
+    return _mark(function)
 
 
 # ------------------------------------------------------------------ what a hook returns
@@ -272,11 +284,17 @@ class Codec(Protocol):
     ratio: tuple[int, int, int]
     channels: int
 
+    def eval(self) -> Self:
+        """``nn.Module.eval``."""
+
     def encode(self, video_BCFYX: Tensor) -> Tensor:
         """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (mean 0, std 1 over the training set)."""
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latent → video in [-1, 1], clipped by the caller."""
+        """Normalised latent → video in [-1, 1], clipped by the caller; may work in tiles."""
+
+    def forward(self, latent_BCTHW: Tensor) -> Tensor:
+        """The same in one piece: what exporters trace."""
 
 
 class Distiller(Step, Protocol):
@@ -295,7 +313,12 @@ class Transform(Step, Protocol):
 
 
 class Exporter(Step, Protocol):
-    """Files for a device. ``run`` is normally ``return dit_compress.export.export(self, context)``."""
+    """Files for a device. ``run`` is normally ``return dit_compress.export.export(self, context)``.
+
+    profile: the device, as the options describe it.
+    """
+
+    profile: Profile
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What would break on the target, before any training is paid for. Meta device, no weights."""
@@ -376,6 +399,8 @@ class Granularity(Protocol):
     """Names axes of removable units out of the facts that discovery states."""
 
     multiple_of: int
+    units: int | None
+    """Into how many equal parts a learned search may cut an axis; None for its single units."""
 
     def axes(self, structure: Structure) -> list[Axis]:
         """Every axis of this level, as data."""

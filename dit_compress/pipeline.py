@@ -140,7 +140,7 @@ class Runner:
         status = spawn([sys.executable, "-m", "dit_compress.worker", str(partial)], self.threads)
         if status == STOPPED:
             raise UserError(f"step {node.name!r} was asked to stop and saved itself", mend="Run the same command to continue")
-        if status == 2:  # noqa: PLR2004 - the worker has printed its one message
+        if status == 2:
             raise SystemExit(2)
         if status:
             raise UserError(f"step {node.name!r} ended with status {status}", where=str(partial),

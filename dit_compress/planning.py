@@ -61,38 +61,34 @@ def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> S
     """The implicit first bundle, without weights."""
     from accelerate import init_empty_weights
 
-    specs = {}
-    for name, kind in (("denoiser", "model"), ("text", "text")):
-        if kind in parts:
-            maker = parts[kind].build()
-            with init_empty_weights():
-                specs[name] = ComponentSpec(kind, parts[kind].name, maker.config_of(maker.create()))
-    return Spec(video=video, **specs)
+    specs: dict[str, ComponentSpec] = {}
+    for kind in parts:
+        maker = parts[kind].build()
+        with init_empty_weights():
+            specs[kind] = ComponentSpec(kind, parts[kind].name, maker.config_of(maker.create()))
+    return Spec(video=video, denoiser=specs.get("model"), text=specs.get("text"))
 
 
 def _planned(node: Node, before: Spec) -> Spec:
     step = node.part.build()
     after = step.plan(before)
-    if after.latent is not None:
-        size = after.latent_size() if after.video else None
-        channels = after.latent.build().channels
-        if after.denoiser is not None and after.denoiser != before.denoiser or after.latent != before.latent:
-            wanted = after.build_denoiser().channels if after.denoiser else channels
-            if wanted != channels:
-                raise UserError(
-                    f"the denoiser takes {wanted} latent channels, the VAE gives {channels}",
-                    mend=f"Set 'channels: {channels}' in 'model', or 'channels: {wanted}' in the latent step",
-                )
-            _fits_patch(after, size)
+    if after.latent is not None and after.denoiser is not None and not _alike(before, after):
+        _check_fit(after)
     return after
 
 
-def _fits_patch(spec: Spec, size: tuple[int, int, int] | None) -> None:
-    if size is None or spec.denoiser is None:
-        return
-    patch = spec.build_denoiser().patch
-    if any(cells % step for cells, step in zip(size, patch, strict=True)):
-        raise UserError(f"latent {size} can't be divided by the denoiser's patch {patch}", mend="Change the video size")
+def _check_fit(spec: Spec) -> None:
+    """UserError where the denoiser does not take what the VAE gives."""
+    denoiser, channels = spec.build_denoiser(), spec.codec().channels
+    if denoiser.channels != channels:
+        raise UserError(
+            f"the denoiser takes {denoiser.channels} latent channels, the VAE gives {channels}",
+            mend=f"Set 'channels: {channels}' in 'model', or 'channels: {denoiser.channels}' in the latent step",
+        )
+    size = spec.latent_size() if spec.video else denoiser.patch
+    if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
+        raise UserError(f"latent {size} can't be divided by the denoiser's patch {denoiser.patch}",
+                        mend="Change the video size")
 
 
 def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:

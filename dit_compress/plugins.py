@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from dit_compress.errors import UserError
-from dit_compress.hooks import GROUP, PART_KINDS, PROJECT, STEP_KINDS, KindHooks, Options, PartHooks, Plugin, StepHooks
+from dit_compress.hooks import (
+    GROUP,
+    NOTED,
+    PART_KINDS,
+    PROJECT,
+    STEP_KINDS,
+    KindHooks,
+    Options,
+    PartHooks,
+    Plugin,
+    StepHooks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -135,6 +146,7 @@ class Registry:
     def _load(self, source: Source) -> ModuleType | None:
         try:
             module = source.load()
+            vars(module).update(vars(module).get(NOTED, {}))
             if self._manager.is_registered(module):
                 raise ImportError(f"{module.__name__} is the module of another entry point")
             self._manager.register(module, name=f"{source.distribution}:{source.name}")

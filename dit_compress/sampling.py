@@ -55,7 +55,7 @@ def generate_file(caption: str, model: Path, out: Path, *, num_steps: int | None
     if video is None:
         raise UserError("the bundle does not say its video size", where=str(bundle.path), mend="Give --frames and --size")
     spec = replace(bundle.spec, video=video)
-    channels = spec.need_latent().build().channels
+    channels = spec.codec().channels
     with progress("sampling", 1) as advance:
         generator = Generator(bundle, (channels, *spec.latent_size()))
         pixels = generator([caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance)

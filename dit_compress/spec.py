@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.errors import UserError
 from dit_compress.flow import Flow
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.denoiser import Denoiser
+    from dit_compress.hooks import Codec
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,13 @@ class Spec:
         component = self.need_denoiser()
         return component.loader().denoiser(component.build())
 
+    def codec(self) -> Codec:
+        """The VAE without weights."""
+        return cast("Codec", self.need_latent().build())
+
     def latent_size(self) -> tuple[int, int, int]:
         """Latent cells (T, H, W) of the video; UserError where the video does not fit the ratio."""
-        ratio = self.need_latent().build().ratio
+        ratio = self.codec().ratio
         if self.video is None:
             raise UserError("the video size is unknown", mend="Name a 'data' source in the recipe")
         return latent_size(self.video, ratio)

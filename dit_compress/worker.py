@@ -88,14 +88,14 @@ def run_base(context: Context, node: Node) -> Result:
     from dit_compress.spec import ComponentSpec, Spec
 
     torch.manual_seed(context.seed)
-    modules, specs = {}, {}
-    for name, kind in (("denoiser", "model"), ("text", "text")):
-        if kind in node.parts:
-            part = node.parts[kind]
-            module = part.build().create()
-            modules[name] = module
-            specs[name] = ComponentSpec(kind, part.name, part.build().config_of(module))
-    return context.give(modules, spec=Spec(video=context.video, **specs))
+    modules: dict[str, Any] = {}
+    specs: dict[str, ComponentSpec] = {}
+    for kind, part in node.parts.items():
+        maker = part.build()
+        modules[kind] = maker.create()
+        specs[kind] = ComponentSpec(kind, part.name, maker.config_of(modules[kind]))
+    named = {"denoiser" if kind == "model" else kind: module for kind, module in modules.items()}
+    return context.give(named, spec=Spec(video=context.video, denoiser=specs.get("model"), text=specs.get("text")))
 
 
 def _finish(folder: Path, job: dict[str, Any], node: Node, result: Result, seconds: float) -> None:

@@ -69,9 +69,7 @@ def prove(artifact: Artifact, runner: Runner, golden: Mapping[str, Golden]) -> l
         for name, each in golden.items():
             found = runner(each.inputs, arithmetic)
             compared = compare_outputs(artifact, each.outputs, found, peaks)
-            rows.append(
-                Row(artifact.component, artifact.kind, arithmetic, name, compared, judge(compared, arithmetic))
-            )
+            rows.append(Row(artifact.component, artifact.kind, arithmetic, name, compared, judge(compared, arithmetic)))
     refusals = [_refusal(artifact, row) for row in rows if row.verdict == "refused"]
     if refusals:
         raise UserError.join(refusals)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -12,6 +12,8 @@ from dit_compress.export.package import describe_video, export_components
 from dit_compress.train.streams import Streams
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dit_compress.context import Context
     from dit_compress.export.types import Component
 
@@ -39,7 +41,7 @@ def components(context: Context) -> list[Component]:
     text = context.text().eval()
     with torch.no_grad():
         cond = dict(text.cond([typical_caption(context)]))
-    return [dit_step(context.input.denoiser().eval(), latent, cond), vae_decoder(context.input.codec().eval(), latent)]
+    return [dit_step(context.input.denoiser().eval(), latent, cond), vae_decoder(cast("nn.Module", context.input.codec().eval()), latent)]
 
 
 def typical_caption(context: Context) -> str:

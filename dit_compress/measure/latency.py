@@ -26,7 +26,7 @@ def latency(call: Callable[[], object], runs: int = 50, warmup: int = 5, budget_
     for _ in range(warmup):
         call()
     times: list[float] = []
-    while len(times) < runs and (len(times) < 3 or sum(times) < budget_s):  # noqa: PLR2004 - a median of 3
+    while len(times) < runs and (len(times) < 3 or sum(times) < budget_s):
         times.append(timed(call))
     deciles = statistics.quantiles(times, n=10, method="inclusive")
     return Latency(statistics.median(times) * 1e3, deciles[0] * 1e3, deciles[-1] * 1e3, len(times))

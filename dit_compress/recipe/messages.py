@@ -103,7 +103,7 @@ def show(value: Any) -> str:
         text = repr(value)
     else:
         text = "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - fits a line
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _place(detail: ErrorDetails, data: Mapping[str, Any]) -> Place:

@@ -103,7 +103,8 @@ def _plans(costs: Costs, levels: Mapping[str, int], budget: int) -> list[dict[st
             per_channel = (costs.units["block"] - block) * costs.cost["ffn"] / costs.units["block"]
             want = (costs.after(removed) - budget) / per_channel
             kept = (width - max(0, math.ceil(want))) // step * step
-            plans += [{**removed, "ffn": width - keep} for keep in (kept, kept + step) if step <= keep <= width]
+            around = {min(max(keep, step), width) for keep in (kept, kept + step)}
+            plans += [{**removed, "ffn": width - keep} for keep in sorted(around)]
     return plans
 
 

@@ -136,7 +136,7 @@ def _followers(module: nn.Module, axis: Axis, units: np.ndarray) -> list[Edit]:
         edits.append(GatherArgument(gather.module, gather.argument, index))
     for norm in axis.across:
         # weight' = weight·sqrt(D/D'), eps' = eps·D/D': a masked norm divides by D, a compact one by D'.
-        owner = module.get_submodule(norm.path)
+        owner: Any = module.get_submodule(norm.path)
         eps = owner.eps if owner.eps is not None else torch.finfo(torch.float32).eps
         edits.append(SetAttribute(norm.path, "eps", float(eps) / share))
         edits.append(Scale(f"{norm.path}.weight", share**-0.5))
@@ -253,7 +253,7 @@ def _gather(owner: nn.Module, edit: GatherArgument) -> None:
 
 def _keep_blocks(module: nn.Module, edit: KeepBlocks) -> None:
     path, _, leaf = edit.stack.rpartition(".")
-    blocks = module.get_submodule(edit.stack)
+    blocks: Any = module.get_submodule(edit.stack)
     if edit.tombstones:
         for index in set(range(len(blocks))) - set(edit.index):
             blocks[index] = Tombstone(edit.stream, edit.output)

@@ -30,7 +30,7 @@ def magnitude(module: nn.Module, axis: Axis) -> Tensor:
     scores = []
     for member in axis.members:
         tensor = tensor_or_none(module, member.tensor)
-        if tensor is None or tensor.ndim < 2:  # noqa: PLR2004 - biases and norms say little about a unit
+        if tensor is None or tensor.ndim < 2:
             continue
         norms = unit_norms(tensor, member.dim, torch.from_numpy(member.indices))
         scores.append(norms / norms.mean().clamp_min(1e-12))
@@ -39,7 +39,7 @@ def magnitude(module: nn.Module, axis: Axis) -> Tensor:
 
 def _block_magnitude(module: nn.Module, axis: Axis) -> Tensor:
     stack = axis.blocks
-    assert stack is not None  # noqa: S101 - the caller looked
+    assert stack is not None
     blocks = [module.get_submodule(stack.block(index)) for index in range(axis.units)]
     rows = [torch.stack([p.float().norm() for p in block.parameters() if p.ndim > 1]) for block in blocks]
     norms = torch.stack(rows)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from dit_compress.context import Context
     from dit_compress.encode import Samples
-    from dit_compress.hooks import Tracker
     from dit_compress.train.objective import Objective, Phase, Role
     from dit_compress.train.options import TrainOptions
 
@@ -32,7 +31,7 @@ class Trainee:
 
     def __init__(self, name: str, role: Role) -> None:
         self.name, self.role = name, role
-        self.parameters = {key: value for key, value in role.module.named_parameters() if value.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = {key: value for key, value in role.module.named_parameters() if value.requires_grad}
         if not self.parameters:
             raise ValueError(f"role {name!r} has a learning rate and nothing to train")
         low = {str(value.dtype) for value in self.parameters.values() if value.dtype != torch.float32}
@@ -41,7 +40,7 @@ class Trainee:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=role.lr or 0.0, betas=role.betas, weight_decay=role.weight_decay
         )
-        self.average = {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
+        self.average: dict[str, Tensor] = {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
 
     def train_only(self, on: bool) -> None:  # noqa: FBT001 - a switch
         """Gradients on or off, for the phase that runs."""
@@ -71,7 +70,7 @@ class Trainee:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, by name."""
-        saved = {f"{self.name}/weight/{key}": value for key, value in self.parameters.items()}
+        saved: dict[str, Tensor] = {f"{self.name}/weight/{key}": value for key, value in self.parameters.items()}
         saved |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
         for key, parameter in self.parameters.items():
             for slot, value in self.optimizer.state.get(parameter, {}).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name everyone uses
+from torch.nn import functional as F
 
 
 def per_sample(value: Tensor) -> Tensor:

@@ -65,8 +65,13 @@ class Objective(Protocol):
     ``requires_grad`` while it runs.
     """
 
-    roles: dict[str, Role]
-    phases: tuple[Phase, ...]
+    @property
+    def roles(self) -> dict[str, Role]:
+        """By name: student, teacher, text, aligner, discriminator, masks."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """In the order they run within a step."""
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
         """The loss of one phase on one batch."""

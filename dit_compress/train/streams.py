@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -47,7 +47,7 @@ class Streams:
         """Integers in 0 … high-1, ``[B]``."""
         return self._draw(stream, lambda rng: np.asarray(rng.integers(high)))
 
-    def _draw(self, stream: str, draw) -> Tensor:  # noqa: ANN001 - a lambda over the generator
+    def _draw(self, stream: str, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
         import torch
 
         drawn = [draw(generator(self.seed, stream, self.step, index)) for index in self.sample]

@@ -97,15 +97,12 @@ def exporter(name: str, **options: Any) -> Any:
     ("name", "options", "component"),
     [
         ("coreml", {"minimum_os": "iOS18"}, video_dit),
-        ("coreml", {"minimum_os": "iOS17"}, video_dit),
-        ("coreml", {"precision": "float32"}, video_dit),
+        ("coreml", {"minimum_os": "iOS17", "precision": "float32"}, video_dit),
+        ("coreml", {"minimum_os": "iOS17"}, ltx),
         ("coreml", {}, decoder),
-        ("coreml", {}, ltx),
-        ("onnx", {}, video_dit),
         ("onnx", {"precision": "float16"}, video_dit),
-        ("onnx", {}, decoder),
-        ("onnx", {"precision": "float16"}, decoder),
         ("onnx", {}, ltx),
+        ("onnx", {"precision": "float16"}, decoder),
     ],
 )
 def test_component_passes_its_gates(name: str, options: dict[str, Any], component: Any, tmp_path: Path) -> None:

@@ -183,9 +183,7 @@ def test_trace_works_without_weights() -> None:
 
 
 def test_input_sets() -> None:
-    text = Component(
-        "t", Half(), {"x": torch.ones(1, 3), "mask": torch.ones(1, 5)}, ("y",), varied=("x",), mask="mask"
-    )
+    text = Component("t", Half(), {"x": torch.ones(1, 3), "mask": torch.ones(1, 5)}, ("y",), varied=("x",), mask="mask")
     made = {name: make(text) for name, make in INPUT_SETS.items()}
     assert made["zero"]["x"].abs().max() == 0
     assert made["zero"]["mask"].min() == 1

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+
+from dit_compress.clips import split_of
 from dit_compress_plugins.data_shapes import ShapesOptions, data
 from dit_compress_plugins.data_shapes.data import Shapes
 from dit_compress_plugins.data_shapes.render import render
 from dit_compress_plugins.data_shapes.world import COLOURS, SIZES, Scene, Thing, path_of
-from pydantic import ValidationError
-
-from dit_compress.clips import split_of
 
 SIZE = (96, 96)
 

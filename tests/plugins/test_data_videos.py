@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dit_compress_plugins.data_videos import VideosOptions
-from dit_compress_plugins.data_videos.data import Videos
 
 from dit_compress.clips import CAPTIONS, split_of, write_captions, write_video
 from dit_compress.errors import UserError
+from dit_compress_plugins.data_videos import VideosOptions
+from dit_compress_plugins.data_videos.data import Videos
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from dit_compress_plugins.evaluate_psnr.psnr import CEILING, PEAK_SIGNED, PEAK_UINT8, psnr, psnr_per_clip, summarise
 
 CLIP = np.full((2, 4, 4, 3), 100, dtype=np.uint8)

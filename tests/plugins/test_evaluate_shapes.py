@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
+
 from dit_compress_plugins.data_shapes import ShapesOptions
 from dit_compress_plugins.data_shapes.data import Shapes
 from dit_compress_plugins.data_shapes.render import render
 from dit_compress_plugins.data_shapes.world import Scene, Thing
 from dit_compress_plugins.evaluate_shapes.reader import read
 from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, score, summarise
-from scipy.ndimage import gaussian_filter
 
 SIZE = (96, 96)
 RED = Thing("circle", "red", "large", "left", "fast", start=(30.0, 60.0))

@@ -163,7 +163,7 @@ IN_TORCH = [
     ("instance_norm", {"x": IMAGE, "gamma": array(4), "beta": array(4, seed=2)},
      lambda x, gamma, beta: nn.functional.instance_norm(x, weight=gamma, bias=beta)),
     ("batch_norm", {"x": IMAGE, "mean": array(4), "variance": array(4, low=0.1)},
-     lambda x, mean, variance: nn.functional.batch_norm(x, mean, variance)),
+     lambda x, mean, variance: nn.functional.batch_norm(x, mean, variance, eps=1e-5)),
     ("l2_norm", {"x": X}, lambda x: x / (x.square().sum((-3, -2, -1), keepdim=True) + 1e-6).sqrt()),
     ("pixel_shuffle", {"x": IMAGE, "upscale_factor": 2}, lambda x: nn.functional.pixel_shuffle(x, 2)),
     ("pixel_unshuffle", {"x": IMAGE[..., :4], "downscale_factor": np.uint32(2)},
@@ -356,9 +356,7 @@ def test_check_names_operators_that_core_ml_lacks() -> None:
     exporter = CoreMLExport(CoreMLOptions())
     component = Component("odd", nn.Sequential(nn.Identity(), Odd()), {"x": torch.ones(2, 4)}, ("y",), varied=("x",))
     found = exporter.check(component, exporter.profile)
-    assert [(each.operator, each.path, each.severity) for each in found] == [
-        ("aten.special_bessel_j0", "1", "error")
-    ]
+    assert [(each.operator, each.path, each.severity) for each in found] == [("aten.special_bessel_j0", "1", "error")]
 
 
 def test_importing_the_plugin_imports_no_torch() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -12,16 +14,14 @@ from dit_compress.export import Artifact, Component, Profile, export_components
 from dit_compress.verify import compare
 from dit_compress_plugins.export_onnx import ONNXOptions
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from typing import TYPE_CHECKING
-
 from dit_compress_plugins.export_onnx.convert import convert, save  # noqa: E402 - after importorskip
 from dit_compress_plugins.export_onnx.exporter import ONNXExport  # noqa: E402 - after importorskip
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 torch.set_num_threads(1)
 

@@ -72,7 +72,8 @@ def test_conditioning_keeps_the_reconstruction_and_gives_variance_one(whitening:
     patches = torch.randn(400, 30) * torch.linspace(0.1, 3.0, 30)
     plain = pca.principal_components(patches, 8)
     basis = pca.condition(plain, whitening)
-    torch.testing.assert_close(basis.decode(basis.encode(patches)), plain.decode(plain.encode(patches)), atol=1e-4, rtol=0)
+    expected = plain.decode(plain.encode(patches))
+    torch.testing.assert_close(basis.decode(basis.encode(patches)), expected, atol=1e-4, rtol=0)
     assert basis.encode(patches).var(0, correction=0).mean() == pytest.approx(1.0, rel=1e-3)
     torch.testing.assert_close(basis.encode(patches).var(0, correction=0), basis.variance, atol=0.3, rtol=0.3)
 
@@ -236,20 +237,20 @@ def test_kl_and_psnr_by_hand() -> None:
 
 
 def test_training_improves_on_pca_and_starts_there() -> None:
-    options = VideoVAEOptions(channels=4, widths=(16, 16, 16, 16), blocks=1, ratio="4x16x16", bf16=False)
+    options = VideoVAEOptions(channels=4, widths=(32, 32, 32), blocks=1, ratio="4x16x16", bf16=False)
     step, videos = VideoVAEStep(options), clips(4, 9, 32)
     vae = step.create(seed=3)
     step.initialise(vae, [videos])
     objective = step.objective(vae)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
     curve = []
-    for index in range(12):
+    for index in range(40):
         terms = objective.loss(objective.phases[0], Batch(index, range(4), videos, Streams(0, index, range(4))))
         terms["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         curve.append(terms["loss"].item())
-    assert curve[-1] < 0.95 * curve[0]
+    assert curve[-1] < 0.9 * curve[0]
     assert {"loss", "pixel", "temporal", "kl", "psnr"} <= set(terms)
 
 

@@ -151,19 +151,19 @@ def test_wan_has_no_mask_but_sees_zeros_at_the_padding() -> None:
 def test_ltx_is_called_as_its_pipeline_calls_it() -> None:
     denoiser = make("LTXVideoTransformer3DModel")
     latent, sigma, cond = denoiser.example(1, (2, 3, 4))
-    packed = diffusers.LTXPipeline._pack_latents(latent, 1, 1)  # noqa: SLF001 - the layout to agree with
+    packed = diffusers.LTXPipeline._pack_latents(latent, 1, 1)
     output = denoiser.module(
         packed, cond["embedding"], 1000 * sigma, cond["mask"], num_frames=2, height=3, width=4,
         rope_interpolation_scale=(8 / 25, 32, 32), return_dict=False,
     )[0]
-    expected = diffusers.LTXPipeline._unpack_latents(output, 2, 3, 4, 1, 1)  # noqa: SLF001 - the layout to agree with
+    expected = diffusers.LTXPipeline._unpack_latents(output, 2, 3, 4, 1, 1)
     torch.testing.assert_close(denoiser(latent, sigma, cond), expected)
 
 
 def test_flux_packs_as_its_pipeline_does() -> None:
     latent = torch.randn(2, 3, 1, 4, 6)
     packed = pack(latent, "packed_image", (1, 2, 2))
-    assert torch.equal(packed, diffusers.FluxPipeline._pack_latents(latent[:, :, 0], 2, 3, 4, 6))  # noqa: SLF001 - see name
+    assert torch.equal(packed, diffusers.FluxPipeline._pack_latents(latent[:, :, 0], 2, 3, 4, 6))
 
 
 @pytest.mark.parametrize("layout", ["BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image"])

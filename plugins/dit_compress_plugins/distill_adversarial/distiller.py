@@ -124,7 +124,7 @@ class AdversarialObjective:
         return batch.x0, batch.streams.normal("noise", batch.x0.shape[1:]), cond
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """t from {T1 … TN} and a lower t' from the grid's ends, per sample."""
+        """T from {T1 … TN} and a lower t' from the grid's ends, per sample."""
         last = len(self.ends)
         start = batch.streams.integers("t", min(len(self.starts), last))
         share = batch.streams.uniform("t_next")

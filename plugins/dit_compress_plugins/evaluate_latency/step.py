@@ -41,7 +41,7 @@ class LatencyEvaluation:
         ours = Timed(context.input, shape, self.options.batch)
         metrics = ours.figures(self.options.runs)
         rival = context.slot("against")
-        loops = {"ours": ours.sample}
+        loops: dict[str, Callable[[], object]] = {"ours": ours.sample}
         if rival is not None:
             loops["theirs"] = Timed(rival, shape, self.options.batch).sample
         seconds = interleaved(loops, self.options.samples)

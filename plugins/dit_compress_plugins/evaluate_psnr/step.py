@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dit_compress.clips import distinct
 from dit_compress.context import Result
 from dit_compress.encode import to_pixels, to_video
 from dit_compress.gallery import Gallery
@@ -31,7 +32,7 @@ class PsnrEvaluation:
 
     def run(self, context: Context) -> Result:
         """PSNR over test clips."""
-        clips = list(context.clips("test"))[: self.options.num_clips]
+        clips = distinct(context.clips("test"))[: self.options.num_clips]
         codec = context.input.codec().eval()
         gallery = Gallery(context.folder)
         decibels: list[float] = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dit_compress.clips import distinct
 from dit_compress.context import Result
 from dit_compress.encode import to_pixels, to_video
 from dit_compress.errors import UserError
@@ -38,7 +39,7 @@ class ShapesEvaluation:
 
     def run(self, context: Context) -> Result:
         """Attribute accuracy, and what goes with it."""
-        clips = distinct(list(context.clips("test")))[: self.options.num_captions]
+        clips = distinct(context.clips("test"))[: self.options.num_captions]
         videos = self.generated(context, clips) if self.options.source == "generated" else self.real(context, clips)
         scores: list[Mapping[str, float]] = []
         spreads: list[float] = []
@@ -88,11 +89,6 @@ class ShapesEvaluation:
                 with torch.no_grad():
                     pixels = to_pixels(codec.decode(codec.encode(to_video(torch.from_numpy(pixels)))))
             yield clip, pixels
-
-
-def distinct(clips: list[Clip]) -> list[Clip]:
-    """One clip per caption, in order."""
-    return list({clip.caption: clip for clip in reversed(clips)}.values())[::-1]
 
 
 def truth_of(clip: Clip) -> Mapping[str, Any]:

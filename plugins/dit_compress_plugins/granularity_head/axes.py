@@ -17,6 +17,7 @@ class HeadGranularity:
     """Heads of every attention inside the stacks."""
 
     multiple_of = 1
+    units = None
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from dit_compress.hooks import Options, Plugin, hookimpl
 from dit_compress.train.options import TrainOptions
-from dit_compress.train.options import TrainOptions
 
 
 class LossWeights(Options):
@@ -31,7 +30,7 @@ class VideoVAEOptions(TrainOptions):
     ratio: pixels per latent cell along time, height, width: 4x16x16, 4x32x32, 8x32x32, 8x64x64.
     channels: of the latent.
     widths: of the residual networks at cells of 4, 8, 16, 32 … pixels.
-    blocks: residual blocks per resolution.
+    blocks: residual blocks per resolution of the decoder; the encoder has one.
     whitening: 0 keeps the latent's distances those of pixels, 1 gives all principal components one variance.
     noise: largest std of the posterior in training; the decoder learns to forgive a generator so much.
     pca_clips: clips that the PCA is fitted to.
@@ -39,7 +38,7 @@ class VideoVAEOptions(TrainOptions):
 
     ratio: str = Field(default="8x32x32", pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")
     channels: int = Field(default=64, ge=1)
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 128, 160, 160), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(48, 96, 160, 192), min_length=1)
     blocks: int = Field(default=2, ge=1)
     whitening: float = Field(default=0.5, ge=0, le=1)
     noise: float = Field(default=0.1, gt=0)

@@ -81,8 +81,8 @@ class Block(nn.Module):
         self.mix = CausalConv(width, width * expansion, 3, taps)
         self.out = nn.Conv2d(width * expansion, width, 1)
         with torch.no_grad():
-            self.out.weight.mul_(0.1)
-            self.out.bias.zero_()
+            for parameter in self.out.parameters():
+                parameter.mul_(0.1)
 
     def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
         """``[B·T,C,H,W]`` → the same shape."""

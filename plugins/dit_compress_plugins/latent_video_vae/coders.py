@@ -10,6 +10,7 @@ width, Y X pixels, F frames. A row of pixels holds ``G·3`` channels, colour fas
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -73,9 +74,7 @@ class PairedConv(nn.Module):
 def from_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
     """Patches of ``cell × cell`` pixels (times one frame, or a group) → channels."""
     values = COLOURS * cell**2
-    return PairedConv(
-        FromPatches(linear(values, channels), cell), FromPatches(linear(values * group, channels), cell)
-    )
+    return PairedConv(FromPatches(linear(values, channels), cell), FromPatches(linear(values * group, channels), cell))
 
 
 def to_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
@@ -87,16 +86,16 @@ def to_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> Pai
 class Encoder(nn.Module):
     """Video → raw latent rows: linear patch code + causal residual network."""
 
-    def __init__(self, ratio: Sequence[int], channels: int, widths: Sequence[int], num_blocks: int) -> None:
+    def __init__(self, ratio: Sequence[int], channels: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.group, size, _ = ratio
         self.patch = from_patches(FixedLinear, self.group, channels, size)
         cells = cells_between(GROUP_CELL, size)
         stage_widths = [width_at(widths, cell) for cell in cells]
         self.stem = from_patches(pointwise, self.group, stage_widths[0], cells[0])
-        self.stages = nn.ModuleList(Stage(width, num_blocks, taps=2) for width in stage_widths)
+        self.stages = nn.ModuleList(Stage(width, 1, taps=2) for width in stage_widths)
         self.downs = nn.ModuleList(
-            FromPatches(pointwise(fine * 4, coarse), 2) for fine, coarse in zip(stage_widths, stage_widths[1:], strict=False)
+            FromPatches(pointwise(fine * 4, coarse), 2) for fine, coarse in pairwise(stage_widths)
         )
         self.head = nn.Conv2d(stage_widths[-1], channels, 1)
         zero_(self.head)
@@ -128,10 +127,7 @@ class Decoder(nn.Module):
         stage_widths = [width_at(widths, cell) for cell in cells_between(GROUP_CELL, size)[::-1]]
         self.stem = pointwise(channels, stage_widths[0])
         self.stages = nn.ModuleList(Stage(width, num_blocks, taps=2) for width in stage_widths)
-        self.ups = nn.ModuleList(
-            ToPatches(pointwise(coarse, fine * 4), 2)
-            for coarse, fine in zip(stage_widths, stage_widths[1:], strict=False)
-        )
+        self.ups = nn.ModuleList(ToPatches(pointwise(coarse, fine * 4), 2) for coarse, fine in pairwise(stage_widths))
         width, scale = width_at(widths, FRAME_CELL), GROUP_CELL // FRAME_CELL
         self.context = PairedConv(
             ToPatches(pointwise(stage_widths[-1], width * scale**2), scale),

@@ -78,8 +78,8 @@ def initialise(vae: VideoVAE, videos: Iterable[Tensor], whitening: float) -> Non
         rest_basis = condition(principal_components(rest, vae.channels), whitening)
         rotation = alignment(first_basis.encode(first), rest_basis.encode(rest[follows]))
         first_basis = rotate(first_basis, rotation)
-        _write(rest_basis, vae.encoder.patch.rest.linear, vae.decoder.patch.rest.linear)
-    _write(first_basis, vae.encoder.patch.first.linear, vae.decoder.patch.first.linear)
+        _write(rest_basis, vae.encoder.patch.rest, vae.decoder.patch.rest)
+    _write(first_basis, vae.encoder.patch.first, vae.decoder.patch.first)
 
 
 def _patches(videos: Iterable[Tensor], group: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,10 +107,10 @@ def _cut(row_NCYX: Tensor, size: int) -> Tensor:
 
 def _write(basis: Basis, analysis: nn.Module, synthesis: nn.Module) -> None:
     """Put a linear code of patches into the two linear maps."""
-    analysis.weight.copy_(basis.analysis[:, :, None, None])
-    analysis.bias.copy_(-(basis.analysis @ basis.mean))
-    synthesis.weight.copy_(basis.synthesis.T[:, :, None, None])
-    synthesis.bias.copy_(basis.mean)
+    analysis.get_buffer("linear.weight").copy_(basis.analysis[:, :, None, None])
+    analysis.get_buffer("linear.bias").copy_(-(basis.analysis @ basis.mean))
+    synthesis.get_buffer("linear.weight").copy_(basis.synthesis.T[:, :, None, None])
+    synthesis.get_buffer("linear.bias").copy_(basis.mean)
 
 
 @torch.no_grad()

@@ -40,9 +40,7 @@ def ramp(start: int, length: int, tile: int, overlap: int, cell: int) -> Tensor:
     return weight
 
 
-def blend_tiles(
-    decode: Callable[[Tensor], Tensor], latent_BCTHW: Tensor, cell: int, tile: int, overlap: int
-) -> Tensor:
+def blend_tiles(decode: Callable[[Tensor], Tensor], latent_BCTHW: Tensor, cell: int, tile: int, overlap: int) -> Tensor:
     """``decode`` over overlapping tiles of ``tile × tile`` cells, joined by weighted means.
 
     Args:

@@ -29,7 +29,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         ratio: pixels per latent cell along time, height, width; height and width alike, a power of two ≥ 8.
         channels: C.
         widths: network widths at cells of 4, 8, 16, 32 … pixels.
-        num_blocks: residual blocks per resolution.
+        num_blocks: residual blocks per resolution of the decoder; the encoder has one.
         latent_mean: per channel, of the raw latent; :meth:`set_statistics` writes it.
         latent_std: likewise.
         tile: :meth:`decode` cuts larger latents into tiles of so many cells.
@@ -41,7 +41,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self,
         ratio: Sequence[int] = (8, 32, 32),
         channels: int = 128,
-        widths: Sequence[int] = (64, 128, 160, 160),
+        widths: Sequence[int] = (48, 96, 160, 192),
         num_blocks: int = 2,
         latent_mean: Sequence[float] | None = None,
         latent_std: Sequence[float] | None = None,
@@ -50,9 +50,10 @@ class VideoVAE(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         check_ratio(ratio)
-        self.ratio: tuple[int, int, int] = tuple(ratio)
+        self.ratio = (ratio[0], ratio[1], ratio[2])
         self.channels = channels
-        self.encoder = Encoder(ratio, channels, widths, num_blocks)
+        self.tile, self.tile_overlap = tile, tile_overlap
+        self.encoder = Encoder(ratio, channels, widths)
         self.decoder = Decoder(ratio, channels, widths, num_blocks)
         self._set_statistics(latent_mean or [0.0] * channels, latent_std or [1.0] * channels)
 
@@ -64,10 +65,10 @@ class VideoVAE(ModelMixin, ConfigMixin):
         return (raw_BCTHW - mean) / std
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latent → video, unclipped; tiled where a side exceeds ``config.tile``."""
-        if max(latent_BCTHW.shape[-2:]) <= self.config.tile:
+        """Normalised latent → video, unclipped; tiled where a side exceeds ``tile``."""
+        if max(latent_BCTHW.shape[-2:]) <= self.tile:
             return self.forward(latent_BCTHW)
-        return blend_tiles(self.forward, latent_BCTHW, self.ratio[1], self.config.tile, self.config.tile_overlap)
+        return blend_tiles(self.forward, latent_BCTHW, self.ratio[1], self.tile, self.tile_overlap)
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """Decode in one piece: what exporters trace."""
@@ -76,8 +77,12 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Write the raw latent's mean and std per channel into the config."""
-        self.register_to_config(latent_mean=[float(value) for value in mean], latent_std=[float(v) for v in std])
         self._set_statistics(mean, std)
+        # diffusers' from_config drops what it believes to be a default of the constructor.
+        defaults = set(self.config.get("_use_default_values", ())) - {"latent_mean", "latent_std"}
+        self.register_to_config(
+            latent_mean=list(self._mean), latent_std=list(self._std), _use_default_values=sorted(defaults)
+        )
 
     def check_video(self, shape: Sequence[int]) -> None:
         """Raise unless the video's frames and size fit the ratio."""

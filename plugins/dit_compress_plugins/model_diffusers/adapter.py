@@ -53,8 +53,8 @@ class DiffusersDenoiser(Denoiser):
 
     def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
         """``noise - x0`` out of whatever the module predicts; a learned variance is left out."""
-        b, c, *size = latent_BCTHW.shape
-        predicted = unpack(output[0], self.layout, self.patch, (b, *size))[:, :c]
+        b, c, t, h, w = latent_BCTHW.shape
+        predicted = unpack(output[0], self.layout, self.patch, (b, t, h, w))[:, :c]
         if self.convention.prediction == "velocity":
             return predicted
         if self.convention.prediction == "reversed":

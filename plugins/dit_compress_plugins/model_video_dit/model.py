@@ -23,14 +23,14 @@ SINUSOIDS = 256
 FIRST_GATE = 0.1
 
 
-class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers types config_name twice
+class VideoDiT(ModelMixin, ConfigMixin):
     """DiT with 3D full self-attention, cross-attention and AdaLN-single; RMSNorm throughout.
 
     heads, cross_heads, ffn: one count for all blocks, or one per block (a pruned model is an ordinary one).
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012 - diffusers asks for a list
+    _no_split_modules = ["Block"]  # noqa: RUF012 - diffusers asks for a list
 
     @register_to_config
     def __init__(
@@ -46,7 +46,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers type
         patch: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         super().__init__()
-        self.patch, self.channels, self.head_width = tuple(patch), channels, head_width
+        self.patch: tuple[int, int, int] = (patch[0], patch[1], patch[2])
+        self.channels, self.head_width = channels, head_width
         cells = channels * patch[0] * patch[1] * patch[2]
         self.proj_in = nn.Linear(cells, hidden)
         self.caption_projection = PixArtAlphaTextProjection(text_width, hidden)
@@ -81,7 +82,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers type
         x_BSD = self.proj_out(self.norm_out(x_BSD) * (1 + scale) + shift)
         return unpatchify(x_BSD, (t, h, w), self.patch)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save as an ordinary model of its present shape, pruned or not."""
         self.register_to_config(**config_of(self))
         super().save_pretrained(save_directory, **kwargs)

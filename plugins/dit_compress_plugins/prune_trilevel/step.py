@@ -50,7 +50,7 @@ class TrilevelPruning:
         before = count_parameters(denoiser.module)
         axes, keep = self.counts(denoiser)
         levels = self.granularities()
-        units = {name: value for name, level in levels.items() if (value := getattr(level.options, "units", None))}
+        units = {name: level.units for name, level in levels.items() if level.units}
         problem = SearchProblem(denoiser, tuple(axes), keep, units)
         selection = self.options.search.build().search(problem, context)
         entry = compact(denoiser, axes, selection.kept)
@@ -87,7 +87,7 @@ class TrilevelPruning:
         self, denoiser: Denoiser, levels: Mapping[str, Granularity], by_level: Mapping[str, list[Axis]]
     ) -> dict[str, int]:
         budget = self.options.budget
-        assert budget is not None  # noqa: S101 - counts() asks only then
+        assert budget is not None
         axes = [axis for found in by_level.values() for axis in found]
         priced = costs(denoiser.module, axes, denoiser.structure().main.length)
         steps = {name: level.multiple_of for name, level in levels.items()}

@@ -11,9 +11,9 @@ from dit_compress.train.options import TrainOptions
 class Groups(Options):
     """Into how many groups each axis is cut; candidates are the ways to keep n of a group."""
 
-    block: int = Field(4, ge=1)
-    head: int = Field(4, ge=1)
-    ffn: int = Field(8, ge=1)
+    block: int = Field(default=4, ge=1)
+    head: int = Field(default=4, ge=1)
+    ffn: int = Field(default=8, ge=1)
 
 
 class GroupwiseOptions(TrainOptions):

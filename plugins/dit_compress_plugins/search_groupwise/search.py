@@ -101,11 +101,11 @@ class CandidateLogits(nn.Module):
         """Masks ``[B, units]`` for every axis, drawn per sample."""
         values = {}
         for name, cut in self.cuts.items():
-            mask = 0
+            drawn = []
             for group, rows in enumerate(self.rows[name]):
                 gumbel = gumbel_from(batch.streams.uniform(f"gumbel/{name}/{group}", (len(rows),)))
-                mask = mask + straight_through(self.table[_key(name, group)], gumbel, temperature) @ rows
-            values[name] = spread(mask, cut)  # type: ignore[arg-type]  # at least one group
+                drawn.append(straight_through(self.table[_key(name, group)], gumbel, temperature) @ rows)
+            values[name] = spread(torch.stack(drawn).sum(dim=0), cut)
         return values
 
     def hard(self, name: str) -> Tensor:

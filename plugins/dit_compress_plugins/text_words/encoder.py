@@ -23,7 +23,7 @@ NUM_SPECIAL = 3
 _WORD = re.compile(r"[^\W_]+")
 
 
-class WordsEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers types config_name twice
+class WordsEncoder(ModelMixin, ConfigMixin):
     """Learned words and positions; ``layers`` transformer layers in which padding is not seen."""
 
     @register_to_config

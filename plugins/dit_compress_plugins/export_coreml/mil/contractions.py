@@ -39,7 +39,7 @@ def einsum(values: list[Tensor], equation: str) -> Tensor:
 
 
 @operator("conv")
-def conv(  # noqa: PLR0917 - MIL's arguments
+def conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -60,7 +60,7 @@ def conv(  # noqa: PLR0917 - MIL's arguments
 
 
 @operator("conv_transpose")
-def conv_transpose(  # noqa: PLR0917 - MIL's arguments
+def conv_transpose(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -88,9 +88,7 @@ def conv_transpose(  # noqa: PLR0917 - MIL's arguments
 
 
 @operator("scaled_dot_product_attention")
-def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
-) -> Tensor:
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """``softmax(q·kᵀ/sqrt(K) + mask)·v``; MIL's operator has no scale."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
 
@@ -107,15 +105,13 @@ def layer_norm(
 
 
 @operator("instance_norm")
-def instance_norm(
-    x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: Any = 1e-5
-) -> Tensor:
+def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: Any = 1e-5) -> Tensor:
     """Over the spatial axes."""
     return F.instance_norm(x, weight=gamma, bias=beta, eps=number(epsilon))
 
 
 @operator("batch_norm")
-def batch_norm(  # noqa: PLR0917 - MIL's arguments
+def batch_norm(
     x: Tensor,
     mean: Tensor,
     variance: Tensor,
@@ -133,7 +129,7 @@ def l2_norm(x: Tensor, epsilon: Any = 1e-6) -> Tensor:
     return x * torch.rsqrt(x.square().sum((-3, -2, -1), keepdim=True) + number(epsilon))
 
 
-def _edges(  # noqa: PLR0917 - all of one convolution
+def _edges(
     x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], pad_type: str, pad: list[int]
 ) -> list[int]:
     """Padding before and after every spatial axis."""

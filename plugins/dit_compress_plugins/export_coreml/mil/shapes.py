@@ -62,14 +62,16 @@ def stack(values: list[Tensor], axis: Any) -> Tensor:
 def split(x: Tensor, axis: Any, num_splits: Any = None, split_sizes: Any = None) -> tuple[Tensor, ...]:
     """Cut along an axis, in equal parts or in parts of given sizes."""
     place = int(number(axis))
-    sizes = ints(split_sizes) if split_sizes is not None else [x.shape[place] // int(number(num_splits))] * int(
-        number(num_splits)
+    sizes = (
+        ints(split_sizes)
+        if split_sizes is not None
+        else [x.shape[place] // int(number(num_splits))] * int(number(num_splits))
     )
     return x.split(sizes, place)
 
 
 @operator("slice_by_index")
-def slice_by_index(  # noqa: PLR0917 - MIL's arguments
+def slice_by_index(
     x: Tensor,
     begin: Any,
     end: Any,

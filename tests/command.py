@@ -1,0 +1,166 @@
+"""``dit-compress`` as a process of its own that starts in milliseconds, and can be told where to die.
+
+A fork server has imported torch and the plugins once; a command is a fork of it in a new process group, and
+each worker that the command starts a fork of that. Nothing is ever computed in the server, so that a fork
+is as good as a fresh process. ``real`` runs the installed script instead.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+
+SMOKE = Path(__file__).parent / "recipes" / "smoke.yaml"
+SCRIPT = Path(sys.executable).with_name("dit-compress")
+_WARM = (
+    "torch", "accelerate", "dit_compress.cli", "dit_compress.worker", "dit_compress.report", "dit_compress.planning",
+    "dit_compress_plugins.model_video_dit.adapter", "dit_compress_plugins.latent_video_vae.step",
+    "dit_compress_plugins.text_words.encoder", "dit_compress_plugins.data_shapes.data",
+    "dit_compress_plugins.distill_adversarial.distiller", "dit_compress_plugins.prune_trilevel.step",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Die:
+    """Where a step's worker ends: at the ``nth`` call of ``function``, ``after`` it or before.
+
+    ``by``: SIGKILL takes the whole process group at once; SIGTERM goes to the command, as a scheduler sends it.
+    """
+
+    step: str
+    function: str
+    nth: int = 1
+    after: bool = True
+    by: signal.Signals = signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: exit status (negative: the signal) and everything printed."""
+
+    status: int
+    printed: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command at work."""
+
+    process: ForkServerProcess
+    log: Path
+
+
+def start(*arguments: str | Path, log: Path, die: Die | None = None) -> Started:
+    """Start ``dit-compress ARGUMENTS``; its output goes into ``log``."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_WARM))
+    process = context.Process(target=_command, args=([str(argument) for argument in arguments], str(log), die))
+    process.start()
+    return Started(process, log)
+
+
+def finish(started: Started, timeout_s: float = 300) -> Done:
+    """Wait for a command."""
+    started.process.join(timeout_s)
+    assert started.process.exitcode is not None, f"still at work after {timeout_s} s: {started.log.read_text()}"
+    return Done(started.process.exitcode, started.log.read_text())
+
+
+def real(*arguments: str | Path, **more: Any) -> Done:
+    """Run the installed script."""
+    made = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=300, **more)
+    return Done(made.returncode, made.stdout + made.stderr)
+
+
+def _command(arguments: list[str], log: str, die: Die | None) -> None:
+    """In the fork: become the command."""
+    os.setsid()
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    from dit_compress import cli, pipeline
+
+    pipeline.subprocess = SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))
+    sys.argv = ["dit-compress", *arguments]
+    cli.main()
+
+
+class _Worker:
+    """What ``subprocess.Popen`` would be, as a fork."""
+
+    def __init__(self, command: list[str], env: dict[str, str], die: Die | None) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            os._exit(_work(Path(command[-1]), env, die))
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:
+    """In the fork of the fork: become a worker."""
+    from dit_compress import worker
+
+    os.environ.update(env)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    if die is not None and folder.name == f"{die.step}.partial":
+        _arm(die)
+    try:
+        return worker.main(folder)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _arm(die: Die) -> None:
+    """Wrap the function so that its nth call ends the process."""
+    path, _, name = die.function.rpartition(".")
+    module, _, owner_name = path.partition(":")
+    owner = getattr(import_module(module), owner_name) if owner_name else import_module(module)
+    inner, calls = getattr(owner, name), [0]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == die.nth and not die.after:
+            _end(die.by)
+        made = inner(*args, **kwargs)
+        if calls[0] == die.nth and die.after:
+            _end(die.by)
+        return made
+
+    setattr(owner, name, wrapped)
+
+
+def _end(by: signal.Signals) -> None:
+    if by == signal.SIGKILL:
+        os.killpg(0, signal.SIGKILL)
+    came: list[int] = []
+    before: Any = signal.getsignal(by)
+    signal.signal(by, lambda number, frame: (before(number, frame), came.append(number)))
+    os.kill(os.getppid(), by)
+    while not came:
+        time.sleep(0.01)

@@ -1,0 +1,250 @@
+"""Learned binary masks: candidates and schedules by hand, and a search that finds what was planted."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from toy import CAPTIONS, SIZE, context_in, tiny_bundle, words
+
+from dit_compress.context import Context
+from dit_compress.encode import Captions, Samples
+from dit_compress.errors import UserError
+from dit_compress.hooks import Options, Part, Plugin
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+from dit_compress.structure.compact import block_axis
+from dit_compress.structure.search import SearchProblem, Selection
+from dit_compress.testing.models import tiny_denoiser
+from dit_compress.train.losses import flow_loss
+from dit_compress.train.objective import Phase, Role
+from dit_compress.train.streams import Streams
+from dit_compress_plugins.granularity_ffn.axes import ffn_axis
+from dit_compress_plugins.granularity_head.axes import head_axis
+from dit_compress_plugins.search_groupwise.candidates import (
+    candidate_rows,
+    cut_axis,
+    gumbel_from,
+    share_out,
+    straight_through,
+    temperature_at,
+)
+from dit_compress_plugins.search_groupwise.search import spread
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.train.objective import Batch
+
+# ------------------------------------------------------------------ candidates
+
+
+@pytest.mark.parametrize(("size", "keep", "count"), [(7, 5, 21), (8, 5, 56), (4, 3, 4), (3, 3, 1), (3, 0, 1)])
+def test_candidates_are_all_ways_to_keep_n(size: int, keep: int, count: int) -> None:
+    rows = candidate_rows(tuple(range(2, 2 + size)), keep, size + 3)
+    assert rows.shape == (count, size + 3)
+    assert rows[:, 2 : 2 + size].sum(dim=1).tolist() == [keep] * count
+    assert rows[:, [0, 1, -1]].sum() == 0
+    assert len({tuple(row) for row in rows.tolist()}) == count
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes", "shares"),
+    [
+        (20, [7, 7, 7, 7], (5, 5, 5, 5)),
+        (20, [8, 8, 8, 8], (5, 5, 5, 5)),
+        (5, [2, 2, 2], (2, 2, 1)),
+        (7, [3, 4, 3], (2, 3, 2)),
+        (10, [3, 4, 3], (3, 4, 3)),
+        (1, [1, 1], (1, 0)),
+    ],
+)
+def test_counts_are_shared_out_exactly(total: int, sizes: list[int], shares: tuple[int, ...]) -> None:
+    assert share_out(total, sizes) == shares
+
+
+def test_blocks_are_cut_into_neighbours() -> None:
+    cut = cut_axis(list(range(7)), 5, 7, 3, "block:x")
+    assert cut.groups == ((0, 1), (2, 3, 4), (5, 6))
+    assert cut.parts == tuple((index,) for index in range(7))
+    assert sum(cut.keep) == 5
+
+
+def test_the_papers_groups() -> None:
+    """28 blocks in 4 groups: 21 candidates each; 32 heads in 4 groups keeping 20: 56 each."""
+    blocks, heads = (cut_axis(list(range(units)), 20, units, 4, "x") for units in (28, 32))
+    assert [len(blocks.candidates(group)) for group in range(4)] == [21] * 4
+    assert [len(heads.candidates(group)) for group in range(4)] == [56] * 4
+
+
+def test_channels_are_cut_by_importance_and_every_group_sees_the_whole_range() -> None:
+    cut = cut_axis([5, 4, 3, 2, 1, 0, 6, 7], 6, 4, 2, "ffn:x")
+    assert cut.parts == ((4, 5), (2, 3), (0, 1), (6, 7))
+    assert cut.groups == ((0, 2), (1, 3))
+    assert cut.keep == (2, 1)
+
+
+def test_too_many_candidates_and_uneven_parts_are_errors() -> None:
+    with pytest.raises(UserError, match="head:x: a group of 16 keeping 8 has 12870 candidates. Use more groups"):
+        cut_axis(list(range(16)), 8, 16, 1, "head:x")
+    with pytest.raises(UserError, match="ffn:x: 10 units can't be cut into 4 equal parts. Choose a divisor of 10"):
+        cut_axis(list(range(10)), 8, 4, 1, "ffn:x")
+
+
+def test_a_mask_over_parts_reaches_their_units() -> None:
+    cut = cut_axis([5, 4, 3, 2, 1, 0, 6, 7], 6, 4, 2, "ffn:x")
+    assert spread(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), cut).tolist() == [[3, 3, 2, 2, 1, 1, 4, 4]]
+
+
+# ------------------------------------------------------------------ Gumbel-softmax
+
+
+def test_gumbel_noise_by_hand() -> None:
+    """-log(-log u): 0 at 1/e, -log(log 2) at 1/2; finite at 0."""
+    found = gumbel_from(torch.tensor([math.exp(-1), 0.5, 0.0]))
+    assert found[:2].tolist() == pytest.approx([0.0, -math.log(math.log(2))], abs=1e-6)
+    assert torch.isfinite(found).all()
+
+
+def test_forward_is_one_hot_at_the_largest_perturbed_logit() -> None:
+    logits, gumbel = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
+    found = straight_through(logits, gumbel, 0.7)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), rtol=0, atol=1e-6)
+
+
+def test_backward_is_that_of_the_softmax() -> None:
+    gumbel, weights = torch.randn(5, 4), torch.randn(5, 4)
+    hard, soft = (torch.randn(4, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+    (straight_through(hard, gumbel, 0.7) * weights).sum().backward()
+    (torch.softmax((soft + gumbel) / 0.7, dim=-1) * weights).sum().backward()
+    assert hard.grad is not None
+    assert soft.grad is not None
+    assert float(soft.grad.abs().max()) > 0
+    torch.testing.assert_close(hard.grad, soft.grad)
+
+
+def test_draws_follow_the_softmax_of_the_logits() -> None:
+    """Gumbel-max: an argmax of logits + Gumbel noise is a draw from softmax(logits) = 1/2, 1/3, 1/6."""
+    logits = torch.log(torch.tensor([3.0, 2.0, 1.0]))
+    gumbel = gumbel_from(Streams(0, 0, range(3000)).uniform("g", (3,)))
+    assert straight_through(logits, gumbel, 1.0).mean(dim=0).tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=0.03)
+
+
+def test_the_temperature_falls_geometrically() -> None:
+    assert [temperature_at(step, 3, 4.0, 0.25) for step in range(3)] == pytest.approx([4.0, 1.0, 0.25])
+    assert temperature_at(0, 1, 4.0, 0.25) == 4.0
+
+
+# ------------------------------------------------------------------ the whole search
+
+
+class Copy:
+    """A part of kind ``distill``: the masked model must say what the whole one says."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def objective(self, context: Context, student: Denoiser, teacher: Denoiser, text: Captions) -> Copy:
+        self.student, self.teacher, self.text = student, teacher, text
+        self.roles = {"student": Role(student), "teacher": Role(teacher), "text": Role(text)}
+        self.phases = (Phase("copy", ("student",)),)
+        return self
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        cond, sigma = self.text(batch.tokens), batch.streams.uniform("sigma")
+        with torch.no_grad():
+            target = self.teacher(batch.x0, sigma, cond)
+        return {"loss": flow_loss(self.student(batch.x0, sigma, cond), target)}
+
+
+class Latents(Context):
+    """A context whose latents are noise."""
+
+    def latents(self, split: str, text: Any) -> Samples:
+        x0 = Streams(0, 0, range(8)).normal("latents", (8, *SIZE))
+        captions = [CAPTIONS[index % 4] for index in range(8)]
+        return Samples(x0.numpy(), captions, words().encoder.tokenize(captions), pixels=False)
+
+
+USELESS_BLOCK = 1
+USELESS_HEADS = {0: 2, 2: 1}
+USELESS_CHANNELS = {0: range(16, 32), 2: range(40, 56)}
+
+
+def planted() -> Denoiser:
+    """Block 1 does nothing; in each other block one head and sixteen channels reach no output."""
+    denoiser = tiny_denoiser("video_dit")
+    with torch.no_grad():
+        for index, block in enumerate(denoiser.module.transformer_blocks):
+            outputs = [block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]]
+            if index == USELESS_BLOCK:
+                for output in outputs:
+                    output.weight.zero_()
+                    output.bias.zero_()
+                continue
+            head = USELESS_HEADS[index]
+            for output in outputs[:2]:
+                output.weight[:, 12 * head : 12 * (head + 1)] = 0
+            outputs[2].weight[:, list(USELESS_CHANNELS[index])] = 0
+    return denoiser
+
+
+def problem_of(denoiser: Denoiser) -> SearchProblem:
+    structure = denoiser.structure()
+    heads, channels = map(head_axis, structure.attentions), map(ffn_axis, structure.feed_forwards)
+    axes = (block_axis(structure.main), *heads, *channels)
+    counts = {"block": 2, "head": 3, "ffn": 48}
+    return SearchProblem(denoiser, axes, {axis.name: counts[axis.level] for axis in axes}, {"ffn": 8})
+
+
+def search(folder: Path, problem: SearchProblem, **options: Any) -> Selection:
+    objective = Part("distill", Plugin("copy", Options, f"{__name__}:Copy"), Options())
+    plain = make_part("search", {"use": "groupwise", "batch": 4, "lr": 0.3, "objective": "affine", **options}, installed())
+    given = plain.options.model_copy(update={"objective": objective})
+    context = Latents(**vars(context_in(folder, input=tiny_bundle(folder / "bundle"))))
+    return Part("search", plain.plugin, given).build().search(problem, context)
+
+
+def test_it_finds_the_planted_block_heads_and_channels(tmp_path: Path) -> None:
+    problem = problem_of(planted())
+    before = {key: value.clone() for key, value in problem.denoiser.state_dict().items()}
+    groups = {"block": 1, "head": 1, "ffn": 2}
+    selection = search(tmp_path, problem, steps=120, groups=groups)
+    kept = selection.kept
+    assert kept["block:transformer_blocks"] == (0, 2)
+    for index, head in USELESS_HEADS.items():
+        for attention in ("attn1", "attn2"):
+            assert kept[f"head:transformer_blocks.{index}.{attention}"] == tuple(h for h in range(4) if h != head)
+        gone = set(range(64)) - set(kept[f"ffn:transformer_blocks.{index}.ff"])
+        assert gone == set(USELESS_CHANNELS[index])
+    assert all(torch.equal(value, before[key]) for key, value in problem.denoiser.state_dict().items())
+
+
+def test_the_report_sees_the_probabilities_move(tmp_path: Path) -> None:
+    selection = search(tmp_path, problem_of(planted()), steps=30, groups={"block": 1, "head": 1, "ffn": 2})
+    rows = selection.history["probabilities"]
+    blocks = [row["keep"]["block:transformer_blocks"] for row in rows]
+    assert [row["step"] for row in rows] == list(range(30))
+    assert blocks[0] == pytest.approx([2 / 3] * 3, abs=0.02)
+    assert blocks[-1][USELESS_BLOCK] < 0.2
+    assert sum(blocks[-1]) == pytest.approx(2, abs=1e-5)
+
+
+def test_counts_are_exact_where_parts_do_not_divide_them(tmp_path: Path) -> None:
+    """Keeping 43 of 64 channels in parts of 8: five parts, and the three best channels of the rest."""
+    problem = problem_of(planted())
+    keep = {name: 43 if name.startswith("ffn") else count for name, count in problem.keep.items()}
+    odd = SearchProblem(problem.denoiser, problem.axes, keep, problem.units)
+    kept = search(tmp_path, odd, steps=2, groups={"block": 1, "head": 1, "ffn": 2}).kept
+    assert {name: len(units) for name, units in kept.items()} == keep
+
+
+def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:
+    problem = problem_of(planted())
+    whole = SearchProblem(problem.denoiser, problem.axes, {axis.name: axis.units for axis in problem.axes})
+    assert search(tmp_path, whole, steps=2).kept == {axis.name: tuple(range(axis.units)) for axis in problem.axes}

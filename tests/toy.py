@@ -1,0 +1,67 @@
+"""Small real things that several tests need: a caption encoder, a bundle on disk, a context, a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.bundle import Bundle, write_bundle
+from dit_compress.context import Context
+from dit_compress.encode import Captions
+from dit_compress.flow import Flow
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.testing.models import tiny_denoiser
+from dit_compress.train.objective import Batch
+from dit_compress.train.streams import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from dit_compress.denoiser import Denoiser
+
+SIZE = (2, 2, 2)
+CAPTIONS = ("a red circle", "a blue square moving left", "a green triangle", "two circles")
+
+
+def part(kind: str, name: str, **options: Any) -> Any:
+    """A built part of the installed plugins."""
+    return make_part(kind, {"use": name, **options}, installed()).build()
+
+
+def words(width: int = 16) -> Captions:
+    """A caption encoder of random weights."""
+    torch.manual_seed(1)
+    return Captions(part("text", "words", width=width, layers=1, heads=2).create())
+
+
+def tiny_bundle(path: Path, *, seed: int = 0, lineage: Sequence[dict[str, Any]] = (), flow: Flow | None = None,
+                denoiser: Denoiser | None = None, log: tuple[dict[str, Any], ...] = ()) -> Bundle:
+    """A bundle of the tiny reference DiT and a caption encoder."""
+    denoiser = denoiser or tiny_denoiser("video_dit", seed)
+    encoder = words().encoder
+    whole = tiny_denoiser("video_dit", seed).module
+    specs = {
+        "denoiser": ComponentSpec("model", "video_dit", part("model", "video_dit").config_of(whole), log),
+        "text": ComponentSpec("text", "words", part("text", "words").config_of(encoder)),
+    }
+    spec = Spec(flow=flow or Flow(), **specs)
+    return write_bundle(path, spec, {"denoiser": denoiser.module, "text": encoder}, base=None, lineage=lineage)
+
+
+def context_in(folder: Path, **bundles: Bundle) -> Context:
+    """A step's context over some bundles."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Context(name="step", seed=0, folder=folder, cache=folder, bundles=bundles, names={}, parts={},
+                   record={"kind": "distill"}, video=None)
+
+
+def batch(text: Captions, step: int = 0, size: int = 4, channels: int = 8) -> Batch:
+    """A batch of random latents, the same for the same step."""
+    streams = Streams(0, step, range(size))
+    captions = [CAPTIONS[index % len(CAPTIONS)] for index in range(size)]
+    x0 = streams.normal("x0", (channels, *SIZE))
+    return Batch(step, list(range(size)), x0, streams, captions, text.encoder.tokenize(captions))
