@@ -1,9 +1,9 @@
 """A model on disk: denoiser, VAE, text encoder, flow settings, lineage. Whole and immutable.
 
-    bundle/
-      bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence
-      denoiser/          config.json + diffusion_pytorch_model.safetensors
-      latent/  text/     likewise, where the bundle has them
+bundle/
+  bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence
+  denoiser/          config.json + diffusion_pytorch_model.safetensors
+  latent/  text/     likewise, where the bundle has them
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 COMPONENTS = {"denoiser": "model", "latent": "latent", "text": "text"}
 """Component → the kind of the plugin that loads it."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_AGAIN = "Copy the bundle again"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -57,9 +58,11 @@ class Bundle:
                 where=where,
                 mend="Upgrade dit-compress",
             )
+        missing = [name for name in ("components", "flow", "lineage") if name not in data]
+        if missing or not isinstance(data["components"], dict):
+            raise UserError(f"not a whole bundle: {missing or 'components'} missing", where=where, mend=_AGAIN)
         for name, component in data["components"].items():
-            if name not in COMPONENTS or not all(_PLAIN_NAME.fullmatch(file) for file in component["files"]):
-                raise UserError(f"component {name!r} names a file outside its folder", where=where)
+            _check_component(name, component, where)
         return cls(folder, data)
 
     @property
@@ -126,32 +129,50 @@ class Bundle:
         except SafetensorError as error:
             raise UserError(f"not a whole safetensors file: {error}", where=str(folder / WEIGHTS)) from error
         module = component.build()
-        module.load_state_dict(state, strict=True, assign=True)
+        try:
+            module.load_state_dict(state, strict=True, assign=True)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()[:200]
+            raise UserError(
+                f"the weights do not fit the model {component.plugin!r}: {first}",
+                where=str(folder / WEIGHTS),
+                mend="Make the bundle again: the plugin's code has changed since",
+            ) from error
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         return module
 
 
+def _check_component(name: str, component: Mapping[str, Any], where: str) -> None:
+    """UserError where a component is none of ours, or names files that are not its own."""
+    if name not in COMPONENTS:
+        raise UserError(f"component {name!r} is none of {', '.join(COMPONENTS)}", where=where)
+    if not isinstance(component, dict) or not {"plugin", "config", "log", "files"} <= component.keys():
+        raise UserError(f"component {name!r} is not whole", where=where, mend=_AGAIN)
+    if not all(_PLAIN_NAME.fullmatch(file) for file in component["files"]):
+        raise UserError(f"component {name!r} names a file outside its folder", where=where)
+    if WEIGHTS not in component["files"]:
+        raise UserError(f"component {name!r} has no {WEIGHTS}", where=where, mend=_AGAIN)
+
+
 def verify_file(path: Path, record: Mapping[str, Any]) -> None:
     """UserError where a file is missing, shorter, or not the one that was written."""
     if not path.is_file():
-        raise UserError("the file is missing", where=str(path), mend="Copy the bundle again")
+        raise UserError("the file is missing", where=str(path), mend=_AGAIN)
     size = path.stat().st_size
     if size != record["bytes"]:
         raise UserError(
             f"truncated or changed: {size} bytes, {record['bytes']} were written",
             where=str(path),
-            mend="Copy the bundle again",
+            mend=_AGAIN,
         )
     if sha256_file(path) != record["sha256"]:
-        raise UserError("the checksum differs from the one written", where=str(path), mend="Copy the bundle again")
+        raise UserError("the checksum differs from the one written", where=str(path), mend=_AGAIN)
 
 
 def file_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file directly in a folder."""
-    return {
-        item.name: {"bytes": item.stat().st_size, "sha256": sha256_file(item)} for item in sorted(folder.iterdir())
-    }
+    return {item.name: {"bytes": item.stat().st_size, "sha256": sha256_file(item)} for item in sorted(folder.iterdir())}
 
 
 def write_bundle(

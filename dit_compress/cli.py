@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +26,9 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
-PluginFiles = Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin; may be repeated.")]
+PluginFiles = Annotated[
+    list[str] | None, typer.Option("--plugin", help="A Python file with a plugin; may be repeated.")
+]
 RunFolder = Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/<name> if absent.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; results are bit for bit at an equal number.")]
 
@@ -43,7 +44,10 @@ def main() -> None:
         raise SystemExit(getattr(leave, "exit_code", getattr(leave, "code", 0))) from None
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
-    except click.ClickException as error:
+    except Exception as error:
+        # A wrong option. Typer may bring a click of its own, whose exceptions are not those of the package click.
+        if not hasattr(error, "format_message") or not hasattr(error, "show"):
+            raise
         error.show()
         raise SystemExit(2) from None
 
@@ -63,8 +67,14 @@ def run(
     parsed = _load(recipe, plugin)
     folder = out or Path("runs") / parsed.name
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    runner = Runner(parsed, folder, threads or os.cpu_count() or 1, plugin or (), frozenset(force or ()),
-                    lambda text: say(text, markup=False))
+    runner = Runner(
+        parsed,
+        folder,
+        threads or os.cpu_count() or 1,
+        plugin or (),
+        frozenset(force or ()),
+        lambda text: say(text, markup=False),
+    )
     runner.run(only)
     typer.echo(folder / "report.html")
 
@@ -157,7 +167,10 @@ def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Turn a large video Diffusion Transformer into one that a phone can run."""
 

@@ -93,8 +93,11 @@ def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None
         raise _broken(path, error) from error
     if len(pixels) < frames:
         rate = "" if fps is None else f" at {fps:g} frames a second"
-        raise UserError(f"the video has {len(pixels)} frames{rate}, {frames} are wanted", where=str(path),
-                        mend="Ask for fewer frames or a higher fps, or take the clip out of the captions")
+        raise UserError(
+            f"the video has {len(pixels)} frames{rate}, {frames} are wanted",
+            where=str(path),
+            mend="Ask for fewer frames or a higher fps, or take the clip out of the captions",
+        )
     return np.stack(pixels)
 
 
@@ -181,7 +184,7 @@ def _fit(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
     way = "AREA" if scale < 1 else "BICUBIC"
     pixels = frame.reformat(width=cover_x, height=cover_y, format="rgb24", interpolation=way, threads=1).to_ndarray()
     top, left = (cover_y - height) // 2, (cover_x - width) // 2
-    return pixels[top:top + height, left:left + width]
+    return pixels[top : top + height, left : left + width]
 
 
 _MEND_BROKEN = "Replace the file, take it out of the captions, or raise max_broken"
@@ -194,8 +197,9 @@ def _broken(path: Path, error: Exception) -> UserError:
 # ------------------------------------------------------------------ a folder
 
 
-def read_folder(folder: Path, *, frames: int, size: tuple[int, int], fps: float | None = None,
-                leave_out: Collection[Path] = ()) -> list[Clip]:
+def read_folder(
+    folder: Path, *, frames: int, size: tuple[int, int], fps: float | None = None, leave_out: Collection[Path] = ()
+) -> list[Clip]:
     """The clips that a folder's ``captions.jsonl`` lists, in its order.
 
     Args:
@@ -213,8 +217,13 @@ def read_folder(folder: Path, *, frames: int, size: tuple[int, int], fps: float 
         if path in leave_out:
             continue
         if not path.is_file():
-            problems.append(UserError(f"a caption for '{record['file']}', which is not there", where=where,
-                                      mend="Put the video there or delete the line"))
+            problems.append(
+                UserError(
+                    f"a caption for '{record['file']}', which is not there",
+                    where=where,
+                    mend="Put the video there or delete the line",
+                )
+            )
             continue
         clips.append(Clip(path, record["caption"], record.get("truth"), frames, size, fps))
     _raise_all(problems)
@@ -263,8 +272,9 @@ def _records(folder: Path, problems: list[UserError]) -> Iterator[tuple[str, dic
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         seen = "an empty folder" if not any(folder.iterdir()) else f"a folder without {CAPTIONS}"
-        raise UserError(seen, where=str(folder), mend=f'Write {CAPTIONS}, one {{"file": …, "caption": …}} a line') \
-            from error
+        raise UserError(
+            seen, where=str(folder), mend=f'Write {CAPTIONS}, one {{"file": …, "caption": …}} a line'
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the captions can't be read ({error})", where=str(path), mend="Save them as UTF-8") from error
     for number, line in enumerate(text.splitlines(), start=1):
@@ -280,8 +290,9 @@ def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error.msg}, column {error.colno})", where=where,
-                        mend="Write one JSON object a line") from error
+        raise UserError(
+            f"not JSON ({error.msg}, column {error.colno})", where=where, mend="Write one JSON object a line"
+        ) from error
     if not isinstance(record, dict):
         raise UserError(f"JSON, but a {type(record).__name__}", where=where, mend="Write one JSON object a line")
     for key in ("file", "caption"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_compress.bundle import Bundle, write_bundle
@@ -18,6 +17,7 @@ from dit_compress.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import nn
 
@@ -62,6 +62,7 @@ class Context:
     manifest_digest: str = ""
     trackers: Sequence[Part] = ()
     stopping: bool = False
+    saves_itself: bool = False
 
     # -- bundles
 
@@ -78,8 +79,15 @@ class Context:
         """Another bundle the step reads (``teacher``), or None."""
         return self.bundles.get(name)
 
-    def give(self, modules: dict[str, nn.Module], *, log: Sequence[dict[str, Any]] = (), flow: Flow | None = None,
-             spec: Spec | None = None, metrics: dict[str, Any] | None = None) -> Result:
+    def give(
+        self,
+        modules: dict[str, nn.Module],
+        *,
+        log: Sequence[dict[str, Any]] = (),
+        flow: Flow | None = None,
+        spec: Spec | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> Result:
         """Write the step's bundle: the input with some components replaced, transforms logged, flow set.
 
         ``log`` holds new transform-log entries of the denoiser; ``spec`` replaces the components' configs.
@@ -167,10 +175,12 @@ class Context:
             yield advance
 
     def catch_signals(self) -> None:
-        """From now on SIGTERM and SIGUSR1 ask the step to save and stop."""
+        """From now on SIGTERM and SIGUSR1 stop the step: a training loop saves itself first, any other just ends."""
 
         def ask(_number: int, _frame: Any) -> None:
             self.stopping = True
+            if not self.saves_itself:
+                raise Stopped
 
         signal.signal(signal.SIGTERM, ask)
         signal.signal(signal.SIGUSR1, ask)

@@ -93,7 +93,9 @@ class Denoiser(nn.Module):
         """The module's output as velocity ``[B,C,T,H,W]``, by exact change of variables."""
 
     @abstractmethod
-    def example(self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8) -> tuple[Tensor, Tensor, Cond]:
+    def example(
+        self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
+    ) -> tuple[Tensor, Tensor, Cond]:
         """Random ``(latent, sigma, cond)`` of the right shapes, on the module's device and dtype."""
 
     @property

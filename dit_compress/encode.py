@@ -100,22 +100,29 @@ def caption_cache(folder: Path, captions: Sequence[str], text: Captions) -> dict
 
 
 def _fill(path: Path, total: int, dtype: Any, parts: Any, advance: Callable[[], Any]) -> None:
-    """Write consecutive parts into one .npy file that appears when it is whole."""
+    """Write consecutive parts into one .npy file that appears when it is whole.
+
+    Written, not mapped: a full disk kills whoever writes through a map.
+    """
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors(path):
-        store, done = None, 0
-        for part in parts:
-            if store is None:
-                store = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(total, *part.shape[1:]))
-            store[done : done + len(part)] = part
-            done += len(part)
-            for _ in range(len(part)):
-                advance()
-        if store is None:
-            raise ValueError("nothing to cache")
-        store.flush()
-        partial.replace(path)
+    try:
+        with disk_errors(path), partial.open("wb") as handle:
+            done = 0
+            for part in parts:
+                if not done:
+                    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (total, *part.shape[1:])}
+                    np.lib.format.write_array_header_1_0(handle, header)
+                handle.write(np.ascontiguousarray(part, dtype).data)
+                done += len(part)
+                for _ in range(len(part)):
+                    advance()
+            if not done:
+                raise ValueError("nothing to cache")
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
 
 
 class Captions(nn.Module):

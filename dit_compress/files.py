@@ -8,13 +8,15 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_file(path: Path) -> str:
@@ -50,19 +52,30 @@ def write_json(path: Path, data: Any) -> None:
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """A full or read-only disk as one message."""
+    with full_disk(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise UserError(f"can't write: {error.strerror}", where=str(path)) from error
+            raise
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """A full disk as one message, whoever was writing."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(path)).free
-            raise UserError(
-                "no space left on the disk",
-                where=str(path),
-                mend=f"Free some space ({free / 2**20:.0f} MiB are left) and run the same command again",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"can't write: {error.strerror}", where=str(path)) from error
-        raise
+    except Exception as error:
+        # safetensors has an exception of its own, with the system's words in its text.
+        if getattr(error, "errno", None) not in _FULL and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        free = shutil.disk_usage(_existing(path)).free
+        raise UserError(
+            "no space left on the disk",
+            where=str(path),
+            mend=f"Free some space ({free / 2**20:.0f} MiB are left) and run the same command again",
+        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Nothing else in the toolkit knows another convention: model adapters convert.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ def euler(denoiser: Denoiser, noise: Tensor, cond: Cond, sigmas: Sequence[float]
     import torch
 
     x = noise
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in itertools.pairwise(sigmas):
         sigma_B = torch.full((x.shape[0],), now, dtype=x.dtype, device=x.device)
         x = x + (then - now) * guided(denoiser, x, sigma_B, cond, guidance)
     return x

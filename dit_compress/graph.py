@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dit_compress.hooks import Part
     from dit_compress.recipe.model import Recipe
 
+
 @dataclass(frozen=True)
 class Node:
     """One step of a run. inputs: slot → the name of an earlier node, or a path to a bundle."""
@@ -74,18 +75,18 @@ def nodes(recipe: Recipe) -> list[Node]:
     return listed
 
 
-def node_key(node: Node, input_keys: Mapping[str, str], seed: int, manifest: str, shared: Mapping[str, Part]) -> str:
+def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> str:
     """sha256 over everything that decides a node's result."""
-    context = {kind: part.as_data() for kind, part in shared.items() if kind == "sampler"}
     return sha256_data(
         {
             "engine": REVISION,
             "kind": node.kind,
             "parts": node.describe(),
             "inputs": dict(input_keys),
-            "seed": seed,
+            "seed": recipe.seed,
+            "video": recipe.video,
             "manifest": manifest if node.reads_data else None,
-            "shared": context,
+            "sampler": recipe.sampler.as_data() if recipe.sampler else None,
         }
     )
 

@@ -22,21 +22,24 @@ Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames of Y × 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, InstanceOf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
     from torch import Tensor, nn
 
     from dit_compress.clips import Clip
     from dit_compress.context import Context, Result
     from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.encode import Captions
     from dit_compress.export import Artifact, Component, Diagnostic, Profile, Runner
+    from dit_compress.flow import Flow
     from dit_compress.spec import Spec
     from dit_compress.structure.axes import Axis, Structure
     from dit_compress.structure.search import SearchProblem, Selection
@@ -298,10 +301,18 @@ class Codec(Protocol):
 
 
 class Distiller(Step, Protocol):
-    """A training step. ``run`` is normally ``return dit_compress.train.distill(self, context)``."""
+    """A training step. ``run`` is normally ``return dit_compress.train.distill.distill(self, context)``.
 
-    def objective(self, context: Context) -> Objective:
-        """Roles, phases and losses, over the bundles of the context."""
+    options: of a subclass of ``dit_compress.train.options.TrainOptions``.
+    """
+
+    options: Any
+
+    def objective(self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions) -> Objective:
+        """Roles, phases and losses over the loaded models; a search calls it with a masked student."""
+
+    def flow(self, before: Flow) -> Flow:
+        """How the result is meant to be sampled."""
 
 
 class Transform(Step, Protocol):
@@ -426,8 +437,9 @@ class DiscriminatorPart(Protocol):
 class Sampler(Protocol):
     """Turns noise into a latent."""
 
-    def sample(self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float],
-               guidance: float = 1.0) -> Tensor:
+    def sample(
+        self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0
+    ) -> Tensor:
         """Differentiable; guidance as one doubled batch, none at 1.0."""
 
 

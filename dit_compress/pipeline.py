@@ -1,11 +1,11 @@
 """Steps in order: reuse what is finished, run the rest in processes of their own, continue after a kill.
 
-    runs/<name>/
-      recipe.yaml       the resolved recipe, every default written out
-      run.json          the steps in order
-      steps/<step>/     step.json (key, figures), bundle/, files; written as <step>.partial
-      cache/            encoded data, named by content
-      summary.json      every figure       report.html    the same, to look at
+runs/<name>/
+  recipe.yaml       the resolved recipe, every default written out
+  run.json          the steps in order
+  steps/<step>/     step.json (key, figures), bundle/, files; written as <step>.partial
+  cache/            encoded data, named by content
+  summary.json      every figure       report.html    the same, to look at
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dit_compress import SCHEMA, graph
 from dit_compress.errors import UserError
-from dit_compress.files import disk_errors, read_json, sha256_data, write_json
+from dit_compress.files import disk_errors, full_disk, read_json, sha256_data, write_json
 from dit_compress.plugins import installed
 from dit_compress.progress import progress
 from dit_compress.recipe import dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from dit_compress.graph import Node
     from dit_compress.recipe.model import Recipe
@@ -52,13 +52,17 @@ class Runner:
         """Run every step that is not finished (or just ``only``), then write summary and report."""
         from filelock import FileLock, Timeout
 
+        if not (self.folder / "run.json").is_file():
+            _plan(self.recipe)
         with disk_errors(self.folder):
             (self.folder / "cache").mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
+            with full_disk(self.folder), FileLock(self.folder / ".lock", timeout=0):
                 self._run(only)
         except Timeout as error:
-            raise UserError("another run is at work here", where=str(self.folder), mend="Wait for it or stop it") from error
+            raise UserError(
+                "another run is at work here", where=str(self.folder), mend="Wait for it or stop it"
+            ) from error
 
     def _run(self, only: str | None) -> None:
         listed = graph.nodes(self.recipe)
@@ -66,32 +70,33 @@ class Runner:
         if unknown := unknown - {node.name for node in listed}:
             raise UserError(f"no step {sorted(unknown)[0]!r}", mend=f"The steps are {[node.name for node in listed]}")
         manifest = self.manifest()
-        write_json(self.folder / "run.json", {"schema": SCHEMA, "name": self.recipe.name,
-                                              "steps": [node.name for node in listed], "manifest": manifest})
+        if (self.folder / "run.json").is_file() and not self._all_finished(listed, manifest):
+            _plan(self.recipe)
+        write_json(
+            self.folder / "run.json",
+            {"schema": SCHEMA, "name": self.recipe.name, "steps": [node.name for node in listed], "manifest": manifest},
+        )
         (self.folder / "recipe.yaml").write_text(dump(self.recipe), "utf-8")
-        ran = 0
-        self._refuse_early(listed, manifest)
+        ran, ready = 0, set()
         for place, node in enumerate(listed, 1):
             key = self.key(node, manifest)
             title = f"[{place}/{len(listed)}] {node.name}"
-            if node.name not in self.force and finished(self.folder, node.name, key):
+            if node.name not in self.force and finished(self.folder, node, key):
                 self._reuse(node, title)
+                ready.add(node.name)
             elif only in (None, node.name):
+                _need_inputs(node, {other.name for other in listed} - ready)
                 self.say(f"{title}: running")
                 self._execute(node, key, manifest)
                 self.say(f"{title}: {headline(self.folder, node.name)}")
                 ran += 1
+                ready.add(node.name)
             else:
                 self.say(f"{title}: not run")
         self._conclude(changed=ran > 0)
 
-    def _refuse_early(self, listed: Sequence[Node], manifest: str) -> None:
-        """Plan the whole recipe before the first step is paid for, unless everything is finished."""
-        if all(finished(self.folder, node.name, self.key(node, manifest)) for node in listed):
-            return
-        from dit_compress.planning import plan
-
-        plan(self.recipe)
+    def _all_finished(self, listed: Sequence[Node], manifest: str) -> bool:
+        return all(finished(self.folder, node, self.key(node, manifest)) for node in listed)
 
     def _conclude(self, *, changed: bool) -> None:
         """Summary and report, where anything changed."""
@@ -114,7 +119,7 @@ class Runner:
     def key(self, node: Node, manifest: str) -> str:
         """The node's key; remembered for the nodes that read it."""
         inputs = {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()}
-        self.keys[node.name] = graph.node_key(node, inputs, self.recipe.seed, manifest, self.recipe.shared)
+        self.keys[node.name] = graph.node_key(node, inputs, self.recipe, manifest)
         return self.keys[node.name]
 
     def _reuse(self, node: Node, title: str) -> None:
@@ -132,26 +137,44 @@ class Runner:
             shutil.rmtree(partial)
         with disk_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
-            write_json(partial / "job.json", {
-                "key": key, "name": node.name, "run": str(self.folder), "manifest": manifest, "threads": self.threads,
-                "plugin_files": [str(path) for path in self.plugin_files], "sources": source_digests(node),
-                "input_keys": {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()},
-            })
-        status = spawn([sys.executable, "-m", "dit_compress.worker", str(partial)], self.threads)
+            write_json(
+                partial / "job.json",
+                {
+                    "key": key,
+                    "name": node.name,
+                    "run": str(self.folder),
+                    "manifest": manifest,
+                    "threads": self.threads,
+                    "plugin_files": [str(path) for path in self.plugin_files],
+                    "sources": source_digests(node),
+                    "input_keys": {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()},
+                },
+            )
+        status = spawn([sys.executable, "-P", "-m", "dit_compress.worker", str(partial)], self.threads)
         if status == STOPPED:
-            raise UserError(f"step {node.name!r} was asked to stop and saved itself", mend="Run the same command to continue")
+            raise UserError(
+                f"step {node.name!r} was asked to stop and saved itself", mend="Run the same command to continue"
+            )
         if status == 2:
             raise SystemExit(2)
         if status:
-            raise UserError(f"step {node.name!r} ended with status {status}", where=str(partial),
-                            mend="What it printed stands above; the same command continues from its last checkpoint")
+            raise UserError(
+                f"step {node.name!r} ended with status {status}",
+                where=str(partial),
+                mend="What it printed stands above; the same command continues from its last checkpoint",
+            )
 
 
 def spawn(command: list[str], threads: int) -> int:
     """Run a worker; a signal to us goes on to it."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
-           "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=env)
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    process = subprocess.Popen(command, env=env)  # noqa: S603 - our own interpreter and module
     before = {}
     for number in (signal.SIGTERM, signal.SIGUSR1):
         before[number] = signal.signal(number, lambda n, _: process.send_signal(n))
@@ -166,10 +189,42 @@ def spawn(command: list[str], threads: int) -> int:
             signal.signal(number, handler)
 
 
-def finished(run: Path, name: str, key: str) -> bool:
-    """Whether a step's folder is there with this key."""
+def _need_inputs(node: Node, unfinished: set[str]) -> None:
+    """With ``--only``, every input must be finished as the recipe has it now."""
+    for slot, source in node.inputs.items():
+        if source in unfinished:
+            raise UserError(
+                f"the {slot} of {node.name!r}, step {source!r}, is not finished as the recipe has it now",
+                mend=f"Run it first: --only {source}",
+            )
+
+
+def _plan(recipe: Recipe) -> None:
+    """Refuse what can't work before anything is written or paid for."""
+    from dit_compress.planning import plan
+
+    plan(recipe)
+
+
+def finished(run: Path, node: Node, key: str) -> bool:
+    """Whether a step's folder is there with this key, made from the bundles that its inputs have now.
+
+    The key names how an input was made; after ``--force`` with changed code it may be another bundle.
+    """
+    path = graph.step_folder(run, node.name) / "step.json"
+    if not path.is_file():
+        return False
+    record = read_json(path)
+    read = record.get("read", {})
+    return record.get("key") == key and all(
+        _given(run, source) in (None, read.get(slot)) for slot, source in node.inputs.items()
+    )
+
+
+def _given(run: Path, name: str) -> str | None:
+    """Digest of the bundle that a finished step gave."""
     path = graph.step_folder(run, name) / "step.json"
-    return path.is_file() and read_json(path).get("key") == key
+    return read_json(path).get("bundle") if path.is_file() else None
 
 
 def headline(run: Path, name: str) -> str:
@@ -177,7 +232,9 @@ def headline(run: Path, name: str) -> str:
     record = read_json(graph.step_folder(run, name) / "step.json")
     model = record.get("model") or {}
     size = f", {model['params'] / 1e6:.2f}M parameters" if "params" in model else ""
-    figures = ", ".join(f"{key} {value:.4g}" for key, value in record["metrics"].items() if isinstance(value, int | float))
+    figures = ", ".join(
+        f"{key} {value:.4g}" for key, value in record["metrics"].items() if isinstance(value, int | float)
+    )
     return f"done in {record['seconds']:.0f} s{size}" + (f"; {figures}" if figures else "")
 
 
@@ -192,9 +249,3 @@ def _same_key(partial: Path, key: str) -> bool:
         return read_json(partial / "job.json").get("key") == key
     except UserError:
         return False
-
-
-def read_steps(run: Path) -> list[dict[str, Any]]:
-    """step.json of every finished step, in the run's order."""
-    names = read_json(run / "run.json")["steps"]
-    return [read_json(path) for name in names if (path := graph.step_folder(run, name) / "step.json").is_file()]

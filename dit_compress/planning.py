@@ -40,7 +40,11 @@ def plan(recipe: Recipe) -> list[Planned]:
         try:
             before = _input_spec(node, specs, recipe)
             after = base_spec(node.parts, recipe.video) if before is None else _planned(node, before)
-            figures[node.name] = figures[source] if source in figures and before is not None and _alike(before, after) else describe(after)
+            figures[node.name] = (
+                figures[source]
+                if source in figures and before is not None and _alike(before, after)
+                else describe(after)
+            )
             fresh = after.notes[len(before.notes) :] if before else ()
             rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
             specs[node.name] = after
@@ -87,8 +91,9 @@ def _check_fit(spec: Spec) -> None:
         )
     size = spec.latent_size() if spec.video else denoiser.patch
     if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
-        raise UserError(f"latent {size} can't be divided by the denoiser's patch {denoiser.patch}",
-                        mend="Change the video size")
+        raise UserError(
+            f"latent {size} can't be divided by the denoiser's patch {denoiser.patch}", mend="Change the video size"
+        )
 
 
 def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:

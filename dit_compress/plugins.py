@@ -114,8 +114,9 @@ class Registry:
             return self._entries[kind, name]
         for broken in self.broken:
             if broken.name == f"{kind}_{name}":
-                raise UserError(f"the {kind} plugin {name!r} ({broken.distribution}) is broken: {broken.reason}",
-                                mend=broken.mend)
+                raise UserError(
+                    f"the {kind} plugin {name!r} ({broken.distribution}) is broken: {broken.reason}", mend=broken.mend
+                )
         known = [entry.plugin.name for entry in self.entries(kind)]
         listing = f"Known: {', '.join(known)}" if known else "None is installed"
         if guess := closest(name, known):
@@ -138,8 +139,10 @@ class Registry:
         missing = [name for name in plugin.requires if not _importable(name)]
         if missing:
             wanted = f"dit-compress[{plugin.extra}]" if plugin.extra else " ".join(missing)
-            raise UserError(f"the plugin {plugin.name!r} needs {', '.join(missing)}, not installed here",
-                            mend=f'Run: pip install "{wanted}"')
+            raise UserError(
+                f"the plugin {plugin.name!r} needs {', '.join(missing)}, not installed here",
+                mend=f'Run: pip install "{wanted}"',
+            )
 
     # -- taking plugins in
 
@@ -193,15 +196,22 @@ class Registry:
             plugin = function()
         # As in _load: a stranger's code.
         except Exception as error:
-            self._break(source, f"its hook {kind!r} fails with {type(error).__name__}: {_line(error)}",
-                        f"Mend or uninstall {source.distribution!r}")
+            self._break(
+                source,
+                f"its hook {kind!r} fails with {type(error).__name__}: {_line(error)}",
+                f"Mend or uninstall {source.distribution!r}",
+            )
             return
         if fault := _fault(plugin):
             self._break(source, f"its hook {kind!r} {fault}", "See dit_compress.hooks.Plugin")
         elif (kind, plugin.name) in self._entries:
             other = self._entries[kind, plugin.name]
-            self._break(source, f"{source.distribution!r} and {other.distribution!r} both bring a {kind} plugin "
-                        f"{plugin.name!r}; the one of {other.distribution!r} is used", "Uninstall or rename one")
+            self._break(
+                source,
+                f"{source.distribution!r} and {other.distribution!r} both bring a {kind} plugin "
+                f"{plugin.name!r}; the one of {other.distribution!r} is used",
+                "Uninstall or rename one",
+            )
         else:
             self._entries[kind, plugin.name] = Entry(kind, plugin, source.distribution, source.version, module)
 

@@ -26,14 +26,21 @@ if TYPE_CHECKING:
 class Generator:
     """A bundle, loaded and ready to make videos. Noise is a function of (seed, index of the video)."""
 
-    def __init__(self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any] = euler) -> None:
+    def __init__(
+        self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any] = euler
+    ) -> None:
         self.bundle, self.shape, self.sample = bundle, latent_shape, sample
         self.denoiser, self.codec = bundle.denoiser().eval(), bundle.codec().eval()
         self.text = Captions(bundle.text()).eval()
 
     @torch.no_grad()
     def __call__(
-        self, captions: Sequence[str], *, seed: int, index: Sequence[int], num_steps: int | None = None,
+        self,
+        captions: Sequence[str],
+        *,
+        seed: int,
+        index: Sequence[int],
+        num_steps: int | None = None,
         guidance: float | None = None,
     ) -> np.ndarray:
         """uint8 ``[B,F,Y,X,3]``, one video per caption."""
@@ -44,8 +51,18 @@ class Generator:
         return to_pixels(self.codec.decode(latent))
 
 
-def generate_file(caption: str, model: Path, out: Path, *, num_steps: int | None, guidance: float | None,
-                  frames: int | None, size: tuple[int, int] | None, fps: float, seed: int) -> None:
+def generate_file(
+    caption: str,
+    model: Path,
+    out: Path,
+    *,
+    num_steps: int | None,
+    guidance: float | None,
+    frames: int | None,
+    size: tuple[int, int] | None,
+    fps: float,
+    seed: int,
+) -> None:
     """One caption, one mp4."""
     bundle = Bundle.open(graph.resolve_bundle(model))
     video = bundle.spec.video
@@ -53,7 +70,9 @@ def generate_file(caption: str, model: Path, out: Path, *, num_steps: int | None
         base = video or (17, 0, 0)
         video = (frames or base[0], *(size or base[1:]))
     if video is None:
-        raise UserError("the bundle does not say its video size", where=str(bundle.path), mend="Give --frames and --size")
+        raise UserError(
+            "the bundle does not say its video size", where=str(bundle.path), mend="Give --frames and --size"
+        )
     spec = replace(bundle.spec, video=video)
     channels = spec.codec().channels
     with progress("sampling", 1) as advance:

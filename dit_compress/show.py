@@ -61,7 +61,7 @@ def _cached(recipe: Recipe, run: Path) -> set[str]:
             manifest = sha256_data([dict(record) for record in recipe.data.build().manifest(folder)])
         except UserError:
             return set()
-    return {node.name for node in graph.nodes(recipe) if finished(run, node.name, runner.key(node, manifest))}
+    return {node.name for node in graph.nodes(recipe) if finished(run, node, runner.key(node, manifest))}
 
 
 def open_denoiser(target: str) -> Denoiser:
@@ -93,8 +93,16 @@ def axes_table(denoiser: Denoiser) -> Table:
 
     structure = denoiser.structure()
     total = count_parameters(denoiser.module)
-    table = Table("axis", "level", "units", "parameters/unit", "share", box=None, title_justify="left",
-                  title=f"{type(denoiser.module).__name__}: {total:,} parameters")
+    table = Table(
+        "axis",
+        "level",
+        "units",
+        "parameters/unit",
+        "share",
+        box=None,
+        title_justify="left",
+        title=f"{type(denoiser.module).__name__}: {total:,} parameters",
+    )
     for name, level in _granularities().items():
         for axis in level.axes(structure):
             if axis.blocks:
@@ -102,8 +110,13 @@ def axes_table(denoiser: Denoiser) -> Table:
                 each = inside // axis.units
             else:
                 each = unit_cost(denoiser.module, axis)
-            table.add_row(axis.name.partition(":")[2], name, str(axis.units), f"{each:,}",
-                          f"{100 * each * axis.units / total:.1f}%")
+            table.add_row(
+                axis.name.partition(":")[2],
+                name,
+                str(axis.units),
+                f"{each:,}",
+                f"{100 * each * axis.units / total:.1f}%",
+            )
     for refusal in structure.refusals:
         table.add_row(refusal.path, "–", "–", "–", f"stays: {refusal.reason}")
     return table

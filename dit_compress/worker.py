@@ -6,18 +6,21 @@ import platform
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress import REVISION, graph
 from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
-from dit_compress.files import publish, read_json, write_json
+from dit_compress.files import full_disk, publish, read_json, write_json
 from dit_compress.pipeline import STOPPED
 from dit_compress.plugins import installed, use
 from dit_compress.recipe import load, make_part
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dit_compress.context import Context, Result
     from dit_compress.graph import Node
     from dit_compress.recipe.model import Recipe
@@ -32,16 +35,33 @@ def main(folder: Path) -> int:
         registry = use(job["plugin_files"])
         recipe = load(Path(job["run"]) / "recipe.yaml", registry)
         node = next(node for node in graph.nodes(recipe) if node.name == job["name"])
-        started = time.perf_counter()
-        context = _context(job, recipe, node, folder)
-        result = run_base(context, node) if node.kind == graph.BASE else node.part.build().run(context)
-        _finish(folder, job, node, result, time.perf_counter() - started)
+        with _alone(Path(job["run"])), full_disk(folder):
+            started = time.perf_counter()
+            context = _context(job, recipe, node, folder)
+            result = run_base(context, node) if node.kind == graph.BASE else node.part.build().run(context)
+            _finish(folder, job, node, context, result, time.perf_counter() - started)
     except Stopped:
         return STOPPED
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """A worker may outlive a killed run; no second one may write beside it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / ".worker.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError("a step of an earlier run is still at work here", where=str(run), mend="Wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> Context:
@@ -98,7 +118,7 @@ def run_base(context: Context, node: Node) -> Result:
     return context.give(named, spec=Spec(video=context.video, denoiser=specs.get("model"), text=specs.get("text")))
 
 
-def _finish(folder: Path, job: dict[str, Any], node: Node, result: Result, seconds: float) -> None:
+def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, result: Result, seconds: float) -> None:
     from dit_compress.measure import describe
 
     record = {
@@ -107,6 +127,7 @@ def _finish(folder: Path, job: dict[str, Any], node: Node, result: Result, secon
         "kind": node.kind,
         "parts": node.describe(),
         "inputs": dict(node.inputs),
+        "read": {slot: bundle.digest() for slot, bundle in context.bundles.items()},
         "sources": job["sources"],
         "metrics": result.metrics,
         "files": result.files,

@@ -63,11 +63,12 @@ class Started:
     log: Path
 
 
-def start(*arguments: str | Path, log: Path, die: Die | None = None) -> Started:
-    """Start ``dit-compress ARGUMENTS``; its output goes into ``log``."""
+def start(*arguments: str | Path, log: Path, die: Die | None = None, site: Path | None = None) -> Started:
+    """Start ``dit-compress ARGUMENTS``; its output goes into ``log``. ``site`` comes first on the module path."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_WARM))
-    process = context.Process(target=_command, args=([str(argument) for argument in arguments], str(log), die))
+    given = [str(argument) for argument in arguments]
+    process = context.Process(target=_command, args=(given, str(log), die, str(site) if site else None))
     process.start()
     return Started(process, log)
 
@@ -85,13 +86,15 @@ def real(*arguments: str | Path, **more: Any) -> Done:
     return Done(made.returncode, made.stdout + made.stderr)
 
 
-def _command(arguments: list[str], log: str, die: Die | None) -> None:
+def _command(arguments: list[str], log: str, die: Die | None, site: str | None) -> None:
     """In the fork: become the command."""
     os.setsid()
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    if site is not None:
+        sys.path.insert(0, site)
     from dit_compress import cli, pipeline
 
     pipeline.subprocess = SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))

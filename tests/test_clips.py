@@ -65,13 +65,16 @@ def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
-@pytest.mark.parametrize(("fps", "expected"), [
-    (None, [0, 1, 2, 3, 4, 5]),
-    (8.0, [0, 1, 2, 3, 4, 5]),
-    (4.0, [0, 2, 4, 6, 8, 10]),
-    (16.0, [0, 0, 1, 1, 2, 2]),
-    (6.0, [0, 1, 2, 4, 5, 6]),  # at 0, 1.33, 2.67, 4, 5.33, 6.67 frames
-])
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [
+        (None, [0, 1, 2, 3, 4, 5]),
+        (8.0, [0, 1, 2, 3, 4, 5]),
+        (4.0, [0, 2, 4, 6, 8, 10]),
+        (16.0, [0, 0, 1, 1, 2, 2]),
+        (6.0, [0, 1, 2, 4, 5, 6]),  # at 0, 1.33, 2.67, 4, 5.33, 6.67 frames
+    ],
+)
 def test_frames_are_those_on_screen_at_the_new_rate(tmp_path: Path, fps: float | None, expected: list[int]) -> None:
     write_video(tmp_path / "v.mp4", ramp(12), 8)
     assert levels(read_video(tmp_path / "v.mp4", 6, (32, 32), fps)) == expected
@@ -148,15 +151,18 @@ def test_a_missing_or_empty_folder(tmp_path: Path) -> None:
         read_folder(tmp_path, **SHAPE)
 
 
-@pytest.mark.parametrize(("line", "said"), [
-    ('{"file": "a.mp4"', "not JSON"),
-    ("[1, 2]", "a list"),
-    ('{"caption": "no file"}', "no 'file'"),
-    ('{"file": "a.mp4", "caption": " "}', "no 'caption'"),
-    ('{"file": "a.mp4", "caption": 3}', "no 'caption'"),
-    ('{"file": "a.mp4", "caption": "x", "truth": 1}', "'truth' is not an object"),
-    ('{"file": "gone.mp4", "caption": "x"}', "a caption for 'gone.mp4'"),
-])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"file": "a.mp4"', "not JSON"),
+        ("[1, 2]", "a list"),
+        ('{"caption": "no file"}', "no 'file'"),
+        ('{"file": "a.mp4", "caption": " "}', "no 'caption'"),
+        ('{"file": "a.mp4", "caption": 3}', "no 'caption'"),
+        ('{"file": "a.mp4", "caption": "x", "truth": 1}', "'truth' is not an object"),
+        ('{"file": "gone.mp4", "caption": "x"}', "a caption for 'gone.mp4'"),
+    ],
+)
 def test_a_bad_line_is_named_with_its_number(folder: Path, line: str, said: str) -> None:
     append(folder, line)
     with pytest.raises(UserError) as caught:

@@ -63,8 +63,10 @@ def protocols(kind: str) -> list[str]:
 def signatures(name: str) -> list[str]:
     """``def f(self, x: int) -> str`` of every method a class adds."""
     methods = [item for item in CLASSES[name].body if isinstance(item, ast.FunctionDef)]
-    return [f"def {item.name}({ast.unparse(item.args)}) -> {ast.unparse(item.returns or ast.Constant(None))}"
-            for item in methods]
+    return [
+        f"def {item.name}({ast.unparse(item.args)}) -> {ast.unparse(item.returns or ast.Constant(None))}"
+        for item in methods
+    ]
 
 
 def squeezed(text: str) -> str:
@@ -157,7 +159,6 @@ def test_the_examples_of_a_page_are_plugins(page: Path, tmp_path: Path) -> None:
             assert not re.search(r"^(import|from) torch", text, re.MULTILINE), f"{name} imports torch at the top"
 
 
-@pytest.mark.usefixtures("_clean_modules")
 def test_the_example_of_the_readme_loads_as_a_local_file(tmp_path: Path) -> None:
     files = examples(ROOT / "README.md")
     assert files
@@ -168,19 +169,28 @@ def test_the_example_of_the_readme_loads_as_a_local_file(tmp_path: Path) -> None
     assert len(local) == len(files)
     for entry in local:
         assert hasattr(entry.module, entry.plugin.load.partition(":")[2])
+        del sys.modules[entry.module.__name__]
 
 
 # ------------------------------------------------------------------ recipes
 
 
 def whole_recipes() -> list[tuple[str, str]]:
-    return [(f"{label(path)}-{place}", text) for path in (*DOCUMENTS, *PLUGIN_READMES)
-            for place, text in enumerate(fences(path, "yaml")) if text.startswith("name:")]
+    return [
+        (f"{label(path)}-{place}", text)
+        for path in (*DOCUMENTS, *PLUGIN_READMES)
+        for place, text in enumerate(fences(path, "yaml"))
+        if text.startswith("name:")
+    ]
 
 
 def step_snippets() -> list[tuple[str, str]]:
-    return [(f"{label(path)}-{place}", text) for path in (*DOCUMENTS, *PLUGIN_READMES)
-            for place, text in enumerate(fences(path, "yaml")) if text.startswith("- ")]
+    return [
+        (f"{label(path)}-{place}", text)
+        for path in (*DOCUMENTS, *PLUGIN_READMES)
+        for place, text in enumerate(fences(path, "yaml"))
+        if text.startswith("- ")
+    ]
 
 
 def check(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,8 +159,9 @@ def test_of_two_with_one_name_the_later_is_broken(install: Install) -> None:
     assert registry.entry("granularity", "block").distribution == "dit-compress"
     distribution, reason, _ = _broken(registry, "granularity_block")
     assert distribution == "a-dit"
-    assert reason == ("'a-dit' and 'dit-compress' both bring a granularity plugin 'block'; "
-                      "the one of 'dit-compress' is used")
+    assert reason == (
+        "'a-dit' and 'dit-compress' both bring a granularity plugin 'block'; the one of 'dit-compress' is used"
+    )
 
 
 def test_of_two_entry_points_to_one_module_the_later_is_broken(install: Install) -> None:

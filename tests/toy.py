@@ -38,8 +38,15 @@ def words(width: int = 16) -> Captions:
     return Captions(part("text", "words", width=width, layers=1, heads=2).create())
 
 
-def tiny_bundle(path: Path, *, seed: int = 0, lineage: Sequence[dict[str, Any]] = (), flow: Flow | None = None,
-                denoiser: Denoiser | None = None, log: tuple[dict[str, Any], ...] = ()) -> Bundle:
+def tiny_bundle(
+    path: Path,
+    *,
+    seed: int = 0,
+    lineage: Sequence[dict[str, Any]] = (),
+    flow: Flow | None = None,
+    denoiser: Denoiser | None = None,
+    log: tuple[dict[str, Any], ...] = (),
+) -> Bundle:
     """A bundle of the tiny reference DiT and a caption encoder."""
     denoiser = denoiser or tiny_denoiser("video_dit", seed)
     encoder = words().encoder
@@ -55,8 +62,17 @@ def tiny_bundle(path: Path, *, seed: int = 0, lineage: Sequence[dict[str, Any]] 
 def context_in(folder: Path, **bundles: Bundle) -> Context:
     """A step's context over some bundles."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Context(name="step", seed=0, folder=folder, cache=folder, bundles=bundles, names={}, parts={},
-                   record={"kind": "distill"}, video=None)
+    return Context(
+        name="step",
+        seed=0,
+        folder=folder,
+        cache=folder,
+        bundles=bundles,
+        names={},
+        parts={},
+        record={"kind": "distill"},
+        video=None,
+    )
 
 
 def batch(text: Captions, step: int = 0, size: int = 4, channels: int = 8) -> Batch:

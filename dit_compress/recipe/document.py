@@ -29,8 +29,10 @@ _PLAIN = {
     "null": (re.compile(r"~|null|Null|NULL|"), "~nN"),
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
     "int": (re.compile(r"[-+]?\d+(_\d+)*"), "-+0123456789"),
-    "float": (re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-              "-+.0123456789"),
+    "float": (
+        re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+        "-+.0123456789",
+    ),
 }
 
 
@@ -104,8 +106,11 @@ def parse(text: str, path: str) -> Document:
         if node is None:
             raise UserError("the file is empty", where=path, mend="Write at least 'steps:'")
         if not isinstance(node, yaml.MappingNode):
-            raise UserError("expected 'key: value' lines at the top", where=f"{path}:{_line(node)}",
-                            mend="Begin with 'name:' and 'steps:'")
+            raise UserError(
+                "expected 'key: value' lines at the top",
+                where=f"{path}:{_line(node)}",
+                mend="Begin with 'name:' and 'steps:'",
+            )
         reader = _Reader(path)
         data = reader.value(node, ())
     except yaml.YAMLError as error:
@@ -135,8 +140,9 @@ class _Reader:
         """The data of a node at a place."""
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
-            raise UserError(f"aliases expand to more than {MAX_NODES} values", where=self.path,
-                            mend="Write the values out")
+            raise UserError(
+                f"aliases expand to more than {MAX_NODES} values", where=self.path, mend="Write the values out"
+            )
         if id(node) in self._open:
             raise UserError("an alias contains itself", where=f"{self.path}:{_line(node)}", mend="Write the values out")
         if isinstance(node, yaml.ScalarNode):
@@ -154,8 +160,9 @@ class _Reader:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
             at = (*place, key)
             if key_node.tag != f"{_TAG}str":
-                self._refuse(key_node, at, f"a key must be a word, got {_show(key_node)}",
-                             "Put it in quotes if it is one")
+                self._refuse(
+                    key_node, at, f"a key must be a word, got {_show(key_node)}", "Put it in quotes if it is one"
+                )
             elif key == "<<":
                 self._refuse(key_node, at, "merge keys ('<<') are not supported", "Write the values out")
             elif key in data:
@@ -209,8 +216,9 @@ def _show(node: yaml.Node) -> str:
 
 def _syntax_error(error: yaml.YAMLError, path: str) -> UserError:
     if isinstance(error, yaml.reader.ReaderError):
-        return UserError(f"not text: character {error.character!r} at position {error.position}", where=path,
-                         mend="Give a YAML file")
+        return UserError(
+            f"not text: character {error.character!r} at position {error.position}", where=path, mend="Give a YAML file"
+        )
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error)
     if context := getattr(error, "context", None):

@@ -75,7 +75,8 @@ def findings(error: ValidationError, data: Mapping[str, Any], options: type[Base
         groups.setdefault(_place(detail, data), []).append(detail)
     # A union complains once per member: the complaint that goes deepest is about the member that was meant.
     deepest = {
-        place: group for place, group in groups.items()
+        place: group
+        for place, group in groups.items()
         if not any(len(other) > len(place) > 0 and other[: len(place)] == place for other in groups)
     }
     missing = {place for place, group in deepest.items() if group[0]["type"] == "missing"}

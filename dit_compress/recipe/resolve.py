@@ -60,10 +60,12 @@ def resolve(document: Document, registry: Registry) -> Recipe:
     checker.finish()
     steps = tuple(
         StepEntry(draft.kind, draft.part, draft.name, draft.inputs, document.line(draft.place))
-        for draft in drafts if draft.kind and draft.part and draft.name
+        for draft in drafts
+        if draft.kind and draft.part and draft.name
     )
-    return Recipe(name=name, seed=seed, model=model, source=source, trackers=trackers, steps=steps, path=document.path,
-                  **shared)
+    return Recipe(
+        name=name, seed=seed, model=model, source=source, trackers=trackers, steps=steps, path=document.path, **shared
+    )
 
 
 def dump(recipe: Recipe) -> str:
@@ -98,8 +100,9 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     for key in [key for key in value if key != "from"]:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
     if not isinstance(path, str) or not Path(path).is_dir():
-        checker.fault(("model", "from"), f"there is no folder {show(path)}",
-                      "Give a bundle, a run or a diffusers folder")
+        checker.fault(
+            ("model", "from"), f"there is no folder {show(path)}", "Give a bundle, a run or a diffusers folder"
+        )
         return None, None
     if _is_diffusers(Path(path)):
         return checker.part("model", {"use": "diffusers", "path": path}, ("model",)), None
@@ -138,8 +141,9 @@ def _drafts(checker: Checker) -> list[Draft]:
 def _draft(checker: Checker, item: Any, place: Place) -> Draft:
     step_kinds = checker.registry.step_kinds
     if not isinstance(item, dict):
-        checker.fault(place, f"expected a step, got {show(item)}",
-                      f"Write '- KIND: ...' with one of: {', '.join(step_kinds)}")
+        checker.fault(
+            place, f"expected a step, got {show(item)}", f"Write '- KIND: ...' with one of: {', '.join(step_kinds)}"
+        )
         return Draft(place)
     kinds = [key for key in item if key in step_kinds]
     parts = [checker.part(kind, item[kind], (*place, kind)) for kind in kinds]
@@ -161,8 +165,9 @@ def _draft(checker: Checker, item: Any, place: Place) -> Draft:
 
 def _fault_of_kinds(checker: Checker, kinds: list[str], rest: dict[str, Any], place: Place) -> None:
     if kinds:
-        checker.fault((*place, kinds[1]), f"two kinds in one step: {kinds[0]!r} and {kinds[1]!r}",
-                      "Begin a new step with '- '")
+        checker.fault(
+            (*place, kinds[1]), f"two kinds in one step: {kinds[0]!r} and {kinds[1]!r}", "Begin a new step with '- '"
+        )
         return
     known = checker.registry.step_kinds
     for key in rest:
@@ -265,12 +270,16 @@ class _Inputs:
             self.checker.fault(place, f"step {name!r} names itself as {slot!r}", "Name an earlier step")
         elif other > index:
             line = self.checker.document.line(self.drafts[other].place)
-            self.checker.fault(place, f"{slot!r} names the step {name!r}, which comes later (line {line})",
-                               "Move that step up, or name an earlier one")
+            self.checker.fault(
+                place,
+                f"{slot!r} names the step {name!r}, which comes later (line {line})",
+                "Move that step up, or name an earlier one",
+            )
         elif not self.drafts[other].gives_bundle:
             kind = self.drafts[other].kind
-            self.checker.fault(place, f"{slot!r} names {name!r}, an {kind} step, which gives no bundle",
-                               "Name the step it reads")
+            self.checker.fault(
+                place, f"{slot!r} names {name!r}, an {kind} step, which gives no bundle", "Name the step it reads"
+            )
         else:
             return name
         return None

@@ -39,8 +39,12 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
         "trackers": {"anyOf": [_ref("tracker"), {"type": "array", "items": _ref("tracker")}]},
         "steps": {"type": "array", "minItems": 1, "items": _step(registry)},
     }
-    source = {"type": "object", "properties": {"from": {"type": "string"}}, "required": ["from"],
-              "additionalProperties": False}
+    source = {
+        "type": "object",
+        "properties": {"from": {"type": "string"}},
+        "required": ["from"],
+        "additionalProperties": False,
+    }
     properties["model"] = {"if": {"type": "object", "required": ["from"]}, "then": source, "else": _ref("model")}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -138,7 +142,8 @@ def _slot(slot: Slot, registry: Registry) -> dict[str, Any]:
         return _ref(slot.kind)
     options: Mapping[str, Any] = {
         entry.plugin.name: (
-            _ref(f"{slot.kind}.{entry.plugin.name}.options") if _has_required(entry)
+            _ref(f"{slot.kind}.{entry.plugin.name}.options")
+            if _has_required(entry)
             else {"anyOf": [_ref(f"{slot.kind}.{entry.plugin.name}.options"), {"type": "null"}]}
         )
         for entry in registry.entries(slot.kind)

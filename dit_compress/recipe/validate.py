@@ -57,14 +57,20 @@ class Checker:
         """Several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``."""
         if not isinstance(value, dict):
             names = ", ".join(entry.plugin.name for entry in self.registry.entries(kind))
-            self.fault(place, f"expected {kind} plugins with their options, got {show(value)}",
-                       f"Write 'NAME: {{...}}' with any of: {names}")
+            self.fault(
+                place,
+                f"expected {kind} plugins with their options, got {show(value)}",
+                f"Write 'NAME: {{...}}' with any of: {names}",
+            )
             return None
         found: dict[str, Part | None] = {}
         for name, given in value.items():
             if given is not None and not isinstance(given, dict):
-                self.fault((*place, name), f"expected the options of {kind} {name!r}, got {show(given)}",
-                           f"Write '{name}: {{...}}'")
+                self.fault(
+                    (*place, name),
+                    f"expected the options of {kind} {name!r}, got {show(given)}",
+                    f"Write '{name}: {{...}}'",
+                )
                 found[name] = None
             else:
                 found[name] = self._named(kind, name, given or {}, (*place, name), (*place, name))
@@ -115,8 +121,9 @@ class Checker:
             self.fault((*place, key), f"expected a number for {key!r} of {whose}, got {show(given[key])}")
         return None if failed or wrong else options
 
-    def _with_parts(self, options: type[Options], given: Mapping[str, Any], place: Place
-                    ) -> tuple[dict[str, Any], set[Place]]:
+    def _with_parts(
+        self, options: type[Options], given: Mapping[str, Any], place: Place
+    ) -> tuple[dict[str, Any], set[Place]]:
         """The values with parts made where the options have slots, and the keys whose parts are in error.
 
         A part in error stays as it was written: pydantic then refuses the field, and validators of the whole
@@ -169,6 +176,7 @@ def _booleans_as_numbers(given: Mapping[str, Any], options: Options) -> list[str
     """Keys where pydantic took ``true`` for 1."""
     fields = {field.alias or name: name for name, field in type(options).model_fields.items()}
     return [
-        key for key, value in given.items()
+        key
+        for key, value in given.items()
         if isinstance(value, bool) and type(getattr(options, fields.get(key, key), None)) in (int, float)
     ]

@@ -109,8 +109,9 @@ def search_pictures(pruning: Pruning, name: str) -> list[Markup]:
     if not pruning.snapshots or not searched:
         return []
     pictures = [decided(pruning, searched, f"{name}-decided")]
-    return pictures + [probabilities(pruning, title, axes, f"{name}-p{index}")
-                       for index, (title, axes) in enumerate(searched.items())]
+    return pictures + [
+        probabilities(pruning, title, axes, f"{name}-p{index}") for index, (title, axes) in enumerate(searched.items())
+    ]
 
 
 def decided(pruning: Pruning, searched: dict[str, list[AxisLayout]], name: str) -> Markup:
@@ -140,15 +141,25 @@ def probabilities(pruning: Pruning, title: str, members: Sequence[AxisLayout], n
     tables = [np.array([keep[axis.name] for _, keep in pruning.snapshots]).T for axis in members]
     choices, sizes = [np.asarray(pruning.chosen[axis.name]) for axis in members], [len(table) for table in tables]
     named = max(axis.units for axis in members) <= MAX_NAMED and sum(sizes) <= MAX_ROWS
-    orders = [np.arange(len(rows)) if named else np.lexsort((-rows[:, -1], -choice))
-              for rows, choice in zip(tables, choices, strict=True)]
-    table, chosen = (np.concatenate([rows[order] for rows, order in zip(each, orders, strict=True)])
-                     for each in (tables, choices))
+    orders = [
+        np.arange(len(rows)) if named else np.lexsort((-rows[:, -1], -choice))
+        for rows, choice in zip(tables, choices, strict=True)
+    ]
+    table, chosen = (
+        np.concatenate([rows[order] for rows, order in zip(each, orders, strict=True)]) for each in (tables, choices)
+    )
     steps = [step for step, _ in pruning.snapshots]
     with drawing(282, 236) as figure:
         axes = place(figure, 30, 26, 214, 182)
-        axes.imshow(table, aspect="auto", cmap=_fade(), vmin=0, vmax=1, interpolation="nearest",
-                    extent=(-0.5, len(steps) - 0.5, len(table) - 0.5, -0.5))
+        axes.imshow(
+            table,
+            aspect="auto",
+            cmap=_fade(),
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+            extent=(-0.5, len(steps) - 0.5, len(table) - 0.5, -0.5),
+        )
         verdict = place(figure, 248, 26, 8, 182)
         verdict.imshow(_verdict(chosen), aspect="auto", interpolation="nearest")
         verdict.set_axis_off()
@@ -220,12 +231,23 @@ def units(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str
     with drawing(width + 42, height + 52) as figure:
         axes = place(figure, 30, 22, width, height)
         for colour, filled, wanted in ((ACCENT, True, True), (RULE, False, False)):
-            spots = [(unit, place_) for place_, axis in enumerate(members) for unit in range(axis.units)
-                     if (pruning.stays(axis) and unit in pruning.kept_units(axis)) == wanted]
+            spots = [
+                (unit, place_)
+                for place_, axis in enumerate(members)
+                for unit in range(axis.units)
+                if (pruning.stays(axis) and unit in pruning.kept_units(axis)) == wanted
+            ]
             if spots:
                 across, down = zip(*spots, strict=True)
-                axes.scatter(across, down, s=(0.72 * cell) ** 2, marker="s", linewidths=0.8, edgecolors=colour,
-                             facecolors=colour if filled else "none")
+                axes.scatter(
+                    across,
+                    down,
+                    s=(0.72 * cell) ** 2,
+                    marker="s",
+                    linewidths=0.8,
+                    edgecolors=colour,
+                    facecolors=colour if filled else "none",
+                )
         _cross_out(axes, pruning, members, (-0.5, most - 0.5))
         axes.set_xlim(-0.5, most - 0.5)
         headline(figure, title)

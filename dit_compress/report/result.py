@@ -95,8 +95,10 @@ def _sampled(run: Run, step: Step) -> dict[str, Any]:
     """Sampling steps and guidance of an evaluation: as it says, else as its bundle means them."""
     source = run.step(step.source)
     flow = source.flow if source else {}
-    said = [next((place[key] for place in (step.metrics, step.options) if place.get(key) is not None), flow.get(key))
-            for key in ("num_steps", "guidance")]
+    said = [
+        next((place[key] for place in (step.metrics, step.options) if place.get(key) is not None), flow.get(key))
+        for key in ("num_steps", "guidance")
+    ]
     return {"num_steps": said[0], "guidance": said[1]}
 
 

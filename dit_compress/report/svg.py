@@ -76,7 +76,7 @@ def as_svg(figure: Figure, name: str, title: str) -> Markup:
     with rc_context({**_STYLE, "svg.hashsalt": "dit-compress"}):
         figure.savefig(stream, format="svg", dpi=_IMAGE_DPI, metadata=_NO_METADATA)
     text = stream.getvalue()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{_identifier(name)}-", text)

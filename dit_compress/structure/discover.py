@@ -2,11 +2,12 @@
 
 Stacks are found by tensor identity: what one block returns is what the next one receives.
 Attentions and feed-forwards are found by their module attributes; those are hints, and every
-compaction is proven afterwards (:func:`dit_compress.structure.verify.masked_equals_compact`).
+compaction is proven afterwards (:func:`dit_compress.structure.compact.compact`).
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,7 +114,7 @@ def _stack(path: str, items: nn.ModuleList, calls: dict[str, _Call]) -> Stack | 
 
 
 def _chained(recorded: list[Any], stream: int | str, output: int | None) -> bool:
-    for before, after in zip(recorded, recorded[1:], strict=False):
+    for before, after in itertools.pairwise(recorded):
         gives = dict(_tensors(before.output)).get(output)
         if gives is None or dict(after.inputs()).get(stream) is not gives:
             return False
@@ -149,9 +150,17 @@ def _attention(
     widths = [(name, "width") for name in INNER_WIDTHS if getattr(module, name, None) == inner]
     counts = [(name, "heads") for name in HEAD_COUNTS if getattr(module, name, None) == heads]
     return Attention(
-        path, stack.path, block, heads, inner // heads,
-        inputs=(f"{path}.to_q", f"{path}.to_k"), values=(f"{path}.to_v",), output=output,
-        across=tuple(across), gathers=_tables(call, inner), attributes=(*counts, *widths),  # type: ignore[arg-type]
+        path,
+        stack.path,
+        block,
+        heads,
+        inner // heads,
+        inputs=(f"{path}.to_q", f"{path}.to_k"),
+        values=(f"{path}.to_v",),
+        output=output,
+        across=tuple(across),
+        gathers=_tables(call, inner),
+        attributes=(*counts, *widths),  # type: ignore[arg-type]
     )
 
 

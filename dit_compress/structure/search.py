@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dit_compress.denoiser import Denoiser
-    from dit_compress.hooks import Part
     from dit_compress.structure.axes import Axis, Kept
 
 
@@ -18,14 +17,12 @@ class SearchProblem:
     """Keep exactly ``keep[axis.name]`` units of every axis.
 
     units: per level, into how many equal parts a learned search may cut an axis (FFN channels).
-    objective: a part of kind ``distill`` whose loss a learned search minimises, or None.
     """
 
     denoiser: Denoiser
     axes: tuple[Axis, ...]
     keep: Mapping[str, int]
     units: Mapping[str, int] = field(default_factory=dict)
-    objective: Part | None = None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,13 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "class_name": "LTXVideoTransformer3DModel",
             "config": {
-                "in_channels": 8, "out_channels": 8, "num_attention_heads": 4, "attention_head_dim": 12,
-                "cross_attention_dim": 48, "num_layers": 3, "caption_channels": 16,
+                "in_channels": 8,
+                "out_channels": 8,
+                "num_attention_heads": 4,
+                "attention_head_dim": 12,
+                "cross_attention_dim": 48,
+                "num_layers": 3,
+                "caption_channels": 16,
             },
         },
     ),
@@ -32,8 +37,15 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "class_name": "WanTransformer3DModel",
             "config": {
-                "patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 8,
-                "out_channels": 8, "text_dim": 16, "freq_dim": 32, "ffn_dim": 64, "num_layers": 3,
+                "patch_size": [1, 2, 2],
+                "num_attention_heads": 4,
+                "attention_head_dim": 12,
+                "in_channels": 8,
+                "out_channels": 8,
+                "text_dim": 16,
+                "freq_dim": 32,
+                "ffn_dim": 64,
+                "num_layers": 3,
                 "rope_max_seq_len": 32,
             },
         },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
@@ -12,6 +11,8 @@ from dit_compress.errors import UserError
 from dit_compress.files import read_json, sha256_file, whole_folder, write_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 KEEP = 2
@@ -42,7 +43,9 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
         except (UserError, OSError):
             continue
     if found:
-        raise UserError("no checkpoint here is whole", where=str(folder), mend=f"Delete {folder} to start the step afresh")
+        raise UserError(
+            "no checkpoint here is whole", where=str(folder), mend=f"Delete {folder} to start the step afresh"
+        )
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError
 from dit_compress.structure.compact import kept_blocks
@@ -11,25 +11,10 @@ from dit_compress.train.loop import fit
 if TYPE_CHECKING:
     from dit_compress.bundle import Bundle
     from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.encode import Captions
-    from dit_compress.flow import Flow
-    from dit_compress.train.objective import Objective
+    from dit_compress.hooks import Distiller
 
 
-class TrainingStep(Protocol):
-    """What :func:`distill` needs of a distiller."""
-
-    options: Any
-
-    def objective(self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions) -> Objective:
-        """Roles, phases and losses."""
-
-    def flow(self, before: Flow) -> Flow:
-        """How the result is meant to be sampled."""
-
-
-def distill(step: TrainingStep, context: Context) -> Result:
+def distill(step: Distiller, context: Context) -> Result:
     """Train the input's denoiser by the step's objective and give the bundle."""
     student, text = context.input.denoiser(), context.text()
     given = context.slot("teacher")
@@ -59,8 +44,10 @@ def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str
     before = teacher.spec.denoiser.log if teacher is not None and teacher.spec.denoiser else ()
     log = component.log if component else ()
     if list(log[: len(before)]) != list(before):
-        raise UserError("the student does not descend from this teacher: their transform logs differ",
-                        mend="Name the bundle the student was pruned from as 'teacher'")
+        raise UserError(
+            "the student does not descend from this teacher: their transform logs differ",
+            mend="Name the bundle the student was pruned from as 'teacher'",
+        )
     origins = kept_blocks(log[len(before) :], stack) or tuple(range(length))
     return list(enumerate(origins))
 

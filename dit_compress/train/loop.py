@@ -31,16 +31,22 @@ class Trainee:
 
     def __init__(self, name: str, role: Role) -> None:
         self.name, self.role = name, role
-        self.parameters: dict[str, nn.Parameter] = {key: value for key, value in role.module.named_parameters() if value.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = {
+            key: value for key, value in role.module.named_parameters() if value.requires_grad
+        }
         if not self.parameters:
             raise ValueError(f"role {name!r} has a learning rate and nothing to train")
         low = {str(value.dtype) for value in self.parameters.values() if value.dtype != torch.float32}
         if low:
-            raise UserError(f"role {name!r} would train {sorted(low)} weights", mend="Load them as float32; compute may be bf16")
+            raise UserError(
+                f"role {name!r} would train {sorted(low)} weights", mend="Load them as float32; compute may be bf16"
+            )
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=role.lr or 0.0, betas=role.betas, weight_decay=role.weight_decay
+            self.parameters.values(), lr=role.lr or 0.0, betas=role.betas, weight_decay=role.weight_decay, fused=True
         )
-        self.average: dict[str, Tensor] = {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
+        self.average: dict[str, Tensor] = (
+            {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
+        )
 
     def train_only(self, on: bool) -> None:  # noqa: FBT001 - a switch
         """Gradients on or off, for the phase that runs."""
@@ -105,6 +111,7 @@ def fit(objective: Objective, samples: Samples, options: TrainOptions, context: 
     folder = context.folder / "checkpoints"
     start = _resume(trainees, folder)
     trackers = context.open_trackers(resume_step=start)
+    context.saves_itself = True
     with context.progress(context.name, total=options.steps, done=start) as advance:
         for step in range(start, options.steps):
             values = train_step(objective, trainees, samples, options, context, step)
@@ -114,6 +121,7 @@ def fit(objective: Objective, samples: Samples, options: TrainOptions, context: 
             if context.stopping or ((step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps):
                 _save(trainees, folder, step + 1)
                 context.stop_if_asked()
+    context.saves_itself = False
     for tracker in trackers:
         tracker.close()
     for trainee in trainees.values():
@@ -146,7 +154,9 @@ def draw_batch(samples: Samples, size: int, seed: int, step: int) -> Batch:
     places = range(step * size, (step + 1) * size)
     orders = {epoch: epoch_order(seed, epoch, total) for epoch in {place // total for place in places}}
     index = [int(orders[place // total][place % total]) for place in places]
-    return Batch(step, index, samples.x0(index), Streams(seed, step, index), samples.captions(index), samples.tokens(index))
+    return Batch(
+        step, index, samples.x0(index), Streams(seed, step, index), samples.captions(index), samples.tokens(index)
+    )
 
 
 def learning_rate(step: int, start: int, options: TrainOptions) -> float:
@@ -183,7 +193,7 @@ def _phase(
 ) -> dict[str, float]:
     for name, trainee in trainees.items():
         trainee.train_only(name in phase.updates)
-    cast: Any = torch.autocast("cpu", torch.bfloat16) if options.bf16 else nullcontext()
+    cast: Any = torch.autocast(batch.x0.device.type, torch.bfloat16) if options.bf16 else nullcontext()
     with cast:
         losses = objective.loss(phase, batch)
     loss = losses["loss"]

@@ -44,8 +44,7 @@ class Batch:
 
     sample: index of each sample in the training set.
     x0: clean latents ``[B,C,T,H,W]`` (or video ``[B,3,F,Y,X]`` where the step trains on pixels).
-    tokens: what the text encoder's ``tokenize`` gave, leading B.
-    cond: the encoded captions where the encoder is frozen, else None.
+    tokens: what the text encoder's ``tokenize`` gave, or cached embeddings where it is frozen; leading B.
     streams: noise, sigma, dropout … as functions of (seed, step, sample, stream).
     """
 

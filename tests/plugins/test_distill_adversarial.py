@@ -93,7 +93,9 @@ def test_a_perfect_generators_samples_are_the_data_noised_to_t_next() -> None:
 def test_the_generators_loss_is_the_weighted_sum() -> None:
     made = objective(adversarial_weight=0.5, reconstruction_weight=3.0)
     losses = {name: float(value.detach()) for name, value in made.loss(made.phases[1], batch(made.text)).items()}
-    assert losses["loss"] == pytest.approx(3 * losses["reconstruction_loss"] + 0.5 * losses["adversarial_loss"], rel=1e-5)
+    assert losses["loss"] == pytest.approx(
+        3 * losses["reconstruction_loss"] + 0.5 * losses["adversarial_loss"], rel=1e-5
+    )
 
 
 def gradients(module: nn.Module) -> set[str]:

@@ -89,8 +89,12 @@ def test_student_and_text_get_gradients_while_both_are_trained() -> None:
     made = objective(1e-3)
     assert made.phases[0].updates == ("student", "text")
     made.loss(made.phases[0], batch(made.text))["loss"].backward()
-    silent = [key for role in ("student", "text") for key, value in made.roles[role].module.named_parameters()
-              if value.grad is None or not value.grad.any()]
+    silent = [
+        key
+        for role in ("student", "text")
+        for key, value in made.roles[role].module.named_parameters()
+        if value.grad is None or not value.grad.any()
+    ]
     assert silent == []
 
 

@@ -27,8 +27,11 @@ LEVELS = {"block": {"remove": 1}, "head": {"remove": 1}, "ffn": {"keep": 0.75}}
 
 def shape(denoiser: Denoiser) -> tuple[int, set[int], set[int]]:
     structure = denoiser.structure()
-    return (structure.main.length, {found.heads for found in structure.attentions},
-            {found.width for found in structure.feed_forwards})
+    return (
+        structure.main.length,
+        {found.heads for found in structure.attentions},
+        {found.width for found in structure.feed_forwards},
+    )
 
 
 def prune(folder: Path, **options: Any) -> tuple[Bundle, dict[str, Any]]:
@@ -94,11 +97,19 @@ def test_pruned_twice_the_log_holds_both(tmp_path: Path) -> None:
         ({"levels": {"head": {"remove": 4}}}, r"head:\S+ has 4 units and would keep 0. Keep 1 to 4"),
         ({"levels": {"block": {"remove": 9}}}, r"block:\S+ has 3 units and would keep -6. Keep 1 to 3"),
         ({"levels": {"block": {}}}, "level 'block' has neither 'remove' nor 'keep'. Give a count, or use 'budget'"),
-        ({"budget": {"params": 10}}, r"no plan comes within 1% of 10 parameters.* The nearest that can be met is [\d,]+"),
-        ({"levels": {"block": {"remove": 1}}, "limit": {"params": 10}}, r"has [\d,]+ parameters, the limit is 10. Remove"),
+        (
+            {"budget": {"params": 10}},
+            r"no plan comes within 1% of 10 parameters.* The nearest that can be met is [\d,]+",
+        ),
+        (
+            {"levels": {"block": {"remove": 1}}, "limit": {"params": 10}},
+            r"has [\d,]+ parameters, the limit is 10. Remove",
+        ),
     ],
 )
-def test_what_can_not_be_is_refused_by_plan_and_run_alike(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_what_can_not_be_is_refused_by_plan_and_run_alike(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     step = part("prune", "trilevel", search="magnitude", **options)
     context = context_in(tmp_path / "step", input=tiny_bundle(tmp_path / "input"))
     with pytest.raises(UserError, match=message):

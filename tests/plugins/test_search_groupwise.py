@@ -204,7 +204,9 @@ def problem_of(denoiser: Denoiser) -> SearchProblem:
 
 def search(folder: Path, problem: SearchProblem, **options: Any) -> Selection:
     objective = Part("distill", Plugin("copy", Options, f"{__name__}:Copy"), Options())
-    plain = make_part("search", {"use": "groupwise", "batch": 4, "lr": 0.3, "objective": "affine", **options}, installed())
+    plain = make_part(
+        "search", {"use": "groupwise", "batch": 4, "lr": 0.3, "objective": "affine", **options}, installed()
+    )
     given = plain.options.model_copy(update={"objective": objective})
     context = Latents(**vars(context_in(folder, input=tiny_bundle(folder / "bundle"))))
     return Part("search", plain.plugin, given).build().search(problem, context)

@@ -233,22 +233,24 @@ def test_all_mistakes_come_at_once_in_the_order_of_lines(load_text: Load) -> Non
     told = [(where, what.split(",")[0]) for where, what, _ in caught.value.problems]
     lines = [int(where.removeprefix("r.yaml:")) for where, _ in told]
     assert lines == sorted(lines)
-    assert sorted(told) == sorted([
-        ("r.yaml:1", "unknown key 'nam' in the recipe"),
-        ("r.yaml:2", "unknown model plugin 'ditt'"),
-        ("r.yaml:3", "unknown key 'fps' in data 'clips'"),
-        ("r.yaml:3", "expected a number of at least 1 for 'frames' of data 'clips'"),
-        ("r.yaml:3", "expected a whole number for 'size.1' of data 'clips'"),
-        ("r.yaml:5", "unknown kind of step 'distil'"),
-        ("r.yaml:8", "expected a number of at least 0 for 'remove' of granularity 'block'"),
-        ("r.yaml:8", "unknown key 'remov' in granularity 'head'"),
-        ("r.yaml:9", "expected a number for 'lr' of distill 'flow'"),
-        ("r.yaml:9", "expected a whole number for 'groups' of search 'learned'"),
-        ("r.yaml:10", "'input' names the step 'flow'"),
-        ("r.yaml:11", "duplicate key 'lr'"),
-        ("r.yaml:12", "the plugin 'phone' needs no_such_module"),
-        ("r.yaml:12", "unknown key 'nothing' in export 'phone'"),
-    ])
+    assert sorted(told) == sorted(
+        [
+            ("r.yaml:1", "unknown key 'nam' in the recipe"),
+            ("r.yaml:2", "unknown model plugin 'ditt'"),
+            ("r.yaml:3", "unknown key 'fps' in data 'clips'"),
+            ("r.yaml:3", "expected a number of at least 1 for 'frames' of data 'clips'"),
+            ("r.yaml:3", "expected a whole number for 'size.1' of data 'clips'"),
+            ("r.yaml:5", "unknown kind of step 'distil'"),
+            ("r.yaml:8", "expected a number of at least 0 for 'remove' of granularity 'block'"),
+            ("r.yaml:8", "unknown key 'remov' in granularity 'head'"),
+            ("r.yaml:9", "expected a number for 'lr' of distill 'flow'"),
+            ("r.yaml:9", "expected a whole number for 'groups' of search 'learned'"),
+            ("r.yaml:10", "'input' names the step 'flow'"),
+            ("r.yaml:11", "duplicate key 'lr'"),
+            ("r.yaml:12", "the plugin 'phone' needs no_such_module"),
+            ("r.yaml:12", "unknown key 'nothing' in export 'phone'"),
+        ]
+    )
 
 
 def _bomb() -> str:
@@ -256,22 +258,28 @@ def _bomb() -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "r.yaml: the file is empty. Write at least 'steps:'"),
-    ("# nothing\n", "r.yaml: the file is empty. Write at least 'steps:'"),
-    ("- a\n", "r.yaml:1: expected 'key: value' lines at the top. Begin with 'name:' and 'steps:'"),
-    ("steps:\n\t- a\n", "r.yaml:2: not YAML: found character '\\t' that cannot start any token "
-     "(while scanning for the next token). Indent with spaces"),
-    ("a: [1\nb: 2\n", "r.yaml:2: not YAML"),
-    ("a: *b\n", "r.yaml:1: not YAML: found undefined alias 'b'"),
-    ("a: 1\n---\nb: 2\n", "r.yaml:2: not YAML: but found another document"),
-    ("a: \x07\n", "r.yaml: not text"),
-    (_bomb(), "r.yaml: aliases expand to more than 100000 values. Write the values out"),
-    ("a: &a [*a]\n", "r.yaml:1: an alias contains itself. Write the values out"),
-    ("a: " + "[" * 5000, "r.yaml: nested too deeply"),
-    ("a: " + "9" * 5000, "r.yaml:1: can't read '9999"),
-    ("a: " + "9" * 1_000_001, "r.yaml: larger than 1000000 bytes"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "r.yaml: the file is empty. Write at least 'steps:'"),
+        ("# nothing\n", "r.yaml: the file is empty. Write at least 'steps:'"),
+        ("- a\n", "r.yaml:1: expected 'key: value' lines at the top. Begin with 'name:' and 'steps:'"),
+        (
+            "steps:\n\t- a\n",
+            "r.yaml:2: not YAML: found character '\\t' that cannot start any token "
+            "(while scanning for the next token). Indent with spaces",
+        ),
+        ("a: [1\nb: 2\n", "r.yaml:2: not YAML"),
+        ("a: *b\n", "r.yaml:1: not YAML: found undefined alias 'b'"),
+        ("a: 1\n---\nb: 2\n", "r.yaml:2: not YAML: but found another document"),
+        ("a: \x07\n", "r.yaml: not text"),
+        (_bomb(), "r.yaml: aliases expand to more than 100000 values. Write the values out"),
+        ("a: &a [*a]\n", "r.yaml:1: an alias contains itself. Write the values out"),
+        ("a: " + "[" * 5000, "r.yaml: nested too deeply"),
+        ("a: " + "9" * 5000, "r.yaml:1: can't read '9999"),
+        ("a: " + "9" * 1_000_001, "r.yaml: larger than 1000000 bytes"),
+    ],
+)
 def test_a_file_that_is_no_recipe(text: str, message: str, load_text: Load) -> None:
     """Said at once, without a traceback and without filling the memory."""
     with pytest.raises(UserError) as caught:

@@ -120,15 +120,28 @@ def test_scalars_are_read_as_people_mean_them() -> None:
     text = "a: 1e-4\nb: 100_000\nc: no\nd: 010\ne: 2025-01-01\nf: 8:32:32\n"
     text += "g: ~\nh: '5'\ni: -.5\nj: True\nk: 5E+3\nl: x\n"
     assert parse(text, "x").data == {
-        "a": 1e-4, "b": 100_000, "c": "no", "d": 10, "e": "2025-01-01", "f": "8:32:32", "g": None, "h": "5", "i": -0.5,
-        "j": True, "k": 5000.0, "l": "x",
+        "a": 1e-4,
+        "b": 100_000,
+        "c": "no",
+        "d": 10,
+        "e": "2025-01-01",
+        "f": "8:32:32",
+        "g": None,
+        "h": "5",
+        "i": -0.5,
+        "j": True,
+        "k": 5000.0,
+        "l": "x",
     }
 
 
 KEY = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
 LOOKALIKES = ["1e-4", "no", "010", "1_000", "null", "", " ", "a: b", "#", "- x", ".5", "1.", "~", "true", "<<"]
 DATA = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.sampled_from(LOOKALIKES)
     | st.text(st.characters(exclude_categories=["C", "Z"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY, inner, max_size=3),
@@ -146,24 +159,34 @@ def test_what_is_dumped_is_read_back(data: dict[str, Any]) -> None:
 
 TRAIN = st.fixed_dictionaries(
     {"use": st.just("affine")},
-    optional={"steps": st.integers(1, 10**9), "lr": st.floats(1e-12, 1e3), "bf16": st.booleans(),
-              "alpha": st.floats(0, 1)},
+    optional={
+        "steps": st.integers(1, 10**9),
+        "lr": st.floats(1e-12, 1e3),
+        "bf16": st.booleans(),
+        "alpha": st.floats(0, 1),
+    },
 )
 PRUNE = st.fixed_dictionaries(
-    {"use": st.just("trilevel"),
-     "levels": st.dictionaries(st.sampled_from(["block", "head"]), st.none() | st.fixed_dictionaries(
-         {}, optional={"remove": st.none() | st.integers(0, 99)}))},
+    {
+        "use": st.just("trilevel"),
+        "levels": st.dictionaries(
+            st.sampled_from(["block", "head"]),
+            st.none() | st.fixed_dictionaries({}, optional={"remove": st.none() | st.integers(0, 99)}),
+        ),
+    },
     optional={"search": st.just("magnitude") | st.fixed_dictionaries({"use": st.just("learned"), "objective": TRAIN})},
 )
 STEP = st.one_of(
-    st.fixed_dictionaries({"distill": TRAIN}), st.fixed_dictionaries({"prune": PRUNE}),
+    st.fixed_dictionaries({"distill": TRAIN}),
+    st.fixed_dictionaries({"prune": PRUNE}),
     st.sampled_from([{"evaluate": "psnr"}, {"export": "files"}, {"latent": "vae"}]),
 )
 
 
 @given(st.lists(STEP, min_size=1, max_size=6), st.sampled_from([{}, {"model": "dit"}]), st.integers(0, 2**64))
-def test_resolving_twice_changes_nothing(registry: Registry, steps: list[Any], model: dict[str, Any], seed: int
-                                         ) -> None:
+def test_resolving_twice_changes_nothing(
+    registry: Registry, steps: list[Any], model: dict[str, Any], seed: int
+) -> None:
     """The resolved form of any recipe loads as that recipe."""
     recipe = resolve(parse(dump_data({"seed": seed, **model, "steps": steps}), "x.yaml"), registry)
     again = resolve(parse(dump(recipe), "y.yaml"), registry)

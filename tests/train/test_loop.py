@@ -31,8 +31,18 @@ LR = 0.1
 
 def context_in(folder: Path) -> Context:
     folder.mkdir(parents=True, exist_ok=True)
-    return Context(name="step", seed=0, folder=folder, cache=folder, bundles={}, names={}, parts={}, record={}, video=None,
-                   trackers=[make_part("tracker", "jsonl", installed())])
+    return Context(
+        name="step",
+        seed=0,
+        folder=folder,
+        cache=folder,
+        bundles={},
+        names={},
+        parts={},
+        record={},
+        video=None,
+        trackers=[make_part("tracker", "jsonl", installed())],
+    )
 
 
 def samples() -> Samples:
@@ -54,7 +64,9 @@ class Weight(nn.Module):
 class Noisy:
     """Two roles; each phase pulls its own weight to the batch, with noise of the batch's streams."""
 
-    def __init__(self, *, start: int = 0, ema: float | None = 0.5, watch: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, *, start: int = 0, ema: float | None = 0.5, watch: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.roles = {
             "first": Role(Weight(1.0, 2.0), lr=LR, ema=ema),
             "second": Role(Weight(3.0), lr=LR, ema=ema),

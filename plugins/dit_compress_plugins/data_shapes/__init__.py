@@ -16,6 +16,8 @@ class ShapesOptions(Options):
     frames, size, fps: of every clip; size is (Y, X).
     max_objects: 2 for one or two objects in a clip, 1 for one.
     test_fraction: share of the combinations of attributes that only the test split shows.
+    grid: pitch of the places that objects may take, as a share of the short side; 0 for anywhere. A coarse
+        grid makes a world that a small model learns in minutes.
     seed: another seed draws other clips.
     """
 
@@ -26,6 +28,7 @@ class ShapesOptions(Options):
     fps: float = Field(8.0, gt=0)
     max_objects: Literal[1, 2] = 2
     test_fraction: float = Field(0.1, gt=0, lt=1)
+    grid: float = Field(16 / 96, ge=0, le=0.5)
     seed: int = 0
 
     @field_validator("size")
@@ -39,6 +42,11 @@ class ShapesOptions(Options):
 @hookimpl
 def data() -> Plugin:
     """Register the plugin."""
-    return Plugin(name="shapes", options=ShapesOptions, load="dit_compress_plugins.data_shapes.data:Shapes",
-                  requires=("av",), extra="video",
-                  summary="moving circles, squares and triangles, drawn on demand, with ground truth")
+    return Plugin(
+        name="shapes",
+        options=ShapesOptions,
+        load="dit_compress_plugins.data_shapes.data:Shapes",
+        requires=("av",),
+        extra="video",
+        summary="moving circles, squares and triangles, drawn on demand, with ground truth",
+    )

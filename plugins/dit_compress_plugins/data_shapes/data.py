@@ -28,8 +28,15 @@ class Shapes:
     def scene(self, split: Split, index: int) -> Scene:
         """What one clip shows."""
         options = self.options
-        return draw_scene(options.seed, split, index, size=options.size, max_objects=options.max_objects,
-                          test_fraction=options.test_fraction)
+        return draw_scene(
+            options.seed,
+            split,
+            index,
+            size=options.size,
+            max_objects=options.max_objects,
+            test_fraction=options.test_fraction,
+            grid=options.grid,
+        )
 
     def prepare(self, cache: Path, progress: Callable[[int, int], None] | None = None) -> None:
         """Draw and encode every clip, unless they are there; ``progress(done, total)`` after each."""
@@ -50,8 +57,10 @@ class Shapes:
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
         """File, size and caption of every clip."""
-        return [{"file": clip.path.name, "size_bytes": clip.path.stat().st_size, "caption": clip.caption}
-                for clip in self._read(cache)]
+        return [
+            {"file": clip.path.name, "size_bytes": clip.path.stat().st_size, "caption": clip.caption}
+            for clip in self._read(cache)
+        ]
 
     def clips(self, cache: Path, split: Split) -> Sequence[Clip]:
         """The clips of one split, in the order they were drawn."""

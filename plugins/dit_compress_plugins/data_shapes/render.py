@@ -43,7 +43,7 @@ def _draw(video: np.ndarray, thing: Thing) -> None:
     coverage = _coverage(y_FP + 0.5 - centre_F2[:, :1], x_FP + 0.5 - centre_F2[:, 1:], corners, inner)
     colour = np.asarray(COLOURS[thing.colour], dtype=np.float32)
     for frame, (top, left), share in zip(video, corner_F2, coverage[..., None], strict=True):
-        part = frame[top:top + patch, left:left + patch]
+        part = frame[top : top + patch, left : left + patch]
         part[:] = np.rint(part + share * (colour - part))
 
 

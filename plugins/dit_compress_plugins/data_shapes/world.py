@@ -26,13 +26,16 @@ BACKGROUNDS = {"black": (16, 16, 16), "grey": (108, 108, 108), "white": (240, 24
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 80, 220), "yellow": (240, 200, 40)}
 SHAPES = {"circle": 24, "square": 4, "triangle": 3}
 """Corners of each shape."""
-SIZES = {"small": 19 / 96, "large": 28 / 96}
+SIZES = {"small": 22 / 96, "large": 32 / 96}
 """Square root of the area, as a share of the frame's short side."""
-SPEEDS = {"slow": 8 / 96, "fast": 24 / 96}
+SPEEDS = {"slow": 8 / 96, "fast": 20 / 96}
 """How far an object moves from the first to the last frame, as a share of the frame's short side."""
 ADVERBS = {"slow": "slowly", "fast": "fast"}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 """(y, x), y pointing down."""
+
+GRID = 16 / 96
+"""Pitch of the grid on which the middles of paths lie, as a share of the frame's short side; 0 for none."""
 
 _MARGIN = 2.0
 """Pixels between an object and the frame's edge."""
@@ -71,22 +74,32 @@ class Scene:
 
     def truth(self, size: tuple[int, int]) -> dict[str, Any]:
         """The scene as JSON data, with all that an evaluator must know of the world."""
-        return {"background": self.background, "objects": [vars(thing) for thing in self.things],
-                "world": spec(size)}
+        return {"background": self.background, "objects": [vars(thing) for thing in self.things], "world": spec(size)}
 
 
 def spec(size: tuple[int, int]) -> dict[str, Any]:
     """The vocabulary in pixels of a (Y, X) frame, as JSON data."""
     side = min(size)
     return {
-        "backgrounds": BACKGROUNDS, "colours": COLOURS, "shapes": SHAPES, "directions": DIRECTIONS,
+        "backgrounds": BACKGROUNDS,
+        "colours": COLOURS,
+        "shapes": SHAPES,
+        "directions": DIRECTIONS,
         "sizes": {name: round(share * side, 3) for name, share in SIZES.items()},
         "speeds": {name: round(share * side, 3) for name, share in SPEEDS.items()},
     }
 
 
-def draw_scene(seed: int, split: Split, index: int, *, size: tuple[int, int], max_objects: int,
-               test_fraction: float) -> Scene:
+def draw_scene(
+    seed: int,
+    split: Split,
+    index: int,
+    *,
+    size: tuple[int, int],
+    max_objects: int,
+    test_fraction: float,
+    grid: float = GRID,
+) -> Scene:
     """The scene of one clip: a function of its arguments, of the split that its caption hashes to."""
     rng = generator(seed, f"shapes/{split}", index)
     while True:
@@ -94,7 +107,7 @@ def draw_scene(seed: int, split: Split, index: int, *, size: tuple[int, int], ma
         things = _draw_things(rng, int(rng.integers(1, max_objects + 1)))
         if split_of(Scene(background, things).caption(), test_fraction) != split:
             continue
-        placed = _place(rng, things, size)
+        placed = _place(rng, things, size, grid)
         if placed is not None:  # a few pairs of large, fast triangles don't fit into the frame
             return Scene(background, placed)
 
@@ -124,8 +137,10 @@ def _pick(rng: np.random.Generator, names: dict[str, Any] | Sequence[str]) -> st
 def _draw_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
     """Objects without a place, of different colours, in the order of their phrases."""
     colours = [list(COLOURS)[index] for index in rng.permutation(len(COLOURS))[:count]]
-    things = [Thing(_pick(rng, SHAPES), colour, _pick(rng, SIZES), _pick(rng, DIRECTIONS), _pick(rng, SPEEDS))
-              for colour in colours]
+    things = [
+        Thing(_pick(rng, SHAPES), colour, _pick(rng, SIZES), _pick(rng, DIRECTIONS), _pick(rng, SPEEDS))
+        for colour in colours
+    ]
     return tuple(sorted(things, key=Thing.phrase))
 
 
@@ -143,7 +158,20 @@ def _box(thing: Thing, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return corner.min(axis=0), corner.max(axis=0)
 
 
-def _place(rng: np.random.Generator, things: tuple[Thing, ...], size: tuple[int, int]) -> tuple[Thing, ...] | None:
+def _starts(
+    rng: np.random.Generator, first: np.ndarray, last: np.ndarray, move: np.ndarray, pitch: float
+) -> np.ndarray:
+    """Starting places ``[N,2]`` from ``first`` to ``last``; with a pitch, the middles of the paths lie on a grid."""
+    share = rng.random((_PLACES, 2))
+    if not pitch:
+        return first + share * (last - first)
+    low, high = np.ceil((first + move / 2) / pitch), np.floor((last + move / 2) / pitch)
+    return (low + np.floor(share * (high - low + 1))) * pitch - move / 2
+
+
+def _place(
+    rng: np.random.Generator, things: tuple[Thing, ...], size: tuple[int, int], grid: float
+) -> tuple[Thing, ...] | None:
     """Starting places that keep objects inside the frame and apart; None where none was found."""
     time = np.linspace(0.0, 1.0, 9)[None, :, None]
     lows, highs, starts = [], [], []
@@ -152,7 +180,7 @@ def _place(rng: np.random.Generator, things: tuple[Thing, ...], size: tuple[int,
         move = _move(thing, size)
         first = _MARGIN - low - np.minimum(move, 0.0)
         last = np.asarray(size) - _MARGIN - high - np.maximum(move, 0.0)
-        start = first + rng.random((_PLACES, 2)) * (last - first)
+        start = _starts(rng, first, last, move, grid * min(size))
         centre = start[:, None] + time * move
         lows.append(centre + low)
         highs.append(centre + high)
@@ -164,5 +192,7 @@ def _place(rng: np.random.Generator, things: tuple[Thing, ...], size: tuple[int,
     if not apart.any():
         return None
     best = int(np.argmax(apart))
-    return tuple(Thing(**{**vars(thing), "start": tuple(np.round(start[best], 3).tolist())})
-                 for thing, start in zip(things, starts, strict=True))
+    return tuple(
+        Thing(**{**vars(thing), "start": tuple(np.round(start[best], 3).tolist())})
+        for thing, start in zip(things, starts, strict=True)
+    )

@@ -29,5 +29,11 @@ class VideosOptions(Options):
 @hookimpl
 def data() -> Plugin:
     """Register the plugin."""
-    return Plugin(name="videos", options=VideosOptions, load="dit_compress_plugins.data_videos.data:Videos",
-                  requires=("av",), extra="video", summary="a folder of mp4 files and captions.jsonl")
+    return Plugin(
+        name="videos",
+        options=VideosOptions,
+        load="dit_compress_plugins.data_videos.data:Videos",
+        requires=("av",),
+        extra="video",
+        summary="a folder of mp4 files and captions.jsonl",
+    )

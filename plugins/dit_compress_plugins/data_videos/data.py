@@ -48,20 +48,21 @@ class Videos:
         records = []
         for clip in self._read(_load(cache)):
             size_bytes, time_ns = _stamp(clip.path)
-            records.append({"file": str(clip.path), "size_bytes": size_bytes, "time_ns": time_ns,
-                            "caption": clip.caption})
+            records.append(
+                {"file": str(clip.path), "size_bytes": size_bytes, "time_ns": time_ns, "caption": clip.caption}
+            )
         return records
 
     def clips(self, cache: Path, split: Split) -> Sequence[Clip]:
         """The clips of one split, in the order of the captions."""
-        return [clip for clip in self._read(_load(cache))
-                if split_of(clip.caption, self.options.test_fraction) == split]
+        return [
+            clip for clip in self._read(_load(cache)) if split_of(clip.caption, self.options.test_fraction) == split
+        ]
 
     def _read(self, known: dict[str, dict[str, Any]]) -> list[Clip]:
         options = self.options
         broken = {Path(name) for name, record in known.items() if record["problem"] is not None}
-        return read_folder(options.path, frames=options.frames, size=options.size, fps=options.fps,
-                           leave_out=broken)
+        return read_folder(options.path, frames=options.frames, size=options.size, fps=options.fps, leave_out=broken)
 
 
 def _load(cache: Path) -> dict[str, dict[str, Any]]:

@@ -32,7 +32,7 @@ class DitBlockDiscriminatorPart:
         total = frozen + self.options.learnable_blocks
         if total > depth:
             raise UserError(
-                f"{frozen} frozen and {self.options.learnable_blocks} learnable blocks are more than the generator's {depth}",
+                f"{frozen} frozen and {total - frozen} learnable blocks are more than the generator's {depth}",
                 mend="Lower 'frozen_blocks' or 'learnable_blocks'",
             )
         return DitBlockDiscriminator(generator, frozen, self.options.learnable_blocks, self.options.hidden)

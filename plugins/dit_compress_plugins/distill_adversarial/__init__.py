@@ -1,8 +1,8 @@
 """Adversarial distillation to a few steps (Eq. 7–9)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dit_compress.hooks import PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import TrainOptions
@@ -17,7 +17,9 @@ class AdversarialOptions(TrainOptions):
     ema: float = Field(0.95, ge=0, lt=1)
     sampling_steps: int = Field(4, ge=1)
     discriminator: Annotated[PartField | None, Slot("discriminator")] = None
-    frozen_blocks: int | None = Field(None, ge=1, description="K of the default discriminator; half the depth if absent.")
+    frozen_blocks: int | None = Field(
+        None, ge=1, description="K of the default discriminator; half the depth if absent."
+    )
     discriminator_warmup: int = Field(20, ge=0, description="Steps in which the discriminator trains alone.")
     adversarial_weight: float = Field(1.0, ge=0)
     reconstruction_weight: float = Field(1.0, ge=0)
@@ -29,6 +31,12 @@ class AdversarialOptions(TrainOptions):
         0, ge=0, description="Clean latents sampled by the guided teacher instead of data; teaches what guidance did."
     )
     teacher_steps: int | None = Field(None, ge=1, description="Sampling steps of the teacher; the bundle's if absent.")
+
+    @model_validator(mode="after")
+    def _one_depth(self) -> Self:
+        if self.discriminator is not None and self.frozen_blocks is not None:
+            raise ValueError("'frozen_blocks' belongs to the default discriminator; say it inside 'discriminator'")
+        return self
 
 
 @hookimpl

@@ -70,14 +70,23 @@ class AdversarialDistiller:
         """The discriminator: the recipe's, or the paper's."""
         if self.options.discriminator is not None:
             return self.options.discriminator
-        return make_part("discriminator", {"use": "dit_block", "frozen_blocks": self.options.frozen_blocks}, installed())
+        return make_part(
+            "discriminator", {"use": "dit_block", "frozen_blocks": self.options.frozen_blocks}, installed()
+        )
 
 
 class AdversarialObjective:
     """Two phases: the discriminator learns to tell, the generator to pass."""
 
-    def __init__(self, options: AdversarialOptions, student: Denoiser, judge: nn.Module, text: Captions,
-                 schedule: Flow, pairs: TeacherPairs | None) -> None:
+    def __init__(
+        self,
+        options: AdversarialOptions,
+        student: Denoiser,
+        judge: nn.Module,
+        text: Captions,
+        schedule: Flow,
+        pairs: TeacherPairs | None,
+    ) -> None:
         self.options, self.student, self.judge, self.text, self.pairs = options, student, judge, text, pairs
         student.requires_grad_()
         self.roles = {
@@ -124,7 +133,7 @@ class AdversarialObjective:
         return batch.x0, batch.streams.normal("noise", batch.x0.shape[1:]), cond
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """T from {T1 … TN} and a lower t' from the grid's ends, per sample."""
+        """Draw t from {T1 … TN} and a lower t' from the grid's ends, per sample."""
         last = len(self.ends)
         start = batch.streams.integers("t", min(len(self.starts), last))
         share = batch.streams.uniform("t_next")

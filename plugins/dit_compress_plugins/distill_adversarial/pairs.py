@@ -55,8 +55,14 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     return TeacherPairs(made["noise"], made["x0"], tokens)
 
 
-def _sample(context: Context, options: AdversarialOptions, teacher: Denoiser, text: Captions, order: list[int],
-            captions: list[str]) -> dict[str, Tensor]:
+def _sample(
+    context: Context,
+    options: AdversarialOptions,
+    teacher: Denoiser,
+    text: Captions,
+    order: list[int],
+    captions: list[str],
+) -> dict[str, Tensor]:
     bundle = context.slot("teacher")
     flow = (bundle or context.input).flow
     sigmas, shape = flow.sigmas(options.teacher_steps), context.latent_shape()

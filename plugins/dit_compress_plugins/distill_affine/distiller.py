@@ -53,15 +53,23 @@ class AffineDistiller:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
         stack = student.structure().main
         pairs = block_pairs(context.input, context.slot("teacher"), stack.length, stack.path)
-        return AffineObjective(self.options, student, teacher, text, last_of_groups(pairs, self.options.groups),
-                               context.input.flow)
+        return AffineObjective(
+            self.options, student, teacher, text, last_of_groups(pairs, self.options.groups), context.input.flow
+        )
 
 
 class AffineObjective:
     """Flow matching plus similarity of aligned features."""
 
-    def __init__(self, options: AffineOptions, student: Denoiser, teacher: Denoiser, text: Captions,
-                 pairs: list[tuple[int, int]], schedule: Flow) -> None:
+    def __init__(
+        self,
+        options: AffineOptions,
+        student: Denoiser,
+        teacher: Denoiser,
+        text: Captions,
+        pairs: list[tuple[int, int]],
+        schedule: Flow,
+    ) -> None:
         self.options, self.student, self.teacher, self.text = options, student, teacher, text
         self.pairs, self.schedule = pairs, schedule
         width_S, width_T = _width(student), _width(teacher)
@@ -85,7 +93,9 @@ class AffineObjective:
             target, y_T = self.teacher.features(x, sigma, cond, [teacher for _, teacher in self.pairs])
         predicted, y_S = self.student.features(x, sigma, cond, [student for student, _ in self.pairs])
         flow_part = flow_loss(predicted, flow.velocity(batch.x0, noise))
-        distances = [cosine_distance(affine(y_S[s]), y_T[t]) for affine, (s, t) in zip(self.aligner, self.pairs, strict=True)]
+        distances = [
+            cosine_distance(affine(y_S[s]), y_T[t]) for affine, (s, t) in zip(self.aligner, self.pairs, strict=True)
+        ]
         feature_part = torch.stack(distances).mean()
         total = flow_part + self.options.alpha * feature_part
         logged = {"flow_loss": flow_part, "feature_loss": feature_part}

@@ -45,7 +45,11 @@ class FlowDistiller:
         return Flow(self.options.shift, self.options.sampling_steps, self.options.guidance)
 
     def objective(
-        self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions  # noqa: ARG002
+        self,
+        context: Context,
+        student: Denoiser,
+        teacher: Denoiser | None,  # noqa: ARG002 - flow matching has none
+        text: Captions,
     ) -> FlowObjective:
         """One role, one phase."""
         return FlowObjective(self.options, student, text, text_lr(context, self.options.lr))

@@ -10,7 +10,7 @@ class LatencyOptions(Options):
 
     batch: int = Field(8, ge=1)
     runs: int = Field(50, ge=3, description="Timed DiT calls; the median counts.")
-    samples: int = Field(3, ge=1, description="Whole sampling loops per model, taken in turn.")
+    loops: int = Field(3, ge=1, description="Whole sampling loops per model, taken in turn.")
 
 
 @hookimpl

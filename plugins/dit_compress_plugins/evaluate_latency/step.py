@@ -44,7 +44,7 @@ class LatencyEvaluation:
         loops: dict[str, Callable[[], object]] = {"ours": ours.sample}
         if rival is not None:
             loops["theirs"] = Timed(rival, shape, self.options.batch).sample
-        seconds = interleaved(loops, self.options.samples)
+        seconds = interleaved(loops, self.options.loops)
         metrics["sample_ms"] = statistics.median(seconds["ours"]) * 1e3
         if rival is not None:
             metrics["against_sample_ms"] = statistics.median(seconds["theirs"]) * 1e3
@@ -82,8 +82,14 @@ class Timed:
     def figures(self, runs: int) -> dict[str, float]:
         """Medians of single calls."""
         dit, decoder = latency(self.call, runs), latency(self.decode, max(3, runs // 5))
-        return {"dit_call_ms": dit.median_ms, "dit_call_p90_ms": dit.p90_ms, "decode_ms": decoder.median_ms,
-                "steps": self.flow.num_steps, "guidance": self.flow.guidance, "batch": len(self.noise)}
+        return {
+            "dit_call_ms": dit.median_ms,
+            "dit_call_p90_ms": dit.p90_ms,
+            "decode_ms": decoder.median_ms,
+            "steps": self.flow.num_steps,
+            "guidance": self.flow.guidance,
+            "batch": len(self.noise),
+        }
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

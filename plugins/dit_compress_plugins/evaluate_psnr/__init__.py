@@ -21,5 +21,10 @@ class PsnrOptions(Options):
 @hookimpl
 def evaluate() -> Plugin:
     """Register the plugin."""
-    return Plugin(name="psnr", options=PsnrOptions, load="dit_compress_plugins.evaluate_psnr.step:PsnrEvaluation",
-                  data=True, summary="PSNR of the codec on the test clips")
+    return Plugin(
+        name="psnr",
+        options=PsnrOptions,
+        load="dit_compress_plugins.evaluate_psnr.step:PsnrEvaluation",
+        data=True,
+        summary="PSNR of the codec on the test clips",
+    )

@@ -34,6 +34,11 @@ class ShapesEvaluationOptions(Options):
 @hookimpl
 def evaluate() -> Plugin:
     """Register the plugin."""
-    return Plugin(name="shapes", options=ShapesEvaluationOptions,
-                  load="dit_compress_plugins.evaluate_shapes.step:ShapesEvaluation", requires=("scipy",), data=True,
-                  summary="attribute accuracy on the world of moving shapes")
+    return Plugin(
+        name="shapes",
+        options=ShapesEvaluationOptions,
+        load="dit_compress_plugins.evaluate_shapes.step:ShapesEvaluation",
+        requires=("scipy",),
+        data=True,
+        summary="attribute accuracy on the world of moving shapes",
+    )

@@ -97,8 +97,11 @@ def _background(pixels_3N: np.ndarray, world: Mapping[str, Any]) -> str | None:
     return names[best] if counts[best] > nearest.size / 4 else None
 
 
-def _separate(pixels_3N: np.ndarray, background: Sequence[int], world: Mapping[str, Any],
-              ) -> tuple[np.ndarray, np.ndarray]:
+def _separate(
+    pixels_3N: np.ndarray,
+    background: Sequence[int],
+    world: Mapping[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
     """Each pixel as a mixture of the background and its best colour.
 
     Returns:
@@ -150,7 +153,7 @@ class _Part:
 
     def crop(self, picture_FYX: np.ndarray) -> np.ndarray:
         _, height, width = self.mask.shape
-        return picture_FYX[:, self.top:self.top + height, self.left:self.left + width]
+        return picture_FYX[:, self.top : self.top + height, self.left : self.left + width]
 
 
 def _objects(mask_FYX: np.ndarray, world: Mapping[str, Any]) -> list[_Part]:
@@ -164,8 +167,11 @@ def _objects(mask_FYX: np.ndarray, world: Mapping[str, Any]) -> list[_Part]:
     labels, count = ndimage.label(ndimage.binary_opening(mask, cross))
     enough = _MIN_AREA * min(world["sizes"].values()) ** 2
     counts_LF = np.stack([np.bincount(frame.ravel(), minlength=count + 1) for frame in labels], axis=1)
-    parts = [(labels == index) & (counts_LF[index] > enough)[:, None, None]
-             for index in range(1, count + 1) if counts_LF[index].max() > enough]
+    parts = [
+        (labels == index) & (counts_LF[index] > enough)[:, None, None]
+        for index in range(1, count + 1)
+        if counts_LF[index].max() > enough
+    ]
     # Opening takes the corners off; give back what touches.
     grown = [ndimage.binary_dilation(part, cross) & mask for part in _join(parts)]
     return [_Part(part, box.top, box.left) for part in grown if part.any(axis=(1, 2)).mean() >= _MIN_FRAMES]
@@ -197,7 +203,7 @@ def _track(coverage_FYX: np.ndarray, part: _Part, colour: str, world: Mapping[st
     if length * _MAX_FACTOR >= min(world["speeds"].values()):
         direction = max(world["directions"], key=lambda name: float(np.dot(world["directions"][name], moved)))
     size = _nearest(float(np.sqrt(np.median(area[present]))), world["sizes"])
-    return Track(shape, colour, size, direction, speed, present, centre + (part.top, part.left), area, moved)
+    return Track(shape, colour, size, direction, speed, present, centre + np.array((part.top, part.left)), area, moved)
 
 
 def _moments(weight_FYX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -48,13 +48,19 @@ def score(video_FYX3: np.ndarray, truth: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def match(objects: Sequence[Mapping[str, Any]], tracks: Sequence[Track],
-          ) -> list[tuple[Mapping[str, Any], Track | None]]:
+def match(
+    objects: Sequence[Mapping[str, Any]],
+    tracks: Sequence[Track],
+) -> list[tuple[Mapping[str, Any], Track | None]]:
     """Each wanted object with its track, so that the fewest attributes are wrong; None for a missing one."""
     if not tracks:
         return [(wanted, None) for wanted in objects]
-    wrong = np.array([[sum(getattr(track, name) != wanted[name] for name in OBJECT_ATTRIBUTES) for track in tracks]
-                      for wanted in objects])
+    wrong = np.array(
+        [
+            [sum(getattr(track, name) != wanted[name] for name in OBJECT_ATTRIBUTES) for track in tracks]
+            for wanted in objects
+        ]
+    )
     rows, columns = linear_sum_assignment(wrong)
     found = dict(zip(rows.tolist(), columns.tolist(), strict=True))
     return [(wanted, tracks[found[index]] if index in found else None) for index, wanted in enumerate(objects)]
@@ -62,9 +68,13 @@ def match(objects: Sequence[Mapping[str, Any]], tracks: Sequence[Track],
 
 def displacement_ratio(pairs: Sequence[tuple[Mapping[str, Any], Track | None]], world: Mapping[str, Any]) -> float:
     """Movement along the wanted direction over the wanted movement: 1 right, 0 still or missing; mean over objects."""
-    ratios = [0.0 if track is None else
-              float(np.dot(track.displacement, world["directions"][wanted["direction"]]))
-              / world["speeds"][wanted["speed"]] for wanted, track in pairs]
+    ratios = [
+        0.0
+        if track is None
+        else float(np.dot(track.displacement, world["directions"][wanted["direction"]]))
+        / world["speeds"][wanted["speed"]]
+        for wanted, track in pairs
+    ]
     return float(np.mean(ratios))
 
 
@@ -94,8 +104,10 @@ def _follow(video_FYX3: np.ndarray, track: Track) -> np.ndarray:
     centre_F2 = np.nan_to_num(track.centre_F2) - 0.5  # array indices stand at pixel centres
     y_FN, x_FN = centre_F2[:, :1] + disc_2N[0], centre_F2[:, 1:] + disc_2N[1]
     frame_FN = np.broadcast_to(np.arange(len(video_FYX3))[:, None], y_FN.shape)
-    channels = [map_coordinates(video_FYX3[..., channel].astype(np.float32), [frame_FN, y_FN, x_FN], order=1,
-                                mode="nearest") for channel in range(3)]
+    channels = [
+        map_coordinates(video_FYX3[..., channel].astype(np.float32), [frame_FN, y_FN, x_FN], order=1, mode="nearest")
+        for channel in range(3)
+    ]
     return np.stack(channels, axis=-1)
 
 

@@ -73,8 +73,15 @@ class ShapesEvaluation:
             for first in range(0, len(captions), self.options.batch):
                 chunk = captions[first : first + self.options.batch]
                 index = range(first, first + len(chunk))
-                made += list(generator(chunk, seed=self.options.seed, index=index, num_steps=self.options.num_steps,
-                                       guidance=self.options.guidance))
+                made += list(
+                    generator(
+                        chunk,
+                        seed=self.options.seed,
+                        index=index,
+                        num_steps=self.options.num_steps,
+                        guidance=self.options.guidance,
+                    )
+                )
                 for _ in chunk:
                     advance()
         for place, clip in enumerate(clips):
@@ -94,5 +101,7 @@ class ShapesEvaluation:
 def truth_of(clip: Clip) -> Mapping[str, Any]:
     """The clip's ground truth; the data must come from the shapes world."""
     if clip.truth is None:
-        raise UserError("the clip has no ground truth", where=str(clip.path), mend="Use clips written by 'data: {use: shapes}'")
+        raise UserError(
+            "the clip has no ground truth", where=str(clip.path), mend="Use clips written by 'data: {use: shapes}'"
+        )
     return clip.truth

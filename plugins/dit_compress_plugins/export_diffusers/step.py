@@ -38,14 +38,16 @@ class DiffusersExport:
         modules: dict[str, Any] = {"transformer": bundle.denoiser().module}
         if bundle.spec.latent is not None:
             modules["vae"] = bundle.codec()
-        if bundle.spec.text is not None:
-            modules["text_encoder"] = bundle.text()
+        if bundle.spec.text is not None and hasattr(text := bundle.text(), "save_pretrained"):
+            modules["text_encoder"] = text  # T5 stays in the folder it came from
         component = bundle.spec.need_denoiser()
         configs = {"transformer": component.loader().config_of(modules["transformer"])}
         for name, module in modules.items():
             save_and_prove(folder / name, module, configs.get(name))
         write_json(folder / "flow.json", bundle.flow.as_data())
-        return Result(metrics={"passed": True, "components": len(modules)}, files={name: f"files/{name}" for name in modules})
+        return Result(
+            metrics={"passed": True, "components": len(modules)}, files={name: f"files/{name}" for name in modules}
+        )
 
 
 def save_and_prove(folder: Path, module: Any, config: dict[str, Any] | None) -> None:

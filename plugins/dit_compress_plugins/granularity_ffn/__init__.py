@@ -10,7 +10,9 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 class FfnOptions(Options):
     """What share of every feed-forward's channels stays."""
 
-    keep: float | None = Field(None, gt=0, le=1, description="Share of channels that stays; left to the budget if absent.")
+    keep: float | None = Field(
+        None, gt=0, le=1, description="Share of channels that stays; left to the budget if absent."
+    )
     remove: int | None = Field(None, ge=0, description="Channels to remove per feed-forward.")
     units: int = Field(32, ge=1, description="Equal parts a learned search cuts each feed-forward into.")
     multiple_of: int = Field(8, ge=1, description="Channel counts a budget may choose.")

@@ -17,16 +17,16 @@ from torch import nn
 from torch.nn import functional
 
 from dit_compress_plugins.latent_video_vae.blocks import (
+    EqualConv,
     FixedLinear,
     FromPatches,
     Stage,
     ToPatches,
+    activate,
     first_and_rest,
     join,
     merge_time,
-    pointwise,
     split_time,
-    zero_,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 COLOURS = 3
 GROUP_CELL = 8
-FRAME_CELL = 4
+FRAME_CELL = 2
 
 
 def rows_of(video_BCFYX: Tensor, group: int) -> tuple[Tensor, Tensor | None]:
@@ -92,13 +92,12 @@ class Encoder(nn.Module):
         self.patch = from_patches(FixedLinear, self.group, channels, size)
         cells = cells_between(GROUP_CELL, size)
         stage_widths = [width_at(widths, cell) for cell in cells]
-        self.stem = from_patches(pointwise, self.group, stage_widths[0], cells[0])
+        self.stem = from_patches(EqualConv, self.group, stage_widths[0], cells[0])
         self.stages = nn.ModuleList(Stage(width, 1, taps=2) for width in stage_widths)
         self.downs = nn.ModuleList(
-            FromPatches(pointwise(fine * 4, coarse), 2) for fine, coarse in pairwise(stage_widths)
+            FromPatches(EqualConv(fine * 4, coarse), 2) for fine, coarse in pairwise(stage_widths)
         )
-        self.head = nn.Conv2d(stage_widths[-1], channels, 1)
-        zero_(self.head)
+        self.head = EqualConv(stage_widths[-1], channels, size=0.0)
 
     def forward(self, video_BCFYX: Tensor) -> Tensor:
         """``[B,3,F,Y,X]`` → raw latent ``[B,C,T,H,W]``."""
@@ -108,8 +107,8 @@ class Encoder(nn.Module):
         for index, stage in enumerate(self.stages):
             x_NCHW = stage(x_NCHW, num_frames)
             if index < len(self.downs):
-                x_NCHW = self.downs[index](functional.relu(x_NCHW))
-        latent_NCHW = join(*self.patch(*rows)) + self.head(functional.relu(x_NCHW))
+                x_NCHW = self.downs[index](activate(x_NCHW))
+        latent_NCHW = join(*self.patch(*rows)) + self.head(activate(x_NCHW))
         return split_time(latent_NCHW, num_frames)
 
 
@@ -125,18 +124,17 @@ class Decoder(nn.Module):
         self.group, size, _ = ratio
         self.patch = to_patches(FixedLinear, self.group, channels, size)
         stage_widths = [width_at(widths, cell) for cell in cells_between(GROUP_CELL, size)[::-1]]
-        self.stem = pointwise(channels, stage_widths[0])
+        self.stem = EqualConv(channels, stage_widths[0])
         self.stages = nn.ModuleList(Stage(width, num_blocks, taps=2) for width in stage_widths)
-        self.ups = nn.ModuleList(ToPatches(pointwise(coarse, fine * 4), 2) for coarse, fine in pairwise(stage_widths))
-        width, scale = width_at(widths, FRAME_CELL), GROUP_CELL // FRAME_CELL
+        self.ups = nn.ModuleList(ToPatches(EqualConv(coarse, fine * 4), 2) for coarse, fine in pairwise(stage_widths))
+        width, scale = widths[0], GROUP_CELL // FRAME_CELL
         self.context = PairedConv(
-            ToPatches(pointwise(stage_widths[-1], width * scale**2), scale),
-            ToPatches(pointwise(stage_widths[-1], self.group * width * scale**2), scale),
+            ToPatches(EqualConv(stage_widths[-1], width * scale**2), scale),
+            ToPatches(EqualConv(stage_widths[-1], self.group * width * scale**2), scale),
         )
-        self.refine = FromPatches(pointwise(COLOURS * FRAME_CELL**2, width), FRAME_CELL)
+        self.refine = FromPatches(EqualConv(COLOURS * FRAME_CELL**2, width), FRAME_CELL)
         self.frames = Stage(width, num_blocks, taps=1, expansion=1)
-        self.head = ToPatches(pointwise(width, COLOURS * FRAME_CELL**2), FRAME_CELL)
-        zero_(self.head)
+        self.head = ToPatches(EqualConv(width, COLOURS * FRAME_CELL**2, size=0.0), FRAME_CELL)
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """``[B,C,T,H,W]`` raw → ``[B,3,F,Y,X]``."""
@@ -147,10 +145,10 @@ class Decoder(nn.Module):
         for index, stage in enumerate(self.stages):
             x_NCHW = stage(x_NCHW, num_frames)
             if index < len(self.ups):
-                x_NCHW = self.ups[index](functional.relu(x_NCHW))
-        context = merge_time(video_of(*self.context(*_parts(functional.relu(x_NCHW), num_frames))))
+                x_NCHW = self.ups[index](activate(x_NCHW))
+        context = merge_time(video_of(*self.context(*_parts(activate(x_NCHW), num_frames))))
         frames_NCYX = self.frames(context + self.refine(merge_time(linear_BCFYX)), linear_BCFYX.shape[2])
-        return linear_BCFYX + split_time(self.head(functional.relu(frames_NCYX)), linear_BCFYX.shape[2])
+        return linear_BCFYX + split_time(self.head(activate(frames_NCYX)), linear_BCFYX.shape[2])
 
 
 def _parts(x_NCHW: Tensor, num_frames: int) -> tuple[Tensor, Tensor | None]:
@@ -167,5 +165,5 @@ def cells_between(fine: int, coarse: int) -> list[int]:
 
 
 def width_at(widths: Sequence[int], cell: int) -> int:
-    """The network's width at cells of 4, 8, 16, … pixels; the last width serves all coarser ones."""
-    return widths[min((cell // FRAME_CELL).bit_length() - 1, len(widths) - 1)]
+    """The network's width at cells of 8, 16, 32 … pixels, after that of single frames; the last serves all coarser."""
+    return widths[min((cell // GROUP_CELL).bit_length(), len(widths) - 1)]

@@ -6,8 +6,7 @@ Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D wid
 from __future__ import annotations
 
 from itertools import repeat
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -16,6 +15,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from dit_compress_plugins.model_video_dit.layers import MASKED, Block, RMSNorm, patchify, rope, unpatchify
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIGMA_SCALE = 1000.0
 """The sinusoids of the timestep embedding are made for 0…1000."""

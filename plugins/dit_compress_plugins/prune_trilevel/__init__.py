@@ -24,7 +24,9 @@ class TrilevelOptions(Options):
     @model_validator(mode="after")
     def _levels_or_budget(self) -> Self:
         if self.levels is not None and self.budget is not None:
-            raise ValueError("'levels' and 'budget' exclude each other: give the counts, or let the toolkit choose them")
+            raise ValueError(
+                "'levels' and 'budget' exclude each other: give the counts, or let the toolkit choose them"
+            )
         if self.levels is None and self.budget is None:
             raise ValueError("give 'levels' (explicit counts) or 'budget'")
         return self

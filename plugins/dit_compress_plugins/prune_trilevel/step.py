@@ -56,7 +56,7 @@ class TrilevelPruning:
         entry = compact(denoiser, axes, selection.kept)
         after = self.within_limit(denoiser)
         write_json(context.folder / "search.json", selection.history)
-        kept = {name: record for name, record in entry["data"]["kept"].items()}
+        kept = dict(entry["data"]["kept"].items())
         write_json(context.folder / "kept.json", {"axes": _layout(axes), "kept": kept})
         metrics = {"params_before": before, "params_after": after, "params_kept": after / before}
         result = context.give({"denoiser": denoiser.module}, log=[entry], metrics=metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
@@ -40,19 +40,23 @@ def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int, name:
     units = len(order)
     num_parts = min(num_parts, units)
     if units % num_parts:
-        raise UserError(f"{name}: {units} units can't be cut into {num_parts} equal parts", mend=f"Choose a divisor of {units}")
+        raise UserError(
+            f"{name}: {units} units can't be cut into {num_parts} equal parts", mend=f"Choose a divisor of {units}"
+        )
     size = units // num_parts
     parts = tuple(tuple(sorted(order[first : first + size])) for first in range(0, units, size))
     num_groups = min(num_groups, num_parts)
     bounds = [round(index * num_parts / num_groups) for index in range(num_groups + 1)]
     if size == 1:
-        groups = tuple(tuple(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False))
+        groups = tuple(tuple(range(a, b)) for a, b in pairwise(bounds))
     else:
         groups = tuple(tuple(range(start, num_parts, num_groups)) for start in range(num_groups))
     cut = Cut(parts, groups, share_out(keep // size, [len(group) for group in groups]))
     for group, kept in zip(cut.groups, cut.keep, strict=True):
         if (count := math.comb(len(group), kept)) > MAX_CANDIDATES:
-            raise UserError(f"{name}: a group of {len(group)} keeping {kept} has {count} candidates", mend="Use more groups")
+            raise UserError(
+                f"{name}: a group of {len(group)} keeping {kept} has {count} candidates", mend="Use more groups"
+            )
     return cut
 
 

@@ -122,8 +122,13 @@ class CandidateLogits(nn.Module):
         with torch.no_grad():
             return {
                 name: torch.stack(
-                    [torch.softmax(self.table[_key(name, group)], 0) @ rows for group, rows in enumerate(self.rows[name])]
-                ).sum(dim=0).tolist()
+                    [
+                        torch.softmax(self.table[_key(name, group)], 0) @ rows
+                        for group, rows in enumerate(self.rows[name])
+                    ]
+                )
+                .sum(dim=0)
+                .tolist()
                 for name in self.cuts
             }
 
@@ -148,11 +153,20 @@ def read_notes(path: Path) -> list[dict[str, Any]]:
 class MaskedObjective:
     """A distiller's objective with the student masked; only the masks (and its aligners) move."""
 
-    def __init__(self, inner: Objective, module: nn.Module, axes: list[Axis], logits: CandidateLogits,
-                 options: GroupwiseOptions, notes: Path) -> None:
+    def __init__(
+        self,
+        inner: Objective,
+        module: nn.Module,
+        axes: list[Axis],
+        logits: CandidateLogits,
+        options: GroupwiseOptions,
+        notes: Path,
+    ) -> None:
         self.notes = notes
         self.inner, self.module, self.axes, self.logits, self.options = inner, module, axes, logits, options
-        frozen = {name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()}
+        frozen = {
+            name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()
+        }
         self.roles = {**frozen, "masks": Role(logits, lr=options.lr, ema=options.ema, clip=None)}
         moving = tuple(name for name, role in self.roles.items() if role.lr is not None)
         self.phases = (Phase("search", moving),)

@@ -47,13 +47,21 @@ class T5Encoder(nn.Module):
 
             folder = Path(self.path)
             if not (folder / "config.json").is_file():
-                raise UserError("no T5 encoder here (config.json is missing)", where=self.path,
-                                mend="Set text.path to a folder that save_pretrained wrote")
+                raise UserError(
+                    "no T5 encoder here (config.json is missing)",
+                    where=self.path,
+                    mend="Set text.path to a folder that save_pretrained wrote",
+                )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = T5EncoderModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(requires_grad=False)
+            model = (
+                T5EncoderModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(requires_grad=False)
+            )
             if model.config.d_model != self.width:
-                raise UserError(f"the encoder is {model.config.d_model} wide, the recipe says {self.width}",
-                                where=self.path, mend=f"Set text.width to {model.config.d_model}")
+                raise UserError(
+                    f"the encoder is {model.config.d_model} wide, the recipe says {self.width}",
+                    where=self.path,
+                    mend=f"Set text.width to {model.config.d_model}",
+                )
             self._loaded = tokenizer, model
         return self._loaded
 

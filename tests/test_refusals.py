@@ -1,0 +1,372 @@
+"""What can't work: one clear message with file and line or path, exit status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from command import SMOKE, Done, finish, start
+from toy import tiny_bundle
+
+from dit_compress import cli
+from dit_compress.bundle import WEIGHTS, Bundle
+from dit_compress.clips import write_captions, write_video
+from dit_compress.encode import pixel_cache
+from dit_compress.errors import UserError
+from dit_compress.files import disk_errors, full_disk, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEAD = """\
+name: small
+model: {use: video_dit, preset: tiny, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}
+text: {use: words, width: 16, layers: 1, heads: 2}
+data: {use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}
+steps:
+  - latent: {use: video_vae, channels: 32, steps: 2}
+    name: vae
+"""
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Done:
+    """The command in this process, for what is refused before a worker starts."""
+    monkeypatch.setattr(sys, "argv", ["dit-compress", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return Done(left.value.code, printed.err)
+
+
+PLANNED = {
+    "frames not 1 + 8k": ("frames: 9", "frames: 10", "r.yaml:6: 10 frames are not 1 + 8·k. Take 9 or 17 frames"),
+    "height not divisible": (
+        "size: [64, 64]", "size: [72, 64]", "r.yaml:6: 72×64 pixels can't be divided by the ratio 32×32. Take 64×64",
+    ),
+    "width not divisible": (
+        "size: [64, 64]", "size: [64, 80]", "r.yaml:6: 64×80 pixels can't be divided by the ratio 32×32. Take 64×64",
+    ),
+    "VAE and DiT differ": (
+        "use: video_vae, channels: 32", "use: video_vae, channels: 48",
+        "r.yaml:6: the denoiser takes 32 latent channels, the VAE gives 48. "
+        "Set 'channels: 48' in 'model', or 'channels: 32' in the latent step",
+    ),
+    "budget out of reach": (
+        "    name: vae\n", "    name: vae\n  - prune: {use: trilevel, budget: {params: 10}, search: magnitude}\n",
+        "r.yaml:8: no plan comes within 1% of 10 parameters from below. The nearest that can be met is ",
+    ),
+    "more blocks removed than there are": (
+        "    name: vae\n",
+        "    name: vae\n  - prune: {use: trilevel, levels: {block: {remove: 2}}, search: magnitude}\n",
+        "r.yaml:8: block:transformer_blocks has 2 units and would keep 0. Keep 1 to 2",
+    ),
+    "above the limit": (
+        "    name: vae\n",
+        "    name: vae\n  - prune: {use: trilevel, levels: {block: {remove: 1}}, limit: {params: 9}, search: magnitude}\n",
+        "r.yaml:8: the pruned model has ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_what_the_plan_refuses(
+    verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, message = PLANNED[name]
+    assert HEAD.count(old) == 1
+    path = recipe(tmp_path, HEAD.replace(old, new))
+    done = command(capsys, monkeypatch, verb, path, "--out", tmp_path / "run")
+    assert done.status == 2
+    assert done.printed.startswith(f"{tmp_path}/{message}")
+    assert done.printed.count("\n") == 1
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["r.yaml"]
+
+
+def test_independent_problems_come_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two branches fail, each for its own reason; what follows from the first is not told as well."""
+    branches = """\
+  - prune: {use: trilevel, budget: {params: 10}, search: magnitude}
+    name: small
+    input: vae
+  - distill: {use: affine, steps: 2}
+    input: small
+    teacher: vae
+  - prune: {use: trilevel, levels: {head: {remove: 2}}, search: magnitude}
+    name: other
+    input: vae
+"""
+    done = command(capsys, monkeypatch, "plan", recipe(tmp_path, HEAD + branches))
+    lines = done.printed.splitlines()
+    assert [line.split(": ")[0].rpartition("/")[2] for line in lines] == ["r.yaml:8", "r.yaml:14"]
+    assert "would keep 0" in lines[1]
+
+
+def test_a_refused_change_leaves_an_earlier_run_as_it_was(smoke: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(smoke, tmp_path / "run"))
+    before = {path: sha256_file(path) for path in run.rglob("*") if path.is_file()}
+    text = SMOKE.read_text().replace("block: {remove: 1}", "block: {remove: 4}")
+    done = finish(start("run", recipe(tmp_path, text), "--out", run, "--threads", "1", log=tmp_path / "log"))
+    assert done.status == 2
+    assert "block:transformer_blocks has 4 units and would keep 0" in done.printed
+    assert {path: sha256_file(path) for path in run.rglob("*") if path.is_file()} == before
+
+
+# ------------------------------------------------------------------ data
+
+
+def clips(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_video(folder / f"{name}.mp4", np.zeros((9, 64, 64, 3), np.uint8), 8)
+    write_captions(folder, [{"file": f"{name}.mp4", "caption": f"clip {name}"} for name in "ab"])
+    return folder
+
+
+def damage(folder: Path, how: str) -> None:
+    if how == "nothing there":
+        shutil.rmtree(folder)
+    elif how == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif how == "a file":
+        shutil.rmtree(folder)
+        folder.write_text("")
+    elif how == "caption without clip":
+        (folder / "b.mp4").unlink()
+    elif how == "broken clip":
+        (folder / "b.mp4").write_bytes(b"no video")
+    elif how == "no JSON":
+        (folder / "captions.jsonl").write_text("{\n")
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("nothing there", "clips"),
+        ("empty", "clips"),
+        ("a file", "clips"),
+        ("caption without clip", "b.mp4"),
+        ("broken clip", "b.mp4"),
+        ("no JSON", "captions.jsonl:1"),
+    ],
+)
+def test_bad_data(
+    how: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = clips(tmp_path / "clips")
+    damage(folder, how)
+    text = HEAD.replace("use: shapes, num_clips: 4, num_test: 2", f"use: videos, path: {folder}")
+    done = command(capsys, monkeypatch, "run", recipe(tmp_path, text), "--out", tmp_path / "run", "--threads", "1")
+    assert done.status == 2
+    assert named in done.printed
+    assert str(folder) in done.printed
+    assert "Traceback" not in done.printed
+    left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left <= {".lock"}
+
+
+# ------------------------------------------------------------------ bundles
+
+
+def changed_byte(bundle: Path) -> None:
+    path = bundle / "denoiser" / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def newer(bundle: Path) -> None:
+    data = json.loads((bundle / "bundle.json").read_text())
+    write_json(bundle / "bundle.json", {**data, "schema": 99})
+
+
+def truncated(bundle: Path) -> None:
+    path = bundle / "denoiser" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def outside(bundle: Path) -> None:
+    data = json.loads((bundle / "bundle.json").read_text())
+    data["components"]["denoiser"]["files"]["../../x"] = {"bytes": 0, "sha256": ""}
+    write_json(bundle / "bundle.json", data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (changed_byte, f"denoiser/{WEIGHTS}: the checksum differs from the one written. Copy the bundle again"),
+        (truncated, f"denoiser/{WEIGHTS}: truncated or changed: "),
+        (newer, "bundle.json: written with schema 99; this toolkit ("),
+        (outside, "bundle.json: component 'denoiser' names a file outside its folder"),
+    ],
+)
+def test_a_run_from_a_damaged_bundle(harm: Any, message: str, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle").path
+    harm(bundle)
+    prune = "  - prune: {use: trilevel, levels: {block: {remove: 1}}, search: magnitude}\n    name: pruned\n"
+    path = recipe(tmp_path, f"name: small\nmodel: {{from: {bundle}}}\nsteps:\n{prune}")
+    done = finish(start("run", path, "--out", tmp_path / "run", "--threads", "1", log=tmp_path / "log"))
+    assert done.status == 2
+    assert f"{bundle}/{message}" in done.printed
+    assert "Traceback" not in done.printed
+    assert not (tmp_path / "run" / "steps" / "pruned").exists()
+    assert not list((tmp_path / "run").rglob(WEIGHTS))
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "no.yaml"), "no.yaml"),
+        (("inspect", "NoSuchTransformer3DModel"), "NoSuchTransformer3DModel"),
+        (("inspect", "no/such/folder"), "no/such/folder: neither a bundle, a run, nor a diffusers folder"),
+        (("generate", "x", "--model", "nowhere"), "nowhere: no bundle here (bundle.json is missing)"),
+        (("report", "nowhere"), "nowhere: not a run folder (run.json is missing)"),
+        (
+            ("plugins", "--plugin", "none.py"),
+            "none.py: not a Python file. Give --plugin the .py file of a local plugin",
+        ),
+        (("run", SMOKE, "--only", "studnet", "--out", "{run}"), "no step 'studnet'. The steps are ['base', 'vae', "),
+        (("run", SMOKE, "--threads", "0"), "Invalid value for '--threads'"),
+        (("fly",), "No such command 'fly'"),
+    ],
+)
+def test_unknown_names(
+    arguments: tuple[Any, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(argument).replace("{run}", str(tmp_path / "run")) for argument in arguments]
+    done = command(capsys, monkeypatch, *given)
+    assert done.status == 2
+    assert message in done.printed
+    assert "Traceback" not in done.printed
+    assert not (tmp_path / "run" / "steps").exists()
+
+
+def test_an_unknown_plugin_is_told_with_the_known_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path, HEAD.replace("use: video_vae", "use: video_vea"))
+    done = command(capsys, monkeypatch, "check", path)
+    assert done.status == 2
+    assert done.printed.startswith(f"{path}:6: unknown latent plugin 'video_vea'. Did you mean 'video_vae'? Known: ")
+
+
+# ------------------------------------------------------------------ a full disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty disk of 2.5 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    made = (
+        mount
+        and subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=2560k", "tmpfs", place], check=False, capture_output=True
+        ).returncode
+        == 0
+    )
+    if not made:
+        pytest.skip("only root may mount a small disk; the other tests of a full disk run anywhere")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "named"), [("100k", "disk/run"), ("700k", "steps/base.partial/bundle"), ("2560k", "cache/pixels-train-")]
+)
+def test_a_full_disk_is_one_message_and_more_space_continues(disk: Path, size: str, named: str, tmp_path: Path) -> None:
+    """While clips are written, while a bundle is, while the cache is; then the same command goes on."""
+    resize(disk, size)
+    arguments = ("run", SMOKE, "--out", disk / "run", "--threads", "1")
+    done = finish(start(*arguments, log=tmp_path / "log"))
+    last = done.printed.splitlines()[-1]
+    assert done.status == 2
+    assert "Traceback" not in done.printed
+    assert str(disk) in last
+    assert named in last
+    assert "no space left on the disk. Free some space (" in last
+    for bundle in disk.rglob("bundle"):
+        assert Bundle.open(bundle).denoiser() is not None
+    assert not list(disk.rglob("*.npy.partial"))
+    if size == "700k":
+        resize(disk, "20m")
+        done = finish(start(*arguments, "--only", "base", log=tmp_path / "log"))
+        assert done.status == 0, done.printed
+        assert (disk / "run" / "steps" / "base" / "step.json").is_file()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_anywhere(number: int, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}/x/y: no space left on the disk. Free some space"),
+        full_disk(tmp_path / "x" / "y"),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_full_disk_in_the_words_of_a_library(tmp_path: Path) -> None:
+    words = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(UserError, match="no space left on the disk"), full_disk(tmp_path):
+        raise RuntimeError(words)
+
+
+def test_other_errors_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="weather"), disk_errors(tmp_path):
+        raise OSError(errno.EIO, "weather")
+    with pytest.raises(KeyError), disk_errors(tmp_path):
+        raise KeyError
+
+
+def test_a_disk_that_may_not_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path}: can't write: Read-only file system$"), disk_errors(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_cache_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    class Clip:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def pixels(self) -> np.ndarray:
+            if self.index == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return np.full((1, 2, 2, 3), self.index, np.uint8)
+
+    whole: list[Any] = [Clip(0), Clip(1)]
+    with pytest.raises(UserError, match="no space left on the disk"):
+        pixel_cache(tmp_path / "pixels.npy", [*whole, Clip(2)], lambda: None)  # type: ignore[list-item]
+    assert list(tmp_path.iterdir()) == []
+    found = pixel_cache(tmp_path / "pixels.npy", whole, lambda: None)
+    assert found.shape == (2, 1, 2, 2, 3)
+    assert found[:, 0, 0, 0, 0].tolist() == [0, 1]

@@ -1,0 +1,1 @@
+"""Plugins that can't be used."""

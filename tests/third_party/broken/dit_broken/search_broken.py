@@ -1,0 +1,3 @@
+"""Needs what nobody has."""
+
+import no_such_package
