@@ -29,14 +29,19 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path) -> Table:
         table.add_row(
             row.node.name,
             row.node.kind if row.node.kind == graph.BASE else f"{row.node.kind}: {row.node.part.name}",
-            _change(row, "params", lambda value: f"{value / 1e6:,.1f}M"),
-            _change(row, "flops", lambda value: f"{value / 1e9:,.1f}"),
+            _change(row, "params", lambda value: f"{value / 1e6:,.{1 if value > 1e8 else 2}f}M"),
+            _change(row, "flops", lambda value: f"{value / 1e9:,.{0 if value > 1e12 else 3}f}"),
             _change(row, "tokens", lambda value: f"{value:,}"),
-            _change(row, "memory_bytes", lambda value: f"{value / 2**30:.2f} GiB"),
+            _change(row, "memory_bytes", _memory),
             "yes" if row.node.name in cached else "no",
             "; ".join(row.notes),
         )
     return table
+
+
+def _memory(size_bytes: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
 
 
 def _change(row: Planned, name: str, show: Any) -> str:

@@ -131,7 +131,7 @@ def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:
         _arm(die)
     try:
         return worker.main(folder)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a fork must not go on with its parent's work
         traceback.print_exc()
         return 1
     finally:

@@ -242,6 +242,15 @@ def test_only_one_step_runs(copied: Path, ran: list[str]) -> None:
     assert ran == ["affine"]
 
 
+def test_only_a_step_whose_inputs_are_current_runs(copied: Path, ran: list[str]) -> None:
+    shutil.rmtree(copied / "steps" / "affine")
+    with pytest.raises(UserError, match="the input of 'student', step 'affine', is not finished .* --only affine"):
+        run_again(copied, only="student", force=frozenset({"student"}))
+    with pytest.raises(UserError, match="the input of 'student', step 'affine', is not finished .* --only affine"):
+        run_again(copied, lambda text: text.replace("steps: 8, batch: 8", "steps: 9, batch: 8"), only="student")
+    assert ran == []
+
+
 def test_a_step_that_does_not_exist_is_refused_with_the_list(copied: Path, ran: list[str]) -> None:
     for more in ({"only": "taecher"}, {"force": frozenset({"taecher"})}):
         with pytest.raises(UserError, match=r"no step 'taecher'. The steps are \['base', 'vae', "):
@@ -260,7 +269,7 @@ def test_a_failed_step_is_never_cached(copied: Path, monkeypatch: pytest.MonkeyP
 def test_changed_source_is_told_and_not_rerun(copied: Path, ran: list[str]) -> None:
     path = copied / "steps" / "teacher" / "step.json"
     record = read_json(path)
-    write_json(path, {**record, "sources": {name: "0" * 64 for name in record["sources"]}})
+    write_json(path, {**record, "sources": dict.fromkeys(record["sources"], "0" * 64)})
     said: list[str] = []
     run_again(copied, say=said.append)
     assert ran == []

@@ -143,3 +143,13 @@ def test_a_second_command_at_the_same_time_is_refused(tmp_path: Path) -> None:
     assert done.status == 2
     assert done.printed == f"{run.folder}: another run is at work here. Wait for it or stop it\n"
     assert not (run.folder / "steps").exists()
+
+
+def test_a_worker_that_outlived_its_run_is_not_joined_by_another(tmp_path: Path) -> None:
+    run = Interrupted(tmp_path / "run")
+    run.folder.mkdir()
+    with FileLock(run.folder / ".worker.lock"):
+        done = run.run()
+    assert done.status == 2
+    assert done.printed.splitlines()[-1] == f"{run.folder}: a step of an earlier run is still at work here. Wait for it"
+    assert not (run.folder / "steps" / "base").exists()

@@ -90,12 +90,15 @@ class Trainee:
                 parameter.copy_(self._part(tensors, "weight", key, parameter))
             if self.average:
                 self.average[key].copy_(self._part(tensors, "average", key, parameter))
-            slots = ("exp_avg", "exp_avg_sq")
             if f"{self.name}/step/{key}" in tensors:
                 self.optimizer.state[parameter] = {
                     "step": tensors[f"{self.name}/step/{key}"],
-                    **{slot: self._part(tensors, slot, key, parameter) for slot in slots},
+                    **{slot: self._moment(tensors, slot, key, parameter) for slot in ("exp_avg", "exp_avg_sq")},
                 }
+
+    def _moment(self, tensors: dict[str, Tensor], slot: str, key: str, parameter: nn.Parameter) -> Tensor:
+        """In the weight's memory format: a fused AdamW walks both in the order of memory."""
+        return torch.empty_like(parameter).copy_(self._part(tensors, slot, key, parameter))
 
     def _part(self, tensors: dict[str, Tensor], slot: str, key: str, like: Tensor) -> Tensor:
         value = tensors.get(f"{self.name}/{slot}/{key}")
@@ -199,7 +202,7 @@ def _phase(
     loss = losses["loss"]
     if not torch.isfinite(loss):
         raise UserError(
-            f"the loss of phase {phase.name!r} is {float(loss)} at step {step}",
+            f"the loss of phase {phase.name!r} is {float(loss.detach())} at step {step}",
             mend="Lower the learning rate, or look for broken clips in the data",
         )
     loss.backward()

@@ -94,7 +94,7 @@ def test_the_package_is_installed_and_not_ours(site: Path) -> None:
     assert (site / "dit_stranger" / "transform_gate" / "gate.py").is_file()
     assert not (site / "dit_compress").exists()
     engine = Path(__file__).parents[2] / "dit_compress"
-    assert not [path for path in engine.rglob("*.py") if "stranger" in path.read_text()]
+    assert not [path for path in engine.rglob("*.py") if "dit_stranger" in path.read_text()]
 
 
 def test_its_plugins_are_listed_and_the_broken_ones_told(site: Path) -> None:

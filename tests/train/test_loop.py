@@ -230,6 +230,32 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert [line["step"] for line in curves(tmp_path / "killed")] == list(range(7))
 
 
+class Convolved(Noisy):
+    """As VAEs train fastest: weights in channels_last, whose moments must lie in memory as they do."""
+
+    def __init__(self, watch: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__(watch=watch)
+        module = Weight()
+        values = torch.linspace(-1, 1, 24).reshape(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+        module.value = nn.Parameter(values)
+        self.roles = {"first": Role(module, lr=LR, ema=0.5), "teacher": Role(Weight(9.0))}
+        self.phases = (Phase("a", ("first",)),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        self.watch(batch.step)
+        return {"loss": (self.weight("first") - batch.streams.normal("noise", (2, 3, 2, 2)).mean(0)).square().sum()}
+
+
+def test_a_resumed_training_keeps_the_memory_format(tmp_path: Path) -> None:
+    """A fused AdamW walks through memory: moments in another order would meet the wrong weights."""
+    whole, again = Convolved(), Convolved()
+    fit(whole, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(Convolved(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    fit(again, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    assert torch.equal(whole.weight("first"), again.weight("first"))
+
+
 def killed_at_5(folder: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
         fit(Noisy(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(folder))

@@ -29,22 +29,23 @@ class VideoVAEOptions(TrainOptions):
 
     ratio: pixels per latent cell along time, height, width: 4x16x16, 4x32x32, 8x32x32, 8x64x64.
     channels: of the latent.
-    widths: of the residual networks at cells of 4, 8, 16, 32 … pixels.
+    widths: of the residual networks: on single frames, then on latent frames at cells of 8, 16, 32 … pixels.
     blocks: residual blocks per resolution of the decoder; the encoder has one.
     whitening: 0 keeps the latent's distances those of pixels, 1 gives all principal components one variance.
     noise: largest std of the posterior in training; the decoder learns to forgive a generator so much.
+    lr: of weights of unit size (see ``blocks.EqualConv``), hence larger than is usual.
     pca_clips: clips that the PCA is fitted to.
     """
 
     ratio: str = Field(default="8x32x32", pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")
     channels: int = Field(default=64, ge=1)
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(48, 96, 160, 192), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(32, 96, 160, 192), min_length=1)
     blocks: int = Field(default=2, ge=1)
     whitening: float = Field(default=0.5, ge=0, le=1)
     noise: float = Field(default=0.1, gt=0)
     steps: int = Field(default=3000, ge=1)
-    batch: int = Field(default=8, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
+    batch: int = Field(default=4, ge=1)
+    lr: float = Field(default=2e-2, gt=0)
     decay: float = Field(default=0.02, gt=0, le=1)
     ema: float = Field(default=0.99, ge=0, lt=1)
     pca_clips: int = Field(default=512, ge=1)

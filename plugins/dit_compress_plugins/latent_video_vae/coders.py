@@ -1,8 +1,8 @@
 """Encoder and decoder: a linear code of patches (PCA at the start) plus a residual network.
 
 The first frame is a patch ``[1, r, r]`` and every later group of ``ratio[0]`` frames a patch
-``[ratio[0], r, r]``; each has its own linear maps. The residual networks work on rows of latent
-frames at 1/32 … 1/4 of the resolution and start at zero, so the VAE starts as exact PCA.
+``[ratio[0], r, r]``; each has its own linear maps. The residual networks work on latent frames at
+cells of r … 8 pixels, the decoder's also on single frames, and start at zero: the VAE starts as PCA.
 
 Shapes: N = B·T rows, C channels of the latent, G frames of a group, T H W latent frames, height,
 width, Y X pixels, F frames. A row of pixels holds ``G·3`` channels, colour fastest.
@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.nn import functional
 
 from dit_compress_plugins.latent_video_vae.blocks import (
     EqualConv,
@@ -115,7 +114,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Raw latent → video: linear patch synthesis + causal residual network; ranks ≤ 5, no norms.
 
-    The network works on latent frames up to cells of 8 pixels, then on single frames at cells of 4,
+    The network works on latent frames up to cells of 8 pixels, then on single frames at cells of 2,
     where it sees the linear synthesis: what sharpens one edge of one frame serves all of them.
     """
 

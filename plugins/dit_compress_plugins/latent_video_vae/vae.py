@@ -28,7 +28,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
     Args:
         ratio: pixels per latent cell along time, height, width; height and width alike, a power of two ≥ 8.
         channels: C.
-        widths: network widths at cells of 4, 8, 16, 32 … pixels.
+        widths: network widths on single frames, then on latent frames at cells of 8, 16, 32 … pixels.
         num_blocks: residual blocks per resolution of the decoder; the encoder has one.
         latent_mean: per channel, of the raw latent; :meth:`set_statistics` writes it.
         latent_std: likewise.
@@ -41,7 +41,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self,
         ratio: Sequence[int] = (8, 32, 32),
         channels: int = 128,
-        widths: Sequence[int] = (48, 96, 160, 192),
+        widths: Sequence[int] = (32, 96, 160, 192),
         num_blocks: int = 2,
         latent_mean: Sequence[float] | None = None,
         latent_std: Sequence[float] | None = None,

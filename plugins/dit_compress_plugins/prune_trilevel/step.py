@@ -41,7 +41,8 @@ class TrilevelPruning:
         axes, keep = self.counts(denoiser)
         entry = compact(denoiser, axes, {axis.name: tuple(range(keep[axis.name])) for axis in axes})
         after = self.within_limit(denoiser)
-        note = f"{before / 1e6:,.0f}M → {after / 1e6:,.0f}M parameters"
+        digits = 0 if after > 1e8 else 2
+        note = f"{before / 1e6:,.{digits}f}M → {after / 1e6:,.{digits}f}M parameters"
         return replace(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, note))
 
     def run(self, context: Context) -> Result:

@@ -1,3 +1,5 @@
 """Needs what nobody has."""
 
 import no_such_package
+
+NEEDED = no_such_package
