@@ -307,7 +307,7 @@ def test_plan_reads_no_weights_and_tells_what_is_cached(smoke: Path, tmp_path: P
     assert done.status == 0, done.printed
     rows = {line.split()[0]: line for line in done.printed.splitlines()[2:]}
     assert list(rows) == STEPS
-    assert "0.3M → 0.2M" in rows["pruned"]
+    assert "0.26M → 0.17M" in rows["pruned"]
     assert all(re.search(r"\byes\b", row) for row in rows.values())
     tokens = 2 * 2 * 2
     assert f" {tokens} " in rows["student"]

@@ -6,7 +6,7 @@ a pruned model reloads without searching or discovering anything.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,7 +268,7 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
     """JSON data; index lists as ranges ``[start, stop]``."""
     listed = []
     for edit in edits:
-        data = {"edit": type(edit).__name__, **asdict(edit)}
+        data = {"edit": type(edit).__name__, **vars(edit)}
         if "index" in data:
             data["index"] = as_ranges(data["index"])
         listed.append(data)

@@ -65,7 +65,7 @@ class Noisy:
     """Two roles; each phase pulls its own weight to the batch, with noise of the batch's streams."""
 
     def __init__(
-        self, *, start: int = 0, ema: float | None = 0.5, watch: Callable[[int], None] = lambda _: None
+        self, *, start: int = 0, ema: float | None = 0.75, watch: Callable[[int], None] = lambda _: None
     ) -> None:
         self.roles = {
             "first": Role(Weight(1.0, 2.0), lr=LR, ema=ema),
@@ -133,11 +133,11 @@ def test_the_rates_factor_scales_the_step() -> None:
 
 
 def test_the_moving_average_accumulates() -> None:
-    """Weights -lr, -2lr; averages 0.5·0 + 0.5·(-lr) = -lr/2, then 0.5·(-lr/2) + 0.5·(-2lr) = -1.25lr."""
-    trainee = trained(1.0, 1.0, ema=0.5)
-    assert float(trainee.average["value"]) == pytest.approx(-1.25 * LR, rel=1e-5)
+    """Weights -lr, -2lr; averages 0.75·0 + 0.25·(-lr) = -0.25lr, then 0.75·(-0.25lr) + 0.25·(-2lr) = -0.6875lr."""
+    trainee = trained(1.0, 1.0, ema=0.75)
+    assert trainee.average["value"].item() == pytest.approx(-0.6875 * LR, rel=1e-5)
     trainee.use_average()
-    assert trainee.parameters["value"].item() == pytest.approx(-1.25 * LR, rel=1e-5)
+    assert trainee.parameters["value"].item() == pytest.approx(-0.6875 * LR, rel=1e-5)
 
 
 def test_gradients_are_clipped_to_the_norm_and_the_norm_is_told() -> None:
@@ -183,10 +183,10 @@ def test_a_phase_runs_from_its_start(tmp_path: Path) -> None:
 
 
 def test_an_average_moves_only_with_its_own_role(tmp_path: Path) -> None:
-    """Adam's first step is ±lr, whatever the gradient: 3 → 3 + lr, and the average half of it, once."""
+    """Adam's first step is ±lr, whatever the gradient: 3 → 3 + lr, and the average a quarter of it, once."""
     objective = Noisy(start=3)
     fit(objective, samples(), options(4), context_in(tmp_path))
-    assert objective.weight("second").tolist() == pytest.approx([3 + LR / 2], rel=1e-5)
+    assert objective.weight("second").tolist() == pytest.approx([3 + LR / 4], rel=1e-5)
 
 
 def test_dropout_is_off_since_it_would_draw_from_torchs_state(tmp_path: Path) -> None:
