@@ -111,7 +111,7 @@ def fit(objective: Objective, samples: Samples, options: TrainOptions, context: 
     """Train the objective's roles in place, for ``options.steps`` steps, resuming where a kill left off."""
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # Nothing here reads memory it has not written; filling every new tensor costs more than it could show.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its class
     trainees = _trainees(objective)
     folder = context.folder / "checkpoints"
     start = _resume(trainees, folder)
