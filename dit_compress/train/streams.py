@@ -43,6 +43,12 @@ class Streams:
         """Uniform in [0, 1) ``[B, *shape]``, float32."""
         return self._draw(stream, lambda rng: np.asarray(rng.random(tuple(shape), dtype=np.float32)))
 
+    def positions(self, kind: str) -> Tensor:
+        """Places on the schedule, ``[B]`` in (0, 1): ``uniform`` or ``logit_normal``."""
+        import torch
+
+        return self.uniform("sigma") if kind == "uniform" else torch.sigmoid(self.normal("sigma", ()))
+
     def integers(self, stream: str, high: int) -> Tensor:
         """Integers in 0 … high-1, ``[B]``."""
         return self._draw(stream, lambda rng: np.asarray(rng.integers(high)))

@@ -86,7 +86,7 @@ class AffineObjective:
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Eq. 6 on one batch."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
-        sigma = self.schedule.warp(self._u(batch))
+        sigma = self.schedule.warp(batch.streams.positions(self.options.sigma))
         x = flow.interpolate(batch.x0, noise, sigma)
         with torch.no_grad():
             cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < self.options.caption_dropout)
@@ -104,11 +104,6 @@ class AffineObjective:
             logged["output_loss"] = flow_loss(predicted, target)
             total = total + self.options.output_weight * logged["output_loss"]
         return {"loss": total, **logged}
-
-    def _u(self, batch: Batch) -> Tensor:
-        if self.options.sigma == "uniform":
-            return batch.streams.uniform("sigma")
-        return torch.sigmoid(batch.streams.normal("sigma", ()))
 
 
 def affine_map(width_S: int, width_T: int) -> nn.Linear:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from dit_compress import flow
 from dit_compress.flow import Flow
 from dit_compress.train.distill import distill, text_lr
@@ -83,8 +81,4 @@ class FlowObjective:
     def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sigma ``[B]`` and noise like x0, from the batch's streams."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
-        if self.options.sigma == "uniform":
-            u = batch.streams.uniform("sigma")
-        else:
-            u = torch.sigmoid(batch.streams.normal("sigma", ()))
-        return self.schedule.warp(u), noise
+        return self.schedule.warp(batch.streams.positions(self.options.sigma)), noise
