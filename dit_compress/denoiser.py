@@ -155,6 +155,18 @@ class Denoiser(nn.Module):
             for handle in handles:
                 handle.remove()
 
+    @property
+    def example_size(self) -> tuple[int, int, int]:
+        """The smallest latent size (T, H, W) with more than one token along every axis."""
+        t, h, w = self.patch
+        return 2 * t, 2 * h, 2 * w
+
+    @torch.no_grad()
+    def stream_width(self) -> int:
+        """Width D of the main stream, seen on one example."""
+        _, taken = self.features(*self.example(1, self.example_size), at=[0])
+        return taken[0].shape[-1]
+
     def tokens(self, size_THW: tuple[int, int, int]) -> int:
         """Tokens S of a latent of this size."""
         t, h, w = (size // patch for size, patch in zip(size_THW, self.patch, strict=True))

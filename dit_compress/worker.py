@@ -98,16 +98,14 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> C
         trackers=recipe.trackers or (make_part("tracker", "jsonl", installed()),),
     )
     context.catch_signals()
+    torch.manual_seed(recipe.seed)  # for the first weights of new modules; all else draws from the streams
     return context
 
 
 def run_base(context: Context, node: Node) -> Result:
     """The implicit first step: denoiser and text encoder as the recipe says, random weights from its seed."""
-    import torch
-
     from dit_compress.spec import ComponentSpec, Spec
 
-    torch.manual_seed(context.seed)
     modules: dict[str, Any] = {}
     specs: dict[str, ComponentSpec] = {}
     for kind, part in node.parts.items():

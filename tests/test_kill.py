@@ -114,7 +114,7 @@ def test_sigterm_saves_at_once_and_says_how_to_go_on(interrupted: Interrupted) -
     stopped = interrupted.seen["stopped"]
     assert stopped.status == 2
     assert stopped.printed.splitlines()[-1] == (
-        "step 'student' was asked to stop and saved itself. Run the same command to continue"
+        "step 'student' was asked to stop. Run the same command: it goes on from the last checkpoint"
     )
     assert interrupted.seen["stopped checkpoints"] == ["step-00000002"]
 

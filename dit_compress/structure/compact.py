@@ -73,12 +73,11 @@ def masked_output(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Tenso
 
 def example_output(denoiser: Denoiser) -> Tensor:
     """Velocity of the denoiser's own example, a function of the model alone."""
-    size = tuple(2 * cells for cells in denoiser.patch)
     training = denoiser.training
     denoiser.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        output = denoiser(*denoiser.example(2, size))  # type: ignore[arg-type]  # three ints
+        output = denoiser(*denoiser.example(2, denoiser.example_size))
     denoiser.train(training)
     return output
 

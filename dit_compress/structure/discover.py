@@ -63,12 +63,11 @@ def _record(denoiser: Denoiser) -> dict[str, _Call]:
             calls.setdefault(path, _Call(args, kwargs, output))
 
         handles.append(module.register_forward_hook(note, with_kwargs=True))
-    size = tuple(2 * cells for cells in denoiser.patch)
     training = denoiser.module.training
     denoiser.module.eval()
     try:
         with torch.no_grad():
-            denoiser(*denoiser.example(1, size))  # type: ignore[arg-type]  # three ints
+            denoiser(*denoiser.example(1, denoiser.example_size))
     finally:
         denoiser.module.train(training)
         for handle in handles:

@@ -25,7 +25,7 @@ def discriminator(generator: Denoiser, **options: Any) -> nn.Module:
 
 def example(denoiser: Denoiser) -> tuple[Tensor, Tensor, Cond]:
     torch.manual_seed(5)
-    return denoiser.example(2, tuple(2 * cells for cells in denoiser.patch))
+    return denoiser.example(2, denoiser.example_size)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -126,7 +126,7 @@ def test_a_plan_for_another_model_is_refused(bad) -> None:
 def test_truncated_gives_the_features_of_the_whole(name: str) -> None:
     denoiser = tiny_denoiser(name)
     torch.manual_seed(1)
-    example = denoiser.example(2, tuple(2 * cells for cells in denoiser.patch))
+    example = denoiser.example(2, denoiser.example_size)
     with torch.no_grad():
         _, whole = denoiser.features(*example, at=[0, 1])
         _, short = truncated(denoiser, 2).features(*example, at=[1])

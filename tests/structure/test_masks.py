@@ -110,7 +110,7 @@ def all_axes(denoiser: Denoiser) -> list[Axis]:
 
 def example(denoiser: Denoiser) -> tuple[Tensor, Tensor, Cond]:
     torch.manual_seed(3)
-    return denoiser.example(2, tuple(2 * cells for cells in denoiser.patch))
+    return denoiser.example(2, denoiser.example_size)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -49,10 +49,7 @@ class DitBlockDiscriminator(nn.Module):
         for index in range(frozen, frozen + learnable):
             self.trunk.module.get_submodule(stack.block(index)).requires_grad_()
         self.tap = frozen + learnable - 1
-        size = tuple(2 * cells for cells in generator.patch)
-        with torch.no_grad():
-            _, taken = self.trunk.features(*self.trunk.example(1, size), at=[self.tap])  # type: ignore[arg-type]
-        width = taken[self.tap].shape[-1]
+        width = generator.stream_width()
         hidden = hidden or max(8, width // 4)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 

@@ -72,7 +72,7 @@ class AffineObjective:
     ) -> None:
         self.options, self.student, self.teacher, self.text = options, student, teacher, text
         self.pairs, self.schedule = pairs, schedule
-        width_S, width_T = _width(student), _width(teacher)
+        width_S, width_T = student.stream_width(), teacher.stream_width()
         self.aligner = nn.ModuleList([affine_map(width_S, width_T) for _ in pairs])
         student.requires_grad_()
         self.roles = {
@@ -112,11 +112,3 @@ def affine_map(width_S: int, width_T: int) -> nn.Linear:
     nn.init.eye_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _width(denoiser: Denoiser) -> int:
-    """Width D of the main stream, from one example."""
-    with torch.no_grad():
-        size = tuple(2 * cells for cells in denoiser.patch)
-        _, taken = denoiser.features(*denoiser.example(1, size), at=[0])  # type: ignore[arg-type]  # three ints
-    return taken[0].shape[-1]
