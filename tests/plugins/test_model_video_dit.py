@@ -157,7 +157,10 @@ def test_a_pruned_model_is_saved_as_an_ordinary_one(tmp_path: Path) -> None:
     assert config_of(module)["heads"] == [3, 4]
     module.save_pretrained(tmp_path)
     inputs = VideoDiTModel.denoiser(module).call(*VideoDiTModel.denoiser(module).example(1, SIZE))[0]
-    assert torch.equal(VideoDiT.from_pretrained(tmp_path).eval()(*inputs), module(*inputs))
+    again = VideoDiT.from_pretrained(tmp_path).eval()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())
+    # MKL's last bit depends on where in memory a weight begins, and a file begins where its header ends.
+    torch.testing.assert_close(again(*inputs), module(*inputs), atol=1e-6, rtol=1e-6)
 
 
 def test_masked_equals_compact_and_gives_an_ordinary_config() -> None:
