@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from dit_compress.denoiser import Denoiser
     from dit_compress.structure.axes import Axis, Kept
@@ -31,3 +31,14 @@ class Selection:
 
     kept: Kept
     history: dict[str, Any] = field(default_factory=dict)
+
+
+def outside_removed_blocks(axes: Sequence[Axis], kept: Kept) -> list[Axis]:
+    """The axes that still matter under a plan: those inside a removed block compute nothing."""
+    gone = {
+        (axis.blocks.path, index)
+        for axis in axes
+        if axis.blocks and axis.name in kept
+        for index in set(range(axis.units)) - set(kept[axis.name])
+    }
+    return [axis for axis in axes if axis.blocks or (axis.stack, axis.block) not in gone]

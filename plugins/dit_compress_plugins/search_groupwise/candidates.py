@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_compress.errors import UserError
+from dit_compress.structure.parts import cut as cut_parts
 
 MAX_CANDIDATES = 256
 
@@ -37,14 +38,8 @@ def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int, name:
     ``order``: the axis' units; for FFN channels sorted by importance, so that a part holds channels that
     matter alike. Parts go to groups round robin over equal runs: each group sees the whole range.
     """
-    units = len(order)
-    num_parts = min(num_parts, units)
-    if units % num_parts:
-        raise UserError(
-            f"{name}: {units} units can't be cut into {num_parts} equal parts", mend=f"Choose a divisor of {units}"
-        )
-    size = units // num_parts
-    parts = tuple(tuple(sorted(order[first : first + size])) for first in range(0, units, size))
+    num_parts = min(num_parts, len(order))
+    parts, size = cut_parts(order, num_parts, name), len(order) // num_parts
     num_groups = min(num_groups, num_parts)
     bounds = [round(index * num_parts / num_groups) for index in range(num_groups + 1)]
     if size == 1:
