@@ -98,5 +98,7 @@ def search(folder: Path, problem: SearchProblem, use: str, **options: Any) -> Se
 
 
 def latents_in(folder: Path) -> Latents:
-    """A context over a tiny bundle."""
-    return Latents(**vars(context_in(folder, input=tiny_bundle(folder / "bundle"))))
+    """A context over a tiny bundle; training curves go into the folder."""
+    context = Latents(**vars(context_in(folder, input=tiny_bundle(folder / "bundle"))))
+    context.trackers = (make_part("tracker", "jsonl", installed()),)
+    return context

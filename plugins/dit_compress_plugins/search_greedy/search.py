@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.errors import UserError
 from dit_compress.structure.parts import complete, parts_of
 from dit_compress.structure.search import SearchProblem, Selection, outside_removed_blocks
-from dit_compress.structure.trial import Trial, trial
+from dit_compress.structure.trial import trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

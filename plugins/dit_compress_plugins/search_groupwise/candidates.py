@@ -32,13 +32,16 @@ class Cut:
         return candidate_rows(self.groups[group], self.keep[group], len(self.parts))
 
 
-def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int, name: str) -> Cut:
+def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int | None, name: str) -> Cut:
     """Cut units (in the given order) into equal parts, and the parts into groups.
 
     ``order``: the axis' units; for FFN channels sorted by importance, so that a part holds channels that
     matter alike. Parts go to groups round robin over equal runs: each group sees the whole range.
+    ``num_groups`` None takes the fewest whose candidates are not too many.
     """
     num_parts = min(num_parts, len(order))
+    if num_groups is None:
+        num_groups = fewest_groups(num_parts, keep * num_parts // len(order))
     parts, size = cut_parts(order, num_parts, name), len(order) // num_parts
     num_groups = min(num_groups, num_parts)
     bounds = [round(index * num_parts / num_groups) for index in range(num_groups + 1)]
@@ -53,6 +56,16 @@ def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int, name:
                 f"{name}: a group of {len(group)} keeping {kept} has {count} candidates", mend="Use more groups"
             )
     return cut
+
+
+def fewest_groups(num_parts: int, keep: int) -> int:
+    """The smallest number of groups in which none has more than ``MAX_CANDIDATES``."""
+    for count in range(1, num_parts):
+        sizes = [num_parts // count + (place < num_parts % count) for place in range(count)]
+        kept = share_out(keep, sizes)
+        if all(math.comb(size, n) <= MAX_CANDIDATES for size, n in zip(sizes, kept, strict=True)):
+            return count
+    return num_parts
 
 
 def share_out(total: int, sizes: list[int]) -> tuple[int, ...]:
