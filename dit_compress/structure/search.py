@@ -17,12 +17,15 @@ class SearchProblem:
     """Keep exactly ``keep[axis.name]`` units of every axis.
 
     units: per level, into how many equal parts a learned search may cut an axis (FFN channels).
+    fixed: axes whose units are settled already (blocks, where a budget gave each its own widths): a search
+    measures with these and leaves them.
     """
 
     denoiser: Denoiser
     axes: tuple[Axis, ...]
     keep: Mapping[str, int]
     units: Mapping[str, int] = field(default_factory=dict)
+    fixed: Kept = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,44 +17,46 @@ from dit_compress.train.loop import draw_batch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from dit_compress.context import Context
     from dit_compress.hooks import Part
-    from dit_compress.structure.axes import Axis, Kept
+    from dit_compress.structure.axes import Kept
     from dit_compress.structure.search import SearchProblem
     from dit_compress.train.objective import Batch, Objective
     from dit_compress.train.options import ProbeOptions
 
 
 class Trial:
-    """The loss of a module under masks, mean over fixed batches. ``count``: losses measured so far."""
+    """The loss of a problem's module under masks, mean over batches. ``count``: losses measured so far."""
 
-    def __init__(self, objective: Objective, module: nn.Module, axes: Sequence[Axis], batches: Sequence[Batch]) -> None:
-        self.objective, self.module, self.axes, self.batches = objective, module, tuple(axes), tuple(batches)
+    def __init__(self, objective: Objective, problem: SearchProblem, batches: Sequence[Batch]) -> None:
+        self.objective, self.module, self.batches = objective, problem.denoiser.module, tuple(batches)
+        self.axes, self.fixed = problem.axes, problem.fixed
         self.count = 0
-        self._like = next(module.parameters())
+        self._like = next(self.module.parameters())
 
     @torch.no_grad()
     def loss(self, kept: Kept) -> float:
         """Mean loss with only ``kept`` (axes not named stay whole)."""
         self.count += 1
-        shortened = {
-            axis.name: kept[axis.name] for axis in self.axes if axis.name in kept and len(kept[axis.name]) < axis.units
-        }
+        plan = {**kept, **self.fixed}
+        shortened = {a.name: plan[a.name] for a in self.axes if a.name in plan and len(plan[a.name]) < a.units}
         with masked(self.module, self.axes, hard_masks(self.axes, shortened, self._like)):
             return sum(float(self._loss(batch)) for batch in self.batches) / len(self.batches)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Per axis ``[samples, units]``: the derivative of each sample's loss by each mask, at the whole model.
+        """Per axis ``[samples, units]``: the derivative of each sample's loss by each mask, where nothing is masked.
 
         A loss is a mean over its batch, so each sample's derivative is the batch size times what autograd gives.
         """
-        found: dict[str, list[Tensor]] = {axis.name: [] for axis in self.axes}
+        found: dict[str, list[Tensor]] = {axis.name: [] for axis in self.axes if axis.name not in self.fixed}
         for batch in self.batches:
             size = len(batch.sample)
-            ones = {axis.name: torch.ones(size, axis.units).to(self._like).requires_grad_() for axis in self.axes}
-            with torch.enable_grad(), masked(self.module, self.axes, ones):
+            free = [axis for axis in self.axes if axis.name not in self.fixed]
+            ones = {axis.name: torch.ones(size, axis.units).to(self._like).requires_grad_() for axis in free}
+            values = {**ones, **hard_masks(self.axes, self.fixed, self._like)}
+            with torch.enable_grad(), masked(self.module, self.axes, values):
                 slopes = torch.autograd.grad(self._loss(batch), list(ones.values()), allow_unused=True)
             for (name, mask), slope in zip(ones.items(), slopes, strict=True):
                 found[name].append(torch.zeros_like(mask) if slope is None else slope * size)
@@ -78,6 +80,6 @@ def trial(problem: SearchProblem, context: Context, objective: Part, options: Pr
     samples = context.latents("train", text)
     batches = [draw_batch(samples, options.batch, context.seed, step) for step in range(options.batches)]
     try:
-        yield Trial(built, student.module, problem.axes, batches)
+        yield Trial(built, problem, batches)
     finally:
         student.train(training)

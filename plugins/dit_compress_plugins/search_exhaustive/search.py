@@ -47,13 +47,20 @@ class ExhaustiveSearch:
 def choices(problem: SearchProblem, parts: Mapping[str, Parts]) -> Iterator[Kept]:
     """Every plan that differs in what it computes: inside a removed block there is nothing to choose."""
     blocks = [axis for axis in problem.axes if axis.blocks]
-    for chosen in product(*(list(combinations(range(axis.units), problem.keep[axis.name])) for axis in blocks)):
+    for chosen in product(*(depths(problem, axis) for axis in blocks)):
         kept = {axis.name: units for axis, units in zip(blocks, chosen, strict=True)}
         alive = [axis for axis in outside_removed_blocks(problem.axes, kept) if not axis.blocks]
         named = {axis.name for axis in (*blocks, *alive)}
         idle = {axis.name: tuple(range(problem.keep[axis.name])) for axis in problem.axes if axis.name not in named}
         for inner in product(*(ways(problem, axis, parts[axis.name]) for axis in alive)):
             yield {**kept, **idle, **{axis.name: units for axis, units in zip(alive, inner, strict=True)}}
+
+
+def depths(problem: SearchProblem, axis: Axis) -> list[tuple[int, ...]]:
+    """Every set of blocks that leaves a stack its count."""
+    if axis.name in problem.fixed:
+        return [problem.fixed[axis.name]]
+    return list(combinations(range(axis.units), problem.keep[axis.name]))
 
 
 def ways(problem: SearchProblem, axis: Axis, parts: Parts) -> list[tuple[int, ...]]:
@@ -82,7 +89,8 @@ def num_choices(problem: SearchProblem, parts: Mapping[str, Parts]) -> int:
     paths = {axis.blocks.path for axis in blocks if axis.blocks}
     count = math.prod(ways_of[axis.name] for axis in problem.axes if not axis.blocks and axis.stack not in paths)
     for axis in blocks:
-        count *= symmetric_sum([inside[axis.name, index] for index in range(axis.units)], problem.keep[axis.name])
+        free = problem.fixed.get(axis.name, tuple(range(axis.units)))
+        count *= symmetric_sum([inside[axis.name, index] for index in free], problem.keep[axis.name])
     return count
 
 

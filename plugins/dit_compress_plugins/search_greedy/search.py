@@ -27,7 +27,7 @@ class GreedySearch:
 
     def search(self, problem: SearchProblem, context: Context) -> Selection:
         """Remove until every axis has what it may keep; an axis inside a removed block is left alone."""
-        state = State({axis.name: parts_of(problem, axis) for axis in problem.axes}, problem.keep)
+        state = State({axis.name: parts_of(problem, axis) for axis in problem.axes}, problem.keep, problem.fixed)
         self.check(state)
         history: list[dict[str, Any]] = []
         with trial(problem, context, self.options.objective, self.options) as measured:
@@ -66,10 +66,14 @@ class State:
 
     parts: Mapping[str, Parts]
     keep: Mapping[str, int]
+    fixed: Kept
     removed: dict[str, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.removed = {name: [] for name in self.parts}
+        self.removed = {
+            name: [place for place, part in enumerate(parts) if not set(part) <= set(self.fixed.get(name, part))]
+            for name, parts in self.parts.items()
+        }
 
     def kept(self) -> Kept:
         """The plan so far."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dit_compress.errors import UserError
 from dit_compress.plugins import closest
 from dit_compress.structure.importance import magnitude
-from dit_compress.structure.masks import masked
+from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.parts import complete
 from dit_compress.structure.search import SearchProblem, Selection
 from dit_compress.train.loop import fit
@@ -56,28 +56,26 @@ class GroupwiseSearch:
     def search(self, problem: SearchProblem, context: Context) -> Selection:
         """Train the logits, keep the argmax of their average."""
         self.check_levels(problem)
-        axes = [axis for axis in problem.axes if problem.keep[axis.name] < axis.units]
+        axes = [a for a in problem.axes if problem.keep[a.name] < a.units and a.name not in problem.fixed]
         cuts = {axis.name: self.cut(axis, problem) for axis in axes}
         logits = CandidateLogits(cuts, self.options.init, context.seed)
         notes = context.folder / "probabilities.jsonl"
         if axes:
-            self.train(problem, context, axes, logits, notes)
-        kept = {axis.name: tuple(range(axis.units)) for axis in problem.axes}
+            self.train(problem, context, logits, notes)
+        kept = {**{axis.name: tuple(range(axis.units)) for axis in problem.axes}, **problem.fixed}
         for axis in axes:
             row, cut = logits.hard(axis.name), cuts[axis.name]
             chosen = [part for place, part in enumerate(cut.parts) if row[place]]
             kept[axis.name] = complete(problem.denoiser.module, axis, chosen, problem.keep[axis.name])
         return Selection(kept, {"probabilities": read_notes(notes) if axes else [], "chosen": logits.best()})
 
-    def train(
-        self, problem: SearchProblem, context: Context, axes: list[Axis], logits: CandidateLogits, notes: Path
-    ) -> None:
+    def train(self, problem: SearchProblem, context: Context, logits: CandidateLogits, notes: Path) -> None:
         """Move the logits (and LoRA, where asked for); the model is left frozen, LoRA gone or merged."""
         student, text, lora = problem.denoiser, context.text(), self.options.lora
         inner = self.options.objective.build().objective(context, student, copy.deepcopy(student), text)
         stacks = student.structure().stacks
         with adapted(student.module, stacks, lora, context.seed) if lora else nullcontext():
-            objective = MaskedObjective(inner, student.module, axes, logits, self.options, notes)
+            objective = MaskedObjective(inner, problem, logits, self.options, notes)
             fit(objective, context.latents("train", text), self.options, context)
         student.module.requires_grad_(requires_grad=False).eval()
 
@@ -175,14 +173,14 @@ class MaskedObjective:
     def __init__(
         self,
         inner: Objective,
-        module: nn.Module,
-        axes: list[Axis],
+        problem: SearchProblem,
         logits: CandidateLogits,
         options: GroupwiseOptions,
         notes: Path,
     ) -> None:
-        self.notes = notes
-        self.inner, self.module, self.axes, self.logits, self.options = inner, module, axes, logits, options
+        self.inner, self.logits, self.options, self.notes = inner, logits, options, notes
+        self.module, self.axes = problem.denoiser.module, problem.axes
+        self.fixed = hard_masks(problem.axes, problem.fixed, next(self.module.parameters()))
         frozen = {
             name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()
         }
@@ -200,6 +198,6 @@ class MaskedObjective:
             with self.notes.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
         temperature = temperature_at(batch.step, steps, *self.options.temperature)
-        with masked(self.module, self.axes, self.logits.draw(batch, temperature)):
+        with masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **self.fixed}):
             losses = self.inner.loss(self.inner.phases[0], batch)
         return {**losses, "temperature": torch.tensor(temperature)}

@@ -26,7 +26,9 @@ class TaylorSearch:
         with trial(problem, context, self.options.objective, self.options) as measured:
             scores = {name: importance(slopes) for name, slopes in measured.gradients().items()}
         kept = {name: top(score, problem.keep[name]) for name, score in scores.items()}
-        return Selection(kept, {"scores": {name: score.tolist() for name, score in scores.items()}})
+        return Selection(
+            {**kept, **problem.fixed}, {"scores": {name: score.tolist() for name, score in scores.items()}}
+        )
 
 
 def importance(slopes_SU: Tensor) -> Tensor:
