@@ -156,12 +156,9 @@ def read_table(path: Path, axes: Sequence[Axis], size_THW: Sequence[int], machin
     ``machine_name``: the machine the budget is for; this one if None.
     """
     where, data = str(path), read_json(path)
-    lacking = [key for key in ("machine", "size", "axes", "fixed", "blocks", "units") if key not in data]
-    if lacking or data.get("unit") != "seconds":
+    if lacking := _lacking(data):
         raise UserError(
-            f"no latency table: {', '.join(lacking) or 'seconds'} missing",
-            where=where,
-            mend="Measure one: dit-compress sensitivity --table",
+            f"no latency table: {lacking} missing", where=where, mend="Measure one: dit-compress sensitivity --table"
         )
     wanted = machine_name or machine()
     if data["machine"] != wanted:
@@ -186,3 +183,16 @@ def read_table(path: Path, axes: Sequence[Axis], size_THW: Sequence[int], machin
             mend="Measure it for this model, with the same levels",
         )
     return Price.from_data(data)
+
+
+def _lacking(data: Any) -> str:
+    """What a table's data lacks; empty where it is whole."""
+    if not isinstance(data, dict):
+        return "everything"
+    wanted = {"machine": str, "size": list, "axes": dict, "fixed": int | float, "blocks": dict, "units": dict}
+    gone = [key for key, kind in wanted.items() if not isinstance(data.get(key), kind)]
+    if gone or data.get("unit") != "seconds":
+        return ", ".join(gone) or "seconds"
+    numbers = [data["fixed"], *data["units"].values(), *(each for rest in data["blocks"].values() for each in rest)]
+    named = data["axes"].keys() == data["units"].keys() | data["blocks"].keys()
+    return "" if named and all(isinstance(each, int | float) for each in numbers) else "a number for every axis"

@@ -81,7 +81,7 @@ class EqualPlan:
     def keep(self, chosen: np.ndarray) -> dict[str, int]:
         """Counts of every axis."""
         counts = dict(self.blocks)
-        for place in np.flatnonzero(chosen):
+        for place in np.flatnonzero(chosen).tolist():
             counts |= self.entries[place]
         return counts
 

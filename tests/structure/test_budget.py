@@ -327,7 +327,7 @@ def test_the_papers_counts() -> None:
     """28 blocks, 32 heads, 8192 channels → 20, 20, 6144: 1,923M → 966M."""
     denoiser, note = pruned(levels={"block": {"remove": 8}, "head": {"remove": 12}, "ffn": {"keep": 0.75}})
     params = count_parameters(denoiser.module)
-    print(f"the paper's counts: {shape(denoiser)}, {params:,} parameters")
+    print(f"the paper's counts: {shape(denoiser)}, {params:,} parameters")  # noqa: T201 - shown by pytest -s
     assert shape(denoiser) == (20, {20}, {6144})
     assert round(params / 1e6) == 966
     assert note == "1,923M → 966M parameters"
@@ -340,7 +340,7 @@ def test_the_papers_budget(budget: int, counts: tuple[int, set[int], set[int]]) 
     """1B: next to the paper's counts. What the paper's counts weigh: exactly these, by the default curves."""
     denoiser, note = pruned(budget={"params": budget})
     params = count_parameters(denoiser.module)
-    print(f"budget {budget:,}: {shape(denoiser)}, {params:,} parameters")
+    print(f"budget {budget:,}: {shape(denoiser)}, {params:,} parameters")  # noqa: T201 - shown by pytest -s
     assert SLACK * budget <= params <= budget
     assert shape(denoiser) == counts
     blocks, heads, widths = counts

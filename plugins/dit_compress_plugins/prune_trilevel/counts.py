@@ -50,11 +50,11 @@ class Counts:
 
     def kept(self, units: Kept) -> Kept:
         """A search's units with the blocks that were settled before."""
-        return {**self.blocks, **units}
+        return {**units, **self.blocks}
 
     def first(self) -> Kept:
         """The first units of every axis: a plan of the right shape."""
-        return self.kept({name: tuple(range(keep)) for name, keep in self.keep.items() if name not in self.blocks})
+        return self.kept({name: tuple(range(keep)) for name, keep in self.keep.items()})
 
 
 def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, context: Context | None) -> Counts:

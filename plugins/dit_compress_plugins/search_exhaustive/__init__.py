@@ -12,9 +12,9 @@ class ExhaustiveOptions(ProbeOptions):
     """Every choice is measured on the same batches."""
 
     most: int = Field(10_000, ge=1, description="An upper bound on choices to try; more is an error.")
-    objective: Annotated[PartField, Slot("distill")] = Field(
-        default="flow", description="The loss: of flow matching, or of a teacher."
-    )
+    objective: Annotated[
+        PartField, Slot("distill"), Field(default="flow", description="The loss: of flow matching, or of a teacher.")
+    ]
 
 
 @hookimpl

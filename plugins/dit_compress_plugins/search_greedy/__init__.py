@@ -13,9 +13,9 @@ class GreedyOptions(ProbeOptions):
 
     at_once: int = Field(1, ge=1, description="Parts removed after each measurement of all that may go.")
     most: int = Field(20_000, ge=1, description="An upper bound on losses to measure; more is an error.")
-    objective: Annotated[PartField, Slot("distill")] = Field(
-        default="flow", description="The loss: of flow matching, or of a teacher."
-    )
+    objective: Annotated[
+        PartField, Slot("distill"), Field(default="flow", description="The loss: of flow matching, or of a teacher.")
+    ]
 
 
 @hookimpl

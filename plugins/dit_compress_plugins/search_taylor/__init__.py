@@ -11,9 +11,9 @@ from dit_compress.train.options import ProbeOptions
 class TaylorOptions(ProbeOptions):
     """Importance is the root mean square, over samples, of the loss' derivative by the unit's mask."""
 
-    objective: Annotated[PartField, Slot("distill")] = Field(
-        default="flow", description="The loss: of flow matching, or of a teacher."
-    )
+    objective: Annotated[
+        PartField, Slot("distill"), Field(default="flow", description="The loss: of flow matching, or of a teacher.")
+    ]
 
 
 @hookimpl
