@@ -22,3 +22,10 @@ class TrainOptions(Options):
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average that becomes the result; 0 is off.")
     bf16: bool = Field(False, description="Compute in bfloat16 (weights stay float32).")
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+
+
+class ProbeOptions(Options):
+    """How much data a search looks at, where it measures losses and trains nothing."""
+
+    batches: int = Field(4, ge=1, description="Batches, drawn once; every choice is measured on the same.")
+    batch: int = Field(32, ge=1, description="Samples per batch.")
