@@ -64,6 +64,21 @@ def prune_weights(
     return write_pieces(pieces(weights, edits), target, weights.stem, weights.metadata, shard_bytes)
 
 
+def refuse_quantised(weights: Weights) -> None:
+    """UserError where matrices are quantised: their entries don't stand for themselves, and can't be cut."""
+    for tensor in weights.tensors.values():
+        if len(tensor.shape) > 1 and tensor.dtype not in FLOATS:
+            raise _quantised(tensor)
+
+
+def _quantised(tensor: TensorAt) -> UserError:
+    return UserError(
+        f"{tensor.name!r} has the dtype {tensor.dtype}: quantised weights can't be cut",
+        where=str(tensor.file),
+        mend="Prune the model before it is quantised",
+    )
+
+
 def pieces(weights: Weights, edits: Iterable[Edit]) -> list[Piece]:
     """The edits, sorted by the tensor they act on; blocks are dropped or renamed on the way."""
     state = {name: Piece(tensor, name, {}) for name, tensor in weights.tensors.items()}
@@ -84,11 +99,7 @@ def edited(piece: Piece, edit: Take | Scale) -> Piece:
     """A piece with one edit more. Raises UserError where the tensor has not what the edit takes."""
     source = piece.source
     if source.dtype not in FLOATS:
-        raise UserError(
-            f"{source.name!r} has the dtype {source.dtype}: quantised weights can't be cut",
-            where=str(source.file),
-            mend="Prune the model before it is quantised",
-        )
+        raise _quantised(source)
     if isinstance(edit, Scale):
         return Piece(source, piece.name, piece.takes, (*piece.factors, edit.factor))
     shape, index = piece.described.shape, np.asarray(edit.index, dtype=np.int64)
