@@ -1,4 +1,4 @@
-"""The command line: run, plan, check, inspect, generate, report, plugins, schema. Imports no torch at start."""
+"""The command line: run, plan, check, inspect, prune, generate, report, plugins, schema. Imports no torch at start."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dit_compress import __version__
 from dit_compress.errors import UserError
+from dit_compress.prune_command import prune
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
@@ -106,6 +107,9 @@ def inspect(
 
     _registry(plugin)
     _print(axes_table(open_denoiser(target)))
+
+
+app.command()(prune)
 
 
 @app.command()

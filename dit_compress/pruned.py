@@ -113,6 +113,13 @@ def base_of(module: nn.Module) -> dict[str, list[int]]:
     return held["record"]["base"] if held else shapes_of(module)
 
 
+def read_log(folder: Path) -> tuple[dict[str, Any], ...]:
+    """The transform log of a pruned folder or of a bundle's denoiser."""
+    if (folder / PRUNING).is_file():
+        return tuple(read_record(folder)["log"])
+    return Bundle.open(folder).spec.need_denoiser().log
+
+
 def edits_of(record: Mapping[str, Any]) -> list[Edit]:
     """Every edit of a record, in order. Raises UserError where another transform stands among them."""
     for entry in record["log"]:
