@@ -138,9 +138,11 @@ def _follow(part: Part, edit: Take | Scale, leaf: str) -> Piece:
     """One part after one edit of its module's ``leaf`` (weight or bias)."""
     if part.kind == "whole":
         return edited(part.piece, edit) if part.suffix.endswith(f".{leaf}") else part.piece
-    if part.kind == "bias" and leaf == "bias":
-        return edited(part.piece, edit)
-    if part.kind in ("alpha", "bias") or leaf != "weight":
+    if part.kind == "bias":
+        # Its rows are those of the weight: the model's linear may have no bias itself.
+        follows = leaf == ("weight" if isinstance(edit, Take) else "bias") and getattr(edit, "dim", 0) == 0
+        return edited(part.piece, edit) if follows else part.piece
+    if part.kind == "alpha" or leaf != "weight":
         return part.piece
     if part.kind == "magnitude" and (isinstance(edit, Scale) or edit.dim > 0):
         raise UserError(
