@@ -52,7 +52,7 @@ def save_and_prove(folder: Path, module: Any) -> None:
     """``save_pretrained``, reloaded: every tensor equal. What a config can't state stands in ``pruning.json`` beside it."""
     module.save_pretrained(folder)
     try:
-        again = _reload(folder, type(module))
+        again = _reload(folder, module)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the config of {type(module).__name__} can't express this model: {str(error).splitlines()[0]}",
@@ -64,7 +64,7 @@ def save_and_prove(folder: Path, module: Any) -> None:
         raise UserError(f"reloaded weights differ: {different[:3]}", where=str(folder))
 
 
-def _reload(folder: Path, kind: Any) -> Any:
+def _reload(folder: Path, like: Any) -> Any:
     if (folder / PRUNING).is_file():
         return load(folder)
-    return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    return type(like).from_pretrained(folder, local_files_only=True, torch_dtype=next(like.parameters()).dtype)
