@@ -1,12 +1,13 @@
-"""The full-size server model (2B, 40 guided steps) against the pruned one (4 steps), random weights: how many times faster.
+"""The full-size server model (2B, 40 guided steps) against the pruned one (4 steps), random weights: times faster.
 
     python benchmarks/server_to_mobile.py --device cuda          # the paper's sizes, bf16, whole sampling loops
     python benchmarks/server_to_mobile.py --latent 2 4 4         # one step of each on a CPU, times the number of steps
 
-Server: 28 blocks, 32 heads, FFN 8192, guidance as one doubled batch, 40 steps. Mobile: 8 blocks, 12 heads and a quarter of the
-FFN removed, no guidance, 4 steps. "End to end" adds one decode by this toolkit's VAE (8x32x32, the widths of
-recipes/mobile_video.yaml) to each; the text encoder is left out, its weights are not here. Beside it the paper's Table 1
-(A100, 121×576×1024, with costs that it does not itemise) and, for the token counts of the four VAE ratios, its Table 3.
+Server: 28 blocks, 32 heads, FFN 8192, guidance as one doubled batch, 40 steps. Mobile: 8 blocks, 12 heads and a quarter
+of the FFN removed, no guidance, 4 steps. "End to end" adds one decode by this toolkit's VAE (8x32x32, the widths of
+recipes/mobile_video.yaml) to each; the text encoder is left out, its weights are not here. Beside it the paper's
+Table 1 (A100, 121×576×1024, with costs that it does not itemise) and, for the token counts of the four VAE ratios,
+its Table 3.
 
 The last line is one JSON object. There is no goal to miss: exit status 0.
 """
@@ -45,8 +46,12 @@ def denoisers(device: str, dtype: Any) -> dict[str, Any]:
         with init_empty_weights():
             denoiser = maker.denoiser(maker.create())
         if name == "mobile":
-            levels = {key: make_part("granularity", {"use": key, **value}, installed()) for key, value in LEVELS.items()}
-            axes = [(part.build(), axis) for part in levels.values() for axis in part.build().axes(denoiser.structure())]
+            levels = {
+                key: make_part("granularity", {"use": key, **value}, installed()) for key, value in LEVELS.items()
+            }
+            axes = [
+                (part.build(), axis) for part in levels.values() for axis in part.build().axes(denoiser.structure())
+            ]
             kept = {axis.name: tuple(range(level.keep(axis))) for level, axis in axes}
             compact(denoiser, [axis for _, axis in axes], kept)
         found[name] = randomised(denoiser, device, dtype)
@@ -74,6 +79,15 @@ def decoder(device: str, dtype: Any) -> Any:
     return component.loader().from_config(component.config).to(device=device, dtype=dtype).eval()
 
 
+def decoding_seconds(device: str, dtype: Any, size: tuple[int, int, int], runs: int) -> float:
+    """Seconds to decode one latent."""
+    import torch
+
+    vae = decoder(device, dtype)
+    latent = torch.randn(1, vae.channels, *size, device=device, dtype=dtype)
+    return seconds_of(lambda: vae.decode(latent), runs)
+
+
 def latent_size(ratio: str) -> tuple[int, int, int]:
     """Cells of the paper's video."""
     from dit_compress.spec import latent_size as cells
@@ -98,7 +112,9 @@ def sampling_seconds(denoiser: Any, name: str, size: tuple[int, int, int], *, nu
     return seconds_of(lambda: euler(denoiser, noise, cond, sigmas, GUIDANCE[name]), runs)
 
 
-def whole(models: dict[str, Any], size: tuple[int, int, int], decode: float, *, loops: bool, runs: int) -> dict[str, float]:
+def whole(
+    models: dict[str, Any], size: tuple[int, int, int], decode: float, *, loops: bool, runs: int
+) -> dict[str, float]:
     """Seconds per video by part, and the ratios."""
     found = {}
     for name, steps in STEPS.items():
@@ -135,17 +151,16 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--latent", type=int, nargs=3, default=None, help="latent T H W; the paper's on cuda, 2 4 4 else")
+    parser.add_argument(
+        "--latent", type=int, nargs=3, default=None, help="latent T H W; the paper's on cuda, 2 4 4 else"
+    )
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
     full = given.latent is None and given.device != "cpu"
     size = latent_size("8x32x32") if full else tuple(given.latent or (2, 4, 4))
     torch.manual_seed(0)
     with torch.no_grad():
-        vae = decoder(given.device, torch.bfloat16)
-        latent = torch.randn(1, 128, *size, device=given.device, dtype=torch.bfloat16)
-        decode = seconds_of(lambda: vae.decode(latent), given.runs)
-        del vae
+        decode = decoding_seconds(given.device, torch.bfloat16, size, given.runs)
         models = denoisers(given.device, torch.bfloat16)
         found: dict[str, Any] = {"latent": list(size), "tokens": models["server"].tokens(size)}
         found |= {f"{name}_params": sum(p.numel() for p in model.parameters()) for name, model in models.items()}

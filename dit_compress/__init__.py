@@ -1,9 +1,9 @@
 """dit-compress: turn a large video Diffusion Transformer into one that a phone can run.
 
-    import dit_compress
+import dit_compress
 
-    model = dit_compress.prune("LTX-Video/transformer", params=1e9, search="magnitude", out="pruned")
-    model = dit_compress.load("pruned")
+model = dit_compress.prune("LTX-Video/transformer", params=1e9, search="magnitude", out="pruned")
+model = dit_compress.load("pruned")
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def load(
     folder = Path(folder)
     record, config = read_record(folder), _json(folder / "config.json")
     if record["class"] != config.get("_class_name"):
-        raise UserError(f"config.json is that of {config.get('_class_name')!r}, {PRUNING} of {record['class']!r}", where=str(folder))
+        raise UserError(
+            f"config.json is that of {config.get('_class_name')!r}, {PRUNING} of {record['class']!r}", where=str(folder)
+        )
     for name, written in record["files"].items():
         _check(folder / name, written, verify=verify)
     kind = cls or _class_named(record["class"])
@@ -69,7 +71,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"schema", "class", "config", "base", "log", "files"} <= record.keys():
         raise UserError("not a whole record of a pruning", where=where)
     if record["schema"] > READS:
-        raise UserError(f"written with schema {record['schema']}, read up to {READS}", where=where, mend="Upgrade dit-compress")
+        raise UserError(
+            f"written with schema {record['schema']}, read up to {READS}", where=where, mend="Upgrade dit-compress"
+        )
     return record
 
 
@@ -132,7 +136,7 @@ def _parameters_on_meta() -> Iterator[None]:
         empty = None if parameter is None else nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         register(module, name, empty)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

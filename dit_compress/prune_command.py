@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +24,10 @@ def prune(
     plan: Annotated[
         Path | None, typer.Option(help="Repeat the plan of a pruned folder (or its pruning.json) instead of a search.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would stay; read and write no weights.")] = False,  # noqa: FBT002
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would stay; read and write no weights.")
+    ] = False,
     seed: int = 0,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin.")] = None,
 ) -> None:
@@ -44,7 +47,7 @@ def prune(
         what |= {"keep": _counts("--keep", keep, float), "search": search}
         if dry_run:
             before, after = pruning.planned(path, **what)
-            log = after.denoiser.log[len(before.denoiser.log) :]
+            log = after.need_denoiser().log[len(before.need_denoiser().log) :]
             _print_plan(log, after.build_denoiser().module)
         else:
             _print_plan(*_pruned(path, what, out, seed))
@@ -95,7 +98,9 @@ def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dic
             found[level.strip()] = kind(value)
         except ValueError as error:
             example = "block=8,head=12" if kind is int else "ffn=0.75"
-            raise UserError(f"{option} takes LEVEL={'N' if kind is int else 'X'}, got {item!r}", mend=f"Write {example}") from error
+            raise UserError(
+                f"{option} takes LEVEL={'N' if kind is int else 'X'}, got {item!r}", mend=f"Write {example}"
+            ) from error
     return found
 
 

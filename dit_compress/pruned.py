@@ -134,7 +134,11 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 
 def check_plan(
-    record: Mapping[str, Any], class_name: str, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: str
+    record: Mapping[str, Any],
+    class_name: str,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    where: str,
 ) -> None:
     """UserError where a plan was made for another class, config, or for other tensors."""
     if record["class"] != class_name:
@@ -145,7 +149,9 @@ def check_plan(
         if planned is None or found is None or list(planned) != list(found):
             said = "has no such tensor" if planned is None else f"says {list(planned)}"
             seen = "is missing" if found is None else f"is {list(found)}"
-            raise UserError(f"the plan is for another model: {name!r} {seen}, the plan {said}", where=where, mend=_OTHER)
+            raise UserError(
+                f"the plan is for another model: {name!r} {seen}, the plan {said}", where=where, mend=_OTHER
+            )
     if record["config"] != config_digest(config):
         raise UserError("the plan is for another config: its checksum differs", where=where, mend=_OTHER)
 

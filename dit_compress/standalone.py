@@ -47,14 +47,15 @@ class _Module:
                 self.imported |= {alias.asname or alias.name: (node.module or "", alias.name) for alias in node.names}
 
     @classmethod
-    @cache
     def read(cls, name: str) -> _Module:
+        """By its dotted name, without importing it."""
         spec = find_spec(name)
         assert spec is not None
         assert spec.origin is not None
         return cls(Path(spec.origin).read_text("utf-8"))
 
     def text(self, node: ast.stmt) -> str:
+        """The lines of a definition, decorators included."""
         first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
         return "\n".join(self.lines[first - 1 : node.end_lineno])
 
@@ -66,6 +67,7 @@ class _Flat:
         self.imports: set[str] = set()
         self.parts: list[str] = []
         self._owner: dict[str, _Module] = {}
+        self._read: dict[str, _Module] = {}
 
     def add(self, module: _Module, name: str) -> None:
         """A definition, after what it uses; an import, where the name is one."""
@@ -81,18 +83,24 @@ class _Flat:
             self.parts.append(module.text(node))
 
     def _import(self, name: str, source: str, item: str | None) -> None:
-        if source.split(".")[0] != ENGINE:
+        if _package(source) != ENGINE:
             renamed = f" as {name}" if name != (item or source) else ""
             self.imports.add(f"from {source} import {item}{renamed}" if item else f"import {source}{renamed}")
         elif item == name:
-            self.add(_Module.read(source), name)
+            if source not in self._read:
+                self._read[source] = _Module.read(source)
+            self.add(self._read[source], name)
         else:
             raise ValueError(f"{name!r} of {source} can't be copied: import it under its own name")
 
 
 def _names(node: ast.stmt) -> list[str]:
-    """Names a definition uses, in the order of their appearance. Raises ValueError for an import of the engine inside."""
+    """Names a definition uses, in the order of their appearance. Raises ValueError where it imports the engine."""
     for item in ast.walk(node):
-        if isinstance(item, ast.ImportFrom) and (item.module or "").split(".")[0] == ENGINE:
+        if isinstance(item, ast.ImportFrom) and _package(item.module or "") == ENGINE:
             raise ValueError(f"an import of {item.module} inside a function can't be copied")
     return [item.id for item in ast.walk(node) if isinstance(item, ast.Name)]
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]

@@ -87,7 +87,10 @@ def test_a_plan_is_repeated_on_a_checkpoint_and_on_a_lora(run: Any) -> None:
 REFUSED = [
     (["whole"], "nothing says where to write. Give --out, or --dry-run"),
     (["whole", "--out", "small"], "nothing says how much to prune. Give a size (params), or counts per level"),
-    (["whole", "--out", "whole", "--params", "1e5"], "whole: this exists already. Name a new folder, or remove this one"),
+    (
+        ["whole", "--out", "whole", "--params", "1e5"],
+        "whole: this exists already. Name a new folder, or remove this one",
+    ),
     (["nowhere", "--out", "small"], "nowhere: there is no such path"),
     (["whole", "--dry-run", "--params", "many"], "--params takes a number of parameters, got 'many'. Write 1e9"),
     (["whole", "--dry-run", "--params", "nan"], "--params takes a number of parameters, got 'nan'"),

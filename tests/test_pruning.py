@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,13 +14,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from toy import tiny_bundle
+from toy import context_in, tiny_bundle
 
 import dit_compress
 from dit_compress.bundle import Bundle
 from dit_compress.denoiser import Denoiser
 from dit_compress.errors import UserError
 from dit_compress.files import sha256_file
+from dit_compress.graph import BASE, Node
 from dit_compress.measure import count_parameters
 from dit_compress.plugins import installed
 from dit_compress.pruning import planned, prune_by_plan
@@ -29,6 +29,7 @@ from dit_compress.recipe import make_part
 from dit_compress.structure.compact import compact, example_output, relative_error
 from dit_compress.structure.edits import apply_edits, edits_from_data
 from dit_compress.testing.models import tiny_denoiser
+from dit_compress.worker import run_base
 
 COUNTS: dict[str, Any] = {"remove": {"block": 1, "head": 1}, "keep": {"ffn": 0.75}}
 
@@ -74,7 +75,9 @@ def same_state(found: Any, expected: Any) -> None:
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, dit_compress; print('torch' in sys.modules, hasattr(dit_compress, 'nothing'), dir(dit_compress))"
+    code = (
+        "import sys, dit_compress; print('torch' in sys.modules, hasattr(dit_compress, 'nothing'), dir(dit_compress))"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("False False")
     assert "'load'" in printed
@@ -344,7 +347,8 @@ def test_a_bundle_gives_a_bundle(tmp_path: Path) -> None:
     assert bundle.lineage[0]["inputs"] == {"input": source.digest()}
     same_state(bundle.denoiser().module, made)
     same_state(dit_compress.load(tmp_path / "small"), made)
-    assert os.path.samefile(*(tmp_path / place / "text" / "config.json" for place in ("whole", "small")))
+    linked, original = (tmp_path / place / "text" / "config.json" for place in ("small", "whole"))
+    assert linked.samefile(original)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["small", "whole"]
     again = dit_compress.prune(tmp_path / "small", remove={"head": 1})
     assert count_parameters(again) < count_parameters(made)
@@ -352,10 +356,6 @@ def test_a_bundle_gives_a_bundle(tmp_path: Path) -> None:
 
 def test_a_pruned_folder_starts_a_recipe(tmp_path: Path) -> None:
     """The base step's bundle keeps the log of the folder, so that it loads again."""
-    from dit_compress.graph import BASE, Node
-    from dit_compress.worker import run_base
-    from toy import context_in
-
     save_tiny(tmp_path / "whole", "wan")
     made = dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "small")
     part = make_part("model", {"use": "diffusers", "path": str(tmp_path / "small")}, installed())

@@ -56,7 +56,7 @@ def test_definitions_come_before_what_is_evaluated_with_them(tmp_path: Path, mon
     )
     source = flat_source("tinylib.root")
     space: dict[str, object] = {}
-    exec(source, space)  # noqa: S102
+    exec(source, space)
     assert space["Child"].value == 6
     assert "useless" not in source
     assert "import os" not in source
@@ -67,14 +67,17 @@ def test_definitions_come_before_what_is_evaluated_with_them(tmp_path: Path, mon
     [
         ("def f():\n    from tinylib.other import g\n    return g\n", "g = 1", "inside a function can't be copied"),
         ("from tinylib.other import g as h\nx = h\n", "g = 1", "import it under its own name"),
-        ("from tinylib.other import g\n\ndef _a(): ...\n\nx = (g, _a)\n", "def _a(): ...\n\ng = _a\n", "two modules define '_a'"),
+        (
+            "from tinylib.other import g\n\ndef _a(): ...\n\nx = (g, _a)\n",
+            "def _a(): ...\n\ng = _a\n",
+            "two modules define '_a'",
+        ),
     ],
 )
 def test_what_can_not_be_copied_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, other: str, message: str
 ) -> None:
     package(tmp_path, monkeypatch, root=root, other=other)
-    standalone._Module.read.cache_clear() if hasattr(standalone._Module.read, "cache_clear") else None
     for name in [name for name in sys.modules if name.startswith("tinylib")]:
         del sys.modules[name]
     flat_source.cache_clear()

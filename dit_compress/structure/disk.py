@@ -17,7 +17,15 @@ import numpy as np
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, write_json
 from dit_compress.structure.edits import KeepBlocks, Scale, Take, edit_tensor, rename
-from dit_compress.structure.tensor_files import INDEX, ITEM_BYTES, Described, StreamWriter, TensorAt, header_bytes, open_weights
+from dit_compress.structure.tensor_files import (
+    INDEX,
+    ITEM_BYTES,
+    Described,
+    StreamWriter,
+    TensorAt,
+    header_bytes,
+    open_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,7 +138,8 @@ def write_pieces(
     names = [f"{stem}-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
-    records, places = {}, {}
+    records: dict[str, dict[str, Any]] = {}
+    places: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
         with disk_errors(target / name):
             records[name] = write_file(shard, target / name, metadata)
@@ -205,7 +214,7 @@ def _scaled(piece: Piece, data: bytes) -> memoryview:
     tensor = torch.frombuffer(bytearray(data), dtype=getattr(torch, _TORCH[piece.source.dtype]))
     for factor in piece.factors:
         tensor = edit_tensor(tensor, Scale(piece.name, factor))
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return tensor.view(torch.uint8).numpy().data
 
 
 _TORCH = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -223,8 +232,10 @@ def _taken(handle: int, piece: Piece, buffers: Buffers) -> Iterator[memoryview]:
         data = _rows(handle, piece.source.offset, group, row_bytes, buffers, "scratch" if inner else "written")
         for dim in inner:
             outer = len(group) * math.prod(kept[1:dim])
-            data = take(data, outer, piece.takes[dim], shape[dim], buffers, "written" if dim == inner[-1] else "scratch")
-        yield memoryview(data)
+            data = take(
+                data, outer, piece.takes[dim], shape[dim], buffers, "written" if dim == inner[-1] else "scratch"
+            )
+        yield data.data
 
 
 def take(
@@ -286,7 +297,7 @@ def _rows(
 
 def _read(handle: int, offset: int, data: np.ndarray) -> np.ndarray:
     """Fill a buffer from the file."""
-    view, done = memoryview(data), 0
+    view, done = data.data, 0
     while done < len(view):
         count = os.preadv(handle, [view[done:]], offset + done)
         if count == 0:

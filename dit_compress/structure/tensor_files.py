@@ -76,7 +76,9 @@ def open_weights(path: Path) -> Weights:
     if indices:
         return _sharded(indices[0])
     if not single:
-        raise UserError("no safetensors here", where=str(path), mend="Give a folder with *.safetensors; pickles stay shut")
+        raise UserError(
+            "no safetensors here", where=str(path), mend="Give a folder with *.safetensors; pickles stay shut"
+        )
     return _read(single, single[0].name.removesuffix(".safetensors"))
 
 
@@ -132,7 +134,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorAt]]:
 def _tensor(path: Path, name: str, entry: Mapping[str, Any], base: int) -> TensorAt:
     dtype, (start, stop) = entry["dtype"], entry["data_offsets"]
     if dtype not in ITEM_BYTES:
-        raise UserError(f"{name!r} has the dtype {dtype}, which can't be cut", where=str(path), mend="Give F32, F16 or BF16")
+        raise UserError(
+            f"{name!r} has the dtype {dtype}, which can't be cut", where=str(path), mend="Give F32, F16 or BF16"
+        )
     tensor = TensorAt(path, name, dtype, tuple(entry["shape"]), base + start)
     if stop - start != tensor.size_bytes or start < 0:
         raise ValueError(f"{name!r} has {stop - start} bytes, its shape wants {tensor.size_bytes}")

@@ -23,7 +23,9 @@ COUNTS: dict[str, Any] = {"remove": {"block": 1, "head": 1}, "keep": {"ffn": 0.7
 def bundle_of(path: Path, name: str) -> Bundle:
     """A bundle of a tiny model of diffusers."""
     module = tiny_denoiser(name).module
-    spec = Spec(denoiser=ComponentSpec("model", "diffusers", part("model", "diffusers", class_name="X").config_of(module)))
+    spec = Spec(
+        denoiser=ComponentSpec("model", "diffusers", part("model", "diffusers", class_name="X").config_of(module))
+    )
     return write_bundle(path, spec, {"denoiser": module}, base=None, lineage=())
 
 
@@ -54,7 +56,9 @@ def test_a_whole_model_is_an_ordinary_folder(tmp_path: Path) -> None:
     files = export(tmp_path / "step", bundle)
     assert not (files / "transformer" / "pruning.json").exists()
     again = type(bundle.denoiser().module).from_pretrained(files / "transformer")
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in bundle.denoiser().module.state_dict().items())
+    assert all(
+        torch.equal(value, again.state_dict()[key]) for key, value in bundle.denoiser().module.state_dict().items()
+    )
 
 
 def test_a_model_that_states_its_own_shape_is_an_ordinary_folder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +239,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "out").mkdir()
     calls: list[int] = []
 
-    def full(handle: int, data: Any, write: Any = __import__("os").write) -> int:
+    def full(handle: int, data: Any, write: Any = os.write) -> int:
         calls.append(len(data))
         if len(calls) > 3:
             raise OSError(28, "No space left on device")

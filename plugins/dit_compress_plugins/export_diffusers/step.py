@@ -49,7 +49,7 @@ class DiffusersExport:
 
 
 def save_and_prove(folder: Path, module: Any) -> None:
-    """``save_pretrained``, reloaded: every tensor equal. What a config can't state stands in ``pruning.json`` beside it."""
+    """``save_pretrained``, reloaded: every tensor equal. What a config can't state stands in ``pruning.json``."""
     module.save_pretrained(folder)
     try:
         again = _reload(folder, module)
