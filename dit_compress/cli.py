@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dit_compress import __version__
 from dit_compress.errors import UserError
+from dit_compress.prune_command import prune
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
@@ -107,6 +108,9 @@ def inspect(
 
     _registry(plugin)
     _print(axes_table(open_denoiser(target)))
+
+
+app.command()(prune)
 
 
 @app.command()
