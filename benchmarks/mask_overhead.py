@@ -88,9 +88,7 @@ def made_steps(arguments: argparse.Namespace) -> dict[str, Callable[[int], Any]]
     text = Captions(make_part("text", {"use": "words", "width": 64}, installed()).build().create())
     text.requires_grad_(requires_grad=False)
     samples = random_samples(arguments, text)
-    bundle = SimpleNamespace(
-        flow=Flow(), spec=SimpleNamespace(text=None, denoiser=SimpleNamespace(log=())), lineage=[]
-    )
+    bundle = SimpleNamespace(flow=Flow(), spec=SimpleNamespace(text=None, denoiser=SimpleNamespace(log=())), lineage=[])
     context: Any = SimpleNamespace(input=bundle, slot=lambda _name: None, seed=0, name="benchmark", folder=folder)
 
     def plain() -> Callable[[int], Any]:

@@ -81,9 +81,7 @@ def pruned(whole: Denoiser, removed: Mapping[str, float]) -> Denoiser:
     """A compacted copy, the largest units kept."""
     small = copy.deepcopy(whole)
     structure = small.structure()
-    axes = [
-        axis for level in removed for axis in make_part("granularity", level, installed()).build().axes(structure)
-    ]
+    axes = [axis for level in removed for axis in make_part("granularity", level, installed()).build().axes(structure)]
     counts = {axis.name: axis.units - round(removed[axis.level] * axis.units) for axis in axes}
     compact(small, axes, {axis.name: top(magnitude(small.module, axis), counts[axis.name]) for axis in axes})
     return small

@@ -197,7 +197,7 @@ def test_options_that_contradict_each_other(budget: dict[str, Any], message: str
             {"params": 10},
             r"no plan comes within 1% of 10 parameters from below: what can't be removed weighs [\d,]+\. ",
         ),
-        ({"params": 200_000, "levels": ["bloc"]}, "'budget' names the level 'bloc'; .* Did you mean 'block'?"),
+        ({"params": 200_000, "levels": ["blok"]}, "'budget' names the level 'blok'; .* Did you mean 'block'?"),
         ({"params": 200_000, "curves": "none.json"}, "none.json: no such file"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dit_compress.denoiser import Denoiser
@@ -124,7 +124,7 @@ def test_curves_decide() -> None:
     assert gone == {"block": 0, "head": 3, "ffn": 0}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(300, 1000), st.lists(st.floats(0.0, 1.0), min_size=9, max_size=9))
 def test_it_is_the_best_of_all_plans(budget: int, heights: list[float]) -> None:
     """Against every plan, one by one, for any curves."""
@@ -191,7 +191,7 @@ def each_question(budget: float, heads: list[float], channels: list[float], bloc
     return Question(axes, {}, Price(5, {"block:s": (7.0, 8.0, 9.0)}, units), curves, budget)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(45, 130),
     st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3),
