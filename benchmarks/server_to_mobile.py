@@ -171,7 +171,7 @@ def main() -> int:
     found["paper_ratio"] = PAPER_TABLE_1_FPS["mobile"] / PAPER_TABLE_1_FPS["server"]
     print(f"DiT only {found['ratio_dit']:.1f}×, end to end {found['ratio_end_to_end']:.1f}×, ", end="")
     print(f"the paper's Table 1 {found['paper_ratio']:.1f}×")
-    found["device"] = torch.cuda.get_device_name() if given.device.startswith("cuda") else platform.processor()
+    found["device"] = torch.cuda.get_device_name() if given.device.startswith("cuda") else platform.machine()
     print(json.dumps(_rounded(found)))
     return 0
 
