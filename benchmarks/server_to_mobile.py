@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import sys
 from typing import Any
 
@@ -98,9 +99,10 @@ def latent_size(ratio: str) -> tuple[int, int, int]:
 
 def seconds_of(call: Any, runs: int) -> float:
     """Median seconds after a warm-up."""
-    from dit_compress.measure.latency import latency
+    from dit_compress.measure.latency import timed
 
-    return latency(call, runs=runs, warmup=1).median_ms / 1e3
+    timed(call)
+    return statistics.median(timed(call) for _ in range(runs))
 
 
 def sampling_seconds(denoiser: Any, name: str, size: tuple[int, int, int], *, num_steps: int, runs: int) -> float:
@@ -169,7 +171,7 @@ def main() -> int:
     found["paper_ratio"] = PAPER_TABLE_1_FPS["mobile"] / PAPER_TABLE_1_FPS["server"]
     print(f"DiT only {found['ratio_dit']:.1f}×, end to end {found['ratio_end_to_end']:.1f}×, ", end="")
     print(f"the paper's Table 1 {found['paper_ratio']:.1f}×")
-    found["device"] = torch.cuda.get_device_name() if given.device.startswith("cuda") else platform.processor()
+    found["device"] = torch.cuda.get_device_name() if given.device.startswith("cuda") else platform.machine()
     print(json.dumps(_rounded(found)))
     return 0
 
