@@ -24,10 +24,11 @@ from dit_compress.files import sha256_file
 from dit_compress.graph import BASE, Node
 from dit_compress.measure import count_parameters
 from dit_compress.plugins import installed
+from dit_compress.pruned import remember_log, shapes_of
 from dit_compress.pruning import planned, prune_by_plan
 from dit_compress.recipe import make_part
-from dit_compress.structure.compact import compact, example_output, relative_error
-from dit_compress.structure.edits import apply_edits, edits_from_data
+from dit_compress.structure.compact import LOG_NAME, compact, example_output, relative_error
+from dit_compress.structure.edits import KeepBlocks, apply_edits, edits_as_data, edits_from_data
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.worker import run_base
 
@@ -51,8 +52,6 @@ def behind(module: Any, like: str = "ltx") -> Denoiser:
 
 def heterogeneous(name: str = "wan") -> Denoiser:
     """A denoiser pruned in place to other counts in each block, and what it takes to save it."""
-    from dit_compress.pruned import remember_log, shapes_of
-
     denoiser = tiny_denoiser(name)
     axes = [*_axes(denoiser, "head"), *_axes(denoiser, "ffn"), *_axes(denoiser, "block")]
     kept = {axis.name: tuple(range(axis.units - (axis.block or 0) - (axis.level == "block"))) for axis in axes}
@@ -194,26 +193,27 @@ def test_torch_dtype_is_that_of_the_caller(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ other counts in each block, a fresh process
 
 LOOK = """\
-import json, sys, types
-blocked = sys.argv[3] == "blocked"
-if blocked:
+import sys
+package, *folders = sys.argv[1:]
+if package == "blocked":
     class Block:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] in ("dit_compress", "dit_compress_plugins"):
                 raise ImportError(f"{name} is not here")
     sys.meta_path.insert(0, Block())
-    sys.path.insert(0, sys.argv[1])
+    sys.path.insert(0, folders[0])
     from load_pruned import load
 else:
     from dit_compress import load
 import torch
-module = load(sys.argv[1])
-inputs = torch.load(sys.argv[2], weights_only=True)
-with torch.no_grad():
-    output = module(**inputs, return_dict=False)[0]
-torch.save({"output": output, "class": type(module).__name__}, sys.argv[2] + ".out")
-module.save_pretrained(sys.argv[1] + "-saved")
-assert blocked == ("dit_compress" not in sys.modules)
+for folder in folders:
+    module = load(folder)
+    inputs = torch.load(folder + ".inputs", weights_only=True)
+    with torch.no_grad():
+        output = module(**inputs, return_dict=False)[0]
+    torch.save({"output": output, "class": type(module).__name__}, folder + ".output")
+    module.save_pretrained(folder + "-saved")
+assert (package == "blocked") == ("dit_compress" not in sys.modules)
 """
 
 
@@ -225,45 +225,43 @@ def inputs_of(denoiser: Denoiser) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key != "return_dict"}
 
 
-@pytest.mark.parametrize("name", ["ltx", "wan"])
-@pytest.mark.parametrize("package", ["blocked", "installed"])
-def test_other_counts_in_each_block_reload_in_a_fresh_process(tmp_path: Path, name: str, package: str) -> None:
-    denoiser = heterogeneous(name)
-    assert {item.heads for item in denoiser.structure().attentions} == {4, 3}
-    assert len({item.width for item in denoiser.structure().feed_forwards}) == 2
-    denoiser.module.save_pretrained(tmp_path / "small")
-    torch.save(inputs_of(denoiser), tmp_path / "inputs")
-    (tmp_path / "look.py").write_text(LOOK)
-    command = [sys.executable, str(tmp_path / "look.py"), str(tmp_path / "small"), str(tmp_path / "inputs"), package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = torch.load(tmp_path / "inputs.out", weights_only=True)
-    with torch.no_grad():
-        expected = denoiser.module(**inputs_of(denoiser), return_dict=False)[0]
-    assert found["class"] == type(denoiser.module).__name__
-    assert relative_error(found["output"], expected) < 1e-6
-    same_state(dit_compress.load(tmp_path / "small-saved"), denoiser.module)
-
-
-def test_tombstones_reload_without_the_package(tmp_path: Path) -> None:
-    """Blocks whose place must stay, as a plan with ``tombstones`` leaves them."""
-    from dit_compress.pruned import remember_log, shapes_of
-    from dit_compress.structure.compact import LOG_NAME
-    from dit_compress.structure.edits import KeepBlocks, edits_as_data
-
+def with_tombstone() -> Denoiser:
+    """A block is gone, and its place stays, as a plan with ``tombstones`` leaves it."""
     denoiser = tiny_denoiser("wan")
     base, edits = shapes_of(denoiser.module), [KeepBlocks("blocks", (0, 2), tombstones=True)]
     apply_edits(denoiser.module, edits)
     entry = {"name": LOG_NAME, "revision": 1, "data": {"kept": {}, "edits": edits_as_data(edits)}}
     remember_log(denoiser.module, base, [entry])
-    denoiser.module.save_pretrained(tmp_path / "small")
-    torch.save(inputs_of(denoiser), tmp_path / "inputs")
-    (tmp_path / "look.py").write_text(LOOK)
-    command = [sys.executable, str(tmp_path / "look.py"), str(tmp_path / "small"), str(tmp_path / "inputs"), "blocked"]
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=120, capture_output=True)
+    return denoiser
+
+
+def output_of(denoiser: Denoiser) -> torch.Tensor:
     with torch.no_grad():
-        expected = denoiser.module(**inputs_of(denoiser), return_dict=False)[0]
-    assert relative_error(torch.load(tmp_path / "inputs.out", weights_only=True)["output"], expected) < 1e-6
+        return denoiser.module(**inputs_of(denoiser), return_dict=False)[0]
+
+
+@pytest.mark.parametrize("package", ["blocked", "installed"])
+def test_other_counts_in_each_block_reload_in_a_fresh_process(tmp_path: Path, package: str) -> None:
+    denoisers = {"ltx": heterogeneous("ltx"), "wan": heterogeneous("wan"), "tombstone": with_tombstone()}
+    for name, denoiser in denoisers.items():
+        denoiser.module.save_pretrained(tmp_path / name)
+        torch.save(inputs_of(denoiser), tmp_path / f"{name}.inputs")
+    (tmp_path / "look.py").write_text(LOOK)
+    command = [sys.executable, str(tmp_path / "look.py"), package, *(str(tmp_path / name) for name in denoisers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr
+    for name, denoiser in denoisers.items():
+        found = torch.load(tmp_path / f"{name}.output", weights_only=True)
+        assert found["class"] == type(denoiser.module).__name__
+        assert relative_error(found["output"], output_of(denoiser)) < 1e-6
+        same_state(dit_compress.load(tmp_path / f"{name}-saved"), denoiser.module)
+
+
+@pytest.mark.parametrize("name", ["ltx", "wan"])
+def test_those_counts_do_differ(name: str) -> None:
+    structure = heterogeneous(name).structure()
+    assert {item.heads for item in structure.attentions} == {4, 3}
+    assert len({item.width for item in structure.feed_forwards}) == 2
 
 
 # ------------------------------------------------------------------ in use
