@@ -102,13 +102,14 @@ def draw_scene(
 ) -> Scene:
     """The scene of one clip: a function of its arguments, of the split that its caption hashes to."""
     rng = generator(seed, f"shapes/{split}", index)
+    count = int(rng.integers(1, max_objects + 1))
     while True:
         background = _pick(rng, BACKGROUNDS)
-        things = _draw_things(rng, int(rng.integers(1, max_objects + 1)))
+        things = _draw_things(rng, count)
         if split_of(Scene(background, things).caption(), test_fraction) != split:
             continue
         placed = _place(rng, things, size, grid)
-        if placed is not None:  # a few pairs of large, fast triangles don't fit into the frame
+        if placed is not None:  # many pairs of large objects don't fit into the frame: others are drawn
             return Scene(background, placed)
 
 
