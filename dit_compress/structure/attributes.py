@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from dit_compress.structure.axes import Follow
-from dit_compress.structure.edits import SetAttribute, attribute_at, compile_edits, set_attribute
+from dit_compress.structure.edits import SetAttribute, compile_edits
+from dit_compress.structure.places import attribute_at, set_attribute
 from dit_compress.structure.probe import outputs_differ
 from dit_compress.structure.weightless import Change, DivergedError
 

@@ -110,6 +110,7 @@ class Stack:
     output: where a block returns it (None: it is the whole output). deletable: a block taken out equals a
     block skipped (else a tombstone keeps its place). returns: what a skipped block gives for each of its
     outputs: ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; empty for the main stream alone.
+    removable: False where the model doesn't run without a block.
     """
 
     path: str
@@ -118,6 +119,7 @@ class Stack:
     output: int | None
     deletable: bool = True
     returns: tuple[tuple[str, int | str], ...] = ()
+    removable: bool = True
 
     def block(self, index: int) -> str:
         """Module path of one block."""

@@ -6,6 +6,7 @@ shape without its weights; integer attributes by trying. Nothing depends on the 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from dit_compress.structure.units import Observer
 from dit_compress.structure.weightless import Change, DivergedError, Replica
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from dit_compress.denoiser import Denoiser
     from dit_compress.structure.axes import Part
@@ -47,9 +48,8 @@ def observe(module: nn.Module, call: Call) -> Structure:
 
     Raises UserError where the module can't be run without its weights.
     """
-    replica = Replica(module, call)
     try:
-        found, refusals = find_stacks(replica)
+        replica, (found, refusals) = _replicated(module, call)
     except FAILURES as error:
         raise UserError(
             f"the recorded call fails on a copy without weights: {type(error).__name__}: {error}",
@@ -57,23 +57,28 @@ def observe(module: nn.Module, call: Call) -> Structure:
             mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
         ) from error
     parts: list[Part] = []
-    known: dict[Any, _Block] = {}
     for item in found:
         for index, seen in enumerate(item.calls):
-            block = replica.module.get_submodule(item.stack.block(index))
-            key = _signature(block, seen, item)
-            if key not in known:
-                known[key] = _observe_block(block, seen, item)
-            parts += [_placed(part, item, index) for part in known[key].parts]
-            refusals += [
-                Refusal(f"{item.stack.block(index)}.{bad.path}".rstrip("."), bad.reason) for bad in known[key].refusals
-            ]
+            head = item.stack.block(index)
+            block = _observed(replica.module.get_submodule(head), seen, item)
+            parts += [_placed(part, item, index) for part in block.parts]
+            refusals += [Refusal(f"{head}.{bad.path}".rstrip("."), bad.reason) for bad in block.refusals]
     return Structure(
         tuple(item.stack for item in found),
         tuple(part for part in parts if isinstance(part, Attention)),
         tuple(part for part in parts if isinstance(part, FeedForward)),
         tuple(refusals),
     )
+
+
+def _replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
+    """The module's weightless copy and its stacks."""
+    try:
+        replica = Replica(module, call)
+        return replica, find_stacks(replica)
+    except FAILURES:
+        replica = Replica(module, call, real=True)
+        return replica, find_stacks(replica)
 
 
 @dataclass
@@ -84,18 +89,34 @@ class _Block:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def _signature(block: nn.Module, seen: Seen, item: Found) -> Any:
-    """Blocks with one signature are alike: classes, parameters, numbers, and the shapes of the arguments."""
+_KNOWN: OrderedDict[Any, _Block] = OrderedDict()
+"""What was found in blocks of earlier calls; a block's structure depends on its shapes, not on its weights."""
+MOST_KNOWN = 512
+
+
+def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
+    """What is in a block; blocks of one signature share one probe."""
+    key = (signature(block, seen.inputs()), item.streams)
+    if key not in _KNOWN:
+        _KNOWN[key] = _observe_block(block, seen, item)
+        if len(_KNOWN) > MOST_KNOWN:
+            _KNOWN.popitem(last=False)
+    return _KNOWN[key]
+
+
+def signature(module: nn.Module, arguments: Mapping[Any, Any]) -> Any:
+    """Modules of one signature are alike: classes, parameters, numbers, and the shapes of the arguments."""
+    plain = (int, float, str)
     modules = tuple(
-        (path, type(owner), tuple(sorted((k, v) for k, v in vars(owner).items() if isinstance(v, int | float | str))))
-        for path, owner in block.named_modules()
+        (path, type(owner), tuple(sorted((k, v) for k, v in vars(owner).items() if isinstance(v, plain))))
+        for path, owner in module.named_modules()
     )
-    tensors = tuple((name, tuple(value.shape)) for name, value in (*block.named_parameters(), *block.named_buffers()))
+    tensors = tuple((name, tuple(value.shape)) for name, value in (*module.named_parameters(), *module.named_buffers()))
     given = tuple(
-        (key, tuple(tuple(t.shape) for t in tensors_in(value)) if tensors_in(value) else repr(value)[:200])
-        for key, value in seen.inputs().items()
+        (key, tuple(tuple(tensor.shape) for tensor in tensors_in(value)) or repr(value)[:200])
+        for key, value in arguments.items()
     )
-    return modules, tensors, given, item.streams
+    return modules, tensors, given
 
 
 def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
@@ -103,9 +124,9 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
     found = _Block()
     replica = Replica(block, seen.call)
     try:
-        calls = {path: call.call for path, call in watch(replica).items()}
-        base = replica.run()
-        replica.cuts = norms_across(replica, base, watch(replica))
+        seen_inside, base = watch(replica)
+        calls = {path: call.call for path, call in seen_inside.items()}
+        replica.cuts = norms_across(replica, base, seen_inside)
         base = replica.run()
         observer = Observer(replica, base, item.streams)
         listed = observer.units()
@@ -126,13 +147,12 @@ def _settle(
     """Make a part of the units, or a refusal."""
     path = common_path(replica.module, [key[0] for key in units.owned], replica.cuts)
     try:
-        part = make_part(replica, base, units, calls)
-        if part.path in calls:
-            part = replace(part, gathers=gathers(observer.prober, part, units, calls[part.path]))
-        uncut = Replica(nn.Identity(), Call())
-        uncut.__dict__.update(replica.__dict__)
-        uncut.cuts = ()
-        solved = solve(uncut, part, units)
+        solved = None
+        for variant in observer.variants(units):
+            part = make_part(replica, base, variant, calls)
+            if part.path in calls and part.count > 1:
+                part = replace(part, gathers=gathers(observer.prober, part, variant, calls[part.path]))
+            solved = solved or solve(replica.edited([]), part, variant)
     except UnsliceableError as error:
         found.refusals.append(Refusal(path, str(error)))
         return
@@ -140,7 +160,7 @@ def _settle(
         found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))
         return
     if solved is None:
-        what = f"{part.count} heads" if isinstance(part, Attention) else f"{part.count} channels"
+        what = f"{units.count} heads" if isinstance(part, Attention) else f"{units.count} channels"
         found.refusals.append(Refusal(path, f"{what}: no set of attributes makes compact equal masked"))
     else:
         found.parts.append(solved)
@@ -197,7 +217,8 @@ def _unfound(block: nn.Module, found: _Block, calls: Mapping[str, Call]) -> list
     for path, owner in block.named_modules():
         heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
         inside = any(item == path or item.startswith(f"{path}.") or path.startswith(f"{item}.") for item in known)
-        if heads > 1 and path in calls and not inside and "" not in known and any(owner.parameters()):
+        weighs = next(owner.parameters(), None) is not None
+        if heads > 1 and path in calls and weighs and not inside and "" not in known:
             missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
     return missing
 
@@ -231,5 +252,3 @@ def _placed(part: Part, item: Found, index: int) -> Part:
         across=tuple(replace(norm, path=full(norm.path)) for norm in part.across),
     )
 
-
-__all__ = ["Sequence", "discover", "observe"]

@@ -6,14 +6,15 @@ a pruned model reloads without searching or discovering anything.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from dit_compress.structure.places import attribute_at, set_attribute, tensor_at, tensor_or_none
+from dit_compress.structure.tombstone import Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -208,93 +209,6 @@ def rename(name: str, edit: KeepBlocks) -> str | None:
     if int(index) not in edit.index:
         return None
     return name if edit.tombstones else f"{head}{edit.index.index(int(index))}.{rest}"
-
-
-class Tombstone(nn.Module):
-    """Stands where a block was: gives back the streams it got. No parameters.
-
-    It keeps the plain attributes of the block (numbers, words), because a model may ask its blocks for them.
-    """
-
-    def __init__(
-        self,
-        stream: int | str,
-        output: int | None,
-        returns: Sequence[Sequence[int | str]] = (),
-        block: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        plain = (bool, int, float, str)
-        for name, value in vars(block or self).items():
-            if not name.startswith("_") and isinstance(value, plain):
-                setattr(self, name, value)
-        self.skip = Skip(stream, output, tuple((str(kind), key) for kind, key in returns))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the block would have returned, had it added nothing."""
-        return self.skip(args, kwargs)
-
-
-@dataclass(frozen=True)
-class Skip:
-    """What a block gives if it is skipped, made of its arguments; see ``Stack``."""
-
-    stream: int | str
-    output: int | None
-    returns: tuple[tuple[str, int | str], ...] = ()
-
-    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The skipped block's output."""
-        if self.output is None:
-            return self._one(("pass", self.stream), args, kwargs)
-        # Without a list of returns: the streams are the block's first arguments, in the order it returns them.
-        first = [*range(len(args)), *kwargs]
-        returns = self.returns or tuple(
-            ("pass", self.stream if place == self.output else first[place]) for place in range(max(2, self.output + 1))
-        )
-        return tuple(self._one(item, args, kwargs) for item in returns)
-
-    @staticmethod
-    def _one(item: tuple[str, int | str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        kind, key = item
-        if kind == "none":
-            return None
-        value = argument_at(args, kwargs, key)
-        return torch.zeros_like(value) if kind == "zeros" else value
-
-
-def argument_at(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str) -> Any:
-    """A call argument by position or keyword."""
-    return args[key] if isinstance(key, int) else kwargs[key]
-
-
-def attribute_at(module: nn.Module, path: str, name: str) -> Any:
-    """An attribute of a submodule; the name may be dotted."""
-    return attrgetter(name)(module.get_submodule(path))
-
-
-def set_attribute(module: nn.Module, path: str, name: str, value: float) -> None:
-    """Set it."""
-    *owners, leaf = name.split(".")
-    owner: Any = module.get_submodule(path)
-    for item in owners:
-        # Objects such as attention processors may be shared between blocks: this block gets its own.
-        own = copy.copy(getattr(owner, item))
-        setattr(owner, item, own)
-        owner = own
-    setattr(owner, leaf, value)
-
-
-def tensor_at(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its full name."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)
-
-
-def tensor_or_none(module: nn.Module, name: str) -> Tensor | None:
-    """The same, None where there is none (a linear without bias)."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf, None)
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
-from dit_compress.structure.edits import Skip, argument_at
+from dit_compress.structure.places import argument_at
+from dit_compress.structure.tombstone import Skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

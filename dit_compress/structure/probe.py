@@ -22,7 +22,7 @@ from dit_compress.structure.record import tensors_in
 from dit_compress.structure.weightless import Change, DivergedError, Key, Replica, Touch, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OUTPUT: Key = ("", ("output",))
 """What leaves the block; entries that reach it directly belong to a stream."""
 TOLERANCE = 1e-9
-DRAWS = 16
+DRAWS = 12
 """Random subsets on which guessed runs are tested; a wrong edge escapes one with probability 3/4 at most."""
 
 Effect = dict[Key, frozenset[int]]
@@ -168,15 +168,20 @@ def _shifted(first: Effect, other: Effect, by: int) -> bool:
     )
 
 
-def merged(runs: list[Run], entries: list[int]) -> Effect:
-    """What the runs say several entries change together."""
+def merged(runs: Sequence[Run], entries: Sequence[int]) -> Effect:
+    """What the runs say several entries (ascending) change together."""
     found: dict[Key, set[int]] = {}
-    place = 0
-    for entry in sorted(entries):
-        while entry >= runs[place].stop:
-            place += 1
-        for key, columns in runs[place].at(entry).items():
-            found.setdefault(key, set()).update(columns)
+    chosen = np.asarray(entries)
+    for run in runs:
+        low, high = np.searchsorted(chosen, (run.start, run.stop))
+        if low == high:
+            continue
+        for key, columns in run.effect.items():
+            taken = found.setdefault(key, set())
+            if run.shift:
+                taken.update((chosen[low:high] - run.start + next(iter(columns))).tolist())
+            else:
+                taken.update(columns)
     return {key: frozenset(columns) for key, columns in found.items()}
 
 
@@ -195,7 +200,7 @@ def changed_columns(before: Touch, after: Touch) -> np.ndarray | None:
 def outputs_differ(before: object, after: object) -> bool:
     """Whether any tensor that a block returns changed."""
     pairs = zip(tensors_in(before), tensors_in(after), strict=True)
-    return any(a.shape != b.shape or not torch.equal(a, b) and bool(differs(a, b).any()) for a, b in pairs)
+    return any(a.shape != b.shape or (not torch.equal(a, b) and bool(differs(a, b).any())) for a, b in pairs)
 
 
 def differs(a: Tensor, b: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dit_compress.structure.axes import Refusal, Stack
 from dit_compress.structure.edits import KeepBlocks
 from dit_compress.structure.probe import outputs_differ
-from dit_compress.structure.record import Call
+from dit_compress.structure.record import Call, map_tensors, tensors_in
 from dit_compress.structure.weightless import Change, DivergedError, Replica
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from dit_compress.structure.weightless import Trace
 
 LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+HOPS = 6
+"""Matmuls between the latent and the first block, at most."""
 RANK = 2
 """A stream has tokens and features at least."""
 Pass = tuple[int | str, int | None]
@@ -39,7 +42,6 @@ class Seen:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
-    order: int
 
     def inputs(self) -> dict[int | str, Any]:
         """Arguments by position and keyword."""
@@ -63,12 +65,17 @@ class Found:
 
     stack: Stack
     calls: list[Seen] = field(repr=False)
-    streams: tuple[int | str, ...] = ()
+    passes: tuple[Pass, ...] = ()
+
+    @property
+    def streams(self) -> tuple[int | str, ...]:
+        """Arguments that carry streams."""
+        return tuple(argument for argument, _ in self.passes)
 
 
 def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
     """The outermost stacks of a module (a list inside a block belongs to that block), and what can't be shortened."""
-    seen = watch(replica)
+    seen, base = watch(replica)
     found: list[Found] = []
     refusals: list[Refusal] = []
     for path, items in _lists(replica.module):
@@ -76,33 +83,34 @@ def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
             continue
         stack = _stack(replica, path, items, seen)
         if stack is not None:
-            found.append(stack)
+            found.append(_main(replica, stack, base, seen))
     for place, item in enumerate(found):
         if item.stack.length > 1:
             proven = _proven(replica, item.stack)
             if isinstance(proven, Refusal):
                 refusals.append(proven)
+                found[place] = replace(item, stack=replace(item.stack, removable=False))
             else:
                 found[place] = replace(item, stack=proven)
     return found, refusals
 
 
-def watch(replica: Replica) -> dict[str, Seen]:
+def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
     """Run once and note the first call of every module."""
     seen: dict[str, Seen] = {}
     handles = []
     for path, module in replica.module.named_modules():
 
         def note(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            seen.setdefault(path, Seen(args, kwargs, output, len(seen)))
+            seen.setdefault(path, Seen(args, kwargs, output))
 
         handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
-        replica.run()
+        base = replica.run()
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return seen, base
 
 
 def _lists(module: nn.Module) -> list[tuple[str, Any]]:
@@ -120,14 +128,14 @@ def _stack(replica: Replica, path: str, items: Any, seen: dict[str, Seen]) -> Fo
     if any(next(block.parameters(), None) is None or not list(block.children()) for block in blocks):
         return None
     passes = _chained(known) if len(known) > 1 else []
-    passes = passes or _residual(blocks, known)
+    if not passes or not _covered(passes, known[0]):
+        taken = {key for item in passes for key in item}
+        passes += [item for item in _residual(blocks, known) if item[0] not in taken and item[1] not in taken]
     if not passes:
         return None
-    main = _main(passes, known)
-    returns = tuple(_return(known, passes, place) for place in known[0].outputs())
-    single = main[1] is None
-    stack = Stack(path, len(known), main[0], main[1], returns=() if single else returns)
-    return Found(stack, known, tuple(argument for argument, _ in passes))
+    whole = passes[0][1] is None
+    returns = () if whole else tuple(_return(known, passes, place) for place in known[0].outputs())
+    return Found(Stack(path, len(known), *passes[0], returns=returns), known, tuple(passes))
 
 
 def _chained(calls: Sequence[Seen]) -> list[Pass]:
@@ -141,6 +149,13 @@ def _chained(calls: Sequence[Seen]) -> list[Pass]:
                 passes.append((argument, output))
                 break
     return passes
+
+
+def _covered(passes: Sequence[Pass], call: Seen) -> bool:
+    """Whether every result that looks like a stream is one."""
+    handed = {output for _, output in passes}
+    rest = [value for place, value in call.outputs().items() if place not in handed]
+    return not any(_like(given, value) for value in rest for given in call.inputs().values())
 
 
 def _like(given: Any, value: Any) -> bool:
@@ -167,7 +182,7 @@ def _moves(block: nn.Module, call: Seen) -> list[Pass]:
         base = replica.run()
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):
         return []
-    outputs = Seen((), {}, base.output, 0).outputs()
+    outputs = Seen((), {}, base.output).outputs()
     passes: list[Pass] = []
     for argument, given in call.inputs().items():
         candidates = [place for place, value in outputs.items() if _like(given, value)]
@@ -178,7 +193,7 @@ def _moves(block: nn.Module, call: Seen) -> list[Pass]:
             moved = replica.run(base, Change(argument=("", _added(argument, shift))))
         except (DivergedError, RuntimeError, ValueError, IndexError):
             continue
-        after = Seen((), {}, moved.output, 0).outputs()
+        after = Seen((), {}, moved.output).outputs()
         for place in candidates:
             if torch.allclose(after[place] - outputs[place], shift, rtol=1e-6, atol=1e-8):
                 passes.append((argument, place))
@@ -195,14 +210,74 @@ def _added(argument: int | str, shift: Tensor) -> Any:
     return edit
 
 
-def _main(passes: Sequence[Pass], calls: Sequence[Seen]) -> Pass:
-    """The stream that carries the latent: called so, else the one with the most tokens, else the first."""
+def _main(replica: Replica, item: Found, base: Trace, seen: dict[str, Seen]) -> Found:
+    """The stack with its main stream: the one that the latent reaches through the fewest matmuls.
 
-    def rank(item: Pass) -> tuple[int, int]:
-        value = calls[0].inputs()[item[0]]
-        return value.shape[:-1].numel(), -list(calls[0].inputs()).index(item[0])
+    Equals are settled by the number of tokens, then by order.
+    """
+    candidates = list(item.passes)
+    reached: dict[Any, np.ndarray] = {}
+    change = Change(argument=("", _other(_latent(seen[""]))))
+    for _ in range(HOPS):
+        if len(candidates) == 1:
+            break
+        given, trace = _first_block(replica, item, base, change)
+        touched = [p for p in candidates if outputs_differ(item.calls[0].inputs()[p[0]], given.get(p[0]))]
+        if touched:
+            candidates = touched
+            break
+        for before, after in zip(base.touches, trace.touches, strict=True):
+            if before.input is not None and outputs_differ(before.input, after.input):
+                reached[before.rows.key] = np.arange(np.prod(before.rows.shape))
+        change = Change(rows=reached)
+    inputs = item.calls[0].inputs()
+    main = max(candidates, key=lambda p: (inputs[p[0]].shape[:-1].numel(), -list(inputs).index(p[0])))
+    stack = replace(item.stack, stream=main[0], output=main[1])
+    return replace(item, stack=stack)
 
-    return max(passes, key=rank)
+
+def _first_block(replica: Replica, item: Found, base: Trace, change: Change) -> tuple[dict[int | str, Any], Trace]:
+    """What the first block of a stack is given in a replay."""
+    taken: list[Seen] = []
+    block = replica.module.get_submodule(item.stack.block(0))
+    hook = block.register_forward_pre_hook(lambda _m, a, k: taken.append(Seen(a, k, None)), with_kwargs=True)
+    try:
+        trace = replica.run(base, change)
+    finally:
+        hook.remove()
+    return taken[0].inputs(), trace
+
+
+def _latent(call: Seen) -> int | str:
+    """The argument most like the output in shape."""
+    outputs = tensors_in(call.output)
+    like = tuple(outputs[0].shape) if outputs else ()
+
+    def score(value: Any) -> int:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return -1
+        same = value.ndim == len(like)
+        return sum(a == b for a, b in zip(value.shape, like, strict=True)) + 2 if same else min(value.ndim, 2)
+
+    inputs = call.inputs()
+    return max(inputs, key=lambda key: score(inputs[key]))
+
+
+def _other(argument: int | str) -> Any:
+    """Other numbers in one argument."""
+
+    def noise(tensor: Tensor) -> Tensor:
+        made = torch.Generator().manual_seed(5)
+        return torch.randn(tensor.shape, generator=made, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
+
+    def edit(args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if isinstance(argument, int):
+            return tuple(
+                map_tensors(noise, value) if place == argument else value for place, value in enumerate(args)
+            ), kwargs
+        return args, {**kwargs, argument: map_tensors(noise, kwargs[argument])}
+
+    return edit
 
 
 def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) -> tuple[str, int | str]:
@@ -221,10 +296,9 @@ def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) ->
 
 
 def _proven(replica: Replica, stack: Stack) -> Stack | Refusal:
-    """The stack with ``deletable`` settled: deletion must equal skipping, block by block and for several at once."""
+    """The stack with ``deletable`` settled: deletion must equal skipping, for the odd blocks and for those at the ends."""
     every = range(stack.length)
-    removals = [{0}, {stack.length // 2}, {stack.length - 1}, {index for index in every if index % 2}]
-    plans = [tuple(index for index in every if index not in gone) for gone in removals]
+    plans = [tuple(every[::2]), tuple(every[1:-1]) or tuple(every[1:])]
     for kept in plans:
         skipped = _run(replica, stack, kept, tombstones=True)
         if isinstance(skipped, Exception):

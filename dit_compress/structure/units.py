@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_compress.structure.probe import OUTPUT, Prober, Run, differs, merged
+from dit_compress.structure.probe import OUTPUT, Effect, Prober, Run, differs, merged
 from dit_compress.structure.record import map_tensors
 from dit_compress.structure.weightless import Change, Key, Replica, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Observer:
         self.replica, self.base, self.streams = replica, base, streams
         self.prober = Prober(replica, base)
         self.sizes: dict[Key, int] = {OUTPUT: 1}
+        self.dead: list[Key] = []
         self.rows: set[Key] = set()
         self.cols: set[Key] = set()
         for touch in base.touches:
@@ -58,14 +59,37 @@ class Observer:
 
     def units(self) -> tuple[Units, ...]:
         """Every list of units that contributes nothing once it is masked."""
-        runs = self.prober.runs({key: (self.sizes[key], _rows(key)) for key in sorted(self.rows, key=str)})
+        inner = self._inner()
+        lists = {key: (self.sizes[key], _rows(key)) for key in sorted(self.rows, key=str)}
+        whole = {key: self.prober.effect(change(np.arange(size))) for key, (size, change) in lists.items()}
+        self.dead = [key for key, effect in whole.items() if not effect]
+        runs = self.prober.runs({key: lists[key] for key, effect in whole.items() if inner & effect.keys()})
         labels = join(self.sizes, runs, self.replica.cuts)
-        found = [item for item in exchangeable(labels, self.rows, self.cols) if self._maskable(item)]
+        found = [item for item in exchangeable(labels, self.rows, inner) if self._maskable(item)]
         if not found:
             return ()
-        reached = self._reached(runs)
+        reached = self._reached(whole)
         found = [replace(item, reads=any(key in reached for key in item.rows)) for item in found]
         return tuple(self._with_tables(found))
+
+    def _inner(self) -> frozenset[Key]:
+        """Inputs of matmuls that no stream reaches directly: the only ones that can be cut."""
+        read = self.prober.effect(Change(argument=("", self._other_streams)))
+        return frozenset(self.cols - read.keys())
+
+    def _other_streams(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Other numbers in the arguments that carry streams."""
+        args = tuple(_noise(item) if place in self.streams else item for place, item in enumerate(args))
+        return args, {key: _noise(item) if key in self.streams else item for key, item in kwargs.items()}
+
+    def variants(self, units: Units) -> Iterator[Units]:
+        """The units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike."""
+        yield units
+        for like in units.rows:
+            dead = [key for key in self.dead if self.sizes[key] == self.sizes[like] and key[1] == like[1]]
+            if dead:
+                owned = {**units.owned, **{key: units.owned[like] for key in dead}}
+                yield replace(units, owned=owned, rows=(*units.rows, *dead))
 
     def _maskable(self, units: Units) -> bool:
         """Whether the consumers read zeros once the producers give zeros, or nothing but the producers."""
@@ -84,27 +108,23 @@ class Observer:
                 return True
         return False
 
-    def _reached(self, runs: Mapping[Key, list[Run]]) -> set[Key]:
+    def _reached(self, effects: Mapping[Key, Effect]) -> set[Key]:
         """Outputs of matmuls into which a stream flows, over any number of steps."""
-
-        def other(args: Any, kwargs: Any) -> tuple[Any, Any]:
-            args = tuple(_noise(item) if place in self.streams else item for place, item in enumerate(args))
-            return args, {key: _noise(item) if key in self.streams else item for key, item in kwargs.items()}
-
-        names = {key[0] for key in self.prober.effect(Change(argument=("", other)))}
-        edges = {key: {target[0] for run in found for target in run.effect} for key, found in runs.items()}
+        names = {key[0] for key in self.prober.effect(Change(argument=("", self._other_streams)))}
         fresh = set(names)
         while fresh:
-            fresh = {name for key, targets in edges.items() if key[0] in names for name in targets} - names
+            fresh = {target[0] for key, found in effects.items() if key[0] in names for target in found} - names
             names |= fresh
         return {key for key in self.rows if key[0] in names}
 
     def _with_tables(self, found: list[Units]) -> list[Units]:
         """Small parameters whose every slice belongs to one unit (a bias, a table with a row per head)."""
+        columns = {key for units in found for key in units.cols}
         keys = {
             (name, (dim,)): size
             for name in sorted(self.base.read)
             if name.rpartition(".")[0] not in self.replica.cuts
+            and columns & self.prober.effect(self._table(name, (0,))(np.arange(len(self.replica.values[name])))).keys()
             for dim, size in enumerate(self.replica.values[name].shape)
             if size > 1
         }
@@ -176,22 +196,34 @@ def join(sizes: Mapping[Key, int], runs: Mapping[Key, list[Run]], cuts: Sequence
             node = parent[node]
         return node
 
+    def link(a: int, b: int) -> None:
+        parent[root(a)] = root(b)
+
     for key, found in runs.items():
         for run in found:
-            for entry in range(run.start, run.stop):
-                first = entry == run.start or run.shift
-                for target, columns in run.at(entry).items():
-                    for column in columns if first else [next(iter(columns))]:
-                        parent[root(starts[key] + entry)] = root(starts[target] + column)
+            first, stop = starts[key] + run.start, starts[key] + run.stop
+            for target, columns in run.effect.items():
+                if run.shift:
+                    start = starts[target] + next(iter(columns))
+                    for place in range(stop - first):
+                        link(first + place, start + place)
+                else:
+                    for column in columns:
+                        link(first, starts[target] + column)
+                    for node in range(first + 1, stop):
+                        link(node, first)
     for path in cuts:
         for entry in range(sizes.get((path, ("in",)), 0)):
-            parent[root(starts[path, ("in",)] + entry)] = root(starts[path, ("out",)] + entry)
+            link(starts[path, ("in",)] + entry, starts[path, ("out",)] + entry)
     labels = np.array([root(node) for node in range(total)])
     return {key: labels[starts[key] : starts[key] + size] for key, size in sizes.items()}
 
 
-def exchangeable(labels: Mapping[Key, np.ndarray], rows: set[Key], cols: set[Key]) -> list[Units]:
-    """Components with the same number of entries in the same weights, as lists of units, in order of their entries."""
+def exchangeable(labels: Mapping[Key, np.ndarray], rows: set[Key], cols: frozenset[Key]) -> list[Units]:
+    """Components with the same number of entries in the same weights, as lists of units, in order of their entries.
+
+    cols: the inputs of matmuls that can be cut.
+    """
     stream = labels[OUTPUT][0]
     owned: dict[int, dict[Key, list[int]]] = {}
     for key, found in labels.items():

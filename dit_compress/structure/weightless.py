@@ -11,6 +11,7 @@ Everything runs on the CPU in float64, also where a module asks for float32.
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from dit_compress.structure.edits import apply_edits, edit_state
 from dit_compress.structure.record import Call, map_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from dit_compress.structure.edits import Edit
 
@@ -36,6 +37,7 @@ _WIDE = {
     torch.bfloat16: torch.float64,
     torch.complex64: torch.complex128,
 }
+MATMULS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention)
 _aten = torch.ops.aten
 _COPIES = {_aten.clone.default, _aten._to_copy.default}  # noqa: SLF001 - the name of the operator
 _ALIASES = {_aten._unsafe_view.default, _aten.detach.default, _aten.lift_fresh.default}  # noqa: SLF001
@@ -110,8 +112,8 @@ class Replica:
     cuts: modules whose output is replayed like that of a matmul (norms across heads).
     """
 
-    def __init__(self, module: nn.Module, call: Call, *, seed: int = 0) -> None:
-        self.module, self.values = weightless_copy(module)
+    def __init__(self, module: nn.Module, call: Call, *, seed: int = 0, real: bool = False) -> None:
+        self.module, self.values = weightless_copy(module, real=real)
         self.call = call.map(_real)
         self.seed = seed
         self.cuts: tuple[str, ...] = ()
@@ -139,7 +141,7 @@ class Replica:
             handles.append(owner.register_forward_pre_hook(lambda _m, a, k: edit(a, k), with_kwargs=True))
         args, kwargs = map_tensors(Tensor.clone, (self.call.args, self.call.kwargs))
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _eager_flex_attention():
                 torch.manual_seed(0)
                 with mode:
                     mode.trace.output = self.module(*args, **kwargs)
@@ -158,23 +160,47 @@ class Replica:
         return self.values[name]
 
 
-def weightless_copy(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy in eval mode with parameters and tables (floating buffers) on meta, and the values of the tables."""
+def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy in eval mode with parameters and tables (floating buffers) on meta, and the values of the tables.
+
+    real: tables, and parameters that no linear, convolution or embedding holds, are real tensors: for modules
+    that ask a table for its device, or index it by lists.
+    """
     memo: dict[int, Any] = {}
     values: dict[str, Tensor] = {}
-    for parameter in module.parameters():
-        dtype = _WIDE.get(parameter.dtype, parameter.dtype)
-        memo[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, device="meta", dtype=dtype), False)
-    for name, buffer in module.named_buffers():
-        memo[id(buffer)] = real = _real(buffer)
-        if real.is_floating_point():
-            values[name] = real
-            memo[id(buffer)] = torch.empty(real.shape, device="meta", dtype=real.dtype)
     for owner in module.modules():
+        for parameter in owner.parameters(recurse=False):
+            dtype = _WIDE.get(parameter.dtype, parameter.dtype)
+            small = real and not isinstance(owner, MATMULS)
+            made = torch.rand(parameter.shape, dtype=dtype) + 0.5 if small else torch.empty_like(
+                parameter, device="meta", dtype=dtype
+            )
+            memo[id(parameter)] = nn.Parameter(made, requires_grad=False)
         for value in vars(owner).values():
             if isinstance(value, Tensor):
                 memo.setdefault(id(value), _real(value))
+    for name, buffer in module.named_buffers():
+        memo[id(buffer)] = value = _real(buffer)
+        if value.is_floating_point() and not real:
+            values[name] = value
+            memo[id(buffer)] = torch.empty(value.shape, device="meta", dtype=value.dtype)
     return copy.deepcopy(module, memo).eval(), values
+
+
+@contextmanager
+def _eager_flex_attention() -> Iterator[None]:
+    """Flex attention without torch.compile, which refuses to run where operations are watched."""
+    from torch.nn.attention import flex_attention as flex
+
+    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    before = getattr(flex, name, None)
+    if before is not None:
+        setattr(flex, name, True)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(flex, name, before)
 
 
 def _real(value: Tensor) -> Tensor:
@@ -211,11 +237,12 @@ class _Mode(TorchDispatchMode):
                 self._register(tensor, _Origin(name, tuple(tensor.shape)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = {name: _wide(value) for name, value in (kwargs or {}).items()}
-        metas = [value for value in _flat(args) if isinstance(value, Tensor) and value.is_meta]
+        kwargs = {name: _wide(value) for name, value in kwargs.items()} if kwargs else {}
+        tensors = [value for value in _flat(args) if isinstance(value, Tensor)]
+        metas = sum(value.is_meta for value in tensors)
         if not metas:
             return func(*args, **kwargs)
-        if len(metas) == sum(isinstance(value, Tensor) for value in _flat(args)):
+        if metas == len(tensors):
             if func.is_view or func in _ALIASES:
                 return func(*args, **kwargs)
             if func in _COPIES:
