@@ -6,7 +6,7 @@ shape without its weights; integer attributes by trying. Nothing depends on the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from dit_compress.errors import UserError
 from dit_compress.structure.attributes import solve
 from dit_compress.structure.axes import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.parts import UnsliceableError, common_path, gathers, make_part
-from dit_compress.structure.record import Call, record, tensors_in
+from dit_compress.structure.record import Call, record
+from dit_compress.structure.signature import Known, signature
 from dit_compress.structure.stacks import find_stacks, watch
 from dit_compress.structure.units import Observer
 from dit_compress.structure.weightless import Change, DivergedError, Replica
@@ -31,16 +32,44 @@ if TYPE_CHECKING:
     from dit_compress.structure.units import Units
     from dit_compress.structure.weightless import Trace
 
+@dataclass
+class _Block:
+    """What was found in one block, paths relative to it."""
+
+    parts: list[Part] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
 FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
 """What somebody else's module may raise."""
+_STRUCTURES: Known[Structure] = Known(64)
+_BLOCKS: Known[_Block] = Known(512)
+"""What was found before: structure depends on classes and shapes, not on weights."""
 HINTS = ("heads", "num_heads", "num_attention_heads", "n_heads", "nheads")
 
 
 def discover(denoiser: Denoiser) -> Structure:
     """Structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
-    with record(denoiser.module) as call, torch.no_grad():
-        denoiser(*denoiser.example(1, denoiser.example_size))
-    return observe(denoiser.module, call)
+    return observe(denoiser.module, first_call(denoiser))
+
+
+def first_call(denoiser: Denoiser) -> Call:
+    """How the denoiser calls its module on its example. The module itself does not run."""
+    with suppress(_StoppedError), torch.no_grad(), record(denoiser.module) as call:
+        handle = denoiser.module.register_forward_pre_hook(_stop)
+        try:
+            denoiser(*denoiser.example(1, denoiser.example_size))
+        finally:
+            handle.remove()
+    return call
+
+
+class _StoppedError(Exception):
+    """The call was recorded."""
+
+
+def _stop(_module: nn.Module, _args: Any) -> None:
+    raise _StoppedError
 
 
 def observe(module: nn.Module, call: Call) -> Structure:
@@ -48,6 +77,11 @@ def observe(module: nn.Module, call: Call) -> Structure:
 
     Raises UserError where the module can't be run without its weights.
     """
+    key = signature(module, dict(enumerate((call.args, call.kwargs))))
+    return _STRUCTURES.get(key, lambda: _observe(module, call))
+
+
+def _observe(module: nn.Module, call: Call) -> Structure:
     try:
         replica, (found, refusals) = _replicated(module, call)
     except FAILURES as error:
@@ -81,42 +115,9 @@ def _replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Foun
         return replica, find_stacks(replica)
 
 
-@dataclass
-class _Block:
-    """What was found in one block, paths relative to it."""
-
-    parts: list[Part] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
-
-
-_KNOWN: OrderedDict[Any, _Block] = OrderedDict()
-"""What was found in blocks of earlier calls; a block's structure depends on its shapes, not on its weights."""
-MOST_KNOWN = 512
-
-
 def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
     """What is in a block; blocks of one signature share one probe."""
-    key = (signature(block, seen.inputs()), item.streams)
-    if key not in _KNOWN:
-        _KNOWN[key] = _observe_block(block, seen, item)
-        if len(_KNOWN) > MOST_KNOWN:
-            _KNOWN.popitem(last=False)
-    return _KNOWN[key]
-
-
-def signature(module: nn.Module, arguments: Mapping[Any, Any]) -> Any:
-    """Modules of one signature are alike: classes, parameters, numbers, and the shapes of the arguments."""
-    plain = (int, float, str)
-    modules = tuple(
-        (path, type(owner), tuple(sorted((k, v) for k, v in vars(owner).items() if isinstance(v, plain))))
-        for path, owner in module.named_modules()
-    )
-    tensors = tuple((name, tuple(value.shape)) for name, value in (*module.named_parameters(), *module.named_buffers()))
-    given = tuple(
-        (key, tuple(tuple(tensor.shape) for tensor in tensors_in(value)) or repr(value)[:200])
-        for key, value in arguments.items()
-    )
-    return modules, tensors, given
+    return _BLOCKS.get((signature(block, seen.inputs()), item.streams), lambda: _observe_block(block, seen, item))
 
 
 def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
