@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dit_compress.structure.axes import Follow
-from dit_compress.structure.edits import SetAttribute, compile_edits
+from dit_compress.structure.edits import SetAttribute, Substitute, compile_edits
 from dit_compress.structure.places import attribute_at, set_attribute
 from dit_compress.structure.probe import outputs_differ
 from dit_compress.structure.weightless import Change, DivergedError
@@ -39,6 +39,7 @@ def solve(replica: Replica, part: Part, units: Units) -> Part | None:
     """The part with the attributes that follow; None if no set of them makes compact equal masked."""
     if part.count == 1:
         return part
+    replica = replica.edited([Substitute(path) for path in part.substitutes])
     base = replica.run()
     trials = [_Trial(replica, base, part, units, kept) for kept in plans(part.count)]
     candidates = list(_candidates(replica.module, part))

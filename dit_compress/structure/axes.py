@@ -110,7 +110,8 @@ class Stack:
     output: where a block returns it (None: it is the whole output). deletable: a block taken out equals a
     block skipped (else a tombstone keeps its place). returns: what a skipped block gives for each of its
     outputs: ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; empty for the main stream alone.
-    removable: False where the model doesn't run without a block.
+    removable: False where the model doesn't run without a block. borrowed: parts of blocks, relative to the
+    list, that the model calls on its own: a tombstone keeps them.
     """
 
     path: str
@@ -120,6 +121,7 @@ class Stack:
     deletable: bool = True
     returns: tuple[tuple[str, int | str], ...] = ()
     removable: bool = True
+    borrowed: tuple[str, ...] = ()
 
     def block(self, index: int) -> str:
         """Module path of one block."""
@@ -131,7 +133,7 @@ class Part:
     """A list of exchangeable units inside one block, as observed.
 
     members: what each unit owns. masks: where a mask makes a unit contribute nothing, anywhere. follows,
-    gathers, across: what must follow when units go.
+    gathers, across: what must follow when units go. substitutes: modules that need a stand-in to have fewer.
     """
 
     path: str
@@ -143,6 +145,7 @@ class Part:
     follows: tuple[Follow, ...] = ()
     gathers: tuple[Gather, ...] = ()
     across: tuple[Norm, ...] = ()
+    substitutes: tuple[str, ...] = ()
 
     def axis(self, level: str) -> Axis:
         """The axis of these units."""
@@ -157,6 +160,7 @@ class Part:
             self.follows,
             self.gathers,
             self.across,
+            substitutes=self.substitutes,
         )
 
 
@@ -234,6 +238,7 @@ class Axis:
     gathers: tuple[Gather, ...] = ()
     across: tuple[Norm, ...] = ()
     blocks: Stack | None = None
+    substitutes: tuple[str, ...] = ()
 
 
 Kept = dict[str, tuple[int, ...]]

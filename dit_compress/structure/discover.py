@@ -6,6 +6,7 @@ shape without its weights; integer attributes by trying. Nothing depends on the 
 
 from __future__ import annotations
 
+import copy
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ from torch import Tensor, nn
 from dit_compress.errors import UserError
 from dit_compress.structure.attributes import solve
 from dit_compress.structure.axes import Attention, FeedForward, Refusal, Structure
-from dit_compress.structure.parts import UnsliceableError, common_path, gathers, make_part
+from dit_compress.structure.assemble import UnsliceableError, common_path, gathers, make_part
 from dit_compress.structure.record import Call, record
 from dit_compress.structure.signature import Known, signature
 from dit_compress.structure.stacks import find_stacks, watch
 from dit_compress.structure.units import Observer
-from dit_compress.structure.weightless import Change, DivergedError, Replica
+from dit_compress.structure.weightless import Change, DivergedError, Replica, hollow_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,13 +55,13 @@ def discover(denoiser: Denoiser) -> Structure:
 
 
 def first_call(denoiser: Denoiser) -> Call:
-    """How the denoiser calls its module on its example. The module itself does not run."""
-    with suppress(_StoppedError), torch.no_grad(), record(denoiser.module) as call:
-        handle = denoiser.module.register_forward_pre_hook(_stop)
-        try:
-            denoiser(*denoiser.example(1, denoiser.example_size))
-        finally:
-            handle.remove()
+    """How the denoiser calls its module on its example, on the CPU. Neither the module nor its weights are touched."""
+    stand_in = copy.copy(denoiser)
+    stand_in.__dict__["_modules"] = {**denoiser._modules, "module": hollow_copy(denoiser.module)}  # noqa: SLF001
+    with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
+        torch.manual_seed(0)
+        stand_in.module.register_forward_pre_hook(_stop)
+        stand_in(*stand_in.example(1, stand_in.example_size))
     return call
 
 
@@ -217,11 +218,16 @@ def _unfound(block: nn.Module, found: _Block, calls: Mapping[str, Call]) -> list
     missing = []
     for path, owner in block.named_modules():
         heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
-        inside = any(item == path or item.startswith(f"{path}.") or path.startswith(f"{item}.") for item in known)
+        inside = any(_holds(path, item) or _holds(item, path) for item in known)
         weighs = next(owner.parameters(), None) is not None
-        if heads > 1 and path in calls and weighs and not inside and "" not in known:
+        if heads > 1 and path in calls and weighs and not inside:
             missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
     return missing
+
+
+def _holds(outer: str, inner: str) -> bool:
+    """Whether a module path lies inside another, or is it."""
+    return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
 def _name_apart(found: _Block) -> None:
@@ -251,5 +257,6 @@ def _placed(part: Part, item: Found, index: int) -> Part:
         follows=tuple(replace(follow, module=full(follow.module)) for follow in part.follows),
         gathers=tuple(replace(gather, module=full(gather.module)) for gather in part.gathers),
         across=tuple(replace(norm, path=full(norm.path)) for norm in part.across),
+        substitutes=tuple(map(full, part.substitutes)),
     )
 

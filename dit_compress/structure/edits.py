@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.structure.places import attribute_at, set_attribute, tensor_at, tensor_or_none
+from dit_compress.structure.substitutes import substitute
 from dit_compress.structure.tombstone import Tombstone
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class GatherArgument:
 class KeepBlocks:
     """Keep some blocks of a stack; the others are deleted, or replaced by tombstones.
 
-    returns: what a tombstone gives, as in ``Stack.returns``.
+    returns, borrowed: what a tombstone gives, and what it keeps, as in ``Stack``.
     """
 
     stack: str
@@ -77,10 +78,18 @@ class KeepBlocks:
     stream: int | str = 0
     output: int | None = None
     returns: tuple[tuple[str, int | str], ...] = ()
+    borrowed: tuple[str, ...] = ()
 
 
-Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks
-_KINDS = {kind.__name__: kind for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks)}
+@dataclass(frozen=True)
+class Substitute:
+    """Put an exact stand-in with the same parameters in a module's place (``structure/substitutes.py``)."""
+
+    module: str
+
+
+Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks | Substitute
+_KINDS = {kind.__name__: kind for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks, Substitute)}
 
 
 # ------------------------------------------------------------------ compile
@@ -109,7 +118,8 @@ def compile_edits(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[E
         for name, units in kept.items()
         if len(units) < (axis := by_name[name]).units and (axis.stack, axis.block) not in gone
     ]
-    edits: list[Edit] = _takes(module, active, kept)
+    edits: list[Edit] = [Substitute(path) for path in dict.fromkeys(p for axis in active for p in axis.substitutes)]
+    edits += _takes(module, active, kept)
     edits += _attributes(module, active, kept)
     for axis in active:
         edits += _followers(module, axis, np.asarray(kept[axis.name]))
@@ -118,7 +128,10 @@ def compile_edits(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[E
 
 
 def _keep(stack: Stack, units: tuple[int, ...]) -> KeepBlocks:
-    return KeepBlocks(stack.path, units, not stack.deletable, stack.stream, stack.output, stack.returns)
+    tombstones = not stack.deletable
+    return KeepBlocks(
+        stack.path, units, tombstones, stack.stream, stack.output, stack.returns, stack.borrowed if tombstones else ()
+    )
 
 
 def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
@@ -178,6 +191,8 @@ def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
             set_attribute(module, edit.module, edit.attribute, edit.value)
         elif isinstance(edit, GatherArgument):
             _gather(module.get_submodule(edit.module), edit)
+        elif isinstance(edit, Substitute):
+            substitute(module.get_submodule(edit.module))
         else:
             _keep_blocks(module, edit)
 
@@ -207,7 +222,8 @@ def rename(name: str, edit: KeepBlocks) -> str | None:
         return name
     index, _, rest = name[len(head) :].partition(".")
     if int(index) not in edit.index:
-        return None
+        kept = any(name.startswith(f"{head}{path}.") for path in edit.borrowed)
+        return name if edit.tombstones and kept else None
     return name if edit.tombstones else f"{head}{edit.index.index(int(index))}.{rest}"
 
 
@@ -263,7 +279,8 @@ def _keep_blocks(module: nn.Module, edit: KeepBlocks) -> None:
     blocks: Any = module.get_submodule(edit.stack)
     if edit.tombstones:
         for index in set(range(len(blocks))) - set(edit.index):
-            blocks[index] = Tombstone(edit.stream, edit.output, edit.returns, blocks[index])
+            own = tuple(path.partition(".")[2] for path in edit.borrowed if path.partition(".")[0] == str(index))
+            blocks[index] = Tombstone(edit.stream, edit.output, edit.returns, blocks[index], own)
     else:
         kept = [blocks[index] for index in edit.index]
         made = nn.Sequential(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept)
@@ -282,6 +299,7 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
             data["index"] = as_ranges(data["index"])
         if "returns" in data:
             data["returns"] = [list(item) for item in data["returns"]]
+            data["borrowed"] = list(data["borrowed"])
         listed.append(data)
     return listed
 
@@ -296,6 +314,8 @@ def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
             data["index"] = from_ranges(data["index"])
         if "returns" in data:
             data["returns"] = tuple(tuple(item) for item in data["returns"])
+        if "borrowed" in data:
+            data["borrowed"] = tuple(data["borrowed"])
         edits.append(kind(**data))
     return edits
 

@@ -42,6 +42,7 @@ class Seen:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    callers: tuple[str, ...] = ()
 
     def inputs(self) -> dict[int | str, Any]:
         """Arguments by position and keyword."""
@@ -96,21 +97,41 @@ def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
 
 
 def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
-    """Run once and note the first call of every module."""
+    """Run once and note the first call of every module, with the modules that were running then."""
     seen: dict[str, Seen] = {}
+    running: list[str] = []
+    callers: dict[str, tuple[str, ...]] = {}
     handles = []
     for path, module in replica.module.named_modules():
 
-        def note(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            seen.setdefault(path, Seen(args, kwargs, output))
+        def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
+            callers.setdefault(path, tuple(running))
+            running.append(path)
 
-        handles.append(module.register_forward_hook(note, with_kwargs=True))
+        def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+            running.pop()
+            seen.setdefault(path, Seen(args, kwargs, output, callers[path]))
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
         base = replica.run()
     finally:
         for handle in handles:
             handle.remove()
     return seen, base
+
+
+def _borrowed(stack: Stack, seen: dict[str, Seen]) -> tuple[str, ...]:
+    """Parts of a block that the model calls on its own (DiT asks its first block for an embedding)."""
+    found = []
+    for index in range(stack.length):
+        head = stack.block(index)
+        inside = [(path, call) for path, call in seen.items() if path.startswith(f"{head}.")]
+        for path, call in inside:
+            if head not in call.callers and not any(caller.startswith(f"{head}.") for caller in call.callers):
+                found.append(path.removeprefix(f"{stack.path}."))
+    return tuple(found)
 
 
 def _lists(module: nn.Module) -> list[tuple[str, Any]]:
@@ -125,7 +146,7 @@ def _stack(replica: Replica, path: str, items: Any, seen: dict[str, Seen]) -> Fo
     if isinstance(items, nn.ModuleDict) or any(call is None for call in calls):
         return None
     known = [call for call in calls if call is not None]
-    if any(next(block.parameters(), None) is None or not list(block.children()) for block in blocks):
+    if any(next(block.parameters(), None) is None or type(block).__module__.startswith("torch.nn") for block in blocks):
         return None
     passes = _chained(known) if len(known) > 1 else []
     if not passes or not _covered(passes, known[0]):
@@ -135,7 +156,8 @@ def _stack(replica: Replica, path: str, items: Any, seen: dict[str, Seen]) -> Fo
         return None
     whole = passes[0][1] is None
     returns = () if whole else tuple(_return(known, passes, place) for place in known[0].outputs())
-    return Found(Stack(path, len(known), *passes[0], returns=returns), known, tuple(passes))
+    stack = Stack(path, len(known), *passes[0], returns=returns)
+    return Found(replace(stack, borrowed=_borrowed(stack, seen)), known, tuple(passes))
 
 
 def _chained(calls: Sequence[Seen]) -> list[Pass]:
@@ -314,7 +336,7 @@ def _words(error: Exception) -> str:
 
 
 def _run(replica: Replica, stack: Stack, kept: tuple[int, ...], *, tombstones: bool) -> Trace | Exception:
-    edit = KeepBlocks(stack.path, kept, tombstones, stack.stream, stack.output, stack.returns)
+    edit = KeepBlocks(stack.path, kept, tombstones, stack.stream, stack.output, stack.returns, stack.borrowed)
     try:
         return replica.edited([edit]).run()
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:

@@ -43,10 +43,11 @@ class Skip:
 
 
 class Tombstone(nn.Module):
-    """Stands where a block was: gives back the streams it got. No parameters.
+    """Stands where a block was: gives back the streams it got. No parameters of its own.
 
     It keeps the attributes of the block and of the modules in it, but no tensors, because a model may ask
-    its blocks for them (``layers[0].self_attn.processor``).
+    its blocks for them (``layers[0].self_attn.processor``); and whole the parts that the model calls on its
+    own (``borrowed``).
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Tombstone(nn.Module):
         output: int | None,
         returns: Sequence[Sequence[int | str]] = (),
         block: nn.Module | None = None,
+        borrowed: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if block is not None:
-            _take_attributes(self, block)
+            _take_attributes(self, block, borrowed)
         self.skips = Skip(stream, output, tuple((str(kind), key) for kind, key in returns))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -66,12 +68,16 @@ class Tombstone(nn.Module):
         return self.skips(args, kwargs)
 
 
-def _take_attributes(to: nn.Module, block: nn.Module) -> None:
-    """Attributes of a module and its children, tensors left out."""
+def _take_attributes(to: nn.Module, block: nn.Module, borrowed: Sequence[str]) -> None:
+    """Attributes of a module and its children, tensors left out; of the borrowed children everything."""
     for name, value in vars(block).items():
         if not name.startswith("_") and name != "training" and not isinstance(value, Tensor):
             setattr(to, name, value)
     for name, child in block.named_children():
+        if name in borrowed:
+            to.add_module(name, child)
+            continue
         bare = nn.Module()
-        _take_attributes(bare, child)
+        inside = [path.partition(".")[2] for path in borrowed if path.partition(".")[0] == name]
+        _take_attributes(bare, child, inside)
         to.add_module(name, bare)

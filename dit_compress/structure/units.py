@@ -232,7 +232,8 @@ def exchangeable(labels: Mapping[Key, np.ndarray], rows: set[Key], cols: frozens
                 owned.setdefault(label, {}).setdefault(key, []).append(entry)
     groups: dict[Any, list[dict[Key, list[int]]]] = {}
     for parts in owned.values():
-        if any(key in cols for key in parts) and any(key in rows for key in parts):
+        # A cut norm alone reads nothing away: a unit ends in the input of a matmul.
+        if any(key in cols and key[1] != ("in",) for key in parts) and any(key in rows for key in parts):
             signature = tuple(sorted(((key, len(entries)) for key, entries in parts.items()), key=str))
             groups.setdefault(signature, []).append(parts)
     listed = []

@@ -40,6 +40,7 @@ _WIDE = {
 MATMULS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention)
 _aten = torch.ops.aten
 _COPIES = {_aten.clone.default, _aten._to_copy.default}  # noqa: SLF001 - the name of the operator
+_ADDS = {_aten.add.Tensor, _aten.add_.Tensor}
 _ALIASES = {_aten._unsafe_view.default, _aten.detach.default, _aten.lift_fresh.default}  # noqa: SLF001
 
 
@@ -187,6 +188,17 @@ def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module
     return copy.deepcopy(module, memo).eval(), values
 
 
+def hollow_copy(module: nn.Module) -> nn.Module:
+    """A copy on the CPU whose parameters take no memory: one zero each, seen as the whole. Not to be run."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        zero = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        memo[id(parameter)] = nn.Parameter(zero, requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.zeros(buffer.shape, dtype=buffer.dtype) if buffer.is_meta else buffer.cpu()
+    return copy.deepcopy(module, memo)
+
+
 @contextmanager
 def _eager_flex_attention() -> Iterator[None]:
     """Flex attention without torch.compile, which refuses to run where operations are watched."""
@@ -231,6 +243,7 @@ class _Mode(TorchDispatchMode):
         self.random = torch.Generator().manual_seed(replica.seed)
         self.noise = torch.Generator().manual_seed(replica.seed + 1)
         self.origins: dict[int, _Origin] = {}
+        self.fresh: dict[int, Touch] = {}
         self.hold: list[Tensor] = []
         for name, tensor in (*replica.module.named_parameters(), *replica.module.named_buffers()):
             if tensor.is_meta:
@@ -247,6 +260,8 @@ class _Mode(TorchDispatchMode):
                 return func(*args, **kwargs)
             if func in _COPIES:
                 return self._copied(args[0], kwargs)
+        if func in _ADDS and (added := self._bias_added(*args)) is not None:
+            return added
         touched = _MATMULS.get(func)
         if touched is not None:
             result = touched(self, func, args, kwargs)
@@ -318,6 +333,15 @@ class _Mode(TorchDispatchMode):
 
     # -- matmuls
 
+    def _bias_added(self, output: Any, bias: Any) -> Tensor | None:
+        """The output of a matmul to which a bias is added in a step of its own: it counts as one with the matmul."""
+        note = self.fresh.get(output.untyped_storage()._cdata) if isinstance(output, Tensor) else None  # noqa: SLF001
+        fits = isinstance(bias, Tensor) and bias.is_meta and bias.ndim == 1 and not output.is_meta
+        if note is None or not fits or not bias.shape[0] == output.shape[-1] == note.output.shape[-1]:
+            return None
+        note.bias = note.bias or self._bias(bias)
+        return output
+
     def matmul(self, shape: Any, weight: Tensor, out: int, x: Tensor | None, bias: Any = None) -> Tensor | None:
         """Note one use of a weight, whose outputs run along ``out`` (-1 or 0, then inputs along the other axis).
 
@@ -344,6 +368,7 @@ class _Mode(TorchDispatchMode):
         note = Touch(rows, cols, bias, x, torch.empty(0))
         note.output = self._output(note, shape)
         self.trace.touches.append(note)
+        self.fresh[note.output.untyped_storage()._cdata] = note  # noqa: SLF001
         return note.output
 
     def _output(self, note: Touch, shape: Any) -> Tensor:

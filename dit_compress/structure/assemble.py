@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dit_compress.structure.axes import Attention, FeedForward, Gather, MaskPoint, Member, Norm, Part
 from dit_compress.structure.probe import Prober, merged
 from dit_compress.structure.record import map_tensors, tensors_in
+from dit_compress.structure.substitutes import SUBSTITUTES
 from dit_compress.structure.units import Units, owners
 from dit_compress.structure.weightless import Change, Key, Replica, Trace
 
@@ -43,7 +44,13 @@ def make_part(replica: Replica, base: Trace, units: Units, calls: Mapping[str, C
     masks = [point for key in masked for point in _masks(replica, units, members, key, calls, outputs=bool(across))]
     width = max(units.owned[key].shape[1] for key in units.cols)
     made = Attention if width > 1 else FeedForward
-    part = made(path, "", 0, units.count, members, tuple(masks), across=across)
+    owners_of = {name.rpartition(".")[0] for name in (member.tensor for member in members)}
+    stands = tuple(
+        name
+        for name, owner in replica.module.named_modules()
+        if type(owner) in SUBSTITUTES and any(item == name or item.startswith(f"{name}.") for item in owners_of)
+    )
+    part = made(path, "", 0, units.count, members, tuple(masks), across=across, substitutes=stands)
     return replace(part, width=width) if isinstance(part, Attention) else part
 
 
