@@ -1,4 +1,14 @@
-"""dit-compress: turn a large video Diffusion Transformer into one that a phone can run."""
+"""dit-compress: turn a large video Diffusion Transformer into one that a phone can run.
+
+import dit_compress
+
+model = dit_compress.prune("LTX-Video/transformer", params=1e9, search="magnitude", out="pruned")
+model = dit_compress.load("pruned")
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 __version__ = "0.1.0"
 SCHEMA = 1
@@ -6,11 +16,21 @@ SCHEMA = 1
 REVISION = 1
 """Revision of the engine's results: raised when equal inputs would give other numbers."""
 
+_PUBLIC = {
+    "load": "dit_compress.pruned:load",
+    "prune": "dit_compress.pruning:prune",
+    "record": "dit_compress.structure.record:record",
+}
+"""The public API: imported when it is asked for, so that ``import dit_compress`` imports no torch."""
 
-def __getattr__(name: str) -> object:
-    """``record`` is imported when it is asked for: importing the package imports no torch."""
-    if name == "record":
-        from dit_compress.structure.record import record
 
-        return record
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dit_compress' has no attribute {name!r}")
+    from dit_compress.hooks import load_object
+
+    return load_object(_PUBLIC[name])
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,10 +1,11 @@
-"""The command line: run, plan, check, inspect, generate, report, plugins, schema. Imports no torch at start."""
+"""The command line. Imports no torch at start."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from dit_compress import __version__
 from dit_compress.errors import UserError
+from dit_compress.prune_command import prune
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
@@ -106,6 +108,38 @@ def inspect(
 
     _registry(plugin)
     _print(axes_table(open_denoiser(target)))
+
+
+app.command()(prune)
+
+
+@app.command()
+def sensitivity(
+    target: Annotated[str, typer.Argument(help="A bundle, or a run folder (its last bundle).")],
+    out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("sensitivity"),
+    level: Annotated[
+        list[str] | None, typer.Option(help="A level; may be repeated. block, head, ffn if absent.")
+    ] = None,
+    share: Annotated[list[float] | None, typer.Option(help="A share to remove; may be repeated.")] = None,
+    search: Annotated[str, typer.Option(help="Which units go.")] = "magnitude",
+    samples: Annotated[int, typer.Option(min=1, help="Clips on which quality is measured.")] = 64,
+    size: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Latent cells T H W; the bundle's if absent.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Paired timings per point.")] = 7,
+    each: Annotated[bool, typer.Option("--each", help="Curves of each axis, for widths of each block.")] = False,  # noqa: FBT002 - a switch
+    table: Annotated[Path | None, typer.Option(help="Write a latency table of this machine, too.")] = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Prune each level by and by; measure FLOPs, memory, latency and quality (Figure 3)."""
+    from dit_compress import sensitivity as figure3
+
+    _registry(plugin)
+    settings = figure3.Settings(search=search, samples=samples, size=size, rounds=rounds, each=each, table=table)
+    settings = replace(settings, levels=level or settings.levels, shares=share or settings.shares)
+    report = figure3.sensitivity(target, out, settings)
+    _print(figure3.table_of(report))
+    typer.echo(out / figure3.FIGURE)
 
 
 @app.command()

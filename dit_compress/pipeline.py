@@ -153,7 +153,8 @@ class Runner:
         status = spawn([sys.executable, "-P", "-m", "dit_compress.worker", str(partial)], self.threads)
         if status == STOPPED:
             raise UserError(
-                f"step {node.name!r} was asked to stop", mend="Run the same command: it goes on from the last checkpoint"
+                f"step {node.name!r} was asked to stop",
+                mend="Run the same command: it goes on from the last checkpoint",
             )
         if status == 2:
             raise SystemExit(2)

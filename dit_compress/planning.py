@@ -65,11 +65,14 @@ def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> S
     """The implicit first bundle, without weights."""
     from accelerate import init_empty_weights
 
+    from dit_compress.pruned import log_of
+
     specs: dict[str, ComponentSpec] = {}
     for kind in parts:
         maker = parts[kind].build()
         with init_empty_weights():
-            specs[kind] = ComponentSpec(kind, parts[kind].name, maker.config_of(maker.create()))
+            module = maker.create()
+            specs[kind] = ComponentSpec(kind, parts[kind].name, maker.config_of(module), log_of(module))
     return Spec(video=video, denoiser=specs.get("model"), text=specs.get("text"))
 
 

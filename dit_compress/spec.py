@@ -34,9 +34,13 @@ class ComponentSpec:
         """The module without weights (parameters on the meta device), the log replayed."""
         from accelerate import init_empty_weights
 
+        from dit_compress.pruned import remember_log, shapes_of
+
         with init_empty_weights(include_buffers=False):
             module = self.loader().from_config(self.config)
+            base = shapes_of(module) if self.log else {}
             replay(module, self.log)
+        remember_log(module, base, self.log)
         return module.eval()
 
     def appended(self, entry: dict[str, Any]) -> ComponentSpec:

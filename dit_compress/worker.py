@@ -104,6 +104,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> C
 
 def run_base(context: Context, node: Node) -> Result:
     """The implicit first step: denoiser and text encoder as the recipe says, random weights from its seed."""
+    from dit_compress.pruned import log_of
     from dit_compress.spec import ComponentSpec, Spec
 
     modules: dict[str, Any] = {}
@@ -111,7 +112,7 @@ def run_base(context: Context, node: Node) -> Result:
     for kind, part in node.parts.items():
         maker = part.build()
         modules[kind] = maker.create()
-        specs[kind] = ComponentSpec(kind, part.name, maker.config_of(modules[kind]))
+        specs[kind] = ComponentSpec(kind, part.name, maker.config_of(modules[kind]), log_of(modules[kind]))
     named = {"denoiser" if kind == "model" else kind: module for kind, module in modules.items()}
     return context.give(named, spec=Spec(video=context.video, denoiser=specs.get("model"), text=specs.get("text")))
 

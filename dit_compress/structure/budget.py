@@ -1,62 +1,93 @@
-"""From a budget to counts: how many blocks, heads and channels stay, equal in every block."""
+"""What a plan weighs, in parameters, FLOPs or seconds: separable over blocks and units, exact per block.
+
+``fixed + Σ over blocks that stay of (rest + Σ over the block's axes of kept · unit)``. Axes that stand in
+no stack whose blocks may go count with the fixed part.
+"""
 
 from __future__ import annotations
 
-import math
+import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
+from dit_compress.measure import count_flops
+from dit_compress.structure.compact import compact
 from dit_compress.structure.edits import tensor_or_none
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from torch import nn
 
-    from dit_compress.structure.axes import Axis
-
-BALANCE = {"block": 8 / 28, "head": 12 / 32, "ffn": 0.25}
-"""The paper's shares removed per level; an allocation keeps as near to their proportions as it can."""
-SLACK = 0.99
-"""A plan for a budget uses at least this share of it."""
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.structure.axes import Axis, Kept
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Parameters by level, from the members of the axes: exact where blocks are alike."""
+class Price:
+    """What each piece of a model weighs.
 
-    total: int
-    block: int
-    units: Mapping[str, int]
-    cost: Mapping[str, int]
+    fixed: what no plan removes. blocks: block axis name → what each block weighs without its units.
+    units: axis name → one unit. unit: what is counted (``parameters``, ``FLOPs``, ``seconds``).
+    """
 
-    def after(self, removed: Mapping[str, int]) -> int:
-        """Parameters left after removing that many blocks, heads per attention, channels per FFN."""
-        blocks = self.units.get("block", 1)
-        left = blocks - removed.get("block", 0)
-        inside = sum(self.cost[level] * removed.get(level, 0) for level in self.cost) / blocks
-        return round(self.total - self.block * removed.get("block", 0) - left * inside)
+    fixed: float
+    blocks: Mapping[str, tuple[float, ...]]
+    units: Mapping[str, float]
+    unit: str = "parameters"
+
+    def of(self, axes: Sequence[Axis], kept: Kept) -> float:
+        """Weight of a plan; an axis that is not named stays whole."""
+        total, gated = self.fixed, gates(axes)
+        for axis in axes:
+            if axis.blocks:
+                total += sum(self.blocks[axis.name][index] for index in kept.get(axis.name, range(axis.units)))
+                continue
+            gate = gated.get(axis.stack)
+            if gate is None or axis.block is None or axis.block in kept.get(gate.name, range(gate.units)):
+                total += self.units[axis.name] * len(kept.get(axis.name, range(axis.units)))
+        return total
+
+    def as_data(self) -> dict[str, Any]:
+        """JSON data."""
+        blocks = {name: list(rest) for name, rest in self.blocks.items()}
+        return {"unit": self.unit, "fixed": self.fixed, "blocks": blocks, "units": dict(self.units)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Price:
+        """Read back from JSON data."""
+        blocks = {name: tuple(rest) for name, rest in data["blocks"].items()}
+        return cls(data["fixed"], blocks, dict(data["units"]), data["unit"])
 
 
-def costs(module: nn.Module, axes: Sequence[Axis], num_blocks: int) -> Costs:
-    """Parameters of the whole, of one block, and of one unit of each level summed over all its axes."""
+def gates(axes: Sequence[Axis]) -> dict[str, Axis]:
+    """The stacks whose blocks may go: path → block axis."""
+    return {axis.blocks.path: axis for axis in axes if axis.blocks}
+
+
+def inside(axes: Sequence[Axis], gate: Axis, index: int) -> list[Axis]:
+    """The axes of one block."""
+    path = gate.blocks.path if gate.blocks else gate.stack
+    return [axis for axis in axes if not axis.blocks and (axis.stack, axis.block) == (path, index)]
+
+
+# ------------------------------------------------------------------ parameters
+
+
+def parameter_price(module: nn.Module, axes: Sequence[Axis]) -> Price:
+    """Parameters, from the members of the axes."""
+    units = {axis.name: float(unit_cost(module, axis)) for axis in axes if not axis.blocks}
+    whole: dict[str, list[float]] = {}
+    for path, gate in gates(axes).items():
+        blocks = [module.get_submodule(f"{path}.{index}") for index in range(gate.units)]
+        own = unit_cost(module, gate)
+        whole[gate.name] = [float(own + sum(p.numel() for p in block.parameters())) for block in blocks]
     total = sum(parameter.numel() for parameter in module.parameters())
-    cost: dict[str, int] = {}
-    units: dict[str, int] = {"block": num_blocks}
-    block = 0
-    for axis in axes:
-        if axis.blocks:
-            items = [module.get_submodule(axis.blocks.block(index)) for index in range(axis.units)]
-            block = sum(p.numel() for item in items for p in item.parameters()) // len(items)
-            continue
-        cost[axis.level] = cost.get(axis.level, 0) + unit_cost(module, axis)
-        units[axis.level] = min(units.get(axis.level, axis.units), axis.units)
-    return Costs(total, block, units, cost)
+    return assemble(axes, total, whole, units, "parameters")
 
 
 def unit_cost(module: nn.Module, axis: Axis) -> int:
-    """Parameters of one unit."""
+    """Parameters of one unit (of a block axis: those outside the blocks)."""
     count = 0
     for member in axis.members:
         tensor = tensor_or_none(module, member.tensor)
@@ -65,55 +96,72 @@ def unit_cost(module: nn.Module, axis: Axis) -> int:
     return count
 
 
-def allocate(costs: Costs, levels: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Units to remove per level so that the model comes within 1% of ``budget`` from below.
+def assemble(
+    axes: Sequence[Axis], total: float, whole: Mapping[str, Sequence[float]], units: Mapping[str, float], unit: str
+) -> Price:
+    """A price out of the model's total, what each block weighs with all its units, and what a unit weighs."""
+    blocks = {}
+    for gate in gates(axes).values():
+        held = [sum(units[axis.name] * axis.units for axis in inside(axes, gate, index)) for index in range(gate.units)]
+        blocks[gate.name] = tuple(block - own for block, own in zip(whole[gate.name], held, strict=True))
+    free = sum(units[axis.name] * axis.units for axis in axes if not axis.blocks and axis.stack not in gates(axes))
+    return Price(total - sum(map(sum, whole.values())) - free, blocks, dict(units), unit)
 
-    ``levels``: the levels that may be cut, with the multiple their kept count must be. Among all plans
-    that fit, the one nearest to the paper's proportions. UserError names the nearest budget that can be met.
+
+# ------------------------------------------------------------------ FLOPs
+
+
+def flops_price(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int, int, int]) -> Price:
+    """FLOPs of one call for one sample, attention included; the denoiser stands on the meta device.
+
+    Each kind of axis and of block is priced by what the count falls by where some of it are taken away.
     """
-    best: tuple[float, dict[str, int]] | None = None
-    nearest: list[int] = []
-    for removed in _plans(costs, levels, budget):
-        params = costs.after(removed)
-        nearest.append(params)
-        if SLACK * budget <= params <= budget:
-            score = _imbalance(removed, costs)
-            if best is None or score < best[0]:
-                best = (score, removed)
-    if best is None:
-        raise UserError(
-            f"no plan comes within 1% of {budget:,} parameters from below",
-            mend=f"The nearest that can be met is {_nearest(nearest, budget, costs):,}",
-        )
-    return best[1]
+
+    def count(kept: Kept) -> float:
+        variant = copy.deepcopy(denoiser)
+        if kept:
+            compact(variant, axes, kept)
+        return float(count_flops(variant, size_THW))
+
+    total = count({})
+    units: dict[str, float] = {}
+    for alike in classes([axis for axis in axes if not axis.blocks], lambda axis: axis_kind(denoiser.module, axis)):
+        width, gone = alike[0].units, alike[0].units // 2
+        kept: Kept = {axis.name: tuple(range(width - gone)) for axis in alike}
+        each = (total - count(kept)) / (gone * len(alike)) if gone else 0.0
+        units |= {axis.name: each for axis in alike}
+    whole: dict[str, list[float]] = {}
+    for gate in gates(axes).values():
+        whole[gate.name] = [0.0] * gate.units
+        for kind in classes(range(gate.units), lambda index, gate=gate: block_kind(denoiser.module, gate, index)):  # type: ignore[misc]
+            rest = tuple(index for index in range(gate.units) if index != kind[0])
+            each = total - count({gate.name: rest}) if rest else 0.0
+            for index in kind:
+                whole[gate.name][index] = each
+    return assemble(axes, total, whole, units, "FLOPs")
 
 
-def _plans(costs: Costs, levels: Mapping[str, int], budget: int) -> list[dict[str, int]]:
-    """Every plan over blocks and heads, each with the two FFN widths around the budget."""
-    blocks = range(costs.units["block"]) if "block" in levels else [0]
-    heads = range(costs.units["head"]) if "head" in levels and "head" in costs.units else [0]
-    plans = []
-    for block in blocks:
-        for head in heads:
-            removed = {"block": block, "head": head}
-            if "ffn" not in levels or "ffn" not in costs.units:
-                plans.append(removed)
-                continue
-            width, step = costs.units["ffn"], levels["ffn"]
-            per_channel = (costs.units["block"] - block) * costs.cost["ffn"] / costs.units["block"]
-            want = (costs.after(removed) - budget) / per_channel
-            kept = (width - max(0, math.ceil(want))) // step * step
-            around = {min(max(keep, step), width) for keep in (kept, kept + step)}
-            plans += [{**removed, "ffn": width - keep} for keep in sorted(around)]
-    return plans
+def classes(items: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[Any]]:
+    """Items of equal kind together, in order of first appearance."""
+    found: dict[Hashable, list[Any]] = {}
+    for item in items:
+        found.setdefault(kind(item), []).append(item)
+    return list(found.values())
 
 
-def _imbalance(removed: Mapping[str, int], costs: Costs) -> float:
-    """How far the removed shares are from the paper's proportions."""
-    shares = {level: removed[level] / costs.units[level] for level in removed if level in costs.units}
-    scale = sum(shares.values()) / sum(BALANCE.get(level, 0.25) for level in shares)
-    return sum((share - scale * BALANCE.get(level, 0.25)) ** 2 for level, share in shares.items())
+def axis_kind(module: nn.Module, axis: Axis) -> Hashable:
+    """Equal for axes at the same place of blocks that are alike."""
+    place = f"{axis.stack}.{axis.block}"
+    members = [
+        (member.tensor.replace(place, ""), member.dim, member.indices.shape, tuple(tensor.shape))
+        for member in axis.members
+        if (tensor := tensor_or_none(module, member.tensor)) is not None
+    ]
+    return axis.level, axis.stack, axis.name.replace(place, ""), axis.units, tuple(members)
 
 
-def _nearest(reached: Sequence[int], budget: int, costs: Costs) -> int:
-    return min(reached or [costs.total], key=lambda params: abs(params - budget))
+def block_kind(module: nn.Module, gate: Axis, index: int) -> Hashable:
+    """Equal for blocks with equal parameters."""
+    assert gate.blocks is not None
+    block = module.get_submodule(gate.blocks.block(index))
+    return tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())

@@ -41,9 +41,7 @@ class Trainee:
             raise UserError(
                 f"role {name!r} would train {sorted(low)} weights", mend="Load them as float32; compute may be bf16"
             )
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=role.lr or 0.0, betas=role.betas, weight_decay=role.weight_decay, fused=True
-        )
+        self.optimizers = _optimizers(role, self.parameters)
         self.average: dict[str, Tensor] = (
             {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
         )
@@ -58,10 +56,11 @@ class Trainee:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.role.clip or math.inf))
         if not math.isfinite(norm):
             raise UserError(f"the gradient of role {self.name!r} is not finite", mend="Lower the learning rate")
-        for group in self.optimizer.param_groups:
-            group["lr"] = (self.role.lr or 0.0) * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.role.ema:
             with torch.no_grad():
                 for key, value in self.parameters.items():
@@ -78,9 +77,10 @@ class Trainee:
         """Everything a checkpoint needs, by name."""
         saved: dict[str, Tensor] = {f"{self.name}/weight/{key}": value for key, value in self.parameters.items()}
         saved |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
-        for key, parameter in self.parameters.items():
-            for slot, value in self.optimizer.state.get(parameter, {}).items():
-                saved[f"{self.name}/{slot}/{key}"] = value
+        for optimizer in self.optimizers:
+            for key, parameter in self.parameters.items():
+                for slot, value in optimizer.state.get(parameter, {}).items():
+                    saved[f"{self.name}/{slot}/{key}"] = value
         return saved
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -90,11 +90,16 @@ class Trainee:
                 parameter.copy_(self._part(tensors, "weight", key, parameter))
             if self.average:
                 self.average[key].copy_(self._part(tensors, "average", key, parameter))
-            if f"{self.name}/step/{key}" in tensors:
-                self.optimizer.state[parameter] = {
-                    "step": tensors[f"{self.name}/step/{key}"],
-                    **{slot: self._moment(tensors, slot, key, parameter) for slot in ("exp_avg", "exp_avg_sq")},
-                }
+        for optimizer in self.optimizers:
+            muon = isinstance(optimizer, torch.optim.Muon)
+            slots = ("momentum_buffer",) if muon else ("exp_avg", "exp_avg_sq")
+            owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            for key, parameter in self.parameters.items():
+                if id(parameter) not in owned or f"{self.name}/{slots[0]}/{key}" not in tensors:
+                    continue  # a phase that has not begun has no state yet
+                optimizer.state[parameter] = {slot: self._moment(tensors, slot, key, parameter) for slot in slots}
+                if not muon:
+                    optimizer.state[parameter]["step"] = tensors[f"{self.name}/step/{key}"]
 
     def _moment(self, tensors: dict[str, Tensor], slot: str, key: str, parameter: nn.Parameter) -> Tensor:
         """In the weight's memory format: a fused AdamW walks both in the order of memory."""
@@ -105,6 +110,36 @@ class Trainee:
         if value is None or value.shape != like.shape:
             raise UserError(f"the checkpoint's {slot} of {self.name}.{key} is missing or of another shape")
         return value
+
+
+def _optimizers(role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon before it where the role asks for it; every group remembers its peak rate."""
+    matrices = _matrices(role.module, parameters) if role.muon_lr is not None else {}
+    others = [value for key, value in parameters.items() if key not in matrices]
+    decay = role.weight_decay
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(torch.optim.Muon(list(matrices.values()), lr=role.muon_lr or 0.0, weight_decay=decay))
+    if others:
+        optimizers.append(
+            torch.optim.AdamW(others, lr=role.lr or 0.0, betas=role.betas, weight_decay=decay, fused=True)
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def _matrices(module: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The weights of linears inside module lists: the blocks, not what leads in and out of them."""
+    inside = {
+        id(linear.weight)
+        for items in module.modules()
+        if isinstance(items, nn.ModuleList)
+        for linear in items.modules()
+        if isinstance(linear, nn.Linear)
+    }
+    return {key: value for key, value in parameters.items() if id(value) in inside}
 
 
 def fit(objective: Objective, samples: Samples, options: TrainOptions, context: Context) -> None:

@@ -19,10 +19,12 @@ class Role:
 
     Every trainable tensor lives in a role's module, so that the loop can clip, average, save and
     shard it. ``lr`` None means frozen: the loop turns gradients off and never saves it.
+    ``muon_lr``: the matrices of linears inside module lists are trained by Muon at this rate; None: AdamW for all.
     """
 
     module: nn.Module
     lr: float | None = None
+    muon_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     ema: float | None = None

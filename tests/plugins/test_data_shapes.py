@@ -54,10 +54,10 @@ def test_all_shapes_of_a_size_have_one_area_around_their_centre(shape: str, size
 
 
 def test_a_square_by_hand() -> None:
-    # 32 × 32 pixels around (48, 48): rows and columns 32 … 63 whole, none else.
+    # 36 × 36 pixels around (48, 48): rows and columns 30 … 65 whole, none else.
     video = render(Scene("white", (Thing("square", "blue", "large", "down", "slow", start=(48.0, 48.0)),)), 2, SIZE)
     expected = np.full((96, 96, 3), 240)
-    expected[32:64, 32:64] = COLOURS["blue"]
+    expected[30:66, 30:66] = COLOURS["blue"]
     assert np.array_equal(video[0], expected)
 
 
@@ -172,7 +172,7 @@ def test_bad_options(options: dict[str, object], said: str) -> None:
 def test_other_sizes_scale() -> None:
     thing = Thing("square", "red", "large", "down", "slow", start=(96.0, 128.0))
     video = render(Scene("black", (thing,)), 2, (192, 256))
-    assert (video[0, ..., 0] == 220).sum() == 64 * 64
+    assert (video[0, ..., 0] == 220).sum() == 72 * 72
 
 
 def test_the_plugin_names_its_code_and_imports_no_torch() -> None:

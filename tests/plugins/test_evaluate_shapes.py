@@ -69,7 +69,7 @@ def test_positions_by_hand() -> None:
     assert np.allclose(tracks["red"].centre_F2[[0, -1]], [(30, 60), (30, 40)], atol=0.2)
     assert np.allclose(tracks["red"].displacement, (0, -20), atol=0.2)
     assert np.allclose(tracks["blue"].displacement, (8, 0), atol=0.2)
-    assert np.sqrt(tracks["blue"].area_F).mean() == pytest.approx(22, rel=0.08)
+    assert np.sqrt(tracks["blue"].area_F).mean() == pytest.approx(26, rel=0.08)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dit_compress_plugins.granularity_head.axes import HeadGranularity
 from dit_compress_plugins.model_video_dit import VideoDiTOptions
 from dit_compress_plugins.model_video_dit.adapter import VideoDiTModel
 from dit_compress_plugins.model_video_dit.layers import MASKED, RMSNorm, patchify, rope, rotate, unpatchify
-from dit_compress_plugins.model_video_dit.model import VideoDiT, config_of
+from dit_compress_plugins.model_video_dit.model import VideoDiT, config_of, precondition
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,11 +108,26 @@ def test_rms_norm_by_hand() -> None:
 
 
 def test_rope_is_relative_along_each_axis() -> None:
-    tables = rope((3, 3, 3), 12, torch.zeros(()))
+    tables = rope((3, 3, 3), 12, 1e4, torch.zeros(()))
     query, key = torch.randn(2, 12).expand(27, 2, 12).permute(1, 0, 2)[:, None]
     scores = (rotate(query, tables)[0] @ rotate(key, tables)[0].T).reshape(3, 3, 3, 3, 3, 3)
     torch.testing.assert_close(scores[0, 0, 0, 1, 1, 0], scores[1, 1, 1, 2, 2, 1])
     assert not torch.allclose(scores[0, 0, 0, 1, 0, 0], scores[0, 0, 0, 0, 1, 0])
+
+
+def test_preconditioning_is_the_best_linear_guess_plus_a_unit_target() -> None:
+    """Over white latents and noise, what the guess leaves of the velocity has the std that c_out gives the output."""
+    torch.manual_seed(0)
+    x0, noise = torch.randn(2, 1, 1, 1, 1, 200_000, dtype=torch.float64)
+    for sigma in (0.0, 0.3, 0.5, 0.9, 1.0):
+        x = (1 - sigma) * x0 + sigma * noise
+        where = torch.full((1,), sigma, dtype=torch.float64)
+        guess = precondition(torch.zeros_like(x), x, where)
+        slope = float(((noise - x0) * x).mean() / x.square().mean())
+        torch.testing.assert_close(guess, float((guess / x).median()) * x)
+        assert float((guess / x).median()) == pytest.approx(slope, abs=0.01)
+        c_out = float((precondition(torch.ones_like(x), x, where) - guess).mean())
+        assert c_out == pytest.approx(float((noise - x0 - guess).std()), rel=0.01)
 
 
 def test_discovery_finds_blocks_heads_and_channels() -> None:
@@ -142,7 +157,10 @@ def test_a_pruned_model_is_saved_as_an_ordinary_one(tmp_path: Path) -> None:
     assert config_of(module)["heads"] == [3, 4]
     module.save_pretrained(tmp_path)
     inputs = VideoDiTModel.denoiser(module).call(*VideoDiTModel.denoiser(module).example(1, SIZE))[0]
-    assert torch.equal(VideoDiT.from_pretrained(tmp_path).eval()(*inputs), module(*inputs))
+    again = VideoDiT.from_pretrained(tmp_path).eval()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())
+    # MKL's last bit depends on where in memory a weight begins, and a file begins where its header ends.
+    torch.testing.assert_close(again(*inputs), module(*inputs), atol=1e-6, rtol=1e-6)
 
 
 def test_masked_equals_compact_and_gives_an_ordinary_config() -> None:

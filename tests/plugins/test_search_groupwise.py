@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from toy import CAPTIONS, SIZE, context_in, tiny_bundle, words
+from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, planted, problem_of
+from planted import search as planted_search
+from torch import nn
 
-from dit_compress.context import Context
-from dit_compress.encode import Captions, Samples
+import dit_compress_plugins.search_groupwise as package
+import dit_compress_plugins.search_groupwise.search as groupwise
 from dit_compress.errors import UserError
-from dit_compress.hooks import Options, Part, Plugin
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.compact import block_axis
 from dit_compress.structure.search import SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
-from dit_compress.train.losses import flow_loss
-from dit_compress.train.objective import Phase, Role
 from dit_compress.train.streams import Streams
-from dit_compress_plugins.granularity_ffn.axes import ffn_axis
-from dit_compress_plugins.granularity_head.axes import head_axis
 from dit_compress_plugins.search_groupwise.candidates import (
     candidate_rows,
     cut_axis,
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.train.objective import Batch
 
 # ------------------------------------------------------------------ candidates
 
@@ -96,6 +91,16 @@ def test_too_many_candidates_and_uneven_parts_are_errors() -> None:
         cut_axis(list(range(10)), 8, 4, 1, "ffn:x")
 
 
+@pytest.mark.parametrize(
+    ("parts", "keep", "count"), [(8, 4, 1), (10, 5, 1), (11, 5, 2), (16, 8, 2), (32, 20, 4), (5, 5, 1)]
+)
+def test_levels_without_a_number_get_the_fewest_groups(parts: int, keep: int, count: int) -> None:
+    """C(10, 5) = 252 candidates may be; C(11, 5) = 462 may not. 32 keeping 20: C(8, 5) = 56 in four groups."""
+    cut = cut_axis(list(range(parts)), keep, parts, None, "x")
+    assert len(cut.groups) == count
+    assert max(math.comb(len(group), kept) for group, kept in zip(cut.groups, cut.keep, strict=True)) <= 256
+
+
 def test_a_mask_over_parts_reaches_their_units() -> None:
     cut = cut_axis([5, 4, 3, 2, 1, 0, 6, 7], 6, 4, 2, "ffn:x")
     assert spread(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), cut).tolist() == [[3, 3, 2, 2, 1, 1, 4, 4]]
@@ -143,73 +148,8 @@ def test_the_temperature_falls_geometrically() -> None:
 # ------------------------------------------------------------------ the whole search
 
 
-class Copy:
-    """A part of kind ``distill``: the masked model must say what the whole one says."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-
-    def objective(self, context: Context, student: Denoiser, teacher: Denoiser, text: Captions) -> Copy:
-        self.student, self.teacher, self.text = student, teacher, text
-        self.roles = {"student": Role(student), "teacher": Role(teacher), "text": Role(text)}
-        self.phases = (Phase("copy", ("student",)),)
-        return self
-
-    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        cond, sigma = self.text(batch.tokens), batch.streams.uniform("sigma")
-        with torch.no_grad():
-            target = self.teacher(batch.x0, sigma, cond)
-        return {"loss": flow_loss(self.student(batch.x0, sigma, cond), target)}
-
-
-class Latents(Context):
-    """A context whose latents are noise."""
-
-    def latents(self, split: str, text: Any) -> Samples:
-        x0 = Streams(0, 0, range(8)).normal("latents", (8, *SIZE))
-        captions = [CAPTIONS[index % 4] for index in range(8)]
-        return Samples(x0.numpy(), captions, words().encoder.tokenize(captions), pixels=False)
-
-
-USELESS_BLOCK = 1
-USELESS_HEADS = {0: 2, 2: 1}
-USELESS_CHANNELS = {0: range(16, 32), 2: range(40, 56)}
-
-
-def planted() -> Denoiser:
-    """Block 1 does nothing; in each other block one head and sixteen channels reach no output."""
-    denoiser = tiny_denoiser("video_dit")
-    with torch.no_grad():
-        for index, block in enumerate(denoiser.module.transformer_blocks):
-            outputs = [block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]]
-            if index == USELESS_BLOCK:
-                for output in outputs:
-                    output.weight.zero_()
-                    output.bias.zero_()
-                continue
-            head = USELESS_HEADS[index]
-            for output in outputs[:2]:
-                output.weight[:, 12 * head : 12 * (head + 1)] = 0
-            outputs[2].weight[:, list(USELESS_CHANNELS[index])] = 0
-    return denoiser
-
-
-def problem_of(denoiser: Denoiser) -> SearchProblem:
-    structure = denoiser.structure()
-    heads, channels = map(head_axis, structure.attentions), map(ffn_axis, structure.feed_forwards)
-    axes = (block_axis(structure.main), *heads, *channels)
-    counts = {"block": 2, "head": 3, "ffn": 48}
-    return SearchProblem(denoiser, axes, {axis.name: counts[axis.level] for axis in axes}, {"ffn": 8})
-
-
 def search(folder: Path, problem: SearchProblem, **options: Any) -> Selection:
-    objective = Part("distill", Plugin("copy", Options, f"{__name__}:Copy"), Options())
-    plain = make_part(
-        "search", {"use": "groupwise", "batch": 4, "lr": 0.3, "objective": "affine", **options}, installed()
-    )
-    given = plain.options.model_copy(update={"objective": objective})
-    context = Latents(**vars(context_in(folder, input=tiny_bundle(folder / "bundle"))))
-    return Part("search", plain.plugin, given).build().search(problem, context)
+    return planted_search(folder, problem, "groupwise", **{"lr": 0.3, **options})
 
 
 def test_it_finds_the_planted_block_heads_and_channels(tmp_path: Path) -> None:
@@ -244,6 +184,98 @@ def test_counts_are_exact_where_parts_do_not_divide_them(tmp_path: Path) -> None
     odd = SearchProblem(problem.denoiser, problem.axes, keep, problem.units)
     kept = search(tmp_path, odd, steps=2, groups={"block": 1, "head": 1, "ffn": 2}).kept
     assert {name: len(units) for name, units in kept.items()} == keep
+
+
+# ------------------------------------------------------------------ levels of strangers
+
+
+def renamed(problem: SearchProblem) -> SearchProblem:
+    """The same problem, its FFN channels at a level that nobody foresaw."""
+    axes = tuple(replace(axis, level="ffn_pair") if axis.level == "ffn" else axis for axis in problem.axes)
+    return SearchProblem(problem.denoiser, axes, problem.keep, {"ffn_pair": 8})
+
+
+@pytest.mark.parametrize("groups", [{"block": 1, "head": 1, "ffn_pair": 2}, {"block": 1, "head": 1}])
+def test_any_level_can_be_grouped(tmp_path: Path, groups: dict[str, int]) -> None:
+    kept = search(tmp_path, renamed(problem_of(planted())), steps=120, groups=groups).kept
+    for index, channels in USELESS_CHANNELS.items():
+        assert set(range(64)) - set(kept[f"ffn:transformer_blocks.{index}.ff"]) == set(channels)
+
+
+def test_a_group_for_no_level_of_the_step_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'groups' names the level 'haed'; .* block, ffn, head. Did you mean 'head'?"):
+        search(tmp_path, problem_of(planted()), groups={"haed": 2})
+
+
+def test_the_defaults_stand_beside_what_is_named() -> None:
+    options = make_part("search", {"use": "groupwise", "objective": "flow", "groups": {"pair": 2}}, installed()).options
+    assert options.groups == {"block": 4, "head": 4, "ffn": 8, "pair": 2}
+
+
+# ------------------------------------------------------------------ co-optimised weights
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """What LoRA's trainable parameters are when the search begins and ends, and every role's learning rate."""
+    seen: list[dict[str, Tensor]] = []
+    fit = groupwise.fit
+
+    def watch(objective: Any, *rest: Any) -> None:
+        student = objective.roles["student"]
+        assert student.lr == pytest.approx(objective.roles["masks"].lr / 10)
+        named = {key: value for key, value in student.module.named_parameters() if value.requires_grad}
+        seen.append({key: value.detach().clone() for key, value in named.items()})
+        fit(objective, *rest)
+        seen.append({key: value.detach().clone() for key, value in named.items()})
+
+    monkeypatch.setattr(groupwise, "fit", watch)
+    return seen
+
+
+@pytest.mark.parametrize("after", ["discard", "merge"])
+def test_lora_moves_with_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
+    problem, seen = problem_of(planted()), watched(monkeypatch)
+    module = problem.denoiser.module
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    kinds = {path: type(item) for path, item in module.named_modules()}
+    kept = search(tmp_path, problem, steps=20, groups={"block": 1, "head": 1}, lora={"rank": 2, "after": after}).kept
+    first, last = seen
+    assert first.keys() == {
+        f"module.{path}.lora_{side}.default.weight"
+        for path, kind in kinds.items()
+        if path.startswith("transformer_blocks.") and kind is nn.Linear
+        for side in "AB"
+    }
+    assert {value.shape[0] for key, value in first.items() if "lora_A" in key} == {2}
+    assert all(not value.any() for key, value in first.items() if "lora_B" in key)
+    assert max(float(value.abs().max()) for key, value in last.items() if "lora_B" in key) > 1e-3
+    assert {path: type(item) for path, item in module.named_modules()} == kinds
+    assert {name: len(units) for name, units in kept.items()} == dict(problem.keep)
+    name = "transformer_blocks.0.attn1.to_v"
+    added = last[f"module.{name}.lora_B.default.weight"] @ last[f"module.{name}.lora_A.default.weight"]
+    expected = before[f"{name}.weight"] + (added if after == "merge" else 0)
+    torch.testing.assert_close(module.get_parameter(f"{name}.weight").detach(), expected)
+    changed = {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+    linears = {f"{path}.weight" for path, kind in kinds.items() if kind is nn.Linear and "blocks" in path}
+    assert changed <= (linears if after == "merge" else set())
+    assert not any(parameter.requires_grad for parameter in problem.denoiser.parameters())
+
+
+def test_weights_that_give_way_lower_the_loss_of_the_masked_model(tmp_path: Path) -> None:
+    """Equal draws of masks: at the end the loss with LoRA is below that of frozen weights."""
+    means = []
+    for name, lora in (("frozen", None), ("lora", {"rank": 4})):
+        problem = problem_of(tiny_denoiser("video_dit"))
+        search(tmp_path / name, problem, steps=60, groups={"block": 1, "head": 1}, lora=lora)
+        rows = [json.loads(line) for line in (tmp_path / name / "curves.jsonl").read_text().splitlines()]
+        means.append(sum(row["loss"] for row in rows[30:]) / 30)
+    assert means[1] < means[0]
+
+
+def test_lora_without_peft_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"'lora' needs the package 'peft': run pip install .dit-compress\[lora\]"):
+        make_part("search", {"use": "groupwise", "objective": "flow", "lora": {}}, installed())
 
 
 def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stranger's package, installed offline, adds a granularity, an exporter and a transform; the engine is unchanged."""
+"""A stranger's package, installed offline, adds a granularity, a search, an exporter and a transform; the engine is unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ steps:
     name: gated
   - distill: {{use: flow, steps: 2, batch: 4, warmup: 0, lr: 0.01}}
     name: trained
-  - prune: {{use: trilevel, levels: {{block: {{remove: 1}}, ffn_pair: {{keep: 0.5}}}}, search: magnitude}}
+  - prune: {{use: trilevel, levels: {{block: {{remove: 1}}, ffn_pair: {{keep: 0.5}}}}, search: last}}
     name: pruned
   - export: graph
     name: files
@@ -100,7 +100,13 @@ def test_the_package_is_installed_and_not_ours(site: Path) -> None:
 def test_its_plugins_are_listed_and_the_broken_ones_told(site: Path) -> None:
     done = real("plugins", env=elsewhere(site))
     assert done.status == 0
-    for kind, name in (("granularity", "ffn_pair"), ("export", "graph"), ("transform", "gate"), ("search", "random")):
+    for kind, name in (
+        ("granularity", "ffn_pair"),
+        ("export", "graph"),
+        ("transform", "gate"),
+        ("search", "last"),
+        ("search", "random"),
+    ):
         assert re.search(
             rf"^\s*{kind}\s+{name}\s.*{'dit-stranger 1.0' if name != 'random' else 'dit-compress'}",
             done.printed,
@@ -149,6 +155,8 @@ def test_the_log_holds_gate_and_pruning_in_order(run: Path) -> None:
     assert log[0]["data"] == {"stack": "transformer_blocks", "stream": 0, "output": None, "width": 1}
     kept = log[1]["data"]["kept"]
     assert {name.partition(":")[0] for name in kept} == {"block", "ffn_pair"}
+    assert kept["block:transformer_blocks"] == {"of": 4, "units": [[1, 4]]}, "its search keeps the last"
+    assert all(record["units"] == [[32, 64]] for name, record in kept.items() if name.startswith("ffn_pair"))
     assert {record["of"] for name, record in kept.items() if name.startswith("ffn_pair")} == {64}
     assert data["lineage"][-1]["parts"]["step"]["options"]["levels"]["ffn_pair"] == {"keep": 0.5}
 

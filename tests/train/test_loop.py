@@ -145,7 +145,35 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_is_told() -> None:
     parameter = trainee.parameters["value"]
     parameter.grad = torch.tensor([3.0, 4.0])
     assert trainee.update(1.0) == pytest.approx(5.0)
-    assert trainee.optimizer.state[parameter]["exp_avg"].tolist() == pytest.approx([0.06, 0.08], rel=1e-4)
+    assert trainee.optimizers[0].state[parameter]["exp_avg"].tolist() == pytest.approx([0.06, 0.08], rel=1e-4)
+
+
+class Net(nn.Module):
+    """A linear in a block, one outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lead_in = nn.Linear(3, 3)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(3, 3))])
+
+
+def test_muon_moves_the_blocks_matrices_along_an_orthogonal_matrix() -> None:
+    """Of a gradient that is orthogonal up to its scale, the orthogonal factor is itself; all else steps by AdamW."""
+    torch.manual_seed(0)
+    net = Net()
+    trainee = Trainee("net", Role(net, lr=LR, muon_lr=0.5, clip=None))
+    rotation = torch.linalg.qr(torch.randn(3, 3))[0]
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    for name, value in net.named_parameters():
+        value.grad = 7 * rotation if name == "blocks.0.0.weight" else torch.ones_like(value)
+    trainee.update(0.5)
+    moved = {name: before[name] - value for name, value in net.named_parameters()}
+    matrix = moved.pop("blocks.0.0.weight")
+    scale = float(matrix.norm() / rotation.norm())
+    assert 0.25 * 0.65 < scale < 0.25 * 1.25  # Newton-Schulz in five steps leaves singular values of 0.7 … 1.2
+    torch.testing.assert_close(matrix / scale, rotation, atol=0.02, rtol=0)
+    for value in moved.values():
+        torch.testing.assert_close(value, torch.full_like(value, LR / 2), rtol=1e-3, atol=1e-6)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
@@ -254,6 +282,32 @@ def test_a_resumed_training_keeps_the_memory_format(tmp_path: Path) -> None:
         fit(Convolved(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
     fit(again, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
     assert torch.equal(whole.weight("first"), again.weight("first"))
+
+
+class Matrix(Noisy):
+    """A block's matrix under Muon and what stands outside under AdamW."""
+
+    def __init__(self, watch: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__(watch=watch)
+        torch.manual_seed(0)
+        self.net = Net()
+        self.roles = {"first": Role(self.net, lr=LR, muon_lr=0.02, ema=0.5), "teacher": Role(Weight(9.0))}
+        self.phases = (Phase("a", ("first",)),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        self.watch(batch.step)
+        hidden = self.net.lead_in(batch.streams.normal("noise", (3,)))
+        return {"loss": (self.net.blocks[0](hidden) - 1).square().mean()}
+
+
+def test_a_resumed_training_under_muon_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, again = Matrix(), Matrix()
+    fit(whole, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(Matrix(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    fit(again, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    for one, other in zip(whole.net.parameters(), again.net.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def killed_at_5(folder: Path) -> Path:

@@ -26,7 +26,7 @@ BACKGROUNDS = {"black": (16, 16, 16), "grey": (108, 108, 108), "white": (240, 24
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 80, 220), "yellow": (240, 200, 40)}
 SHAPES = {"circle": 24, "square": 4, "triangle": 3}
 """Corners of each shape."""
-SIZES = {"small": 22 / 96, "large": 32 / 96}
+SIZES = {"small": 26 / 96, "large": 36 / 96}
 """Square root of the area, as a share of the frame's short side."""
 SPEEDS = {"slow": 8 / 96, "fast": 20 / 96}
 """How far an object moves from the first to the last frame, as a share of the frame's short side."""
@@ -102,13 +102,14 @@ def draw_scene(
 ) -> Scene:
     """The scene of one clip: a function of its arguments, of the split that its caption hashes to."""
     rng = generator(seed, f"shapes/{split}", index)
+    count = int(rng.integers(1, max_objects + 1))
     while True:
         background = _pick(rng, BACKGROUNDS)
-        things = _draw_things(rng, int(rng.integers(1, max_objects + 1)))
+        things = _draw_things(rng, count)
         if split_of(Scene(background, things).caption(), test_fraction) != split:
             continue
         placed = _place(rng, things, size, grid)
-        if placed is not None:  # a few pairs of large, fast triangles don't fit into the frame
+        if placed is not None:  # many pairs of large objects don't fit into the frame: others are drawn
             return Scene(background, placed)
 
 
@@ -160,12 +161,17 @@ def _box(thing: Thing, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def _starts(
     rng: np.random.Generator, first: np.ndarray, last: np.ndarray, move: np.ndarray, pitch: float
-) -> np.ndarray:
-    """Starting places ``[N,2]`` from ``first`` to ``last``; with a pitch, the middles of the paths lie on a grid."""
+) -> np.ndarray | None:
+    """Starting places ``[N,2]`` from ``first`` to ``last``; with a pitch, the middles of the paths lie on a grid.
+
+    None where the grid has no place for the path.
+    """
     share = rng.random((_PLACES, 2))
     if not pitch:
         return first + share * (last - first)
     low, high = np.ceil((first + move / 2) / pitch), np.floor((last + move / 2) / pitch)
+    if (high < low).any():
+        return None
     return (low + np.floor(share * (high - low + 1))) * pitch - move / 2
 
 
@@ -181,6 +187,8 @@ def _place(
         first = _MARGIN - low - np.minimum(move, 0.0)
         last = np.asarray(size) - _MARGIN - high - np.maximum(move, 0.0)
         start = _starts(rng, first, last, move, grid * min(size))
+        if start is None:
+            return None
         centre = start[:, None] + time * move
         lows.append(centre + low)
         highs.append(centre + high)

@@ -90,7 +90,13 @@ class AdversarialObjective:
         self.options, self.student, self.judge, self.text, self.pairs = options, student, judge, text, pairs
         student.requires_grad_()
         self.roles = {
-            "student": Role(student, lr=options.lr, weight_decay=options.weight_decay, ema=options.ema or None),
+            "student": Role(
+                student,
+                lr=options.lr,
+                muon_lr=options.muon_lr,
+                weight_decay=options.weight_decay,
+                ema=options.ema or None,
+            ),
             "discriminator": Role(judge, lr=options.discriminator_lr),
             "text": Role(text),
         }

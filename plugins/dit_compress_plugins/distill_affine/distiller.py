@@ -76,7 +76,13 @@ class AffineObjective:
         self.aligner = nn.ModuleList([affine_map(width_S, width_T) for _ in pairs])
         student.requires_grad_()
         self.roles = {
-            "student": Role(student, lr=options.lr, weight_decay=options.weight_decay, ema=options.ema or None),
+            "student": Role(
+                student,
+                lr=options.lr,
+                muon_lr=options.muon_lr,
+                weight_decay=options.weight_decay,
+                ema=options.ema or None,
+            ),
             "aligner": Role(self.aligner, lr=options.lr),
             "teacher": Role(teacher),
             "text": Role(text),

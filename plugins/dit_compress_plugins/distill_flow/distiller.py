@@ -64,7 +64,9 @@ class FlowObjective:
         student.requires_grad_()
         ema = options.ema or None
         self.roles = {
-            "student": Role(student, lr=options.lr, weight_decay=options.weight_decay, ema=ema),
+            "student": Role(
+                student, lr=options.lr, muon_lr=options.muon_lr, weight_decay=options.weight_decay, ema=ema
+            ),
             "text": Role(text.requires_grad_(text_rate is not None), lr=text_rate, ema=ema),
         }
         if text_rate is not None:

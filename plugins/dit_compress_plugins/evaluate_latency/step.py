@@ -10,7 +10,7 @@ import torch
 from dit_compress.context import Result
 from dit_compress.encode import Captions
 from dit_compress.flow import euler
-from dit_compress.measure.latency import latency, timed
+from dit_compress.measure.latency import interleaved, latency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,14 +90,3 @@ class Timed:
             "guidance": self.flow.guidance,
             "batch": len(self.noise),
         }
-
-
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn after one warm-up each, so that drift hits all alike."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            seconds[name].append(timed(call))
-    return seconds

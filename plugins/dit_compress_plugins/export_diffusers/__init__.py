@@ -14,5 +14,6 @@ def export() -> Plugin:
         name="diffusers",
         options=DiffusersOptions,
         load="dit_compress_plugins.export_diffusers.step:DiffusersExport",
-        summary="save_pretrained folders; a pruned model as an ordinary one",
+        summary="save_pretrained folders; a pruned model with its plan and a loader",
+        revision=2,
     )

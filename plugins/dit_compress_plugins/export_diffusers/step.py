@@ -1,8 +1,7 @@
-"""Write ``save_pretrained`` folders, read them back with ``from_pretrained``, compare bit for bit."""
+"""Write ``save_pretrained`` folders, read them back, compare bit for bit."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from dit_compress.context import Result
 from dit_compress.errors import UserError
 from dit_compress.files import write_json
+from dit_compress.load_pruned import PRUNING, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ class DiffusersExport:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Needs a model whose class can express the pruned shape in its config."""
+        """Needs a denoiser."""
         spec.need_denoiser()
         return spec
 
@@ -40,30 +40,31 @@ class DiffusersExport:
             modules["vae"] = bundle.codec()
         if bundle.spec.text is not None and hasattr(text := bundle.text(), "save_pretrained"):
             modules["text_encoder"] = text  # T5 stays in the folder it came from
-        component = bundle.spec.need_denoiser()
-        configs = {"transformer": component.loader().config_of(modules["transformer"])}
         for name, module in modules.items():
-            save_and_prove(folder / name, module, configs.get(name))
+            save_and_prove(folder / name, module)
         write_json(folder / "flow.json", bundle.flow.as_data())
         return Result(
             metrics={"passed": True, "components": len(modules)}, files={name: f"files/{name}" for name in modules}
         )
 
 
-def save_and_prove(folder: Path, module: Any, config: dict[str, Any] | None) -> None:
-    """``save_pretrained`` (with the config of the shape the module has now), reloaded: every tensor equal."""
+def save_and_prove(folder: Path, module: Any) -> None:
+    """``save_pretrained``, reloaded: every tensor equal. What a config can't state stands in ``pruning.json``."""
     module.save_pretrained(folder)
-    if config is not None:
-        written = json.loads((folder / "config.json").read_text("utf-8"))
-        write_json(folder / "config.json", {**written, **config})
     try:
-        again = type(module).from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        again = _reload(folder, module)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the config of {type(module).__name__} can't express this pruned model: {str(error).splitlines()[0]}",
-            mend="Keep equal widths, or load the bundle with dit_compress instead",
+            f"the config of {type(module).__name__} can't express this model: {str(error).splitlines()[0]}",
+            mend="Load the bundle with dit_compress.load instead",
         ) from error
     state, expected = again.state_dict(), module.state_dict()
     different = [name for name in expected if name not in state or not torch.equal(state[name], expected[name])]
     if different or state.keys() != expected.keys():
         raise UserError(f"reloaded weights differ: {different[:3]}", where=str(folder))
+
+
+def _reload(folder: Path, like: Any) -> Any:
+    if (folder / PRUNING).is_file():
+        return load(folder)
+    return type(like).from_pretrained(folder, local_files_only=True, torch_dtype=next(like.parameters()).dtype)

@@ -11,7 +11,9 @@ from dit_compress.train.options import TrainOptions
 
 
 class LossWeights(Options):
-    """Weights of the training loss, and the error below which it is quadratic.
+    """Weights of the training loss, and the error below which it is quadratic (of pixels in -1 … 1).
+
+    A small epsilon makes errors count by their size alone: corners, large errors of few pixels, are given up.
 
     pixel: of smooth L1. temporal: of the differences of successive frames. haar: of one level of
     spatial detail. kl: of the distance of the posterior to a standard normal.
@@ -20,8 +22,8 @@ class LossWeights(Options):
     pixel: float = Field(default=1.0, ge=0)
     temporal: float = Field(default=0.25, ge=0)
     haar: float = Field(default=0.0, ge=0)
-    kl: float = Field(default=1e-4, ge=0)
-    epsilon: float = Field(default=0.1, gt=0)
+    kl: float = Field(default=1e-5, ge=0)
+    epsilon: float = Field(default=1.0, gt=0)
 
 
 class VideoVAEOptions(TrainOptions):

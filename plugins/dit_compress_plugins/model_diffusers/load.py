@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+import torch
 
+from dit_compress import load_pruned
 from dit_compress.errors import UserError
+from dit_compress.load_pruned import PRUNING
 from dit_compress_plugins.model_diffusers.convention import Convention, observe
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ def load_module(options: DiffusersOptions) -> nn.Module:
     if options.class_name is not None:
         return class_named(options.class_name)(**(options.config or {}))
     folder = _component(Path(options.path or ""), "transformer")
+    if (folder / PRUNING).is_file():
+        return load_pruned.load(folder, torch_dtype=torch.float32, verify=False)
     kind = class_named(_read(folder / "config.json").get("_class_name", ""))
     return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
 

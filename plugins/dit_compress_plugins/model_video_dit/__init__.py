@@ -9,8 +9,8 @@ from pydantic import Field, PositiveInt, model_validator
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"layers": 4, "heads": 4, "head_width": 32, "text_width": 128},
-    "small": {"layers": 8, "heads": 8, "head_width": 32, "ffn": 768, "text_width": 128},
+    "tiny": {"layers": 4, "heads": 4, "head_width": 32, "text_width": 128, "rope_theta": 10.0},
+    "small": {"layers": 8, "heads": 8, "head_width": 32, "ffn": 768, "text_width": 128, "rope_theta": 10.0},
     "2b": {"layers": 28, "heads": 32},
     "shallow": {"layers": 14, "heads": 32},
     "narrow": {"layers": 28, "heads": 23},
@@ -35,6 +35,14 @@ class VideoDiTOptions(Options):
     channels: PositiveInt = 128
     text_width: PositiveInt | None = None
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)
+    rope_theta: float | None = Field(
+        default=None,
+        gt=1,
+        description="RoPE's slowest turn is about 1/theta radians per token: small for small videos.",
+    )
+    preconditioned: bool | None = Field(
+        default=None, description="A linear guess of the velocity is added to the network's output: trains faster."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> VideoDiTOptions:

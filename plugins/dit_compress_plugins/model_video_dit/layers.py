@@ -30,13 +30,16 @@ class RMSNorm(nn.Module):
         return (wide if self.weight is None else wide * self.weight).to(x.dtype)
 
 
-def rope(size_THW: tuple[int, int, int], head_width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[S, K/2]`` of the token positions; K/2 is split over T, H and W (T takes the rest)."""
+def rope(size_THW: tuple[int, int, int], head_width: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[S, K/2]`` of the token positions; K/2 is split over T, H and W (T takes the rest).
+
+    Rates fall from 1 to about 1/theta radians per token.
+    """
     share = head_width // 6
     pairs = (head_width // 2 - 2 * share, share, share)
     angles = []
     for axis, (size, count) in enumerate(zip(size_THW, pairs, strict=True)):
-        rate = 1e4 ** (torch.arange(count, device=like.device, dtype=torch.float32) / -max(count, 1))
+        rate = theta ** (torch.arange(count, device=like.device, dtype=torch.float32) / -max(count, 1))
         angle = torch.arange(size, device=like.device, dtype=torch.float32)[:, None] * rate
         shape = [1, 1, 1, count]
         shape[axis] = size

@@ -46,10 +46,13 @@ class VideoDiT(ModelMixin, ConfigMixin):
         channels: int = 128,
         text_width: int = 4096,
         patch: tuple[int, int, int] = (1, 1, 1),
+        rope_theta: float = 1e4,
+        preconditioned: bool = False,  # noqa: FBT001, FBT002 - a config entry
     ) -> None:
         super().__init__()
         self.patch: tuple[int, int, int] = (patch[0], patch[1], patch[2])
-        self.channels, self.head_width = channels, head_width
+        self.channels, self.head_width, self.rope_theta = channels, head_width, rope_theta
+        self.preconditioned = preconditioned
         cells = channels * patch[0] * patch[1] * patch[2]
         self.proj_in = nn.Linear(cells, hidden)
         self.caption_projection = PixArtAlphaTextProjection(text_width, hidden)
@@ -70,7 +73,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         """Velocity ``[B,C,T,H,W]`` at sigma in [0, 1]; the mask is 1 at real text and 0 at padding."""
         t, h, w = (size // step for size, step in zip(latent_BCTHW.shape[2:], self.patch, strict=True))
         x_BSD = self.proj_in(patchify(latent_BCTHW, self.patch))
-        tables = rope((t, h, w), self.head_width, x_BSD)
+        tables = rope((t, h, w), self.head_width, self.rope_theta, x_BSD)
         time_BD = self.time_embed(self.time_sinusoids(sigma_B * SIGMA_SCALE).to(latent_BCTHW.dtype))
         table_B6D = self.time_table(nn.functional.silu(time_BD)).unflatten(1, (6, -1))
         text = self.caption_projection(text_BLD)
@@ -82,12 +85,24 @@ class VideoDiT(ModelMixin, ConfigMixin):
                 x_BSD = block(x_BSD, text, table_B6D, tables, bias_B11L)
         shift, scale = (self.scale_shift_table + time_BD[:, None]).chunk(2, dim=1)
         x_BSD = self.proj_out(self.norm_out(x_BSD) * (1 + scale) + shift)
-        return unpatchify(x_BSD, (t, h, w), self.patch)
+        output = unpatchify(x_BSD, (t, h, w), self.patch)
+        return precondition(output, latent_BCTHW, sigma_B.to(output.dtype)) if self.preconditioned else output
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save as an ordinary model of its present shape, pruned or not."""
         self.register_to_config(**config_of(self))
         super().save_pretrained(save_directory, **kwargs)
+
+
+def precondition(output: Tensor, latent: Tensor, sigma_B: Tensor) -> Tensor:
+    """Velocity from a unit-variance target (EDM's preconditioning for Eq. 1, latents and noise of variance 1).
+
+    ``c_skip·x + c_out·output`` with ``p = (1 - sigma)² + sigma²``, ``c_skip = (2·sigma - 1) / p`` (the best linear
+    guess of the velocity from x) and ``c_out = p^-1/2`` (what it misses has this standard deviation).
+    """
+    sigma = sigma_B.reshape(-1, 1, 1, 1, 1)
+    power = (1 - sigma).square() + sigma.square()
+    return (2 * sigma - 1) / power * latent + power.rsqrt() * output
 
 
 def _each(count: int | list[int], layers: int) -> list[int]:
@@ -133,4 +148,6 @@ def config_of(module: VideoDiT) -> dict[str, Any]:
         "channels": module.channels,
         "text_width": module.caption_projection.linear_1.in_features,
         "patch": list(module.patch),
+        "rope_theta": module.rope_theta,
+        "preconditioned": module.preconditioned,
     }

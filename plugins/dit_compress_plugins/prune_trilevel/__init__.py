@@ -7,8 +7,38 @@ from pydantic import Field, model_validator
 from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
 
 
+class Latency(Options):
+    """Seconds of one DiT call for one sample."""
+
+    seconds: float = Field(gt=0)
+    table: str | None = Field(None, description="A JSON file with seconds per piece; measured here if absent.")
+    machine: str | None = Field(None, description="The machine the table is for; this one if absent.")
+
+
 class Budget(Options):
-    """A size."""
+    """A size, in one of three units; how it is shared between levels."""
+
+    params: int | None = Field(None, gt=0, description="Parameters of the denoiser.")
+    flops: float | None = Field(None, gt=0, description="FLOPs of one call at the recipe's video size.")
+    latency: Latency | None = Field(None, description="Seconds of one call, by a table.")
+    levels: list[str] = Field(["block", "head", "ffn"], min_length=1, description="Granularities that may be cut.")
+    curves: str = Field(
+        "default", description="Sensitivity: 'default', 'measured' (when the step runs), or a report's path."
+    )
+    heterogeneous: bool = Field(False, description="Widths of each block, from curves of each axis.")
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        given = [name for name in ("params", "flops", "latency") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of 'params', 'flops', 'latency', not {' and '.join(given) or 'none'}")
+        if self.heterogeneous and self.curves == "default":
+            raise ValueError("'heterogeneous' needs curves of each axis: set 'curves' to 'measured' or to a report")
+        return self
+
+
+class Limit(Options):
+    """An upper bound to check."""
 
     params: int = Field(gt=0, description="Parameters of the denoiser.")
 
@@ -18,7 +48,7 @@ class TrilevelOptions(Options):
 
     levels: Annotated[dict[str, PartField] | None, Slot("granularity", many=True)] = None
     budget: Budget | None = Field(None, description="The toolkit chooses the counts; met within 1% from below.")
-    limit: Budget | None = Field(None, description="An upper bound to check.")
+    limit: Limit | None = Field(None, description="An upper bound to check.")
     search: Annotated[PartField, Slot("search")]
 
     @model_validator(mode="after")
@@ -39,5 +69,6 @@ def prune() -> Plugin:
         name="trilevel",
         options=TrilevelOptions,
         load="dit_compress_plugins.prune_trilevel.step:TrilevelPruning",
+        revision=2,
         summary="blocks, heads and FFN channels together",
     )

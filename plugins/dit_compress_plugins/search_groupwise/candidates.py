@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_compress.errors import UserError
+from dit_compress.structure.parts import cut as cut_parts
 
 MAX_CANDIDATES = 256
 
@@ -31,20 +32,17 @@ class Cut:
         return candidate_rows(self.groups[group], self.keep[group], len(self.parts))
 
 
-def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int, name: str) -> Cut:
+def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int | None, name: str) -> Cut:
     """Cut units (in the given order) into equal parts, and the parts into groups.
 
     ``order``: the axis' units; for FFN channels sorted by importance, so that a part holds channels that
     matter alike. Parts go to groups round robin over equal runs: each group sees the whole range.
+    ``num_groups`` None takes the fewest whose candidates are not too many.
     """
-    units = len(order)
-    num_parts = min(num_parts, units)
-    if units % num_parts:
-        raise UserError(
-            f"{name}: {units} units can't be cut into {num_parts} equal parts", mend=f"Choose a divisor of {units}"
-        )
-    size = units // num_parts
-    parts = tuple(tuple(sorted(order[first : first + size])) for first in range(0, units, size))
+    num_parts = min(num_parts, len(order))
+    if num_groups is None:
+        num_groups = fewest_groups(num_parts, keep * num_parts // len(order))
+    parts, size = cut_parts(order, num_parts, name), len(order) // num_parts
     num_groups = min(num_groups, num_parts)
     bounds = [round(index * num_parts / num_groups) for index in range(num_groups + 1)]
     if size == 1:
@@ -58,6 +56,16 @@ def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int, name:
                 f"{name}: a group of {len(group)} keeping {kept} has {count} candidates", mend="Use more groups"
             )
     return cut
+
+
+def fewest_groups(num_parts: int, keep: int) -> int:
+    """The smallest number of groups in which none has more than ``MAX_CANDIDATES``."""
+    for count in range(1, num_parts):
+        sizes = [num_parts // count + (place < num_parts % count) for place in range(count)]
+        kept = share_out(keep, sizes)
+        if all(math.comb(size, n) <= MAX_CANDIDATES for size, n in zip(sizes, kept, strict=True)):
+            return count
+    return num_parts
 
 
 def share_out(total: int, sizes: list[int]) -> tuple[int, ...]:

@@ -1,23 +1,29 @@
 """Learn which candidate of each group stays, by the loss of the masked model.
 
 Every step draws one candidate per group and *sample* (Gumbel-softmax, straight-through), masks the
-frozen model with it (Eq. 3, 4) and moves the logits along the gradient of a distiller's loss.
+model with it (Eq. 3, 4) and moves the logits, and with ``lora`` low-rank updates of the weights, along the
+gradient of a distiller's loss.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.importance import magnitude, top
-from dit_compress.structure.masks import masked
+from dit_compress.errors import UserError
+from dit_compress.plugins import closest
+from dit_compress.structure.importance import magnitude
+from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.parts import complete
 from dit_compress.structure.search import SearchProblem, Selection
 from dit_compress.train.loop import fit
 from dit_compress.train.objective import Phase, Role
+from dit_compress_plugins.search_groupwise import GROUPS
 from dit_compress_plugins.search_groupwise.candidates import (
     Cut,
     cut_axis,
@@ -25,6 +31,7 @@ from dit_compress_plugins.search_groupwise.candidates import (
     straight_through,
     temperature_at,
 )
+from dit_compress_plugins.search_groupwise.lora import adapted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +43,8 @@ if TYPE_CHECKING:
 
 NUM_SNAPSHOTS = 24
 """How often the probabilities are noted for the report."""
+MASKS_OVER_LORA = 10
+"""The masks' learning rate over that of LoRA, where a recipe says nothing."""
 
 
 class GroupwiseSearch:
@@ -46,20 +55,40 @@ class GroupwiseSearch:
 
     def search(self, problem: SearchProblem, context: Context) -> Selection:
         """Train the logits, keep the argmax of their average."""
-        axes = [axis for axis in problem.axes if problem.keep[axis.name] < axis.units]
+        self.check_levels(problem)
+        axes = [a for a in problem.axes if problem.keep[a.name] < a.units and a.name not in problem.fixed]
         cuts = {axis.name: self.cut(axis, problem) for axis in axes}
         logits = CandidateLogits(cuts, self.options.init, context.seed)
+        notes = context.folder / "probabilities.jsonl"
         if axes:
-            student, text = problem.denoiser, context.text()
-            inner = self.options.objective.build().objective(context, student, copy.deepcopy(student), text)
-            notes = context.folder / "probabilities.jsonl"
-            objective = MaskedObjective(inner, student.module, axes, logits, self.options, notes)
-            fit(objective, context.latents("train", text), self.options, context)
-            student.module.requires_grad_(requires_grad=False).eval()
-        kept = {axis.name: tuple(range(axis.units)) for axis in problem.axes}
+            self.train(problem, context, logits, notes)
+        kept = {**{axis.name: tuple(range(axis.units)) for axis in problem.axes}, **problem.fixed}
         for axis in axes:
-            kept[axis.name] = self.chosen(axis, cuts[axis.name], logits, problem)
+            row, cut = logits.hard(axis.name), cuts[axis.name]
+            chosen = [part for place, part in enumerate(cut.parts) if row[place]]
+            kept[axis.name] = complete(problem.denoiser.module, axis, chosen, problem.keep[axis.name])
         return Selection(kept, {"probabilities": read_notes(notes) if axes else [], "chosen": logits.best()})
+
+    def train(self, problem: SearchProblem, context: Context, logits: CandidateLogits, notes: Path) -> None:
+        """Move the logits (and LoRA, where asked for); the model is left frozen, LoRA gone or merged."""
+        student, text, lora = problem.denoiser, context.text(), self.options.lora
+        inner = self.options.objective.build().objective(context, student, copy.deepcopy(student), text)
+        stacks = student.structure().stacks
+        with adapted(student.module, stacks, lora, context.seed) if lora else nullcontext():
+            objective = MaskedObjective(inner, problem, logits, self.options, notes)
+            fit(objective, context.latents("train", text), self.options, context)
+        student.module.requires_grad_(requires_grad=False).eval()
+
+    def check_levels(self, problem: SearchProblem) -> None:
+        """UserError where ``groups`` names a level that is not pruned."""
+        levels = {axis.level for axis in problem.axes}
+        for name in self.options.groups:
+            if name not in GROUPS and name not in levels:
+                meant = closest(name, levels)
+                raise UserError(
+                    f"'groups' names the level {name!r}; this step prunes {', '.join(sorted(levels))}",
+                    mend=f"Did you mean {meant!r}?" if meant else "Name one of these",
+                )
 
     def cut(self, axis: Axis, problem: SearchProblem) -> Cut:
         """Groups and candidates of one axis."""
@@ -68,19 +97,7 @@ class GroupwiseSearch:
         if parts < axis.units:
             scores = magnitude(problem.denoiser.module, axis)
             order = torch.argsort(scores, descending=True, stable=True).tolist()
-        groups = getattr(self.options.groups, axis.level, 1)
-        return cut_axis(order, problem.keep[axis.name], parts, groups, axis.name)
-
-    def chosen(self, axis: Axis, cut: Cut, logits: CandidateLogits, problem: SearchProblem) -> tuple[int, ...]:
-        """The winning candidates' units; what is missing to the exact count is filled by magnitude."""
-        row = logits.hard(axis.name)
-        kept = {unit for place, part in enumerate(cut.parts) if row[place] for unit in part}
-        missing = problem.keep[axis.name] - len(kept)
-        if missing:
-            scores = magnitude(problem.denoiser.module, axis)
-            scores[list(kept)] = -torch.inf
-            kept |= set(top(scores, missing))
-        return tuple(sorted(kept))
+        return cut_axis(order, problem.keep[axis.name], parts, self.options.groups.get(axis.level), axis.name)
 
 
 class CandidateLogits(nn.Module):
@@ -151,23 +168,26 @@ def read_notes(path: Path) -> list[dict[str, Any]]:
 
 
 class MaskedObjective:
-    """A distiller's objective with the student masked; only the masks (and its aligners) move."""
+    """A distiller's objective with the student masked; the masks, its aligners and LoRA move, nothing else."""
 
     def __init__(
         self,
         inner: Objective,
-        module: nn.Module,
-        axes: list[Axis],
+        problem: SearchProblem,
         logits: CandidateLogits,
         options: GroupwiseOptions,
         notes: Path,
     ) -> None:
-        self.notes = notes
-        self.inner, self.module, self.axes, self.logits, self.options = inner, module, axes, logits, options
+        self.inner, self.logits, self.options, self.notes = inner, logits, options, notes
+        self.module, self.axes = problem.denoiser.module, problem.axes
+        self.fixed = hard_masks(problem.axes, problem.fixed, next(self.module.parameters()))
         frozen = {
             name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()
         }
         self.roles = {**frozen, "masks": Role(logits, lr=options.lr, ema=options.ema, clip=None)}
+        if options.lora is not None:
+            rate = options.lora.lr or options.lr / MASKS_OVER_LORA
+            self.roles["student"] = Role(inner.roles["student"].module, lr=rate)
         moving = tuple(name for name, role in self.roles.items() if role.lr is not None)
         self.phases = (Phase("search", moving),)
 
@@ -178,6 +198,6 @@ class MaskedObjective:
             with self.notes.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
         temperature = temperature_at(batch.step, steps, *self.options.temperature)
-        with masked(self.module, self.axes, self.logits.draw(batch, temperature)):
+        with masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **self.fixed}):
             losses = self.inner.loss(self.inner.phases[0], batch)
         return {**losses, "temperature": torch.tensor(temperature)}

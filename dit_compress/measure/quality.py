@@ -1,0 +1,81 @@
+"""Quality of a denoiser on a grid that never changes: equal clips, noise and noise levels for every variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from dit_compress import flow
+from dit_compress.train.losses import flow_loss
+from dit_compress.train.streams import Streams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.encode import Captions, Samples
+    from dit_compress.flow import Flow
+
+NUM_SIGMAS = 8
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Questions and what should be answered.
+
+    name: ``flow_loss`` (the velocity that the data has) or ``drift`` (that of the whole model, relative).
+    """
+
+    name: Literal["flow_loss", "drift"]
+    rows: tuple[tuple[Tensor, Tensor, Cond, Tensor], ...]
+    scale: float = 1.0
+
+    @torch.no_grad()
+    def loss(self, denoiser: Denoiser) -> float:
+        """Mean squared error of the velocity over the grid; a function of the denoiser alone."""
+        training = denoiser.training
+        denoiser.eval()
+        total = count = 0.0
+        for x, sigma, cond, target in self.rows:
+            total += float(flow_loss(denoiser(x, sigma, cond), target)) * len(x)
+            count += len(x)
+        denoiser.train(training)
+        return total / count / self.scale
+
+
+def sigmas(schedule: Flow, count: int = NUM_SIGMAS) -> list[float]:
+    """Noise levels of the grid: the middles of equal runs of the schedule."""
+    return [float(schedule.warp((place + 0.5) / count)) for place in range(count)]
+
+
+@torch.no_grad()
+def data_grid(samples: Samples, text: Captions, schedule: Flow, num_samples: int) -> Grid:
+    """Every clip at every noise level, each with noise of its own."""
+    rows = []
+    for first in range(0, min(num_samples, len(samples)), CHUNK):
+        index = list(range(first, min(first + CHUNK, num_samples, len(samples))))
+        x0, cond = samples.x0(index), text(samples.tokens(index))
+        for place, sigma in enumerate(sigmas(schedule)):
+            noise = Streams(0, place, index).normal("grid", x0.shape[1:])
+            sigma_B = torch.full((len(index),), sigma)
+            rows.append((flow.interpolate(x0, noise, sigma_B), sigma_B, cond, flow.velocity(x0, noise)))
+    return Grid("flow_loss", tuple(rows))
+
+
+@torch.no_grad()
+def drift_grid(denoiser: Denoiser, size_THW: tuple[int, int, int], num_samples: int, schedule: Flow) -> Grid:
+    """Without data: noise in, the whole model's velocity out; the loss is relative to its mean square."""
+    rows: list[Any] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for first in range(0, num_samples, CHUNK):
+            size = min(CHUNK, num_samples - first)
+            for sigma in sigmas(schedule):
+                x, _, cond = denoiser.example(size, size_THW)
+                sigma_B = torch.full((size,), sigma).to(x)
+                rows.append((x, sigma_B, cond, denoiser(x, sigma_B, cond)))
+    scale = sum(float(target.square().mean()) * len(target) for *_, target in rows) / sum(len(row[0]) for row in rows)
+    return Grid("drift", tuple(rows), scale)

@@ -1,0 +1,113 @@
+"""Figure 3 of the paper: prune each level by and by, measure FLOPs, memory, latency and quality."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.measure import count_flops, count_parameters
+from dit_compress.measure.latency import interleaved
+from dit_compress.measure.memory import peak_bytes
+from dit_compress.structure.allocate import proportional
+from dit_compress.structure.compact import compact
+from dit_compress.structure.masks import hard_masks, masked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.measure.quality import Grid
+    from dit_compress.structure.axes import Axis, Kept
+
+    Levels = Mapping[str, Sequence[Axis]]
+    Choose = Callable[[Sequence[Axis], Mapping[str, int]], Kept]
+
+SHARES = (0.125, 0.25, 0.375, 0.5)
+"""What is removed of a level, where nothing else is asked for."""
+
+
+def quality_curves(
+    denoiser: Denoiser, levels: Levels, choose: Choose, grid: Grid, shares: Sequence[float] = SHARES, *, each: bool
+) -> dict[str, Any]:
+    """Loss with a share of each level masked; with ``each``, of each axis and without each block, too."""
+    every = [axis for axes in levels.values() for axis in axes]
+
+    def loss(kept: Kept) -> float:
+        with masked(denoiser.module, every, hard_masks(every, kept, next(denoiser.parameters()))):
+            return grid.loss(denoiser)
+
+    whole = grid.loss(denoiser)
+    report: dict[str, Any] = {"quality": grid.name, "whole": {grid.name: whole}, "levels": {}}
+    for level, axes in levels.items():
+        rows = []
+        for keep in steps_of(axes, shares):
+            widest = max(axes, key=lambda axis: axis.units)
+            kept = choose(axes, keep)
+            removed = widest.units - keep[widest.name]
+            rows.append({"removed": removed, "of": widest.units, "kept": kept, grid.name: loss(kept)})
+        report["levels"][level] = rows
+    if each:
+        report["axes"], report["blocks"] = {}, {}
+        for axis in every:
+            if axis.blocks:
+                others = [tuple(i for i in range(axis.units) if i != gone) for gone in range(axis.units)]
+                report["blocks"][axis.name] = [loss({axis.name: left}) for left in others]
+                continue
+            report["axes"][axis.name] = [
+                {
+                    "removed": axis.units - keep[axis.name],
+                    "of": axis.units,
+                    grid.name: loss(choose([axis], keep)),
+                }
+                for keep in steps_of([axis], shares)
+            ]
+    return report
+
+
+def steps_of(axes: Sequence[Axis], shares: Sequence[float]) -> list[dict[str, int]]:
+    """Counts that stay, per share removed; shares that remove nothing, or the same again, are passed over."""
+    widest = max(axis.units for axis in axes)
+    counts = sorted({max(1, widest - round(share * widest)) for share in shares} - {widest}, reverse=True)
+    return [{axis.name: proportional(count, widest, axis.units, 1) for axis in axes} for count in counts]
+
+
+def measure(
+    denoiser: Denoiser, levels: Levels, report: dict[str, Any], size_THW: tuple[int, int, int], rounds: int
+) -> None:
+    """Add to each row of the curves what its plan costs: parameters, FLOPs, peak memory, latency.
+
+    Latency is the whole model's, divided by how many times faster the compacted one is in paired runs. The
+    plans' units leave the report.
+    """
+    call = caller(denoiser, size_THW)
+    whole_ms = statistics.median(interleaved({"whole": call}, rounds)["whole"]) * 1e3
+    report["whole"] |= costs(copy.deepcopy(denoiser), size_THW) | {"latency_ms": whole_ms, "times_faster": 1.0}
+    for level, rows in report["levels"].items():
+        for row in rows:
+            variant = copy.deepcopy(denoiser)
+            compact(variant, levels[level], row.pop("kept"))
+            seconds = interleaved({"whole": call, "this": caller(variant, size_THW)}, rounds)
+            faster = statistics.median(a / b for a, b in zip(seconds["whole"], seconds["this"], strict=True))
+            row |= {"latency_ms": whole_ms / faster, "times_faster": faster, **costs(variant, size_THW)}
+
+
+def caller(denoiser: Denoiser, size_THW: tuple[int, int, int]) -> Callable[[], object]:
+    """One call of the denoiser for one sample."""
+    denoiser.eval()
+    example = denoiser.example(1, size_THW)
+
+    @torch.no_grad()
+    def call() -> object:
+        return denoiser(*example)
+
+    return call
+
+
+def costs(denoiser: Denoiser, size_THW: tuple[int, int, int]) -> dict[str, float]:
+    """Parameters, peak memory and FLOPs; the denoiser ends on the meta device."""
+    memory = peak_bytes(denoiser, caller(denoiser, size_THW))
+    params = count_parameters(denoiser.module)
+    return {"params": params, "peak_memory_bytes": memory, "flops": count_flops(denoiser, size_THW)}

@@ -1,0 +1,288 @@
+"""Prune one model without a recipe: a module in memory, a diffusers folder, a bundle."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dit_compress import REVISION
+from dit_compress.bundle import Bundle
+from dit_compress.context import Context, Result
+from dit_compress.denoiser import Denoiser
+from dit_compress.errors import UserError
+from dit_compress.files import publish, sha256_data, whole_folder
+from dit_compress.graph import Node
+from dit_compress.plugins import installed
+from dit_compress.pruned import (
+    base_of,
+    check_plan,
+    edits_of,
+    load,
+    log_of,
+    read_config,
+    read_plan,
+    record_of,
+    remember_log,
+    write_record,
+)
+from dit_compress.recipe import make_part
+from dit_compress.spec import Spec
+from dit_compress.structure.compact import CompactionError
+from dit_compress.structure.disk import SHARD_BYTES, prune_weights, refuse_quantised
+from dit_compress.structure.edits import apply_edits, edits_from_data
+from dit_compress.structure.tensor_files import open_weights
+from dit_compress.target import component_folder, denoiser_of, open_target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from dit_compress.flow import Flow
+    from dit_compress.hooks import Part
+    from dit_compress.structure.edits import Edit
+    from dit_compress.target import Folder
+
+METHOD = "trilevel"
+"""The prune plugin that a call without a recipe uses."""
+_COUNTS = "Give a size (params), or counts per level (remove, keep)"
+
+
+def prune(
+    model: str | Path | nn.Module | Denoiser,
+    *,
+    params: float | None = None,
+    remove: Mapping[str, int] | None = None,
+    keep: Mapping[str, float] | None = None,
+    search: str | Mapping[str, Any] = "magnitude",
+    out: str | Path | None = None,
+    seed: int = 0,
+    shard_bytes: int = SHARD_BYTES,
+) -> nn.Module:
+    """Prune a model to a size (``params``) or to counts per level; the pruned module, of its original class.
+
+    model: a module or Denoiser, pruned in place; or a path: a folder of diffusers (a model's or a pipeline's), one
+        that this function wrote, a bundle, a run.
+    remove, keep: ``{"block": 8, "head": 12}`` and ``{"ffn": 0.75}``, counts and shares per level.
+    search: a search plugin that needs no data, or ``{"use": name, option: value}``.
+    out: where to write what :func:`dit_compress.load` reads. The weights of a folder are cut on disk, as they are,
+        into shards of at most ``shard_bytes``.
+
+    Masked equals compact is proven in float32 first. Raises UserError where the model is not understood or the size
+    can't be met; then nothing is changed or written.
+    """
+    part, place = step_part(params, remove, keep, search), free(out)
+    if isinstance(model, str | Path):
+        target = open_target(model)
+        if isinstance(target, Bundle):
+            return _prune_bundle(target, part, place, seed)
+        return _prune_folder(target, part, place, seed, shard_bytes)
+    denoiser, spec = (model, Spec()) if isinstance(model, Denoiser) else denoiser_of(model)
+    entries = find(copy.deepcopy(denoiser).float(), spec, part, seed)
+    _apply(denoiser, entries)
+    if place is not None:
+        module: Any = denoiser.module
+        if not hasattr(module, "save_pretrained"):
+            raise UserError(f"{type(module).__name__} has no save_pretrained", mend="Save its state dict yourself")
+        with whole_folder(place) as folder:
+            module.save_pretrained(folder, max_shard_size=shard_bytes)
+    return denoiser.module
+
+
+def planned(
+    path: str | Path,
+    *,
+    params: float | None = None,
+    remove: Mapping[str, int] | None = None,
+    keep: Mapping[str, float] | None = None,
+    search: str | Mapping[str, Any] = "magnitude",
+) -> tuple[Spec, Spec]:
+    """The model at a path before and after, without weights: the counts are settled, the units are not."""
+    part = step_part(params, remove, keep, search)
+    spec = open_target(path).spec
+    return spec, part.build().plan(spec)
+
+
+def prune_by_plan(plan: Path, source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+    """Repeat a plan (``pruning.json``) on another checkpoint of the same model, on disk; ``file → size and sha256``.
+
+    Raises UserError where names, shapes or the config's checksum are those of another model; then nothing is written.
+    """
+    record, folder, place = read_plan(plan), component_folder(source), free(out)
+    assert place is not None
+    config = read_config(folder)
+    check_plan(record, config["_class_name"], config, open_weights(folder).shapes(), str(folder))
+    return _write_folder(folder, edits_of(record), record, place, shard_bytes)
+
+
+def step_part(
+    params: float | None,
+    remove: Mapping[str, int] | None,
+    keep: Mapping[str, float] | None,
+    search: str | Mapping[str, Any],
+) -> Part:
+    """The prune step that a call asks for, validated as a recipe's would be."""
+    if params is not None and (remove or keep):
+        raise UserError("a size and counts at once", mend=_COUNTS)
+    if params is None and not remove and not keep:
+        raise UserError("nothing says how much to prune", mend=_COUNTS)
+    options: dict[str, Any] = {"use": METHOD, "search": search}
+    if params is not None:
+        options["budget"] = {"params": int(params)}
+    else:
+        levels: dict[str, dict[str, Any]] = {}
+        for word, counts in (("remove", remove), ("keep", keep)):
+            for level, count in (counts or {}).items():
+                levels.setdefault(level, {})[word] = count
+        options["levels"] = levels
+    return make_part("prune", options, installed())
+
+
+def free(out: str | Path | None) -> Path | None:
+    """Where to write; UserError where something is there already."""
+    if out is not None and Path(out).exists():
+        raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
+    return None if out is None else Path(out)
+
+
+# ------------------------------------------------------------------ the search
+
+
+@dataclass(frozen=True)
+class Held:
+    """A denoiser in memory where a step expects a bundle."""
+
+    held: Denoiser
+    spec: Spec
+
+    def denoiser(self) -> Denoiser:
+        """The denoiser."""
+        return self.held
+
+
+@dataclass
+class ModelContext(Context):
+    """A step's context over one denoiser in memory: what the step gives is kept here, and nothing is written."""
+
+    given: list[dict[str, Any]] = field(default_factory=list)
+
+    def give(
+        self,
+        modules: dict[str, nn.Module],  # noqa: ARG002 - as Context.give
+        *,
+        log: Sequence[dict[str, Any]] = (),
+        flow: Flow | None = None,  # noqa: ARG002
+        spec: Spec | None = None,  # noqa: ARG002
+        metrics: dict[str, Any] | None = None,
+    ) -> Result:
+        """Keep the transform-log entries."""
+        self.given.extend(log)
+        return Result(None, metrics or {})
+
+
+def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
+    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven."""
+    with tempfile.TemporaryDirectory() as work:
+        context = ModelContext(
+            **_world(Path(work), seed), bundles={"input": cast("Bundle", Held(denoiser, spec))}, names={}, record={}
+        )
+        _run(part, context)
+    return context.given
+
+
+def _world(work: Path, seed: int) -> dict[str, Any]:
+    return {"name": "prune", "seed": seed, "folder": work, "cache": work, "parts": {}, "video": None}
+
+
+def _run(part: Part, context: Context) -> Result:
+    try:
+        return part.build().run(context)
+    except CompactionError as error:
+        raise UserError(f"{error}: the structure was not understood", mend="Write a model plugin for it") from error
+
+
+def _edits(entries: Sequence[dict[str, Any]]) -> list[Edit]:
+    return [edit for entry in entries for edit in edits_from_data(entry["data"]["edits"])]
+
+
+def _apply(denoiser: Denoiser, entries: Sequence[dict[str, Any]]) -> None:
+    """Edit a live module in its own dtype, and let it remember how it was pruned."""
+    log, base = log_of(denoiser.module), base_of(denoiser.module)
+    apply_edits(denoiser.module, _edits(entries))
+    denoiser.forget_structure()
+    remember_log(denoiser.module, base, [*log, *entries])
+
+
+# ------------------------------------------------------------------ folders and bundles
+
+
+def _prune_folder(target: Folder, part: Part, out: Path | None, seed: int, shard_bytes: int) -> nn.Module:
+    """Search and proof on the loaded model, in float32; then its files are cut on disk."""
+    weights, config = open_weights(target.path), read_config(target.path)
+    refuse_quantised(weights)
+    denoiser, spec = target.load()
+    log, base = log_of(denoiser.module), base_of(denoiser.module)
+    entries = find(denoiser, spec, part, seed)
+    if out is None:
+        remember_log(denoiser.module, base, [*log, *entries])
+        return denoiser.module
+    del denoiser
+    record = record_of(config["_class_name"], config, base, [*log, *entries])
+    _write_folder(target.path, _edits(entries), record, out, shard_bytes)
+    return load(out, verify=False)
+
+
+def _write_folder(
+    source: Path, edits: Sequence[Edit], record: Mapping[str, Any], out: Path, shard_bytes: int
+) -> dict[str, Any]:
+    """A pruned folder: weights cut on disk, config, plan, loader; whole or not at all."""
+    with whole_folder(out) as folder:
+        files = prune_weights(source, folder, edits, shard_bytes=shard_bytes)
+        write_record(folder, record, files, source / "config.json")
+    return files
+
+
+def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn.Module:
+    """A bundle like the step of a recipe would give it; in memory only without ``out``."""
+    if out is None:
+        denoiser = bundle.denoiser()
+        log, base = log_of(denoiser.module), base_of(denoiser.module)
+        entries = find(denoiser, bundle.spec, part, seed)
+        remember_log(denoiser.module, base, [*log, *entries])
+        return denoiser.module
+    work = out.with_name(f".{out.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        bundles, names = {"input": bundle}, {"input": str(bundle.path)}
+        context = Context(**_world(work, seed), bundles=bundles, names=names, record=_record(bundle, part, seed))
+        _run(part, context)
+        publish(work / "bundle", out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Bundle.open(out).denoiser().module
+
+
+def _record(bundle: Bundle, part: Part, seed: int) -> dict[str, Any]:
+    """The lineage entry."""
+    import torch
+
+    parts, inputs = Node("prune", "prune", {"step": part}).describe(), {"input": bundle.digest()}
+    return {
+        "step": "prune",
+        "kind": "prune",
+        "parts": parts,
+        "inputs": inputs,
+        "key": sha256_data([REVISION, parts, inputs, seed]),
+        "sources": {},
+        "engine": REVISION,
+        "seed": seed,
+        "torch": torch.__version__,
+        "device": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

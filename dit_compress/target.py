@@ -1,0 +1,89 @@
+"""What a command names: a bundle or a folder of diffusers, and which plugin puts a module behind the convention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress import graph
+from dit_compress.bundle import Bundle
+from dit_compress.errors import UserError
+from dit_compress.hooks import load_object
+from dit_compress.plugins import installed
+from dit_compress.pruned import log_of
+from dit_compress.recipe import make_part
+from dit_compress.spec import ComponentSpec, Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dit_compress.denoiser import Denoiser
+
+_FOLDERS = "diffusers"
+"""The model plugin that reads folders of diffusers."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model of diffusers on disk. given: the path as it was named, maybe a pipeline's; path: the model's own."""
+
+    given: Path
+    path: Path
+
+    def load(self) -> tuple[Denoiser, Spec]:
+        """The denoiser in float32, and the model without weights."""
+        maker = make_part("model", {"use": _FOLDERS, "path": str(self.given)}, installed()).build()
+        module = maker.create()
+        spec = ComponentSpec("model", _FOLDERS, maker.config_of(module), log_of(module))
+        return maker.denoiser(module), Spec(denoiser=spec)
+
+    @property
+    def spec(self) -> Spec:
+        """The model without weights; none is read."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights():
+            return self.load()[1]
+
+
+def open_target(path: str | Path) -> Folder | Bundle:
+    """What stands at a path: a bundle, a run's last bundle, or a folder of diffusers; UserError for anything else."""
+    bundle = graph.resolve_bundle(path)
+    if (bundle / "bundle.json").is_file():
+        return Bundle.open(bundle)
+    return Folder(Path(path), component_folder(Path(path)))
+
+
+def component_folder(path: Path) -> Path:
+    """The transformer's folder of a pipeline, or the folder itself."""
+    for found in (path / "transformer", path):
+        if (found / "config.json").is_file():
+            return found
+    raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=str(path))
+
+
+def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
+    """A live module behind the convention of the plugin that makes its class from its config.
+
+    Raises UserError where no plugin does, with what each of them said.
+    """
+    from accelerate import init_empty_weights
+
+    said = []
+    for entry in installed().entries("model"):
+        maker: Any = load_object(entry.plugin.load)
+        try:
+            config = maker.config_of(module)
+            with init_empty_weights():
+                like = maker.from_config(config)
+        except Exception as error:  # noqa: BLE001 - a plugin may fail in any way on a module that is not its own
+            said.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")
+            continue
+        if type(like) is type(module):
+            spec = ComponentSpec("model", entry.plugin.name, config, log_of(module))
+            return maker.denoiser(module), Spec(denoiser=spec)
+        said.append(f"{entry.plugin.name}: makes {type(like).__name__}")
+    raise UserError(
+        f"no model plugin knows {type(module).__name__} ({'; '.join(said)})", mend="Give a Denoiser around the module"
+    )

@@ -1,0 +1,194 @@
+"""How many units of each axis stay: as the options say, or as a budget allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.errors import UserError
+from dit_compress.files import read_json
+from dit_compress.measure.quality import data_grid
+from dit_compress.measure.sensitivity import quality_curves
+from dit_compress.measure.table import measured_table, read_table
+from dit_compress.plugins import closest, installed
+from dit_compress.recipe import make_part
+from dit_compress.structure.allocate import SLACK, Question, allocate, allocate_each, show
+from dit_compress.structure.budget import Price, flops_price, parameter_price
+from dit_compress.structure.curves import Curves, curves_from_report, default_curves
+from dit_compress.structure.importance import magnitude, top
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dit_compress.context import Context
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.hooks import Granularity
+    from dit_compress.spec import Spec
+    from dit_compress.structure.axes import Axis, Kept
+    from dit_compress_plugins.prune_trilevel import Budget, TrilevelOptions
+
+SAMPLES = 64
+"""Clips on which sensitivity is measured."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is settled before a search.
+
+    axes: all that may be cut. keep: axis name → how many stay. units: into how many parts a learned search
+    may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
+    files: name → JSON data that belongs beside the result.
+    """
+
+    axes: tuple[Axis, ...]
+    keep: Mapping[str, int]
+    units: Mapping[str, int]
+    blocks: Kept = field(default_factory=dict)
+    price: Price | None = None
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+    def kept(self, units: Kept) -> Kept:
+        """A search's units with the blocks that were settled before."""
+        return {**units, **self.blocks}
+
+    def first(self) -> Kept:
+        """The first units of every axis: a plan of the right shape."""
+        return self.kept({name: tuple(range(keep)) for name, keep in self.keep.items()})
+
+
+def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, context: Context | None) -> Counts:
+    """Counts for a denoiser (with weights where there is a context, else on the meta device)."""
+    levels = granularities(options)
+    by_level = found_axes(levels, denoiser)
+    axes = tuple(axis for found in by_level.values() for axis in found)
+    units = {name: level.units for name, level in levels.items() if level.units}
+    if options.budget is None:
+        keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
+        return Counts(axes, keep, units)
+    return _within(options.budget, denoiser, spec, context, levels, Counts(axes, {}, units))
+
+
+def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
+    """The levels that may be cut; UserError where a budget names one that is not installed."""
+    if options.levels is not None:
+        return {name: part.build() for name, part in options.levels.items()}
+    assert options.budget is not None
+    known = [entry.plugin.name for entry in installed().entries("granularity")]
+    for name in options.budget.levels:
+        if name not in known:
+            meant = closest(name, known)
+            raise UserError(
+                f"'budget' names the level {name!r}; there are {', '.join(sorted(known))}",
+                mend=f"Did you mean {meant!r}?" if meant else "Name some of these",
+            )
+    return {name: make_part("granularity", name, installed()).build() for name in options.budget.levels}
+
+
+def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[str, list[Axis]]:
+    """Every level's axes; UserError where a level finds nothing."""
+    structure = denoiser.structure()
+    by_level = {name: level.axes(structure) for name, level in levels.items()}
+    for name, axes in by_level.items():
+        if not axes:
+            reasons = "; ".join(f"{item.path}: {item.reason}" for item in structure.refusals[:3])
+            raise UserError(f"granularity {name!r} finds nothing to remove in this model", mend=reasons)
+    return by_level
+
+
+def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
+    """UserError where blocks of different size went than the counts were settled for."""
+    if budget is None or counts.price is None:
+        return
+    price, wanted = counts.price.of(counts.axes, kept), amount(budget)
+    if not SLACK * wanted <= price <= wanted * (1 + 1e-9):
+        raise UserError(
+            f"the units that the search chose weigh {show(price, counts.price.unit)}, "
+            f"the budget is {show(wanted, counts.price.unit)}: this model's blocks differ in size",
+            mend="Set 'heterogeneous: true', which settles the blocks with the widths, or give 'levels'",
+        )
+
+
+def amount(budget: Budget) -> float:
+    """The budget's number, whatever its unit."""
+    if budget.latency is not None:
+        return budget.latency.seconds
+    return float(budget.params or budget.flops or 0)
+
+
+# ------------------------------------------------------------------ a budget
+
+
+def _within(
+    budget: Budget,
+    denoiser: Denoiser,
+    spec: Spec,
+    context: Context | None,
+    levels: Mapping[str, Granularity],
+    counts: Counts,
+) -> Counts:
+    axes, files = counts.axes, {}
+    price, table = _price(budget, denoiser, spec, axes)
+    if table is not None:
+        files["latency"] = table
+    curves, report = _curves(budget, denoiser, context, axes, price)
+    if report is not None:
+        files["sensitivity"] = report
+    steps = {name: level.multiple_of for name, level in levels.items()}
+    question = Question(axes, steps, price, curves, amount(budget))
+    counts = replace(counts, price=price, files=files)
+    if not budget.heterogeneous or curves.needs_measuring:
+        return replace(counts, keep=allocate(question))
+    plan = allocate_each(question)
+    blocks = {axis.name: plan[axis.name] for axis in axes if axis.blocks}
+    keep = {axis.name: len(plan.get(axis.name, range(axis.units))) for axis in axes}
+    return replace(counts, keep=keep, blocks=blocks)
+
+
+def _price(budget: Budget, denoiser: Denoiser, spec: Spec, axes: Sequence[Axis]) -> tuple[Price, dict[str, Any] | None]:
+    """What pieces weigh in the budget's unit; and the latency table, where one was measured."""
+    if budget.params is not None:
+        return parameter_price(denoiser.module, axes), None
+    size = spec.latent_size()
+    empty = spec.build_denoiser().to("meta")
+    if budget.latency is None:
+        return flops_price(empty, axes, size), None
+    if budget.latency.table is not None:
+        return read_table(Path(budget.latency.table), axes, size, budget.latency.machine), None
+    table = measured_table(empty, axes, size)
+    return Price.from_data(table), table
+
+
+def _curves(
+    budget: Budget, denoiser: Denoiser, context: Context | None, axes: Sequence[Axis], price: Price
+) -> tuple[Curves, dict[str, Any] | None]:
+    """The budget's curves; the default ones at plan time, where they are measured when the step runs."""
+    if budget.curves == "default":
+        return default_curves(price, axes), None
+    if budget.curves != "measured":
+        return curves_from_report(read_json(Path(budget.curves)), budget.curves), None
+    if context is None:
+        return replace(default_curves(price, axes), needs_measuring=True), None
+    text = context.text()
+    grid = data_grid(context.latents("train", text), text, context.input.flow, SAMPLES)
+    by_level: dict[str, list[Axis]] = {}
+    for axis in axes:
+        by_level.setdefault(axis.level, []).append(axis)
+
+    def largest(some: Sequence[Axis], keep: Mapping[str, int]) -> Kept:
+        return {axis.name: top(magnitude(denoiser.module, axis), keep[axis.name]) for axis in some}
+
+    report = quality_curves(denoiser, by_level, largest, grid, each=budget.heterogeneous)
+    for rows in report["levels"].values():
+        for row in rows:
+            row.pop("kept")
+    return curves_from_report(report), report
+
+
+def _explicit(level: Granularity, axis: Axis) -> int:
+    keep = level.keep(axis)
+    if keep is None:
+        raise UserError(f"level {axis.level!r} has neither 'remove' nor 'keep'", mend="Give a count, or use 'budget'")
+    if not 1 <= keep <= axis.units:
+        raise UserError(f"{axis.name} has {axis.units} units and would keep {keep}", mend=f"Keep 1 to {axis.units}")
+    return keep

@@ -1,0 +1,50 @@
+"""Low-rank updates while the masks are learned: what remains can recover as it will in the training after."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dit_compress.structure.axes import Stack
+    from dit_compress_plugins.search_groupwise import Lora
+
+
+@contextmanager
+def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -> Iterator[None]:
+    """LoRA on every linear inside the blocks for as long as the context is open; only it requires gradients.
+
+    Masks act on what a projection and its update give together. At the end the updates are added to the
+    weights (``after: merge``) or thrown away, and every linear is the module it was.
+    """
+    import peft
+
+    names = [
+        f"{stack.path}.{path}"
+        for stack in stacks
+        for path, item in module.get_submodule(stack.path).named_modules()
+        if isinstance(item, nn.Linear)
+    ]
+    module.requires_grad_(requires_grad=False)
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, module)
+    try:
+        yield
+    finally:
+        for name in names:
+            _unwrap(module, name, merge=lora.after == "merge")
+
+
+def _unwrap(module: nn.Module, name: str, *, merge: bool) -> None:
+    layer: Any = module.get_submodule(name)
+    if merge:
+        layer.merge()
+    path, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(path), leaf, layer.get_base_layer())

@@ -1,0 +1,39 @@
+"""First-order Taylor importance by masks: ``L(m_u = 0) - L(m_u = 1) ≈ -∂L/∂m_u``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dit_compress.structure.importance import top
+from dit_compress.structure.search import SearchProblem, Selection
+from dit_compress.structure.trial import trial
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_compress.context import Context
+    from dit_compress_plugins.search_taylor import TaylorOptions
+
+
+class TaylorSearch:
+    """Search ``{use: taylor, batches: …, objective: …}``."""
+
+    def __init__(self, options: TaylorOptions) -> None:
+        self.options = options
+
+    def search(self, problem: SearchProblem, context: Context) -> Selection:
+        """Rank within each axis."""
+        with trial(problem, context, self.options.objective, self.options) as measured:
+            scores = {name: importance(slopes) for name, slopes in measured.gradients().items()}
+        kept = {name: top(score, problem.keep[name]) for name, score in scores.items()}
+        return Selection(
+            {**kept, **problem.fixed}, {"scores": {name: score.tolist() for name, score in scores.items()}}
+        )
+
+
+def importance(slopes_SU: Tensor) -> Tensor:
+    """Root mean square over samples: ``[samples, units]`` → ``[units]``.
+
+    Squared per sample, since derivatives of both signs cancel in the sum over a trained model's samples.
+    """
+    return slopes_SU.square().mean(dim=0).sqrt()

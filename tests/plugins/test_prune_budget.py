@@ -1,0 +1,220 @@
+"""Budgets of the prune step on a bundle of a run: FLOPs, latency, measured curves, widths of each block."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import context_in, part, tiny_bundle
+
+from dit_compress.context import Context
+from dit_compress.errors import UserError
+from dit_compress.measure import count_flops, count_parameters
+from dit_compress.measure.latency import machine
+from dit_compress.measure.table import table_of
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+from dit_compress.sensitivity import axes_of, opened
+from dit_compress.structure.budget import Price, flops_price, parameter_price
+from dit_compress_plugins.prune_trilevel import counts
+
+SIZE = (2, 2, 2)
+
+
+def context(smoke: Path, tmp_path: Path) -> Context:
+    made, _ = opened(str(smoke / "steps" / "teacher" / "bundle"), tmp_path / "step")
+    made.folder.mkdir(parents=True, exist_ok=True)
+    return replace(made, record={"kind": "prune"})
+
+
+def prune(where: Context, search: Any = "magnitude", **options: Any) -> Any:
+    return part("prune", "trilevel", search=search, **options).run(where)
+
+
+def total(where: Context) -> tuple[float, int]:
+    """FLOPs and parameters of the whole."""
+    denoiser = where.input.denoiser()
+    params = count_parameters(denoiser.module)
+    return count_flops(denoiser, SIZE), params
+
+
+def test_a_budget_of_flops_is_met_by_the_model_that_is_written(smoke: Path, tmp_path: Path) -> None:
+    where = context(smoke, tmp_path)
+    budget = 0.6 * total(where)[0]
+    result = prune(where, budget={"flops": budget})
+    flops = count_flops(result.bundle.denoiser(), SIZE)
+    assert 0.99 * budget <= flops <= budget
+    assert result.metrics["flops"] == flops
+    planned = part("prune", "trilevel", search="magnitude", budget={"flops": budget}).plan(
+        replace(where.input.spec, video=where.video)
+    )
+    assert count_flops(planned.build_denoiser().to("meta"), SIZE) == flops
+
+
+def test_flops_need_a_video_size(tmp_path: Path) -> None:
+    bare = context_in(tmp_path / "step", input=tiny_bundle(tmp_path / "input"))
+    with pytest.raises(UserError, match="the bundle has no VAE. Put a 'latent' step before this one"):
+        prune(bare, budget={"flops": 1e9})
+
+
+def a_table(where: Context, path: Path) -> Price:
+    """A machine on which seconds are FLOPs."""
+    denoiser = where.input.spec.build_denoiser().to("meta")
+    axes = [axis for found in axes_of(denoiser, ("block", "head", "ffn")).values() for axis in found]
+    price = replace(flops_price(denoiser, axes, SIZE), unit="seconds")
+    path.write_text(json.dumps(table_of(price, axes, SIZE, "a phone")))
+    return price
+
+
+def test_a_budget_of_seconds_by_a_supplied_table(smoke: Path, tmp_path: Path) -> None:
+    where = context(smoke, tmp_path)
+    a_table(where, tmp_path / "table.json")
+    seconds = 0.7 * total(where)[0]
+    latency = {"seconds": seconds, "table": str(tmp_path / "table.json")}
+    with pytest.raises(UserError, match=r"measured on 'a phone', the budget is for '.*'"):
+        prune(where, budget={"latency": latency})
+    assert list(where.folder.iterdir()) == []
+    result = prune(where, budget={"latency": {**latency, "machine": "a phone"}})
+    flops = count_flops(result.bundle.denoiser(), SIZE)
+    assert 0.99 * seconds <= flops <= seconds
+    assert result.metrics["seconds"] == flops
+
+
+def test_a_budget_of_seconds_by_a_table_measured_here(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the machine says: the table is written beside the result, and by it the budget is met."""
+    where = context(smoke, tmp_path)
+    monkeypatch.setattr(counts, "measured_table", cache_one(counts.measured_table))
+    with pytest.raises(UserError, match=r"no plan comes within 1% of 1000 seconds from below. The nearest") as caught:
+        prune(where, budget={"latency": {"seconds": 1000}})
+    seconds = 0.7 * float(str(caught.value).rsplit(" ", 1)[-1])
+    try:
+        result = prune(where, budget={"latency": {"seconds": seconds}})
+    except UserError as error:
+        seconds = float(str(error).rsplit(" ", 1)[-1])
+        result = prune(where, budget={"latency": {"seconds": seconds}})
+    table = json.loads((where.folder / result.files["latency"]).read_text())
+    assert table["machine"] == machine()
+    assert 0.99 * seconds <= result.metrics["seconds"] <= seconds
+    assert result.metrics["params_kept"] < 1
+
+
+def cache_one(measure: Any) -> Any:
+    """Measure once: a second measurement would say something else."""
+    found: list[Any] = []
+
+    def once(*given: Any) -> Any:
+        found.extend([] if found else [measure(*given)])
+        return found[0]
+
+    return once
+
+
+def test_measured_curves_are_written_and_decide(smoke: Path, tmp_path: Path) -> None:
+    where = context(smoke, tmp_path)
+    budget = round(0.8 * total(where)[1])
+    result = prune(where, budget={"params": budget, "curves": "measured"})
+    assert 0.99 * budget <= result.metrics["params_after"] <= budget
+    report = json.loads((where.folder / result.files["sensitivity"]).read_text())
+    assert report["quality"] == "flow_loss"
+    assert set(report["levels"]) == {"block", "head", "ffn"}
+    again = replace(where, folder=tmp_path / "again")
+    again.folder.mkdir()
+    path = str(where.folder / "sensitivity.json")
+    assert prune(again, budget={"params": budget, "curves": path}).bundle.digest() == result.bundle.digest()
+    planned = part("prune", "trilevel", search="magnitude", budget={"params": budget, "curves": "measured"})
+    note = planned.plan(where.input.spec).notes[-1]
+    assert note.endswith("by default curves; sensitivity is measured when the step runs")
+
+
+def test_curves_that_make_heads_free_take_heads(smoke: Path, tmp_path: Path) -> None:
+    where = context(smoke, tmp_path)
+    whole = total(where)[1]
+    heads = {"quality": "q", "whole": {"q": 0}, "levels": {}}
+    for level, loss in (("block", 9.0), ("head", 0.0), ("ffn", 9.0)):
+        heads["levels"][level] = [{"removed": 1, "of": 2, "q": loss}]
+    (tmp_path / "curves.json").write_text(json.dumps(heads))
+    one_head = where.input.denoiser()
+    axes = axes_of(one_head, ["head"])["head"]
+    budget = round(whole - sum(parameter_price(one_head.module, axes).units.values()))
+    result = prune(where, budget={"params": budget, "curves": str(tmp_path / "curves.json")})
+    structure = result.bundle.denoiser().structure()
+    assert {attention.heads for attention in structure.attentions} == {3}
+    assert structure.main.length == 4
+
+
+@pytest.mark.parametrize("search", ["magnitude", "random", "taylor", "greedy"])
+def test_widths_of_each_block(smoke: Path, tmp_path: Path, search: str) -> None:
+    """Heads of block 0 and channels of block 1 are dear; block 2 costs nothing: it goes, the dear ones stay."""
+    where = context(smoke, tmp_path)
+    denoiser = where.input.denoiser()
+    levels = axes_of(denoiser, ("block", "head", "ffn"))
+    report: dict[str, Any] = {"quality": "q", "whole": {"q": 0.0}, "levels": {}, "axes": {}}
+    report["blocks"] = {"block:transformer_blocks": [5.0, 5.0, 0.0, 5.0]}
+    for axis in (*levels["head"], *levels["ffn"]):
+        dear = axis.name.startswith(("head:transformer_blocks.0.", "ffn:transformer_blocks.1."))
+        report["axes"][axis.name] = [{"removed": 1, "of": 2, "q": 4.0 if dear else 0.1}]
+    (tmp_path / "curves.json").write_text(json.dumps(report))
+    budget = round(0.6 * count_parameters(denoiser.module))
+    asked = {"params": budget, "curves": str(tmp_path / "curves.json"), "heterogeneous": True}
+    few = {} if search in ("magnitude", "random") else {"batches": 1, "batch": 2}
+    few |= {"at_once": 50} if search == "greedy" else {}
+    result = prune(where, search={"use": search, **few}, budget=asked)
+    assert 0.99 * budget <= result.metrics["params_after"] <= budget
+    kept = json.loads((where.folder / "kept.json").read_text())["kept"]
+    assert kept["block:transformer_blocks"]["units"] == [[0, 2], [3, 4]]
+    structure = result.bundle.denoiser().structure()
+    heads = [attention.heads for attention in structure.attentions]
+    widths = [feed_forward.width for feed_forward in structure.feed_forwards]
+    assert heads[:2] == [4, 4]
+    assert widths[1] == 128
+    assert min(heads) < 4 or min(widths) < 128
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "give one of 'params', 'flops', 'latency', not none"),
+        ({"params": 5, "flops": 6.0}, "give one of 'params', 'flops', 'latency', not params and flops"),
+        ({"params": 5, "heterogeneous": True}, "'heterogeneous' needs curves of each axis: set 'curves' to 'measured'"),
+        ({"latency": {"seconds": 0}}, "seconds"),
+        ({"params": 5, "levels": []}, "levels"),
+    ],
+)
+def test_options_that_contradict_each_other(budget: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_part("prune", {"use": "trilevel", "search": "magnitude", "budget": budget}, installed())
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (
+            {"params": 10},
+            r"no plan comes within 1% of 10 parameters from below: what can't be removed weighs [\d,]+\. ",
+        ),
+        ({"params": 200_000, "levels": ["blok"]}, "'budget' names the level 'blok'; .* Did you mean 'block'?"),
+        ({"params": 200_000, "curves": "none.json"}, "none.json: no such file"),
+    ],
+)
+def test_budgets_that_can_not_be_met_leave_nothing(
+    smoke: Path, tmp_path: Path, budget: dict[str, Any], message: str
+) -> None:
+    where = context(smoke, tmp_path)
+    with pytest.raises(UserError, match=message):
+        prune(where, budget=budget)
+    assert list(where.folder.iterdir()) == []
+
+
+def test_one_level_alone(smoke: Path, tmp_path: Path) -> None:
+    where = context(smoke, tmp_path)
+    with pytest.raises(UserError, match="The nearest that can be met is") as caught:
+        prune(where, budget={"params": round(0.8 * total(where)[1]), "levels": ["ffn", "head"]})
+    budget = int(str(caught.value).rsplit(" ", 1)[-1].replace(",", ""))
+    result = prune(where, budget={"params": budget, "levels": ["ffn", "head"]})
+    assert result.bundle.denoiser().structure().main.length == 4
+    assert 0.99 * budget <= result.metrics["params_after"] <= budget

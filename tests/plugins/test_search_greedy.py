@@ -1,0 +1,70 @@
+"""Greedy search: planted useless units go first and free of charge; it does what a straightforward loop does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, latents_in, planted, problem_of, search
+
+from dit_compress.errors import UserError
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+from dit_compress.structure.search import SearchProblem
+from dit_compress.structure.trial import trial
+from dit_compress.testing.models import tiny_denoiser
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_planted_useless_units_go_and_cost_nothing(tmp_path: Path) -> None:
+    selection = search(tmp_path, problem_of(planted()), "greedy", batches=1)
+    kept = selection.kept
+    assert kept["block:transformer_blocks"] == tuple(index for index in range(3) if index != USELESS_BLOCK)
+    for index, head in USELESS_HEADS.items():
+        assert kept[f"head:transformer_blocks.{index}.attn1"] == tuple(unit for unit in range(4) if unit != head)
+        assert set(range(64)) - set(kept[f"ffn:transformer_blocks.{index}.ff"]) == set(USELESS_CHANNELS[index])
+    assert max(step["loss"] for step in selection.history["removed"]) < 1e-9
+    assert {name: len(units) for name, units in kept.items()} == dict(problem_of(planted()).keep)
+
+
+def test_it_is_the_straightforward_loop(tmp_path: Path) -> None:
+    """One axis of four heads, two to keep: six losses first, then the rest, each time the least."""
+    whole = problem_of(tiny_denoiser("video_dit"))
+    axes = tuple(axis for axis in whole.axes if axis.level == "head")[:2]
+    problem = SearchProblem(whole.denoiser, axes, {axes[0].name: 2, axes[1].name: 3})
+    part = make_part("search", {"use": "greedy", "batches": 1, "batch": 4}, installed())
+    selection = part.build().search(problem, latents_in(tmp_path / "a"))
+    with trial(problem, latents_in(tmp_path / "b"), part.options.objective, part.options) as measured:
+        kept = {axis.name: tuple(range(4)) for axis in axes}
+        for _ in range(3):
+            options = [
+                {**kept, name: tuple(unit for unit in units if unit != gone)}
+                for name, units in kept.items()
+                if len(units) > problem.keep[name]
+                for gone in units
+            ]
+            kept = min(options, key=measured.loss)
+    assert selection.kept == kept
+
+
+def test_several_at_once_measure_less(tmp_path: Path) -> None:
+    one, four = (
+        search(tmp_path / str(count), problem_of(planted()), "greedy", batches=1, at_once=count) for count in (1, 4)
+    )
+    assert four.history["losses_measured"] < one.history["losses_measured"] / 2
+    assert {name: len(units) for name, units in four.kept.items()} == dict(problem_of(planted()).keep)
+
+
+def test_counts_are_exact_where_parts_do_not_divide_them(tmp_path: Path) -> None:
+    problem = problem_of(planted())
+    keep = {name: 43 if name.startswith("ffn") else count for name, count in problem.keep.items()}
+    odd = SearchProblem(problem.denoiser, problem.axes, keep, problem.units)
+    kept = search(tmp_path, odd, "greedy", batches=1, at_once=8).kept
+    assert {name: len(units) for name, units in kept.items()} == keep
+
+
+def test_too_many_losses_are_an_error_before_any_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"would measure up to [\d,]+ losses, 'most' is 10. Raise 'at_once' or 'most'"):
+        search(tmp_path, problem_of(planted()), "greedy", most=10)

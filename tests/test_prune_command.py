@@ -1,0 +1,114 @@
+"""``dit-compress prune``: what it prints, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy import tiny_bundle
+
+import dit_compress
+from dit_compress import cli
+from dit_compress.testing.models import tiny_denoiser
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The command in this process: status and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dit-compress", *arguments])
+        try:
+            cli.main()
+        except SystemExit as left:
+            return int(left.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().out
+
+    return command
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A folder of the tiny LTX in bfloat16."""
+    module: Any = tiny_denoiser("ltx").module.to(torch.bfloat16)
+    module.save_pretrained(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_folder_by_counts(run: Any) -> None:
+    expected = "block: 3 → 2\nhead: 4 → 3\nffn: 192 → 144\n90,056 parameters stay\n"
+    counts = ["--remove", "block=1,head=1", "--keep", "ffn=0.75"]
+    assert run("prune", "whole", *counts, "--dry-run") == (0, expected)
+    assert [item.name for item in Path().iterdir()] == ["whole"]
+    assert run("prune", "whole", *counts, "--out", "small") == (0, f"{expected}small\n")
+    assert sum(value.numel() for value in dit_compress.load("small").parameters()) == 90_056
+    status, printed = run("inspect", "small")
+    assert status == 0
+    assert "90,056 parameters" in printed
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_folder_by_size(run: Any) -> None:
+    status, printed = run("prune", "whole", "--params", "1e5", "--search", "random", "--out", "small")
+    assert status == 0, printed
+    left = sum(value.numel() for value in dit_compress.load("small").parameters())
+    assert 99_000 <= left <= 100_000
+    assert f"{left:,} parameters stay" in printed
+
+
+def test_a_bundle(run: Any, tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "whole")
+    status, printed = run("prune", "whole", "--remove", "head=1", "--out", "small")
+    assert status == 0, printed
+    assert "head: 4 → 3" in printed
+    assert (tmp_path / "small" / "bundle.json").is_file()
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_plan_is_repeated_on_a_checkpoint_and_on_a_lora(run: Any) -> None:
+    assert run("prune", "whole", "--remove", "head=1", "--out", "small")[0] == 0
+    assert run("prune", "whole", "--plan", "small", "--out", "again") == (0, "again\n")
+    assert Path("again/pruning.json").read_text() == Path("small/pruning.json").read_text()
+    lora = {"transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": torch.randn(48, 2)}
+    save_file(lora, "lora.safetensors")
+    assert run("prune", "lora.safetensors", "--plan", "small/pruning.json", "--out", "l.safetensors")[0] == 0
+    assert {tuple(value.shape) for value in load_file("l.safetensors").values()} == {(36, 2)}
+    status, printed = run("prune", "small", "--plan", "small", "--out", "twice")
+    assert status == 2
+    assert "the plan is for another model" in printed
+
+
+REFUSED = [
+    (["whole"], "nothing says where to write. Give --out, or --dry-run"),
+    (["whole", "--out", "small"], "nothing says how much to prune. Give a size (params), or counts per level"),
+    (
+        ["whole", "--out", "whole", "--params", "1e5"],
+        "whole: this exists already. Name a new folder, or remove this one",
+    ),
+    (["nowhere", "--out", "small"], "nowhere: there is no such path"),
+    (["whole", "--dry-run", "--params", "many"], "--params takes a number of parameters, got 'many'. Write 1e9"),
+    (["whole", "--dry-run", "--params", "nan"], "--params takes a number of parameters, got 'nan'"),
+    (["whole", "--dry-run", "--remove", "block"], "--remove takes LEVEL=N, got 'block'. Write block=8,head=12"),
+    (["whole", "--dry-run", "--keep", "ffn=x"], "--keep takes LEVEL=X, got 'ffn=x'. Write ffn=0.75"),
+    (["whole", "--dry-run", "--remove", "hed=1"], "Did you mean 'head'?"),
+    (["whole", "--dry-run", "--params", "1e5", "--search", "magnitud"], "Did you mean 'magnitude'?"),
+    (["whole", "--dry-run", "--params", "10"], "The nearest that can be met is"),
+    (["whole", "--plan", "whole", "--params", "1e5", "--out", "x"], "a plan says already what stays"),
+    (["whole", "--plan", "whole", "--out", "x"], "whole/pruning.json: no such file"),
+    (["whole", "--dry-run", "--plugin", "x.txt", "--params", "1e5"], "not a Python file"),
+]
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_can_not_be_is_refused(run: Any, arguments: list[str], message: str) -> None:
+    status, printed = run("prune", *arguments)
+    assert status == 2, printed
+    assert message in printed
+    assert [item.name for item in Path().iterdir()] == ["whole"]

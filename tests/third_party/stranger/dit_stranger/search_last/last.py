@@ -1,0 +1,23 @@
+"""Keep the last units."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dit_compress.structure.search import SearchProblem, Selection
+
+if TYPE_CHECKING:
+    from dit_compress.context import Context
+    from dit_stranger.search_last import LastOptions
+
+
+class LastSearch:
+    """Needs neither data nor weights."""
+
+    def __init__(self, options: LastOptions) -> None:
+        self.options = options
+
+    def search(self, problem: SearchProblem, context: Context) -> Selection:
+        """As many as the problem asks for."""
+        kept = {axis.name: tuple(range(axis.units - problem.keep[axis.name], axis.units)) for axis in problem.axes}
+        return Selection(kept, {"axes": len(kept), "seed": context.seed})
