@@ -19,6 +19,7 @@ REVISION = 1
 _PUBLIC = {
     "load": "dit_compress.pruned:load",
     "prune": "dit_compress.pruning:prune",
+    "record": "dit_compress.structure.record:record",
 }
 """The public API: imported when it is asked for, so that ``import dit_compress`` imports no torch."""
 

@@ -10,14 +10,16 @@ import torch
 from dit_compress.structure.axes import Axis
 from dit_compress.structure.edits import REVISION, apply_edits, as_ranges, compile_edits, edits_as_data, from_ranges
 from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.record import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dit_compress.denoiser import Denoiser
     from dit_compress.structure.axes import Kept, Stack
+    from dit_compress.structure.record import Call
 
 LOG_NAME = "prune"
 TOLERANCE = 1e-5
@@ -33,15 +35,37 @@ def compact(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> dict[str, A
 
     Proven on a recorded call: the masked model and the compacted one must agree, else CompactionError.
     """
-    edits = compile_edits(denoiser.module, axes, kept)
-    reference = None if _on_meta(denoiser) else masked_output(denoiser, axes, kept)
-    apply_edits(denoiser.module, edits)
+    entry = _compact(denoiser.module, lambda: example_output(denoiser), axes, kept)
     denoiser.forget_structure()
-    if reference is not None:
-        error = relative_error(example_output(denoiser), reference)
-        if error > TOLERANCE:
+    return entry
+
+
+def compact_module(module: nn.Module, call: Call, axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
+    """The same for any module, proven on a recorded call (see :func:`dit_compress.record`)."""
+    return _compact(module, lambda: call.replay(module), axes, kept)
+
+
+def _compact(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
+    edits = compile_edits(module, axes, kept)
+    parameter = next(module.parameters())
+    if parameter.device.type == "meta":
+        apply_edits(module, edits)
+    else:
+        with masked(module, axes, hard_masks(axes, kept, parameter)):
+            reference = run()
+        apply_edits(module, edits)
+        error = disagreement(run(), reference)
+        if not error <= TOLERANCE:
             raise CompactionError(f"masked and compact differ by {error:.1e} of the largest value")
     return {"name": LOG_NAME, "revision": REVISION, "data": log_data(axes, kept, edits)}
+
+
+def disagreement(candidate: Any, reference: Any) -> float:
+    """Largest :func:`relative_error` over the tensors of two outputs; infinity where their shapes differ."""
+    pairs = list(zip(tensors_in(candidate), tensors_in(reference), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    return max((relative_error(a, b) for a, b in pairs if b.is_floating_point()), default=0.0)
 
 
 def log_data(axes: Sequence[Axis], kept: Kept, edits: list[Any]) -> dict[str, Any]:
@@ -101,7 +125,3 @@ def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
 def block_axis(stack: Stack) -> Axis:
     """The axis of a stack's blocks."""
     return Axis(f"block:{stack.path}", "block", stack.length, stack.path, blocks=stack)
-
-
-def _on_meta(denoiser: Denoiser) -> bool:
-    return next(denoiser.module.parameters()).device.type == "meta"

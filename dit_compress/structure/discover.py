@@ -1,200 +1,262 @@
-"""Find stacks, attentions and feed-forwards of a DiT from one recorded call.
+"""Find the structure of any module from one recorded call, by observation (see ``docs/decisions``).
 
-Stacks are found by tensor identity: what one block returns is what the next one receives.
-Attentions and feed-forwards are found by their module attributes; those are hints, and every
-compaction is proven afterwards (:func:`dit_compress.structure.compact.compact`).
+Stacks by tensor identity; heads, channels and what belongs to them by perturbing one block per distinct
+shape without its weights; integer attributes by trying. Nothing depends on the name of a class.
 """
 
 from __future__ import annotations
 
-import itertools
+import copy
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.axes import Attention, FeedForward, Norm, Refusal, Stack, Structure
+from dit_compress.errors import UserError
+from dit_compress.structure.attributes import solve
+from dit_compress.structure.axes import Attention, FeedForward, Refusal, Structure
+from dit_compress.structure.assemble import UnsliceableError, common_path, gathers, make_part
+from dit_compress.structure.record import Call, record
+from dit_compress.structure.signature import Known, signature
+from dit_compress.structure.stacks import find_stacks, watch
+from dit_compress.structure.units import Observer
+from dit_compress.structure.weightless import Change, DivergedError, Replica, hollow_copy
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Denoiser
+    from collections.abc import Mapping
 
-HEAD_COUNTS = ("heads", "num_heads", "num_attention_heads")
-INNER_WIDTHS = ("inner_dim", "inner_kv_dim", "kv_inner_dim")
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.structure.axes import Part
+    from dit_compress.structure.stacks import Found, Seen
+    from dit_compress.structure.units import Units
+    from dit_compress.structure.weightless import Trace
+
+@dataclass
+class _Block:
+    """What was found in one block, paths relative to it."""
+
+    parts: list[Part] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
+"""What somebody else's module may raise."""
+_STRUCTURES: Known[Structure] = Known(64)
+_BLOCKS: Known[_Block] = Known(512)
+"""What was found before: structure depends on classes and shapes, not on weights."""
+HINTS = ("heads", "num_heads", "num_attention_heads", "n_heads", "nheads")
 
 
 def discover(denoiser: Denoiser) -> Structure:
-    """Structure of the denoiser's module as it stands now (works on the meta device)."""
-    calls = _record(denoiser)
-    stacks = _stacks(denoiser.module, calls)
-    attentions, feed_forwards, refusals = [], [], []
-    for stack in stacks:
-        for index in range(stack.length):
-            for path, module in denoiser.module.get_submodule(stack.block(index)).named_modules():
-                where = f"{stack.block(index)}.{path}".rstrip(".")
-                found = _attention(where, module, stack, index, calls.get(where))
-                if isinstance(found, Refusal):
-                    refusals.append(found)
-                elif found:
-                    attentions.append(found)
-                elif feed_forward := _feed_forward(where, module, stack, index):
-                    feed_forwards.append(feed_forward)
-    return Structure(stacks, tuple(attentions), tuple(feed_forwards), tuple(refusals))
+    """Structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
+    return observe(denoiser.module, first_call(denoiser))
 
 
-class _Call:
-    """One recorded call of a module; tensors are held so that their identities stay unique."""
+def first_call(denoiser: Denoiser) -> Call:
+    """How the denoiser calls its module on its example, on the CPU. Neither the module nor its weights are touched."""
+    stand_in = copy.copy(denoiser)
+    stand_in.__dict__["_modules"] = {**denoiser._modules, "module": hollow_copy(denoiser.module)}  # noqa: SLF001
+    with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
+        torch.manual_seed(0)
+        stand_in.module.register_forward_pre_hook(_stop)
+        stand_in(*stand_in.example(1, stand_in.example_size))
+    return call
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.args, self.kwargs, self.output = args, kwargs, output
 
-    def inputs(self) -> list[tuple[int | str, Any]]:
-        return [*enumerate(self.args), *self.kwargs.items()]
+class _StoppedError(Exception):
+    """The call was recorded."""
 
 
-def _record(denoiser: Denoiser) -> dict[str, _Call]:
-    """Run the example once and note the first call of every module."""
-    calls: dict[str, _Call] = {}
-    handles = []
-    for path, module in denoiser.module.named_modules():
-        if not path:
-            continue
+def _stop(_module: nn.Module, _args: Any) -> None:
+    raise _StoppedError
 
-        def note(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            calls.setdefault(path, _Call(args, kwargs, output))
 
-        handles.append(module.register_forward_hook(note, with_kwargs=True))
-    training = denoiser.module.training
-    denoiser.module.eval()
+def observe(module: nn.Module, call: Call) -> Structure:
+    """Structure of any module from one recorded call. Reads no weights.
+
+    Raises UserError where the module can't be run without its weights.
+    """
+    key = signature(module, dict(enumerate((call.args, call.kwargs))))
+    return _STRUCTURES.get(key, lambda: _observe(module, call))
+
+
+def _observe(module: nn.Module, call: Call) -> Structure:
     try:
-        with torch.no_grad():
-            denoiser(*denoiser.example(1, denoiser.example_size))
+        replica, (found, refusals) = _replicated(module, call)
+    except FAILURES as error:
+        raise UserError(
+            f"the recorded call fails on a copy without weights: {type(error).__name__}: {error}",
+            where=type(module).__name__,
+            mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
+        ) from error
+    parts: list[Part] = []
+    for item in found:
+        for index, seen in enumerate(item.calls):
+            head = item.stack.block(index)
+            block = _observed(replica.module.get_submodule(head), seen, item)
+            parts += [_placed(part, item, index) for part in block.parts]
+            refusals += [Refusal(f"{head}.{bad.path}".rstrip("."), bad.reason) for bad in block.refusals]
+    return Structure(
+        tuple(item.stack for item in found),
+        tuple(part for part in parts if isinstance(part, Attention)),
+        tuple(part for part in parts if isinstance(part, FeedForward)),
+        tuple(refusals),
+    )
+
+
+def _replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
+    """The module's weightless copy and its stacks."""
+    try:
+        replica = Replica(module, call)
+        return replica, find_stacks(replica)
+    except FAILURES:
+        replica = Replica(module, call, real=True)
+        return replica, find_stacks(replica)
+
+
+def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
+    """What is in a block; blocks of one signature share one probe."""
+    return _BLOCKS.get((signature(block, seen.inputs()), item.streams), lambda: _observe_block(block, seen, item))
+
+
+def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
+    """Probe one block, and solve every part for the attributes that follow."""
+    found = _Block()
+    replica = Replica(block, seen.call)
+    try:
+        seen_inside, base = watch(replica)
+        calls = {path: call.call for path, call in seen_inside.items()}
+        replica.cuts = norms_across(replica, base, seen_inside)
+        base = replica.run()
+        observer = Observer(replica, base, item.streams)
+        listed = observer.units()
+    except FAILURES as error:
+        found.refusals.append(Refusal("", f"can't be observed: {type(error).__name__}: {error}"))
+        return found
+    for units in listed:
+        if units.reads:
+            _settle(found, replica, base, observer, units, calls)
+    found.refusals += _unfound(block, found, calls)
+    _name_apart(found)
+    return found
+
+
+def _settle(
+    found: _Block, replica: Replica, base: Trace, observer: Observer, units: Units, calls: Mapping[str, Call]
+) -> None:
+    """Make a part of the units, or a refusal."""
+    path = common_path(replica.module, [key[0] for key in units.owned], replica.cuts)
+    try:
+        solved = None
+        for variant in observer.variants(units):
+            part = make_part(replica, base, variant, calls)
+            if part.path in calls and part.count > 1:
+                part = replace(part, gathers=gathers(observer.prober, part, variant, calls[part.path]))
+            solved = solved or solve(replica.edited([]), part, variant)
+    except UnsliceableError as error:
+        found.refusals.append(Refusal(path, str(error)))
+        return
+    except FAILURES as error:
+        found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))
+        return
+    if solved is None:
+        what = f"{units.count} heads" if isinstance(part, Attention) else f"{units.count} channels"
+        found.refusals.append(Refusal(path, f"{what}: no set of attributes makes compact equal masked"))
+    else:
+        found.parts.append(solved)
+
+
+def norms_across(replica: Replica, base: Trace, seen: Mapping[str, Seen]) -> tuple[str, ...]:
+    """Norms that run over a whole projection: their input is a matmul's output, and each entry moves all others."""
+    cuts = []
+    for path, call in seen.items():
+        module = replica.module.get_submodule(path)
+        x = call.args[0] if call.args else None
+        if list(module.children()) or not isinstance(x, Tensor) or not isinstance(call.output, Tensor):
+            continue
+        if x.shape != call.output.shape or x.ndim < 2:
+            continue
+        key = _projection(base, x)
+        if key is not None and _dense(replica, base, path, key, call):
+            cuts.append(path)
+    return tuple(cuts)
+
+
+def _projection(base: Trace, x: Tensor) -> tuple[Any, int] | None:
+    """The matmul whose output, or neighbouring features of it, are ``x``; and the first of these features."""
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    for touch in base.touches:
+        output = touch.output.reshape(-1, touch.output.shape[-1])
+        if output.shape[0] != rows.shape[0] or output.shape[1] < width:
+            continue
+        for start in (output[0] == rows[0, 0]).nonzero().flatten().tolist():
+            if start + width <= output.shape[1] and torch.equal(output[:, start : start + width], rows):
+                return touch.rows, start
+    return None
+
+
+def _dense(replica: Replica, base: Trace, path: str, key: tuple[Any, int], call: Seen) -> bool:
+    rows, start = key
+    taken: list[Tensor] = []
+    handle = replica.module.get_submodule(path).register_forward_hook(lambda _m, _a, output: taken.append(output))
+    try:
+        replica.run(base, Change(rows={rows.key: rows.index[start : start + 1]}))
+    except (DivergedError, *FAILURES):
+        return False
     finally:
-        denoiser.module.train(training)
-        for handle in handles:
-            handle.remove()
-    return calls
+        handle.remove()
+    changed = (taken[0] != call.output).reshape(-1, taken[0].shape[-1]).any(0)
+    return bool(changed.all()) and len(changed) > 1
 
 
-def _lists(module: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    return [(path, item) for path, item in module.named_modules() if isinstance(item, nn.ModuleList) and len(item)]
+def _unfound(block: nn.Module, found: _Block, calls: Mapping[str, Call]) -> list[Refusal]:
+    """Attentions that the block's attributes promise and the probe did not find: a hint, told and not used."""
+    known = [part.path for part in found.parts if isinstance(part, Attention)] + [r.path for r in found.refusals]
+    missing = []
+    for path, owner in block.named_modules():
+        heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
+        inside = any(_holds(path, item) or _holds(item, path) for item in known)
+        weighs = next(owner.parameters(), None) is not None
+        if heads > 1 and path in calls and weighs and not inside:
+            missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
+    return missing
 
 
-def _stacks(module: nn.Module, calls: dict[str, _Call]) -> tuple[Stack, ...]:
-    """The outermost stacks: a list inside a block (``to_out``, ``ff.net``) is a part of that block."""
-    stacks: list[Stack] = []
-    for path, items in _lists(module):
-        inside = any(path.startswith(f"{stack.path}.") for stack in stacks)
-        if not inside and (stack := _stack(path, items, calls)):
-            stacks.append(stack)
-    return tuple(stacks)
+def _holds(outer: str, inner: str) -> bool:
+    """Whether a module path lies inside another, or is it."""
+    return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
-def _tensors(output: Any) -> list[tuple[int | None, Tensor]]:
-    if isinstance(output, Tensor):
-        return [(None, output)]
-    if isinstance(output, tuple | list):
-        return [(index, item) for index, item in enumerate(output) if isinstance(item, Tensor)]
-    return []
+def _name_apart(found: _Block) -> None:
+    """Parts of one kind and place get different names."""
+    taken: dict[tuple[type, str], int] = {}
+    for place, part in enumerate(found.parts):
+        key = (type(part), part.path)
+        taken[key] = taken.get(key, 0) + 1
+        if taken[key] > 1:
+            found.parts[place] = replace(part, path=f"{part.path}#{taken[key]}")
 
 
-def _stack(path: str, items: nn.ModuleList, calls: dict[str, _Call]) -> Stack | None:
-    """The stack in a module list, if one stream runs through all of its items in order."""
-    recorded = [calls.get(f"{path}.{index}") for index in range(len(items))]
-    if any(call is None for call in recorded) or not any(next(item.parameters(), None) is not None for item in items):
-        return None
-    first: Any = recorded[0]
-    for output, tensor in _tensors(first.output):
-        for stream, value in first.inputs():
-            if not (isinstance(value, Tensor) and value.shape == tensor.shape and tensor.ndim == 3):
-                continue
-            if _chained(recorded, stream, output):
-                return Stack(path, len(items), stream, output)
-    return None
+def _placed(part: Part, item: Found, index: int) -> Part:
+    """The part with full paths."""
+    head = item.stack.block(index)
 
+    def full(path: str) -> str:
+        return f"{head}.{path}".rstrip(".")
 
-def _chained(recorded: list[Any], stream: int | str, output: int | None) -> bool:
-    for before, after in itertools.pairwise(recorded):
-        gives = dict(_tensors(before.output)).get(output)
-        if gives is None or dict(after.inputs()).get(stream) is not gives:
-            return False
-    return True
-
-
-def _attention(
-    path: str, module: nn.Module, stack: Stack, block: int, call: _Call | None
-) -> Attention | Refusal | None:
-    """An attention by the names diffusers gives its projections."""
-    projections = [getattr(module, name, None) for name in ("to_q", "to_k", "to_v")]
-    out = getattr(module, "to_out", None)
-    heads = next((getattr(module, name) for name in HEAD_COUNTS if isinstance(getattr(module, name, None), int)), None)
-    if heads is None or out is None or not all(isinstance(item, nn.Linear) for item in projections):
-        return None
-    output = f"{path}.to_out.0" if isinstance(out, nn.ModuleList | nn.Sequential) else f"{path}.to_out"
-    sizes = {item.out_features for item in projections if isinstance(item, nn.Linear)}
-    if len(sizes) != 1:
-        return Refusal(path, f"query, key and value have different widths {sorted(sizes)}")
-    if extra := [name for name in ("add_q_proj", "add_k_proj", "to_qkv") if getattr(module, name, None) is not None]:
-        return Refusal(path, f"joint or fused projections {extra} are not understood yet")
-    inner = sizes.pop()
-    across = []
-    for name in ("norm_q", "norm_k"):
-        norm = getattr(module, name, None)
-        size = _norm_size(norm)
-        if size == inner and heads > 1:
-            if "RMS" not in type(norm).__name__:
-                return Refusal(path, f"{name} is a {type(norm).__name__} across heads: its mean changes with the heads")
-            if getattr(norm, "weight", None) is None:
-                return Refusal(path, f"{name} runs across heads and has no weight that could carry the change of width")
-            across.append(Norm(f"{path}.{name}"))
-    widths = [(name, "width") for name in INNER_WIDTHS if getattr(module, name, None) == inner]
-    counts = [(name, "heads") for name in HEAD_COUNTS if getattr(module, name, None) == heads]
-    return Attention(
-        path,
-        stack.path,
-        block,
-        heads,
-        inner // heads,
-        inputs=(f"{path}.to_q", f"{path}.to_k"),
-        values=(f"{path}.to_v",),
-        output=output,
-        across=tuple(across),
-        gathers=_tables(call, inner),
-        attributes=(*counts, *widths),  # type: ignore[arg-type]
+    return replace(
+        part,
+        path=full(part.path),
+        stack=item.stack.path,
+        block=index,
+        members=tuple(replace(member, tensor=full(member.tensor)) for member in part.members),
+        masks=tuple(replace(point, module=full(point.module)) for point in part.masks),
+        follows=tuple(replace(follow, module=full(follow.module)) for follow in part.follows),
+        gathers=tuple(replace(gather, module=full(gather.module)) for gather in part.gathers),
+        across=tuple(replace(norm, path=full(norm.path)) for norm in part.across),
+        substitutes=tuple(map(full, part.substitutes)),
     )
 
-
-def _norm_size(norm: Any) -> int | None:
-    """Entries a norm runs over, from its own attributes."""
-    for name in ("normalized_shape", "dim"):
-        shape = getattr(norm, name, None)
-        if shape is not None:
-            return shape if isinstance(shape, int) else int(shape[-1])
-    return None
-
-
-def _tables(call: _Call | None, inner: int) -> tuple[str, ...]:
-    """Keyword arguments that hold a tuple of tables over the whole inner width."""
-    if call is None:
-        return ()
-    return tuple(
-        name
-        for name, value in call.kwargs.items()
-        if isinstance(value, tuple | list)
-        and value
-        and all(isinstance(item, Tensor) and item.shape[-1] == inner for item in value)
-    )
-
-
-def _feed_forward(path: str, module: nn.Module, stack: Stack, block: int) -> FeedForward | None:
-    """A feed-forward in diffusers' shape: ``net.0.proj`` (plain, or value and gate fused) and ``net.2``."""
-    net = getattr(module, "net", None)
-    if not isinstance(net, nn.ModuleList | nn.Sequential) or len(net) < 3:
-        return None
-    up, down = getattr(net[0], "proj", None), net[2]
-    if not isinstance(up, nn.Linear) or not isinstance(down, nn.Linear):
-        return None
-    ratio = up.out_features // down.in_features
-    if up.out_features % down.in_features or ratio not in (1, 2):
-        return None
-    gated: Any = "fused" if ratio == 2 else "no"
-    return FeedForward(path, stack.path, block, down.in_features, (f"{path}.net.0.proj",), f"{path}.net.2", gated)

@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_compress.structure.places import attribute_at, set_attribute, tensor_at, tensor_or_none
+from dit_compress.structure.substitutes import substitute
+from dit_compress.structure.tombstone import Tombstone
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dit_compress.structure.axes import Axis, Kept
+    from dit_compress.structure.axes import Axis, Kept, Stack
 
 REVISION = 1
 
@@ -40,7 +44,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class SetAttribute:
-    """Set a number on a module."""
+    """Set a number on a module, or on an object it holds (``processor.heads``)."""
 
     module: str
     attribute: str
@@ -49,26 +53,43 @@ class SetAttribute:
 
 @dataclass(frozen=True)
 class GatherArgument:
-    """Take some entries of the last axis of a call argument (a RoPE table over the inner width)."""
+    """Take some entries of a call argument (a RoPE table over the inner width, or with a row per head).
+
+    Of a tuple, every tensor with ``size`` entries along ``dim`` is taken (0: every tensor).
+    """
 
     module: str
-    argument: str
+    argument: int | str
     index: tuple[int, ...]
+    dim: int = -1
+    size: int = 0
 
 
 @dataclass(frozen=True)
 class KeepBlocks:
-    """Keep some blocks of a stack; the others are deleted, or replaced by tombstones."""
+    """Keep some blocks of a stack; the others are deleted, or replaced by tombstones.
+
+    returns, borrowed: what a tombstone gives, and what it keeps, as in ``Stack``.
+    """
 
     stack: str
     index: tuple[int, ...]
     tombstones: bool = False
     stream: int | str = 0
     output: int | None = None
+    returns: tuple[tuple[str, int | str], ...] = ()
+    borrowed: tuple[str, ...] = ()
 
 
-Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks
-_KINDS = {kind.__name__: kind for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks)}
+@dataclass(frozen=True)
+class Substitute:
+    """Put an exact stand-in with the same parameters in a module's place (``structure/substitutes.py``)."""
+
+    module: str
+
+
+Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks | Substitute
+_KINDS = {kind.__name__: kind for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks, Substitute)}
 
 
 # ------------------------------------------------------------------ compile
@@ -87,25 +108,30 @@ def compile_edits(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[E
         if not units or list(units) != sorted(set(units)) or units[-1] >= by_name[name].units or units[0] < 0:
             raise ValueError(f"the plan keeps {list(units)[:8]} of the {by_name[name].units} units of {name!r}")
     gone = {
-        f"{axis.blocks.block(index)}."
+        (axis.stack, index)
         for name, units in kept.items()
         if (axis := by_name[name]).blocks
         for index in set(range(axis.units)) - set(units)
     }
     active = [
-        by_name[name]
+        axis
         for name, units in kept.items()
-        if len(units) < by_name[name].units
-        and not any((by_name[name].name.partition(":")[2] + ".").startswith(prefix) for prefix in gone)
+        if len(units) < (axis := by_name[name]).units and (axis.stack, axis.block) not in gone
     ]
-    edits: list[Edit] = _takes(module, active, kept)
+    edits: list[Edit] = [Substitute(path) for path in dict.fromkeys(p for axis in active for p in axis.substitutes)]
+    edits += _takes(module, active, kept)
+    edits += _attributes(module, active, kept)
     for axis in active:
         edits += _followers(module, axis, np.asarray(kept[axis.name]))
-    for axis in active:
-        if axis.blocks:
-            stack = axis.blocks
-            edits.append(KeepBlocks(stack.path, kept[axis.name], not stack.deletable, stack.stream, stack.output))
+    edits += [_keep(axis.blocks, kept[axis.name]) for axis in active if axis.blocks]
     return edits
+
+
+def _keep(stack: Stack, units: tuple[int, ...]) -> KeepBlocks:
+    tombstones = not stack.deletable
+    return KeepBlocks(
+        stack.path, units, tombstones, stack.stream, stack.output, stack.returns, stack.borrowed if tombstones else ()
+    )
 
 
 def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
@@ -124,21 +150,31 @@ def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
     return edits
 
 
+def _attributes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
+    """One SetAttribute per attribute, whatever number of axes it follows."""
+    values: dict[tuple[str, str], float] = {}
+    for axis in axes:
+        count = len(kept[axis.name])
+        for follow in axis.follows:
+            key = (follow.module, follow.attribute)
+            before = int(attribute_at(module, *key))
+            step = before / axis.units if follow.step is None else follow.step
+            values[key] = values.get(key, before) - step * (axis.units - count)
+    return [SetAttribute(owner, name, round(value)) for (owner, name), value in sorted(values.items())]
+
+
 def _followers(module: nn.Module, axis: Axis, units: np.ndarray) -> list[Edit]:
-    """Attributes, tables and norms that follow an axis."""
+    """Call arguments and norms that follow an axis."""
     edits: list[Edit] = []
     share = len(units) / axis.units
-    for follow in axis.follows:
-        value = getattr(module.get_submodule(follow.module), follow.attribute)
-        edits.append(SetAttribute(follow.module, follow.attribute, round(value * share)))
     for gather in axis.gathers:
         index = tuple(np.sort(gather.indices[units].ravel()).tolist())
-        edits.append(GatherArgument(gather.module, gather.argument, index))
+        edits.append(GatherArgument(gather.module, gather.argument, index, gather.dim, gather.indices.size))
     for norm in axis.across:
         # weight' = weight·sqrt(D/D'), eps' = eps·D/D': a masked norm divides by D, a compact one by D'.
-        owner: Any = module.get_submodule(norm.path)
-        eps = owner.eps if owner.eps is not None else torch.finfo(torch.float32).eps
-        edits.append(SetAttribute(norm.path, "eps", float(eps) / share))
+        eps = getattr(module.get_submodule(norm.path), norm.eps)
+        eps = torch.finfo(torch.float32).eps if eps is None else eps
+        edits.append(SetAttribute(norm.path, norm.eps, float(eps) / share))
         edits.append(Scale(f"{norm.path}.weight", share**-0.5))
     return edits
 
@@ -152,9 +188,11 @@ def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
         if isinstance(edit, Take | Scale):
             _replace(module, edit.tensor, edit_tensor(tensor_at(module, edit.tensor), edit))
         elif isinstance(edit, SetAttribute):
-            setattr(module.get_submodule(edit.module), edit.attribute, edit.value)
+            set_attribute(module, edit.module, edit.attribute, edit.value)
         elif isinstance(edit, GatherArgument):
             _gather(module.get_submodule(edit.module), edit)
+        elif isinstance(edit, Substitute):
+            substitute(module.get_submodule(edit.module))
         else:
             _keep_blocks(module, edit)
 
@@ -184,37 +222,9 @@ def rename(name: str, edit: KeepBlocks) -> str | None:
         return name
     index, _, rest = name[len(head) :].partition(".")
     if int(index) not in edit.index:
-        return None
+        kept = any(name.startswith(f"{head}{path}.") for path in edit.borrowed)
+        return name if edit.tombstones and kept else None
     return name if edit.tombstones else f"{head}{edit.index.index(int(index))}.{rest}"
-
-
-class Tombstone(nn.Module):
-    """Stands where a block was: gives back the stream it got. No parameters."""
-
-    def __init__(self, stream: int | str, output: int | None) -> None:
-        super().__init__()
-        self.stream, self.output = stream, output
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The stream, in the shape a block returns it."""
-        value = args[self.stream] if isinstance(self.stream, int) else kwargs[self.stream]
-        if self.output is None:
-            return value
-        # A block that returns several tensors takes them in the same order, as its first arguments.
-        given = [*args, *kwargs.values()]
-        return tuple(value if index == self.output else given[index] for index in range(max(2, self.output + 1)))
-
-
-def tensor_at(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its full name."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)
-
-
-def tensor_or_none(module: nn.Module, name: str) -> Tensor | None:
-    """The same, None where there is none (a linear without bias)."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf, None)
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:
@@ -232,6 +242,11 @@ def _resize(owner: nn.Module, leaf: str, value: Tensor) -> None:
     """The integers that torch's own modules keep about their weight."""
     if isinstance(owner, nn.Linear) and leaf == "weight":
         owner.out_features, owner.in_features = value.shape
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and leaf == "weight":
+        depthwise = owner.groups == owner.in_channels == owner.out_channels
+        owner.out_channels = value.shape[0]
+        owner.in_channels = value.shape[0] if depthwise else value.shape[1] * owner.groups
+        owner.groups = value.shape[0] if depthwise else owner.groups
     for name in ("normalized_shape", "dim"):
         shape = getattr(owner, name, None)
         if isinstance(shape, tuple) and value.ndim == 1:
@@ -241,14 +256,22 @@ def _resize(owner: nn.Module, leaf: str, value: Tensor) -> None:
 def _gather(owner: nn.Module, edit: GatherArgument) -> None:
     index = torch.tensor(edit.index)
 
-    def take(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        value = kwargs.get(edit.argument)
-        if value is None:
-            return None
-        picked = [item.index_select(-1, index.to(item.device)) for item in value]
-        return args, {**kwargs, edit.argument: tuple(picked)}
+    def take(tensor: Any) -> Any:
+        if isinstance(tensor, tuple | list):
+            return type(tensor)(take(item) for item in tensor)
+        fits = isinstance(tensor, Tensor) and tensor.ndim >= abs(edit.dim) and tensor.shape[edit.dim] > 1
+        if not fits or edit.size not in (0, tensor.shape[edit.dim]):
+            return tensor
+        return tensor.index_select(edit.dim, index.to(tensor.device))
 
-    owner.register_forward_pre_hook(take, with_kwargs=True)
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(edit.argument, int):
+            return (*args[: edit.argument], take(args[edit.argument]), *args[edit.argument + 1 :]), kwargs
+        if kwargs.get(edit.argument) is None:
+            return None
+        return args, {**kwargs, edit.argument: take(kwargs[edit.argument])}
+
+    owner.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _keep_blocks(module: nn.Module, edit: KeepBlocks) -> None:
@@ -256,9 +279,12 @@ def _keep_blocks(module: nn.Module, edit: KeepBlocks) -> None:
     blocks: Any = module.get_submodule(edit.stack)
     if edit.tombstones:
         for index in set(range(len(blocks))) - set(edit.index):
-            blocks[index] = Tombstone(edit.stream, edit.output)
+            own = tuple(path.partition(".")[2] for path in edit.borrowed if path.partition(".")[0] == str(index))
+            blocks[index] = Tombstone(edit.stream, edit.output, edit.returns, blocks[index], own)
     else:
-        setattr(module.get_submodule(path), leaf, nn.ModuleList([blocks[index] for index in edit.index]))
+        kept = [blocks[index] for index in edit.index]
+        made = nn.Sequential(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept)
+        setattr(module.get_submodule(path), leaf, made)
 
 
 # ------------------------------------------------------------------ as data
@@ -271,6 +297,9 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
         data = {"edit": type(edit).__name__, **vars(edit)}
         if "index" in data:
             data["index"] = as_ranges(data["index"])
+        if "returns" in data:
+            data["returns"] = [list(item) for item in data["returns"]]
+            data["borrowed"] = list(data["borrowed"])
         listed.append(data)
     return listed
 
@@ -283,6 +312,10 @@ def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
         kind = _KINDS[data.pop("edit")]
         if "index" in data:
             data["index"] = from_ranges(data["index"])
+        if "returns" in data:
+            data["returns"] = tuple(tuple(item) for item in data["returns"])
+        if "borrowed" in data:
+            data["borrowed"] = tuple(data["borrowed"])
         edits.append(kind(**data))
     return edits
 

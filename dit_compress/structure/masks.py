@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dit_compress.errors import UserError
+from dit_compress.structure.places import argument_at
+from dit_compress.structure.tombstone import Skip
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -30,17 +34,12 @@ def masked(module: nn.Module, axes: Sequence[Axis], values: Mapping[str, Tensor]
         if value is None:
             continue
         if axis.blocks:
+            stack = axis.blocks
+            skip = Skip(stack.stream, stack.output, stack.returns)
             for index in range(axis.units):
-                block = module.get_submodule(axis.blocks.block(index))
-                hook = _skip(value[..., index], axis.blocks.stream, axis.blocks.output)
-                handles.append(block.register_forward_hook(hook, with_kwargs=True))
-        for point in axis.masks:
-            owner = module.get_submodule(point.module)
-            scale = _per_feature(value, point)
-            if point.side == "output":
-                handles.append(owner.register_forward_hook(_scale_output(scale)))
-            else:
-                handles.append(owner.register_forward_pre_hook(_scale_input(scale)))
+                block = module.get_submodule(stack.block(index))
+                handles.append(block.register_forward_hook(_mix(value[..., index], skip), with_kwargs=True))
+        handles += [_mask(module, value, point) for point in axis.masks]
     try:
         yield
     finally:
@@ -59,41 +58,70 @@ def hard_masks(axes: Sequence[Axis], kept: Kept, like: Tensor) -> dict[str, Tens
     return values
 
 
-def _per_feature(value: Tensor, point: MaskPoint) -> Tensor:
-    """Units → features, through the point's index map."""
-    units, width = point.indices.shape
+def _mask(module: nn.Module, value: Tensor, point: MaskPoint) -> Any:
+    """Put one mask in place; the handle takes it away again."""
+    if point.side == "parameter":
+        return _MaskedParameter(module, value, point)
+    owner = module.get_submodule(point.module)
+    if point.side == "output":
+        return owner.register_forward_hook(lambda _m, _a, output: _scaled(output, value, point))
+    return owner.register_forward_pre_hook(lambda _m, args: (_scaled(args[0], value, point), *args[1:]))
+
+
+def _scaled(x: Tensor, value: Tensor, point: MaskPoint) -> Tensor:
+    """The features of every unit times its mask."""
+    scale = per_feature(value, point, x.shape[point.dim]).to(x.dtype)
+    shape = [1] * x.ndim
+    shape[point.dim] = scale.shape[-1]
+    if scale.ndim > 1:
+        shape[0] = scale.shape[0]
+    return x * scale.reshape(shape)
+
+
+def per_feature(value: Tensor, point: MaskPoint, size: int) -> Tensor:
+    """Units ``[..., U]`` → features ``[..., size]``; 1 where no unit owns the feature."""
+    width = point.indices.shape[1]
     order = torch.from_numpy(point.indices.reshape(-1)).to(value.device)
     spread = value.repeat_interleave(width, dim=-1)
-    return spread[..., torch.argsort(order)] if units * width else spread
+    return torch.ones(*value.shape[:-1], size, dtype=value.dtype, device=value.device).index_copy(-1, order, spread)
 
 
-def _fit(scale: Tensor, to: Tensor) -> Tensor:
-    """``[D]`` or ``[B,D]`` shaped to multiply ``[B,…,D]``."""
-    scale = scale.to(to.dtype)
-    return scale if scale.ndim == 1 else scale.reshape(scale.shape[0], *[1] * (to.ndim - 2), scale.shape[-1])
+class _MaskedParameter:
+    """A parameter times its mask, for as long as the handle lives."""
+
+    def __init__(self, module: nn.Module, value: Tensor, point: MaskPoint) -> None:
+        if value.ndim > 1:
+            raise UserError("takes masks that the whole batch shares, not one per sample", where=point.module)
+        path, _, self.leaf = point.module.rpartition(".")
+        self.owner = module.get_submodule(path)
+        self.parameter = getattr(self.owner, self.leaf)
+        # As a plain attribute, so that the product stays differentiable with respect to the mask.
+        delattr(self.owner, self.leaf)
+        setattr(self.owner, self.leaf, _scaled(self.parameter, value, point))
+
+    def remove(self) -> None:
+        """Put the parameter back."""
+        delattr(self.owner, self.leaf)
+        setattr(self.owner, self.leaf, self.parameter)
 
 
-def _scale_output(scale: Tensor) -> Callable[..., Any]:
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return output * _fit(scale, output)
+def _mix(value: Tensor, skip: Skip) -> Callable[..., Any]:
+    """``y = m·block(x) + (1 - m)·x`` for every stream of the block."""
 
-    return hook
-
-
-def _scale_input(scale: Tensor) -> Callable[..., Any]:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0] * _fit(scale, args[0]), *args[1:])
-
-    return hook
-
-
-def _skip(value: Tensor, stream: int | str, output: int | None) -> Callable[..., Any]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        before = args[stream] if isinstance(stream, int) else kwargs[stream]
-        after = result if output is None else result[output]
+    def mixed(after: Any, before: Any) -> Any:
+        if not isinstance(after, Tensor) or not isinstance(before, Tensor):
+            return after
         keep = value.to(after.dtype)
         keep = keep if keep.ndim == 0 else keep.reshape(-1, *[1] * (after.ndim - 1))
-        mixed = keep * after + (1 - keep) * before
-        return mixed if output is None else (*result[:output], mixed, *result[output + 1 :])
+        return keep * after + (1 - keep) * before
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        if skip.output is None:
+            return mixed(result, skip(args, kwargs))
+        if not skip.returns:
+            before = argument_at(args, kwargs, skip.stream)
+            place = skip.output
+            return (*result[:place], mixed(result[place], before), *result[place + 1 :])
+        return tuple(mixed(*pair) for pair in zip(result, skip(args, kwargs), strict=True))
 
     return hook

@@ -36,7 +36,7 @@ def test_every_tensor_counts_alike() -> None:
     axis = head_axis(denoiser.structure().attentions[0])
     before = magnitude(denoiser.module, axis)
     with torch.no_grad():
-        denoiser.module.get_submodule(denoiser.structure().attentions[0].output).weight.mul_(1000)
+        denoiser.module.get_parameter(axis.members[-1].tensor).mul_(1000)
     torch.testing.assert_close(magnitude(denoiser.module, axis), before)
     assert float(before.detach().mean()) == pytest.approx(1.0, abs=1e-5)
 

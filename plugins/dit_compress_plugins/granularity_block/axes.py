@@ -22,7 +22,7 @@ class BlockGranularity:
 
     def axes(self, structure: Structure) -> list[Axis]:
         """The main stack's blocks. Other stacks (text refiners) keep their depth."""
-        return [block_axis(structure.main)]
+        return [block_axis(structure.main)] if structure.main.removable else []
 
     def keep(self, axis: Axis) -> int | None:
         """Blocks that stay."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.structure.axes import Axis, MaskPoint, Member
+import numpy as np
+
+from dit_compress.structure.axes import Axis, Follow, MaskPoint, Member
 
 if TYPE_CHECKING:
     from dit_compress.structure.axes import FeedForward, Structure
@@ -24,8 +26,8 @@ class PairGranularity:
         self.options = options
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """One axis per plain feed-forward."""
-        return [pair_axis(found) for found in structure.feed_forwards if found.gated == "no"]
+        """One axis per feed-forward."""
+        return [pair_axis(found) for found in structure.feed_forwards]
 
     def keep(self, axis: Axis) -> int:
         """Pairs that stay."""
@@ -33,16 +35,19 @@ class PairGranularity:
 
 
 def pair_axis(feed_forward: FeedForward) -> Axis:
-    """Rows of the up projection, columns of the down projection, two by two."""
+    """The channels of a feed-forward, two by two."""
     pairs = feed_forward.width // 2
-    members = [Member.equal(f"{path}.{leaf}", 0, pairs, 2) for path in feed_forward.ups for leaf in ("weight", "bias")]
-    down = Member.equal(f"{feed_forward.down}.weight", 1, pairs, 2)
+
+    def joined(indices: np.ndarray) -> np.ndarray:
+        return indices[: 2 * pairs].reshape(pairs, -1)
+
     return Axis(
         name=f"ffn_pair:{feed_forward.path}",
         level="ffn_pair",
         units=pairs,
         stack=feed_forward.stack,
         block=feed_forward.block,
-        members=(*members, down),
-        masks=(MaskPoint(feed_forward.down, "input", down.indices),),
+        members=tuple(Member(m.tensor, m.dim, joined(m.indices)) for m in feed_forward.members),
+        masks=tuple(MaskPoint(p.module, p.side, joined(p.indices), p.dim) for p in feed_forward.masks),
+        follows=tuple(Follow(f.module, f.attribute, 2 * f.step) for f in feed_forward.follows if f.step),
     )

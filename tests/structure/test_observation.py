@@ -1,0 +1,278 @@
+"""Structure by observation, on DiTs in plain torch: what is found, what is exact, what is refused, what is caught."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dit_compress
+from dit_compress.errors import UserError
+from dit_compress.structure.axes import Axis, Kept, Structure
+from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
+from dit_compress.structure.discover import observe
+from dit_compress.structure.edits import apply_edits, compile_edits, edits_from_data
+from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.record import Call
+from dit_compress.structure.tombstone import Tombstone
+from plain_dits import (
+    CHANNELS,
+    HEAD_WIDTH,
+    HEADS,
+    TEXT,
+    TOKENS,
+    Across,
+    Einsum,
+    Fused,
+    JointModel,
+    Model,
+    Table,
+    Torch,
+)
+
+MODELS: dict[str, tuple[Any, int, list[int], list[int]]] = {
+    "fused": (lambda: Model(Fused), 3, [HEADS], [CHANNELS]),
+    "einsum": (lambda: Model(Einsum), 3, [HEADS], [CHANNELS]),
+    "torch": (lambda: Model(Torch), 3, [HEADS, HEADS], [CHANNELS]),
+    "table": (lambda: Model(Table), 3, [HEADS], [CHANNELS]),
+    "joint": (JointModel, 4, [HEADS], [CHANNELS]),
+}
+"""Name → model, blocks, units of each attention of a block, channels of each feed-forward: read from the source."""
+
+
+def make(name: str) -> tuple[nn.Module, Call]:
+    torch.manual_seed(0)
+    module = MODELS[name][0]().double().eval()
+    return module, recorded(module)
+
+
+def recorded(module: nn.Module) -> Call:
+    x, t = torch.randn(2, TOKENS, 4).double(), torch.rand(2).double()
+    text = (torch.randn(2, TEXT, 4).double(),) if isinstance(module, JointModel) else ()
+    with dit_compress.record(module) as call:
+        module(x, *text, t)
+    return call
+
+
+def axes_of(structure: Structure, *levels: str) -> list[Axis]:
+    every = {
+        "block": [block_axis(structure.main)],
+        "head": [part.axis("head") for part in structure.attentions],
+        "ffn": [part.axis("ffn") for part in structure.feed_forwards],
+    }
+    return [axis for level in levels for axis in every[level]]
+
+
+def odd_plan(axes: list[Axis]) -> Kept:
+    return {axis.name: tuple(u for u in range(axis.units) if u != 1 and (axis.units < 6 or u % 3)) for axis in axes}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_source_says_is_found(name: str) -> None:
+    structure = observe(*make(name))
+    _, depth, heads, channels = MODELS[name]
+    assert (structure.main.path, structure.main.length) == ("blocks", depth)
+    assert [part.heads for part in structure.attentions] == heads * depth
+    assert [part.width for part in structure.feed_forwards] == channels * depth
+    assert structure.refusals == ()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("levels", [("block",), ("head",), ("ffn",), ("block", "head", "ffn")], ids="+".join)
+def test_masked_equals_compact(name: str, levels: tuple[str, ...]) -> None:
+    module, call = make(name)
+    axes = axes_of(observe(module, call), *levels)
+    kept = odd_plan(axes)
+    whole = call.replay(module)
+    with masked(module, axes, hard_masks(axes, kept, torch.zeros(1).double())):
+        reference = call.replay(module)
+    assert disagreement(reference, whole) > 1e-3, "the plan must change the output, or the test proves nothing"
+    before = sum(p.numel() for p in module.parameters())
+    entry = compact_module(module, call, axes, kept)
+    assert sum(p.numel() for p in module.parameters()) < before
+    assert disagreement(call.replay(module), reference) < 1e-12
+    again, _ = make(name)
+    apply_edits(again, edits_from_data(entry["data"]["edits"]))
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(call.replay(again), call.replay(module))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_pruned_model_is_pruned_again(name: str) -> None:
+    module, call = make(name)
+    for left in (2, 1):
+        axes = axes_of(observe(module, call), "head", "ffn")
+        compact_module(module, call, axes, {axis.name: tuple(range(1, axis.units)) for axis in axes})
+        assert {part.heads for part in observe(module, call).attentions} == {left}
+        assert {part.width for part in observe(module, call).feed_forwards} == {CHANNELS - 3 + left}
+
+
+@pytest.mark.parametrize("name", ["fused", "table", "joint"])
+def test_the_units_are_those_of_the_source(name: str) -> None:
+    """Rows of unit 1, by hand: contiguous thirds, grouped queries, head-major triples."""
+    part = observe(*make(name)).attentions[0]
+    rows = {member.tensor.removeprefix("blocks.0."): member.indices[1].tolist() for member in part.members if member.dim == 0}
+    k = HEAD_WIDTH
+    if name == "fused":
+        assert rows["qkv.weight"] == [*range(k, 2 * k), *range(4 * k, 5 * k), *range(7 * k, 8 * k)]
+    elif name == "table":
+        assert (rows["q.weight"], rows["k.weight"], rows["gate.weight"]) == (list(range(8, 16)), [4, 5, 6, 7], [2, 3])
+        assert rows["bias"] == rows["heat"] == [2, 3]
+        assert rows["norm.weight"] == list(range(8, 16))
+    else:
+        assert rows["image.weight"] == rows["text.weight"] == list(range(3 * k, 6 * k))
+
+
+def test_depth_coupled_to_an_index_keeps_its_length() -> None:
+    module, call = make("joint")
+    stack = observe(module, call).main
+    assert (stack.stream, stack.output, stack.deletable) == (1, 1, False)
+    axes = [block_axis(stack)]
+    compact_module(module, call, axes, {axes[0].name: (0, 2, 3)})
+    assert [type(block) is Tombstone for block in module.blocks] == [False, True, False, False]
+
+
+def test_depth_without_an_index_is_deleted() -> None:
+    module, call = make("fused")
+    axes = [block_axis(observe(module, call).main)]
+    compact_module(module, call, axes, {axes[0].name: (0, 2)})
+    assert len(module.blocks) == 2
+
+
+def test_a_layer_norm_across_heads_is_refused_with_a_reason() -> None:
+    torch.manual_seed(0)
+    module = Model(Across).double()
+    structure = observe(module, recorded(module))
+    assert structure.attentions == ()
+    assert len(structure.feed_forwards) == 3
+    assert {refusal.path for refusal in structure.refusals} == {f"blocks.{index}" for index in range(3)}
+    assert all("heads" in refusal.reason for refusal in structure.refusals)
+
+
+# ------------------------------------------------------------------ without weights
+
+
+@pytest.mark.parametrize("name", ["fused", "table"])
+def test_a_module_on_meta_has_the_same_structure(name: str) -> None:
+    module, call = make(name)
+    empty = MODELS[name][0]().to("meta").eval()
+    assert observe(empty, call) == observe(module, call)
+
+
+def test_the_weights_are_not_read_and_not_changed() -> None:
+    module, call = make("fused")
+    expected = observe(module, call)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(float("nan"))
+    from dit_compress.structure import discover
+
+    discover._STRUCTURES.found.clear()
+    discover._BLOCKS.found.clear()
+    assert observe(module, call) == expected
+    assert all(parameter.isnan().all() for parameter in module.parameters())
+
+
+# ------------------------------------------------------------------ mutations are caught
+
+
+def stale_count(axis: Axis) -> Axis:
+    return replace(axis, follows=())
+
+
+def unscaled_norm(axis: Axis) -> Axis:
+    return replace(axis, across=())
+
+
+def wrong_pairing(axis: Axis) -> Axis:
+    """Gates one channel further than their values."""
+    members = [
+        replace(m, indices=np.roll(m.indices, 1, axis=0)) if m.tensor.endswith(("depth.weight", "depth.bias")) else m
+        for m in axis.members
+    ]
+    return replace(axis, members=tuple(members))
+
+
+def interleaved_heads(axis: Axis) -> Axis:
+    """Head width and head number exchanged in the fused projection."""
+    members = [replace(m, indices=m.indices.T.reshape(m.indices.shape)) if m.dim == 0 else m for m in axis.members]
+    return replace(axis, members=tuple(members))
+
+
+def shifted_block(axis: Axis) -> Axis:
+    assert axis.blocks is not None
+    return replace(axis, blocks=replace(axis.blocks, deletable=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "mutate"),
+    [
+        ("fused", "head", interleaved_heads),
+        ("table", "head", stale_count),
+        ("table", "head", unscaled_norm),
+        ("table", "ffn", wrong_pairing),
+        ("joint", "block", shifted_block),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_mutation_is_caught_for_every_unit(name: str, level: str, mutate: Any) -> None:
+    module, call = make(name)
+    axes = [mutate(axis) for axis in axes_of(observe(module, call), level)]
+    first = axes[0]
+    for unit in range(min(first.units - 1, 3)):
+        broken, _ = make(name)
+        kept = {first.name: tuple(u for u in range(first.units) if u != unit)}
+        with pytest.raises((CompactionError, UserError)):
+            compact_module(broken, call, [first], kept)
+
+
+# ------------------------------------------------------------------ recorded calls
+
+
+class Moody(nn.Module):
+    """Takes another way for other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            raise ValueError("only negative inputs, please")
+        return self.lin(x)
+
+
+def test_a_recorded_call_that_fails_is_a_users_error() -> None:
+    call = Call((torch.ones(2, 4),), {}, recorded=True)
+    with pytest.raises(UserError, match=r"Moody: the recorded call fails: ValueError: only negative inputs"):
+        call.replay(Moody())
+    with pytest.raises(UserError, match=r"the recorded call fails .* only negative inputs.* Record a call"):
+        observe(Moody(), call)
+
+
+def test_a_model_that_was_not_called_is_a_users_error() -> None:
+    with pytest.raises(UserError, match="was not called"), dit_compress.record(Moody()):
+        pass
+
+
+def test_a_model_without_blocks_has_no_main_stack() -> None:
+    call = Call((-torch.ones(2, 4),), {}, recorded=True)
+    structure = observe(Moody(), call)
+    assert structure.stacks == ()
+    with pytest.raises(UserError, match="no list of blocks"):
+        _ = structure.main
+
+
+def test_the_first_call_is_recorded_and_detached() -> None:
+    module, x = Moody(), -torch.ones(2, 4, requires_grad=True)
+    with dit_compress.record(module) as call:
+        first = module(x)
+        module(x - 1)
+    assert torch.equal(call.args[0], x)
+    assert not call.args[0].requires_grad
+    assert torch.equal(call.replay(module), first)
+    assert module.training
