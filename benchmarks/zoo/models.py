@@ -497,7 +497,7 @@ def _consisid() -> Fixture:
         "LFE_num_heads": 2,
         "LFE_num_id_token": 1,
         "LFE_num_querie": 1,
-        "LFE_output_dim": 10,
+        "LFE_output_dim": 21,
         "LFE_ff_mult": 1,
         "LFE_num_scale": 1,
     }

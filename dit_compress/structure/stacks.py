@@ -42,7 +42,7 @@ class Seen:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
-    callers: tuple[str, ...] = ()
+    callers: set[tuple[str, ...]] = field(default_factory=set)
 
     def inputs(self) -> dict[int | str, Any]:
         """Arguments by position and keyword."""
@@ -97,15 +97,15 @@ def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
 
 
 def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
-    """Run once and note the first call of every module, with the modules that were running then."""
+    """Run once and note the first call of every module, and which modules were running at any of its calls."""
     seen: dict[str, Seen] = {}
     running: list[str] = []
-    callers: dict[str, tuple[str, ...]] = {}
+    callers: dict[str, set[tuple[str, ...]]] = {}
     handles = []
     for path, module in replica.module.named_modules():
 
         def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
-            callers.setdefault(path, tuple(running))
+            callers.setdefault(path, set()).add(tuple(running))
             running.append(path)
 
         def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
@@ -125,13 +125,16 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
 def _borrowed(stack: Stack, seen: dict[str, Seen]) -> tuple[str, ...]:
     """Parts of a block that the model calls on its own (DiT asks its first block for an embedding)."""
     found = []
-    for index in range(stack.length):
-        head = stack.block(index)
-        inside = [(path, call) for path, call in seen.items() if path.startswith(f"{head}.")]
-        for path, call in inside:
-            if head not in call.callers and not any(caller.startswith(f"{head}.") for caller in call.callers):
-                found.append(path.removeprefix(f"{stack.path}."))
+    for path, call in seen.items():
+        index = path.removeprefix(f"{stack.path}.").partition(".")[0]
+        head = f"{stack.path}.{index}"
+        if path.startswith(f"{head}.") and any(not any(_in(head, item) for item in way) for way in call.callers):
+            found.append(path.removeprefix(f"{stack.path}."))
     return tuple(found)
+
+
+def _in(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith(f"{outer}.")
 
 
 def _lists(module: nn.Module) -> list[tuple[str, Any]]:
@@ -318,10 +321,11 @@ def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) ->
 
 
 def _proven(replica: Replica, stack: Stack) -> Stack | Refusal:
-    """The stack with ``deletable`` settled: deletion must equal skipping, for the odd blocks and for those at the ends."""
+    """The stack with ``deletable`` settled: deletion must equal skipping, for every other block, for the ends, for one."""
     every = range(stack.length)
-    plans = [tuple(every[::2]), tuple(every[1:-1]) or tuple(every[1:])]
-    for kept in plans:
+    removals = [set(every[1::2]), {0, stack.length - 1}, *({index} for index in {1, stack.length // 2, stack.length - 2})]
+    plans = {tuple(index for index in every if index not in gone) for gone in removals} - {()}
+    for kept in sorted(plans):
         skipped = _run(replica, stack, kept, tombstones=True)
         if isinstance(skipped, Exception):
             return Refusal(stack.path, f"the model does not run with a block skipped: {_words(skipped)}")

@@ -142,7 +142,7 @@ class Replica:
             handles.append(owner.register_forward_pre_hook(lambda _m, a, k: edit(a, k), with_kwargs=True))
         args, kwargs = map_tensors(Tensor.clone, (self.call.args, self.call.kwargs))
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _eager_flex_attention():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), eager_flex_attention():
                 torch.manual_seed(0)
                 with mode:
                     mode.trace.output = self.module(*args, **kwargs)
@@ -200,7 +200,7 @@ def hollow_copy(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _eager_flex_attention() -> Iterator[None]:
+def eager_flex_attention() -> Iterator[None]:
     """Flex attention without torch.compile, which refuses to run where operations are watched."""
     from torch.nn.attention import flex_attention as flex
 
@@ -365,11 +365,14 @@ class _Mode(TorchDispatchMode):
 
     def touch(self, shape: Any, rows: Side, cols: Side | None, bias: Side | None, x: Tensor | None) -> Tensor:
         """Note one use of a weight and give its output."""
-        note = Touch(rows, cols, bias, x, torch.empty(0))
+        note = Touch(rows, cols, bias, None if x is None else x.clone(), torch.empty(0))
         note.output = self._output(note, shape)
         self.trace.touches.append(note)
-        self.fresh[note.output.untyped_storage()._cdata] = note  # noqa: SLF001
-        return note.output
+        # A module may write into what it gets: the recorded numbers stay as they are.
+        given = note.output.clone()
+        self.hold.append(given)
+        self.fresh[given.untyped_storage()._cdata] = note  # noqa: SLF001
+        return given
 
     def _output(self, note: Touch, shape: Any) -> Tensor:
         place = len(self.trace.touches)
@@ -387,7 +390,7 @@ class _Mode(TorchDispatchMode):
     def _changed(self, output: Tensor, rows: Side) -> Tensor:
         changed = self.change.rows.get(rows.key)
         if changed is None:
-            return output.clone()
+            return output
         where = torch.from_numpy(np.isin(rows.index, changed))
         if self.change.zero:
             return output * ~where
