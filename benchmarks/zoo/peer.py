@@ -9,12 +9,11 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import judge
 import torch
 
 from dit_compress.structure.compact import disagreement
 from dit_compress.structure.edits import SetAttribute, apply_edits, compile_edits
-
-import judge
 
 if TYPE_CHECKING:
     from torch import nn

@@ -162,9 +162,9 @@ def gathers(prober: Prober, part: Part, units: Units, call: Call) -> tuple[Gathe
             continue
         for dim in range(-max(tensor.ndim for tensor in tensors), 0):
             sizes = {tensor.shape[dim] for tensor in tensors if tensor.ndim >= -dim and tensor.shape[dim] > 1}
-            for size in sorted(sizes):
-                if size % units.count == 0 and (gather := _gather(prober, part, units, key, dim, size)):
-                    found.append(gather)
+            fitting = [size for size in sorted(sizes) if size % units.count == 0]
+            gathers = (_gather(prober, part, units, key, dim, size) for size in fitting)
+            found += [gather for gather in gathers if gather]
     return tuple(found)
 
 
@@ -190,9 +190,7 @@ def _in_one_unit(units: Units, effect: Mapping[Key, frozenset[int]]) -> bool:
     return len(found) == 1
 
 
-def _argument(
-    path: str, key: int | str, dim: int | None, entries: tuple[int, np.ndarray] | None
-) -> Change:
+def _argument(path: str, key: int | str, dim: int | None, entries: tuple[int, np.ndarray] | None) -> Change:
     """Other numbers in a call argument: in all of it, or in some entries along a dimension of the given size."""
 
     def other(tensor: Tensor) -> Tensor:

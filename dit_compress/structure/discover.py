@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
+from dit_compress.structure.assemble import UnsliceableError, common_path, gathers, make_part
 from dit_compress.structure.attributes import solve
 from dit_compress.structure.axes import Attention, FeedForward, Refusal, Structure
-from dit_compress.structure.assemble import UnsliceableError, common_path, gathers, make_part
 from dit_compress.structure.record import Call, record
 from dit_compress.structure.signature import Known, signature
 from dit_compress.structure.stacks import find_stacks, watch
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dit_compress.structure.stacks import Found, Seen
     from dit_compress.structure.units import Units
     from dit_compress.structure.weightless import Trace
+
 
 @dataclass
 class _Block:
@@ -259,4 +260,3 @@ def _placed(part: Part, item: Found, index: int) -> Part:
         across=tuple(replace(norm, path=full(norm.path)) for norm in part.across),
         substitutes=tuple(map(full, part.substitutes)),
     )
-

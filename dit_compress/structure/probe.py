@@ -139,9 +139,7 @@ def gallop(size: int, effect: Callable[[int], Effect]) -> Iterator[Run]:
         start, length = stop, stop - start
 
 
-def _length(
-    room: int, guess: int, start: int, first: Effect, effect: Callable[[int], Effect], *, shift: bool
-) -> int:
+def _length(room: int, guess: int, start: int, first: Effect, effect: Callable[[int], Effect], *, shift: bool) -> int:
     """Entries from ``start`` that act like the first: the length of the run before if it fits, else by galloping."""
 
     def alike(offset: int) -> bool:

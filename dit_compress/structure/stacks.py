@@ -46,7 +46,8 @@ class Seen:
 
     def inputs(self) -> dict[int | str, Any]:
         """Arguments by position and keyword."""
-        return {**dict(enumerate(self.args)), **self.kwargs}
+        named: dict[int | str, Any] = dict(enumerate(self.args))
+        return named | dict(self.kwargs.items())
 
     def outputs(self) -> dict[int | None, Any]:
         """Results by position; None for a result that is no tuple."""
@@ -321,9 +322,13 @@ def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) ->
 
 
 def _proven(replica: Replica, stack: Stack) -> Stack | Refusal:
-    """The stack with ``deletable`` settled: deletion must equal skipping, for every other block, for the ends, for one."""
+    """The stack with ``deletable`` settled: deletion must equal skipping, for every other block, the ends, and one."""
     every = range(stack.length)
-    removals = [set(every[1::2]), {0, stack.length - 1}, *({index} for index in {1, stack.length // 2, stack.length - 2})]
+    removals = [
+        set(every[1::2]),
+        {0, stack.length - 1},
+        *({index} for index in {1, stack.length // 2, stack.length - 2}),
+    ]
     plans = {tuple(index for index in every if index not in gone) for gone in removals} - {()}
     for kept in sorted(plans):
         skipped = _run(replica, stack, kept, tombstones=True)

@@ -88,7 +88,7 @@ class Observer:
         for like in units.rows:
             dead = [key for key in self.dead if self.sizes[key] == self.sizes[like] and key[1] == like[1]]
             if dead:
-                owned = {**units.owned, **{key: units.owned[like] for key in dead}}
+                owned = {**units.owned, **dict.fromkeys(dead, units.owned[like])}
                 yield replace(units, owned=owned, rows=(*units.rows, *dead))
 
     def _maskable(self, units: Units) -> bool:
@@ -133,9 +133,7 @@ class Observer:
             for place, units in enumerate(found):
                 owned = owners(units, [merged(runs[key], [entry]) for entry in range(size)])
                 if owned is not None:
-                    found[place] = replace(
-                        units, owned={**units.owned, key: owned}, tables=(*units.tables, key)
-                    )
+                    found[place] = replace(units, owned={**units.owned, key: owned}, tables=(*units.tables, key))
         return found
 
     def _table(self, name: str, dims: tuple[Any, ...]) -> Callable[[np.ndarray], Change]:
@@ -185,38 +183,33 @@ def owners(units: Units, effects: Sequence[Mapping[Key, frozenset[int]]]) -> np.
 
 def join(sizes: Mapping[Key, int], runs: Mapping[Key, list[Run]], cuts: Sequence[str]) -> dict[Key, np.ndarray]:
     """Connected components over all entries: a label per entry, by key. The stream's label is that of ``OUTPUT``."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     starts, total = {}, 0
     for key, size in sizes.items():
         starts[key], total = total, total + size
-    parent = list(range(total))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    def link(a: int, b: int) -> None:
-        parent[root(a)] = root(b)
-
-    for key, found in runs.items():
-        for run in found:
-            first, stop = starts[key] + run.start, starts[key] + run.stop
-            for target, columns in run.effect.items():
-                if run.shift:
-                    start = starts[target] + next(iter(columns))
-                    for place in range(stop - first):
-                        link(first + place, start + place)
-                else:
-                    for column in columns:
-                        link(first, starts[target] + column)
-                    for node in range(first + 1, stop):
-                        link(node, first)
+    links = [link for key, found in runs.items() for run in found for link in _links(run, starts[key], starts)]
     for path in cuts:
-        for entry in range(sizes.get((path, ("in",)), 0)):
-            link(starts[path, ("in",)] + entry, starts[path, ("out",)] + entry)
-    labels = np.array([root(node) for node in range(total)])
+        inputs, outputs = starts.get((path, ("in",)), 0), starts.get((path, ("out",)), 0)
+        links += [(inputs + entry, outputs + entry) for entry in range(sizes.get((path, ("in",)), 0))]
+    ends = np.array(links, dtype=np.int64).reshape(-1, 2).T
+    labels = connected_components(coo_array((np.ones(len(links)), tuple(ends)), shape=(total, total)), directed=False)[
+        1
+    ]
     return {key: labels[starts[key] : starts[key] + size] for key, size in sizes.items()}
+
+
+def _links(run: Run, origin: int, starts: Mapping[Key, int]) -> Iterator[tuple[int, int]]:
+    """Pairs of entries that a run's effect ties together."""
+    first, stop = origin + run.start, origin + run.stop
+    for target, columns in run.effect.items():
+        if run.shift:
+            start = starts[target] + next(iter(columns))
+            yield from ((first + place, start + place) for place in range(stop - first))
+        else:
+            yield from ((first, starts[target] + column) for column in columns)
+            yield from ((node, first) for node in range(first + 1, stop))
 
 
 def exchangeable(labels: Mapping[Key, np.ndarray], rows: set[Key], cols: frozenset[Key]) -> list[Units]:

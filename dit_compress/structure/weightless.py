@@ -173,8 +173,10 @@ def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module
         for parameter in owner.parameters(recurse=False):
             dtype = _WIDE.get(parameter.dtype, parameter.dtype)
             small = real and not isinstance(owner, MATMULS)
-            made = torch.rand(parameter.shape, dtype=dtype) + 0.5 if small else torch.empty_like(
-                parameter, device="meta", dtype=dtype
+            made = (
+                torch.rand(parameter.shape, dtype=dtype) + 0.5
+                if small
+                else torch.empty_like(parameter, device="meta", dtype=dtype)
             )
             memo[id(parameter)] = nn.Parameter(made, requires_grad=False)
         for value in vars(owner).values():
@@ -329,7 +331,7 @@ class _Mode(TorchDispatchMode):
         flat = weight.storage_offset() + np.arange(weight.shape[axis]) * weight.stride(axis)
         if origin.index is not None:
             flat = origin.index.numpy()[flat]
-        return np.unravel_index(flat, origin.shape)
+        return np.unravel_index(np.asarray(flat), origin.shape)
 
     # -- matmuls
 
