@@ -153,13 +153,17 @@ def generate(
     size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
     fps: Annotated[float, typer.Option(min=1)] = 8.0,
     seed: int = 0,
+    sampler: Annotated[str, typer.Option(help="A sampler plugin.")] = "euler",
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
+    from dit_compress.recipe import make_part
     from dit_compress.sampling import generate_file
 
-    _registry(plugin)
-    generate_file(caption, model, out, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed)
+    sample = make_part("sampler", {"use": sampler}, _registry(plugin), "--sampler").build().sample
+    generate_file(
+        caption, model, out, sample, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed
+    )
     typer.echo(out)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_compress.flow import euler
 from dit_compress.train.streams import Streams, generator
 
 if TYPE_CHECKING:
@@ -66,6 +65,7 @@ def _sample(
     bundle = context.slot("teacher")
     flow = (bundle or context.input).flow
     sigmas, shape = flow.sigmas(options.teacher_steps), context.latent_shape()
+    sampler = context.sampler()
     noises, latents = [], []
     teacher.eval()
     with context.progress("teacher's samples", len(order)) as advance:
@@ -73,7 +73,8 @@ def _sample(
             index = list(range(first, min(first + BATCH, len(order))))
             noise = Streams(context.seed, 0, index).normal("teacher", shape)
             with torch.no_grad():
-                latents.append(euler(teacher, noise, text.cond(captions[first : first + BATCH]), sigmas, flow.guidance))
+                cond = text.cond(captions[first : first + BATCH])
+                latents.append(sampler(teacher, noise, cond, sigmas, flow.guidance))
             noises.append(noise)
             for _ in index:
                 advance()
