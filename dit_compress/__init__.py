@@ -17,9 +17,10 @@ REVISION = 1
 """Revision of the engine's results: raised when equal inputs would give other numbers."""
 
 _PUBLIC = {
-    "load": "dit_compress.pruned:load",
-    "prune": "dit_compress.pruning:prune",
+    "load": "dit_compress.pruning.folder:load",
+    "prune": "dit_compress.pruning.prune:prune",
     "record": "dit_compress.structure.record:record",
+    "save": "dit_compress.pruning.folder:save",
 }
 """The public API: imported when it is asked for, so that ``import dit_compress`` imports no torch."""
 

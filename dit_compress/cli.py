@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dit_compress import __version__
 from dit_compress.errors import UserError
-from dit_compress.prune_command import prune
+from dit_compress.pruning.command import prune
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe

@@ -39,13 +39,13 @@ class Node:
         """Whether the data manifest belongs to the key."""
         return self.kind != BASE and any(part.plugin.data for part in with_inner(self.part))
 
-    def describe(self) -> dict[str, Any]:
-        """Plugins, revisions and options, as lineage and key hold them."""
+    def describe(self, *, contents: bool = False) -> dict[str, Any]:
+        """Plugins, revisions and options, as lineage holds them; as the key does with ``contents`` of files."""
         return {
             name: {
                 "plugin": part.name,
                 "kind": part.kind,
-                "options": part.as_data(),
+                "options": part.as_data(contents=contents),
                 "revisions": {f"{inner.kind}:{inner.name}": inner.plugin.revision for inner in with_inner(part)},
             }
             for name, part in self.parts.items()
@@ -76,12 +76,12 @@ def nodes(recipe: Recipe) -> list[Node]:
 
 
 def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> str:
-    """sha256 over everything that decides a node's result."""
+    """sha256 over everything that decides a node's result: of files that options name, what is in them."""
     return sha256_data(
         {
             "engine": REVISION,
             "kind": node.kind,
-            "parts": node.describe(),
+            "parts": node.describe(contents=True),
             "inputs": dict(input_keys),
             "seed": recipe.seed,
             "video": recipe.video,

@@ -23,14 +23,18 @@ Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames of Y × 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, InstanceOf
 
+from dit_compress.files import sha256_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -112,6 +116,14 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class File:
+    """Marks an option that may name a file: in a step's key stands what is in the file, not its path.
+
+    ``table: Annotated[str | None, File()] = None``. A value that names no file counts as it is.
+    """
+
+
+@dataclass(frozen=True)
 class Part:
     """A validated part of a recipe: a plugin and its options. ``build`` imports and makes it."""
 
@@ -129,9 +141,9 @@ class Part:
         """Import the plugin's code and construct it with the options."""
         return load_object(self.plugin.load)(self.options)
 
-    def as_data(self) -> dict[str, Any]:
-        """The part as a recipe would say it, with every default."""
-        return {"use": self.name, **options_as_data(self.options)}
+    def as_data(self, *, contents: bool = False) -> dict[str, Any]:
+        """The part as a recipe would say it, with every default; ``contents`` as for :func:`options_as_data`."""
+        return {"use": self.name, **options_as_data(self.options, contents=contents)}
 
 
 PartField = InstanceOf[Part]
@@ -148,19 +160,35 @@ def slots_of(options: type[Options]) -> dict[str, Slot]:
     return found
 
 
-def options_as_data(options: Options) -> dict[str, Any]:
-    """Options as JSON data, parts included."""
+def options_as_data(options: Options, *, contents: bool = False) -> dict[str, Any]:
+    """Options as JSON data, parts included; with ``contents`` the sha256 of a file where a :class:`File` is named."""
     slots = slots_of(type(options))
     data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
+    for names, value in files_of(options).items() if contents else ():
+        *outer, leaf = names.split(".")
+        if Path(value).is_file():
+            reduce(getitem, outer, data)[leaf] = sha256_file(Path(value))
     for name, slot in slots.items():
         value = getattr(options, name)
         if value is None:
             data[name] = None
         elif slot.many:
-            data[name] = {key: options_as_data(part.options) for key, part in value.items()}
+            data[name] = {key: options_as_data(part.options, contents=contents) for key, part in value.items()}
         else:
-            data[name] = value.as_data()
+            data[name] = value.as_data(contents=contents)
     return data
+
+
+def files_of(options: Options) -> dict[str, str]:
+    """Values of the options marked with :class:`File`, those of options inside included: dotted name → value."""
+    found: dict[str, str] = {}
+    for name, info in type(options).model_fields.items():
+        value = getattr(options, name)
+        if isinstance(value, Options):
+            found |= {f"{name}.{inner}": path for inner, path in files_of(value).items()}
+        elif isinstance(value, str) and any(isinstance(mark, File) for mark in info.metadata):
+            found[name] = value
+    return found
 
 
 def load_object(path: str) -> Any:
@@ -172,6 +200,10 @@ def load_object(path: str) -> Any:
 
 
 # ------------------------------------------------------------------ the hooks, one per kind
+
+
+RESERVED = {"transform": ("prune",)}
+"""Names that no plugin of a kind may have. The transform log keeps the engine's own edit tables under ``prune``."""
 
 
 class StepHooks:

@@ -65,7 +65,7 @@ def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> S
     """The implicit first bundle, without weights."""
     from accelerate import init_empty_weights
 
-    from dit_compress.pruned import log_of
+    from dit_compress.pruning.folder import log_of
 
     specs: dict[str, ComponentSpec] = {}
     for kind in parts:

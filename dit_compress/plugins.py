@@ -24,6 +24,7 @@ from dit_compress.hooks import (
     NOTED,
     PART_KINDS,
     PROJECT,
+    RESERVED,
     STEP_KINDS,
     KindHooks,
     Options,
@@ -204,6 +205,8 @@ class Registry:
             return
         if fault := _fault(plugin):
             self._break(source, f"its hook {kind!r} {fault}", "See dit_compress.hooks.Plugin")
+        elif plugin.name in RESERVED.get(kind, ()):
+            self._break(source, f"no {kind} plugin may be named {plugin.name!r}: the engine uses it", "Rename it")
         elif (kind, plugin.name) in self._entries:
             other = self._entries[kind, plugin.name]
             self._break(

@@ -34,7 +34,7 @@ class ComponentSpec:
         """The module without weights (parameters on the meta device), the log replayed."""
         from accelerate import init_empty_weights
 
-        from dit_compress.pruned import remember_log, shapes_of
+        from dit_compress.pruning.folder import remember_log, shapes_of
 
         with init_empty_weights(include_buffers=False):
             module = self.loader().from_config(self.config)

@@ -104,7 +104,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> C
 
 def run_base(context: Context, node: Node) -> Result:
     """The implicit first step: denoiser and text encoder as the recipe says, random weights from its seed."""
-    from dit_compress.pruned import log_of
+    from dit_compress.pruning.folder import log_of
     from dit_compress.spec import ComponentSpec, Spec
 
     modules: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dit_compress.errors import UserError
-from dit_compress.hooks import Options, Plugin, load_object
+from dit_compress.hooks import RESERVED, Options, Plugin, load_object
 from dit_compress.plugins import LOCAL, Registry, closest, installed, use
 
 if TYPE_CHECKING:
@@ -206,6 +206,22 @@ def test_a_plugin_adds_a_kind_that_another_one_implements(install: Install) -> N
     assert "quantise" in registry.step_kinds
     assert "its part_kinds fail" in _broken(registry, "bad_kinds")[1]
     assert "quantise" not in Registry().step_kinds
+
+
+def test_no_transform_may_have_the_name_of_the_engines_edit_tables(install: Install) -> None:
+    """A log entry named ``prune`` is an edit table: a transform of that name could never be replayed."""
+    from dit_compress.structure.compact import LOG_NAME
+
+    assert RESERVED == {"transform": (LOG_NAME,)}
+    install("their-lib", transform_prune=PLUGIN.format(kind="transform", name="prune", module="fake_transform_prune"))
+    install("our-lib", prune_mine=PLUGIN.format(kind="prune", name="prune", module="fake_prune_mine"))
+    registry = Registry.discover()
+    assert _broken(registry, "transform_prune") == (
+        "their-lib", "no transform plugin may be named 'prune': the engine uses it", "Rename it",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"the transform plugin 'prune' \(their-lib\) is broken: .*Rename it"):
+        registry.get("transform", "prune")
+    assert registry.get("prune", "prune").load == "fake_prune_mine:Made"
 
 
 def test_a_local_file_is_a_plugin(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.structure.axes import Axis
+from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.edits import REVISION, apply_edits, as_ranges, compile_edits, edits_as_data, from_ranges
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.record import tensors_in
@@ -114,12 +115,11 @@ def relative_error(candidate: Tensor, reference: Tensor) -> float:
 
 def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
     """A copy of the denoiser that ends after its first ``num_blocks`` blocks (Fig. 4 of the paper)."""
-    copied = copy.deepcopy(denoiser)
-    stack = copied.structure().main
-    axis = block_axis(stack)
+    copied = shared_copy(denoiser)
+    axis = block_axis(copied.structure().main)
     apply_edits(copied.module, compile_edits(copied.module, [axis], {axis.name: tuple(range(num_blocks))}))
     copied.forget_structure()
-    return copied
+    return copy.deepcopy(copied)
 
 
 def block_axis(stack: Stack) -> Axis:

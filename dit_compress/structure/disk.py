@@ -16,7 +16,7 @@ import numpy as np
 
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, write_json
-from dit_compress.structure.edits import KeepBlocks, Scale, Take, edit_tensor, rename
+from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take, edit_tensor, rename, unknown_edit
 from dit_compress.structure.tensor_files import (
     INDEX,
     ITEM_BYTES,
@@ -40,7 +40,8 @@ SHORT_BYTES = 1 << 14
 """Runs of rows shorter than this are read together with the rows between them."""
 SHARD_BYTES = 5_000_000_000
 FLOATS = ("F16", "BF16", "F32", "F64")
-"""Dtypes whose entries stand for themselves; others are packed or scaled elsewhere."""
+PLAIN = (*FLOATS, "C64", "I64", "BOOL")
+"""Dtypes whose entries stand for themselves; others may be packed, or scaled elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def prune_weights(
 def refuse_quantised(weights: Weights) -> None:
     """UserError where matrices are quantised: their entries don't stand for themselves, and can't be cut."""
     for tensor in weights.tensors.values():
-        if len(tensor.shape) > 1 and tensor.dtype not in FLOATS:
+        if len(tensor.shape) > 1 and tensor.dtype not in PLAIN:
             raise _quantised(tensor)
 
 
@@ -95,18 +96,20 @@ def pieces(weights: Weights, edits: Iterable[Edit]) -> list[Piece]:
             moved = {new: piece for name, piece in state.items() if (new := rename(name, edit)) is not None}
             state = {new: Piece(old.source, new, old.takes, old.factors) for new, old in moved.items()}
         elif isinstance(edit, Take | Scale):
+            if isinstance(edit, Take) and not edit.stored:
+                continue
             if edit.tensor not in state:
                 raise UserError(f"the plan edits the tensor {edit.tensor!r}, which is not here", mend=_OTHER)
             state[edit.tensor] = edited(state[edit.tensor], edit)
-        elif hasattr(edit, "tensor"):
-            raise TypeError(f"{type(edit).__name__} can't be applied to files")
+        elif not isinstance(edit, COMPUTING):
+            raise unknown_edit(edit)
     return list(state.values())
 
 
 def edited(piece: Piece, edit: Take | Scale) -> Piece:
     """A piece with one edit more. Raises UserError where the tensor has not what the edit takes."""
     source = piece.source
-    if source.dtype not in FLOATS:
+    if source.dtype not in (FLOATS if isinstance(edit, Scale) else PLAIN):
         raise _quantised(source)
     if isinstance(edit, Scale):
         return Piece(source, piece.name, piece.takes, (*piece.factors, edit.factor))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_compress.errors import UserError
 from dit_compress.structure.places import attribute_at, set_attribute, tensor_at, tensor_or_none
 from dit_compress.structure.substitutes import substitute
 from dit_compress.structure.tombstone import Tombstone
@@ -27,11 +28,15 @@ REVISION = 1
 
 @dataclass(frozen=True)
 class Take:
-    """Keep some rows (dim 0) or columns (dim 1) of a tensor."""
+    """Keep some rows (dim 0) or columns (dim 1) of a tensor.
+
+    stored: False for a table that the module makes itself, which no state dict and no file holds.
+    """
 
     tensor: str
     dim: int
     index: tuple[int, ...]
+    stored: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Substitute:
 
 Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks | Substitute
 _KINDS = {kind.__name__: kind for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks, Substitute)}
+COMPUTING = (SetAttribute, GatherArgument, Substitute)
+"""Edits of what a module computes: no tensor of a state dict, of a file or of a LoRA changes by them."""
 
 
 # ------------------------------------------------------------------ compile
@@ -144,9 +151,10 @@ def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
                 continue
             removed.setdefault((member.tensor, member.dim), set()).update(member.indices[away].ravel().tolist())
     edits: list[Edit] = []
+    stored = module.state_dict(keep_vars=True).keys() if removed else ()
     for (name, dim), gone in sorted(removed.items()):
         size = tensor_at(module, name).shape[dim]
-        edits.append(Take(name, dim, tuple(index for index in range(size) if index not in gone)))
+        edits.append(Take(name, dim, tuple(index for index in range(size) if index not in gone), name in stored))
     return edits
 
 
@@ -193,19 +201,29 @@ def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
             _gather(module.get_submodule(edit.module), edit)
         elif isinstance(edit, Substitute):
             substitute(module.get_submodule(edit.module))
-        else:
+        elif isinstance(edit, KeepBlocks):
             _keep_blocks(module, edit)
+        else:
+            raise unknown_edit(edit)
 
 
 def edit_state(state: Mapping[str, Tensor], edits: Iterable[Edit]) -> dict[str, Tensor]:
-    """The same edits on a state dict: a new dict, the given one untouched."""
+    """The same edits on a state dict, or on a part of one: a new dict, the given one untouched."""
     edited = dict(state)
     for edit in edits:
-        if isinstance(edit, Take | Scale) and edit.tensor in edited:
-            edited[edit.tensor] = edit_tensor(edited[edit.tensor], edit)
+        if isinstance(edit, Take | Scale):
+            if edit.tensor in edited:
+                edited[edit.tensor] = edit_tensor(edited[edit.tensor], edit)
         elif isinstance(edit, KeepBlocks):
             edited = {new: value for name, value in edited.items() if (new := rename(name, edit)) is not None}
+        elif not isinstance(edit, COMPUTING):
+            raise unknown_edit(edit)
     return edited
+
+
+def unknown_edit(edit: object) -> TypeError:
+    """The error for an edit of a kind that is not in the table: skipping it would give another model."""
+    return TypeError(f"{type(edit).__name__} is no edit that can be applied here")
 
 
 def edit_tensor(tensor: Tensor, edit: Take | Scale) -> Tensor:
@@ -295,6 +313,8 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
     listed = []
     for edit in edits:
         data = {"edit": type(edit).__name__, **vars(edit)}
+        if data.get("stored", False):
+            del data["stored"]
         if "index" in data:
             data["index"] = as_ranges(data["index"])
         if "returns" in data:
@@ -305,11 +325,16 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
 
 
 def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
-    """Edits read back from a transform log."""
+    """Edits read back from a transform log. UserError for a kind that is not known."""
     edits = []
     for entry in listed:
         data = dict(entry)
-        kind = _KINDS[data.pop("edit")]
+        kind = _KINDS.get(data.pop("edit", None))
+        if kind is None:
+            raise UserError(
+                f"the plan has an edit of the kind {entry.get('edit')!r}; known are {', '.join(_KINDS)}",
+                mend="Upgrade dit-compress",
+            )
         if "index" in data:
             data["index"] = from_ranges(data["index"])
         if "returns" in data:

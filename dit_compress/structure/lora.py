@@ -2,7 +2,7 @@
 
 ``W + scale·B·A``: rows of W are rows of B, columns of W are columns of A, a factor on W is one on B. What peft and
 diffusers write is understood: ``<module>.lora_A.weight`` and ``lora_B``, ``lora.down`` and ``lora.up``, a bias of B,
-``alpha``, whole modules that were trained (``modules_to_save``).
+``alpha``, whole tensors that were trained (``modules_to_save``). Anything else is refused by its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, read_json, whole_folder, write_json
 from dit_compress.structure.disk import Piece, edited, write_file, write_pieces
-from dit_compress.structure.edits import KeepBlocks, Scale, Take, rename
+from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take, rename, unknown_edit
 from dit_compress.structure.tensor_files import open_weights
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dit_compress.structure.edits import Edit
-    from dit_compress.structure.tensor_files import Weights
+    from dit_compress.structure.tensor_files import TensorAt, Weights
 
 _KINDS = {
     "down": r"\.(?:lora_A(?:\.[^.]+)?|lora\.down|lora_down)\.weight",
@@ -31,23 +31,36 @@ _KINDS = {
     "bias": r"\.(?:lora_B(?:\.[^.]+)?|lora\.up|lora_up)\.bias",
     "alpha": r"\.(?:lora\.)?(?:network_)?alpha",
     "magnitude": r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)",
-    "whole": r"(?:\.modules_to_save(?:\.[^.]+)?)?\.(?:weight|bias)",
 }
 _SUFFIX = re.compile("(?P<module>.+?)(?:" + "|".join(f"(?P<{kind}>{text})" for kind, text in _KINDS.items()) + ")")
+_SAVED = "modules_to_save"
 _ADAPTER = "adapter_config.json"
-_PATHS = ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern")
+_PATHS = ("target_modules", _SAVED, "exclude_modules", "rank_pattern", "alpha_pattern")
 """Entries of an adapter's config that may name modules by their full path."""
+_MERGE = "Merge the LoRA into the model, then prune the model"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a LoRA: ``prefix + module + suffix``; kind says what it is to the weight of that module."""
+    """One tensor of a LoRA, and the model's ``tensor`` that it follows.
 
-    prefix: str
-    module: str
-    suffix: str
+    kind: what it is to that tensor (``whole``: the tensor itself). prefix, suffix: what stands around the module's
+    path in its name; inside: segments within the path (of ``modules_to_save``), and at which place.
+    """
+
+    tensor: str
     kind: str
     piece: Piece
+    prefix: str
+    suffix: str = ""
+    inside: tuple[int, tuple[str, ...]] = (0, ())
+
+    def named(self, tensor: str) -> str:
+        """Its name where its tensor has a new one."""
+        if self.kind != "whole":
+            return f"{self.prefix}{tensor.removesuffix('.weight')}{self.suffix}"
+        segments, (place, inserted) = tensor.split("."), self.inside
+        return self.prefix + ".".join([*segments[:place], *inserted, *segments[place:]])
 
 
 def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[str, Sequence[int]]) -> None:
@@ -59,8 +72,7 @@ def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[
     """
     weights = open_weights(source)
     parts, others = read_parts(weights, base)
-    moved = {part.module: _moved(part.module, edits) for part in parts}
-    kept = [*(_renamed(part, moved) for part in _pruned(parts, edits) if moved[part.module] is not None), *others]
+    kept = [*_pruned(parts, edits), *others]
     metadata = {name: _metadata(text, base, edits) for name, text in weights.metadata.items()}
     if not source.is_dir():
         with disk_errors(target):
@@ -77,73 +89,116 @@ def read_parts(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[lis
     """The tensors that belong to the model, and those of a text encoder, which stay as they are."""
     parts, others = [], []
     for name, tensor in weights.tensors.items():
-        match = _SUFFIX.fullmatch(name)
-        module = _module(match["module"], base) if match else None
-        piece = Piece(tensor, name, {})
-        if match is not None and module is not None:
-            kind = next(kind for kind in _KINDS if match[kind])
-            prefix = match["module"].removesuffix(module)
-            parts.append(_checked(Part(prefix, module, match[kind], kind, piece), base))
-        elif name.startswith("text_encoder"):
-            others.append(piece)
-        else:
-            raise UserError(
-                f"{name!r} belongs to no module of the model that the plan is for",
-                where=str(tensor.file),
-                mend="Give a LoRA of that model, saved by peft or diffusers",
-            )
+        if name.startswith("text_encoder"):
+            others.append(Piece(tensor, name, {}))
+            continue
+        part = _factor(tensor, base) or _whole(tensor, base)
+        if part is None:
+            raise _foreign(tensor, base)
+        parts.append(_checked(part, base))
     return parts, others
 
 
-def _module(path: str, base: Mapping[str, Sequence[int]]) -> str | None:
-    """The model's module a name ends with, after ``transformer.`` or ``base_model.model.``."""
+def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
+    """A factor of a LoRA, or what stands beside it; None for anything else."""
+    match = _SUFFIX.fullmatch(source.name)
+    module = _ending(match["module"], base, ".weight") if match else None
+    if match is None or module is None:
+        return None
+    kind = next(kind for kind in _KINDS if match[kind])
+    prefix = match["module"].removesuffix(module)
+    return Part(f"{module}.weight", kind, Piece(source, source.name, {}), prefix, match[kind])
+
+
+def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
+    """A tensor of the model that was trained whole; None for anything else."""
+    segments = source.name.split(".")
+    place = segments.index(_SAVED) if _SAVED in segments else len(segments)
+    # peft may put the adapter's name after the word.
+    for count in (0, 1, 2) if place < len(segments) else (0,):
+        tensor = _ending(".".join([*segments[:place], *segments[place + count :]]), base)
+        if tensor is not None:
+            around = len(segments) - count - tensor.count(".") - 1
+            prefix = "".join(f"{segment}." for segment in segments[:around])
+            inside = (place - around, tuple(segments[place : place + count]))
+            return Part(tensor, "whole", Piece(source, source.name, {}), prefix, inside=inside)
+    return None
+
+
+def _ending(path: str, base: Mapping[str, Sequence[int]], leaf: str = "") -> str | None:
+    """The module or tensor of the model that a name ends with, after ``transformer.`` or ``base_model.model.``."""
     while path:
-        if f"{path}.weight" in base:
+        if f"{path}{leaf}" in base:
             return path
         path = path.partition(".")[2]
     return None
 
 
+def _foreign(source: TensorAt, base: Mapping[str, Sequence[int]]) -> UserError:
+    """The error for a tensor that can't follow."""
+    match = _SUFFIX.fullmatch(source.name)
+    attention = _ending(match["module"], base, ".in_proj_weight") if match else None
+    if attention is not None:
+        return UserError(
+            f"{source.name!r} changes '{attention}.in_proj_weight', which can't follow",
+            where=str(source.file),
+            mend=_MERGE,
+        )
+    return UserError(
+        f"{source.name!r} belongs to no module of the model that the plan is for",
+        where=str(source.file),
+        mend="Give a LoRA of that model, saved by peft or diffusers",
+    )
+
+
 def _checked(part: Part, base: Mapping[str, Sequence[int]]) -> Part:
-    """UserError where a factor does not fit the weight it is for."""
-    shape, found = base[f"{part.module}.weight"], part.piece.source.shape
+    """UserError where a tensor does not fit the one it is for."""
+    shape, found = list(base[part.tensor]), list(part.piece.source.shape)
     wanted = {"down": (1, shape[-1] if len(shape) < 2 else shape[1]), "up": (0, shape[0]), "bias": (0, shape[0])}
     dim, size = wanted.get(part.kind, (0, None))
-    if size is not None and (len(found) <= dim or found[dim] != size):
+    wrong = found != shape if part.kind == "whole" else size is not None and (len(found) <= dim or found[dim] != size)
+    if wrong:
         raise UserError(
-            f"{part.piece.name!r} is {list(found)}, the model's weight {list(shape)}",
+            f"{part.piece.name!r} is {found}, the model's {part.tensor!r} {shape}",
             where=str(part.piece.source.file),
             mend="Give a LoRA of the model that the plan is for",
         )
     return part
 
 
-def _pruned(parts: Sequence[Part], edits: Sequence[Edit]) -> list[Part]:
-    """Every part after the edits of its module's weight; names as before."""
-    at: dict[str, list[int]] = {}
-    state = list(parts)
-    for place, part in enumerate(parts):
-        at.setdefault(part.module, []).append(place)
+def _pruned(parts: Sequence[Part], edits: Sequence[Edit]) -> list[Piece]:
+    """What is left of the parts after the edits of their tensors, under the new names."""
+    state = dict(enumerate(parts))
     for edit in edits:
         if isinstance(edit, KeepBlocks):
-            at = {new: places for module, places in at.items() if (new := _moved(module, [edit])) is not None}
+            moved = {place: rename(part.tensor, edit) for place, part in state.items()}
+            state = {place: replace(state[place], tensor=new) for place, new in moved.items() if new is not None}
         elif isinstance(edit, Take | Scale):
             module, _, leaf = edit.tensor.rpartition(".")
-            for place in at.get(module, ()):
-                state[place] = replace(state[place], piece=_follow(state[place], edit, leaf))
-    return state
+            for place, part in state.items():
+                if part.tensor.rpartition(".")[0] == module:
+                    state[place] = replace(part, piece=_follow(part, edit, leaf))
+        elif not isinstance(edit, COMPUTING):
+            raise unknown_edit(edit)
+    return [replace(part.piece, name=part.named(part.tensor)) for part in state.values()]
 
 
 def _follow(part: Part, edit: Take | Scale, leaf: str) -> Piece:
     """One part after one edit of its module's ``leaf`` (weight or bias)."""
     if part.kind == "whole":
-        return edited(part.piece, edit) if part.suffix.endswith(f".{leaf}") else part.piece
+        return edited(part.piece, edit) if part.tensor == edit.tensor else part.piece
     if part.kind == "bias":
         # Its rows are those of the weight: the model's linear may have no bias itself.
         follows = leaf == ("weight" if isinstance(edit, Take) else "bias") and getattr(edit, "dim", 0) == 0
         return edited(part.piece, edit) if follows else part.piece
     if part.kind == "alpha" or leaf != "weight":
         return part.piece
+    if isinstance(edit, Take) and edit.dim > 1:
+        raise UserError(
+            f"{part.piece.name!r}: axis {edit.dim} of its weight is cut, a LoRA has factors for the first two",
+            where=str(part.piece.source.file),
+            mend=_MERGE,
+        )
     if part.kind == "magnitude" and (isinstance(edit, Scale) or edit.dim > 0):
         raise UserError(
             f"{part.piece.name!r} is a DoRA magnitude, the norm of a whole row, and columns of that row are cut",
@@ -154,19 +209,6 @@ def _follow(part: Part, edit: Take | Scale, leaf: str) -> Piece:
         return edited(part.piece, edit) if part.kind == "up" else part.piece
     rows = edit.dim == 0
     return edited(part.piece, edit) if rows == (part.kind in ("up", "magnitude")) else part.piece
-
-
-def _renamed(part: Part, moved: Mapping[str, str | None]) -> Piece:
-    return replace(part.piece, name=f"{part.prefix}{moved[part.module]}{part.suffix}")
-
-
-def _moved(module: str, edits: Sequence[Edit]) -> str | None:
-    """A module's path after the block edits; None where it went with its block (or stands for a tombstone)."""
-    name: str | None = f"{module}.weight"
-    for edit in edits:
-        if isinstance(edit, KeepBlocks) and name is not None:
-            name = rename(name, edit)
-    return None if name is None else name.removesuffix(".weight")
 
 
 # ------------------------------------------------------------------ configs that name modules
@@ -191,11 +233,24 @@ def _config(config: Mapping[str, Any], base: Mapping[str, Sequence[int]], edits:
             return {new: value for name, value in names.items() if (new := path(name)) is not None}
         return names
 
+    modules = {name.rpartition(".")[0] for name in base}
+    holders = {module[: match.start()] for module in modules for match in re.finditer(r"\.|$", module)}
+
     def path(name: str) -> str | None:
-        module = _module(name, base)
-        if module is None:
-            return name
+        module = name
+        while module and module not in holders:
+            module = module.partition(".")[2]
         new = _moved(module, edits)
         return None if new is None else name.removesuffix(module) + new
 
     return {key: listed(value) if key.rpartition(".")[2] in _PATHS else value for key, value in config.items()}
+
+
+def _moved(module: str, edits: Sequence[Edit]) -> str | None:
+    """A module's path after the block edits; None where it went with its block (or stands for a tombstone)."""
+    new: str | None = module
+    for edit in edits:
+        if isinstance(edit, KeepBlocks) and new is not None and new.startswith(f"{edit.stack}."):
+            new = rename(f"{new}.", edit)
+            new = None if new is None else new.removesuffix(".")
+    return new

@@ -5,12 +5,12 @@ Equal batches, noise and noise levels for every choice make the losses comparabl
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import draw_batch
 
@@ -68,13 +68,13 @@ class Trial:
 
 @contextmanager
 def trial(problem: SearchProblem, context: Context, objective: Part, options: ProbeOptions) -> Iterator[Trial]:
-    """A trial of the problem's denoiser; the whole model is the teacher of objectives that have one.
+    """A trial of the problem's denoiser; the whole model is the teacher of objectives that have one, by shared weights.
 
     The denoiser is in evaluation mode inside; it is left frozen, its weights untouched.
     """
     student, text = problem.denoiser, context.text()
     training = student.training
-    built = objective.build().objective(context, student, copy.deepcopy(student), text)
+    built = objective.build().objective(context, student, shared_copy(student), text)
     for role in built.roles.values():
         role.module.requires_grad_(requires_grad=False).eval()
     samples = context.latents("train", text)

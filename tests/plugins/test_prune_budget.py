@@ -56,7 +56,7 @@ def test_a_budget_of_flops_is_met_by_the_model_that_is_written(smoke: Path, tmp_
 
 def test_flops_need_a_video_size(tmp_path: Path) -> None:
     bare = context_in(tmp_path / "step", input=tiny_bundle(tmp_path / "input"))
-    with pytest.raises(UserError, match="the bundle has no VAE. Put a 'latent' step before this one"):
+    with pytest.raises(UserError, match="no VAE tells it. Give 'size', its cells .T, H, W., or put a 'latent'"):
         prune(bare, budget={"flops": 1e9})
 
 

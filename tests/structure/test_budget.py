@@ -330,7 +330,7 @@ def test_the_papers_counts() -> None:
     print(f"the paper's counts: {shape(denoiser)}, {params:,} parameters")  # noqa: T201 - shown by pytest -s
     assert shape(denoiser) == (20, {20}, {6144})
     assert round(params / 1e6) == 966
-    assert note == "1,923M → 966M parameters"
+    assert note == "1,923,220,608 → 966,456,448 parameters"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dit_compress.errors import UserError
-from dit_compress.pruned import shapes_of
+from dit_compress.pruning.folder import shapes_of
 from dit_compress.structure.compact import example_output, relative_error
 from dit_compress.structure.edits import KeepBlocks, Scale, Take, apply_edits
 from dit_compress.structure.lora import prune_lora
@@ -125,6 +125,7 @@ def test_peft_loads_the_pruned_folder_into_the_pruned_model(tmp_path: Path) -> N
 
 
 BASE = {"blocks.0.a.weight": (4, 3), "blocks.1.a.weight": (4, 3), "blocks.1.a.bias": (4,), "out.weight": (2, 4)}
+BASE |= {"blocks.1.b.c.weight": (3, 3), "both.in_proj_weight": (6, 2), "conv.weight": (4, 3, 1, 2)}
 
 
 def lora_file(tmp_path: Path, **tensors: torch.Tensor) -> Path:
@@ -173,6 +174,35 @@ def test_rows_columns_factors_and_names_by_hand(tmp_path: Path) -> None:
     assert config == {"transformer.r": 2, "transformer.alpha_pattern": {"blocks.0.a": 4}}
 
 
+def test_a_module_saved_whole_follows_all_edits_of_its_tensors(tmp_path: Path) -> None:
+    """However deep it is, and whether or not peft has put the adapter's name after ``modules_to_save``."""
+    weight = torch.arange(9.0).reshape(3, 3)
+    names = ["t.blocks.1.b.modules_to_save.c.weight", "t.blocks.1.b.modules_to_save.default.c.weight"]
+    for name in names:
+        save_file({name: weight}, tmp_path / "lora.safetensors")
+        edits = [Take("blocks.1.b.c.weight", 0, (0, 2)), Scale("blocks.1.b.c.weight", 2.0), KeepBlocks("blocks", (1,))]
+        prune_lora(tmp_path / "lora.safetensors", tmp_path / "small.safetensors", edits, BASE)
+        found = load_file(tmp_path / "small.safetensors")
+        assert {key: value.tolist() for key, value in found.items()} == {
+            name.replace("blocks.1", "blocks.0"): [[0.0, 2.0, 4.0], [12.0, 14.0, 16.0]]
+        }
+
+
+def test_a_config_that_names_a_module_of_modules_follows(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    config = {"modules_to_save": ["blocks.0.a", "blocks.1.b", "out", "blocks"]}
+    save_file({"out.lora_B.weight": torch.ones(2, 2)}, path, metadata={"adapter": json.dumps(config)})
+    prune_lora(path, tmp_path / "small.safetensors", [KeepBlocks("blocks", (1,))], BASE)
+    with safe_open(tmp_path / "small.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["adapter"]) == {"modules_to_save": ["blocks.0.b", "out", "blocks"]}
+
+
+def test_a_cut_that_no_factor_has_is_refused(tmp_path: Path) -> None:
+    source = lora_file(tmp_path, conv__lora_A__weight=torch.ones(2, 3, 1, 2))
+    with pytest.raises(UserError, match="axis 3 of its weight is cut.*Merge the LoRA into the model"):
+        prune_lora(source, tmp_path / "small.safetensors", [Take("conv.weight", 3, (0,))], BASE)
+
+
 def test_a_dora_follows_rows_and_is_refused_where_columns_go(tmp_path: Path) -> None:
     source = lora_file(
         tmp_path,
@@ -192,8 +222,13 @@ def test_a_dora_follows_rows_and_is_refused_where_columns_go(tmp_path: Path) -> 
     [
         ({"elsewhere__a__lora_A__weight": torch.ones(2, 3)}, "belongs to no module of the model"),
         ({"blocks__0__a__lora_X": torch.ones(2, 3)}, "belongs to no module of the model"),
-        ({"blocks__0__a__lora_A__weight": torch.ones(2, 5)}, r"is \[2, 5\], the model's weight \[4, 3\]"),
-        ({"blocks__0__a__lora_B__weight": torch.ones(5, 2)}, r"is \[5, 2\], the model's weight \[4, 3\]"),
+        ({"blocks__0__a__lora_A__weight": torch.ones(2, 5)}, r"is \[2, 5\], the model's 'blocks.0.a.weight' \[4, 3\]"),
+        ({"out__modules_to_save__weight": torch.ones(2, 5)}, r"is \[2, 5\], the model's 'out.weight' \[2, 4\]"),
+        (
+            {"both__lora_B__weight": torch.ones(6, 2)},
+            "changes 'both.in_proj_weight', which can't follow. Merge the LoRA",
+        ),
+        ({"blocks__0__a__lora_B__weight": torch.ones(5, 2)}, r"is \[5, 2\], the model's 'blocks.0.a.weight' \[4, 3\]"),
     ],
 )
 def test_a_lora_of_another_model_is_refused(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from dit_compress.context import Result
 from dit_compress.errors import UserError
 from dit_compress.files import write_json
-from dit_compress.load_pruned import PRUNING, load
+from dit_compress.pruning.load_pruned import PRUNING, load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 
-from dit_compress import load_pruned
 from dit_compress.errors import UserError
-from dit_compress.load_pruned import PRUNING
+from dit_compress.pruning import load_pruned
+from dit_compress.pruning.load_pruned import PRUNING
 from dit_compress_plugins.model_diffusers.convention import Convention, observe
 
 if TYPE_CHECKING:

@@ -2,16 +2,18 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
+from dit_compress.hooks import File, Options, PartField, Plugin, Slot, hookimpl
 
 
 class Latency(Options):
     """Seconds of one DiT call for one sample."""
 
     seconds: float = Field(gt=0)
-    table: str | None = Field(None, description="A JSON file with seconds per piece; measured here if absent.")
+    table: Annotated[str | None, File()] = Field(
+        None, description="A JSON file with seconds per piece; measured here if absent."
+    )
     machine: str | None = Field(None, description="The machine the table is for; this one if absent.")
 
 
@@ -22,7 +24,10 @@ class Budget(Options):
     flops: float | None = Field(None, gt=0, description="FLOPs of one call at the recipe's video size.")
     latency: Latency | None = Field(None, description="Seconds of one call, by a table.")
     levels: list[str] = Field(["block", "head", "ffn"], min_length=1, description="Granularities that may be cut.")
-    curves: str = Field(
+    size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        None, description="Latent cells (T, H, W) of the call; those of the recipe's video if absent."
+    )
+    curves: Annotated[str, File()] = Field(
         "default", description="Sensitivity: 'default', 'measured' (when the step runs), or a report's path."
     )
     heterogeneous: bool = Field(False, description="Widths of each block, from curves of each axis.")
@@ -32,6 +37,8 @@ class Budget(Options):
         given = [name for name in ("params", "flops", "latency") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of 'params', 'flops', 'latency', not {' and '.join(given) or 'none'}")
+        if self.size is not None and self.params is not None:
+            raise ValueError("'size' goes with 'flops' or 'latency': parameters do not depend on it")
         if self.heterogeneous and self.curves == "default":
             raise ValueError("'heterogeneous' needs curves of each axis: set 'curves' to 'measured' or to a report")
         return self

@@ -15,6 +15,7 @@ from dit_compress.plugins import closest, installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.allocate import SLACK, Question, allocate, allocate_each, show
 from dit_compress.structure.budget import Price, flops_price, parameter_price
+from dit_compress.structure.copies import meta_copy
 from dit_compress.structure.curves import Curves, curves_from_report, default_curves
 from dit_compress.structure.importance import magnitude, top
 
@@ -92,7 +93,10 @@ def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[st
     for name, axes in by_level.items():
         if not axes:
             reasons = "; ".join(f"{item.path}: {item.reason}" for item in structure.refusals[:3])
-            raise UserError(f"granularity {name!r} finds nothing to remove in this model", mend=reasons)
+            raise UserError(
+                f"granularity {name!r} finds nothing to remove in this model",
+                mend=reasons or "Leave it out of 'levels'",
+            )
     return by_level
 
 
@@ -149,14 +153,28 @@ def _price(budget: Budget, denoiser: Denoiser, spec: Spec, axes: Sequence[Axis])
     """What pieces weigh in the budget's unit; and the latency table, where one was measured."""
     if budget.params is not None:
         return parameter_price(denoiser.module, axes), None
-    size = spec.latent_size()
-    empty = spec.build_denoiser().to("meta")
+    size = budget.size or _size_of(spec)
+    if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
+        raise UserError(
+            f"latent {list(size)} can't be divided by the patch {denoiser.patch}", mend="Give another 'size'"
+        )
+    empty = meta_copy(denoiser)
     if budget.latency is None:
         return flops_price(empty, axes, size), None
     if budget.latency.table is not None:
         return read_table(Path(budget.latency.table), axes, size, budget.latency.machine), None
     table = measured_table(empty, axes, size)
     return Price.from_data(table), table
+
+
+def _size_of(spec: Spec) -> tuple[int, int, int]:
+    """Latent cells of the video; UserError where nothing tells them."""
+    if spec.latent is None:
+        raise UserError(
+            "a budget of FLOPs or seconds is for one size of the latent, and no VAE tells it",
+            mend="Give 'size', its cells (T, H, W), or put a 'latent' step before this one",
+        )
+    return spec.latent_size()
 
 
 def _curves(

@@ -36,8 +36,7 @@ class TrilevelPruning:
         counts = settle(self.options, denoiser, spec, context=None)
         entry = compact(denoiser, counts.axes, counts.first())
         after = self.within_limit(denoiser)
-        digits = 0 if after > 1e8 else 2
-        note = f"{before / 1e6:,.{digits}f}M → {after / 1e6:,.{digits}f}M parameters"
+        note = f"{before:,} → {after:,} parameters"
         budget = self.options.budget
         if budget is not None:
             note = f"{note}: {told(counts)}"

@@ -7,7 +7,6 @@ gradient of a distiller's loss.
 
 from __future__ import annotations
 
-import copy
 import json
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from dit_compress.errors import UserError
 from dit_compress.plugins import closest
+from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.importance import magnitude
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.parts import complete
@@ -72,7 +72,8 @@ class GroupwiseSearch:
     def train(self, problem: SearchProblem, context: Context, logits: CandidateLogits, notes: Path) -> None:
         """Move the logits (and LoRA, where asked for); the model is left frozen, LoRA gone or merged."""
         student, text, lora = problem.denoiser, context.text(), self.options.lora
-        inner = self.options.objective.build().objective(context, student, copy.deepcopy(student), text)
+        # The weights that both hold stay frozen: LoRA stands beside them until the search is over.
+        inner = self.options.objective.build().objective(context, student, shared_copy(student), text)
         stacks = student.structure().stacks
         with adapted(student.module, stacks, lora, context.seed) if lora else nullcontext():
             objective = MaskedObjective(inner, problem, logits, self.options, notes)

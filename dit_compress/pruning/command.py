@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads it
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +10,14 @@ import typer
 from dit_compress.errors import UserError
 
 Size = Annotated[str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9 or 915_000_000.")]
+Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13.")]
+Seconds = Annotated[float | None, typer.Option(min=1e-9, help="Seconds of one call that may stay.")]
+Table = Annotated[Path | None, typer.Option(help="Seconds per piece, a JSON file; measured here if absent.")]
+Machine = Annotated[str | None, typer.Option(help="The machine that the table is for; this one if absent.")]
+Cells = Annotated[
+    tuple[int, int, int] | None, typer.Option(help="Latent cells T H W of that call; a bundle's own if absent.")
+]
+Levels = Annotated[str | None, typer.Option(metavar="LEVEL,…", help="What a budget may cut; block,head,ffn if absent.")]
 Counts = Annotated[str | None, typer.Option(metavar="LEVEL=N,…", help="Units to remove, such as block=8,head=12.")]
 Shares = Annotated[str | None, typer.Option(metavar="LEVEL=X,…", help="Shares that stay, such as ffn=0.75.")]
 
@@ -18,6 +26,12 @@ def prune(
     path: Annotated[Path, typer.Argument(help="A diffusers folder, a bundle, a run; with --plan also a LoRA.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; must not exist yet.")] = None,
     params: Size = None,
+    flops: Work = None,
+    latency: Seconds = None,
+    table: Table = None,
+    machine: Machine = None,
+    size: Cells = None,
+    levels: Levels = None,
     remove: Counts = None,
     keep: Shares = None,
     search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = "magnitude",
@@ -31,9 +45,9 @@ def prune(
     seed: int = 0,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin.")] = None,
 ) -> None:
-    """Prune a model to a size or to counts, without a recipe."""
-    from dit_compress import pruning
+    """Prune a model to a budget or to counts, without a recipe."""
     from dit_compress.plugins import use
+    from dit_compress.pruning.prune import planned
 
     use(plugin or ())
     if not path.exists():
@@ -41,12 +55,13 @@ def prune(
     if out is None and not dry_run:
         raise UserError("nothing says where to write", mend="Give --out, or --dry-run")
     if plan is not None:
-        _by_plan(plan, path, out, asked=bool(params or remove or keep or dry_run))
+        _by_plan(plan, path, out, asked=bool(params or flops or latency or remove or keep or dry_run))
     else:
-        what: dict[str, Any] = {"params": _size(params), "remove": _counts("--remove", remove, int)}
-        what |= {"keep": _counts("--keep", keep, float), "search": search}
+        what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
+        what |= {"latency": _latency(latency, table, machine), "levels": levels.split(",") if levels else None}
+        what |= {"remove": _counts("--remove", remove, int), "keep": _counts("--keep", keep, float), "search": search}
         if dry_run:
-            before, after = pruning.planned(path, **what)
+            before, after = planned(path, **what)
             log = after.need_denoiser().log[len(before.need_denoiser().log) :]
             _print_plan(log, after.build_denoiser().module)
         else:
@@ -57,8 +72,8 @@ def prune(
 
 def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tuple[Any, Any]:
     """The last transform-log entry of the pruned model, and the model."""
-    from dit_compress.pruned import read_log
-    from dit_compress.pruning import prune as prune_model
+    from dit_compress.pruning.folder import read_log
+    from dit_compress.pruning.prune import prune as prune_model
 
     assert out is not None
     module = prune_model(path, **what, out=out, seed=seed)
@@ -66,8 +81,8 @@ def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tu
 
 
 def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
-    from dit_compress.pruned import edits_of, read_plan
-    from dit_compress.pruning import free, prune_by_plan
+    from dit_compress.pruning.folder import edits_of, read_plan
+    from dit_compress.pruning.prune import free, prune_by_plan
     from dit_compress.structure.lora import prune_lora
 
     if asked or out is None:
@@ -79,14 +94,24 @@ def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
         prune_by_plan(plan, path, out)
 
 
-def _size(text: str | None) -> float | None:
+def _number(option: str, text: str | None) -> float | None:
     try:
         value = None if text is None else float(text)
     except ValueError:
         value = 0.0
     if value is not None and not 1 <= value < float("inf"):
-        raise UserError(f"--params takes a number of parameters, got {text!r}", mend="Write 1e9 or 915_000_000")
+        what = option.removeprefix("--").replace("params", "parameters").replace("flops", "FLOPs")
+        raise UserError(f"{option} takes a number of {what}, got {text!r}", mend="Write 1e9 or 915_000_000")
     return value
+
+
+def _latency(seconds: float | None, table: Path | None, machine: str | None) -> dict[str, Any] | None:
+    """A latency budget as the step's options say it."""
+    if seconds is None:
+        if table or machine:
+            raise UserError("--table and --machine go with --latency", mend="Give --latency SECONDS")
+        return None
+    return {"seconds": seconds, "table": None if table is None else str(table), "machine": machine}
 
 
 def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dict[str, Any]:

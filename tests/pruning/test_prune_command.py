@@ -13,6 +13,9 @@ from toy import tiny_bundle
 
 import dit_compress
 from dit_compress import cli
+from dit_compress.files import write_json
+from dit_compress.measure import count_flops
+from dit_compress.structure.copies import meta_copy
 from dit_compress.testing.models import tiny_denoiser
 
 
@@ -62,6 +65,46 @@ def test_a_folder_by_size(run: Any) -> None:
     assert f"{left:,} parameters stay" in printed
 
 
+@pytest.mark.usefixtures("whole")
+def test_a_folder_by_flops(run: Any) -> None:
+    denoiser, size = tiny_denoiser("ltx"), (2, 4, 4)
+    budget = 0.708 * count_flops(meta_copy(denoiser), size)
+    asked = ["--flops", f"{budget:.0f}", "--size", "2", "4", "4", "--levels", "head,ffn"]
+    status, dry = run("prune", "whole", *asked, "--dry-run")
+    assert status == 0, dry
+    status, printed = run("prune", "whole", *asked, "--out", "small")
+    assert (status, printed) == (0, f"{dry}small\n")
+    denoiser.module = dit_compress.load("small", torch_dtype=torch.float32)
+    denoiser.forget_structure()
+    assert 0.99 * budget <= count_flops(meta_copy(denoiser), size) <= budget
+    assert denoiser.structure().main.length == 3
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_folder_by_seconds(run: Any, tmp_path: Path) -> None:
+    """A table of a second per block, a quarter of it its heads and a quarter its channels: 3 → 2 seconds."""
+    structure = tiny_denoiser("ltx").structure()
+    inner = [part.axis("head") for part in structure.attentions] + [
+        part.axis("ffn") for part in structure.feed_forwards
+    ]
+    table = {
+        "schema": 1, "machine": "a phone", "size": [2, 4, 4], "unit": "seconds", "fixed": 0.0,
+        "axes": {"block:transformer_blocks": 3, **{axis.name: axis.units for axis in inner}},
+        "blocks": {"block:transformer_blocks": [0.25] * 3}, "units": {axis.name: 0.25 / axis.units for axis in inner},
+    }  # fmt: skip
+    write_json(tmp_path / "phone.json", table)
+    asked = ["--latency", "2", "--table", "phone.json", "--machine", "a phone", "--size", "2", "4", "4"]
+    status, printed = run("prune", "whole", *asked, "--out", "small")
+    assert status == 0, printed
+    module: Any = dit_compress.load("small")
+    blocks = module.transformer_blocks
+    seconds = sum(
+        0.25 + 0.25 * (block.attn1.heads + block.attn2.heads) / 4 + 0.25 * block.ff.net[2].in_features / 192
+        for block in blocks
+    )
+    assert 1.98 <= seconds <= 2
+
+
 def test_a_bundle(run: Any, tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "whole")
     status, printed = run("prune", "whole", "--remove", "head=1", "--out", "small")
@@ -86,7 +129,10 @@ def test_a_plan_is_repeated_on_a_checkpoint_and_on_a_lora(run: Any) -> None:
 
 REFUSED = [
     (["whole"], "nothing says where to write. Give --out, or --dry-run"),
-    (["whole", "--out", "small"], "nothing says how much to prune. Give a size (params), or counts per level"),
+    (
+        ["whole", "--out", "small"],
+        "nothing says how much to prune. Give a budget (params, flops, latency), or counts per level",
+    ),
     (
         ["whole", "--out", "whole", "--params", "1e5"],
         "whole: this exists already. Name a new folder, or remove this one",
@@ -94,6 +140,13 @@ REFUSED = [
     (["nowhere", "--out", "small"], "nowhere: there is no such path"),
     (["whole", "--dry-run", "--params", "many"], "--params takes a number of parameters, got 'many'. Write 1e9"),
     (["whole", "--dry-run", "--params", "nan"], "--params takes a number of parameters, got 'nan'"),
+    (["whole", "--dry-run", "--flops", "lots"], "--flops takes a number of FLOPs, got 'lots'. Write 1e9"),
+    (["whole", "--dry-run", "--flops", "1e6"], "for one size of the latent, and no VAE tells it. Give 'size'"),
+    (["whole", "--dry-run", "--latency", "0"], "Input should be greater than or equal to"),
+    (["whole", "--dry-run", "--table", "t.json"], "--table and --machine go with --latency"),
+    (["whole", "--dry-run", "--latency", "1", "--table", "t.json", "--size", "2", "2", "4"], "t.json: no such file"),
+    (["whole", "--dry-run", "--params", "1e5", "--levels", "hed"], "Did you mean 'head'?"),
+    (["whole", "--dry-run", "--search", "taylor", "--params", "1e5"], "the search 'taylor' looks at data"),
     (["whole", "--dry-run", "--remove", "block"], "--remove takes LEVEL=N, got 'block'. Write block=8,head=12"),
     (["whole", "--dry-run", "--keep", "ffn=x"], "--keep takes LEVEL=X, got 'ffn=x'. Write ffn=0.75"),
     (["whole", "--dry-run", "--remove", "hed=1"], "Did you mean 'head'?"),

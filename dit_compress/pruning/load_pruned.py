@@ -35,28 +35,31 @@ READS = 1
 
 
 def load(
-    folder: str | Path, *, torch_dtype: torch.dtype | None = None, cls: Any = None, verify: bool = True
+    folder: str | Path,
+    *,
+    torch_dtype: torch.dtype | None = None,
+    cls: Any = None,
+    module: nn.Module | None = None,
+    verify: bool = True,
 ) -> nn.Module:
     """The model of a pruned folder, in evaluation mode; ``save_pretrained`` writes such a folder again.
 
-    torch_dtype: None keeps the dtype of the file. cls: the class, where it is none of diffusers'. verify: compare
-    checksums (sizes are compared in any case). Raises UserError where the folder is not whole.
+    torch_dtype: None keeps the dtype of the file. cls: the class, where it is none of diffusers'. module: a whole
+    model of a class that no config describes; it is cut, and its weights replaced. verify: compare checksums (sizes
+    are compared in any case). Raises UserError where the folder is not whole, or of another model.
     """
     folder = Path(folder)
-    record, config = read_record(folder), _json(folder / "config.json")
-    if record["class"] != config.get("_class_name"):
-        raise UserError(
-            f"config.json is that of {config.get('_class_name')!r}, {PRUNING} of {record['class']!r}", where=str(folder)
-        )
+    record = read_record(folder)
     for name, written in record["files"].items():
         _check(folder / name, written, verify=verify)
-    kind = cls or _class_named(record["class"])
+    edits: list[Any] = []
+    for entry in record["log"]:
+        if entry["name"] != "prune":
+            raise UserError(f"the transform {entry['name']!r} needs its plugin", where=str(folder / PRUNING))
+        edits += edits_from_data(entry["data"]["edits"])
     with _parameters_on_meta():
-        module = kind.from_config(dict(config))
-        for entry in record["log"]:
-            if entry["name"] != "prune":
-                raise UserError(f"the transform {entry['name']!r} needs its plugin", where=str(folder / PRUNING))
-            apply_edits(module, edits_from_data(entry["data"]["edits"]))
+        module = _made(folder, record, cls) if module is None else _given(module, record, folder)
+        apply_edits(module, edits)
     _fill(module, [folder / name for name in record["files"]])
     if torch_dtype is not None:
         cast(module, torch_dtype)
@@ -78,9 +81,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def remember(module: nn.Module, record: dict[str, Any], loader: str) -> None:
-    """From now on ``module.save_pretrained`` writes a pruned folder."""
+    """From now on the module knows how it was pruned, and its ``save_pretrained`` writes a pruned folder."""
     setattr(module, ATTRIBUTE, {"record": record, "loader": loader})
-    setattr(module, "save_pretrained", MethodType(save, module))  # noqa: B010 - no attribute of nn.Module's
+    if hasattr(type(module), "save_pretrained"):
+        setattr(module, "save_pretrained", MethodType(save, module))  # noqa: B010 - no attribute of nn.Module's
 
 
 def save(module: Any, save_directory: str | Path, **options: Any) -> None:
@@ -89,9 +93,20 @@ def save(module: Any, save_directory: str | Path, **options: Any) -> None:
         raise UserError("a pruned model is saved as safetensors", mend="Leave 'safe_serialization' out")
     folder, held = Path(save_directory), getattr(module, ATTRIBUTE)
     type(module).save_pretrained(module, folder, **options)
+    write_record(folder, held["record"], held["loader"])
+
+
+def write_record(folder: Path, record: dict[str, Any], loader: str) -> None:
+    """``pruning.json`` beside weights that are written, and the text of this file."""
     files = {item.name: {"bytes": item.stat().st_size, "sha256": _sha256(item)} for item in weight_files(folder)}
-    (folder / PRUNING).write_text(json.dumps({**held["record"], "files": files}, separators=(",", ":")) + "\n", "utf-8")
-    (folder / LOADER).write_text(held["loader"], "utf-8")
+    (folder / PRUNING).write_text(json.dumps({**record, "files": files}, separators=(",", ":")) + "\n", "utf-8")
+    (folder / LOADER).write_text(loader, "utf-8")
+
+
+def class_name(module: nn.Module) -> str:
+    """How a record names a module's class: a model of diffusers by its name, any other by its full one."""
+    kind = type(module)
+    return kind.__name__ if hasattr(kind, "from_config") else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -143,7 +158,38 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _class_named(name: str) -> Any:
+def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
+    """The whole model of ``config.json``."""
+    if "." in record["class"]:
+        raise UserError(
+            f"{record['class']!r} is no class of diffusers", where=str(folder), mend="Give a whole one as 'module'"
+        )
+    config = _json(folder / "config.json")
+    if record["class"] != config.get("_class_name"):
+        raise UserError(
+            f"config.json is that of {config.get('_class_name')!r}, {PRUNING} of {record['class']!r}", where=str(folder)
+        )
+    return (cls or class_named(record["class"])).from_config(dict(config))
+
+
+def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module:
+    """The whole model that somebody made. UserError where it is another one."""
+    shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
+    other = next(
+        (name for name in sorted({*shapes, *record["base"]}) if shapes.get(name) != record["base"].get(name)), None
+    )
+    if class_name(module).rpartition(".")[2] != record["class"].rpartition(".")[2] or other is not None:
+        raise UserError(
+            f"{class_name(module)!r} is not the whole model that was pruned: "
+            + (f"{other!r} is {shapes.get(other)}, was {record['base'].get(other)}" if other else record["class"]),
+            where=str(folder),
+            mend="Make 'module' as the pruned model was made",
+        )
+    return module
+
+
+def class_named(name: str) -> Any:
+    """A model class of diffusers."""
     import diffusers
     from diffusers.models import transformers
 

@@ -11,7 +11,9 @@ from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
 from dit_compress.hooks import load_object
 from dit_compress.plugins import installed
-from dit_compress.pruned import log_of
+from dit_compress.pruning import load_pruned
+from dit_compress.pruning.folder import log_of, read_config
+from dit_compress.pruning.load_pruned import PRUNING
 from dit_compress.recipe import make_part
 from dit_compress.spec import ComponentSpec, Spec
 
@@ -37,6 +39,17 @@ class Folder:
         module = maker.create()
         spec = ComponentSpec("model", _FOLDERS, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
+
+    def module(self) -> nn.Module:
+        """The module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
+        import torch
+
+        if (self.path / PRUNING).is_file():
+            return load_pruned.load(self.path, torch_dtype=torch.float32, verify=False)
+        kind = load_pruned.class_named(read_config(self.path)["_class_name"])
+        return kind.from_pretrained(
+            str(self.path), torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
 
     @property
     def spec(self) -> Spec:
@@ -85,5 +98,6 @@ def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
             return maker.denoiser(module), Spec(denoiser=spec)
         said.append(f"{entry.plugin.name}: makes {type(like).__name__}")
     raise UserError(
-        f"no model plugin knows {type(module).__name__} ({'; '.join(said)})", mend="Give a Denoiser around the module"
+        f"no model plugin knows {type(module).__name__} ({'; '.join(said)})",
+        mend="Give a Denoiser around the module, or record one of its calls and give that as 'call'",
     )

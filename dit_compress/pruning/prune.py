@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from dit_compress.errors import UserError
 from dit_compress.files import publish, sha256_data, whole_folder
 from dit_compress.graph import Node
 from dit_compress.plugins import installed
-from dit_compress.pruned import (
+from dit_compress.pruning.folder import (
     base_of,
     check_plan,
     edits_of,
@@ -28,15 +27,18 @@ from dit_compress.pruned import (
     read_plan,
     record_of,
     remember_log,
+    save,
     write_record,
 )
+from dit_compress.pruning.recorded import RecordedDenoiser, size_of
+from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
 from dit_compress.recipe import make_part
 from dit_compress.spec import Spec
 from dit_compress.structure.compact import CompactionError
+from dit_compress.structure.copies import single_copy
 from dit_compress.structure.disk import SHARD_BYTES, prune_weights, refuse_quantised
 from dit_compress.structure.edits import apply_edits, edits_from_data
 from dit_compress.structure.tensor_files import open_weights
-from dit_compress.target import component_folder, denoiser_of, open_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,64 +48,65 @@ if TYPE_CHECKING:
     from dit_compress.flow import Flow
     from dit_compress.hooks import Part
     from dit_compress.structure.edits import Edit
-    from dit_compress.target import Folder
+    from dit_compress.structure.record import Call
 
 METHOD = "trilevel"
 """The prune plugin that a call without a recipe uses."""
-_COUNTS = "Give a size (params), or counts per level (remove, keep)"
+_COUNTS = "Give a budget (params, flops, latency), or counts per level (remove, keep)"
 
 
 def prune(
     model: str | Path | nn.Module | Denoiser,
     *,
     params: float | None = None,
+    flops: float | None = None,
+    latency: float | Mapping[str, Any] | None = None,
+    size: Sequence[int] | None = None,
+    levels: Sequence[str] | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = "magnitude",
+    call: Call | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
 ) -> nn.Module:
-    """Prune a model to a size (``params``) or to counts per level; the pruned module, of its original class.
+    """Prune a model to a budget or to counts per level; the pruned module, of its original class.
 
     model: a module or Denoiser, pruned in place; or a path: a folder of diffusers (a model's or a pipeline's), one
         that this function wrote, a bundle, a run.
+    params, flops, latency: the budget, one of them: parameters; FLOPs of one call for one sample; its seconds, or
+        ``{"seconds": …, "table": file, "machine": whose}`` (measured here where no table is given).
+    size: cells (T, H, W) of the latent that FLOPs and seconds are for; a bundle's or a call's own if absent.
+    levels: what a budget may cut; blocks, heads and FFN channels if absent.
     remove, keep: ``{"block": 8, "head": 12}`` and ``{"ffn": 0.75}``, counts and shares per level.
     search: a search plugin that needs no data, or ``{"use": name, option: value}``.
+    call: one call of the module (:func:`dit_compress.record`): what its structure is seen on, and the result proven.
+        With it any ``nn.Module`` can be pruned; without it those that a model plugin knows.
     out: where to write what :func:`dit_compress.load` reads. The weights of a folder are cut on disk, as they are,
         into shards of at most ``shard_bytes``.
 
-    Masked equals compact is proven in float32 first. Raises UserError where the model is not understood or the size
+    Masked equals compact is proven in float32 first. Raises UserError where the model is not understood or the budget
     can't be met; then nothing is changed or written.
     """
-    part, place = step_part(params, remove, keep, search), free(out)
-    if isinstance(model, str | Path):
-        target = open_target(model)
-        if isinstance(target, Bundle):
-            return _prune_bundle(target, part, place, seed)
-        return _prune_folder(target, part, place, seed, shard_bytes)
-    denoiser, spec = (model, Spec()) if isinstance(model, Denoiser) else denoiser_of(model)
-    entries = find(copy.deepcopy(denoiser).float(), spec, part, seed)
-    _apply(denoiser, entries)
-    if place is not None:
-        module: Any = denoiser.module
-        if not hasattr(module, "save_pretrained"):
-            raise UserError(f"{type(module).__name__} has no save_pretrained", mend="Save its state dict yourself")
-        with whole_folder(place) as folder:
-            module.save_pretrained(folder, max_shard_size=shard_bytes)
-    return denoiser.module
+    asked = {"params": params, "flops": flops, "latency": latency, "levels": levels, "remove": remove, "keep": keep}
+    part, place = step_part(**asked, size=_size(size, call, flops or latency), search=search), free(out)
+    if not isinstance(model, str | Path):
+        return _prune_live(model, part, place, seed, shard_bytes, call)
+    target = open_target(model)
+    if isinstance(target, Folder):
+        return _prune_folder(target, part, place, seed, shard_bytes, call)
+    if call is not None:
+        raise UserError("a bundle says itself how its model is called", where=str(model), mend="Leave 'call' out")
+    return _prune_bundle(target, part, place, seed)
 
 
-def planned(
-    path: str | Path,
-    *,
-    params: float | None = None,
-    remove: Mapping[str, int] | None = None,
-    keep: Mapping[str, float] | None = None,
-    search: str | Mapping[str, Any] = "magnitude",
-) -> tuple[Spec, Spec]:
-    """The model at a path before and after, without weights: the counts are settled, the units are not."""
-    part = step_part(params, remove, keep, search)
+def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
+    """The model at a path before and after, without weights: the counts are settled, the units are not.
+
+    asked: as for :func:`prune`, from ``params`` to ``search``.
+    """
+    part = step_part(**asked)
     spec = open_target(path).spec
     return spec, part.build().plan(spec)
 
@@ -121,26 +124,55 @@ def prune_by_plan(plan: Path, source: Path, out: Path, *, shard_bytes: int = SHA
 
 
 def step_part(
-    params: float | None,
-    remove: Mapping[str, int] | None,
-    keep: Mapping[str, float] | None,
-    search: str | Mapping[str, Any],
+    *,
+    params: float | None = None,
+    flops: float | None = None,
+    latency: float | Mapping[str, Any] | None = None,
+    size: Sequence[int] | None = None,
+    levels: Sequence[str] | None = None,
+    remove: Mapping[str, int] | None = None,
+    keep: Mapping[str, float] | None = None,
+    search: str | Mapping[str, Any] = "magnitude",
 ) -> Part:
     """The prune step that a call asks for, validated as a recipe's would be."""
-    if params is not None and (remove or keep):
-        raise UserError("a size and counts at once", mend=_COUNTS)
-    if params is None and not remove and not keep:
+    budget: dict[str, Any] = {
+        "params": None if params is None else int(params),
+        "flops": flops,
+        "latency": {"seconds": latency} if isinstance(latency, int | float) else latency,
+    }
+    budget = {name: value for name, value in budget.items() if value is not None}
+    if budget and (remove or keep):
+        raise UserError("a budget and counts at once", mend=_COUNTS)
+    if not budget and not remove and not keep:
         raise UserError("nothing says how much to prune", mend=_COUNTS)
+    if not budget and (size or levels):
+        raise UserError("'size' and 'levels' go with a budget; counts name their levels", mend="Leave them out")
     options: dict[str, Any] = {"use": METHOD, "search": search}
-    if params is not None:
-        options["budget"] = {"params": int(params)}
+    if budget:
+        extra = {"size": size, "levels": levels}
+        options["budget"] = budget | {name: list(value) for name, value in extra.items() if value is not None}
     else:
-        levels: dict[str, dict[str, Any]] = {}
-        for word, counts in (("remove", remove), ("keep", keep)):
-            for level, count in (counts or {}).items():
-                levels.setdefault(level, {})[word] = count
-        options["levels"] = levels
-    return make_part("prune", options, installed())
+        counts: dict[str, dict[str, Any]] = {}
+        for word, given in (("remove", remove), ("keep", keep)):
+            for level, count in (given or {}).items():
+                counts.setdefault(level, {})[word] = count
+        options["levels"] = counts
+    part: Any = make_part("prune", options, installed())
+    if part.options.search.plugin.data:
+        raise UserError(
+            f"the search {part.options.search.name!r} looks at data, and a call without a recipe has none",
+            mend="Take a search that needs none (magnitude), or write a recipe",
+        )
+    return part
+
+
+def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Sequence[int] | None:
+    """What FLOPs and seconds are for: a recorded call has a size of its own."""
+    if call is None or not depends:
+        return size
+    if size is not None:
+        raise UserError("a recorded call has a size of its own", mend="Leave 'size' out, or record a larger call")
+    return size_of(call)
 
 
 def free(out: str | Path | None) -> Path | None:
@@ -218,14 +250,35 @@ def _apply(denoiser: Denoiser, entries: Sequence[dict[str, Any]]) -> None:
     remember_log(denoiser.module, base, [*log, *entries])
 
 
-# ------------------------------------------------------------------ folders and bundles
+# ------------------------------------------------------------------ modules, folders and bundles
 
 
-def _prune_folder(target: Folder, part: Part, out: Path | None, seed: int, shard_bytes: int) -> nn.Module:
+def _prune_live(
+    model: nn.Module | Denoiser, part: Part, out: Path | None, seed: int, shard_bytes: int, call: Call | None
+) -> nn.Module:
+    """Search and proof on a copy that shares the weights (half precision as float32); then the module is edited."""
+    denoiser, spec = model, Spec()
+    if call is not None:
+        denoiser = RecordedDenoiser(model.module if isinstance(model, Denoiser) else model, call)
+    elif not isinstance(model, Denoiser):
+        denoiser, spec = denoiser_of(model)
+    assert isinstance(denoiser, Denoiser)
+    entries = find(single_copy(denoiser), spec, part, seed)
+    _apply(denoiser, entries)
+    if isinstance(model, Denoiser):
+        model.forget_structure()
+    if out is not None:
+        save(denoiser.module, out, shard_bytes=shard_bytes)
+    return denoiser.module
+
+
+def _prune_folder(
+    target: Folder, part: Part, out: Path | None, seed: int, shard_bytes: int, call: Call | None
+) -> nn.Module:
     """Search and proof on the loaded model, in float32; then its files are cut on disk."""
     weights, config = open_weights(target.path), read_config(target.path)
     refuse_quantised(weights)
-    denoiser, spec = target.load()
+    denoiser, spec = target.load() if call is None else (RecordedDenoiser(target.module(), call), Spec())
     log, base = log_of(denoiser.module), base_of(denoiser.module)
     entries = find(denoiser, spec, part, seed)
     if out is None:
@@ -272,13 +325,14 @@ def _record(bundle: Bundle, part: Part, seed: int) -> dict[str, Any]:
     """The lineage entry."""
     import torch
 
-    parts, inputs = Node("prune", "prune", {"step": part}).describe(), {"input": bundle.digest()}
+    node, inputs = Node("prune", "prune", {"step": part}), {"input": bundle.digest()}
+    parts = node.describe()
     return {
         "step": "prune",
         "kind": "prune",
         "parts": parts,
         "inputs": inputs,
-        "key": sha256_data([REVISION, parts, inputs, seed]),
+        "key": sha256_data([REVISION, node.describe(contents=True), inputs, seed]),
         "sources": {},
         "engine": REVISION,
         "seed": seed,

@@ -24,8 +24,8 @@ from dit_compress.files import sha256_file
 from dit_compress.graph import BASE, Node
 from dit_compress.measure import count_parameters
 from dit_compress.plugins import installed
-from dit_compress.pruned import remember_log, shapes_of
-from dit_compress.pruning import planned, prune_by_plan
+from dit_compress.pruning.folder import remember_log, shapes_of
+from dit_compress.pruning.prune import planned, prune_by_plan
 from dit_compress.recipe import make_part
 from dit_compress.structure.compact import LOG_NAME, compact, example_output, relative_error
 from dit_compress.structure.edits import KeepBlocks, apply_edits, edits_as_data, edits_from_data
@@ -435,7 +435,7 @@ def _no_config(folder: Path) -> None:
         (None, {"params": 10}, "The nearest that can be met is"),
         (None, {"remove": {"head": 4}}, "has 4 units and would keep 0"),
         (None, {}, "nothing says how much to prune"),
-        (None, {"params": 1e5, "remove": {"head": 1}}, "a size and counts at once"),
+        (None, {"params": 1e5, "remove": {"head": 1}}, "a budget and counts at once"),
         (None, {**COUNTS, "search": "magnitud"}, "Did you mean 'magnitude'"),
         (None, {**COUNTS, "search": {"use": "groupwise", "steps": 1}}, "."),
     ],

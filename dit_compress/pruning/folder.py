@@ -14,13 +14,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress import SCHEMA, __version__, graph, load_pruned
+from dit_compress import SCHEMA, __version__, graph
 from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
-from dit_compress.files import read_json, sha256_data
-from dit_compress.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
-from dit_compress.standalone import flat_source
+from dit_compress.files import read_json, sha256_data, whole_folder
+from dit_compress.pruning import load_pruned
+from dit_compress.pruning.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
+from dit_compress.pruning.standalone import flat_source
 from dit_compress.structure.compact import LOG_NAME
+from dit_compress.structure.disk import SHARD_BYTES
 from dit_compress.structure.edits import edits_from_data
 
 if TYPE_CHECKING:
@@ -33,15 +35,18 @@ if TYPE_CHECKING:
 _OTHER = "Use the plan with the model it was made for"
 
 
-def load(path: str | Path, *, torch_dtype: Any = None, verify: bool = True) -> nn.Module:
+def load(
+    path: str | Path, *, torch_dtype: Any = None, module: nn.Module | None = None, verify: bool = True
+) -> nn.Module:
     """A pruned model as its original class, with the dtype of its file, in evaluation mode.
 
     path: a folder that :func:`dit_compress.prune` or ``save_pretrained`` wrote, a bundle, or a run (its last bundle).
-    torch_dtype: cast to it. verify: compare checksums (a bundle's are compared in any case). Raises UserError.
+    torch_dtype: cast to it. module: a whole model, where its class is none of diffusers'; it is cut, its weights are
+    replaced. verify: compare checksums (a bundle's are compared in any case). Raises UserError.
     """
     folder = Path(path)
     if (folder / PRUNING).is_file():
-        return load_pruned.load(folder, torch_dtype=torch_dtype, verify=verify)
+        return load_pruned.load(folder, torch_dtype=torch_dtype, module=module, verify=verify)
     bundle = graph.resolve_bundle(folder)
     if not (bundle / "bundle.json").is_file():
         raise UserError(
@@ -53,6 +58,31 @@ def load(path: str | Path, *, torch_dtype: Any = None, verify: bool = True) -> n
     if torch_dtype is not None:
         load_pruned.cast(module, torch_dtype)
     return module.eval()
+
+
+def save(module: nn.Module, path: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a pruned module so that :func:`load` reads it: by its ``save_pretrained`` where its class has one.
+
+    Raises UserError for a module that was not pruned here and has no ``save_pretrained``.
+    """
+    if hasattr(module, "save_pretrained"):
+        with whole_folder(Path(path)) as folder:
+            module.save_pretrained(folder, max_shard_size=shard_bytes)
+        return
+    held = getattr(module, ATTRIBUTE, None)
+    if held is None:
+        raise UserError(f"{type(module).__name__} was not pruned here", mend="Save its state dict yourself")
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    state = {}
+    for name, value in module.state_dict().items():
+        shared = value.untyped_storage().data_ptr() in seen
+        seen.add(value.untyped_storage().data_ptr())
+        state[name] = value.clone() if shared else value.contiguous()
+    with whole_folder(Path(path)) as folder:
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        load_pruned.write_record(folder, held["record"], held["loader"])
 
 
 # ------------------------------------------------------------------ the record
@@ -88,17 +118,18 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def remember_log(module: nn.Module, base: Mapping[str, Sequence[int]], log: Sequence[dict[str, Any]]) -> None:
-    """Let a pruned module of diffusers save itself as a pruned folder; any other module stays as it is.
+    """Let a pruned module remember how it was pruned; one of diffusers then saves itself as a pruned folder.
 
     A class with a ``save_pretrained`` of its own is left to it: it can state the pruned shape in its config.
     """
     from diffusers import ModelMixin
 
-    ordinary = isinstance(module, ModelMixin) and type(module).save_pretrained is ModelMixin.save_pretrained
-    if log and ordinary and all(entry["name"] == LOG_NAME for entry in log):
-        config: Any = module.config
-        record = record_of(type(module).__name__, dict(config), base, log)
-        remember(module, record, flat_source("dit_compress.load_pruned"))
+    saves = getattr(type(module), "save_pretrained", None)
+    ordinary = isinstance(module, ModelMixin) and saves is ModelMixin.save_pretrained
+    if log and (ordinary or saves is None) and all(entry["name"] == LOG_NAME for entry in log):
+        config: Any = module.config if ordinary else {}
+        record = record_of(load_pruned.class_name(module), dict(config), base, log)
+        remember(module, record, flat_source("dit_compress.pruning.load_pruned"))
 
 
 def log_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -161,7 +192,7 @@ def write_record(folder: Path, record: Mapping[str, Any], files: Mapping[str, An
     shutil.copyfile(config, folder / "config.json")
     text = json.dumps({**record, "files": dict(files)}, separators=(",", ":"))
     (folder / PRUNING).write_text(text + "\n", "utf-8")
-    (folder / LOADER).write_text(flat_source("dit_compress.load_pruned"), "utf-8")
+    (folder / LOADER).write_text(flat_source("dit_compress.pruning.load_pruned"), "utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
