@@ -168,6 +168,21 @@ def generate(
 
 
 @app.command()
+def encode(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; its data is encoded.")],
+    vae: Annotated[Path, typer.Option(help="A bundle with the VAE, or a run folder (its last bundle).")],
+    out: Annotated[Path, typer.Option(help="The folder for the shards; data: {use: latents} reads it.")],
+    rank: Annotated[int, typer.Option(min=0, help="Which share of the shards to write …")] = 0,
+    world: Annotated[int, typer.Option(min=1, help="… of how many; one machine each.")] = 1,
+    plugin: PluginFiles = None,
+) -> None:
+    """Encode a recipe's clips once, into shards that other runs read; goes on where it was broken off."""
+    from dit_compress.encode_command import encode_data
+
+    typer.echo(encode_data(_load(recipe, plugin), vae, out, rank=rank, world=world))
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html and summary.json of a run anew."""
     from dit_compress.report import write_report

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dit_compress.clips import Clip
     from dit_compress.context import Context, Result
     from dit_compress.denoiser import Cond, Denoiser
-    from dit_compress.encode import Captions
+    from dit_compress.encode import Captions, Rows
     from dit_compress.export import Artifact, Component, Diagnostic, Profile, Runner
     from dit_compress.flow import Flow
     from dit_compress.spec import Spec
@@ -314,7 +314,12 @@ class Latent(Step, Protocol):
 
 
 class Codec(Protocol):
-    """What stands between pixels and latents; an ``nn.Module``."""
+    """What stands between pixels and latents; an ``nn.Module``.
+
+    A codec whose videos are not of ``1 + ratio[0]·k`` frames also has ``frame_rule: (lead, step)``: they are of
+    ``lead + step·k``, and ``1 + (F - lead)/ratio[0]`` latent frames. One that can teach another's decoder has
+    ``features(latent) -> [stream, …]``.
+    """
 
     ratio: tuple[int, int, int]
     channels: int
@@ -426,7 +431,11 @@ class TextEncoder(Protocol):
 
 
 class Data(Protocol):
-    """A source of captioned clips."""
+    """A source of captioned clips; one of latents is an :class:`EncodedData`.
+
+    A source with an attribute ``workers`` above 0 is streamed where a step trains on pixels: so many threads decode
+    its clips as they are needed. Without it, clips are decoded once and kept.
+    """
 
     def prepare(self, cache: Path) -> None:
         """Write what must be written once (``cache`` is content-addressed by the options)."""
@@ -436,6 +445,16 @@ class Data(Protocol):
 
     def clips(self, cache: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
         """The samples; a clip's pixels are decoded when asked for."""
+
+
+class EncodedData(Data, Protocol):
+    """Clips of which only the latents are there: ``pixels()`` of its clips raises."""
+
+    def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows:
+        """Latents ``[C,T,H,W]`` by index, in the order of ``clips``; UserError unless ``vae`` encoded them.
+
+        ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it.
+        """
 
 
 class Granularity(Protocol):

@@ -3,6 +3,7 @@
 runs/<name>/
   recipe.yaml       the resolved recipe, every default written out
   run.json          the steps in order
+  manifest.json     what the data held at the last run
   steps/<step>/     step.json (key, figures), bundle/, files; written as <step>.partial
   cache/            encoded data, named by content
   summary.json      every figure       report.html    the same, to look at
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dit_compress import SCHEMA, graph
 from dit_compress.errors import UserError
@@ -26,12 +27,14 @@ from dit_compress.progress import progress
 from dit_compress.recipe import dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from dit_compress.graph import Node
     from dit_compress.recipe.model import Recipe
 
+MANIFEST = "manifest.json"
+"""What the data held at the last run, one record a sample."""
 STOPPED = 75
 """Exit status of a step that saved itself on SIGTERM or SIGUSR1 (EX_TEMPFAIL)."""
 
@@ -114,7 +117,11 @@ class Runner:
         with progress("preparing data", 1) as advance:
             source.prepare(folder)
             advance()
-        return sha256_data([dict(record) for record in source.manifest(folder)])
+        records = [dict(record) for record in source.manifest(folder)]
+        if change := data_change(self.folder / MANIFEST, records):
+            self.say(f"the data has changed since the last run: {change}; what depends on it is made anew")
+        write_json(self.folder / MANIFEST, records)
+        return sha256_data(records)
 
     def key(self, node: Node, manifest: str) -> str:
         """The node's key; remembered for the nodes that read it."""
@@ -134,6 +141,8 @@ class Runner:
         place = graph.step_folder(self.folder, node.name)
         partial = place.with_name(f"{place.name}.partial")
         if partial.is_dir() and not _same_key(partial, key):
+            if node.name not in self.force:
+                _need_same_data(partial, node, manifest)
             shutil.rmtree(partial)
         with disk_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
@@ -243,6 +252,43 @@ def source_digests(node: Node) -> dict[str, str]:
     """Digest of the code of every plugin a node uses, for the record."""
     parts = [inner for part in node.parts.values() for inner in graph.with_inner(part)]
     return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in parts}
+
+
+def data_change(known: Path, records: Sequence[Mapping[str, Any]]) -> str:
+    """What differs from the manifest of the last run, in words; nothing where nothing does, or there was none."""
+    if not known.is_file():
+        return ""
+    before, now = ({sha256_data(dict(record)): record for record in each} for each in (read_json(known), records))
+    gone, new = (
+        [record for key, record in one.items() if key not in other] for one, other in ((before, now), (now, before))
+    )
+    if not gone and not new:
+        return "" if list(before) == list(now) else "the samples stand in another order"
+    names = {_name_of(record) for record in gone} & {_name_of(record) for record in new}
+    first = min({_name_of(record) for record in (*gone, *new)})
+    return (
+        f"{len(names)} samples changed, {len(new) - len(names)} came, {len(gone) - len(names)} went"
+        f" (the first by name: {first})"
+    )
+
+
+def _name_of(record: Mapping[str, Any]) -> str:
+    """What a manifest calls a sample."""
+    return str(next((record[key] for key in ("file", "path", "sample") if key in record), record))
+
+
+def _need_same_data(partial: Path, node: Node, manifest: str) -> None:
+    """A half-trained step is not thrown away because a file changed: UserError, with a way to say so."""
+    try:
+        before = read_json(partial / "job.json").get("manifest")
+    except UserError:
+        return
+    if node.reads_data and before != manifest and (partial / "checkpoints").is_dir():
+        raise UserError(
+            f"step {node.name!r} is half done, on data that has changed since",
+            where=str(partial),
+            mend=f"Put the data back as it was to go on, or give --force {node.name} to begin the step anew",
+        )
 
 
 def _same_key(partial: Path, key: str) -> bool:

@@ -189,14 +189,20 @@ def train_step(
 
 
 def draw_batch(samples: Samples, size: int, seed: int, step: int) -> Batch:
-    """The batch of a step: consecutive entries of the epochs' orders."""
-    total = len(samples)
-    places = range(step * size, (step + 1) * size)
-    orders = {epoch: epoch_order(seed, epoch, total) for epoch in {place // total for place in places}}
-    index = [int(orders[place // total][place % total]) for place in places]
+    """The batch of a step; where clips are decoded as they are needed, the next step's are begun."""
+    index = batch_index(len(samples), size, seed, step)
+    if samples.streamed:
+        samples.prefetch([*index, *batch_index(len(samples), size, seed, step + 1)])
     return Batch(
         step, index, samples.x0(index), Streams(seed, step, index), samples.captions(index), samples.tokens(index)
     )
+
+
+def batch_index(total: int, size: int, seed: int, step: int) -> list[int]:
+    """The samples of a step: consecutive entries of the epochs' orders."""
+    places = range(step * size, (step + 1) * size)
+    orders = {epoch: epoch_order(seed, epoch, total) for epoch in {place // total for place in places}}
+    return [int(orders[place // total][place % total]) for place in places]
 
 
 def learning_rate(step: int, start: int, options: TrainOptions) -> float:
