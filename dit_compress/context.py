@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from dit_compress.files import sha256_data
 from dit_compress.graph import data_folder
 from dit_compress.progress import progress
 from dit_compress.spec import Spec
+from dit_compress.train.parallel import Done, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,6 +63,8 @@ class Context:
     video: tuple[int, int, int] | None
     manifest_digest: str = ""
     trackers: Sequence[Part] = ()
+    world: World = field(default_factory=World)
+    notes: list[str] = field(default_factory=list)
     stopping: bool = False
     saves_itself: bool = False
 
@@ -91,7 +95,10 @@ class Context:
         """Write the step's bundle: the input with some components replaced, transforms logged, flow set.
 
         ``log`` holds new transform-log entries of the denoiser; ``spec`` replaces the components' configs.
+        The first process writes; any other is done here.
         """
+        if self.world.rank:
+            raise Done
         base = self.bundles.get("input")
         spec = spec or self.spec()
         if log and spec.denoiser:
@@ -123,7 +130,7 @@ class Context:
         """The clips as training samples in pixel space."""
         clips = self.clips(split)
         path = self.cache / f"pixels-{split}-{self.manifest_digest[:16]}.npy"
-        with progress(f"decoding {split} clips", len(clips)) as advance:
+        with self.world.first(), self.progress(f"decoding {split} clips", len(clips)) as advance:
             return Samples(pixel_cache(path, clips, advance), [clip.caption for clip in clips], {}, pixels=True)
 
     def latents(self, split: Split, text: Captions) -> Samples:
@@ -131,12 +138,13 @@ class Context:
         clips = self.clips(split)
         key = sha256_data([self.manifest_digest, self.input.digest("latent")])
         codec = self.input.codec()
-        with progress(f"encoding {split} clips", len(clips)) as advance:
+        with self.world.first(), self.progress(f"encoding {split} clips", len(clips)) as advance:
             latents = latent_cache(self.cache / f"latents-{split}-{key[:16]}.npy", clips, codec, advance)
         captions = [clip.caption for clip in clips]
         if text.frozen:
             key = sha256_data([self.manifest_digest, self.input.digest("text"), split])
-            tokens = caption_cache(self.cache / f"captions-{split}-{key[:16]}", captions, text)
+            with self.world.first():
+                tokens = caption_cache(self.cache / f"captions-{split}-{key[:16]}", captions, text)
         else:
             tokens = text.encoder.tokenize(captions)
         return Samples(latents, captions, tokens, pixels=False)
@@ -162,7 +170,9 @@ class Context:
     # -- services of the loop
 
     def open_trackers(self, resume_step: int) -> list[Tracker]:
-        """The recipe's trackers, opened in the step's folder."""
+        """The recipe's trackers, opened in the step's folder; the first process alone has any."""
+        if self.world.rank:
+            return []
         opened = [part.build() for part in self.trackers]
         for tracker in opened:
             tracker.open(self.folder, resume_step=resume_step)
@@ -170,9 +180,18 @@ class Context:
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
-        """A progress bar on a terminal."""
+        """A progress bar on a terminal, of the first process."""
+        if self.world.rank:
+            yield lambda *_: None
+            return
         with progress(title, total, done) as advance:
             yield advance
+
+    def say(self, text: str) -> None:
+        """A line for whoever runs this, kept in the step's record, too."""
+        if not self.world.rank:
+            self.notes.append(text)
+            sys.stderr.write(f"{self.name}: {text}\n")
 
     def catch_signals(self) -> None:
         """From now on SIGTERM and SIGUSR1 stop the step: a training loop saves itself first, any other just ends."""
