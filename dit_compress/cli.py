@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -64,20 +63,31 @@ def run(
     plugin: PluginFiles = None,
 ) -> None:
     """Run a recipe. Finished steps are reused; after a kill the same command continues."""
+    from dit_compress import launch
     from dit_compress.pipeline import Runner
 
-    parsed = _load(recipe, plugin)
-    folder = out or Path("runs") / parsed.name
-    say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    runner = Runner(
-        parsed,
-        folder,
-        threads or os.cpu_count() or 1,
-        plugin or (),
-        frozenset(force or ()),
-        lambda text: say(text, markup=False),
-    )
-    runner.run(only)
+    crew = launch.Crew() if launch.processes() > 1 else None
+    if crew is not None and crew.rank:
+        raise typer.Exit(crew.follow())
+    status = 2
+    try:
+        parsed = _load(recipe, plugin)
+        folder = out or Path("runs") / parsed.name
+        say = Console(stderr=True, highlight=False, soft_wrap=True).print
+        runner = Runner(
+            parsed,
+            folder,
+            threads or launch.default_threads(),
+            plugin or (),
+            frozenset(force or ()),
+            lambda text: say(text, markup=False),
+            crew=crew,
+        )
+        runner.run(only)
+        status = 0
+    finally:
+        if crew is not None:
+            crew.dismiss(status)
     typer.echo(folder / "report.html")
 
 

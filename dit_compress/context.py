@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from dit_compress.progress import progress
 from dit_compress.shards import Shards, write_shards
 from dit_compress.spec import Spec
 from dit_compress.stream import ClipStream
+from dit_compress.train.parallel import Done, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,6 +66,8 @@ class Context:
     video: tuple[int, int, int] | None
     manifest_digest: str = ""
     trackers: Sequence[Part] = ()
+    world: World = field(default_factory=World)
+    notes: list[str] = field(default_factory=list)
     stopping: bool = False
     saves_itself: bool = False
 
@@ -94,7 +98,10 @@ class Context:
         """Write the step's bundle: the input with some components replaced, transforms logged, flow set.
 
         ``log`` holds new transform-log entries of the denoiser; ``spec`` replaces the components' configs.
+        The first process writes; any other is done here.
         """
+        if self.world.rank:
+            raise Done
         base = self.bundles.get("input")
         spec = spec or self.spec()
         if log and spec.denoiser:
@@ -140,7 +147,7 @@ class Context:
         if workers := self._workers():
             return Samples(ClipStream(clips, workers), captions, {}, pixels=True)
         path = self.cache / f"pixels-{split}-{self.manifest_digest[:16]}.npy"
-        with progress(f"decoding {split} clips", len(clips)) as advance:
+        with self.world.first(), self.progress(f"decoding {split} clips", len(clips)) as advance:
             return Samples(pixel_cache(path, clips, advance), captions, {}, pixels=True)
 
     def latents(self, split: Split, text: Captions) -> Samples:
@@ -172,7 +179,7 @@ class Context:
         writing = encode_latents(
             self.cache / f"latents-{split}-{key[:16]}", clips, self.input.codec(), made_by, workers=self._workers()
         )
-        with progress(f"encoding {split} clips", len(clips)) as advance:
+        with self.world.first(), self.progress(f"encoding {split} clips", len(clips)) as advance:
             write_shards(writing, advance)
         return Shards(writing.folder).need(made_by).column("latent")
 
@@ -182,7 +189,7 @@ class Context:
         made_by = {"text": self.input.digest("text"), "weights": weights}
         key = sha256_data([made_by, list(captions)])
         writing = encode_captions(self.cache / f"captions-{split}-{key[:16]}", captions, text, made_by)
-        with progress(f"encoding {split} captions", len(captions)) as advance:
+        with self.world.first(), self.progress(f"encoding {split} captions", len(captions)) as advance:
             write_shards(writing, advance)
         shards = Shards(writing.folder).need(made_by)
         return {name: shards.column(name) for name in ("embedding", "mask")}
@@ -212,7 +219,9 @@ class Context:
     # -- services of the loop
 
     def open_trackers(self, resume_step: int) -> list[Tracker]:
-        """The recipe's trackers, opened in the step's folder."""
+        """The recipe's trackers, opened in the step's folder; the first process alone has any."""
+        if self.world.rank:
+            return []
         opened = [part.build() for part in self.trackers]
         for tracker in opened:
             tracker.open(self.folder, resume_step=resume_step)
@@ -220,9 +229,18 @@ class Context:
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
-        """A progress bar on a terminal."""
+        """A progress bar on a terminal, of the first process."""
+        if self.world.rank:
+            yield lambda *_: None
+            return
         with progress(title, total, done) as advance:
             yield advance
+
+    def say(self, text: str) -> None:
+        """A line for whoever runs this, kept in the step's record, too."""
+        if not self.world.rank:
+            self.notes.append(text)
+            sys.stderr.write(f"{self.name}: {text}\n")
 
     def catch_signals(self) -> None:
         """From now on SIGTERM and SIGUSR1 stop the step: a training loop saves itself first, any other just ends."""

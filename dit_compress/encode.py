@@ -181,18 +181,24 @@ class Captions(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Cond:
         """Tokens (or cached embeddings) → conditions."""
-        encoded = tokens if "embedding" in tokens else self.encoder(tokens)
+        encoded = tokens if "embedding" in tokens else self.encoder(self._placed(tokens))
         return Cond(dict(encoded), self.null())
 
     def null(self) -> dict[str, Tensor]:
         """The empty caption, leading 1; computed once while the encoder is frozen."""
         if not self.frozen:
-            return self.encoder(self.encoder.tokenize([""]))
+            return self.encoder(self._placed(self.encoder.tokenize([""])))
         if self._null is None:
             with torch.no_grad():
-                self._null = self.encoder(self.encoder.tokenize([""]))
+                self._null = self.encoder(self._placed(self.encoder.tokenize([""])))
+        self._null = self._placed(self._null)
         return self._null
 
     def cond(self, captions: Sequence[str]) -> Cond:
         """Captions → conditions."""
-        return self(self.encoder.tokenize(captions))
+        return self(self._placed(self.encoder.tokenize(captions)))
+
+    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where the encoder is."""
+        device = next((parameter.device for parameter in self.encoder.parameters()), None)
+        return {name: value if device is None else value.to(device) for name, value in tensors.items()}
