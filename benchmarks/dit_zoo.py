@@ -27,9 +27,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "zoo"))
 
-import judge  # noqa: E402
-import models  # noqa: E402
-from truth import TRUTH  # noqa: E402
+import judge
+import models
+from truth import TRUTH
 
 GOALS = {"classes": 59, "blocks_exact": 57, "ffn_exact": 57, "heads_exact": 52, "exact_all_levels": 52}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import models
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,16 +27,13 @@ from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.record import Call
 from dit_compress.structure.weightless import eager_flex_attention
 
-import models
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
+    from truth import Truth
 
     from dit_compress.structure.axes import Axis, Kept, Structure
-
-    from truth import Truth
 
 LEVELS = ("block", "head", "ffn")
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -116,9 +114,7 @@ def counted(structure: Structure, stacks: list[Truth], level: str) -> bool:
     """Whether every stack, and every attention or feed-forward in it, is there with the units of the source."""
     found = {stack.path: stack for stack in structure.stacks}
     if level == "block":
-        return all(
-            s.path in found and found[s.path].removable and found[s.path].length == s.length for s in stacks
-        )
+        return all(s.path in found and found[s.path].removable and found[s.path].length == s.length for s in stacks)
     parts = structure.attentions if level == "head" else structure.feed_forwards
     for s in stacks:
         for block in range(s.length):
@@ -162,7 +158,7 @@ def remove(verdict: Verdict, level: str, axes: list[Axis]) -> None:
 
 @contextmanager
 def throughout(dtype: torch.dtype) -> Iterator[None]:
-    """In float64, also where a module asks for float32; flex attention without torch.compile, which can't be watched."""
+    """In float64, also where a module asks for float32; flex attention then runs without torch.compile."""
     if dtype != torch.float64:
         yield
         return
@@ -220,7 +216,9 @@ def shifted(axis: Axis) -> Axis | None:
         return None
     columns = {point.module for point in axis.masks}
     members = [
-        m if m.tensor.rpartition(".")[0] in columns or m.tensor in columns else replace(m, indices=np.roll(m.indices, 1, 0))
+        m
+        if m.tensor.rpartition(".")[0] in columns or m.tensor in columns
+        else replace(m, indices=np.roll(m.indices, 1, 0))
         for m in axis.members
     ]
     return replace(axis, members=tuple(members))

@@ -554,7 +554,12 @@ def _ernie() -> Fixture:
         "rope_axes_dim": (4, 2, 2),
         "qk_layernorm": True,
     }
-    inputs = {"hidden_states": r(1, 4, 2, 3), "timestep": half(), "text_bth": r(1, 5, 16), "text_lens": torch.tensor([5])}
+    inputs = {
+        "hidden_states": r(1, 4, 2, 3),
+        "timestep": half(),
+        "text_bth": r(1, 5, 16),
+        "text_lens": torch.tensor([5]),
+    }
     return config, inputs
 
 

@@ -32,7 +32,9 @@ def stack(path: str, heads: list[int], ffn: list[int], length: int = BLOCKS) -> 
     return Truth(path, tuple(heads), tuple(ffn), length)
 
 
-def flux_like(width: int, *, joint: str = "transformer_blocks", single: str = "single_transformer_blocks") -> list[Truth]:
+def flux_like(
+    width: int, *, joint: str = "transformer_blocks", single: str = "single_transformer_blocks"
+) -> list[Truth]:
     """Dual-stream blocks with a feed-forward per stream, then blocks whose attention and feed-forward are parallel."""
     return [stack(joint, [HEADS], [width, width]), stack(single, [HEADS], [width])]
 

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dit_compress.structure.record import tensors_in
-from dit_compress.structure.weightless import Change, DivergedError, Key, Replica, Touch, Trace
+from dit_compress.structure.trace import Change, DivergedError, Key, Touch, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
+
+    from dit_compress.structure.weightless import Replica
 
     Perturb = Callable[[np.ndarray], Change]
 
@@ -139,9 +142,7 @@ def gallop(size: int, effect: Callable[[int], Effect]) -> Iterator[Run]:
         start, length = stop, stop - start
 
 
-def _length(
-    room: int, guess: int, start: int, first: Effect, effect: Callable[[int], Effect], *, shift: bool
-) -> int:
+def _length(room: int, guess: int, start: int, first: Effect, effect: Callable[[int], Effect], *, shift: bool) -> int:
     """Entries from ``start`` that act like the first: the length of the run before if it fits, else by galloping."""
 
     def alike(offset: int) -> bool:
@@ -198,9 +199,11 @@ def changed_columns(before: Touch, after: Touch) -> np.ndarray | None:
 
 
 def outputs_differ(before: object, after: object) -> bool:
-    """Whether any tensor that a block returns changed."""
-    pairs = zip(tensors_in(before), tensors_in(after), strict=True)
-    return any(a.shape != b.shape or (not torch.equal(a, b) and bool(differs(a, b).any())) for a, b in pairs)
+    """Whether any tensor in two values differs, or their shapes do."""
+    pairs = list(zip_longest(tensors_in(before), tensors_in(after)))
+    if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
+        return True
+    return any(not torch.equal(a, b) and bool(differs(a, b).any()) for a, b in pairs)
 
 
 def differs(a: Tensor, b: Tensor) -> Tensor:

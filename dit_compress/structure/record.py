@@ -1,8 +1,8 @@
 """One recorded call of a module: what discovery observes and what every compaction is proven on.
 
-    with dit_compress.record(pipeline.transformer) as call:
-        pipeline("a red square", num_inference_steps=1)
-    call.replay(pipeline.transformer)
+with dit_compress.record(pipeline.transformer) as call:
+    pipeline("a red square", num_inference_steps=1)
+call.replay(pipeline.transformer)
 """
 
 from __future__ import annotations

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dit_compress.structure.probe import OUTPUT, Effect, Prober, Run, differs, merged
 from dit_compress.structure.record import map_tensors
-from dit_compress.structure.weightless import Change, Key, Replica, Trace
+from dit_compress.structure.trace import Change, Key, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from dit_compress.structure.weightless import Replica
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Observer:
         for like in units.rows:
             dead = [key for key in self.dead if self.sizes[key] == self.sizes[like] and key[1] == like[1]]
             if dead:
-                owned = {**units.owned, **{key: units.owned[like] for key in dead}}
+                owned = {**units.owned, **dict.fromkeys(dead, units.owned[like])}
                 yield replace(units, owned=owned, rows=(*units.rows, *dead))
 
     def _maskable(self, units: Units) -> bool:
@@ -133,9 +135,7 @@ class Observer:
             for place, units in enumerate(found):
                 owned = owners(units, [merged(runs[key], [entry]) for entry in range(size)])
                 if owned is not None:
-                    found[place] = replace(
-                        units, owned={**units.owned, key: owned}, tables=(*units.tables, key)
-                    )
+                    found[place] = replace(units, owned={**units.owned, key: owned}, tables=(*units.tables, key))
         return found
 
     def _table(self, name: str, dims: tuple[Any, ...]) -> Callable[[np.ndarray], Change]:
@@ -183,40 +183,54 @@ def owners(units: Units, effects: Sequence[Mapping[Key, frozenset[int]]]) -> np.
     return np.array(owned) if len({len(entries) for entries in owned}) == 1 and owned[0] else None
 
 
-def join(sizes: Mapping[Key, int], runs: Mapping[Key, list[Run]], cuts: Sequence[str]) -> dict[Key, np.ndarray]:
-    """Connected components over all entries: a label per entry, by key. The stream's label is that of ``OUTPUT``."""
-    starts, total = {}, 0
-    for key, size in sizes.items():
-        starts[key], total = total, total + size
-    parent = list(range(total))
+class _Forest:
+    """Connected components of numbered nodes."""
 
-    def root(node: int) -> int:
+    def __init__(self, size: int) -> None:
+        self.parent = list(range(size))
+
+    def root(self, node: int) -> int:
+        """The node that stands for a component."""
+        parent = self.parent
         while parent[node] != node:
             parent[node] = parent[parent[node]]
             node = parent[node]
         return node
 
-    def link(a: int, b: int) -> None:
-        parent[root(a)] = root(b)
+    def link(self, a: int, b: int) -> None:
+        """Join the components of two nodes."""
+        self.parent[self.root(a)] = self.root(b)
 
+
+def join(sizes: Mapping[Key, int], runs: Mapping[Key, list[Run]], cuts: Sequence[str]) -> dict[Key, np.ndarray]:
+    """Connected components over all entries: a label per entry, by key. The stream's label is that of ``OUTPUT``."""
+    starts, total = {}, 0
+    for key, size in sizes.items():
+        starts[key], total = total, total + size
+    forest = _Forest(total)
     for key, found in runs.items():
         for run in found:
-            first, stop = starts[key] + run.start, starts[key] + run.stop
-            for target, columns in run.effect.items():
-                if run.shift:
-                    start = starts[target] + next(iter(columns))
-                    for place in range(stop - first):
-                        link(first + place, start + place)
-                else:
-                    for column in columns:
-                        link(first, starts[target] + column)
-                    for node in range(first + 1, stop):
-                        link(node, first)
+            _link_run(forest, starts[key], run, starts)
     for path in cuts:
         for entry in range(sizes.get((path, ("in",)), 0)):
-            link(starts[path, ("in",)] + entry, starts[path, ("out",)] + entry)
-    labels = np.array([root(node) for node in range(total)])
+            forest.link(starts[path, ("in",)] + entry, starts[path, ("out",)] + entry)
+    labels = np.array([forest.root(node) for node in range(total)])
     return {key: labels[starts[key] : starts[key] + size] for key, size in sizes.items()}
+
+
+def _link_run(forest: _Forest, start: int, run: Run, starts: Mapping[Key, int]) -> None:
+    """Join every entry of a run with the columns that it changes."""
+    first, stop = start + run.start, start + run.stop
+    for target, columns in run.effect.items():
+        if run.shift:
+            column = starts[target] + next(iter(columns))
+            for place in range(stop - first):
+                forest.link(first + place, column + place)
+        else:
+            for column in columns:
+                forest.link(first, starts[target] + column)
+            for node in range(first + 1, stop):
+                forest.link(node, first)
 
 
 def exchangeable(labels: Mapping[Key, np.ndarray], rows: set[Key], cols: frozenset[Key]) -> list[Units]:

@@ -172,7 +172,9 @@ def test_norms_across_heads_and_rope_tables_are_seen(name: str) -> None:
     structure = make(name).structure()
     assert (structure.main.length, len(structure.attentions), len(structure.feed_forwards)) == (2, 4, 2)
     assert all(len(found.across) == 2 and found.heads == 4 for found in structure.attentions)
-    gathered = [found.path for found in structure.attentions if [g.argument for g in found.gathers] == ["image_rotary_emb"]]
+    gathered = [
+        found.path for found in structure.attentions if [g.argument for g in found.gathers] == ["image_rotary_emb"]
+    ]
     assert [path[-1] for path in gathered] == (["1", "1"] if name.startswith("LTX") else [])
 
 

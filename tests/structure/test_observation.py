@@ -8,17 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
-import dit_compress
-from dit_compress.errors import UserError
-from dit_compress.structure.axes import Axis, Kept, Structure
-from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
-from dit_compress.structure.discover import observe
-from dit_compress.structure.edits import apply_edits, compile_edits, edits_from_data
-from dit_compress.structure.masks import hard_masks, masked
-from dit_compress.structure.record import Call
-from dit_compress.structure.tombstone import Tombstone
 from plain_dits import (
     CHANNELS,
     HEAD_WIDTH,
@@ -33,6 +22,17 @@ from plain_dits import (
     Table,
     Torch,
 )
+from torch import Tensor, nn
+
+import dit_compress
+from dit_compress.errors import UserError
+from dit_compress.structure.axes import Axis, Kept, Structure
+from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
+from dit_compress.structure.discover import observe
+from dit_compress.structure.edits import apply_edits, edits_from_data
+from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.record import Call
+from dit_compress.structure.tombstone import Tombstone
 
 MODELS: dict[str, tuple[Any, int, list[int], list[int]]] = {
     "fused": (lambda: Model(Fused), 3, [HEADS], [CHANNELS]),
@@ -115,7 +115,11 @@ def test_a_pruned_model_is_pruned_again(name: str) -> None:
 def test_the_units_are_those_of_the_source(name: str) -> None:
     """Rows of unit 1, by hand: contiguous thirds, grouped queries, head-major triples."""
     part = observe(*make(name)).attentions[0]
-    rows = {member.tensor.removeprefix("blocks.0."): member.indices[1].tolist() for member in part.members if member.dim == 0}
+    rows = {
+        member.tensor.removeprefix("blocks.0."): member.indices[1].tolist()
+        for member in part.members
+        if member.dim == 0
+    }
     k = HEAD_WIDTH
     if name == "fused":
         assert rows["qkv.weight"] == [*range(k, 2 * k), *range(4 * k, 5 * k), *range(7 * k, 8 * k)]
