@@ -68,7 +68,7 @@ PLANNED = {
     ),
     "budget out of reach": (
         "    name: vae\n", "    name: vae\n  - prune: {use: trilevel, budget: {params: 10}, search: magnitude}\n",
-        "r.yaml:8: no plan comes within 1% of 10 parameters from below. The nearest that can be met is ",
+        "r.yaml:8: no plan comes within 1% of 10 parameters from below: what can't be removed weighs 24,488. The nearest",
     ),
     "more blocks removed than there are": (
         "    name: vae\n",

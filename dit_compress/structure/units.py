@@ -183,54 +183,35 @@ def owners(units: Units, effects: Sequence[Mapping[Key, frozenset[int]]]) -> np.
     return np.array(owned) if len({len(entries) for entries in owned}) == 1 and owned[0] else None
 
 
-class _Forest:
-    """Connected components of numbered nodes."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = list(range(size))
-
-    def root(self, node: int) -> int:
-        """The node that stands for a component."""
-        parent = self.parent
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    def link(self, a: int, b: int) -> None:
-        """Join the components of two nodes."""
-        self.parent[self.root(a)] = self.root(b)
-
-
 def join(sizes: Mapping[Key, int], runs: Mapping[Key, list[Run]], cuts: Sequence[str]) -> dict[Key, np.ndarray]:
     """Connected components over all entries: a label per entry, by key. The stream's label is that of ``OUTPUT``."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     starts, total = {}, 0
     for key, size in sizes.items():
         starts[key], total = total, total + size
-    forest = _Forest(total)
-    for key, found in runs.items():
-        for run in found:
-            _link_run(forest, starts[key], run, starts)
+    links = [link for key, found in runs.items() for run in found for link in _links(run, starts[key], starts)]
     for path in cuts:
-        for entry in range(sizes.get((path, ("in",)), 0)):
-            forest.link(starts[path, ("in",)] + entry, starts[path, ("out",)] + entry)
-    labels = np.array([forest.root(node) for node in range(total)])
+        inputs, outputs = starts.get((path, ("in",)), 0), starts.get((path, ("out",)), 0)
+        links += [(inputs + entry, outputs + entry) for entry in range(sizes.get((path, ("in",)), 0))]
+    ends = np.array(links, dtype=np.int64).reshape(-1, 2).T
+    labels = connected_components(coo_array((np.ones(len(links)), tuple(ends)), shape=(total, total)), directed=False)[
+        1
+    ]
     return {key: labels[starts[key] : starts[key] + size] for key, size in sizes.items()}
 
 
-def _link_run(forest: _Forest, start: int, run: Run, starts: Mapping[Key, int]) -> None:
-    """Join every entry of a run with the columns that it changes."""
-    first, stop = start + run.start, start + run.stop
+def _links(run: Run, origin: int, starts: Mapping[Key, int]) -> Iterator[tuple[int, int]]:
+    """Pairs of entries that a run's effect ties together."""
+    first, stop = origin + run.start, origin + run.stop
     for target, columns in run.effect.items():
         if run.shift:
-            column = starts[target] + next(iter(columns))
-            for place in range(stop - first):
-                forest.link(first + place, column + place)
+            start = starts[target] + next(iter(columns))
+            yield from ((first + place, start + place) for place in range(stop - first))
         else:
-            for column in columns:
-                forest.link(first, starts[target] + column)
-            for node in range(first + 1, stop):
-                forest.link(node, first)
+            yield from ((first, starts[target] + column) for column in columns)
+            yield from ((node, first) for node in range(first + 1, stop))
 
 
 def exchangeable(labels: Mapping[Key, np.ndarray], rows: set[Key], cols: frozenset[Key]) -> list[Units]:
