@@ -144,6 +144,8 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
         if units.reads:
             _settle(found, replica, base, observer, units, calls)
     found.refusals += _unfound(block, found, calls)
+    if observer.prober.diverged and not found.parts and not found.refusals:
+        found.refusals.append(Refusal("", "its control flow depends on values: no units can be told apart"))
     _name_apart(found)
     return found
 
@@ -162,6 +164,9 @@ def _settle(
             solved = solved or solve(replica.edited([]), part, variant)
     except UnsliceableError as error:
         found.refusals.append(Refusal(path, str(error)))
+        return
+    except DivergedError as error:
+        found.refusals.append(Refusal(path, f"its control flow depends on values: {error}"))
         return
     except FAILURES as error:
         found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))

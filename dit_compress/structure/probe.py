@@ -58,18 +58,19 @@ class Run:
 
 
 class Prober:
-    """Perturbs one block."""
+    """Perturbs one block. diverged: whether a perturbation ever took another way through it."""
 
     def __init__(self, replica: Replica, base: Trace) -> None:
-        self.replica, self.base = replica, base
+        self.replica, self.base, self.diverged = replica, base, False
         self.random = np.random.default_rng(replica.seed)
 
     def effect(self, change: Change) -> Effect:
         """What differs from the recorded run, over all uses of every weight."""
         try:
             trace = self.replica.run(self.base, change)
-        except (DivergedError, RuntimeError, ValueError, IndexError):
+        except (DivergedError, RuntimeError, ValueError, IndexError) as error:
             # The control flow, or a shape, depends on it: it touches everything.
+            self.diverged = self.diverged or isinstance(error, DivergedError)
             return {OUTPUT: frozenset([0])}
         found: dict[Key, set[int]] = {}
         for before, after in zip(self.base.touches, trace.touches, strict=True):

@@ -109,5 +109,5 @@ def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) ->
     value = calls[0].outputs()[place]
     if not isinstance(value, Tensor):
         return ("none", "")
-    alike = [name for name, given in calls[0].inputs().items() if alike(given, value)]
-    return ("zeros", alike[0]) if alike else ("none", "")
+    like = [name for name, given in calls[0].inputs().items() if alike(given, value)]
+    return ("zeros", like[0]) if like else ("none", "")

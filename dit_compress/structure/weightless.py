@@ -11,7 +11,6 @@ Everything runs on the CPU in float64, also where a module asks for float32.
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 
 from dit_compress.structure.dispatch import Watcher
 from dit_compress.structure.edits import apply_edits, edit_state
-from dit_compress.structure.precision import WIDE
+from dit_compress.structure.precision import WIDE, double_by_default
 from dit_compress.structure.record import Call, map_tensors
 from dit_compress.structure.trace import Change, DivergedError, Touch, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from dit_compress.structure.edits import Edit
 
@@ -68,7 +67,7 @@ class Replica:
             handles.append(owner.register_forward_pre_hook(lambda _m, a, k: edit(a, k), with_kwargs=True))
         args, kwargs = map_tensors(Tensor.clone, (self.call.args, self.call.kwargs))
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), eager_flex_attention():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), double_by_default():
                 torch.manual_seed(0)
                 with mode:
                     mode.trace.output = self.module(*args, **kwargs)
@@ -125,22 +124,6 @@ def hollow_copy(module: nn.Module) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = torch.zeros(buffer.shape, dtype=buffer.dtype) if buffer.is_meta else buffer.cpu()
     return copy.deepcopy(module, memo)
-
-
-@contextmanager
-def eager_flex_attention() -> Iterator[None]:
-    """Flex attention without torch.compile, which refuses to run where operations are watched."""
-    from torch.nn.attention import flex_attention as flex
-
-    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
-    before = getattr(flex, name, None)
-    if before is not None:
-        setattr(flex, name, True)
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(flex, name, before)
 
 
 def _real(value: Tensor) -> Tensor:
