@@ -11,6 +11,7 @@ from dit_compress import graph
 from dit_compress.errors import UserError
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
+from dit_compress.target import component_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,12 +78,10 @@ def open_denoiser(target: str) -> Denoiser:
     bundle = graph.resolve_bundle(path)
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle).spec.build_denoiser().to("meta")
-    if (path / "config.json").is_file():
-        options: dict[str, Any] = {"path": str(path)}
-    elif path.exists() or not target.isidentifier():
-        raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=target)
-    else:
-        options = {"class_name": target}
+    options: dict[str, Any] = {"class_name": target}
+    if path.exists() or not target.isidentifier():
+        component_folder(path)
+        options = {"path": target}
     from accelerate import init_empty_weights
 
     maker = make_part("model", {"use": "diffusers", **options}, installed()).build()
