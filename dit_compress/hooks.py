@@ -361,7 +361,7 @@ class Transform(Step, Protocol):
 
 
 class Exporter(Step, Protocol):
-    """Files for a device. ``run`` is normally ``return dit_compress.export.export(self, context)``.
+    """Files for a device. A subclass of ``dit_compress.export.ExportStep`` adds three methods; the engine does the rest.
 
     profile: the device, as the options describe it.
     """
@@ -369,13 +369,20 @@ class Exporter(Step, Protocol):
     profile: Profile
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """What would break on the target, before any training is paid for. Meta device, no weights."""
+        """What would break on the target, each with operator, module path, severity and mend.
+
+        ``plan``, ``check --deep`` and ``run`` ask before any training is paid for: the component then lies on
+        the meta device, without weights. They ask again before ``lower``.
+        """
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """Write the component's files into the folder."""
+        """Write the component's files into the folder. UserError where that fails."""
 
     def runner(self, artifact: Artifact) -> Runner:
-        """Something that executes the file just as it is on disk, with its fidelity."""
+        """Something that executes the file just as it is on disk, with its fidelity.
+
+        ``verify`` and ``play`` ask on other machines: the module at ``load`` imports torch only where it needs it.
+        """
 
 
 # ------------------------------------------------------------------ protocols of parts
@@ -428,6 +435,12 @@ class TextEncoder(Protocol):
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tokens → ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
+
+    def save_tokenizer(self, folder: Path) -> dict[str, Any]:
+        """Write what an app needs to tokenize; say its ``kind``, ``file``, ``length`` and ``padding``.
+
+        Optional: an encoder without it stays on the host, and an exported package takes embeddings.
+        """
 
 
 class Data(Protocol):

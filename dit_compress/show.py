@@ -1,4 +1,4 @@
-"""Tables for the terminal: a plan, a model's axes."""
+"""Tables for the terminal: a plan, a model's axes, a proof."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dit_compress.denoiser import Denoiser
+    from dit_compress.export.proof import Row
     from dit_compress.planning import Planned
     from dit_compress.recipe.model import Recipe
 
@@ -36,6 +37,17 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path) -> Table:
             _change(row, "memory_bytes", _memory),
             "yes" if row.node.name in cached else "no",
             "; ".join(row.notes),
+        )
+    return table
+
+
+def proof_table(rows: Sequence[Row]) -> Table:
+    """One row per execution of an exported file."""
+    table = Table("component", "file", "arithmetic", "inputs", "dB", "gate", "verdict", box=None)
+    for row in rows:
+        decibel = f"{row.comparison.psnr_db:.1f}"
+        table.add_row(
+            row.component, row.kind, row.arithmetic, row.input_set, decibel, f"{row.gate_db:.0f}", row.verdict
         )
     return table
 
