@@ -11,7 +11,7 @@ from dit_compress import graph
 from dit_compress.errors import UserError
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
-from dit_compress.target import component_folder
+from dit_compress.pruning.target import component_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
