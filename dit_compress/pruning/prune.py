@@ -89,7 +89,14 @@ def prune(
     Masked equals compact is proven in float32 first. Raises UserError where the model is not understood or the budget
     can't be met; then nothing is changed or written.
     """
-    asked = {"params": params, "flops": flops, "latency": latency, "levels": levels, "remove": remove, "keep": keep}
+    asked: dict[str, Any] = {
+        "params": params,
+        "flops": flops,
+        "latency": latency,
+        "levels": levels,
+        "remove": remove,
+        "keep": keep,
+    }
     part, place = step_part(**asked, size=_size(size, call, flops or latency), search=search), free(out)
     if not isinstance(model, str | Path):
         return _prune_live(model, part, place, seed, shard_bytes, call)
