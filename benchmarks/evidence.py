@@ -23,7 +23,7 @@ def figures(run: Path) -> dict[str, float]:
         step["name"]: step for step in json.loads((run / "summary.json").read_text("utf-8"))["steps"]
     }
     metrics = {name: step.get("metrics") or {} for name, step in steps.items()}
-    real, trip = metrics["real-clips"]["accuracy"], metrics["round-trip"]["accuracy"]
+    real, trip = metrics["real-clips"], metrics["round-trip"]
     accuracy = {
         name: metrics[name]["attribute_accuracy"]
         for name in ("teacher-40", "teacher-4", "undistilled-4", "compact-4", "student-4")
@@ -31,7 +31,7 @@ def figures(run: Path) -> dict[str, float]:
     teacher, student = (steps[name]["model"]["params"] for name in ("teacher", "student"))
     return {
         "vae_above_pca_db": metrics["vae"]["above_pca_db"],
-        "vae_worst_attribute_kept": min(trip[name] / real[name] for name in ATTRIBUTES),
+        "vae_worst_attribute_kept": min(trip[f"accuracy.{name}"] / real[f"accuracy.{name}"] for name in ATTRIBUTES),
         **{f"accuracy_{name.replace('-', '_')}": value for name, value in accuracy.items()},
         "student_share_of_teacher": accuracy["student-4"] / accuracy["teacher-40"],
         "params_kept": student / teacher,

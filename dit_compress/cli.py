@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +31,17 @@ PluginFiles = Annotated[
     list[str] | None, typer.Option("--plugin", help="A Python file with a plugin; may be repeated.")
 ]
 RunFolder = Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/<name> if absent.")]
+PackageFolder = Annotated[Path, typer.Argument(help="An exported package: a folder with manifest.json.")]
+AllowUnverified = Annotated[
+    bool, typer.Option("--allow-unverified", help="Exit 0 also where an exported file was not executed.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; results are bit for bit at an equal number.")]
 
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit status 2."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None
@@ -52,6 +55,8 @@ def main() -> None:
             raise
         error.show()
         raise SystemExit(2) from None
+    if status:  # typer.Exit comes back as a number
+        raise SystemExit(status)
 
 
 @app.command()
@@ -61,30 +66,53 @@ def run(
     only: Annotated[str | None, typer.Option(help="Run just this step (its inputs must be finished).")] = None,
     force: Annotated[list[str] | None, typer.Option(help="Run this step again; may be repeated.")] = None,
     threads: Threads = None,
+    allow_unverified: AllowUnverified = False,  # noqa: FBT002 - a switch
     plugin: PluginFiles = None,
 ) -> None:
     """Run a recipe. Finished steps are reused; after a kill the same command continues."""
+    from dit_compress import launch
     from dit_compress.pipeline import Runner
 
-    parsed = _load(recipe, plugin)
-    folder = out or Path("runs") / parsed.name
-    say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    runner = Runner(
-        parsed,
-        folder,
-        threads or os.cpu_count() or 1,
-        plugin or (),
-        frozenset(force or ()),
-        lambda text: say(text, markup=False),
-    )
-    runner.run(only)
+    crew = launch.Crew() if launch.processes() > 1 else None
+    if crew is not None and crew.rank:
+        raise typer.Exit(crew.follow())
+    status = 2
+    try:
+        parsed = _load(recipe, plugin)
+        folder = out or Path("runs") / parsed.name
+        say = Console(stderr=True, highlight=False, soft_wrap=True).print
+        runner = Runner(
+            parsed,
+            folder,
+            threads or launch.default_threads(),
+            plugin or (),
+            frozenset(force or ()),
+            lambda text: say(text, markup=False),
+            crew=crew,
+        )
+        runner.run(only)
+        status = 0
+    finally:
+        if crew is not None:
+            crew.dismiss(status)
     typer.echo(folder / "report.html")
+    _refuse_unverified(folder, parsed, allowed=allow_unverified)
 
 
 @app.command()
-def check(recipe: RecipePath, plugin: PluginFiles = None) -> None:
+def check(
+    recipe: RecipePath,
+    deep: Annotated[bool, typer.Option("--deep", help="Plan every step, and ask the exporters, too.")] = False,  # noqa: FBT002 - a switch
+    plugin: PluginFiles = None,
+) -> None:
     """Validate a recipe: every error at once, with its line. Reads no data and no weights."""
     parsed = _load(recipe, plugin)
+    if deep:
+        from dit_compress.planning import plan as planned
+
+        for row in planned(parsed):
+            for note in row.notes:
+                typer.echo(f"{row.node.name}: {note}")
     typer.echo(f"{recipe}: {len(parsed.steps)} steps, no errors")
 
 
@@ -153,14 +181,33 @@ def generate(
     size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
     fps: Annotated[float, typer.Option(min=1)] = 8.0,
     seed: int = 0,
+    sampler: Annotated[str, typer.Option(help="A sampler plugin.")] = "euler",
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
+    from dit_compress.recipe import make_part
     from dit_compress.sampling import generate_file
 
-    _registry(plugin)
-    generate_file(caption, model, out, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed)
+    sample = make_part("sampler", {"use": sampler}, _registry(plugin), "--sampler").build().sample
+    generate_file(
+        caption, model, out, sample, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed
+    )
     typer.echo(out)
+
+
+@app.command()
+def encode(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; its data is encoded.")],
+    vae: Annotated[Path, typer.Option(help="A bundle with the VAE, or a run folder (its last bundle).")],
+    out: Annotated[Path, typer.Option(help="The folder for the shards; data: {use: latents} reads it.")],
+    rank: Annotated[int, typer.Option(min=0, help="Which share of the shards to write …")] = 0,
+    world: Annotated[int, typer.Option(min=1, help="… of how many; one machine each.")] = 1,
+    plugin: PluginFiles = None,
+) -> None:
+    """Encode a recipe's clips once, into shards that other runs read; goes on where it was broken off."""
+    from dit_compress.encode_command import encode_data
+
+    typer.echo(encode_data(_load(recipe, plugin), vae, out, rank=rank, world=world))
 
 
 @app.command()
@@ -171,6 +218,60 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
     if not (folder / "run.json").is_file():
         raise UserError("not a run folder (run.json is missing)", where=str(folder))
     typer.echo(write_report(folder))
+
+
+@app.command()
+def verify(
+    folder: PackageFolder,
+    outputs: Annotated[
+        Path | None, typer.Option(help="What a device computed: safetensors, <component>/<input set>/<output>.")
+    ] = None,
+    allow_unverified: AllowUnverified = False,  # noqa: FBT002 - a switch
+    plugin: PluginFiles = None,
+) -> None:
+    """Prove an exported package on its saved inputs. Needs no torch; a stronger proof than the recorded one is kept."""
+    from dit_compress.export.verifying import verify_folder
+    from dit_compress.show import proof_table
+
+    found = verify_folder(folder, _registry(plugin), outputs)
+    _print(proof_table(found.rows))
+    for component, reason in found.not_executed.items():
+        typer.echo(f"{component}: not executed, {reason}")
+    before, after = found.recorded
+    typer.echo(f"fidelity of this proof: {found.fidelity}; recorded: {before}" + (f" → {after}" if after != before else ""))
+    if found.not_executed and not allow_unverified:
+        typer.echo("UNVERIFIED. Verify where it can be executed, or give --allow-unverified")
+    executed = all(row.verdict == "passed" for row in found.rows)
+    raise typer.Exit(0 if found.passed or (allow_unverified and executed) else 1)
+
+
+@app.command()
+def play(
+    folder: PackageFolder,
+    caption: Annotated[str | None, typer.Argument(help="What the video shows.")] = None,
+    out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("video.mp4"),
+    text: Annotated[
+        Path | None, typer.Option(help="Embeddings, where the text encoder is on a host: safetensors, text/<name>.")
+    ] = None,
+    golden: Annotated[bool, typer.Option("--golden", help="Play the golden sample, compare every stage.")] = False,  # noqa: FBT002 - a switch
+    seed: int = 0,
+    plugin: PluginFiles = None,
+) -> None:
+    """Make a video from an exported package alone: NumPy, and the runtime of its files."""
+    from dit_compress.export.player import Player
+
+    player = Player(folder, _registry(plugin))
+    if golden:
+        gate, stages = player.manifest["sample"]["gate_db"], player.golden()
+        for stage, decibel in stages.items():
+            typer.echo(f"{stage}: {decibel} dB")
+        raise typer.Exit(0 if min(stages.values()) >= gate else 1)
+    if caption is None and text is None:
+        raise UserError("nothing to show", mend="Give a caption, or --golden")
+    from dit_compress.clips import write_video
+
+    write_video(out, player.video(caption or "", seed, text), player.manifest["video"]["fps"])
+    typer.echo(out)
 
 
 @app.command()
@@ -219,6 +320,21 @@ def _load(path: Path, files: list[str] | None) -> Recipe:
     from dit_compress.recipe import load
 
     return load(path, _registry(files))
+
+
+def _refuse_unverified(folder: Path, recipe: Recipe, *, allowed: bool) -> None:
+    """Exit 1 where an export step wrote files that nothing executed."""
+    from dit_compress.export.folder import UNVERIFIED
+    from dit_compress.files import read_json
+
+    manifests = {step.name: folder / "steps" / step.name / "files" / "manifest.json" for step in recipe.steps}
+    unproven = [
+        name for name, path in manifests.items() if path.is_file() and read_json(path).get("fidelity") == "none"
+    ]
+    for name in unproven:
+        typer.echo(f"{name}: {UNVERIFIED}. Nothing executed its files; run dit-compress verify where something can")
+    if unproven and not allowed:
+        raise typer.Exit(1)
 
 
 def _print(table: Any) -> None:

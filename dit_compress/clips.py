@@ -34,6 +34,8 @@ _X264 = "threads=1:bframes=0:rc-lookahead=0:mbtree=0:scenecut=0:colorprim=bt709:
 _ENCODER = {"crf": "10", "preset": "veryfast", "x264-params": _X264}
 _NUM_NAMED = 10
 """How many broken lines or files one error names."""
+_AT_A_TIME = 64
+"""Videos that are looked at before it is asked whether there is any use in going on."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,16 @@ class Clip:
     def pixels(self) -> np.ndarray:
         """Decode ``[F,Y,X,3]`` uint8; raises ``UserError`` naming the file where it can't."""
         return read_video(self.path, self.frames, self.size, self.fps)
+
+    def record(self) -> dict[str, Any]:
+        """What is known of the clip, as JSON data."""
+        about = {"file": self.path.name, "caption": self.caption}
+        return about if self.truth is None else {**about, "truth": dict(self.truth)}
+
+    def identity(self) -> list[Any]:
+        """JSON that changes with the clip's pixels: the file's name, size and time, and what is taken of it."""
+        stat = self.path.stat()
+        return [self.path.name, stat.st_size, stat.st_mtime_ns, self.frames, list(self.size), self.fps]
 
 
 def split_of(caption: str, test_fraction: float) -> Split:
@@ -86,31 +98,63 @@ def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None
 
     try:
         with av.open(str(path)) as container:
-            decoded = _decode(container, path)
-            shown = decoded if fps is None else _resample(decoded, fps)
-            pixels = [_fit(frame, size) for _, frame in islice(shown, frames)]
+            pixels = [_fit(frame, size) for _, frame in islice(_shown(container, path, fps), frames)]
     except (av.FFmpegError, OSError) as error:
         raise _broken(path, error) from error
-    if len(pixels) < frames:
-        rate = "" if fps is None else f" at {fps:g} frames a second"
-        raise UserError(
-            f"the video has {len(pixels)} frames{rate}, {frames} are wanted",
-            where=str(path),
-            mend="Ask for fewer frames or a higher fps, or take the clip out of the captions",
-        )
+    _need_frames(path, len(pixels), frames, fps)
     return np.stack(pixels)
 
 
-def check_video(path: Path) -> None:
-    """Raise ``UserError`` unless the file opens as a video and its first frame decodes."""
+def check_video(path: Path, frames: int = 1, fps: float | None = None) -> None:
+    """Raise ``UserError`` unless the file opens as a video, its first frame decodes and it has ``frames`` at ``fps``.
+
+    Frames are counted by the file's packets, which costs no decoding; where that leaves a doubt, by decoding.
+    """
     import av
 
     try:
         with av.open(str(path)) as container:
             if next(_decode(container, path), None) is None:
                 raise UserError("the video has no frames", where=str(path), mend=_MEND_BROKEN)
+        if frames > 1 and not _surely_has(path, frames, fps):
+            with av.open(str(path)) as container:
+                _need_frames(path, sum(1 for _ in islice(_shown(container, path, fps), frames)), frames, fps)
     except (av.FFmpegError, OSError) as error:
         raise _broken(path, error) from error
+
+
+def _surely_has(path: Path, frames: int, fps: float | None) -> bool:
+    """Whether the packets alone show that there is a frame more than wanted."""
+    import av
+
+    count, first, last = 0, None, 0.0
+    with av.open(str(path)) as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pts is None or not packet.size:
+                continue
+            seconds = float(packet.pts * packet.time_base)
+            first = seconds if first is None else min(first, seconds)
+            last, count = max(last, seconds), count + 1
+            if count > frames if fps is None else (last - first) * fps > frames + 1:
+                return True
+    return False
+
+
+def _need_frames(path: Path, count: int, frames: int, fps: float | None) -> None:
+    """UserError where a video is too short."""
+    if count < frames:
+        rate = "" if fps is None else f" at {fps:g} frames a second"
+        raise UserError(
+            f"the video has {count} frames{rate}, {frames} are wanted",
+            where=str(path),
+            mend="Ask for fewer frames or a higher fps, or take the clip out of the captions",
+        )
+
+
+def _shown(container: av.container.InputContainer, path: Path, fps: float | None) -> Iterator[tuple[float, Any]]:
+    """The file's frames at a rate."""
+    decoded = _decode(container, path)
+    return decoded if fps is None else _resample(decoded, fps)
 
 
 def write_video(path: Path, frames_FYX3: np.ndarray, fps: float) -> None:
@@ -232,27 +276,42 @@ def read_folder(
     return clips
 
 
-def find_broken(paths: Sequence[Path], *, max_broken: int = 0) -> dict[Path, str]:
+def find_broken(
+    paths: Sequence[Path], *, max_broken: int = 0, frames: int = 1, fps: float | None = None, workers: int = 1
+) -> dict[Path, str]:
     """Open each video; path → what is wrong with it, logged as a warning.
 
+    Args:
+        paths: the videos.
+        max_broken: how many may be.
+        frames, fps: what each must have.
+        workers: threads that look.
+
     Raises:
-        UserError: more than ``max_broken`` of them are broken; names each, up to ten.
+        UserError: more than ``max_broken`` of them are broken or too short; names each, up to ten.
     """
-    broken: dict[Path, str] = {}
-    problems: list[UserError] = []
-    for path in paths:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def look(path: Path) -> UserError | None:
         try:
-            check_video(path)
+            check_video(path, frames, fps)
         except UserError as error:
-            broken[path] = str(error)
-            problems.append(error)
-            if len(problems) > max_broken + _NUM_NAMED:
+            return error
+        return None
+
+    broken: dict[Path, UserError] = {}
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in range(0, len(paths), _AT_A_TIME):
+            some = paths[start : start + _AT_A_TIME]
+            broken |= {path: error for path, error in zip(some, pool.map(look, some), strict=True) if error}
+            if len(broken) > max_broken + _NUM_NAMED:
                 break
+    problems = list(broken.values())
     if len(problems) > max_broken:
         _raise_all(problems)
     for problem in problems:
         _log.warning("left out: %s", problem)
-    return broken
+    return {path: str(error) for path, error in broken.items()}
 
 
 def write_captions(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.encode import Captions, Samples, caption_cache, latent_cache, pixel_cache
+from dit_compress.encode import Captions, Samples, encode_captions, encode_latents, pixel_cache
 from dit_compress.errors import UserError
 from dit_compress.files import sha256_data
-from dit_compress.graph import data_folder
+from dit_compress.graph import data_folder, manifest_digest
 from dit_compress.progress import progress
+from dit_compress.shards import Shards, write_shards
 from dit_compress.spec import Spec
+from dit_compress.stream import ClipStream
+from dit_compress.train.parallel import Done, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from dit_compress.clips import Clip
     from dit_compress.flow import Flow
     from dit_compress.hooks import Part, Tracker
+    from dit_compress.shards import Column
 
 Split = Literal["train", "test"]
 
@@ -61,6 +66,8 @@ class Context:
     video: tuple[int, int, int] | None
     manifest_digest: str = ""
     trackers: Sequence[Part] = ()
+    world: World = field(default_factory=World)
+    notes: list[str] = field(default_factory=list)
     stopping: bool = False
     saves_itself: bool = False
 
@@ -91,7 +98,10 @@ class Context:
         """Write the step's bundle: the input with some components replaced, transforms logged, flow set.
 
         ``log`` holds new transform-log entries of the denoiser; ``spec`` replaces the components' configs.
+        The first process writes; any other is done here.
         """
+        if self.world.rank:
+            raise Done
         base = self.bundles.get("input")
         spec = spec or self.spec()
         if log and spec.denoiser:
@@ -106,40 +116,87 @@ class Context:
     # -- data
 
     def clips(self, split: Split) -> Sequence[Clip]:
-        """The recipe's clips of one split."""
+        """The recipe's clips of one split. UserError where they are not those the run began with."""
+        part = self.data_part()
+        source, folder = part.build(), self.data_folder(part)
+        if self.manifest_digest not in ("", manifest_digest(source, folder)):
+            raise UserError(
+                "the data has changed since the run began",
+                mend="Run the same command again: it says what has changed, and makes anew what depends on it",
+            )
+        found = source.clips(folder, split)
+        if not found:
+            raise UserError(f"the data has no {split!r} clips", where=str(folder))
+        return found
+
+    def data_part(self) -> Part:
+        """The recipe's source of data."""
         part = self.parts.get("data")
         if part is None:
             raise UserError(f"step {self.name!r} needs clips", mend="Name a 'data' source in the recipe")
-        found = part.build().clips(self.data_folder(part), split)
-        if not found:
-            raise UserError(f"the data has no {split!r} clips", where=str(self.data_folder(part)))
-        return found
+        return part
 
     def data_folder(self, part: Part) -> Path:
         """Where a data part keeps what it wrote."""
         return data_folder(self.cache, part)
 
     def pixels(self, split: Split) -> Samples:
-        """The clips as training samples in pixel space."""
+        """The clips as training samples in pixel space: streamed where the source has workers, else decoded once."""
         clips = self.clips(split)
+        captions = [clip.caption for clip in clips]
+        if workers := self._workers():
+            return Samples(ClipStream(clips, workers), captions, {}, pixels=True)
         path = self.cache / f"pixels-{split}-{self.manifest_digest[:16]}.npy"
-        with progress(f"decoding {split} clips", len(clips)) as advance:
-            return Samples(pixel_cache(path, clips, advance), [clip.caption for clip in clips], {}, pixels=True)
+        with self.world.first(), self.progress(f"decoding {split} clips", len(clips)) as advance:
+            return Samples(pixel_cache(path, clips, advance), captions, {}, pixels=True)
 
     def latents(self, split: Split, text: Captions) -> Samples:
         """The clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
         clips = self.clips(split)
-        key = sha256_data([self.manifest_digest, self.input.digest("latent")])
-        codec = self.input.codec()
-        with progress(f"encoding {split} clips", len(clips)) as advance:
-            latents = latent_cache(self.cache / f"latents-{split}-{key[:16]}.npy", clips, codec, advance)
         captions = [clip.caption for clip in clips]
-        if text.frozen:
-            key = sha256_data([self.manifest_digest, self.input.digest("text"), split])
-            tokens = caption_cache(self.cache / f"captions-{split}-{key[:16]}", captions, text)
+        part = self.data_part()
+        if hasattr(part.build(), "encoded"):
+            latents = part.build().encoded(self.data_folder(part), split, self.input.digest("latent"))
+            self._need_shape(tuple(latents[[0]].shape[1:]))
         else:
-            tokens = text.encoder.tokenize(captions)
-        return Samples(latents, captions, tokens, pixels=False)
+            latents = self._encode(clips, split)
+        if not text.frozen:
+            return Samples(latents, captions, text.encoder.tokenize(captions), pixels=False)
+        return Samples(latents, captions, self._embed(captions, split, text), pixels=False)
+
+    def _need_shape(self, given: tuple[int, ...]) -> None:
+        """UserError where latents encoded elsewhere are of another video size than the recipe says."""
+        if given != self.latent_shape():
+            raise UserError(
+                f"the latents are {list(given)}, the recipe's video makes {list(self.latent_shape())}",
+                mend="Give 'frames' and 'size' of the clips that were encoded",
+            )
+
+    def _encode(self, clips: Sequence[Clip], split: Split) -> Column:
+        """Latents of the input's VAE, encoded unless they are there."""
+        made_by = {"vae": self.input.digest("latent")}
+        key = sha256_data([self.manifest_digest, made_by])
+        writing = encode_latents(
+            self.cache / f"latents-{split}-{key[:16]}", clips, self.input.codec(), made_by, workers=self._workers()
+        )
+        with self.world.first(), self.progress(f"encoding {split} clips", len(clips)) as advance:
+            write_shards(writing, advance)
+        return Shards(writing.folder).need(made_by).column("latent")
+
+    def _embed(self, captions: Sequence[str], split: Split, text: Captions) -> dict[str, Column]:
+        """Embeddings of a frozen encoder, encoded unless they are there."""
+        weights = text.encoder.digest() if hasattr(text.encoder, "digest") else None
+        made_by = {"text": self.input.digest("text"), "weights": weights}
+        key = sha256_data([made_by, list(captions)])
+        writing = encode_captions(self.cache / f"captions-{split}-{key[:16]}", captions, text, made_by)
+        with self.world.first(), self.progress(f"encoding {split} captions", len(captions)) as advance:
+            write_shards(writing, advance)
+        shards = Shards(writing.folder).need(made_by)
+        return {name: shards.column(name) for name in ("embedding", "mask")}
+
+    def _workers(self) -> int:
+        """Threads by which the source wants its clips decoded as they are needed; 0 to decode them once."""
+        return getattr(self.data_part().build(), "workers", 0)
 
     def text(self) -> Captions:
         """The input's text encoder."""
@@ -162,7 +219,9 @@ class Context:
     # -- services of the loop
 
     def open_trackers(self, resume_step: int) -> list[Tracker]:
-        """The recipe's trackers, opened in the step's folder."""
+        """The recipe's trackers, opened in the step's folder; the first process alone has any."""
+        if self.world.rank:
+            return []
         opened = [part.build() for part in self.trackers]
         for tracker in opened:
             tracker.open(self.folder, resume_step=resume_step)
@@ -170,9 +229,18 @@ class Context:
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
-        """A progress bar on a terminal."""
+        """A progress bar on a terminal, of the first process."""
+        if self.world.rank:
+            yield lambda *_: None
+            return
         with progress(title, total, done) as advance:
             yield advance
+
+    def say(self, text: str) -> None:
+        """A line for whoever runs this, kept in the step's record, too."""
+        if not self.world.rank:
+            self.notes.append(text)
+            sys.stderr.write(f"{self.name}: {text}\n")
 
     def catch_signals(self) -> None:
         """From now on SIGTERM and SIGUSR1 stop the step: a training loop saves itself first, any other just ends."""

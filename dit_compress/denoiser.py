@@ -155,6 +155,30 @@ class Denoiser(nn.Module):
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def leaf(self, at: int) -> Iterator[list[Tensor]]:
+        """Cut the graph after block ``at`` for as long as the context is open.
+
+        The stream there becomes a leaf that requires grad, one per call, in the list.
+        """
+        leaves: list[Tensor] = []
+        stack = self.structure().main
+
+        def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
+            stream = output[stack.output] if stack.output is not None else output
+            leaves.append(stream.detach().requires_grad_())
+            if stack.output is None:
+                return leaves[-1]
+            parts = list(output)
+            parts[stack.output] = leaves[-1]
+            return tuple(parts)
+
+        handle = self.module.get_submodule(stack.block(at)).register_forward_hook(cut)
+        try:
+            yield leaves
+        finally:
+            handle.remove()
+
     @property
     def example_size(self) -> tuple[int, int, int]:
         """The smallest latent size (T, H, W) with more than one token along every axis."""

@@ -1,12 +1,13 @@
 """What training reads: pixels, latents and captions, encoded once and cached by content.
 
-A cache file's name is a digest of everything it depends on (the codec's weights, the data manifest),
-so a stale one is never read: another digest is another file.
+The name of a cache is a digest of everything it depends on (the codec's weights, the data manifest),
+so a stale one is never read: another digest is another name. Latents and embeddings lie in shards
+(``dit_compress.shards``); pixels in one array, or they are decoded as they are needed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from dit_compress.denoiser import Cond
 from dit_compress.files import disk_errors
+from dit_compress.shards import Writing, count_bytes
+from dit_compress.spec import latent_size
+from dit_compress.stream import ClipStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,18 +29,35 @@ if TYPE_CHECKING:
 ENCODE_BATCH = 8
 
 
+class Rows(Protocol):
+    """Samples' tensors by index: an array, a tensor, a stream of clips, a column of shards."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Rows ``[B, …]``."""
+
+
 class Samples:
     """Training samples by index: clean tensors, captions, and the captions' tokens."""
 
-    def __init__(self, x0: np.ndarray, captions: Sequence[str], tokens: Mapping[str, Tensor], *, pixels: bool) -> None:
+    def __init__(self, x0: Rows, captions: Sequence[str], tokens: Mapping[str, Rows], *, pixels: bool) -> None:
         self._x0, self._captions, self._tokens, self._pixels = x0, list(captions), dict(tokens), pixels
 
     def __len__(self) -> int:
         return len(self._captions)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether clips are decoded as they are asked for."""
+        return isinstance(self._x0, ClipStream)
+
+    def prefetch(self, index: Sequence[int]) -> None:
+        """Begin to decode clips that will be asked for, where they are streamed."""
+        if isinstance(self._x0, ClipStream):
+            self._x0.prefetch(index)
+
     def x0(self, index: Sequence[int]) -> Tensor:
         """Latents ``[B,C,T,H,W]``, or video ``[B,3,F,Y,X]`` in [-1, 1]."""
-        taken = torch.from_numpy(self._x0[np.asarray(index)])
+        taken = _rows(self._x0, index)
         return to_video(taken) if self._pixels else taken
 
     def captions(self, index: Sequence[int]) -> list[str]:
@@ -45,8 +66,12 @@ class Samples:
 
     def tokens(self, index: Sequence[int]) -> dict[str, Tensor]:
         """The text encoder's tokens (or cached embeddings), leading B."""
-        where = torch.as_tensor(list(index))
-        return {name: value[where] for name, value in self._tokens.items()}
+        return {name: _rows(value, index) for name, value in self._tokens.items()}
+
+
+def _rows(source: Rows, index: Sequence[int]) -> Tensor:
+    taken = source[np.asarray(index)]
+    return torch.from_numpy(taken) if isinstance(taken, np.ndarray) else taken
 
 
 def to_video(pixels_BFYX3: Tensor) -> Tensor:
@@ -67,36 +92,52 @@ def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -
     return np.load(path, mmap_mode="r")
 
 
-def latent_cache(path: Path, clips: Sequence[Clip], codec: Codec, advance: Callable[[], Any]) -> np.ndarray:
-    """All clips encoded once: float32 ``[N,C,T,H,W]``."""
-    if not path.is_file():
+def encode_latents(
+    folder: Path, clips: Sequence[Clip], codec: Codec, made_by: Mapping[str, Any], **shared: Any
+) -> Writing:
+    """What it takes to encode clips once: float32 ``latent [C,T,H,W]`` each.
 
-        def encoded() -> Any:
-            for first in range(0, len(clips), ENCODE_BATCH):
-                pixels = np.stack([clip.pixels() for clip in clips[first : first + ENCODE_BATCH]])
-                with torch.no_grad():
-                    yield codec.encode(to_video(torch.from_numpy(pixels))).float().numpy()
+    ``shared``: workers, threads that decode ahead (0: none).
+    """
+    stream = ClipStream(clips, shared.get("workers") or 1)
 
-        _fill(path, len(clips), np.float32, encoded(), advance)
-    return np.load(path, mmap_mode="r")
+    def encode(first: int, last: int) -> dict[str, np.ndarray]:
+        stream.prefetch(range(first, min(last + ENCODE_BATCH, len(clips))))
+        with torch.no_grad():
+            pixels = torch.from_numpy(stream[range(first, last)])
+            return {"latent": codec.encode(to_video(pixels)).float().numpy()}
+
+    first = clips[0]
+    size = latent_size((first.frames, *first.size), codec.ratio, getattr(codec, "frame_rule", None))
+    return Writing(
+        folder=folder,
+        made_by=made_by,
+        samples=[clip.record() for clip in clips],
+        identities=[clip.identity() for clip in clips],
+        encode=encode,
+        batch=ENCODE_BATCH,
+        bytes_per_sample=count_bytes([(codec.channels, *size)]),
+    )
 
 
-def caption_cache(folder: Path, captions: Sequence[str], text: Captions) -> dict[str, Tensor]:
-    """All captions encoded once by a frozen encoder: ``embedding [N,L,D]`` and ``mask [N,L]``, memory-mapped."""
+def encode_captions(folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any]) -> Writing:
+    """What it takes to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each."""
 
-    def encoded(name: str) -> Any:
-        for first in range(0, len(captions), ENCODE_BATCH):
-            with torch.no_grad():
-                tokens = text.encoder.tokenize(captions[first : first + ENCODE_BATCH])
-                yield text.encoder(tokens)[name].float().numpy()
+    def encode(first: int, last: int) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            encoded = text.encoder(text.encoder.tokenize(captions[first:last]))
+        return {name: encoded[name].float().numpy() for name in ("embedding", "mask")}
 
-    found = {}
-    for name in ("embedding", "mask"):
-        path = folder / f"{name}.npy"
-        if not path.is_file():
-            _fill(path, len(captions), np.float32, encoded(name), lambda: None)
-        found[name] = torch.from_numpy(np.load(path, mmap_mode="r+"))
-    return found
+    length, width = next(iter(text.encoder.tokenize([""]).values())).shape[1], text.encoder.width
+    return Writing(
+        folder=folder,
+        made_by=made_by,
+        samples=[{"caption": caption} for caption in captions],
+        identities=list(captions),
+        encode=encode,
+        batch=ENCODE_BATCH,
+        bytes_per_sample=count_bytes([(length, width), (length,)]),
+    )
 
 
 def _fill(path: Path, total: int, dtype: Any, parts: Any, advance: Callable[[], Any]) -> None:
@@ -140,18 +181,24 @@ class Captions(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Cond:
         """Tokens (or cached embeddings) → conditions."""
-        encoded = tokens if "embedding" in tokens else self.encoder(tokens)
+        encoded = tokens if "embedding" in tokens else self.encoder(self._placed(tokens))
         return Cond(dict(encoded), self.null())
 
     def null(self) -> dict[str, Tensor]:
         """The empty caption, leading 1; computed once while the encoder is frozen."""
         if not self.frozen:
-            return self.encoder(self.encoder.tokenize([""]))
+            return self.encoder(self._placed(self.encoder.tokenize([""])))
         if self._null is None:
             with torch.no_grad():
-                self._null = self.encoder(self.encoder.tokenize([""]))
+                self._null = self.encoder(self._placed(self.encoder.tokenize([""])))
+        self._null = self._placed(self._null)
         return self._null
 
     def cond(self, captions: Sequence[str]) -> Cond:
         """Captions → conditions."""
-        return self(self.encoder.tokenize(captions))
+        return self(self._placed(self.encoder.tokenize(captions)))
+
+    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where the encoder is."""
+        device = next((parameter.device for parameter in self.encoder.parameters()), None)
+        return {name: value if device is None else value.to(device) for name, value in tensors.items()}

@@ -27,3 +27,11 @@ class UserError(Exception):
 def _line(where: str, what: str, mend: str) -> str:
     text = f"{where}: {what}" if where else what
     return f"{text}. {mend}" if mend else text
+
+
+def root_cause(error: BaseException) -> str:
+    """First line of the exception that started it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

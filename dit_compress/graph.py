@@ -15,7 +15,7 @@ from dit_compress.recipe.model import BASE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.hooks import Part
+    from dit_compress.hooks import Data, Part
     from dit_compress.recipe.model import Recipe
 
 
@@ -116,6 +116,11 @@ def resolve_bundle(source: str | Path) -> Path:
 def step_folder(run: Path, name: str) -> Path:
     """The folder of a finished step."""
     return run / "steps" / name
+
+
+def manifest_digest(source: Data, folder: Path) -> str:
+    """Digest of what a data source holds now."""
+    return sha256_data([dict(record) for record in source.manifest(folder)])
 
 
 def data_folder(cache: Path, part: Part) -> Path:

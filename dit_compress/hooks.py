@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dit_compress.clips import Clip
     from dit_compress.context import Context, Result
     from dit_compress.denoiser import Cond, Denoiser
-    from dit_compress.encode import Captions
+    from dit_compress.encode import Captions, Rows
     from dit_compress.export import Artifact, Component, Diagnostic, Profile, Runner
     from dit_compress.flow import Flow
     from dit_compress.spec import Spec
@@ -314,7 +314,12 @@ class Latent(Step, Protocol):
 
 
 class Codec(Protocol):
-    """What stands between pixels and latents; an ``nn.Module``."""
+    """What stands between pixels and latents; an ``nn.Module``.
+
+    A codec whose videos are not of ``1 + ratio[0]·k`` frames also has ``frame_rule: (lead, step)``: they are of
+    ``lead + step·k``, and ``1 + (F - lead)/ratio[0]`` latent frames. One that can teach another's decoder has
+    ``features(latent) -> [stream, …]``.
+    """
 
     ratio: tuple[int, int, int]
     channels: int
@@ -356,7 +361,7 @@ class Transform(Step, Protocol):
 
 
 class Exporter(Step, Protocol):
-    """Files for a device. ``run`` is normally ``return dit_compress.export.export(self, context)``.
+    """Files for a device. A subclass of ``dit_compress.export.ExportStep`` adds three methods; the engine does the rest.
 
     profile: the device, as the options describe it.
     """
@@ -364,13 +369,20 @@ class Exporter(Step, Protocol):
     profile: Profile
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """What would break on the target, before any training is paid for. Meta device, no weights."""
+        """What would break on the target, each with operator, module path, severity and mend.
+
+        ``plan``, ``check --deep`` and ``run`` ask before any training is paid for: the component then lies on
+        the meta device, without weights. They ask again before ``lower``.
+        """
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """Write the component's files into the folder."""
+        """Write the component's files into the folder. UserError where that fails."""
 
     def runner(self, artifact: Artifact) -> Runner:
-        """Something that executes the file just as it is on disk, with its fidelity."""
+        """Something that executes the file just as it is on disk, with its fidelity.
+
+        ``verify`` and ``play`` ask on other machines: the module at ``load`` imports torch only where it needs it.
+        """
 
 
 # ------------------------------------------------------------------ protocols of parts
@@ -424,9 +436,19 @@ class TextEncoder(Protocol):
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tokens → ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
 
+    def save_tokenizer(self, folder: Path) -> dict[str, Any]:
+        """Write what an app needs to tokenize; say its ``kind``, ``file``, ``length`` and ``padding``.
+
+        Optional: an encoder without it stays on the host, and an exported package takes embeddings.
+        """
+
 
 class Data(Protocol):
-    """A source of captioned clips."""
+    """A source of captioned clips; one of latents is an :class:`EncodedData`.
+
+    A source with an attribute ``workers`` above 0 is streamed where a step trains on pixels: so many threads decode
+    its clips as they are needed. Without it, clips are decoded once and kept.
+    """
 
     def prepare(self, cache: Path) -> None:
         """Write what must be written once (``cache`` is content-addressed by the options)."""
@@ -436,6 +458,16 @@ class Data(Protocol):
 
     def clips(self, cache: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
         """The samples; a clip's pixels are decoded when asked for."""
+
+
+class EncodedData(Data, Protocol):
+    """Clips of which only the latents are there: ``pixels()`` of its clips raises."""
+
+    def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows:
+        """Latents ``[C,T,H,W]`` by index, in the order of ``clips``; UserError unless ``vae`` encoded them.
+
+        ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it.
+        """
 
 
 class Granularity(Protocol):

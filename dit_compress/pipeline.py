@@ -3,6 +3,7 @@
 runs/<name>/
   recipe.yaml       the resolved recipe, every default written out
   run.json          the steps in order
+  manifest.json     what the data held at the last run
   steps/<step>/     step.json (key, figures), bundle/, files; written as <step>.partial
   cache/            encoded data, named by content
   summary.json      every figure       report.html    the same, to look at
@@ -10,35 +11,34 @@ runs/<name>/
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dit_compress import SCHEMA, graph
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, full_disk, read_json, sha256_data, write_json
+from dit_compress.launch import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
 from dit_compress.plugins import installed
 from dit_compress.progress import progress
 from dit_compress.recipe import dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from dit_compress.graph import Node
+    from dit_compress.launch import Crew
     from dit_compress.recipe.model import Recipe
 
-STOPPED = 75
-"""Exit status of a step that saved itself on SIGTERM or SIGUSR1 (EX_TEMPFAIL)."""
+MANIFEST = "manifest.json"
+"""What the data held at the last run, one record a sample."""
 
 
 @dataclass
 class Runner:
-    """One run of a recipe in a folder."""
+    """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use."""
 
     recipe: Recipe
     folder: Path
@@ -47,6 +47,7 @@ class Runner:
     force: frozenset[str] = frozenset()
     say: Callable[[str], None] = lambda _: None
     keys: dict[str, str] = field(default_factory=dict)
+    crew: Crew | None = None
 
     def run(self, only: str | None = None) -> None:
         """Run every step that is not finished (or just ``only``), then write summary and report."""
@@ -114,7 +115,11 @@ class Runner:
         with progress("preparing data", 1) as advance:
             source.prepare(folder)
             advance()
-        return sha256_data([dict(record) for record in source.manifest(folder)])
+        records = [dict(record) for record in source.manifest(folder)]
+        if change := data_change(self.folder / MANIFEST, records):
+            self.say(f"the data has changed since the last run: {change}; what depends on it is made anew")
+        write_json(self.folder / MANIFEST, records)
+        return sha256_data(records)
 
     def key(self, node: Node, manifest: str) -> str:
         """The node's key; remembered for the nodes that read it."""
@@ -133,8 +138,15 @@ class Runner:
     def _execute(self, node: Node, key: str, manifest: str) -> None:
         place = graph.step_folder(self.folder, node.name)
         partial = place.with_name(f"{place.name}.partial")
-        if partial.is_dir() and not _same_key(partial, key):
+        begun = _begun(partial, key)
+        if partial.is_dir() and begun is None:
+            if node.name not in self.force:
+                _need_same_data(partial, node, manifest)
             shutil.rmtree(partial)
+        threads = (begun or {}).get("threads", self.threads)
+        if threads != self.threads:
+            self.say(f"{node.name}: going on with {threads} threads, as it began (not {self.threads})")
+        together = self.crew if node.kind != graph.BASE and node.part.plugin.world == "all" else None
         with disk_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
             write_json(
@@ -144,13 +156,14 @@ class Runner:
                     "name": node.name,
                     "run": str(self.folder),
                     "manifest": manifest,
-                    "threads": self.threads,
+                    "threads": threads,
+                    "group": together.group() if together else None,
                     "plugin_files": [str(path) for path in self.plugin_files],
                     "sources": source_digests(node),
                     "input_keys": {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()},
                 },
             )
-        status = spawn([sys.executable, "-P", "-m", "dit_compress.worker", str(partial)], self.threads)
+        status = together.lead(partial, threads, node.name) if together else spawn(worker_command(partial), threads)
         if status == STOPPED:
             raise UserError(
                 f"step {node.name!r} was asked to stop",
@@ -160,7 +173,7 @@ class Runner:
             raise SystemExit(2)
         if status:
             raise UserError(
-                f"step {node.name!r} ended with status {status}",
+                f"step {node.name!r} {how_it_ended(status)}",
                 where=str(partial),
                 mend="What it printed stands above; the same command continues from its last checkpoint",
             )
@@ -168,17 +181,8 @@ class Runner:
 
 def spawn(command: list[str], threads: int) -> int:
     """Run a worker; a signal to us goes on to it."""
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-    process = subprocess.Popen(command, env=env)  # noqa: S603 - our own interpreter and module
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        before[number] = signal.signal(number, lambda n, _: process.send_signal(n))
+    process = subprocess.Popen(command, env=environment(threads, alone=True))  # noqa: S603 - our own interpreter
+    restore = pass_signals_to(process)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -186,8 +190,7 @@ def spawn(command: list[str], threads: int) -> int:
         process.wait()
         raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def _need_inputs(node: Node, unfinished: set[str]) -> None:
@@ -245,8 +248,47 @@ def source_digests(node: Node) -> dict[str, str]:
     return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in parts}
 
 
-def _same_key(partial: Path, key: str) -> bool:
+def data_change(known: Path, records: Sequence[Mapping[str, Any]]) -> str:
+    """What differs from the manifest of the last run, in words; nothing where nothing does, or there was none."""
+    if not known.is_file():
+        return ""
+    before, now = ({sha256_data(dict(record)): record for record in each} for each in (read_json(known), records))
+    gone, new = (
+        [record for key, record in one.items() if key not in other] for one, other in ((before, now), (now, before))
+    )
+    if not gone and not new:
+        return "" if list(before) == list(now) else "the samples stand in another order"
+    names = {_name_of(record) for record in gone} & {_name_of(record) for record in new}
+    first = min({_name_of(record) for record in (*gone, *new)})
+    return (
+        f"{len(names)} samples changed, {len(new) - len(names)} came, {len(gone) - len(names)} went"
+        f" (the first by name: {first})"
+    )
+
+
+def _name_of(record: Mapping[str, Any]) -> str:
+    """What a manifest calls a sample."""
+    return str(next((record[key] for key in ("file", "path", "sample") if key in record), record))
+
+
+def _need_same_data(partial: Path, node: Node, manifest: str) -> None:
+    """A half-trained step is not thrown away because a file changed: UserError, with a way to say so."""
     try:
-        return read_json(partial / "job.json").get("key") == key
+        before = read_json(partial / "job.json").get("manifest")
     except UserError:
-        return False
+        return
+    if node.reads_data and before != manifest and (partial / "checkpoints").is_dir():
+        raise UserError(
+            f"step {node.name!r} is half done, on data that has changed since",
+            where=str(partial),
+            mend=f"Put the data back as it was to go on, or give --force {node.name} to begin the step anew",
+        )
+
+
+def _begun(partial: Path, key: str) -> dict[str, Any] | None:
+    """The job of a step that began with this key and did not end."""
+    try:
+        job = read_json(partial / "job.json")
+    except UserError:
+        return None
+    return job if isinstance(job, dict) and job.get("key") == key else None

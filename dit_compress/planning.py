@@ -27,8 +27,11 @@ class Planned:
     notes: tuple[str, ...]
 
 
-def plan(recipe: Recipe) -> list[Planned]:
-    """Every step's figures before and after. Raises one UserError that joins all steps' problems."""
+def plan(recipe: Recipe, *, deep: bool = True) -> list[Planned]:
+    """Every step's figures before and after. Raises one UserError that joins all steps' problems.
+
+    ``deep``: exporters say what would break on their targets, too.
+    """
     from dit_compress.measure import describe
 
     specs: dict[str, Spec] = {}
@@ -46,6 +49,8 @@ def plan(recipe: Recipe) -> list[Planned]:
                 else describe(after)
             )
             fresh = after.notes[len(before.notes) :] if before else ()
+            if deep and node.kind == "export":
+                fresh += _check_export(node, after)
             rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
             specs[node.name] = after
         except UserError as error:
@@ -84,6 +89,13 @@ def _planned(node: Node, before: Spec) -> Spec:
     return after
 
 
+def _check_export(node: Node, spec: Spec) -> tuple[str, ...]:
+    """What the exporter warns of; UserError where it would refuse a network."""
+    from dit_compress.export.ahead import check_ahead
+
+    return tuple(f"{found.path}: {found.message}" for found in check_ahead(node.part.build(), spec))
+
+
 def _check_fit(spec: Spec) -> None:
     """UserError where the denoiser does not take what the VAE gives."""
     denoiser, channels = spec.build_denoiser(), spec.codec().channels
@@ -118,5 +130,8 @@ def _consequence(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> bool:
 def _located(error: UserError, recipe: Recipe, node: Node) -> UserError:
     """The same problems with the recipe's file and the step's line."""
     place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
-    error.problems = [(where or place, what, mend) for where, what, mend in error.problems]
+    inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
+    error.problems = [
+        (f"{place}: {where}" if where and inside else where or place, what, mend) for where, what, mend in error.problems
+    ]
     return error

@@ -12,7 +12,6 @@ from dit_compress.bundle import Bundle
 from dit_compress.clips import write_video
 from dit_compress.encode import Captions, to_pixels
 from dit_compress.errors import UserError
-from dit_compress.flow import euler
 from dit_compress.progress import progress
 from dit_compress.train.streams import Streams
 
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 class Generator:
     """A bundle, loaded and ready to make videos. Noise is a function of (seed, index of the video)."""
 
-    def __init__(
-        self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any] = euler
-    ) -> None:
+    def __init__(self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any]) -> None:
         self.bundle, self.shape, self.sample = bundle, latent_shape, sample
         self.denoiser, self.codec = bundle.denoiser().eval(), bundle.codec().eval()
         self.text = Captions(bundle.text()).eval()
@@ -55,6 +52,7 @@ def generate_file(
     caption: str,
     model: Path,
     out: Path,
+    sample: Callable[..., Any],
     *,
     num_steps: int | None,
     guidance: float | None,
@@ -76,7 +74,7 @@ def generate_file(
     spec = replace(bundle.spec, video=video)
     channels = spec.codec().channels
     with progress("sampling", 1) as advance:
-        generator = Generator(bundle, (channels, *spec.latent_size()))
+        generator = Generator(bundle, (channels, *spec.latent_size()), sample)
         pixels = generator([caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance)
         advance()
     write_video(out, pixels[0], fps)

@@ -1,4 +1,4 @@
-"""Tables for the terminal: a plan, a model's axes."""
+"""Tables for the terminal: a plan, a model's axes, a proof."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dit_compress import graph
 from dit_compress.errors import UserError
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
+from dit_compress.pruning.target import component_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dit_compress.denoiser import Denoiser
+    from dit_compress.export.proof import Row
     from dit_compress.planning import Planned
     from dit_compress.recipe.model import Recipe
 
@@ -35,6 +37,17 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path) -> Table:
             _change(row, "memory_bytes", _memory),
             "yes" if row.node.name in cached else "no",
             "; ".join(row.notes),
+        )
+    return table
+
+
+def proof_table(rows: Sequence[Row]) -> Table:
+    """One row per execution of an exported file."""
+    table = Table("component", "file", "arithmetic", "inputs", "dB", "gate", "verdict", box=None)
+    for row in rows:
+        decibel = f"{row.comparison.psnr_db:.1f}"
+        table.add_row(
+            row.component, row.kind, row.arithmetic, row.input_set, decibel, f"{row.gate_db:.0f}", row.verdict
         )
     return table
 
@@ -77,12 +90,10 @@ def open_denoiser(target: str) -> Denoiser:
     bundle = graph.resolve_bundle(path)
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle).spec.build_denoiser().to("meta")
-    if (path / "config.json").is_file():
-        options: dict[str, Any] = {"path": str(path)}
-    elif path.exists() or not target.isidentifier():
-        raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=target)
-    else:
-        options = {"class_name": target}
+    options: dict[str, Any] = {"class_name": target}
+    if path.exists() or not target.isidentifier():
+        component_folder(path)
+        options = {"path": target}
     from accelerate import init_empty_weights
 
     maker = make_part("model", {"use": "diffusers", **options}, installed()).build()

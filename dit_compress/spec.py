@@ -97,21 +97,27 @@ class Spec:
 
     def latent_size(self) -> tuple[int, int, int]:
         """Latent cells (T, H, W) of the video; UserError where the video does not fit the ratio."""
-        ratio = self.codec().ratio
+        codec = self.codec()
         if self.video is None:
             raise UserError("the video size is unknown", mend="Name a 'data' source in the recipe")
-        return latent_size(self.video, ratio)
+        return latent_size(self.video, codec.ratio, getattr(codec, "frame_rule", None))
 
 
-def latent_size(video: tuple[int, int, int], ratio: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Cells (T, H, W) of ``video`` (frames, height, width): ``1 + (F-1)/t``, ``Y/h``, ``X/w``."""
+def latent_size(
+    video: tuple[int, int, int], ratio: tuple[int, int, int], rule: tuple[int, int] | None = None
+) -> tuple[int, int, int]:
+    """Cells (T, H, W) of ``video`` (frames, height, width): ``1 + (F-lead)/t``, ``Y/h``, ``X/w``.
+
+    ``rule`` is (lead, step) of a codec that takes ``lead + step·k`` frames; (1, t) where it is None.
+    """
     (frames, height, width), (t, h, w) = video, ratio
-    if (frames - 1) % t:
-        below = frames - (frames - 1) % t
-        raise UserError(f"{frames} frames are not 1 + {t}·k", mend=f"Take {below} or {below + t} frames")
+    lead, step = rule or (1, t)
+    if frames < lead or (frames - lead) % step:
+        below = max(lead, frames - (frames - lead) % step)
+        raise UserError(f"{frames} frames are not {lead} + {step}·k", mend=f"Take {below} or {below + step} frames")
     if height % h or width % w:
         raise UserError(
             f"{height}×{width} pixels can't be divided by the ratio {h}×{w}",
             mend=f"Take {max(h, height // h * h)}×{max(w, width // w * w)}",
         )
-    return 1 + (frames - 1) // t, height // h, width // w
+    return 1 + (frames - lead) // t, height // h, width // w

@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from dit_compress import REVISION, graph
 from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
 from dit_compress.files import full_disk, publish, read_json, write_json
-from dit_compress.pipeline import STOPPED
+from dit_compress.launch import ABANDONED, STOPPED
 from dit_compress.plugins import installed, use
 from dit_compress.recipe import load, make_part
 
@@ -24,27 +24,38 @@ if TYPE_CHECKING:
     from dit_compress.context import Context, Result
     from dit_compress.graph import Node
     from dit_compress.recipe.model import Recipe
+    from dit_compress.train.parallel import World
 
 
 def main(folder: Path) -> int:
-    """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable."""
+    """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable, 76 another process ended."""
     from dit_compress.context import Stopped
+    from dit_compress.train.parallel import Done, World
 
     job = read_json(folder / "job.json")
+    world = World.join(job["group"]) if job.get("group") else World.alone()
     try:
         registry = use(job["plugin_files"])
         recipe = load(Path(job["run"]) / "recipe.yaml", registry)
         node = next(node for node in graph.nodes(recipe) if node.name == job["name"])
-        with _alone(Path(job["run"])), full_disk(folder):
+        with _alone(Path(job["run"])) if not world.rank else nullcontext(), full_disk(folder):
             started = time.perf_counter()
-            context = _context(job, recipe, node, folder)
+            context = _context(job, recipe, node, folder, world)
             result = run_base(context, node) if node.kind == graph.BASE else node.part.build().run(context)
-            _finish(folder, job, node, context, result, time.perf_counter() - started)
+            # Here the first process is alone: a step that did not train had nothing for the others to do.
+            if not world.rank:
+                _finish(folder, job, node, context, result, time.perf_counter() - started)
     except Stopped:
         return STOPPED
+    except Done:
+        return 0
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        world.tell(str(error)) if world.size > 1 else sys.stderr.write(f"{error}\n")
         return 2
+    except RuntimeError as error:
+        if not world.broke(error):
+            raise
+        return ABANDONED
     return 0
 
 
@@ -64,7 +75,7 @@ def _alone(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> Context:
+def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, world: World) -> Context:
     import torch
 
     from dit_compress.context import Context
@@ -81,7 +92,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> C
         "engine": REVISION,
         "seed": recipe.seed,
         "torch": torch.__version__,
-        "device": platform.machine(),
+        "device": world.device_name() or platform.machine(),
         "threads": job["threads"],
     }
     context = Context(
@@ -96,6 +107,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path) -> C
         video=recipe.video,
         manifest_digest=job["manifest"],
         trackers=recipe.trackers or (make_part("tracker", "jsonl", installed()),),
+        world=world,
     )
     context.catch_signals()
     torch.manual_seed(recipe.seed)  # for the first weights of new modules; all else draws from the streams
@@ -133,8 +145,9 @@ def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, res
         "model": describe(result.bundle.spec) if result.bundle else None,
         "bundle": result.bundle.digest() if result.bundle else None,
         "seconds": round(seconds, 2),
+        "notes": context.notes,
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "threads": job["threads"],
+        "threads": context.record["threads"],
     }
     write_json(folder / "step.json", record)
     (folder / "job.json").unlink()

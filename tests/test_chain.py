@@ -361,6 +361,23 @@ def test_the_seed_decides_what_is_generated(smoke: Path, tmp_path: Path) -> None
     assert videos[0] == videos[1] != videos[2]
 
 
+def test_generate_takes_a_sampler_of_somebody_else(smoke: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "plugins" / "sampler.md").read_text("utf-8")
+    heun = tmp_path / "heun.py"
+    heun.write_text(re.findall(r"```python\n(# heun.py.*?)```", page, re.DOTALL)[0], "utf-8")
+    wanted = ("generate", "a red circle", "--model", smoke / "steps" / "teacher" / "bundle", "--plugin", heun)
+    videos = []
+    for sampler, steps in (("euler", "2"), ("heun", "2"), ("euler", "1"), ("heun", "1")):
+        video = tmp_path / f"{sampler}{steps}.mp4"
+        done = finish(start(*wanted, "--steps", steps, "--sampler", sampler, "--out", video, log=tmp_path / "log"))
+        assert done.status == 0, done.printed
+        videos.append(read_video(video, 9, (64, 64)))
+    assert len({video.tobytes() for video in videos}) == len(videos)
+    done = finish(start(*wanted, "--sampler", "hein", log=tmp_path / "log"))
+    assert done.status == 2
+    assert "unknown sampler plugin 'hein'" in done.printed
+
+
 def test_generate_refuses_a_size_that_does_not_fit(smoke: Path, tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     wanted = ("generate", "a red circle", "--model", smoke, "--out", video)

@@ -24,8 +24,8 @@ from dit_compress.structure.compact import CompactionError, block_axis, compact_
 from dit_compress.structure.discover import observe
 from dit_compress.structure.edits import apply_edits, edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.precision import double_by_default
 from dit_compress.structure.record import Call
-from dit_compress.structure.weightless import eager_flex_attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,11 +158,11 @@ def remove(verdict: Verdict, level: str, axes: list[Axis]) -> None:
 
 @contextmanager
 def throughout(dtype: torch.dtype) -> Iterator[None]:
-    """In float64, also where a module asks for float32; flex attention without torch.compile."""
+    """In float64, also where a module asks for float32; flex attention then runs without torch.compile."""
     if dtype != torch.float64:
         yield
         return
-    with InDouble(), eager_flex_attention():
+    with InDouble(), double_by_default():
         yield
 
 

@@ -7,6 +7,7 @@ because it finds none of these: the question is whether its graph finds everythi
 from __future__ import annotations
 
 import copy
+import signal
 from typing import TYPE_CHECKING, Any
 
 import judge
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from dit_compress.structure.record import Call
 
 
+PATIENCE_S = 30
+"""Processor time after which its graph counts as not built."""
+
+
+def _impatient(_signal: int, _frame: object) -> None:
+    raise TimeoutError
+
+
+signal.signal(signal.SIGVTALRM, _impatient)
+
+
 def peer(name: str, structure: Structure) -> str:
     """``exact``, or why not, for a head and a channel of the first block of every stack."""
     import torch_pruning as tp
@@ -35,6 +47,7 @@ def peer(name: str, structure: Structure) -> str:
         kept = tuple(range(1, axis.units))
         reference = judge.reference_of(module, call, axis.level, [axis], {axis.name: kept})
         pruned = copy.deepcopy(module)
+        signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE_S)
         try:
             follow = [e for e in compile_edits(pruned, [axis], {axis.name: kept}) if isinstance(e, SetAttribute)]
             if not _prune(tp, pruned, call, axis):
@@ -43,6 +56,8 @@ def peer(name: str, structure: Structure) -> str:
             error = disagreement(call.replay(pruned), reference)
         except Exception as error:  # noqa: BLE001 - whatever a peer raises is its result
             return f"{axis.name}: {type(error).__name__}"
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         if not error <= judge.EXACT[torch.float32]:
             return f"{axis.name}: error {error:.0e}"
     return "exact"

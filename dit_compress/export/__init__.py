@@ -1,15 +1,55 @@
-"""Export: components and a profile in, files for a device out, proven to compute the same."""
+"""Export: components and a profile in, files for a device out, proven to compute the same.
 
-from dit_compress.export.components import dit_step, vae_decoder
-from dit_compress.export.package import check_components, describe_video, export_components
-from dit_compress.export.step import export
-from dit_compress.export.trace import inspect, trace
-from dit_compress.export.types import Artifact, Component, Diagnostic, Fidelity, Precision, Profile, Runner
+Names are imported when they are asked for: what verifies or plays a package needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dit_compress.export.base import ExportStep
+    from dit_compress.export.components import dit_step, text_encoder, vae_decoder
+    from dit_compress.export.package import check_components, describe_video, export_components
+    from dit_compress.export.profiles import profile_named
+    from dit_compress.export.step import export
+    from dit_compress.export.tracing import inspect, trace
+    from dit_compress.export.types import (
+        Artifact,
+        Component,
+        Diagnostic,
+        Fidelity,
+        Precision,
+        Profile,
+        Runner,
+    )
+
+_PUBLIC = {
+    "Artifact": "types",
+    "Component": "types",
+    "Diagnostic": "types",
+    "ExportStep": "base",
+    "Fidelity": "types",
+    "Precision": "types",
+    "Profile": "types",
+    "Runner": "types",
+    "check_components": "package",
+    "describe_video": "package",
+    "dit_step": "components",
+    "export": "step",
+    "export_components": "package",
+    "inspect": "tracing",
+    "profile_named": "profiles",
+    "text_encoder": "components",
+    "trace": "tracing",
+    "vae_decoder": "components",
+}
 
 __all__ = [
     "Artifact",
     "Component",
     "Diagnostic",
+    "ExportStep",
     "Fidelity",
     "Precision",
     "Profile",
@@ -20,6 +60,16 @@ __all__ = [
     "export",
     "export_components",
     "inspect",
+    "profile_named",
+    "text_encoder",
     "trace",
     "vae_decoder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dit_compress.export' has no attribute {name!r}")
+    from dit_compress.hooks import load_object
+
+    return load_object(f"dit_compress.export.{_PUBLIC[name]}:{name}")

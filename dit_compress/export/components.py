@@ -5,7 +5,7 @@ Shapes: B batch, C channels, T H W latent frames, height, width, L text length, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,44 @@ class VaeDecoder(nn.Module):
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """``[B,C,T,H,W]`` → ``[B,3,F,Y,X]``."""
         return self.codec(latent_BCTHW)
+
+
+class TextStep(nn.Module):
+    """``tokens → (text, text_mask)``: whole numbers as int32 (no target wants int64), in the order of their names."""
+
+    def __init__(self, encoder: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.encoder, self.names = encoder, names
+
+    def forward(self, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """``[B,L]`` each → the encoder's tensors."""
+        given = {name: value.long() for name, value in zip(self.names, tokens, strict=True)}
+        return tuple(self.encoder(given).values())
+
+
+def text_encoder(encoder: Any, captions: Mapping[str, str]) -> Component:
+    """The caption encoder as component ``text_encoder``: its tokens in, ``text`` and ``text_mask`` out.
+
+    Args:
+        encoder: follows ``hooks.TextEncoder``.
+        captions: by name of the input set; the first is the typical one.
+    """
+    tokens = {
+        name: {key: value.to(torch.int32) for key, value in encoder.tokenize([caption]).items()}
+        for name, caption in captions.items()
+    }
+    typical, *others = tokens
+    names = tuple(tokens[typical])
+    with torch.no_grad():
+        outputs = tuple(encoder({key: value.long() for key, value in tokens[typical].items()}))
+    return Component(
+        name="text_encoder",
+        module=TextStep(encoder, names).eval(),
+        inputs=tokens[typical],
+        outputs=tuple(INPUT_NAMES.get(name, name) for name in outputs),
+        varied=(),
+        more={name: tokens[name] for name in others},
+    )
 
 
 def dit_step(denoiser: Denoiser, latent_BCTHW: Tensor, cond: Mapping[str, Tensor]) -> Component:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -39,9 +39,22 @@ INPUT_SETS: dict[str, Callable[[Component], dict[str, Tensor]]] = {
 }
 
 
+def input_sets(component: Component, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """The named sets and the component's own; one that equals an earlier one (nothing to mask) is left out."""
+    chosen: dict[str, dict[str, Tensor]] = {}
+    for name, inputs in [*((name, INPUT_SETS[name](component)) for name in names), *component.more.items()]:
+        if not any(_equal(inputs, earlier) for earlier in chosen.values()):
+            chosen[name] = inputs
+    return chosen
+
+
+def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 @torch.no_grad()
 def reference_outputs(component: Component, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the source module itself gives, in float32."""
-    given = component.module(*inputs.values())
+    """What the source module itself gives, in float32. The inputs are copies: a module may write into them."""
+    given = component.module(*(value.clone() for value in inputs.values()))
     several = given if isinstance(given, (tuple, list)) else (given,)
     return {name: value.detach().float() for name, value in zip(component.outputs, several, strict=True)}

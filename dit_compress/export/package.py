@@ -1,8 +1,9 @@
 """Components in, a proven folder out.
 
-- ``manifest.json``: what an app needs to know; its schema is versioned.
+- ``manifest.json``: what an app needs to know; its schema is versioned (docs/phone-package.md).
 - ``<component>.<kind>``: as the exporter wrote it.
 - ``golden/<component>.safetensors``: inputs and the source's outputs, as ``<set>/inputs/<name>``.
+- ``golden/sample.safetensors``, ``tokenizer/``, ``CHECKLIST.md``: see ``phone.py``.
 """
 
 from __future__ import annotations
@@ -12,24 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress import SCHEMA
+from dit_compress import SCHEMA, __version__
 from dit_compress.errors import UserError
-from dit_compress.export.inputs import INPUT_SETS, reference_outputs
-from dit_compress.export.proof import Golden, prove
+from dit_compress.export.folder import UNVERIFIED, summarise
+from dit_compress.export.headroom import headroom, shown
+from dit_compress.export.inputs import input_sets, reference_outputs
+from dit_compress.export.proof import Golden, prove, write_golden
 from dit_compress.files import sha256_data, sha256_file, whole_folder, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
 
     from dit_compress.export.proof import Row
-    from dit_compress.export.types import Artifact, Component, Diagnostic, Fidelity, Profile
+    from dit_compress.export.types import Artifact, Component, Diagnostic, Profile, Runner
     from dit_compress.hooks import Exporter
-
-FIDELITIES: tuple[Fidelity, ...] = ("none", "interpreter", "reference", "production")
-"""From the weakest proof to the strongest."""
 
 
 def export_components(
@@ -38,6 +38,7 @@ def export_components(
     profile: Profile,
     folder: Path,
     about: Mapping[str, Any] | None = None,
+    more: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Check, lower, reload, execute, compare, write. The folder appears whole or not at all.
 
@@ -47,37 +48,42 @@ def export_components(
         profile: the target.
         folder: where the package goes; an existing one is replaced.
         about: what the manifest says of the sampling: sigmas, latent statistics, ratio, fps, licence …
-            (see :func:`describe_video`).
+            (see :func:`describe_video`), and the exporter's name and options.
+        more: writes further files into the folder and gives further entries of the manifest.
 
     Returns:
-        Report: ``passed``, ``fidelity``, ``rows`` of the proof, ``warnings``, ``seconds`` by component,
-        ``bytes``. The manifest holds the same without times.
+        Report: ``passed``, ``fidelity``, ``rows`` of the proof, ``warnings``, ``headroom`` and ``seconds`` by
+        component, ``bytes``. The manifest holds the same without times.
 
     Raises:
         UserError: the check found errors, or a file is refused. Nothing is written then.
     """
     warnings = check_components(exporter, components, profile)
-    entries, rows, seconds = [], [], {}
+    entries: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    seconds: dict[str, float] = {}
     with whole_folder(folder) as partial:
         (partial / "golden").mkdir()
         for component in components:
-            golden = golden_of(component, profile)
-            _write_golden(partial / "golden" / f"{component.name}.safetensors", golden)
+            golden, room = golden_of(component, profile)
+            write_golden(partial / "golden" / f"{component.name}.safetensors", golden)
             started = time.perf_counter()
             artifacts = exporter.lower(component, profile, partial)
             seconds[component.name] = round(time.perf_counter() - started, 3)
             for artifact in artifacts:
                 runner = exporter.runner(artifact)
                 proof = prove(artifact, runner, golden) if runner.fidelity != "none" else []
-                entries.append(_entry(artifact, runner.fidelity, proof, golden, partial))
+                entries.append({**_entry(artifact, runner, proof, golden, partial), "headroom": room})
                 rows += proof
-        manifest = _manifest(entries, profile, about or {})
+        manifest = _manifest(entries, profile, {**(about or {}), **(more(partial) if more else {})})
+        manifest["files"] = _other_files(partial, entries)
         write_json(partial / "manifest.json", manifest)
     return {
         "passed": manifest["passed"],
         "fidelity": manifest["fidelity"],
         "rows": [row.as_data() for row in rows],
         "warnings": [_sentence(warning) for warning in warnings],
+        "headroom": {entry["component"]: entry["headroom"] for entry in entries},
         "seconds": seconds,
         "bytes": sum(entry["bytes"] for entry in entries),
     }
@@ -99,14 +105,13 @@ def check_components(exporter: Exporter, components: Sequence[Component], profil
     return warnings
 
 
-def golden_of(component: Component, profile: Profile) -> dict[str, Golden]:
-    """Inputs and outputs of the source for every input set of the profile."""
-    golden = {}
-    for name in profile.input_sets:
-        inputs = INPUT_SETS[name](component)
-        outputs = reference_outputs(component, inputs)
-        golden[name] = Golden(_arrays(inputs), _arrays(outputs))
-    return golden
+def golden_of(component: Component, profile: Profile) -> tuple[dict[str, Golden], list[dict[str, Any]]]:
+    """Inputs and outputs of the source for every input set; the operators nearest to the end of half precision."""
+    chosen = input_sets(component, profile.input_sets)
+    golden = {
+        name: Golden(_arrays(inputs), _arrays(reference_outputs(component, inputs))) for name, inputs in chosen.items()
+    }
+    return golden, shown(headroom(component, chosen))
 
 
 def describe_video(
@@ -141,12 +146,10 @@ def describe_video(
 
 
 def _manifest(entries: list[dict[str, Any]], profile: Profile, about: Mapping[str, Any]) -> dict[str, Any]:
-    weakest = min((entry["fidelity"] for entry in entries), key=FIDELITIES.index, default="none")
-    rows = [row for entry in entries for row in entry["proof"]]
     return {
         "schema": SCHEMA,
-        "passed": weakest != "none" and all(row["verdict"] == "passed" for row in rows),
-        "fidelity": weakest,
+        "written_by": f"dit-compress {__version__}",
+        **summarise(entries),
         "profile": profile.as_data(),
         "load_order": [entry["component"] for entry in entries],
         "artifacts": entries,
@@ -155,7 +158,7 @@ def _manifest(entries: list[dict[str, Any]], profile: Profile, about: Mapping[st
 
 
 def _entry(
-    artifact: Artifact, fidelity: Fidelity, rows: Sequence[Row], golden: Mapping[str, Golden], folder: Path
+    artifact: Artifact, runner: Runner, rows: Sequence[Row], golden: Mapping[str, Golden], folder: Path
 ) -> dict[str, Any]:
     """One artifact, as the manifest holds it."""
     files = artifact_files(artifact.path, folder)
@@ -163,27 +166,39 @@ def _entry(
         "component": artifact.component,
         "kind": artifact.kind,
         "precision": artifact.precision,
+        "weight_bits": artifact.weight_bits,
         "path": artifact.path.relative_to(folder).as_posix(),
         "bytes": sum(file["bytes"] for file in files),
         "sha256": sha256_data(files),
         "files": files,
         "inputs": signature(next(iter(golden.values())).inputs),
         "outputs": signature(next(iter(golden.values())).outputs),
-        "fidelity": fidelity,
+        "fidelity": runner.fidelity,
+        **({} if rows else {"stamp": UNVERIFIED}),
         "proof": [row.as_data() for row in rows],
         "golden": f"golden/{artifact.component}.safetensors",
-        **artifact.details,
+        "details": dict(artifact.details),
     }
 
 
 def artifact_files(path: Path, folder: Path) -> list[dict[str, Any]]:
     """Path, size and sha256 of every file of an artifact (external data lies beside it, under its stem)."""
-    found = sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(f"{path.name}*"))
+    return records(sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(f"{path.name}*")), folder)
+
+
+def records(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+    """Path, size and sha256 of files."""
     return [
         {"path": item.relative_to(folder).as_posix(), "bytes": item.stat().st_size, "sha256": sha256_file(item)}
-        for item in found
+        for item in paths
         if item.is_file()
     ]
+
+
+def _other_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The files of the package that belong to no artifact: golden tensors, tokenizer, checklist."""
+    known = {file["path"] for entry in entries for file in entry["files"]}
+    return [file for file in records(sorted(folder.rglob("*")), folder) if file["path"] not in known]
 
 
 def signature(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -193,16 +208,6 @@ def signature(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value.detach().cpu().numpy()) for name, value in tensors.items()}
-
-
-def _write_golden(path: Path, golden: Mapping[str, Golden]) -> None:
-    from safetensors.numpy import save_file
-
-    tensors: dict[str, np.ndarray] = {}
-    for name, each in golden.items():
-        tensors |= {f"{name}/inputs/{key}": value for key, value in each.inputs.items()}
-        tensors |= {f"{name}/outputs/{key}": value for key, value in each.outputs.items()}
-    save_file(tensors, path)
 
 
 def _sentence(found: Diagnostic) -> str:

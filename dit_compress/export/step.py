@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from dit_compress.context import Result
-from dit_compress.export.components import dit_step, vae_decoder
+from dit_compress.export.components import dit_step, text_encoder, vae_decoder
 from dit_compress.export.package import describe_video, export_components
+from dit_compress.export.phone import on_device, write_phone_files
 from dit_compress.train.streams import Streams
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from dit_compress.context import Context
@@ -20,14 +23,27 @@ if TYPE_CHECKING:
 FOLDER = "files"
 DEFAULT_FPS = 8.0
 TYPICAL_CAPTION = "a large red circle moving left fast on a grey background"
+CAPTIONS = {
+    "typical": TYPICAL_CAPTION,
+    "short": "a star",
+    "empty": "",
+    "long": " and ".join([TYPICAL_CAPTION] * 8),
+}
+"""Input sets of a text encoder: no tensor of it can be scaled."""
 
 
 def export(exporter: Any, context: Context) -> Result:
-    """Export the input bundle's DiT step and VAE decoder at batch 1 and prove the files.
+    """Export the input bundle's text encoder, DiT step and VAE decoder at batch 1 and prove the files.
 
     ``exporter`` follows ``hooks.Exporter`` and has a ``profile``. Raises UserError where a file is refused.
     """
-    report = export_components(exporter, components(context), exporter.profile, context.folder / FOLDER, about(context))
+
+    def more(folder: Path) -> Any:
+        return write_phone_files(context, TYPICAL_CAPTION, folder)
+
+    report = export_components(
+        exporter, components(context), exporter.profile, context.folder / FOLDER, about(context), more
+    )
     metrics = {key: report[key] for key in ("passed", "fidelity", "bytes")}
     metrics["psnr_db_min"] = min(
         (row["psnr_db"] for row in report["rows"] if row.get("psnr_db") is not None), default=None
@@ -37,29 +53,37 @@ def export(exporter: Any, context: Context) -> Result:
 
 
 def components(context: Context) -> list[Component]:
-    """DiT step and VAE decoder, with inputs as they occur: a noise latent, an encoded caption."""
+    """Text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur."""
     shape = context.latent_shape()
     latent = Streams(context.seed, 0, [0]).normal("export", shape)
     text = context.text().eval()
     with torch.no_grad():
         cond = dict(text.cond([TYPICAL_CAPTION]))
+    encoders = [text_encoder(text.encoder, CAPTIONS)] if on_device(text.encoder) else []
     return [
+        *encoders,
         dit_step(context.input.denoiser().eval(), latent, cond),
         vae_decoder(cast("nn.Module", context.input.codec().eval()), latent),
     ]
 
 
 def about(context: Context) -> dict[str, Any]:
-    """What the manifest says of sampling."""
+    """What the manifest says of the exporter and of sampling."""
     codec = context.input.codec()
     config = getattr(codec, "config", {})
-    data = context.parts.get("data")
-    fps = getattr(data.options, "fps", None) if data else None
-    return describe_video(
+    step = context.record["parts"]["step"]
+    options = {key: value for key, value in step["options"].items() if key != "use"}
+    return {"exporter": {"plugin": step["plugin"], "options": options}} | describe_video(
         sigmas=context.input.flow.sigmas(),
         ratio=codec.ratio,
         video=context.video or context.input.spec.video or (0, 0, 0),
-        fps=fps or DEFAULT_FPS,
+        fps=fps_of(context),
         latent_mean=config.get("latent_mean"),
         latent_std=config.get("latent_std"),
-    ) | {"guidance": context.input.flow.guidance, "licence": context.input.data.get("licence")}
+    ) | {"guidance": context.input.flow.guidance, "licence": context.input.data.get("licence")}  # fmt: skip
+
+
+def fps_of(context: Context) -> float:
+    """Frames per second of the recipe's data."""
+    data = context.parts.get("data")
+    return (getattr(data.options, "fps", None) if data else None) or DEFAULT_FPS

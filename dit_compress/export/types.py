@@ -1,4 +1,4 @@
-"""What goes into an exporter and what comes out.
+"""What goes into an exporter and what comes out. Imports no torch.
 
 Shapes: whatever the component's example inputs have; they are fixed in the exported files.
 """
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Fidelity = Literal["production", "reference", "interpreter", "none"]
 """What executed the file: the runtime apps use, the maker's reference runtime, an interpreter of the graph, nothing."""
+FIDELITIES: tuple[Fidelity, ...] = ("none", "interpreter", "reference", "production")
+"""From the weakest proof to the strongest."""
 Precision = Literal["float32", "float16"]
 Severity = Literal["error", "warning"]
 
@@ -27,7 +29,7 @@ Severity = Literal["error", "warning"]
 class Component:
     """One network of the package, with typical inputs.
 
-    name: ``dit_step`` or ``vae_decoder``; the stem of its files.
+    name: ``text_encoder``, ``dit_step`` or ``vae_decoder``; the stem of its files.
     module: takes the inputs in their order, returns a tensor (or a tuple of them).
     inputs: typical example inputs by name; their shapes are the shapes of the file.
     outputs: names of what the module returns.
@@ -35,6 +37,7 @@ class Component:
     precise: inputs whose path up to the first matrix product stays in float32. The sinusoids of
         ``1000·sigma`` need it: half precision moves the angle by up to a quarter of a radian.
     mask: the input that is 1 at real text and 0 at padding, for the padded input set.
+    more: further input sets by name, each complete: other captions, say, where nothing can be scaled.
     """
 
     name: str
@@ -44,22 +47,41 @@ class Component:
     varied: tuple[str, ...]
     precise: tuple[str, ...] = ()
     mask: str | None = None
+    more: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A device, as far as an exporter must know it. Plain data.
+    """A device, as far as an exporter must know it. Plain data; see ``dit_compress/export/profiles``.
 
+    precision: of arithmetic on the device.
+    weight_bits: bits of one stored weight of a matrix.
     max_rank: largest number of axes of a tensor.
     max_file_bytes: largest weight file, None for no limit.
+    memory_bytes: memory that an app may fill with weights, None where it is not known.
+    dtypes: what inputs and outputs may be.
+    alignment: the last axis of a large tensor should be at least this long (or it is padded to it).
     input_sets: names in ``dit_compress.export.inputs.INPUT_SETS`` that the proof runs.
+    measured: latencies somebody measured, each with its source. None is ever estimated.
+    sources: where the limits are stated, by field.
     """
 
     name: str
     precision: Precision = "float16"
+    weight_bits: int | None = None
     max_rank: int = 5
     max_file_bytes: int | None = None
-    input_sets: tuple[str, ...] = ("typical", "zero", "tiny")
+    memory_bytes: int | None = None
+    dtypes: tuple[str, ...] = ("float32", "float16", "int32")
+    alignment: int = 1
+    input_sets: tuple[str, ...] = ("typical", "zero", "tiny", "huge", "padded")
+    measured: tuple[Mapping[str, Any], ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored weight: ``weight_bits``, or those of the arithmetic."""
+        return self.weight_bits or {"float32": 32, "float16": 16}[self.precision]
 
     def as_data(self) -> dict[str, Any]:
         """JSON data."""
@@ -79,13 +101,18 @@ class Diagnostic:
     message: str
     mend: str = ""
 
+    def as_data(self) -> dict[str, Any]:
+        """JSON data."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Artifact:
     """A written file or package.
 
-    path: on disk. kind: the format (``mlpackage``, ``onnx``). details: JSON for whoever loads it
-    (minimum OS, compute-unit hint, opset).
+    path: on disk. kind: the format (``mlpackage``, ``onnx``). precision: of its arithmetic.
+    weight_bits: of one stored weight. details: JSON for whoever loads it (minimum OS, compute-unit hint,
+    opset).
     """
 
     path: Path
@@ -93,10 +120,11 @@ class Artifact:
     kind: str
     precision: Precision
     details: Mapping[str, Any] = field(default_factory=dict)
+    weight_bits: int = 16
 
 
 class Runner(Protocol):
-    """Executes one artifact just as it is on disk.
+    """Executes one artifact just as it is on disk. Nothing says where: a phone over the network will do.
 
     fidelity: what executes it. arithmetics: what it can compute in; each is proven by itself.
     """

@@ -16,13 +16,14 @@ from dit_compress.structure.axes import Attention, FeedForward, Gather, MaskPoin
 from dit_compress.structure.probe import Prober, merged
 from dit_compress.structure.record import map_tensors, tensors_in
 from dit_compress.structure.substitutes import SUBSTITUTES
+from dit_compress.structure.trace import Change, Key, Trace
 from dit_compress.structure.units import Units, owners
-from dit_compress.structure.weightless import Change, Key, Replica, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress.structure.record import Call
+    from dit_compress.structure.weightless import Replica
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
@@ -160,11 +161,14 @@ def gathers(prober: Prober, part: Part, units: Units, call: Call) -> tuple[Gathe
         tensors = [tensor for tensor in tensors_in(value) if tensor.is_floating_point() and tensor.ndim]
         if not tensors or not columns & prober.effect(_argument(part.path, key, None, None)).keys():
             continue
-        for dim in range(-max(tensor.ndim for tensor in tensors), 0):
-            sizes = {tensor.shape[dim] for tensor in tensors if tensor.ndim >= -dim and tensor.shape[dim] > 1}
-            fitting = [size for size in sorted(sizes) if size % units.count == 0]
-            gathers = (_gather(prober, part, units, key, dim, size) for size in fitting)
-            found += [gather for gather in gathers if gather]
+        places = {
+            (dim, tensor.shape[dim])
+            for tensor in tensors
+            for dim in range(-tensor.ndim, 0)
+            if tensor.shape[dim] > 1 and tensor.shape[dim] % units.count == 0
+        }
+        tried = (_gather(prober, part, units, key, *place) for place in sorted(places))
+        found += [gather for gather in tried if gather is not None]
     return tuple(found)
 
 

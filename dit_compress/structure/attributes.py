@@ -18,7 +18,7 @@ from dit_compress.structure.axes import Follow
 from dit_compress.structure.edits import SetAttribute, Substitute, compile_edits
 from dit_compress.structure.places import attribute_at, set_attribute
 from dit_compress.structure.probe import outputs_differ
-from dit_compress.structure.weightless import Change, DivergedError
+from dit_compress.structure.trace import Change, DivergedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.structure.axes import Part
+    from dit_compress.structure.trace import Touch, Trace
     from dit_compress.structure.units import Units
-    from dit_compress.structure.weightless import Replica, Touch, Trace
+    from dit_compress.structure.weightless import Replica
 
 LARGEST = 3
 """Attributes that may have to follow together."""

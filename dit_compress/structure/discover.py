@@ -20,18 +20,21 @@ from dit_compress.structure.attributes import solve
 from dit_compress.structure.axes import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.record import Call, record
 from dit_compress.structure.signature import Known, signature
-from dit_compress.structure.stacks import find_stacks, watch
+from dit_compress.structure.stacks import find_stacks
+from dit_compress.structure.trace import Change, DivergedError
 from dit_compress.structure.units import Observer
-from dit_compress.structure.weightless import Change, DivergedError, Replica, hollow_copy
+from dit_compress.structure.watch import watch
+from dit_compress.structure.weightless import Replica, hollow_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dit_compress.denoiser import Denoiser
     from dit_compress.structure.axes import Part
-    from dit_compress.structure.stacks import Found, Seen
+    from dit_compress.structure.stacks import Found
+    from dit_compress.structure.trace import Trace
     from dit_compress.structure.units import Units
-    from dit_compress.structure.weightless import Trace
+    from dit_compress.structure.watch import Seen
 
 
 @dataclass
@@ -58,7 +61,8 @@ def discover(denoiser: Denoiser) -> Structure:
 def first_call(denoiser: Denoiser) -> Call:
     """How the denoiser calls its module on its example, on the CPU. Neither the module nor its weights are touched."""
     stand_in = copy.copy(denoiser)
-    stand_in.__dict__["_modules"] = {**denoiser._modules, "module": hollow_copy(denoiser.module)}  # noqa: SLF001
+    own = stand_in._modules  # noqa: SLF001 - a copy shares its children with the original
+    stand_in.__dict__["_modules"] = {**own, "module": hollow_copy(denoiser.module)}
     with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
         torch.manual_seed(0)
         stand_in.module.register_forward_pre_hook(_stop)
@@ -140,6 +144,8 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
         if units.reads:
             _settle(found, replica, base, observer, units, calls)
     found.refusals += _unfound(block, found, calls)
+    if observer.prober.diverged and not found.parts and not found.refusals:
+        found.refusals.append(Refusal("", "its control flow depends on values: no units can be told apart"))
     _name_apart(found)
     return found
 
@@ -158,6 +164,9 @@ def _settle(
             solved = solved or solve(replica.edited([]), part, variant)
     except UnsliceableError as error:
         found.refusals.append(Refusal(path, str(error)))
+        return
+    except DivergedError as error:
+        found.refusals.append(Refusal(path, f"its control flow depends on values: {error}"))
         return
     except FAILURES as error:
         found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))

@@ -21,7 +21,7 @@ from dit_compress.structure.tombstone import Tombstone
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dit_compress.structure.axes import Axis, Kept, Stack
+    from dit_compress.structure.axes import Axis, Kept, Norm, Stack
 
 REVISION = 1
 
@@ -180,11 +180,25 @@ def _followers(module: nn.Module, axis: Axis, units: np.ndarray) -> list[Edit]:
         edits.append(GatherArgument(gather.module, gather.argument, index, gather.dim, gather.indices.size))
     for norm in axis.across:
         # weight' = weight·sqrt(D/D'), eps' = eps·D/D': a masked norm divides by D, a compact one by D'.
-        eps = getattr(module.get_submodule(norm.path), norm.eps)
-        eps = torch.finfo(torch.float32).eps if eps is None else eps
-        edits.append(SetAttribute(norm.path, norm.eps, float(eps) / share))
+        edits.append(SetAttribute(norm.path, norm.eps, float(eps_of(module, norm)) / share))
         edits.append(Scale(f"{norm.path}.weight", share**-0.5))
     return edits
+
+
+def settle_norms(module: nn.Module, axes: Iterable[Axis]) -> None:
+    """Write the epsilon of norms that leave it to their input's precision into them: it must not change with it."""
+    for norm in {norm for axis in axes for norm in axis.across}:
+        setattr(module.get_submodule(norm.path), norm.eps, eps_of(module, norm))
+
+
+def eps_of(module: nn.Module, norm: Norm) -> float:
+    """The epsilon that a norm adds; torch's own where it has none: that of float64, else that of float32."""
+    owner = module.get_submodule(norm.path)
+    eps = getattr(owner, norm.eps)
+    if eps is not None:
+        return float(eps)
+    double = any(parameter.dtype == torch.float64 for parameter in owner.parameters())
+    return torch.finfo(torch.float64 if double else torch.float32).eps
 
 
 # ------------------------------------------------------------------ apply
@@ -194,7 +208,7 @@ def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
     """Edit a live module in place (on any device, meta included)."""
     for edit in edits:
         if isinstance(edit, Take | Scale):
-            _replace(module, edit.tensor, edit_tensor(tensor_at(module, edit.tensor), edit))
+            replace_tensor(module, edit.tensor, edit_tensor(tensor_at(module, edit.tensor), edit))
         elif isinstance(edit, SetAttribute):
             set_attribute(module, edit.module, edit.attribute, edit.value)
         elif isinstance(edit, GatherArgument):
@@ -245,7 +259,8 @@ def rename(name: str, edit: KeepBlocks) -> str | None:
     return name if edit.tombstones else f"{head}{edit.index.index(int(index))}.{rest}"
 
 
-def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+def replace_tensor(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put other values, maybe of another shape, in a parameter's or buffer's place."""
     path, _, leaf = name.rpartition(".")
     owner, old = module.get_submodule(path), tensor_at(module, name)
     value = value.detach()

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dit_compress.structure.record import tensors_in
-from dit_compress.structure.weightless import Change, DivergedError, Key, Replica, Touch, Trace
+from dit_compress.structure.trace import Change, DivergedError, Key, Touch, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
+
+    from dit_compress.structure.weightless import Replica
 
     Perturb = Callable[[np.ndarray], Change]
 
@@ -55,18 +58,19 @@ class Run:
 
 
 class Prober:
-    """Perturbs one block."""
+    """Perturbs one block. diverged: whether a perturbation ever took another way through it."""
 
     def __init__(self, replica: Replica, base: Trace) -> None:
-        self.replica, self.base = replica, base
+        self.replica, self.base, self.diverged = replica, base, False
         self.random = np.random.default_rng(replica.seed)
 
     def effect(self, change: Change) -> Effect:
         """What differs from the recorded run, over all uses of every weight."""
         try:
             trace = self.replica.run(self.base, change)
-        except (DivergedError, RuntimeError, ValueError, IndexError):
+        except (DivergedError, RuntimeError, ValueError, IndexError) as error:
             # The control flow, or a shape, depends on it: it touches everything.
+            self.diverged = self.diverged or isinstance(error, DivergedError)
             return {OUTPUT: frozenset([0])}
         found: dict[Key, set[int]] = {}
         for before, after in zip(self.base.touches, trace.touches, strict=True):
@@ -196,9 +200,11 @@ def changed_columns(before: Touch, after: Touch) -> np.ndarray | None:
 
 
 def outputs_differ(before: object, after: object) -> bool:
-    """Whether any tensor that a block returns changed."""
-    pairs = zip(tensors_in(before), tensors_in(after), strict=True)
-    return any(a.shape != b.shape or (not torch.equal(a, b) and bool(differs(a, b).any())) for a, b in pairs)
+    """Whether any tensor in two values differs, or their shapes do."""
+    pairs = list(zip_longest(tensors_in(before), tensors_in(after)))
+    if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
+        return True
+    return any(not torch.equal(a, b) and bool(differs(a, b).any()) for a, b in pairs)
 
 
 def differs(a: Tensor, b: Tensor) -> Tensor:

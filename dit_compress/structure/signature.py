@@ -35,12 +35,16 @@ class Known(Generic[Found]):
 def signature(module: nn.Module, arguments: Mapping[Any, Any]) -> Any:
     """Modules of one signature are alike: classes, parameters, plain attributes, and the shapes of the arguments."""
     modules = tuple(
-        (path, type(owner), len(owner._forward_pre_hooks), _attributes(owner))  # noqa: SLF001 - hooks gather tables
-        for path, owner in module.named_modules()
+        (path, type(owner), _num_hooks(owner), _attributes(owner)) for path, owner in module.named_modules()
     )
     tensors = tuple((name, tuple(value.shape)) for name, value in (*module.named_parameters(), *module.named_buffers()))
     given = tuple((key, _described(value)) for key, value in arguments.items())
     return modules, tensors, given
+
+
+def _num_hooks(owner: nn.Module) -> int:
+    """Hooks before a forward: a pruned module gathers its tables in them."""
+    return len(owner._forward_pre_hooks)  # noqa: SLF001 - there is no public way to ask
 
 
 def _attributes(owner: object) -> str:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dit_compress.structure.probe import OUTPUT, Effect, Prober, Run, differs, merged
 from dit_compress.structure.record import map_tensors
-from dit_compress.structure.weightless import Change, Key, Replica, Trace
+from dit_compress.structure.trace import Change, Key, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from dit_compress.structure.weightless import Replica
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError
 from dit_compress.structure.compact import kept_blocks
+from dit_compress.train.guards import Alarms
+from dit_compress.train.looks import Looks, Sampler, Validator
 from dit_compress.train.loop import fit
+from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
     from dit_compress.bundle import Bundle
     from dit_compress.context import Context, Result
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.encode import Captions
     from dit_compress.hooks import Distiller
 
 
@@ -20,11 +25,39 @@ def distill(step: Distiller, context: Context) -> Result:
     given = context.slot("teacher")
     teacher = given.denoiser() if given else None
     objective = step.objective(context, student, teacher, text)
-    fit(objective, context.latents("train", text), step.options, context)
+    fit(objective, context.latents("train", text), step.options, context, looks(step, context, student, text))
     modules = {"denoiser": student.module}
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder
     return context.give(modules, flow=step.flow(context.input.flow))
+
+
+def looks(step: Distiller, context: Context, student: Denoiser, text: Captions) -> Looks | None:
+    """Validation and watch, where the step's options ask for them."""
+    options = step.options
+    if not isinstance(options, DistillOptions) or (options.validation is None and options.watch is None):
+        return None
+    held_out, world = context.latents("test", text), context.world
+    validator = sampler = None
+    if options.validation is not None:
+        validator = Validator(
+            held_out, options.validation.samples, options.batch, context.seed, world, bf16=options.bf16
+        )
+    if options.watch is not None:
+        sampler = Sampler(
+            student,
+            text,
+            step.flow(context.input.flow),
+            held_out,
+            options.watch,
+            context.input.codec().eval().decode,
+            seed=context.seed,
+            world=world,
+            trained=any(record["kind"] == "distill" for record in context.input.lineage),
+            bf16=options.bf16,
+        )
+    alarms = Alarms(context, stop=options.watch is not None and options.watch.stop)
+    return Looks(options, alarms, validator, sampler)
 
 
 def text_lr(context: Context, lr: float) -> float | None:

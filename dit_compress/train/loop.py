@@ -1,4 +1,4 @@
-"""The one training loop: roles, phases, EMA, clipping, precision, checkpoints, curves.
+"""The one training loop: roles, phases, accumulation, precision, checkpoints, curves, guards.
 
 An objective says what is trained and by which loss; the loop owns everything else.
 """
@@ -6,166 +6,96 @@ An objective says what is trained and by which loss; the loop owns everything el
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
-from dit_compress.train import checkpoint
+from dit_compress.train.guards import Alarms, CurveGuards
+from dit_compress.train.history import History
+from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
+from dit_compress.train.parallel import World, gathered, resharded, spread
 from dit_compress.train.streams import Streams, epoch_order
+from dit_compress.train.trainee import Trainee
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from dit_compress.context import Context
     from dit_compress.encode import Samples
-    from dit_compress.train.objective import Objective, Phase, Role
+    from dit_compress.train.looks import Looks
+    from dit_compress.train.objective import Objective, Phase
     from dit_compress.train.options import TrainOptions
 
 
-class Trainee:
-    """A trainable role with its optimiser and moving average."""
+def fit(
+    objective: Objective, samples: Samples, options: TrainOptions, context: Context, looks: Looks | None = None
+) -> None:
+    """Train the objective's roles in place, for ``options.steps`` steps, resuming where a kill left off.
 
-    def __init__(self, name: str, role: Role) -> None:
-        self.name, self.role = name, role
-        self.parameters: dict[str, nn.Parameter] = {
-            key: value for key, value in role.module.named_parameters() if value.requires_grad
-        }
-        if not self.parameters:
-            raise ValueError(f"role {name!r} has a learning rate and nothing to train")
-        low = {str(value.dtype) for value in self.parameters.values() if value.dtype != torch.float32}
-        if low:
-            raise UserError(
-                f"role {name!r} would train {sorted(low)} weights", mend="Load them as float32; compute may be bf16"
-            )
-        self.optimizers = _optimizers(role, self.parameters)
-        self.average: dict[str, Tensor] = (
-            {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
-        )
-
-    def train_only(self, on: bool) -> None:  # noqa: FBT001 - a switch
-        """Gradients on or off, for the phase that runs."""
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(on)
-
-    def update(self, factor: float) -> float:
-        """Clip, step, average; returns the gradient norm. UserError where it is not finite."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.role.clip or math.inf))
-        if not math.isfinite(norm):
-            raise UserError(f"the gradient of role {self.name!r} is not finite", mend="Lower the learning rate")
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self.role.ema:
-            with torch.no_grad():
-                for key, value in self.parameters.items():
-                    self.average[key].lerp_(value, 1 - self.role.ema)
-        return norm
-
-    def use_average(self) -> None:
-        """Make the moving average the role's weights (at the end of training)."""
-        with torch.no_grad():
-            for key, value in self.average.items():
-                self.parameters[key].copy_(value)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint needs, by name."""
-        saved: dict[str, Tensor] = {f"{self.name}/weight/{key}": value for key, value in self.parameters.items()}
-        saved |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
-        for optimizer in self.optimizers:
-            for key, parameter in self.parameters.items():
-                for slot, value in optimizer.state.get(parameter, {}).items():
-                    saved[f"{self.name}/{slot}/{key}"] = value
-        return saved
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take the state back; UserError where a part is missing or of another shape."""
-        for key, parameter in self.parameters.items():
-            with torch.no_grad():
-                parameter.copy_(self._part(tensors, "weight", key, parameter))
-            if self.average:
-                self.average[key].copy_(self._part(tensors, "average", key, parameter))
-        for optimizer in self.optimizers:
-            muon = isinstance(optimizer, torch.optim.Muon)
-            slots = ("momentum_buffer",) if muon else ("exp_avg", "exp_avg_sq")
-            owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            for key, parameter in self.parameters.items():
-                if id(parameter) not in owned or f"{self.name}/{slots[0]}/{key}" not in tensors:
-                    continue  # a phase that has not begun has no state yet
-                optimizer.state[parameter] = {slot: self._moment(tensors, slot, key, parameter) for slot in slots}
-                if not muon:
-                    optimizer.state[parameter]["step"] = tensors[f"{self.name}/step/{key}"]
-
-    def _moment(self, tensors: dict[str, Tensor], slot: str, key: str, parameter: nn.Parameter) -> Tensor:
-        """In the weight's memory format: a fused AdamW walks both in the order of memory."""
-        return torch.empty_like(parameter).copy_(self._part(tensors, slot, key, parameter))
-
-    def _part(self, tensors: dict[str, Tensor], slot: str, key: str, like: Tensor) -> Tensor:
-        value = tensors.get(f"{self.name}/{slot}/{key}")
-        if value is None or value.shape != like.shape:
-            raise UserError(f"the checkpoint's {slot} of {self.name}.{key} is missing or of another shape")
-        return value
-
-
-def _optimizers(role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon before it where the role asks for it; every group remembers its peak rate."""
-    matrices = _matrices(role.module, parameters) if role.muon_lr is not None else {}
-    others = [value for key, value in parameters.items() if key not in matrices]
-    decay = role.weight_decay
-    optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        optimizers.append(torch.optim.Muon(list(matrices.values()), lr=role.muon_lr or 0.0, weight_decay=decay))
-    if others:
-        optimizers.append(
-            torch.optim.AdamW(others, lr=role.lr or 0.0, betas=role.betas, weight_decay=decay, fused=True)
-        )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimizers
-
-
-def _matrices(module: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The weights of linears inside module lists: the blocks, not what leads in and out of them."""
-    inside = {
-        id(linear.weight)
-        for items in module.modules()
-        if isinstance(items, nn.ModuleList)
-        for linear in items.modules()
-        if isinstance(linear, nn.Linear)
-    }
-    return {key: value for key, value in parameters.items() if id(value) in inside}
-
-
-def fit(objective: Objective, samples: Samples, options: TrainOptions, context: Context) -> None:
-    """Train the objective's roles in place, for ``options.steps`` steps, resuming where a kill left off."""
+    With more than one process only the first returns, with whole weights on the CPU; the others are done. A
+    step that calls ``fit`` twice trains the second time in one process.
+    """
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # Nothing here reads memory it has not written; filling every new tensor costs more than it could show.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its class
-    trainees = _trainees(objective)
-    folder = context.folder / "checkpoints"
-    start = _resume(trainees, folder)
+    world = context.world
+    _check_parts(options, world)
+    with ExitStack() as stack:
+        stack.enter_context(memory_errors(objective, options, world))
+        blueprints = spread(objective.roles, world)
+        if options.checkpoint_activations:
+            stack.enter_context(recomputing(objective.roles))
+        trainees = _trainees(objective, world)
+        history = History(context, trainees, options.keep_checkpoints)
+        if looks is not None:
+            looks.begin(objective, trainees)
+        start = history.resume()
+        _steps(objective, trainees, samples, options, context, history, looks, start)
+        if looks is not None and looks.wants_best:
+            history.use_best()
+        for trainee in trainees.values():
+            trainee.use_average()
+    context.world = World(device=world.device)
+    gathered(objective.roles, blueprints, world)
+
+
+def _steps(
+    objective: Objective,
+    trainees: dict[str, Trainee],
+    samples: Samples,
+    options: TrainOptions,
+    context: Context,
+    history: History,
+    looks: Looks | None,
+    start: int,
+) -> None:
+    """Everything from the first step that is left to the last one."""
     trackers = context.open_trackers(resume_step=start)
+    alarms = looks.alarms if looks is not None else Alarms(context)
+    guards = CurveGuards(alarms)
     context.saves_itself = True
     with context.progress(context.name, total=options.steps, done=start) as advance:
         for step in range(start, options.steps):
             values = train_step(objective, trainees, samples, options, context, step)
+            guards.look(step, values)
+            seen = looks.look(step + 1) if looks is not None else {}
             for tracker in trackers:
-                tracker.log(step, values)
+                tracker.log(step, {**values, **seen})
             advance(values)
-            if context.stopping or ((step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps):
-                _save(trainees, folder, step + 1)
+            if context.world.any(context.stopping):
+                context.stopping = True  # a signal to one process stops all
+            due = (step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps
+            if context.stopping or due or (looks is not None and looks.saves()):
+                history.save(step + 1, looks.score if looks is not None else None)
                 context.stop_if_asked()
+                alarms.stop_if_asked()
     context.saves_itself = False
     for tracker in trackers:
         tracker.close()
-    for trainee in trainees.values():
-        trainee.use_average()
 
 
 def train_step(
@@ -176,27 +106,40 @@ def train_step(
     context: Context,
     step: int,
 ) -> dict[str, float]:
-    """Run every phase of one step; returns what to log."""
+    """Run every phase of one step; returns what to log, means over the whole batch."""
     values: dict[str, float] = {}
-    batch = draw_batch(samples, options.batch, context.seed, step)
+    world = context.world
+    share = world.part(options.batch)
+    each = len(share) // options.accumulate
+    parts = [
+        draw_batch(samples, options.batch, context.seed, step, share[first : first + each]).to(world.device)
+        for first in range(0, len(share), each)
+    ]
     for phase in objective.phases:
         if step < phase.start:
             continue
-        losses = _phase(objective, phase, batch, trainees, options, step)
+        losses = _phase(objective, phase, parts, trainees, options, world)
         prefix = f"{phase.name}/" if len(objective.phases) > 1 else ""
         values |= {f"{prefix}{name}": value for name, value in losses.items()}
-    return values
+    return world.mean(values)
 
 
-def draw_batch(samples: Samples, size: int, seed: int, step: int) -> Batch:
-    """The batch of a step: consecutive entries of the epochs' orders."""
-    total = len(samples)
-    places = range(step * size, (step + 1) * size)
-    orders = {epoch: epoch_order(seed, epoch, total) for epoch in {place // total for place in places}}
-    index = [int(orders[place // total][place % total]) for place in places]
+def draw_batch(samples: Samples, size: int, seed: int, step: int, part: Sequence[int] | None = None) -> Batch:
+    """The batch of a step, or its places ``part``; where clips are decoded as they are needed, the next are begun."""
+    places = range(size) if part is None else part
+    index = batch_index(len(samples), size, seed, step, places)
+    if samples.streamed:
+        samples.prefetch([*index, *batch_index(len(samples), size, seed, step + 1, places)])
     return Batch(
         step, index, samples.x0(index), Streams(seed, step, index), samples.captions(index), samples.tokens(index)
     )
+
+
+def batch_index(total: int, size: int, seed: int, step: int, part: Sequence[int]) -> list[int]:
+    """The samples at some places of a step's batch: a batch is consecutive entries of the epochs' orders."""
+    places = [step * size + place for place in part]
+    orders = {epoch: epoch_order(seed, epoch, total) for epoch in {place // total for place in places}}
+    return [int(orders[place // total][place % total]) for place in places]
 
 
 def learning_rate(step: int, start: int, options: TrainOptions) -> float:
@@ -208,7 +151,16 @@ def learning_rate(step: int, start: int, options: TrainOptions) -> float:
     return options.decay + (1 - options.decay) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _trainees(objective: Objective) -> dict[str, Trainee]:
+def _check_parts(options: TrainOptions, world: World) -> None:
+    parts = world.size * options.accumulate
+    if options.batch % parts:
+        raise UserError(
+            f"a batch of {options.batch} can't be shared by {world.size} processes in {options.accumulate} equal parts",
+            mend=f"Set 'batch' to a multiple of {parts}",
+        )
+
+
+def _trainees(objective: Objective, world: World) -> dict[str, Trainee]:
     trainees = {}
     for name, role in objective.roles.items():
         if role.lr is None:
@@ -217,7 +169,7 @@ def _trainees(objective: Objective) -> dict[str, Trainee]:
         else:
             role.module.train()
             _silence_dropout(role.module)
-            trainees[name] = Trainee(name, role)
+            trainees[name] = Trainee(name, role, world)
     return trainees
 
 
@@ -229,38 +181,35 @@ def _silence_dropout(module: nn.Module) -> None:
 
 
 def _phase(
-    objective: Objective, phase: Phase, batch: Batch, trainees: dict[str, Trainee], options: TrainOptions, step: int
+    objective: Objective,
+    phase: Phase,
+    parts: Sequence[Batch],
+    trainees: dict[str, Trainee],
+    options: TrainOptions,
+    world: World,
 ) -> dict[str, float]:
     for name, trainee in trainees.items():
         trainee.train_only(name in phase.updates)
-    cast: Any = torch.autocast(batch.x0.device.type, torch.bfloat16) if options.bf16 else nullcontext()
-    with cast:
-        losses = objective.loss(phase, batch)
-    loss = losses["loss"]
-    if not torch.isfinite(loss):
-        raise UserError(
-            f"the loss of phase {phase.name!r} is {float(loss.detach())} at step {step}",
-            mend="Lower the learning rate, or look for broken clips in the data",
-        )
-    loss.backward()
-    values = {name: float(value.detach()) for name, value in losses.items()}
+    resharded(objective.roles, world)
+    values: dict[str, float] = {}
+    for batch in parts:
+        cast: Any = torch.autocast(batch.x0.device.type, torch.bfloat16) if options.bf16 else nullcontext()
+        with cast:
+            losses = objective.loss(phase, batch)
+        loss = losses["loss"]
+        if world.any(not torch.isfinite(loss)):
+            raise _not_finite(phase, batch, loss)
+        (loss if len(parts) == 1 else loss / len(parts)).backward()
+        for name, value in losses.items():
+            values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
     for name in phase.updates:
-        values[f"grad_{name}"] = trainees[name].update(learning_rate(step, phase.start, options))
+        values[f"grad_{name}"] = trainees[name].update(learning_rate(parts[0].step, phase.start, options))
     return values
 
 
-def _save(trainees: dict[str, Trainee], folder: Path, step: int) -> None:
-    tensors = {name: value for trainee in trainees.values() for name, value in trainee.tensors().items()}
-    checkpoint.save(folder, step, tensors, {"roles": sorted(trainees)})
-
-
-def _resume(trainees: dict[str, Trainee], folder: Path) -> int:
-    found = checkpoint.load_latest(folder)
-    if found is None:
-        return 0
-    step, tensors, state = found
-    if state["roles"] != sorted(trainees):
-        raise UserError(f"the checkpoint has roles {state['roles']}, the step {sorted(trainees)}", where=str(folder))
-    for trainee in trainees.values():
-        trainee.restore(tensors)
-    return step
+def _not_finite(phase: Phase, batch: Batch, loss: Tensor) -> UserError:
+    what = f"the loss of phase {phase.name!r} is {float(loss.detach())} at step {batch.step}"
+    broken = [index for index, x0 in zip(batch.sample, batch.x0, strict=True) if not torch.isfinite(x0).all()]
+    if broken:
+        return UserError(f"{what}: training samples {broken} hold NaN or infinity", mend="Remove or repair these clips")
+    return UserError(what, mend="Lower the learning rate, or look for broken clips in the data")

@@ -28,6 +28,11 @@ def pseudo_huber(predicted: Tensor, target: Tensor, c: float) -> Tensor:
     return (torch.sqrt(squares + c * c) - c).mean()
 
 
+def pseudo_huber_elements(predicted: Tensor, target: Tensor, c: float) -> Tensor:
+    """``sqrt(d² + c²) - c`` of every element, averaged: nearer to an absolute error where errors are uneven."""
+    return (torch.sqrt((predicted - target).float().square() + c * c) - c).mean()
+
+
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Eq. 8 in the paper's sign: real logits go to -1 and below, fake ones to 1 and above."""
     return F.relu(1 + real).mean() + F.relu(1 - fake).mean()
@@ -36,3 +41,22 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_generator(fake: Tensor) -> Tensor:
     """Eq. 9: the generator lowers the logits of what it makes."""
     return fake.mean()
+
+
+def r1_exact(logits_BS: Tensor, point: Tensor) -> Tensor:
+    """``‖∇ D‖²`` of each sample's mean logit by ``point`` (leading B), averaged over samples; differentiable.
+
+    Mescheder et al., "Which training methods for GANs do actually converge?", Eq. 9 without its factor γ/2.
+    """
+    (slope,) = torch.autograd.grad(logits_BS.mean(dim=1).sum(), point, create_graph=True)
+    return slope.square().flatten(1).sum(dim=1).mean()
+
+
+def r1_approximate(logits_BS: Tensor, nearby_BS: Tensor, scale: float) -> Tensor:
+    """The same by a difference: ``nearby`` are the logits of inputs with normal noise of ``scale`` added.
+
+    Both are told one sigma: logits of two noise levels differ for a reason that is no slope. Expected value for a
+    linear discriminator: exactly ``‖∇ D‖²`` (Lin et al., "Diffusion adversarial post-training", section 3.3, over
+    scale²).
+    """
+    return ((nearby_BS - logits_BS).mean(dim=1) / scale).square().mean()

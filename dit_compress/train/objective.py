@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
     from torch import Tensor, nn
 
     from dit_compress.train.streams import Streams
@@ -57,13 +58,19 @@ class Batch:
     captions: Sequence[str] = ()
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; what the streams draw arrives there, too."""
+        tokens = {name: value.to(device) for name, value in self.tokens.items()}
+        return replace(self, x0=self.x0.to(device), tokens=tokens, streams=self.streams.to(device))
+
 
 class Objective(Protocol):
     """Roles, phases, and one loss per phase.
 
     ``loss`` returns ``{"loss": total, ...}``: ``loss`` is a mean over samples and is
     differentiated; every other entry is logged. Only the roles of the phase's ``updates`` have
-    ``requires_grad`` while it runs.
+    ``requires_grad`` while it runs. An attribute ``score`` may name the entry of the last phase that
+    a validation compares (``loss`` if absent; lower is better).
     """
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
 
 from dit_compress.hooks import Options
 
@@ -11,7 +13,8 @@ class TrainOptions(Options):
     """How long and how a step trains. Optimiser: AdamW with fp32 masters; Muon for the blocks' matrices on request."""
 
     steps: int = Field(1000, ge=1, description="Optimiser steps.")
-    batch: int = Field(32, ge=1, description="Samples per step.")
+    batch: int = Field(32, ge=1, description="Samples per step, over all processes and parts.")
+    accumulate: int = Field(1, ge=1, description="Parts of a batch computed one after the other; less memory.")
     lr: float = Field(1e-4, gt=0, description="Peak learning rate of the main role.")
     muon_lr: float | None = Field(
         None, gt=0, description="Train the matrices inside blocks with Muon at this rate (0.02 is usual); else AdamW."
@@ -21,7 +24,43 @@ class TrainOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average that becomes the result; 0 is off.")
     bf16: bool = Field(False, description="Compute in bfloat16 (weights stay float32).")
+    checkpoint_activations: bool = Field(
+        False, description="Compute each block's activations again in the backward pass; less memory, more time."
+    )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
+
+    @field_validator("accumulate")
+    @classmethod
+    def _whole_parts(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch", accumulate)
+        if batch % accumulate:
+            raise ValueError(f"a batch of {batch} can't be cut into {accumulate} equal parts")
+        return accumulate
+
+
+class Validation(Options):
+    """Held-out samples, at noise that never changes, judged by the moving average."""
+
+    every: int = Field(100, ge=1, description="Steps between validations; a checkpoint is written at each.")
+    samples: int = Field(32, ge=1, description="Held-out samples.")
+    result: Literal["last", "best"] = Field("last", description="Which weights the step gives.")
+
+
+class Watch(Options):
+    """Samples of the model in training, compared with real clips and with the model the step began with."""
+
+    every: int = Field(100, ge=1, description="Steps between looks.")
+    captions: int = Field(4, ge=1, description="Captions sampled, two videos of each.")
+    sampling_steps: int | None = Field(None, ge=1, description="At most so many; the schedule's if absent.")
+    stop: bool = Field(False, description="End the step at an alarm, with a checkpoint; else warn and go on.")
+
+
+class DistillOptions(TrainOptions):
+    """What a step that trains a denoiser can look at while it trains."""
+
+    validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
+    watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
 
 
 class ProbeOptions(Options):

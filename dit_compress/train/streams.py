@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
     from torch import Tensor
 
 
@@ -32,8 +33,12 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 class Streams:
     """The random streams of one batch: one generator per sample, name and step."""
 
-    def __init__(self, seed: int, step: int, sample: Sequence[int]) -> None:
-        self.seed, self.step, self.sample = seed, step, list(sample)
+    def __init__(self, seed: int, step: int, sample: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.seed, self.step, self.sample, self.device = seed, step, list(sample), device
+
+    def to(self, device: torch.device) -> Streams:
+        """The same numbers, given on a device."""
+        return Streams(self.seed, self.step, self.sample, device)
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normal ``[B, *shape]``, float32."""
@@ -57,4 +62,4 @@ class Streams:
         import torch
 
         drawn = [draw(generator(self.seed, stream, self.step, index)) for index in self.sample]
-        return torch.from_numpy(np.stack(drawn))
+        return torch.from_numpy(np.stack(drawn)).to(self.device)

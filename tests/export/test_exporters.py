@@ -110,7 +110,9 @@ def test_component_passes_its_gates(name: str, options: dict[str, Any], componen
     report = export_components(made, [component()], made.profile, tmp_path / "out")
     assert report["passed"], report["rows"]
     assert report["fidelity"] == {"coreml": "interpreter", "onnx": "production"}[name]
-    assert {row["input_set"] for row in report["rows"]} == {"typical", "zero", "tiny"}
+    assert {row["input_set"] for row in report["rows"]} == {
+        "typical", "zero", "tiny", "huge", *(["padded"] if component is video_dit else []),
+    }  # fmt: skip
 
 
 def test_one_piece_is_what_the_codec_decodes() -> None:

@@ -22,7 +22,8 @@ from dit_compress.export import (
     inspect,
     trace,
 )
-from dit_compress.export.inputs import INPUT_SETS
+from dit_compress.export.inputs import INPUT_SETS, input_sets
+from dit_compress.export.package import golden_of
 from dit_compress.files import sha256_file
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def test_folder_holds_all_an_app_needs(tmp_path: Path) -> None:
     report = export_components(TableExporter(), [half()], Profile("test"), tmp_path / "out", about)
     assert report["passed"]
     assert report["fidelity"] == "production"
-    assert [row["psnr_db"] for row in report["rows"]] == [300.0] * 3
+    assert [row["psnr_db"] for row in report["rows"]] == [300.0] * 4
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     entry = manifest["artifacts"][0]
     assert manifest["schema"] == 1
@@ -113,6 +114,33 @@ def test_below_the_gate_is_written_and_not_passed(tmp_path: Path) -> None:
 def test_unverified_is_not_success(tmp_path: Path) -> None:
     report = export_components(TableExporter(fidelity="none"), [half()], Profile("test"), tmp_path / "out")
     assert (report["passed"], report["fidelity"], report["rows"]) == (False, "none", [])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["stamp"], manifest["artifacts"][0]["stamp"]) == ("UNVERIFIED", "UNVERIFIED")
+
+
+def test_headroom_names_the_operator_nearest_to_overflow(tmp_path: Path) -> None:
+    class Squares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner(lambda x: x * x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) - 1.0
+
+    toy = Component("toy", Squares(), {"x": torch.tensor([[0.5, -2.0]])}, ("y",), varied=("x",))
+    found = golden_of(toy, Profile("test"))[1]
+    assert [(each["operator"], each["path"], each["input_set"]) for each in found] == [
+        ("aten.mul", "inner", "huge"),
+        ("aten.sub", "(the component itself)", "huge"),
+    ]
+    assert found[0]["max_abs"] == 360_000
+    assert found[0]["headroom"] == pytest.approx(65504 / 360_000)
+
+
+def test_sets_that_equal_an_earlier_one_are_left_out() -> None:
+    assert list(input_sets(half(), ("typical", "zero", "padded"))) == ["typical", "zero"]
+    captions = Component("t", Half(), {"x": torch.ones(1, 3)}, ("y",), varied=(), more={"empty": {"x": torch.ones(1, 3) * 2}})
+    assert list(input_sets(captions, ("typical", "zero", "huge"))) == ["typical", "empty"]
 
 
 def test_errors_of_the_check_come_together_before_anything_is_written(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy import context_in
 
 from dit_compress.clips import CAPTIONS, split_of, write_captions, write_video
 from dit_compress.errors import UserError
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
 from dit_compress_plugins.data_videos import VideosOptions
 from dit_compress_plugins.data_videos.data import Videos
 
@@ -88,3 +91,54 @@ def test_a_bad_line_is_named(folder: Path, tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such folder"):
         videos(tmp_path / "nowhere").prepare(tmp_path / "cache")
+
+
+def test_clips_that_are_too_short_are_named_before_training(folder: Path, tmp_path: Path) -> None:
+    for name, frames in (("2.mp4", 4), ("5.mp4", 3), ("6.mp4", 9)):
+        write_video(folder / name, np.zeros((frames, 32, 32, 3), dtype=np.uint8), 8)
+    with pytest.raises(UserError) as caught:
+        videos(folder).prepare(tmp_path / "cache")
+    assert [(Path(where).name, what) for where, what, _ in caught.value.problems] == [
+        ("2.mp4", "the video has 4 frames, 5 are wanted"),
+        ("5.mp4", "the video has 3 frames, 5 are wanted"),
+    ]
+    data = videos(folder, max_broken=2, test_fraction=0.0)
+    data.prepare(tmp_path / "cache")
+    assert [clip.pixels().shape[0] for clip in data.clips(tmp_path / "cache", "train")] == [5] * 6
+
+
+def test_the_length_is_that_at_the_new_frame_rate(folder: Path, tmp_path: Path) -> None:
+    """5 frames at 8 a second are 10 at 16 a second, and 3 at 4."""
+    Videos(VideosOptions(path=folder, frames=10, size=(32, 32), fps=16.0)).prepare(tmp_path / "a")
+    Videos(VideosOptions(path=folder, frames=3, size=(32, 32), fps=4.0)).prepare(tmp_path / "b")
+    with pytest.raises(UserError, match="the video has 3 frames at 4 frames a second, 4 are wanted"):
+        Videos(VideosOptions(path=folder, frames=4, size=(32, 32), fps=4.0)).prepare(tmp_path / "c")
+
+
+def test_captions_that_repeat_can_be_split_by_file(folder: Path, tmp_path: Path) -> None:
+    write_captions(folder, [{"file": f"{index}.mp4", "caption": "a video"} for index in range(1, 8)])
+    by_caption, by_file = (videos(folder, test_fraction=0.5, split_by=word) for word in ("caption", "file"))
+    assert {len(by_caption.clips(tmp_path, split)) for split in ("train", "test")} == {0, 7}
+    names = {clip.path.name for clip in by_file.clips(tmp_path, "test")}
+    assert names == {f"{i}.mp4" for i in range(1, 8) if split_of(f"{i}.mp4", 0.5) == "test"}
+    assert 0 < len(names) < 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pixels_are_the_same_streamed_and_decoded_once(folder: Path, tmp_path: Path, workers: int) -> None:
+    context = context_in(tmp_path)
+    data = {
+        "use": "videos",
+        "path": str(folder),
+        "frames": 5,
+        "size": [32, 32],
+        "test_fraction": 0.0,
+        "workers": workers,
+    }
+    context.parts["data"] = make_part("data", data, installed())
+    samples = context.pixels("train")
+    assert samples.streamed == (workers > 0)
+    assert list(tmp_path.glob("pixels-*.npy")) == [] or workers == 0
+    # Clip i is grey of 20·i: in [-1, 1] that is 20·i/127.5 - 1, to what the file format keeps.
+    assert samples.x0([7, 3]).mean((1, 2, 3, 4)).tolist() == pytest.approx([140 / 127.5 - 1, 60 / 127.5 - 1], abs=0.02)
+    assert samples.x0([7, 3]).shape == (2, 3, 5, 32, 32)

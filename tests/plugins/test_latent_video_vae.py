@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from toy import context_in
 
 from dit_compress.errors import UserError
 from dit_compress.train.objective import Batch
@@ -16,6 +18,7 @@ from dit_compress.train.streams import Streams
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions, latent, losses, pca, tiles
 from dit_compress_plugins.latent_video_vae.blocks import CausalConv, EqualConv, FromPatches, merge_time, split_time
 from dit_compress_plugins.latent_video_vae.coders import rows_of, video_of
+from dit_compress_plugins.latent_video_vae.likeness import Likeness
 from dit_compress_plugins.latent_video_vae.objective import initialise, measure_statistics
 from dit_compress_plugins.latent_video_vae.step import VideoVAEStep
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
@@ -39,11 +42,11 @@ def clips(count: int, frames: int = 17, size: int = 64) -> Tensor:
     return functional.interpolate(coarse, (frames, size, size), mode="trilinear")
 
 
-def shaken(vae: VideoVAE) -> VideoVAE:
+def shaken(vae: VideoVAE, much: float = 0.05) -> VideoVAE:
     """A VAE whose residual networks matter."""
     with torch.no_grad():
         for parameter in vae.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+            parameter.add_(torch.randn_like(parameter) * much)
     return vae
 
 
@@ -186,27 +189,135 @@ def test_bf16_patches_are_right(channels: int, cell: int) -> None:
     assert (low - expected).norm() < 0.02 * expected.norm()
 
 
-# ------------------------------------------------------------------ tiles
+# ------------------------------------------------------------------ chunks of long videos
+
+
+@pytest.mark.parametrize("ratio", [(8, 32, 32), (4, 16, 16), (4, 32, 32), (8, 64, 64)])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_decoding_in_chunks_is_decoding_the_whole(ratio: tuple[int, int, int], chunk: int) -> None:
+    vae, latent_BCTHW = shaken(VideoVAE(ratio=ratio, **SMALL), 0.5), torch.randn(2, 6, 5, 2, 2)
+    with torch.no_grad():
+        whole = vae.forward(latent_BCTHW)
+        pieces = list(vae.decode_chunks(latent_BCTHW, chunk))
+    counts = [min(chunk, 5 - start) for start in range(0, 5, chunk)]
+    frames = [1 + ratio[0] * (counts[0] - 1), *(ratio[0] * count for count in counts[1:])]
+    assert [piece.shape[2] for piece in pieces] == frames
+    torch.testing.assert_close(torch.cat(pieces, 2), whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("ratio", [(8, 32, 32), (4, 16, 16)])
+def test_encoding_in_chunks_is_encoding_the_whole(ratio: tuple[int, int, int]) -> None:
+    torch.manual_seed(1)
+    vae = shaken(VideoVAE(ratio=ratio, chunk=2, **SMALL), 0.5)
+    video = clips(2, 1 + 4 * ratio[0])
+    with torch.no_grad():
+        whole, chunked = vae.encoder(video), vae.encode(video)
+    torch.testing.assert_close(chunked, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+
+
+def test_chunks_that_forget_the_past_would_be_seen() -> None:
+    """What the tests above compare does depend on what is carried over."""
+    vae, latent_BCTHW = shaken(VideoVAE(**SMALL), 0.5), torch.randn(1, 6, 4, 2, 2)
+    with torch.no_grad():
+        whole, second = vae.forward(latent_BCTHW), vae.forward(latent_BCTHW[:, :, 2:])
+    # The later frames of a chunk that begins afresh: 8 frames of its second latent frame.
+    assert (second[:, :, 1:] - whole[:, :, 17:]).abs().max() > 1e-3 * whole.abs().max()
+
+
+def test_a_long_video_is_decoded_in_chunks_by_itself() -> None:
+    vae, latent_BCTHW = shaken(VideoVAE(chunk=2, **SMALL), 0.5), torch.randn(1, 6, 5, 2, 2)
+    lengths: list[int] = []
+    vae.decoder.register_forward_hook(lambda _module, given, _out: lengths.append(given[0].shape[2]))
+    with torch.no_grad():
+        whole = vae.forward(latent_BCTHW)
+        lengths.clear()
+        decoded = vae.decode(latent_BCTHW)
+    assert lengths == [2, 2, 1]
+    torch.testing.assert_close(decoded, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+
+
+# ------------------------------------------------------------------ tiles of large frames
 
 
 def test_tiles_of_a_local_decoder_join_exactly() -> None:
     latent_BCTHW = torch.randn(1, 3, 2, 11, 7)
 
-    def decode(part: Tensor) -> Tensor:
+    def decode(part: Tensor, _place: tiles.Place = (0, 0)) -> Tensor:
         return part.repeat_interleave(4, -2).repeat_interleave(4, -1)
 
-    joined = tiles.blend_tiles(decode, latent_BCTHW, cell=4, tile=4, overlap=2)
-    torch.testing.assert_close(joined, decode(latent_BCTHW), atol=1e-6, rtol=0)
+    for overlap, reach in ((2, 3), (2, 1), (0, 0)):
+        joined = tiles.in_tiles(decode, latent_BCTHW, tiles.Tiling(4, overlap, reach), 1, 4)
+        torch.testing.assert_close(joined, decode(latent_BCTHW), atol=1e-6, rtol=0)
 
 
-def test_tiled_decode_has_no_seam() -> None:
-    vae = VideoVAE(channels=4, widths=(8, 8, 8, 8), num_blocks=1, tile=8, tile_overlap=4, ratio=(4, 16, 16))
-    latent_BCTHW = torch.randn(1, 4, 2, 14, 10)
+def test_weights_of_a_tile_by_hand() -> None:
+    # 4 cells of 2 values, overlap 2, reach 1: one cell weighs nothing, and there is nothing left to rise over.
+    assert tiles.ramp(2, 8, tiles.Tiling(4, 2, 1), 2).tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+    assert tiles.ramp(0, 8, tiles.Tiling(4, 2, 1), 2).tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+    # A reach of 3 does not fit: half a cell weighs nothing, and the weight rises over the one in the middle.
+    assert tiles.ramp(2, 6, tiles.Tiling(4, 2, 3), 2).tolist() == [0, 0.25, 0.75, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("ratio", [(4, 16, 16), (8, 32, 32)])
+def test_tiles_that_see_far_enough_join_exactly(ratio: tuple[int, int, int]) -> None:
+    """By default the overlap is twice the network's reach."""
+    torch.manual_seed(2)
+    vae = shaken(VideoVAE(channels=4, widths=(8, 8, 8, 8), num_blocks=1, ratio=ratio, tile=8), 0.5)
+    assert vae.decode_tiling.overlap == 2 * vae.decode_tiling.reach == 4
+    latent_BCTHW, video = torch.randn(1, 4, 3, 13, 10), clips(1, 1 + 2 * ratio[0], 16 * ratio[1])[..., : 10 * ratio[2]]
     with torch.no_grad():
-        shaken(vae)
         whole, tiled = vae.forward(latent_BCTHW), vae.decode(latent_BCTHW)
-    scale = whole.std()
-    assert (tiled - whole).abs().max() < 0.01 * scale
+        raw, in_tiles = vae.encoder(video), vae.encode(video)
+    torch.testing.assert_close(tiled, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+    torch.testing.assert_close(in_tiles, raw, atol=1e-5 * raw.abs().max().item(), rtol=0)
+
+
+def test_tiles_and_chunks_together_join_exactly() -> None:
+    vae = shaken(VideoVAE(channels=4, widths=(8, 8, 8, 8), num_blocks=1, ratio=(4, 16, 16), tile=8, chunk=2), 0.5)
+    latent_BCTHW = torch.randn(1, 4, 5, 13, 10)
+    with torch.no_grad():
+        whole, tiled = vae.forward(latent_BCTHW), vae.decode(latent_BCTHW)
+    torch.testing.assert_close(tiled, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+
+
+def seam(tiled: Tensor, whole: Tensor) -> float:
+    """How far the worst column stands out: the greatest jump of the error to the next column, over the mean jump."""
+    error = tiled - whole
+    jump_X = (error[..., 1:] - error[..., :-1]).abs().flatten(0, -2).mean(0)
+    return float(jump_X.max() / jump_X[jump_X > 0].mean())
+
+
+def test_tiles_with_less_overlap_show_no_seam_and_hard_cuts_would() -> None:
+    """Tiles of 128 pixels that share 64: the picture is as good there as elsewhere, within 2%, and has no edge."""
+    torch.manual_seed(3)
+    settings = {"channels": 8, "widths": (8, 8, 8, 8), "num_blocks": 2, "ratio": (4, 16, 16)}
+    vae = VideoVAE(**settings, tile=8, tile_overlap=4)
+    assert vae.decode_tiling.overlap < 2 * vae.decode_tiling.reach
+    video = clips(2, 5, 320)[..., :128, :]
+    initialise(vae, [video], whitening=0.5)
+    shaken(vae)
+    hard = VideoVAE(**settings, tile=8, tile_overlap=0)
+    hard.load_state_dict(vae.state_dict())
+    with torch.no_grad():
+        latent_BCTHW = vae.encode(video)
+        whole, blended, cut = vae.forward(latent_BCTHW), vae.decode(latent_BCTHW), hard.decode(latent_BCTHW)
+    shared = torch.zeros(320, dtype=torch.bool)
+    for start in (64, 128, 192):
+        shared[start : start + 64] = True
+
+    def worse_where_shared(decoded: Tensor) -> float:
+        error_X = (decoded - video).abs().flatten(0, -2).mean(0)
+        return float(error_X[shared].mean() / error_X[~shared].mean())
+
+    assert worse_where_shared(blended) == pytest.approx(worse_where_shared(whole), rel=0.02)
+    assert seam(blended, whole) < 3
+    assert seam(cut, whole) > 4
+    assert (blended - whole).abs().max() < 0.1 * (cut - whole).abs().max()
+
+
+def test_an_overlap_of_more_than_half_a_tile_is_refused() -> None:
+    with pytest.raises(UserError, match="tiles of 8 cells can't overlap by 5"):
+        VideoVAE(tile=8, tile_overlap=5, **SMALL)
 
 
 # ------------------------------------------------------------------ losses, by hand
@@ -224,6 +335,22 @@ def test_losses_by_hand() -> None:
     assert losses.temporal_difference(video[:, :, :1], target[:, :, :1], 0.1).item() == 0.0
     # One pixel of 0.5 gives ±0.25 in each of three bands, of 2 frames of 1 value.
     assert losses.haar(video, target, 0.1).item() == pytest.approx(0.2 / 2)
+
+
+def test_haar_and_multiscale_levels_by_hand() -> None:
+    video, target = torch.zeros(1, 1, 1, 4, 4), torch.zeros(1, 1, 1, 4, 4)
+    video[..., 0, 0] = 1.0
+    # epsilon 0 is L1. Level 1: one of 4 places, ±0.5 in each band → 1/8. The low band there is 0.5,
+    # so level 2, of one place, has ±0.25 → 1/4.
+    assert losses.haar(video, target, 0.0).item() == pytest.approx(1 / 8)
+    assert losses.haar(video, target, 0.0, levels=2).item() == pytest.approx((1 / 8 + 1 / 4) / 2)
+    # Averages: 1/4 in one of 4 places, then 1/16 in the only one.
+    assert losses.multiscale(video, target, 0.0).item() == pytest.approx(1 / 16)
+    assert losses.multiscale(video, target, 0.0, levels=2).item() == pytest.approx(1 / 16)
+    # Unlike L1, an error that averages out is none.
+    video[..., 0, 1] = -1.0
+    assert losses.multiscale(video, target, 0.0).item() == 0.0
+    assert losses.pixel(video, target, 0.0).item() == pytest.approx(2 / 16)
 
 
 def test_kl_and_psnr_by_hand() -> None:
@@ -251,6 +378,76 @@ def test_training_improves_on_pca_and_starts_there() -> None:
         curve.append(terms["loss"].item())
     assert curve[-1] < 0.9 * curve[0]
     assert {"loss", "pixel", "temporal", "kl", "psnr"} <= set(terms)
+
+
+def terms_of(**weights: float) -> dict[str, Tensor]:
+    """The loss of a small VAE on a batch, with some weights."""
+    options = VideoVAEOptions(channels=4, widths=(8, 8, 8), blocks=1, ratio="4x16x16", bf16=False, losses=weights)
+    step, videos = VideoVAEStep(options), clips(2, 9, 32)
+    vae = shaken(step.create(seed=3))
+    objective = step.objective(vae)
+    return objective.loss(objective.phases[0], Batch(0, range(2), videos, Streams(0, 0, range(2))))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    weights = {"pixel": 0.5, "temporal": 0.25, "haar": 2.0, "multiscale": 3.0, "kl": 0.125}
+    terms = terms_of(**weights, epsilon=0.0, levels=2)
+    assert terms["loss"].item() == pytest.approx(sum(weights[name] * terms[name].item() for name in weights), rel=1e-5)
+    assert "multiscale" not in terms_of()
+
+
+# ------------------------------------------------------------------ a larger VAE's decoder as teacher
+
+
+def pair(teacher_ratio: tuple[int, int, int] = (4, 16, 16)) -> tuple[VideoVAEStep, VideoVAE, Likeness]:
+    options = VideoVAEOptions(
+        channels=4, widths=(8, 8, 8), blocks=1, ratio="4x16x16", bf16=False, losses={"features": 1.0, "pixel": 0.0}
+    )
+    step = VideoVAEStep(options)
+    student = shaken(step.create(0))
+    teacher = shaken(VideoVAE(ratio=teacher_ratio, channels=6, widths=(12, 16, 16, 16), num_blocks=2))
+    return step, student, Likeness(student, teacher, seed=0)
+
+
+@pytest.mark.parametrize("ratio", [(4, 16, 16), (8, 32, 32)])
+def test_streams_are_paired_by_resolution(ratio: tuple[int, int, int]) -> None:
+    """The student's are at cells of 16, 8 and 2 pixels; the teacher's likewise, or at 32, 16, 8 and 2."""
+    _, _, likeness = pair(ratio)
+    first = {(4, 16, 16): 0, (8, 32, 32): 1}[ratio]
+    assert likeness.pairs == [(0, first), (1, first + 1), (2, first + 2)]
+    assert [tuple(layer.weight.shape) for layer in likeness.aligner] == [(16, 8), (16, 8), (12, 8)]
+
+
+def test_a_student_equal_to_its_teacher_is_at_distance_zero() -> None:
+    _, student, _ = pair()
+    likeness, video = Likeness(student, copy.deepcopy(student), 0), clips(2, 9, 32)
+    with torch.no_grad():
+        for layer in likeness.aligner:
+            layer.weight.copy_(torch.eye(8))
+            layer.bias.zero_()
+        features = student.features(student.encode(video))
+        assert likeness(features, video).item() == pytest.approx(0.0, abs=1e-6)
+        likeness.aligner[1].weight.neg_()  # the cosine of one pair of three is -1: a distance of 2
+        assert likeness(features, video).item() == pytest.approx(2 / 3, abs=1e-5)
+
+
+def test_features_train_the_decoder_and_the_maps_and_leave_the_teacher() -> None:
+    step, student, likeness = pair((8, 32, 32))
+    objective, video = step.objective(student, likeness), clips(2, 9, 32)
+    assert set(objective.roles) == {"vae", "teacher", "aligner"}
+    assert objective.phases[0].updates == ("vae", "aligner")
+    terms = objective.loss(objective.phases[0], Batch(0, range(2), video, Streams(0, 0, range(2))))
+    terms["loss"].backward()
+    assert all(parameter.grad is None for parameter in likeness.teacher.parameters())
+    assert all(parameter.grad.any() for parameter in likeness.aligner.parameters())
+    assert student.decoder.stages[0].blocks[0].out.weight.grad.any()
+    assert student.decoder.frames.blocks[0].out.weight.grad.any()
+
+
+def test_features_without_a_teacher_are_refused(tmp_path: Path) -> None:
+    step, student, _ = pair()
+    with pytest.raises(UserError, match="there is no teacher to take them from"):
+        step.likeness(student, context_in(tmp_path))
 
 
 def test_creating_is_deterministic_and_leaves_the_global_generator() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from toy import context_in
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from dit_compress.bundle import write_bundle
+from dit_compress.encode import Captions, encode_captions
 from dit_compress.errors import UserError
+from dit_compress.shards import write_shards
+from dit_compress.spec import ComponentSpec, Spec
 from dit_compress_plugins.text_t5 import T5Options
 from dit_compress_plugins.text_t5.encoder import T5
 
@@ -57,3 +63,61 @@ def test_missing_folder_and_wrong_width_are_said(folder: Path, tmp_path: Path) -
         T5(T5Options(path=str(tmp_path / "none"))).create().tokenize(["a"])
     with pytest.raises(UserError, match="16 wide, the recipe says 32"):
         T5(T5Options(path=str(folder), width=32)).create().tokenize(["a"])
+
+
+def test_the_digest_is_that_of_the_weights_and_the_tokenizer(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    digest = T5(T5Options(path=str(folder), width=16)).create().digest()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for file in folder.iterdir():
+        shutil.copy(file, elsewhere)
+    assert T5(T5Options(path=str(elsewhere), width=16, length=9)).create().digest() == digest
+    torch.manual_seed(1)
+    T5EncoderModel(T5Config(vocab_size=10, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).save_pretrained(
+        elsewhere
+    )
+    assert T5(T5Options(path=str(elsewhere), width=16)).create().digest() != digest
+
+
+def test_embeddings_are_cached_by_content(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Encoded once; encoded again for other weights in the same folder; right by index and by shard."""
+    context = context_in(tmp_path_factory.mktemp("run"))
+    encoder = T5(T5Options(path=str(folder), width=16, length=6)).create()
+    maker = T5EncoderModel(T5Config(vocab_size=10, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    spec = Spec(text=ComponentSpec("text", "t5", T5.config_of(encoder)))
+    context.bundles["input"] = write_bundle(context.folder / "bundle", spec, {"text": encoder}, base=None, lineage=())
+    captions = ["a red circle", "red", "circle a"] * 4
+    text = context.text()
+    assert text.frozen
+    first = context._embed(captions, "train", text)
+    expected = encoder(encoder.tokenize(["circle a", "red"]))
+    torch.testing.assert_close(first["embedding"][[11, 1]], expected["embedding"], rtol=1e-5, atol=1e-5)
+    assert torch.equal(first["mask"][[11, 1]], expected["mask"])
+    assert len(list(context.cache.glob("captions-train-*"))) == 1
+    again = Captions(encoder)
+    encoder.forward = None  # not called any more
+    assert torch.equal(context._embed(captions, "train", again)["embedding"][[0]], first["embedding"][[0]])
+    maker.save_pretrained(folder)
+    other = context._embed(captions, "train", context.text())
+    assert len(list(context.cache.glob("captions-train-*"))) == 2
+    assert not torch.allclose(other["embedding"][[0]], first["embedding"][[0]])
+
+
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no weights here in safetensors; a pickle is not read"):
+        T5(T5Options(path=str(folder), width=16)).create().tokenize(["a"])
+
+
+def test_weights_that_give_nan_are_found_when_captions_are_encoded(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    broken = T5EncoderModel.from_pretrained(folder)
+    with torch.no_grad():
+        broken.encoder.final_layer_norm.weight.fill_(float("nan"))
+    broken.save_pretrained(folder)
+    encoder = Captions(T5(T5Options(path=str(folder), width=16, length=6)).create())
+    writing = encode_captions(tmp_path_factory.mktemp("shards") / "a", ["red", "a circle"], encoder, {"text": "x"})
+    with pytest.raises(UserError, match="red: the embedding is not finite"):
+        write_shards(writing, lambda: None)

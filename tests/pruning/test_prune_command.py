@@ -56,6 +56,17 @@ def test_a_folder_by_counts(run: Any) -> None:
     assert "90,056 parameters" in printed
 
 
+def test_a_pipelines_folder_is_inspected_without_its_weights(run: Any, whole: Path) -> None:
+    expected = run("inspect", "whole")
+    assert expected[0] == 0
+    assert "transformer_blocks.2.attn2" in expected[1]
+    Path("pipeline").mkdir()
+    whole.rename("pipeline/transformer")
+    for file in Path("pipeline/transformer").glob("*.safetensors"):
+        file.write_bytes(b"no weights")
+    assert run("inspect", "pipeline") == expected
+
+
 @pytest.mark.usefixtures("whole")
 def test_a_folder_by_size(run: Any) -> None:
     status, printed = run("prune", "whole", "--params", "1e5", "--search", "random", "--out", "small")

@@ -402,3 +402,33 @@ def test_a_folder_does_not_know_its_video_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"latent \[2, 3, 4\] can't be divided by the patch"):
         dit_compress.prune(tiny_denoiser("wan"), flops=1e6, size=(2, 3, 4))
     assert [item.name for item in tmp_path.iterdir()] == ["whole"]
+
+
+# ------------------------------------------------------------------ memory
+
+
+def test_a_live_module_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search and proof see the module's own weights, whatever their dtype."""
+    from dit_compress.pruning import prune as module
+
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "find", lambda denoiser, *_: seen.append(denoiser) or [])
+    for dtype in (torch.float32, torch.bfloat16):
+        made, call = plain(dtype=dtype)
+        dit_compress.prune(made, call=call, remove={"head": 1})
+        given = seen.pop().module
+        assert given is not made
+        assert [p.data_ptr() for p in given.parameters()] == [p.data_ptr() for p in made.parameters()]
+
+
+def test_half_precision_is_widened_where_the_proof_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dit_compress.structure import compact
+
+    def none() -> Any:
+        raise RuntimeError("no float64 kernel")
+
+    monkeypatch.setattr(compact, "in_double", none)
+    module, call = plain(dtype=torch.bfloat16)
+    dit_compress.prune(module, call=call, remove={"head": 1})
+    assert module.blocks[0].n == 3
+    assert module.enter.weight.dtype == torch.bfloat16

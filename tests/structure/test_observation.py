@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import plain_dits
 import pytest
 import torch
+import torch.nn.functional as F
 from plain_dits import (
     CHANNELS,
     HEAD_WIDTH,
     HEADS,
     TEXT,
     TOKENS,
+    WIDTH,
     Across,
     Einsum,
     Fused,
@@ -25,12 +28,14 @@ from plain_dits import (
 from torch import Tensor, nn
 
 import dit_compress
+from dit_compress.denoiser import Cond, Denoiser
 from dit_compress.errors import UserError
-from dit_compress.structure.axes import Axis, Kept, Structure
+from dit_compress.structure.axes import Axis, FeedForward, Kept, MaskPoint, Member, Structure
 from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
 from dit_compress.structure.discover import observe
-from dit_compress.structure.edits import apply_edits, edits_from_data
+from dit_compress.structure.edits import apply_edits, compile_edits, edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.precision import in_double
 from dit_compress.structure.record import Call
 from dit_compress.structure.tombstone import Tombstone
 
@@ -234,6 +239,155 @@ def test_a_mutation_is_caught_for_every_unit(name: str, level: str, mutate: Any)
             compact_module(broken, call, [first], kept)
 
 
+# ------------------------------------------------------------------ the proof is in float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_run_in_double_is_that_of_the_model_in_double(name: str, dtype: torch.dtype) -> None:
+    module, call = make(name)
+    module, call = module.to(dtype), call.map(lambda x: x.to(dtype))
+    with in_double():
+        found = call.replay(module)
+    assert next(module.parameters()).dtype == dtype
+    expected = call.map(Tensor.double).replay(module.double())
+    assert found.dtype == torch.float64
+    assert disagreement(found, expected) < 1e-14
+
+
+class AsksForSingle(nn.Module):
+    """Casts by name, writes in place, makes new tensors: 1 + 2⁻³⁰ is 1 in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.zeros(2)
+        made += x.float()
+        made[:1] = self.weight[:1] + 2.0**-30
+        return made.to(self.weight.dtype) * self.weight
+
+
+def test_in_double_nothing_is_rounded_to_single() -> None:
+    module, x = AsksForSingle(), torch.full((2,), 1 + 2.0**-30, dtype=torch.float64)
+    with torch.no_grad():
+        assert module(x).tolist() == [1, 1]
+        with in_double():
+            assert module(x).tolist() == [1 + 2.0**-30, 1 + 2.0**-30]
+        assert torch.zeros(1).dtype == torch.float32
+
+
+def without_eps(module: nn.Module, axes: Any, kept: Kept) -> list[Any]:
+    return [e for e in compile_edits(module, axes, kept) if getattr(e, "attribute", "") != "eps"]
+
+
+def test_a_fault_below_single_precision_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epsilon that does not follow changes less than float32 shows."""
+    module, call = make("table")
+    module, call = module.float(), call.map(Tensor.float)
+    axes = axes_of(observe(module, call), "head")
+    kept = odd_plan(axes)
+    with masked(module, axes, hard_masks(axes, kept, torch.zeros(1))):
+        reference = call.replay(module)
+    monkeypatch.setattr("dit_compress.structure.compact.compile_edits", without_eps)
+    with pytest.raises(CompactionError, match="differ"):
+        compact_module(module, call, axes, kept)
+    assert disagreement(call.replay(module), reference) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_norm_that_takes_its_epsilon_from_the_precision(dtype: torch.dtype) -> None:
+    module, call = make("table")
+    for block in module.blocks:
+        block.norm.eps = None
+    module, call = module.to(dtype), call.map(lambda x: x.to(dtype))
+    axes = axes_of(observe(module, call), "head")
+    compact_module(module, call, axes, odd_plan(axes))
+    assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    assert module.blocks[0].norm.eps == pytest.approx(eps * 3 / 2)
+
+
+def test_a_kernel_without_float64_is_proven_in_its_own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = plain_dits.attend
+
+    def single_only(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.dtype == torch.float64:
+            raise RuntimeError("no kernel for float64")
+        return attend(q, k, v)
+
+    module, call = make("fused")
+    module, call = module.float(), call.map(Tensor.float)
+    axes, again = axes_of(observe(module, call), "head"), make("fused")[0].float()
+    monkeypatch.setattr(plain_dits, "attend", single_only)
+    compact_module(module, call, axes, odd_plan(axes))
+    with pytest.raises(CompactionError):
+        compact_module(again, call, [interleaved_heads(axis) for axis in axes], odd_plan(axes))
+
+
+# ------------------------------------------------------------------ what a model plugin says
+
+
+class Plain(Denoiser):
+    """The fused model behind the engine's convention, with a feed-forward behind its blocks."""
+
+    channels, patch = 4, (1, 1, 1)
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        module = Model(Fused)
+        module.leave = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, 4))
+        super().__init__(module)
+
+    def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (latent_BCTHW.flatten(2).transpose(1, 2), sigma_B), {}
+
+    def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
+        return output.transpose(1, 2).reshape(latent_BCTHW.shape)
+
+    def example(self, batch: int, size_THW: Any, *, text_length: int = 8) -> tuple[Tensor, Tensor, Cond]:
+        like = self.module.enter.weight
+        latent = torch.randn(batch, 4, *size_THW, device=like.device, dtype=like.dtype)
+        return latent, torch.rand(batch, device=like.device, dtype=like.dtype), Cond({}, {})
+
+
+class Corrected(Plain):
+    """Adds the feed-forward that discovery does not look for, and keeps the first attention whole."""
+
+    start = 0
+
+    def structure(self) -> Structure:
+        found = super().structure()
+        units = self.module.leave[0].out_features
+        members = (
+            Member.equal("leave.0.weight", 0, units),
+            Member.equal("leave.0.bias", 0, units),
+            Member("leave.2.weight", 1, np.roll(np.arange(units)[:, None], self.start)),
+        )
+        masks = (MaskPoint("leave.2", "input", members[2].indices),)
+        extra = FeedForward("leave", found.main.path, found.main.length - 1, units, members, masks)
+        kept = tuple(part for part in found.attentions if part.block != 0)
+        return replace(found, attentions=kept, feed_forwards=(*found.feed_forwards, extra))
+
+
+def test_what_a_model_plugin_says_is_used() -> None:
+    denoiser = Corrected()
+    assert len(Plain().structure().feed_forwards) == 3
+    dit_compress.prune(denoiser, remove={"head": 1}, keep={"ffn": 0.75})
+    assert [block.qkv.out_features for block in denoiser.module.blocks] == [72, 48, 48]
+    assert [block.mlp[0].out_features for block in denoiser.module.blocks] == [15, 15, 15]
+    assert (denoiser.module.leave[0].out_features, denoiser.module.leave[2].in_features) == (12, 12)
+
+
+def test_what_a_model_plugin_says_wrongly_is_refused() -> None:
+    denoiser = Corrected()
+    denoiser.start = 1
+    with pytest.raises(UserError, match="differ by .* Write a model plugin"):
+        dit_compress.prune(denoiser, keep={"ffn": 0.75})
+    assert denoiser.module.leave[0].out_features == 16
+
+
 # ------------------------------------------------------------------ recorded calls
 
 
@@ -256,6 +410,28 @@ def test_a_recorded_call_that_fails_is_a_users_error() -> None:
         call.replay(Moody())
     with pytest.raises(UserError, match=r"the recorded call fails .* only negative inputs.* Record a call"):
         observe(Moody(), call)
+
+
+class Fickle(nn.Module):
+    """Which projection follows depends on the values of the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.a, self.b = nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH), nn.Linear(8, WIDTH)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        y = F.gelu(self.up(x + t[:, None]))
+        return x + (self.a(y) if (y.sum() * 1e6).sin() > 0 else self.b(y))
+
+
+def test_control_flow_that_depends_on_values_is_refused_with_a_reason() -> None:
+    torch.manual_seed(0)
+    module = Model(Fickle).double()
+    structure = observe(module, recorded(module))
+    assert structure.main.length == 3
+    assert structure.attentions == structure.feed_forwards == ()
+    assert {refusal.path for refusal in structure.refusals} == {f"blocks.{index}" for index in range(3)}
+    assert all("control flow depends on values" in refusal.reason for refusal in structure.refusals)
 
 
 def test_a_model_that_was_not_called_is_a_users_error() -> None:

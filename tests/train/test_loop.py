@@ -16,9 +16,11 @@ from dit_compress.errors import UserError
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.train import checkpoint
-from dit_compress.train.loop import Trainee, fit, learning_rate
+from dit_compress.train.loop import fit, learning_rate
 from dit_compress.train.objective import Phase, Role
 from dit_compress.train.options import TrainOptions
+from dit_compress.train.parallel import World
+from dit_compress.train.trainee import Trainee
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -325,21 +327,28 @@ def test_two_checkpoints_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "changed", "state"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     place = killed_at_5(tmp_path) / "step-00000004"
-    tensors = place / "tensors.safetensors"
+    tensors = next(place.glob("*.safetensors"))
     if damage == "state":
         (place / "state.json").write_text("{")
     else:
         content = bytearray(tensors.read_bytes())
         content[-1] ^= 1
         tensors.write_bytes(content if damage == "changed" else content[:-4])
-    found = checkpoint.load_latest(tmp_path / "checkpoints")
+    said: list[str] = []
+    found = checkpoint.newest(tmp_path / "checkpoints", None, World(), said.append)
     assert found is not None
-    assert found[0] == 2
+    assert found.step == 2
+    seen = {
+        "cut": f"{tensors.name} has {tensors.stat().st_size} bytes, {tensors.stat().st_size + 4} were written",
+        "changed": f"the checksum of {tensors.name} differs",
+        "state": "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    }
+    assert said == [f"checkpoint step-00000004 is damaged ({seen[damage]}); looking for the one before it"]
 
 
 def test_no_whole_checkpoint_is_an_error_not_a_silent_fresh_start(tmp_path: Path) -> None:
     for place in killed_at_5(tmp_path).iterdir():
-        (place / "tensors.safetensors").write_bytes(b"")
+        next(place.glob("*.safetensors")).write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint here is whole. Delete .* to start the step afresh"):
         fit(Noisy(), samples(), options(7, checkpoint_every=2), context_in(tmp_path))
 
@@ -355,9 +364,9 @@ def test_a_checkpoint_of_other_roles_is_refused(tmp_path: Path) -> None:
 def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     folder = killed_at_5(tmp_path)
     (folder / "step-00000006.partial").mkdir()
-    found = checkpoint.load_latest(folder)
+    found = checkpoint.newest(folder, None, World(), lambda _: None)
     assert found is not None
-    assert found[0] == 4
+    assert found.step == 4
 
 
 def test_a_stop_saves_at_once_and_can_be_continued(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ class Videos:
     def __init__(self, options: VideosOptions) -> None:
         """Keep the options; nothing is read yet."""
         self.options = options
+        self.workers = options.workers
 
     def prepare(self, cache: Path) -> None:
-        """Open every video that was not opened before, and note which ones are broken.
+        """Open every video that was not opened before, and note which ones are broken or too short.
 
         Raises:
-            UserError: something is wrong with the folder, or more than ``max_broken`` files are broken.
+            UserError: something is wrong with the folder, or more than ``max_broken`` files are.
         """
         known = _load(cache)
         clips = self._read({})
@@ -35,7 +36,13 @@ class Videos:
         seen = {name: known[name] for name, stamp in stamps.items() if known.get(name, {}).get("stamp") == stamp}
         already = sum(record["problem"] is not None for record in seen.values())
         fresh = [clip.path for clip in clips if str(clip.path) not in seen]
-        problems = find_broken(fresh, max_broken=self.options.max_broken - already)
+        problems = find_broken(
+            fresh,
+            max_broken=self.options.max_broken - already,
+            frames=self.options.frames,
+            fps=self.options.fps,
+            workers=self.options.workers,
+        )
         for path in fresh:
             seen[str(path)] = {"stamp": stamps[str(path)], "problem": problems.get(path)}
         cache.mkdir(parents=True, exist_ok=True)
@@ -55,9 +62,9 @@ class Videos:
 
     def clips(self, cache: Path, split: Split) -> Sequence[Clip]:
         """The clips of one split, in the order of the captions."""
-        return [
-            clip for clip in self._read(_load(cache)) if split_of(clip.caption, self.options.test_fraction) == split
-        ]
+        fraction, by_file = self.options.test_fraction, self.options.split_by == "file"
+        clips = self._read(_load(cache))
+        return [clip for clip in clips if split_of(clip.path.name if by_file else clip.caption, fraction) == split]
 
     def _read(self, known: dict[str, dict[str, Any]]) -> list[Clip]:
         options = self.options

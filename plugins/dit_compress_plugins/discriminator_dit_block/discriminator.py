@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
 from dit_compress.structure.compact import truncated
+from dit_compress.train.judges import frozen_depth
 
 if TYPE_CHECKING:
     from dit_compress.denoiser import Cond, Denoiser
@@ -26,14 +26,7 @@ class DitBlockDiscriminatorPart:
 
     def create(self, generator: Denoiser) -> nn.Module:
         """A discriminator from a frozen copy of the generator as it is now."""
-        depth = generator.structure().main.length
-        frozen = self.options.frozen_blocks or max(1, depth // 2)
-        total = frozen + self.options.learnable_blocks
-        if total > depth:
-            raise UserError(
-                f"{frozen} frozen and {total - frozen} learnable blocks are more than the generator's {depth}",
-                mend="Lower 'frozen_blocks' or 'learnable_blocks'",
-            )
+        frozen = frozen_depth(generator, self.options.frozen_blocks, self.options.learnable_blocks)
         return DitBlockDiscriminator(generator, frozen, self.options.learnable_blocks, self.options.hidden)
 
 
@@ -47,7 +40,7 @@ class DitBlockDiscriminator(nn.Module):
         stack = self.trunk.structure().main
         for index in range(frozen, frozen + learnable):
             self.trunk.module.get_submodule(stack.block(index)).requires_grad_()
-        self.tap = frozen + learnable - 1
+        self.frozen_blocks, self.tap = frozen, frozen + learnable - 1
         width = generator.stream_width()
         hidden = hidden or max(8, width // 4)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))

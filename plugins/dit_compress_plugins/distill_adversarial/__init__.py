@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dit_compress.hooks import PartField, Plugin, Slot, hookimpl
-from dit_compress.train.options import TrainOptions
+from dit_compress.train.options import DistillOptions
 
 
-class AdversarialOptions(TrainOptions):
+class AdversarialOptions(DistillOptions):
     """A generator that jumps between the sampling sigmas, judged by a discriminator on noised latents."""
 
     lr: float = Field(1e-6, gt=0, description="Learning rate of the generator.")
@@ -27,6 +27,20 @@ class AdversarialOptions(TrainOptions):
     grid: Literal["with_zero", "literal"] = Field(
         "with_zero", description="t' from {T2..TN, 0}; 'literal' leaves 0 out, and T_N is then never trained."
     )
+    renoise: Literal["grid", "logit_normal"] = Field(
+        "grid",
+        description="Judge at t' of Eq. 7, or what x0 is predicted to be at a sigma drawn logit-normally (SF-V).",
+    )
+    renoise_mean: float = Field(-1.0, description="Of the logit; lower judges finer detail.")
+    renoise_std: float = Field(1.0, gt=0)
+    huber_over: Literal["sample", "element"] = "sample"
+    r1: float = Field(
+        0.0, ge=0, description="Weight of R1, half the squared slope of the discriminator on real samples."
+    )
+    r1_kind: Literal["exact", "approximate"] = Field(
+        "exact", description="By the feature the learnable part begins at, or by two calls on nearby latents."
+    )
+    r1_scale: float = Field(0.01, gt=0, description="Noise between the nearby latents.")
     teacher_samples: int = Field(
         0, ge=0, description="Clean latents sampled by the guided teacher instead of data; teaches what guidance did."
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_compress import flow
 from dit_compress.errors import UserError
@@ -18,7 +19,14 @@ from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.train.distill import distill
-from dit_compress.train.losses import hinge_discriminator, hinge_generator, pseudo_huber
+from dit_compress.train.losses import (
+    hinge_discriminator,
+    hinge_generator,
+    pseudo_huber,
+    pseudo_huber_elements,
+    r1_approximate,
+    r1_exact,
+)
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs, teacher_pairs
 
@@ -59,6 +67,12 @@ class AdversarialDistiller:
     ) -> AdversarialObjective:
         """Roles: student (the generator), discriminator."""
         judge = self.part().build().create(student)
+        if self.options.r1 and self.options.r1_kind == "exact" and context.world.size > 1 and _learns_inside(judge):
+            raise UserError(
+                "exact R1 needs second derivatives through the discriminator's blocks, which are sharded over "
+                f"{context.world.size} processes",
+                mend="Set 'r1_kind: approximate', or use a head that learns no blocks (resblock2d_temporal)",
+            )
         pairs = None
         if self.options.teacher_samples:
             if teacher is None:
@@ -77,6 +91,8 @@ class AdversarialDistiller:
 
 class AdversarialObjective:
     """Two phases: the discriminator learns to tell, the generator to pass."""
+
+    score = "reconstruction_loss"
 
     def __init__(
         self,
@@ -115,20 +131,56 @@ class AdversarialObjective:
         x = flow.interpolate(x0, noise, t)
         if phase.name == "discriminator":
             with torch.no_grad():
-                fake = flow.jump(x, self.student(x, t, cond), t, then)
-            real = flow.interpolate(x0, noise, then)
-            judged_real, judged_fake = self.judge(real, then, cond), self.judge(fake, then, cond)
-            right = ((judged_real < 0).float().mean() + (judged_fake > 0).float().mean()) / 2
-            return {"loss": hinge_discriminator(judged_real, judged_fake), "accuracy": right}
+                fake, sigma = self.fake(batch, x, self.student(x, t, cond), t, then)
+            return self.discriminator_loss(batch, self.real(batch, x0, noise, then), fake, sigma, cond)
         velocity = self.student(x, t, cond)
-        reconstruction = pseudo_huber(flow.predict_x0(x, velocity, t), x0, self.options.huber)
+        huber = pseudo_huber if self.options.huber_over == "sample" else pseudo_huber_elements
+        reconstruction = huber(flow.predict_x0(x, velocity, t), x0, self.options.huber)
         total = self.options.reconstruction_weight * reconstruction
         logged = {"reconstruction_loss": reconstruction}
         if self.options.adversarial_weight:
-            fake = flow.jump(x, velocity, t, then)
-            logged["adversarial_loss"] = hinge_generator(self.judge(fake, then, cond))
+            fake, sigma = self.fake(batch, x, velocity, t, then)
+            logged["adversarial_loss"] = hinge_generator(self.judge(fake, sigma, cond))
             total = total + self.options.adversarial_weight * logged["adversarial_loss"]
         return {"loss": total, **logged}
+
+    def fake(self, batch: Batch, x: Tensor, velocity: Tensor, t: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
+        """What the generator makes, noised as it is judged, and the sigma it is judged at."""
+        if self.options.renoise == "grid":
+            return flow.jump(x, velocity, t, then), then
+        sigma, again = self.renoised(batch)
+        return flow.interpolate(flow.predict_x0(x, velocity, t), again, sigma), sigma
+
+    def real(self, batch: Batch, x0: Tensor, noise: Tensor, then: Tensor) -> Tensor:
+        """Clean latents noised alike."""
+        if self.options.renoise == "grid":
+            return flow.interpolate(x0, noise, then)
+        sigma, again = self.renoised(batch)
+        return flow.interpolate(x0, again, sigma)
+
+    def renoised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sigma ``[B]`` and fresh noise: the logit is normal, as sigma / (1 - sigma) is lognormal in SF-V."""
+        logit = self.options.renoise_mean + self.options.renoise_std * batch.streams.normal("renoise/sigma", ())
+        return torch.sigmoid(logit), batch.streams.normal("renoise", batch.x0.shape[1:])
+
+    def discriminator_loss(
+        self, batch: Batch, real: Tensor, fake: Tensor, sigma: Tensor, cond: Cond
+    ) -> dict[str, Tensor]:
+        """Eq. 8, and R1 where it is asked for."""
+        judged_real, judged_fake = self.judge(real, sigma, cond), self.judge(fake, sigma, cond)
+        right = ((judged_real < 0).float().mean() + (judged_fake > 0).float().mean()) / 2
+        hinge = hinge_discriminator(judged_real, judged_fake)
+        if not self.options.r1:
+            return {"loss": hinge, "accuracy": right}
+        penalty = self.penalty(batch, judged_real, real, sigma, cond)
+        return {"loss": hinge + self.options.r1 / 2 * penalty, "r1": penalty, "accuracy": right}
+
+    def penalty(self, batch: Batch, judged_BS: Tensor, real: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """R1 on real samples, exact or approximate."""
+        if self.options.r1_kind == "approximate":
+            nearby = real + self.options.r1_scale * batch.streams.normal("r1", real.shape[1:])
+            return r1_approximate(judged_BS, self.judge(nearby, sigma, cond), self.options.r1_scale)
+        return r1_exact(*logits_and_leaf(self.judge, real, sigma, cond))
 
     def clean(self, batch: Batch) -> tuple[Tensor, Tensor, Cond]:
         """x0, noise and condition: of the data, or of the guided teacher's samples."""
@@ -144,4 +196,26 @@ class AdversarialObjective:
         start = batch.streams.integers("t", min(len(self.starts), last))
         share = batch.streams.uniform("t_next")
         end = start + (share * (last - start)).long()
-        return self.starts[start], self.ends[end]
+        return self.starts.to(start.device)[start], self.ends.to(end.device)[end]
+
+
+def _learns_inside(judge: nn.Module) -> bool:
+    """Whether blocks of the generator are what it trains."""
+    trunk = getattr(judge, "trunk", None)
+    return trunk is not None and any(parameter.requires_grad for parameter in trunk.parameters())
+
+
+def logits_and_leaf(judge: nn.Module, latent: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+    """Logits, and the tensor whose slope R1 is about: the feature after the frozen blocks, else the latent.
+
+    A discriminator says where it begins to learn by ``trunk`` (a denoiser) and ``frozen_blocks``. Attention is
+    computed plainly: the fused kernels have no second derivative.
+    """
+    trunk, frozen = getattr(judge, "trunk", None), getattr(judge, "frozen_blocks", 0)
+    with sdpa_kernel(SDPBackend.MATH):
+        if trunk is None or not frozen:
+            leaf = latent.detach().requires_grad_()
+            return judge(leaf, sigma, cond), leaf
+        with trunk.leaf(frozen - 1) as leaves:
+            logits = judge(latent, sigma, cond)
+        return logits, leaves[0]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_compress.flow import euler
 from dit_compress.train.streams import Streams, generator
 
 if TYPE_CHECKING:
@@ -34,9 +33,10 @@ class TeacherPairs:
     def draw(self, batch: Batch, text: Captions) -> tuple[Tensor, Tensor, Cond]:
         """A batch of pairs, as a function of the batch's streams."""
         index = batch.streams.integers("pair", len(self.x0))
+        where, index = index.device, index.cpu()
         with torch.no_grad():
-            cond = text({name: value[index] for name, value in self.tokens.items()})
-        return self.x0[index], self.noise[index], cond
+            cond = text({name: value[index].to(where) for name, value in self.tokens.items()})
+        return self.x0[index].to(where), self.noise[index].to(where), cond
 
 
 def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denoiser, text: Captions) -> TeacherPairs:
@@ -46,11 +46,12 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     order = generator(context.seed, "teacher captions").integers(len(samples), size=count).tolist()
     tokens = samples.tokens(order)
     path = context.folder / "teacher.safetensors"
-    if not path.is_file():
-        made = _sample(context, options, teacher, text, order, samples.captions(order))
-        partial = path.with_suffix(".partial")
-        save_file(made, partial)
-        partial.replace(path)
+    with context.world.first():
+        if not path.is_file():
+            made = _sample(context, options, teacher, text, order, samples.captions(order))
+            partial = path.with_suffix(".partial")
+            save_file(made, partial)
+            partial.replace(path)
     made = load_file(path)
     return TeacherPairs(made["noise"], made["x0"], tokens)
 
@@ -66,14 +67,17 @@ def _sample(
     bundle = context.slot("teacher")
     flow = (bundle or context.input).flow
     sigmas, shape = flow.sigmas(options.teacher_steps), context.latent_shape()
+    sampler, device = context.sampler(), context.world.device
     noises, latents = [], []
-    teacher.eval()
+    teacher.eval().to(device)
+    text.to(device)
     with context.progress("teacher's samples", len(order)) as advance:
         for first in range(0, len(order), BATCH):
             index = list(range(first, min(first + BATCH, len(order))))
             noise = Streams(context.seed, 0, index).normal("teacher", shape)
             with torch.no_grad():
-                latents.append(euler(teacher, noise, text.cond(captions[first : first + BATCH]), sigmas, flow.guidance))
+                cond = text.cond(captions[first : first + BATCH])
+                latents.append(sampler(teacher, noise.to(device), cond, sigmas, flow.guidance).cpu())
             noises.append(noise)
             for _ in index:
                 advance()

@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from dit_compress.hooks import Plugin, hookimpl
-from dit_compress.train.options import TrainOptions
+from dit_compress.train.options import DistillOptions
 
 
-class AffineOptions(TrainOptions):
+class AffineOptions(DistillOptions):
     """Feature KD from the model the student was pruned from."""
 
     alpha: float = Field(0.01, ge=0, description="Weight of the feature loss (Eq. 6).")

@@ -61,6 +61,8 @@ class AffineDistiller:
 class AffineObjective:
     """Flow matching plus similarity of aligned features."""
 
+    score = "flow_loss"
+
     def __init__(
         self,
         options: AffineOptions,

@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from dit_compress.hooks import Plugin, hookimpl
-from dit_compress.train.options import TrainOptions
+from dit_compress.train.options import DistillOptions
 
 
-class FlowOptions(TrainOptions):
+class FlowOptions(DistillOptions):
     """Velocity regression on cached latents."""
 
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="Share of captions dropped, which makes guidance work.")

@@ -9,7 +9,6 @@ import torch
 
 from dit_compress.context import Result
 from dit_compress.encode import Captions
-from dit_compress.flow import euler
 from dit_compress.measure.latency import interleaved, latency
 
 if TYPE_CHECKING:
@@ -38,12 +37,13 @@ class LatencyEvaluation:
     def run(self, context: Context) -> Result:
         """Milliseconds, and with ``against`` the ratio of the two sampling loops, medians of interleaved runs."""
         shape = context.latent_shape()
-        ours = Timed(context.input, shape, self.options.batch)
+        sampler = context.sampler()
+        ours = Timed(context.input, shape, self.options.batch, sampler)
         metrics = ours.figures(self.options.runs)
         rival = context.slot("against")
         loops: dict[str, Callable[[], object]] = {"ours": ours.sample}
         if rival is not None:
-            loops["theirs"] = Timed(rival, shape, self.options.batch).sample
+            loops["theirs"] = Timed(rival, shape, self.options.batch, sampler).sample
         seconds = interleaved(loops, self.options.loops)
         metrics["sample_ms"] = statistics.median(seconds["ours"]) * 1e3
         if rival is not None:
@@ -56,8 +56,8 @@ class LatencyEvaluation:
 class Timed:
     """One bundle, ready to be timed on one batch."""
 
-    def __init__(self, bundle: Bundle, shape: tuple[int, ...], batch: int) -> None:
-        self.bundle, self.flow = bundle, bundle.flow
+    def __init__(self, bundle: Bundle, shape: tuple[int, ...], batch: int, sampler: Callable[..., Tensor]) -> None:
+        self.bundle, self.flow, self.sampler = bundle, bundle.flow, sampler
         self.denoiser, self.codec = bundle.denoiser().eval(), bundle.codec().eval()
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(batch, *shape, generator=generator)
@@ -67,7 +67,7 @@ class Timed:
     @torch.no_grad()
     def sample(self) -> Tensor:
         """The DiT loop as the bundle means it: its steps, its guidance."""
-        return euler(self.denoiser, self.noise, self.cond, self.flow.sigmas(), self.flow.guidance)
+        return self.sampler(self.denoiser, self.noise, self.cond, self.flow.sigmas(), self.flow.guidance)
 
     @torch.no_grad()
     def call(self) -> Tensor:

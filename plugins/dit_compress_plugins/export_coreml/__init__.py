@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from dit_compress.hooks import Options, Plugin, hookimpl
+
+Weights = Literal["int8", "int4", "palette6", "palette4"]
+WEIGHT_BITS: dict[str | None, int] = {"int8": 8, "int4": 4, "palette6": 6, "palette4": 4}
 
 
 class CoreMLOptions(Options):
@@ -13,11 +18,23 @@ class CoreMLOptions(Options):
     precision: of weights and arithmetic.
     minimum_os: oldest iOS that shall open the files; from 18 on attention is one fused operator.
     compute_units: the hint in the manifest for the app.
+    weights: how matrices and kernels are stored; as ``precision`` says where absent. int4 is per block of 32 and
+        needs iOS 18.
+    device: a profile by name (``iphone-16-pro-max`` …) or a JSON file; its ``max_file_bytes`` decides where a
+        component is split into chunks.
     """
 
     precision: Literal["float16", "float32"] = "float16"
     minimum_os: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"
     compute_units: Literal["ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY"] = "CPU_AND_NE"
+    weights: Weights | None = None
+    device: str = "iphone-16-pro-max"
+
+    @model_validator(mode="after")
+    def _fits(self) -> CoreMLOptions:
+        if self.weights == "int4" and self.minimum_os != "iOS18":
+            raise ValueError("int4 weights per block need iOS 18: set 'minimum_os: iOS18', or take palette4")
+        return self
 
 
 @hookimpl
@@ -29,5 +46,6 @@ def export() -> Plugin:
         load="dit_compress_plugins.export_coreml.exporter:CoreMLExport",
         requires=("coremltools",),
         extra="coreml",
+        revision=2,
         summary=".mlpackage files for iOS and macOS, executed by a MIL interpreter",
     )

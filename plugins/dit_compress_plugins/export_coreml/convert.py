@@ -8,9 +8,8 @@ import warnings
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
-from dit_compress.export import trace
-from dit_compress.export.trace import root_cause
+from dit_compress.errors import UserError, root_cause
+from dit_compress.export.tracing import trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

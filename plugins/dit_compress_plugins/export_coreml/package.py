@@ -25,6 +25,12 @@ def save_package(model: Any, path: Path) -> None:
     """Save and make deterministic."""
     with disk_errors(path):
         model.save(str(path))
+        fix_bytes(path)
+
+
+def fix_bytes(path: Path) -> None:
+    """Make a saved package's bytes a function of its model."""
+    with disk_errors(path):
         (path / DEBUG_FILE).unlink(missing_ok=True)
         rewrite_specification(path / "Data" / "com.apple.CoreML" / "model.mlmodel")
         rewrite_manifest(path / "Manifest.json")

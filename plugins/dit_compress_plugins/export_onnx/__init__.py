@@ -14,10 +14,12 @@ class ONNXOptions(Options):
 
     precision: of weights and arithmetic; inputs and outputs stay float32.
     opset: version of the operators.
+    device: a profile by name (``cpu``, ``generic-android``, ``iphone-16-pro-max``) or a JSON file.
     """
 
     precision: Literal["float32", "float16"] = "float32"
     opset: int = Field(default=20, ge=18, le=23)
+    device: str = "cpu"
 
 
 @hookimpl
@@ -29,5 +31,6 @@ def export() -> Plugin:
         load="dit_compress_plugins.export_onnx.exporter:ONNXExport",
         requires=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
+        revision=2,
         summary=".onnx files for Android and desktop, executed with ONNX Runtime",
     )

@@ -8,9 +8,8 @@ import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
-from dit_compress.export import trace
-from dit_compress.export.trace import root_cause
+from dit_compress.errors import UserError, root_cause
+from dit_compress.export.tracing import trace
 from dit_compress.files import disk_errors
 from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from dit_compress.export import Component, Precision
-
-KIND = "onnx"
 
 
 def convert(component: Component, precision: Precision, opset: int) -> ModelProto:

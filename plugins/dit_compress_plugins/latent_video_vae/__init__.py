@@ -14,16 +14,22 @@ class LossWeights(Options):
     """Weights of the training loss, and the error below which it is quadratic (of pixels in -1 … 1).
 
     A small epsilon makes errors count by their size alone: corners, large errors of few pixels, are given up.
+    0 is plain L1.
 
-    pixel: of smooth L1. temporal: of the differences of successive frames. haar: of one level of
-    spatial detail. kl: of the distance of the posterior to a standard normal.
+    pixel: of smooth L1. temporal: of the differences of successive frames. haar: of spatial detail bands.
+    multiscale: of frames averaged over 2x2, 4x4 … pixels. kl: of the distance of the posterior to a standard normal.
+    features: of the distance of the decoder's streams to those of the VAE in the slot ``teacher``.
+    levels: of the Haar bands, and of the averages.
     """
 
     pixel: float = Field(default=1.0, ge=0)
     temporal: float = Field(default=0.25, ge=0)
     haar: float = Field(default=0.0, ge=0)
+    multiscale: float = Field(default=0.0, ge=0)
     kl: float = Field(default=1e-5, ge=0)
-    epsilon: float = Field(default=1.0, gt=0)
+    features: float = Field(default=0.0, ge=0)
+    epsilon: float = Field(default=1.0, ge=0)
+    levels: int = Field(default=1, ge=1, le=3)
 
 
 class VideoVAEOptions(TrainOptions):
@@ -37,6 +43,8 @@ class VideoVAEOptions(TrainOptions):
     noise: largest std of the posterior in training; the decoder learns to forgive a generator so much.
     lr: of weights of unit size (see ``blocks.EqualConv``), hence larger than is usual.
     pca_clips: clips that the PCA is fitted to.
+    tile: frames of more latent cells a side are encoded and decoded in tiles of so many.
+    chunk: videos of more latent frames are encoded and decoded in chunks of so many.
     """
 
     ratio: str = Field(default="8x32x32", pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")
@@ -53,6 +61,8 @@ class VideoVAEOptions(TrainOptions):
     pca_clips: int = Field(default=512, ge=1)
     bf16: bool = True
     losses: LossWeights = LossWeights()
+    tile: int = Field(default=24, ge=4)
+    chunk: int = Field(default=16, ge=1)
 
     def ratio_numbers(self) -> tuple[int, int, int]:
         """The ratio as numbers."""
@@ -67,6 +77,7 @@ def latent() -> Plugin:
         name="video_vae",
         options=VideoVAEOptions,
         load="dit_compress_plugins.latent_video_vae.step:VideoVAEStep",
+        slots=("teacher",),
         world="all",
         data=True,
         summary="trains a causal video VAE, from PCA",

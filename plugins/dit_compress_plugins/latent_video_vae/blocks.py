@@ -43,13 +43,20 @@ def first_and_rest(x_NCHW: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
     return x_BTCHW[:, 0], x_BTCHW[:, 1:].reshape(-1, channels, height, width)
 
 
-def join(first_NCHW: Tensor, rest_NCHW: Tensor | None) -> Tensor:
-    """Undo :func:`first_and_rest`."""
-    if rest_NCHW is None:
-        return first_NCHW
+def join(first_NCHW: Tensor | None, rest_NCHW: Tensor | None) -> Tensor:
+    """Undo :func:`first_and_rest`; one of the two may be missing."""
+    if first_NCHW is None or rest_NCHW is None:
+        return only(first_NCHW, rest_NCHW)
     batch, channels, height, width = first_NCHW.shape
     rest_BTCHW = rest_NCHW.reshape(batch, -1, channels, height, width)
     return torch.cat([first_NCHW[:, None], rest_BTCHW], 1).reshape(-1, channels, height, width)
+
+
+def only(one: Tensor | None, other: Tensor | None) -> Tensor:
+    """The one that is there."""
+    given = one if other is None else other
+    assert given is not None
+    return given
 
 
 def activate(x_NCHW: Tensor) -> Tensor:
@@ -77,6 +84,17 @@ class EqualConv(nn.Conv2d):
         return functional.conv2d(x_NCHW, self.weight * self.gain, self.bias, padding=self.padding)
 
 
+class Carried:
+    """What a causal network remembers between two chunks of one video: the last inputs of its convolutions.
+
+    past: per convolution ``[B, taps-1, C, H, W]``. begun: whether a chunk has been given already.
+    """
+
+    def __init__(self) -> None:
+        self.past: dict[nn.Module, Tensor] = {}
+        self.begun = False
+
+
 class CausalConv(nn.Module):
     """3D convolution of kernel ``[taps, kernel, kernel]``: zero padding in space, the past only in time."""
 
@@ -85,17 +103,28 @@ class CausalConv(nn.Module):
         self.taps = taps
         self.conv = EqualConv(channels_in * taps, channels_out, kernel)
 
-    def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
-        """Rows ``[B·T,C,H,W]`` of ``num_frames`` = T latent frames → as many rows."""
+    def forward(self, x_NCHW: Tensor, num_frames: int, carried: Carried | None = None) -> Tensor:
+        """Rows ``[B·T,C,H,W]`` of ``num_frames`` = T latent frames → as many rows; they follow what is carried."""
         if self.taps == 1:
             return self.conv(x_NCHW)
         rows, channels, height, width = x_NCHW.shape
         x_BTCHW = x_NCHW.reshape(rows // num_frames, num_frames, channels, height, width)
+        if carried is not None:
+            return self.conv(self._following(x_BTCHW, carried))
         past = [x_NCHW]
         for delay in range(1, self.taps):
             padded = functional.pad(x_BTCHW, (0, 0, 0, 0, 0, 0, delay, 0))[:, :num_frames]
             past.append(padded.reshape(rows, channels, height, width))
         return self.conv(torch.cat(past, 1))
+
+    def _following(self, x_BTCHW: Tensor, carried: Carried) -> Tensor:
+        """The frames and their predecessors side by side, with the carried frames before the first."""
+        batch, num_frames, *rest = x_BTCHW.shape
+        before = carried.past.get(self, x_BTCHW.new_zeros(batch, self.taps - 1, *rest))
+        whole = torch.cat([before, x_BTCHW], 1)
+        carried.past[self] = whole[:, num_frames:]
+        delayed = [whole[:, self.taps - 1 - delay :][:, :num_frames] for delay in range(self.taps)]
+        return torch.cat([frames.reshape(batch * num_frames, *rest) for frames in delayed], 1)
 
 
 class Block(nn.Module):
@@ -106,9 +135,9 @@ class Block(nn.Module):
         self.mix = CausalConv(width, width * expansion, 3, taps)
         self.out = EqualConv(width * expansion, width, size=0.1)
 
-    def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
+    def forward(self, x_NCHW: Tensor, num_frames: int, carried: Carried | None = None) -> Tensor:
         """``[B·T,C,H,W]`` → the same shape."""
-        return x_NCHW + self.out(activate(self.mix(x_NCHW, num_frames)))
+        return x_NCHW + self.out(activate(self.mix(x_NCHW, num_frames, carried)))
 
 
 class Stage(nn.Module):
@@ -118,10 +147,10 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, taps, expansion) for _ in range(num_blocks))
 
-    def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
+    def forward(self, x_NCHW: Tensor, num_frames: int, carried: Carried | None = None) -> Tensor:
         """``[B·T,C,H,W]`` → the same shape."""
         for block in self.blocks:
-            x_NCHW = block(x_NCHW, num_frames)
+            x_NCHW = block(x_NCHW, num_frames, carried)
         return x_NCHW
 
 

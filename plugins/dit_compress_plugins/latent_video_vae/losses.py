@@ -27,17 +27,29 @@ def temporal_difference(video: Tensor, target: Tensor, epsilon: float) -> Tensor
     return pixel(video[:, :, 1:] - video[:, :, :-1], target[:, :, 1:] - target[:, :, :-1], epsilon)
 
 
-def haar(video: Tensor, target: Tensor, epsilon: float) -> Tensor:
-    """Smooth L1 between the three spatial detail bands of one Haar level; Y and X must be even."""
-    error = video - target
-    low, high = error[..., 0::2, :] + error[..., 1::2, :], error[..., 0::2, :] - error[..., 1::2, :]
-    bands = [
-        (low[..., 0::2] - low[..., 1::2]) / 2,
-        (high[..., 0::2] + high[..., 1::2]) / 2,
-        (high[..., 0::2] - high[..., 1::2]) / 2,
-    ]
-    detail = torch.stack(bands)
-    return pixel(detail, torch.zeros_like(detail), epsilon)
+def haar(video: Tensor, target: Tensor, epsilon: float, levels: int = 1) -> Tensor:
+    """Smooth L1 between the three spatial detail bands of Haar levels; Y and X must be divisible by ``2^levels``."""
+    error, terms = video - target, []
+    for _ in range(levels):
+        low, high = error[..., 0::2, :] + error[..., 1::2, :], error[..., 0::2, :] - error[..., 1::2, :]
+        bands = [
+            (low[..., 0::2] - low[..., 1::2]) / 2,
+            (high[..., 0::2] + high[..., 1::2]) / 2,
+            (high[..., 0::2] - high[..., 1::2]) / 2,
+        ]
+        detail = torch.stack(bands)
+        terms.append(pixel(detail, torch.zeros_like(detail), epsilon))
+        error = (low[..., 0::2] + low[..., 1::2]) / 2
+    return terms[0] if levels == 1 else torch.stack(terms).mean()
+
+
+def multiscale(video: Tensor, target: Tensor, epsilon: float, levels: int = 1) -> Tensor:
+    """Smooth L1 between frames averaged over 2 × 2, 4 × 4 … pixels, a mean over ``levels`` scales."""
+    error_NCYX, terms = (video - target).transpose(1, 2).flatten(0, 1), []
+    for _ in range(levels):
+        error_NCYX = functional.avg_pool2d(error_NCYX, 2)
+        terms.append(pixel(error_NCYX, torch.zeros_like(error_NCYX), epsilon))
+    return torch.stack(terms).mean()
 
 
 def kl(mean: Tensor, std: float) -> Tensor:

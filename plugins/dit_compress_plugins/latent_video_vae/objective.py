@@ -22,28 +22,43 @@ from dit_compress_plugins.latent_video_vae.pca import (
 )
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE, channel_statistics
 
+ALIGNER_LR = 1e-3
+"""Peak rate of the maps between the streams of student and teacher."""
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor, nn
 
     from dit_compress_plugins.latent_video_vae import VideoVAEOptions
+    from dit_compress_plugins.latent_video_vae.likeness import Likeness
 
 
 class VideoVAEObjective:
-    """Reconstruction + KL of a posterior whose std is drawn per sample up to ``options.noise``."""
+    """Reconstruction + KL of a posterior whose std is drawn per sample up to ``options.noise``.
 
-    def __init__(self, vae: VideoVAE, options: VideoVAEOptions) -> None:
-        self.vae, self.options = vae, options
+    With a ``likeness`` the decoder's streams also follow those of a larger VAE on the same clips.
+    """
+
+    def __init__(self, vae: VideoVAE, options: VideoVAEOptions, likeness: Likeness | None = None) -> None:
+        self.vae, self.options, self.likeness = vae, options, likeness
         self.roles = {"vae": Role(vae, lr=options.lr, betas=(0.9, 0.99), ema=options.ema or None)}
-        self.phases = (Phase("reconstruct", ("vae",)),)
+        if likeness is not None:
+            self.roles |= {"teacher": Role(likeness.teacher), "aligner": Role(likeness.aligner, lr=ALIGNER_LR)}
+        self.phases = (Phase("reconstruct", tuple(name for name, role in self.roles.items() if role.lr is not None)),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - there is one phase
         """The weighted sum of ``losses``, and its terms for the log."""
         video = batch.x0
         mean = self.vae.encoder(video)
-        decoded = self.vae.decoder(mean + self._noise(batch, mean))
-        return self._terms(decoded.float(), video, mean.float())
+        features: list[Tensor] | None = None if self.likeness is None else []
+        decoded = self.vae.decoder(mean + self._noise(batch, mean), features=features)
+        terms = self._terms(decoded.float(), video, mean.float())
+        if self.likeness is not None and features is not None:
+            terms["features"] = self.likeness(features, video)
+        total = torch.stack([getattr(self.options.losses, name) * value for name, value in terms.items()]).sum()
+        logged = {name: value.detach() for name, value in terms.items()}
+        return {"loss": total, **logged, "psnr": losses.psnr(decoded.detach().float(), video).mean()}
 
     def _noise(self, batch: Batch, mean: Tensor) -> Tensor:
         noise = batch.streams.normal("posterior", mean.shape[1:]).to(mean)
@@ -52,15 +67,16 @@ class VideoVAEObjective:
 
     def _terms(self, decoded: Tensor, video: Tensor, mean: Tensor) -> dict[str, Tensor]:
         weights = self.options.losses
+        epsilon, levels = weights.epsilon, weights.levels
         terms = {
-            "pixel": losses.pixel(decoded, video, weights.epsilon),
-            "temporal": losses.temporal_difference(decoded, video, weights.epsilon),
-            "haar": losses.haar(decoded, video, weights.epsilon) if weights.haar else video.new_zeros(()),
+            "pixel": losses.pixel(decoded, video, epsilon),
+            "temporal": losses.temporal_difference(decoded, video, epsilon),
+            "haar": losses.haar(decoded, video, epsilon, levels) if weights.haar else video.new_zeros(()),
             "kl": losses.kl(mean, self.options.noise),
         }
-        total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
-        logged = {name: value.detach() for name, value in terms.items()}
-        return {"loss": total, **logged, "psnr": losses.psnr(decoded.detach(), video).mean()}
+        if weights.multiscale:
+            terms["multiscale"] = losses.multiscale(decoded, video, epsilon, levels)
+        return terms
 
 
 @torch.no_grad()
@@ -87,6 +103,7 @@ def _patches(videos: Iterable[Tensor], group: int, size: int) -> tuple[Tensor, T
     first, rest, follows, count = [], [], [], 0
     for video in videos:
         first_row, rest_row = rows_of(video.float(), group)
+        assert first_row is not None
         first.append(_cut(first_row, size))
         if rest_row is None:
             continue

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from dit_compress.errors import UserError
 from dit_compress.spec import ComponentSpec
 from dit_compress.train.loop import fit
+from dit_compress_plugins.latent_video_vae.likeness import Likeness
 from dit_compress_plugins.latent_video_vae.objective import (
     VideoVAEObjective,
     initialise,
@@ -19,7 +21,7 @@ from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dit_compress.context import Context, Result
     from dit_compress.encode import Samples
@@ -44,14 +46,15 @@ class VideoVAEStep:
 
     def run(self, context: Context) -> Result:
         """Start from PCA, train, measure the latents' statistics, give the bundle."""
-        samples = context.pixels("train")
         vae = self.create(context.seed)
+        likeness = self.likeness(vae, context)
+        samples = context.pixels("train")
         count = min(len(samples), self.options.pca_clips)
         self.initialise(vae, chunks(samples, count))
         held_out = context.pixels("test")
         linear_db = round_trip_db(vae, held_out)
         if self.options.steps:
-            fit(self.objective(vae), samples, self.options, context)
+            fit(self.objective(vae, likeness), samples, self.options, context)
         vae = self.finish(vae.float(), chunks(samples, count))
         spec = replace(context.spec(), latent=ComponentSpec("latent", "video_vae", config_of(vae)))
         psnr_db = round_trip_db(vae, held_out)
@@ -69,16 +72,35 @@ class VideoVAEStep:
         options = self.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            vae = VideoVAE(options.ratio_numbers(), options.channels, options.widths, options.blocks)
+            vae = VideoVAE(
+                options.ratio_numbers(),
+                options.channels,
+                options.widths,
+                options.blocks,
+                tile=options.tile,
+                chunk=options.chunk,
+            )
         return vae.to(memory_format=torch.channels_last)
 
     def initialise(self, vae: VideoVAE, videos: Iterable[Tensor]) -> None:
         """Make the VAE the PCA of ``options.pca_clips`` clips, given in batches ``[B,3,F,Y,X]`` in [-1, 1]."""
         initialise(vae, videos, self.options.whitening)
 
-    def objective(self, vae: VideoVAE) -> VideoVAEObjective:
+    def likeness(self, vae: VideoVAE, context: Context) -> Likeness | None:
+        """The larger VAE of the slot ``teacher``, where its features count."""
+        given, wanted = context.slot("teacher"), self.options.losses.features
+        if given is None and wanted:
+            raise UserError(
+                "'features' has a weight, and there is no teacher to take them from",
+                mend="Name a bundle with a larger VAE as 'teacher' beside 'latent', or set the weight to 0",
+            )
+        if given is None or not wanted:
+            return None
+        return Likeness(vae, cast("nn.Module", given.codec()), context.seed)
+
+    def objective(self, vae: VideoVAE, likeness: Likeness | None = None) -> VideoVAEObjective:
         """What the training loop runs for ``options.steps`` steps of ``options.batch`` clips."""
-        return VideoVAEObjective(vae, self.options)
+        return VideoVAEObjective(vae, self.options, likeness)
 
     def finish(self, vae: VideoVAE, videos: Iterable[Tensor]) -> VideoVAE:
         """Write the latent's statistics over some training clips into the config, and freeze."""

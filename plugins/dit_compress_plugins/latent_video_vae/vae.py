@@ -6,6 +6,7 @@ F = 1 + ratio[0]·(T-1), Y = ratio[1]·H, X = ratio[2]·W.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,11 +14,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from dit_compress.errors import UserError
+from dit_compress_plugins.latent_video_vae.blocks import Carried
 from dit_compress_plugins.latent_video_vae.coders import Decoder, Encoder
-from dit_compress_plugins.latent_video_vae.tiles import blend_tiles
+from dit_compress_plugins.latent_video_vae.tiles import Place, Tiling, in_tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -32,8 +34,9 @@ class VideoVAE(ModelMixin, ConfigMixin):
         num_blocks: residual blocks per resolution of the decoder; the encoder has one.
         latent_mean: per channel, of the raw latent; :meth:`set_statistics` writes it.
         latent_std: likewise.
-        tile: :meth:`decode` cuts larger latents into tiles of so many cells.
-        tile_overlap: cells that neighbouring tiles share and blend over.
+        tile: frames of more cells a side are encoded and decoded in tiles of so many.
+        tile_overlap: cells that neighbouring tiles share; None for so many that tiles join exactly, up to half of one.
+        chunk: longer videos are encoded and decoded in chunks of so many latent frames, which join exactly.
     """
 
     @register_to_config
@@ -46,29 +49,64 @@ class VideoVAE(ModelMixin, ConfigMixin):
         latent_mean: Sequence[float] | None = None,
         latent_std: Sequence[float] | None = None,
         tile: int = 24,
-        tile_overlap: int = 6,
+        tile_overlap: int | None = None,
+        chunk: int = 16,
     ) -> None:
         super().__init__()
         check_ratio(ratio)
         self.ratio = (ratio[0], ratio[1], ratio[2])
         self.channels = channels
-        self.tile, self.tile_overlap = tile, tile_overlap
+        self.chunk = chunk
         self.encoder = Encoder(ratio, channels, widths)
         self.decoder = Decoder(ratio, channels, widths, num_blocks)
+        self.encode_tiling = tiling(tile, tile_overlap, -(-self.encoder.reach // ratio[1]))
+        self.decode_tiling = tiling(tile, tile_overlap, -(-self.decoder.reach // ratio[1]))
         self._set_statistics(latent_mean or [0.0] * channels, latent_std or [1.0] * channels)
 
     def encode(self, video_BCFYX: Tensor) -> Tensor:
-        """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (the posterior's mean)."""
+        """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (the posterior's mean); chunks and tiles as needed."""
         self.check_video(video_BCFYX.shape)
-        raw_BCTHW = self.encoder(video_BCFYX)
+        frames, height, width = video_BCFYX.shape[-3:]
+        cells = height // self.ratio[1], width // self.ratio[2]
+        if frames <= self._frames(self.chunk) and self.encode_tiling.fits(*cells):
+            raw_BCTHW = self.encoder(video_BCFYX)
+        else:
+            raw_BCTHW = torch.cat(list(self._encode_chunks(video_BCFYX)), 2)
         mean, std = self._statistics(raw_BCTHW)
         return (raw_BCTHW - mean) / std
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latent → video, unclipped; tiled where a side exceeds ``tile``."""
-        if max(latent_BCTHW.shape[-2:]) <= self.tile:
+        """Normalised latent → video, unclipped; in chunks where it is long, in tiles where it is large."""
+        if latent_BCTHW.shape[2] <= self.chunk and self.decode_tiling.fits(*latent_BCTHW.shape[-2:]):
             return self.forward(latent_BCTHW)
-        return blend_tiles(self.forward, latent_BCTHW, self.ratio[1], self.tile, self.tile_overlap)
+        return torch.cat(list(self.decode_chunks(latent_BCTHW)), 2)
+
+    def decode_chunks(self, latent_BCTHW: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
+        """The video of :meth:`decode` piece by piece, so that a long one need not be held at once.
+
+        Every convolution goes on from the frames that the chunk before has left: the pieces are those of the whole
+        video to float round-off, whatever the length of a chunk.
+
+        Args:
+            latent_BCTHW: normalised.
+            chunk: latent frames at a time; None for the VAE's own.
+
+        Yields:
+            ``[B,3,F,Y,X]``: 1 + ratio[0]·(chunk-1) frames first, then ratio[0]·chunk at a time.
+        """
+        carried: defaultdict[Place, Carried] = defaultdict(Carried)
+        mean, std = self._statistics(latent_BCTHW)
+        for part in (latent_BCTHW * std + mean).split(chunk or self.chunk, 2):
+            yield in_tiles(
+                lambda tile, place: self.decoder(tile, carried[place]), part, self.decode_tiling, 1, self.ratio[1]
+            )
+
+    def features(self, latent_BCTHW: Tensor) -> list[Tensor]:
+        """The decoder's stream on the way to the video, coarse to fine: ``[B,D,T,H,W]`` each."""
+        features: list[Tensor] = []
+        mean, std = self._statistics(latent_BCTHW)
+        self.decoder(latent_BCTHW * std + mean, features=features)
+        return features
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """Decode in one piece: what exporters trace."""
@@ -92,12 +130,30 @@ class VideoVAE(ModelMixin, ConfigMixin):
             what = f"a video of {frames} frames of {height}x{width} pixels does not fit a VAE of {time}x{size}x{size}"
             raise UserError(what, mend=f"Give 1 + {time}·k frames, and a height and width divisible by {size}.")
 
+    def _encode_chunks(self, video_BCFYX: Tensor) -> Iterator[Tensor]:
+        """Raw latents ``[B,C,chunk,H,W]`` of successive chunks."""
+        carried: defaultdict[Place, Carried] = defaultdict(Carried)
+        first, rest = video_BCFYX.tensor_split([self._frames(self.chunk)], 2)
+        for part in (first, *(rest.split(self.ratio[0] * self.chunk, 2) if rest.shape[2] else ())):
+            yield in_tiles(
+                lambda tile, place: self.encoder(tile, carried[place]), part, self.encode_tiling, self.ratio[1], 1
+            )
+
+    def _frames(self, num_latent: int) -> int:
+        """Frames of so many latent frames."""
+        return 1 + self.ratio[0] * (num_latent - 1)
+
     def _set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self._mean, self._std = tuple(map(float, mean)), tuple(map(float, std))
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, self.channels, 1, 1, 1)
         return like.new_tensor(self._mean).reshape(shape), like.new_tensor(self._std).reshape(shape)
+
+
+def tiling(tile: int, overlap: int | None, reach: int) -> Tiling:
+    """Tiles for a network that sees ``reach`` cells to each side."""
+    return Tiling(tile, min(2 * reach, tile // 2) if overlap is None else overlap, reach)
 
 
 def check_ratio(ratio: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+from torch import nn
 
 from dit_compress.errors import UserError
 from dit_compress.pruning import load_pruned
@@ -18,7 +19,7 @@ from dit_compress_plugins.model_diffusers.convention import Convention, observe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from dit_compress_plugins.model_diffusers import DiffusersOptions
 
@@ -35,13 +36,18 @@ def class_named(name: str) -> Any:
 
 
 def load_module(options: DiffusersOptions) -> nn.Module:
-    """The module of the options. Reads local files only, and never a pickle."""
+    """The module of the options. Reads local files only, and never a pickle; no weights where none are asked for.
+
+    None are where accelerate's ``init_empty_weights`` puts new parameters on the meta device.
+    """
     if options.class_name is not None:
         return class_named(options.class_name)(**(options.config or {}))
     folder = _component(Path(options.path or ""), "transformer")
     if (folder / PRUNING).is_file():
         return load_pruned.load(folder, torch_dtype=torch.float32, verify=False)
     kind = class_named(_read(folder / "config.json").get("_class_name", ""))
+    if next(nn.Linear(1, 1).parameters()).is_meta:
+        return kind.from_config(kind.load_config(str(folder), local_files_only=True))
     return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
 
 

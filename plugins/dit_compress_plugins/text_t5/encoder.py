@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
+from dit_compress.files import sha256_data, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,22 +41,37 @@ class T5Encoder(nn.Module):
         mask_BL = tokens["mask"].to(hidden_BLD.dtype)
         return {"embedding": hidden_BLD * mask_BL[..., None], "mask": mask_BL}
 
+    def digest(self) -> str:
+        """sha256 of weights and tokenizer: names the cache of embeddings, so that other weights get another one."""
+        return sha256_data(
+            {file.name: sha256_file(file) for file in sorted(self._folder().iterdir()) if file.is_file()}
+        )
+
+    def _folder(self) -> Path:
+        folder = Path(self.path)
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                "no T5 encoder here (config.json is missing)",
+                where=self.path,
+                mend="Set text.path to a folder that save_pretrained wrote",
+            )
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(
+                "no weights here in safetensors; a pickle is not read",
+                where=self.path,
+                mend="Load it with transformers once, and save_pretrained it into this folder",
+            )
+        return folder
+
     def _load(self) -> tuple[Any, Any]:
         """Tokenizer and model, read once, from this machine only."""
         if self._loaded is None:
             from transformers import AutoTokenizer, T5EncoderModel
 
-            folder = Path(self.path)
-            if not (folder / "config.json").is_file():
-                raise UserError(
-                    "no T5 encoder here (config.json is missing)",
-                    where=self.path,
-                    mend="Set text.path to a folder that save_pretrained wrote",
-                )
+            folder = self._folder()
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = (
-                T5EncoderModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(requires_grad=False)
-            )
+            model = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model = model.eval().requires_grad_(requires_grad=False)
             if model.config.d_model != self.width:
                 raise UserError(
                     f"the encoder is {model.config.d_model} wide, the recipe says {self.width}",

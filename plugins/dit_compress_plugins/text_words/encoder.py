@@ -13,8 +13,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from dit_compress.files import write_json
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from dit_compress_plugins.text_words import WordsOptions
 
@@ -50,6 +53,22 @@ class WordsEncoder(ModelMixin, ConfigMixin):
             numbers = numbers[: self.length]
             row[: len(numbers)] = torch.tensor(numbers)
         return {"words": rows}
+
+    def save_tokenizer(self, folder: Path) -> dict[str, Any]:
+        """Write ``words.json``: all that :meth:`tokenize` knows."""
+        data = {
+            "input": "words",
+            "pattern": _WORD.pattern,
+            "lower_case": True,
+            "length": self.length,
+            "pad": PAD,
+            "null": NULL,
+            "unknown": UNKNOWN,
+            "vocabulary": self._number,
+        }
+        write_json(folder / "words.json", data)
+        return {"kind": "words", "file": "words.json", "length": self.length,
+                "padding": f"{PAD} up to the length; a caption without words is one {NULL}; longer ones are cut"}  # fmt: skip
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tokens → ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]`` (1 real, 0 padding)."""

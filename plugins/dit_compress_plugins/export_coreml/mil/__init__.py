@@ -7,7 +7,7 @@ It proves what the file computes; which kernels a device takes for that is the d
     outputs = program.run({"latent": array, …}, "float16")
 
 ``registry.py`` holds the table from operator to function; one module per family registers its own:
-``elementwise``, ``activations``, ``contractions``, ``reductions``, ``shapes``.
+``elementwise``, ``activations``, ``compressed``, ``contractions``, ``reductions``, ``shapes``.
 """
 
 from dit_compress_plugins.export_coreml.mil.program import MilProgram, load_program

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_compress.errors import UserError
-from dit_compress.export.trace import root_cause
+from dit_compress.errors import UserError, root_cause
 from dit_compress_plugins.export_coreml.mil import (
     activations,  # noqa: F401 - registers its operators
+    compressed,  # noqa: F401 - registers its operators
     contractions,  # noqa: F401 - registers its operators
     elementwise,  # noqa: F401 - registers its operators
     reductions,  # noqa: F401 - registers its operators

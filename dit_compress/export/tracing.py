@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
+from dit_compress.errors import UserError, root_cause
 from dit_compress.export.types import Component, Diagnostic, Profile
 from dit_compress.rewrite import rewrite_graph, rewrite_modules
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 RANDOM = ("rand", "randn", "randint", "bernoulli", "normal", "dropout", "rand_like", "randn_like", "normal_functional")
 _TRACED: WeakKeyDictionary[Component, ExportedProgram] = WeakKeyDictionary()
-WEIGHT_BYTES = {"float32": 4, "float16": 2}
+LARGE = 2**16
+"""Values of a tensor whose padding is worth a warning."""
 
 
 class Named(nn.Module):
@@ -52,7 +54,7 @@ def trace(component: Component) -> ExportedProgram:
 def _trace(component: Component) -> ExportedProgram:
     module = Named(rewrite_modules(component.module))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _plain_attention():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (), dict(component.inputs), strict=False)
             program = program.run_decompositions({})
@@ -68,12 +70,39 @@ def _trace(component: Component) -> ExportedProgram:
     return program
 
 
-def inspect(component: Component, program: ExportedProgram, profile: Profile) -> list[Diagnostic]:
-    """Objections that hold for every target: rank, dtypes, randomness, size, unused inputs."""
-    found = [*_weights(component, profile), *_unused(component, program)]
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without torch's fused encoder layer, which no other runtime has."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def inspect(
+    component: Component, program: ExportedProgram, profile: Profile, *, splits: bool = False
+) -> list[Diagnostic]:
+    """Objections that hold for every target: rank, dtypes, randomness, size, unused inputs.
+
+    ``splits``: the exporter writes several files where one would be too large.
+    """
+    found = [*_weights(component, profile, splits=splits), *_dtypes(component, profile), *_unused(component, program)]
     for node in operators(program):
         found += _objections(node, profile)
-    return found
+    return found + _short_rows(program, profile)
+
+
+def inspected(
+    component: Component, profile: Profile, *, splits: bool = False
+) -> tuple[list[Diagnostic], list[Node]]:
+    """:func:`inspect` of the traced component, and its operators; an untraceable one is a diagnostic itself."""
+    try:
+        program = trace(component)
+    except UserError as error:
+        return [Diagnostic("", where, "error", what, mend) for where, what, mend in error.problems], []
+    return inspect(component, program, profile, splits=splits), list(operators(program))
 
 
 def operators(program: ExportedProgram) -> Iterator[Node]:
@@ -108,15 +137,46 @@ def _objections(node: Node, profile: Profile) -> Iterator[Diagnostic]:
         yield Diagnostic(name, path, "error", "random numbers inside the graph", "Make the noise an input")
 
 
-def _weights(component: Component, profile: Profile) -> Iterator[Diagnostic]:
+def _weights(component: Component, profile: Profile, *, splits: bool) -> Iterator[Diagnostic]:
     tensors = {id(tensor): tensor for tensor in (*component.module.parameters(), *component.module.buffers())}
-    size = sum(tensor.numel() for tensor in tensors.values()) * WEIGHT_BYTES[profile.precision]
-    if profile.max_file_bytes is not None and size > profile.max_file_bytes:
-        message = f"weights of {size / 2**20:.0f} MiB, a file may have {profile.max_file_bytes / 2**20:.0f} MiB"
-        yield Diagnostic("", component.name, "error", message, "Prune more, or choose a smaller precision")
-    inputs = {name: value for name, value in component.inputs.items() if value.dtype == torch.int64}
-    for name in inputs:
-        yield Diagnostic("", f"input {name}", "error", "an int64 input", "Give it as int32 or float32")
+    size = sum(tensor.numel() for tensor in tensors.values()) * profile.bits // 8
+    mend = "Prune more, or choose a smaller precision"
+    if profile.memory_bytes is not None and size > profile.memory_bytes:
+        message = f"weights of {_mib(size)}, the device has {_mib(profile.memory_bytes)}"
+        yield Diagnostic("", component.name, "error", message, mend)
+    elif profile.max_file_bytes is not None and size > profile.max_file_bytes and not splits:
+        message = f"weights of {_mib(size)}, a file may have {_mib(profile.max_file_bytes)}"
+        yield Diagnostic("", component.name, "error", message, mend)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _dtypes(component: Component, profile: Profile) -> Iterator[Diagnostic]:
+    for name, value in component.inputs.items():
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in profile.dtypes:
+            article = "an" if dtype[0] in "aeiou" else "a"
+            message = f"{article} {dtype} input; the target has {', '.join(profile.dtypes)}"
+            yield Diagnostic("", f"input {name}", "error", message, "Give it as int32 or float32")
+
+
+def _short_rows(program: ExportedProgram, profile: Profile) -> list[Diagnostic]:
+    """One warning for all large tensors whose last axis the device pads."""
+    short = [
+        node
+        for node in operators(program)
+        if isinstance(value := node.meta["val"], Tensor)
+        and value.numel() >= LARGE
+        and 0 < value.shape[-1] < profile.alignment
+    ]
+    if not short:
+        return []
+    shape = list(short[0].meta["val"].shape)
+    message = f"{len(short)} large tensors end in less than {profile.alignment} values ({shape}, first): they are padded"
+    mend = "Put the longest axis last"
+    return [Diagnostic(operator_name(short[0]), module_path(short[0]), "warning", message, mend)]
 
 
 def _unused(component: Component, program: ExportedProgram) -> Iterator[Diagnostic]:
@@ -130,14 +190,6 @@ def _unused(component: Component, program: ExportedProgram) -> Iterator[Diagnost
 
 def _flat(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (tuple, list)) else [value]
-
-
-def root_cause(error: BaseException) -> str:
-    """First line of the exception that started it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _place(error: Exception) -> str:

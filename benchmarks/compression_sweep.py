@@ -1,0 +1,90 @@
+"""Weights of a Core ML DiT step in fewer bits: size against dB, from executed files.
+
+    python benchmarks/compression_sweep.py [--layers 8] [--heads 8]
+
+A video_dit (256 wide, random weights) as .mlpackage with fp16, int8, 6- and 4-bit palettes and int4 weights; each file is
+reloaded and executed by the MIL interpreter in the file's own arithmetic, and compared with the float32 source on every
+input set. dB is the worst set's. Random weights are the worst case for palettes: trained ones have outliers and
+structure, and were not measured. The last line is one JSON object. Exit status 1 where a file is refused, or where fewer
+bits do not give a smaller file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "exporting"))
+
+import targets
+
+from dit_compress.errors import UserError
+from dit_compress.export import export_components
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+
+STORED = (None, "int8", "palette6", "palette4", "int4")
+SIZE = (3, 6, 6)
+
+
+def main() -> int:
+    """A row per way of storing, and one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=8)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    component = sweep_component(arguments.layers, arguments.heads)
+    rows: dict[str, dict[str, Any]] = {}
+    print(f"{'weights':10}{'MiB':>8}{'typical':>9}{'worst':>8}{'gate':>6}{'s':>7}  verdict")
+    for stored in STORED:
+        rows[stored or "float16"] = row = swept(component, stored)
+        decibels = "".join("      –  " if row[key] is None else f"{row[key]:9.1f}" for key in ("typical_db", "worst_db"))
+        print(f"{stored or 'float16':10}{row['bytes'] / 2**20:8.2f}{decibels}{row['gate_db']:6.0f}{row['seconds']:7.1f}  "
+              f"{row['verdict']}", flush=True)  # fmt: skip
+    sizes = [rows[name]["bytes"] for name in ("float16", "int8", "palette6", "palette4")]
+    shrinking = all(before > after for before, after in itertools.pairwise(sizes)) and rows["int4"]["bytes"] < sizes[1]
+    met = shrinking and all(row["verdict"] != "refused" for row in rows.values())
+    print(json.dumps({"parameters": sum(each.numel() for each in component.module.parameters()), **rows}))
+    return 0 if met else 1
+
+
+def sweep_component(layers: int, heads: int) -> Any:
+    """A DiT step whose matrices are large enough to be compressed."""
+    torch.manual_seed(0)
+    given = {"use": "video_dit", "preset": "small", "layers": layers, "heads": heads}
+    maker = make_part("model", given, installed()).build()
+    module = targets.settle(maker.create()).requires_grad_(requires_grad=False)
+    return targets.step_of(maker.denoiser(module), SIZE)
+
+
+def swept(component: Any, stored: str | None) -> dict[str, Any]:
+    """Size, dB and verdict of one way of storing the weights."""
+    exporter, start = targets.exporter("coreml", weights=stored), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = export_components(exporter, [component], exporter.profile, Path(folder) / "out")
+        except UserError as error:
+            print(f"    {str(error).splitlines()[0]}")
+            return {"bytes": 0, "typical_db": None, "worst_db": None, "gate_db": 0.0, "seconds": 0.0, "verdict": "refused"}
+    rows = [row for row in report["rows"] if row["arithmetic"] == "float16"]
+    return {
+        "bytes": report["bytes"],
+        "typical_db": round(next(row["psnr_db"] for row in rows if row["input_set"] == "typical"), 1),
+        "worst_db": round(min(row["psnr_db"] for row in rows), 1),
+        "gate_db": rows[0]["gate_db"],
+        "seconds": round(time.perf_counter() - start, 1),
+        "verdict": "passed" if report["passed"] else "below",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

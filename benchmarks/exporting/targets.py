@@ -1,0 +1,95 @@
+"""What the export benchmarks share: exporters by name, components by name, peak memory."""
+
+from __future__ import annotations
+
+import copy
+import resource
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.export import Component, dit_step, vae_decoder
+from dit_compress.hooks import load_object
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+from dit_compress.structure.compact import compact
+from dit_compress.structure.importance import magnitude, top
+from dit_compress.testing.models import tiny_denoiser
+
+if TYPE_CHECKING:
+    from dit_compress.denoiser import Denoiser
+
+TARGETS = {"coreml": ("float32", "float16"), "coreai": ("float32", "float16"), "onnx": ("float32", "float16"),
+           "executorch": ("float32",)}  # fmt: skip
+"""Target → precisions it is exported in."""
+RATIOS = {"4x16x16": (4, 16, 16), "4x32x32": (4, 32, 32), "8x32x32": (8, 32, 32), "8x64x64": (8, 64, 64)}
+DITS = ("video_dit", "pruned video_dit", "ltx", "wan")
+REMOVED = {"block": 1 / 3, "head": 1 / 2, "ffn": 1 / 4}
+SIZE = (3, 4, 4)
+
+
+def exporter(target: str, **options: Any) -> Any:
+    """The exporter of a target, with options."""
+    plugin = installed().get("export", target)
+    installed().require(plugin)
+    if "precision" in options and "precision" not in plugin.options.model_fields:
+        del options["precision"]
+    return load_object(plugin.load)(plugin.options(**options))
+
+
+def settle(module: torch.nn.Module) -> torch.nn.Module:
+    """Biases and tables away from zero, as training leaves them."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.03)
+    return module.eval()
+
+
+def dit_component(name: str) -> Component:
+    """A small DiT step: random weights, a typical latent, a caption of which half is padding."""
+    denoiser = tiny_denoiser(name.removeprefix("pruned "))
+    settle(denoiser.module)
+    if name.startswith("pruned"):
+        denoiser = pruned(denoiser)
+    return step_of(denoiser, SIZE)
+
+
+def step_of(denoiser: Denoiser, size: tuple[int, int, int]) -> Component:
+    """A denoiser as a component, on its own example inputs."""
+    torch.manual_seed(1)
+    latent, _, cond = denoiser.example(1, size)
+    return dit_step(denoiser.eval(), latent, dict(cond))
+
+
+def pruned(whole: Denoiser) -> Denoiser:
+    """A compacted copy: a third of the blocks, half the heads, a quarter of the FFN channels removed by magnitude."""
+    small = copy.deepcopy(whole)
+    structure = small.structure()
+    axes = [axis for level in REMOVED for axis in make_part("granularity", level, installed()).build().axes(structure)]
+    counts = {axis.name: axis.units - round(REMOVED[axis.level] * axis.units) for axis in axes}
+    compact(small, axes, {axis.name: top(magnitude(small.module, axis), counts[axis.name]) for axis in axes})
+    return small
+
+
+def decoder_component(ratio: str) -> Component:
+    """The decoder of a small video VAE at a ratio."""
+    maker = load_object(installed().get("latent", "video_vae").load)
+    torch.manual_seed(0)
+    config = {"ratio": list(RATIOS[ratio]), "channels": 32, "widths": [8, 16, 16, 32], "num_blocks": 1}
+    codec = maker.from_config(config)
+    for module in codec.modules():  # the linear code is PCA in a trained one: any matrix of its size will do
+        if type(module).__name__ == "FixedLinear":
+            module.weight.normal_(std=module.weight.shape[1] ** -0.5)
+    settle(codec)
+    return vae_decoder(codec, torch.randn(1, 32, 3, 2, 2))
+
+
+def component(name: str) -> Component:
+    """A DiT or a decoder by its name in the table."""
+    return dit_component(name) if name in DITS else decoder_component(name.removeprefix("vae "))
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,42 @@
+"""What every exporter has in common: it changes no bundle, and the engine does the work around its three methods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.export.profiles import profile_named
+
+if TYPE_CHECKING:
+    from dit_compress.context import Context, Result
+    from dit_compress.export.types import Profile
+    from dit_compress.spec import Spec
+
+
+class ExportStep:
+    """A step that exports. A plugin adds ``check``, ``lower`` and ``runner`` (see ``hooks.Exporter``).
+
+    Reads ``precision`` and ``device`` of the options where they have them.
+    """
+
+    device = "cpu"
+    """Name of the profile where the options name none."""
+
+    def __init__(self, options: Any) -> None:
+        self.options: Any = options
+
+    @property
+    def profile(self) -> Profile:
+        """The device, as the options describe it."""
+        found = profile_named(getattr(self.options, "device", None) or self.device)
+        return replace(found, precision=getattr(self.options, "precision", found.precision))
+
+    def plan(self, spec: Spec) -> Spec:
+        """Files change no bundle."""
+        return spec
+
+    def run(self, context: Context) -> Result:
+        """Export the input bundle."""
+        from dit_compress.export.step import export
+
+        return export(self, context)

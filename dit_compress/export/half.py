@@ -1,0 +1,54 @@
+"""A component in half precision, for targets whose converters take the precision of the module.
+
+Weights are rounded to float16 and everything but the precise inputs enters as float16; the interface stays
+float32. A model computes the path of its precise inputs as it does in half precision anywhere: diffusers'
+and the reference DiT's sinusoids take a float32 sigma in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from dit_compress.rewrite import rewrite_modules
+
+if TYPE_CHECKING:
+    from dit_compress.export.types import Component
+
+_HALVED: WeakKeyDictionary[Component, Component] = WeakKeyDictionary()
+
+
+class HalfInside(nn.Module):
+    """float32 in and out, float16 between."""
+
+    def __init__(self, module: nn.Module, precise: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.module, self.precise = module, precise
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The module's outputs as float32."""
+        given = [
+            value if exact or not value.is_floating_point() else value.half()
+            for value, exact in zip(inputs, self.precise, strict=True)
+        ]
+        result = self.module(*given)
+        several = result if isinstance(result, (tuple, list)) else (result,)
+        return tuple(value.float() for value in several)
+
+
+def halved(component: Component) -> Component:
+    """The component with a half-precision copy of its module; made once."""
+    if component not in _HALVED:
+        module = copy.deepcopy(rewrite_modules(component.module)).half()
+        precise = tuple(name in component.precise for name in component.inputs)
+        _HALVED[component] = replace(component, module=HalfInside(module, precise))
+    return _HALVED[component]
+
+
+def in_precision(component: Component, precision: str) -> Component:
+    """The component itself for float32, its half-precision copy for float16."""
+    return halved(component) if precision == "float16" else component

@@ -1,0 +1,124 @@
+"""What makes an export a package for an app: tokenizer, golden sample, checklist, and the manifest's words on them.
+
+- ``tokenizer/``: how captions become numbers, where the text encoder is part of the package.
+- ``golden/sample.safetensors``: one whole video as the toolkit makes it: ``tokens/…``, ``text/…``,
+  ``null/…`` (where guidance is on), ``noise``, ``latent/1`` … one per step, ``video``.
+- ``CHECKLIST.md``: what to compare on the device, in order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.export.components import INPUT_NAMES
+from dit_compress.flow import guided
+from dit_compress.train.streams import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from dit_compress.context import Context
+
+SAMPLE = "golden/sample.safetensors"
+SAMPLE_SEED = 0
+SAMPLE_STREAM = "sample"
+ALIKE_DB = 40.0
+"""What a player must reach against the golden sample."""
+
+
+def on_device(encoder: Any) -> bool:
+    """Whether a caption encoder can be part of the package: it has weights of its own and can write its tokenizer."""
+    return hasattr(encoder, "save_tokenizer") and any(True for _ in encoder.parameters())
+
+
+def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
+    """The manifest's ``text``; writes ``tokenizer/`` where the encoder is part of the package."""
+    with torch.no_grad():
+        embedded = encoder(encoder.tokenize([""]))
+    shapes = {INPUT_NAMES.get(name, name): list(value.shape) for name, value in embedded.items()}
+    if not on_device(encoder):
+        return {
+            "where": "host",
+            "encoder": type(encoder).__name__,
+            "tensors": shapes,
+            "padding": "the embedding is 0 and the mask 0 at padding; the mask is 1 at real text",
+        }
+    place = folder / "tokenizer"
+    place.mkdir()
+    described = encoder.save_tokenizer(place)
+    return {"where": "device", "tensors": shapes, "tokenizer": {**described, "folder": "tokenizer"}}
+
+
+@torch.no_grad()
+def golden_sample(context: Context, caption: str) -> tuple[dict[str, Tensor], float]:
+    """Every stage of one video as the toolkit makes it, and its guidance."""
+    bundle, text = context.input, context.text().eval()
+    denoiser, codec = bundle.denoiser().eval(), bundle.codec().eval()
+    flow = bundle.flow
+    tokens = text.encoder.tokenize([caption])
+    cond = text(tokens)
+    x = Streams(SAMPLE_SEED, 0, [0]).normal(SAMPLE_STREAM, context.latent_shape())
+    stages = {f"tokens/{name}": value.to(torch.int32) for name, value in tokens.items()}
+    stages |= {f"text/{INPUT_NAMES.get(name, name)}": value for name, value in cond.items()}
+    if flow.guidance != 1:
+        stages |= {f"null/{INPUT_NAMES.get(name, name)}": value for name, value in cond.null.items()}
+    stages["noise"] = x
+    sigmas = flow.sigmas()
+    for step, (now, then) in enumerate(zip(sigmas, sigmas[1:], strict=False), 1):
+        x = x + (then - now) * guided(denoiser, x, torch.full((1,), now), cond, flow.guidance)
+        stages[f"latent/{step}"] = x
+    stages["video"] = codec.decode(x)
+    return stages, flow.guidance
+
+
+def write_phone_files(context: Context, caption: str, folder: Path) -> Mapping[str, Any]:
+    """Tokenizer, golden sample and checklist into the package; what the manifest says of them."""
+    from safetensors.torch import save_file
+
+    stages, guidance = golden_sample(context, caption)
+    save_file({name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
+               for name, value in stages.items()}, folder / SAMPLE)  # fmt: skip
+    text = describe_text(context.text().encoder, folder)
+    (folder / "CHECKLIST.md").write_text(_CHECKLIST, "utf-8")
+    return {
+        "text": text,
+        "guidance": guidance,
+        "noise": {
+            "distribution": "standard normal, float32",
+            "shape": list(stages["noise"].shape),
+            "golden": "any generator will do; the golden noise is in the golden sample",
+        },
+        "rope": {"where": "constants of dit_step", "inputs": []},
+        "sample": {
+            "file": SAMPLE,
+            "caption": caption,
+            "seed": SAMPLE_SEED,
+            "stream": SAMPLE_STREAM,
+            "gate_db": ALIKE_DB,
+        },
+    }
+
+
+_CHECKLIST = """\
+# On the device
+
+Each line can be checked by itself; the first that fails is where to look. `golden/<component>.safetensors` holds
+tensors named `<set>/inputs/<name>` and `<set>/outputs/<name>`; `golden/sample.safetensors` one whole video, stage by stage.
+
+1. The sizes and sha256 of all files equal those in `manifest.json`.
+2. Every artifact loads in the order of `load_order`; peak memory stays under what the system grants the app.
+3. Each artifact gives its golden outputs on every set: `typical`, `zero`, `tiny`, `huge`, `padded` … at the `gate_db`
+   of its `proof`. Save the outputs as `<component>/<set>/<output>` in one safetensors file, copy it back and run
+   `dit-compress verify FOLDER --outputs FILE`: the manifest then says `production`.
+4. The tokenizer gives `tokens/…` for `sample.caption`. With `text.where: host` the embeddings come from a server: they
+   must equal `text/…`.
+5. The sampling loop gives `latent/1` … from `noise`: `x += (next - now) * velocity` over neighbouring `sigmas`.
+6. The decoder gives `video` from the last latent; clip to [-1, 1].
+7. Nothing is NaN or infinite for a caption of one word, for an empty one and for one that is too long.
+8. Latency and energy are measured after a minute of continuous use, on battery, and written down with device and OS.
+"""

@@ -1,0 +1,148 @@
+"""``dit-compress play FOLDER "prompt"``: a video from an exported package alone.
+
+NumPy holds the sampling loop; the artifacts are executed by their own runtime. No torch model, no bundle:
+what this file does is what an app must do (docs/phone-package.md has the same loop in Swift).
+
+Shapes: B = 1 batch, C channels, T H W latent frames, height, width, F frames of Y × X pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dit_compress.errors import UserError
+from dit_compress.export.folder import artifact_of, check_files, read_manifest, runner_of
+from dit_compress.export.proof import read_tensors
+from dit_compress.train.streams import generator
+from dit_compress.verify import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dit_compress.export.types import Runner
+    from dit_compress.plugins import Registry
+
+Tensors = dict[str, np.ndarray]
+
+
+class Player:
+    """A package, loaded: :meth:`video` gives the frames of a caption."""
+
+    def __init__(self, folder: Path, registry: Registry) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        check_files(folder, self.manifest)
+        missing = [key for key in ("sigmas", "text", "noise", "video") if key not in self.manifest]
+        if missing:
+            what = f"the package can't be played: its manifest has no {', '.join(missing)}"
+            raise UserError(what, where=str(folder), mend="Export a whole bundle")
+        self.runners: dict[str, Runner] = {}
+        self.precision: dict[str, Any] = {}
+        for entry in self.manifest["artifacts"]:
+            artifact = artifact_of(folder, entry)
+            try:
+                self.runners[artifact.component] = runner_of(artifact, self.manifest, registry)
+            except ImportError as error:
+                what = f"executing {artifact.path.name} here needs {error.name}, not installed"
+                raise UserError(what, where=str(folder), mend=f"Install {error.name}") from error
+            self.precision[artifact.component] = artifact.precision
+
+    def run(self, component: str, inputs: Mapping[str, np.ndarray]) -> Tensors:
+        """One execution of an artifact, with just the inputs it takes."""
+        entry = next(each for each in self.manifest["artifacts"] if each["component"] == component)
+        given = {each["name"]: inputs[each["name"]].astype(each["dtype"]) for each in entry["inputs"]}
+        return self.runners[component](given, self.precision[component])
+
+    def encode(self, caption: str) -> Tensors:
+        """A caption as the tensors ``dit_step`` takes, where the text encoder is part of the package."""
+        text = self.manifest["text"]
+        if text["where"] != "device":
+            what = "the text encoder is not part of this package (text.where is host)"
+            raise UserError(what, where=str(self.folder), mend="Give the embeddings with --text FILE.safetensors")
+        return self.run("text_encoder", tokenize(caption, self.folder, text["tokenizer"]))
+
+    def noise(self, seed: int) -> np.ndarray:
+        """The toolkit's own noise of a seed, ``[1,C,T,H,W]``."""
+        shape = self.manifest["noise"]["shape"]
+        stream = self.manifest["sample"]["stream"]
+        return generator(seed, stream, 0, 0).standard_normal(tuple(shape[1:]), dtype=np.float32)[None]
+
+    def sample(self, noise_BCTHW: np.ndarray, text: Tensors, null: Tensors | None) -> list[np.ndarray]:
+        """The latent after every step; Euler over the manifest's sigmas."""
+        x, latents = noise_BCTHW, []
+        guidance = self.manifest["guidance"]
+        for now, then in pairwise(self.manifest["sigmas"]):
+            at = {"latent": x, "sigma": np.full((1,), now, np.float32)}
+            velocity = self.run("dit_step", {**at, **text})["velocity"]
+            if null is not None:
+                without = self.run("dit_step", {**at, **null})["velocity"]
+                velocity = without + np.float32(guidance) * (velocity - without)
+            x = x + np.float32(then - now) * velocity
+            latents.append(x)
+        return latents
+
+    def stages(self, text: Tensors, null: Tensors | None, noise_BCTHW: np.ndarray) -> Tensors:
+        """``latent/1`` … and ``video [1,3,F,Y,X]``."""
+        if self.manifest["guidance"] != 1 and null is None:
+            raise UserError("guidance needs the embedding of the empty caption", mend="Save it as null/… in the file")
+        latents = self.sample(noise_BCTHW, text, null if self.manifest["guidance"] != 1 else None)
+        found = {f"latent/{step}": latent for step, latent in enumerate(latents, 1)}
+        return found | {"video": self.run("vae_decoder", {"latent": latents[-1]})["video"]}
+
+    def video(self, caption: str, seed: int, given: Path | None = None) -> np.ndarray:
+        """uint8 ``[F,Y,X,3]`` of a caption, or of embeddings ``text/…`` and ``null/…`` in a file."""
+        if given is None:
+            text = self.encode(caption)
+            null = self.encode("") if self.manifest["guidance"] != 1 else None
+        else:
+            tensors = read_tensors(given)
+            text, null = _under(tensors, "text"), _under(tensors, "null") or None
+            if not text:
+                raise UserError("there are no tensors text/…", where=str(given), mend="Name them text/<name>")
+        return to_pixels(self.stages(text, null, self.noise(seed))["video"])
+
+    def golden(self) -> dict[str, float]:
+        """The golden sample played again: dB of every stage against the toolkit's own."""
+        sample = self.manifest["sample"]
+        wanted = read_tensors(self.folder / sample["file"])
+        found: Tensors = {"noise": self.noise(sample["seed"])}
+        text, null = _under(wanted, "text"), _under(wanted, "null") or None
+        if self.manifest["text"]["where"] == "device":
+            text = self.encode(sample["caption"])
+            null = self.encode("") if null else None
+            found |= {f"text/{name}": value for name, value in text.items()}
+        found |= self.stages(text, null, found["noise"])
+        return {name: round(compare(wanted[name], value).psnr_db, 1) for name, value in found.items()}
+
+
+def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensors:
+    """A caption as the whole numbers the text encoder takes.
+
+    Raises:
+        UserError: a kind of tokenizer that this player does not know.
+    """
+    if tokenizer["kind"] != "words":
+        raise UserError(f"this player has no tokenizer of kind {tokenizer['kind']!r}", where=str(folder))
+    data = json.loads((folder / tokenizer["folder"] / tokenizer["file"]).read_text("utf-8"))
+    numbers = [
+        data["vocabulary"].get(word, data["unknown"]) for word in re.findall(data["pattern"], caption.lower())
+    ] or [data["null"]]
+    row = np.full((1, data["length"]), data["pad"], np.int32)
+    row[0, : len(numbers)] = numbers[: data["length"]]
+    return {data["input"]: row}
+
+
+def to_pixels(video_BCFYX: np.ndarray) -> np.ndarray:
+    """Video in [-1, 1] → uint8 ``[F,Y,X,3]``."""
+    scaled = np.rint((np.clip(video_BCFYX[0], -1, 1) + 1) * 127.5)
+    return np.ascontiguousarray(scaled.transpose(1, 2, 3, 0).astype(np.uint8))
+
+
+def _under(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}

@@ -1,0 +1,60 @@
+"""Devices as data files: ``<name>.json`` in this folder, or a file of one's own.
+
+A profile states limits and where they come from. Latencies stand in it only as somebody measured them;
+there is no estimator: the paper's three points on one phone do not fit any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dit_compress.errors import UserError
+from dit_compress.export.types import Profile
+from dit_compress.files import read_json
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The profiles that come with the toolkit."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def profile_named(name: str) -> Profile:
+    """A profile by its name, or by the path of a JSON file.
+
+    Raises:
+        UserError: there is no such profile, or the file is not one.
+    """
+    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(names())
+        raise UserError(f"no device profile {name!r}", mend=f"Take one of {known}, or the path of a .json file")
+    return from_data(read_json(path), str(path))
+
+
+def from_data(data: Any, where: str) -> Profile:
+    """A profile out of JSON data.
+
+    Raises:
+        UserError: unknown or missing keys, or a value of the wrong type.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        raise UserError("a device profile needs a 'name'", where=where)
+    known = {each.name: each for each in fields(Profile)}
+    problems = [UserError(f"unknown key {key!r}", where=where) for key in data if key not in known]
+    for key, value in data.items():
+        if key in _NUMBERS and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            problems.append(UserError(f"{key!r} is a whole number, not {value!r}", where=where))
+        if key == "measured" and not all(isinstance(row, dict) and row.get("source") for row in value):
+            problems.append(UserError("a measured latency needs its 'source'", where=where))
+    if data.get("precision", "float16") not in ("float16", "float32"):
+        problems.append(UserError(f"'precision' is float16 or float32, not {data['precision']!r}", where=where))
+    if problems:
+        raise UserError.join(problems)
+    return Profile(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+_NUMBERS = ("weight_bits", "max_rank", "max_file_bytes", "memory_bytes", "alignment")

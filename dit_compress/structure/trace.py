@@ -1,0 +1,68 @@
+"""What a run of a weightless module leaves behind, and what a replay changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    from torch import Tensor
+
+Key = tuple[str, tuple[Any, ...]]
+"""A list of exchangeable entries: a parameter and its dimensions, or a cut module and ``("in",)`` or ``("out",)``."""
+
+
+class DivergedError(RuntimeError):
+    """A replay took another way through the module than the recorded run: its control flow depends on data."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a weight: feature f of the matmul is entry ``index[f]`` of ``key``, raveled over ``shape``."""
+
+    key: Key
+    shape: tuple[int, ...]
+    index: np.ndarray = field(repr=False)
+
+
+@dataclass
+class Touch:
+    """One use of a weight: its sides, the input ``[..., in]`` and the output ``[..., out]``."""
+
+    rows: Side
+    cols: Side | None
+    bias: Side | None
+    input: Tensor | None
+    output: Tensor
+
+
+@dataclass
+class Trace:
+    """What one run did."""
+
+    touches: list[Touch] = field(default_factory=list)
+    output: Any = None
+    read: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Change:
+    """What a replay does differently.
+
+    rows: entries of outputs that get other random numbers (zeros with ``zero``).
+    values: parameters with other values. argument: ``(module path, function of its args and kwargs)``.
+    """
+
+    rows: Mapping[Key, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    argument: tuple[str, Callable[[Any, Any], tuple[Any, Any]]] | None = None
+    zero: bool = False
+
+    def with_(self, other: Change) -> Change:
+        """Both changes."""
+        return Change(
+            {**self.rows, **other.rows}, {**self.values, **other.values}, self.argument or other.argument, self.zero
+        )

@@ -1,0 +1,65 @@
+"""The calls of every module in one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.structure.record import Call
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dit_compress.structure.trace import Trace
+    from dit_compress.structure.weightless import Replica
+
+
+@dataclass
+class Seen:
+    """The first call of a module. Tensors are held, so that their identities stay unique."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    callers: set[tuple[str, ...]] = field(default_factory=set)
+
+    def inputs(self) -> dict[int | str, Any]:
+        """Arguments by position and keyword."""
+        return dict([*enumerate(self.args), *self.kwargs.items()])
+
+    def outputs(self) -> dict[int | None, Any]:
+        """Results by position; None for a result that is no tuple."""
+        if isinstance(self.output, tuple | list):
+            return dict(enumerate(self.output))
+        return {None: self.output}
+
+    @property
+    def call(self) -> Call:
+        """The call, to be replayed."""
+        return Call(self.args, self.kwargs, recorded=True)
+
+
+def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
+    """Run once and note the first call of every module, and which modules were running at any of its calls."""
+    seen: dict[str, Seen] = {}
+    running: list[str] = []
+    callers: dict[str, set[tuple[str, ...]]] = {}
+    handles = []
+    for path, module in replica.module.named_modules():
+
+        def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
+            callers.setdefault(path, set()).add(tuple(running))
+            running.append(path)
+
+        def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+            running.pop()
+            seen.setdefault(path, Seen(args, kwargs, output, callers[path]))
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+    try:
+        base = replica.run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, base

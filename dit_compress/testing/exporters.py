@@ -1,0 +1,180 @@
+"""The conformance kit for exporters: subclass, name the exporter, run pytest.
+
+    from dit_compress.testing.exporters import ExporterContract
+
+    class TestMine(ExporterContract):
+        def exporter(self):
+            return MyExport(MyOptions())
+
+Every test says what it expects of the three methods; a new exporter is ready when all pass.
+"""
+
+from __future__ import annotations
+
+import inspect as python
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dit_compress.errors import UserError
+from dit_compress.export import Artifact, Component, Diagnostic, Profile, dit_step, export_components
+from dit_compress.export.types import FIDELITIES
+from dit_compress.testing.corpus import CORPUS, Case, examine
+from dit_compress.testing.models import tiny_denoiser
+from dit_compress.verify import ARITHMETICS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = (2, 2, 2)
+ANY_TARGET = ("random_numbers", "control_flow", "dynamic_shape", "unused_input")
+"""Cases that no target can hold: a check that passes them is not looking."""
+
+
+def small() -> Component:
+    """A linear, an activation, a norm: what any exporter must manage."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.RMSNorm(32, eps=1e-6), nn.Linear(32, 16)).eval()
+    return Component("small", module, {"x": torch.randn(4, 16)}, ("y",), varied=("x",))
+
+
+def dit() -> Component:
+    """A whole DiT step at the size of seconds."""
+    denoiser = tiny_denoiser("video_dit")
+    torch.manual_seed(1)
+    latent, _, cond = denoiser.example(1, SIZE)
+    return dit_step(denoiser, latent, dict(cond))
+
+
+class ExporterContract:
+    """What ``check``, ``lower`` and ``runner`` promise (see ``hooks.Exporter``)."""
+
+    def exporter(self) -> Any:
+        """The exporter under test, with the options that shall be tested."""
+        raise NotImplementedError("Return your exporter: def exporter(self): return MyExport(MyOptions())")
+
+    @property
+    def profile(self) -> Profile:
+        """The target; the exporter's own."""
+        return self.exporter().profile
+
+    # -- check
+
+    def test_check_needs_no_weights(self) -> None:
+        """A component on the meta device, and a good one: no errors."""
+        with torch.device("meta"):
+            module = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 16))
+            component = Component("meta", module, {"x": torch.empty(4, 16)}, ("y",), varied=("x",))
+        found = self.exporter().check(component, self.profile)
+        assert [each for each in found if each.severity == "error"] == []
+
+    @pytest.mark.parametrize("case", [case for case in CORPUS if case.name in ANY_TARGET], ids=lambda case: case.name)
+    def test_check_refuses_what_no_target_can_hold(self, case: Case) -> None:
+        """With a place, and a mend."""
+        errors = [each for each in self.exporter().check(case.make(), self.profile) if each.severity == "error"]
+        assert errors, f"{case.name}: {case.fault}, and check says nothing"
+        assert all(isinstance(each, Diagnostic) and each.path and each.message and each.mend for each in errors)
+
+    def test_check_writes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is asked before a run has a folder."""
+        monkeypatch.chdir(tmp_path)
+        self.exporter().check(small(), self.profile)
+        assert list(tmp_path.iterdir()) == []
+
+    # -- lower
+
+    def test_lower_writes_what_it_names(self, tmp_path: Path) -> None:
+        """Artifacts lie in the folder, under the component's name."""
+        artifacts = self.exporter().lower(small(), self.profile, tmp_path)
+        assert artifacts
+        for artifact in artifacts:
+            assert isinstance(artifact, Artifact)
+            assert artifact.path.exists()
+            assert artifact.path.parent == tmp_path
+            assert artifact.path.name.startswith("small")
+            assert artifact.precision in ("float32", "float16")
+            json.dumps(dict(artifact.details))
+
+    def test_lower_leaves_the_module_as_it_was(self, tmp_path: Path) -> None:
+        """The same weights, the same outputs."""
+        component = small()
+        before = {name: value.clone() for name, value in component.module.state_dict().items()}
+        self.exporter().lower(component, self.profile, tmp_path)
+        after = component.module.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(value, after[name]) and value.dtype == after[name].dtype for name, value in before.items())
+
+    def test_equal_components_give_equal_bytes(self, tmp_path: Path) -> None:
+        """Checksums shall say something."""
+        written = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            self.exporter().lower(small(), self.profile, tmp_path / name)
+            files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+            written.append([(path.relative_to(tmp_path / name), path.read_bytes()) for path in files])
+        assert written[0] == written[1]
+
+    # -- runner
+
+    def test_runner_executes_the_file_not_the_module(self, tmp_path: Path) -> None:
+        """A damaged file is refused with a message, or gives another result."""
+        exporter = self.exporter()
+        artifact = exporter.lower(small(), self.profile, tmp_path)[0]
+        inputs = {"x": small().inputs["x"].numpy()}
+        runner = exporter.runner(artifact)
+        right = runner(inputs, runner.arithmetics[0])["y"].copy()
+        paths = [artifact.path] if artifact.path.is_file() else [p for p in artifact.path.rglob("*") if p.is_file()]
+        largest = max(paths, key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+        try:
+            wrong = exporter.runner(artifact)(inputs, runner.arithmetics[0])["y"]
+        except UserError as error:
+            assert artifact.path.name in str(error)
+        else:
+            assert not np.array_equal(wrong, right), "the file was cut in half and nobody noticed"
+
+    def test_runner_states_what_it_is(self, tmp_path: Path) -> None:
+        """Fidelity and arithmetics out of the known words; outputs by name, float32, the same twice."""
+        exporter = self.exporter()
+        runner = exporter.runner(exporter.lower(small(), self.profile, tmp_path)[0])
+        assert runner.fidelity in FIDELITIES
+        assert runner.fidelity != "none", "nothing executes the file: no proof"
+        assert runner.arithmetics
+        assert set(runner.arithmetics) <= set(ARITHMETICS)
+        given = {"x": small().inputs["x"].numpy()}
+        first = {name: value.copy() for name, value in runner(given, runner.arithmetics[0]).items()}
+        second = runner({"x": np.zeros_like(given["x"])}, runner.arithmetics[0])
+        assert list(first) == ["y"]
+        assert first["y"].dtype == np.float32
+        assert not np.array_equal(first["y"], second["y"]), "the outputs do not depend on the inputs"
+        np.testing.assert_array_equal(runner(given, runner.arithmetics[0])["y"], first["y"])
+
+    # -- the whole
+
+    @pytest.mark.parametrize("make", [small, dit], ids=["small", "dit"])
+    def test_exports_pass_their_gates(self, make: Any, tmp_path: Path) -> None:
+        """On typical, zero, tiny, huge and padded inputs."""
+        report = export_components(self.exporter(), [make()], self.profile, tmp_path / "out")
+        assert report["passed"], report["rows"]
+        assert {row["input_set"] for row in report["rows"]} >= {"typical", "zero", "tiny", "huge"}
+
+    @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
+    def test_no_silent_failure(self, case: Case, tmp_path: Path) -> None:
+        """Each case is caught, or its file is right on inputs that the proof never saw."""
+        found = examine(case, self.exporter(), tmp_path / "out", self.profile)
+        assert found.stage not in ("missed", "crashed"), f"{case.fault}: {found}"
+        assert found.stage == "right" or found.message
+
+    def test_verify_can_make_it_anew(self) -> None:
+        """``verify`` makes the exporter out of the options that the manifest holds, on machines without torch."""
+        made = self.exporter()
+        again = type(made)(type(made.options)(**made.options.model_dump(mode="json")))
+        assert again.profile == made.profile
+        module = python.getmodule(type(made))
+        assert module is not None
+        at_the_top = [line for line in python.getsource(module).splitlines() if line.startswith(("import ", "from "))]
+        assert not [line for line in at_the_top if line.split()[1].partition(".")[0] == "torch"], "imports torch"

@@ -1,0 +1,186 @@
+"""Looks at a model while it trains: a held-out loss at fixed noise, and samples for the guards."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.flow import euler
+from dit_compress.train import measures
+from dit_compress.train.guards import Alarms, SampleGuards
+from dit_compress.train.objective import Batch
+from dit_compress.train.parallel import resharded
+from dit_compress.train.streams import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from dit_compress.denoiser import Denoiser
+    from dit_compress.encode import Captions, Samples
+    from dit_compress.flow import Flow
+    from dit_compress.train.objective import Objective
+    from dit_compress.train.options import DistillOptions, Validation, Watch
+    from dit_compress.train.parallel import World
+    from dit_compress.train.trainee import Trainee
+
+TWINS = 2
+"""Videos of each caption."""
+
+
+class Looks:
+    """Validation and watch of one training step; either may be off."""
+
+    def __init__(
+        self, options: DistillOptions, alarms: Alarms, validator: Validator | None, watch: Sampler | None
+    ) -> None:
+        self.options, self.alarms, self.validator, self.watch = options, alarms, validator, watch
+        self.score: float | None = None
+        self.guards: SampleGuards | None = None
+        self.trainees: dict[str, Trainee] = {}
+        self.objective: Objective | None = None
+
+    @property
+    def wants_best(self) -> bool:
+        """Whether the weights of the best validation become the result."""
+        return self.options.validation is not None and self.options.validation.result == "best"
+
+    def begin(self, objective: Objective, trainees: dict[str, Trainee]) -> None:
+        """Measure real clips, and the model as the step finds it."""
+        self.objective, self.trainees = objective, trainees
+        if self.watch is not None:
+            self.guards = self.watch.guards(self.alarms)
+
+    @torch.no_grad()
+    def look(self, step: int) -> dict[str, float]:
+        """What is due after ``step`` steps, by the moving averages: figures to log."""
+        found: dict[str, float] = {}
+        self.score = None
+        with ExitStack() as stack:
+            if _due(self.options.validation, step) or _due(self.options.watch, step):
+                stack.enter_context(_averaged(self.trainees))
+                stack.callback(self._forget)
+                self._forget()
+            if self.validator is not None and self.objective is not None and _due(self.options.validation, step):
+                self.score = self.validator.loss(self.objective, step)
+                found |= {} if self.score is None else {"validation_loss": self.score}
+            if self.watch is not None and self.guards is not None and _due(self.options.watch, step):
+                shares = self.guards.look(step, self.watch.measure())
+                found |= {f"watch/{name}": share for name, share in shares.items()}
+        return found
+
+    def _forget(self) -> None:
+        if self.objective is not None:
+            for trainee in self.trainees.values():
+                resharded(self.objective.roles, trainee.world)
+
+    def saves(self) -> bool:
+        """Whether the step just looked at should have a checkpoint: the best one may be this."""
+        return self.score is not None or (self.alarms.stop and bool(self.alarms.raised))
+
+
+def _due(options: Validation | Watch | None, step: int) -> bool:
+    return options is not None and step % options.every == 0
+
+
+@contextmanager
+def _averaged(trainees: Mapping[str, Trainee]) -> Iterator[None]:
+    """Averages in place, modules in evaluation."""
+    with ExitStack() as stack:
+        for trainee in trainees.values():
+            stack.enter_context(trainee.averaged())
+            training = trainee.role.module.training
+            trainee.role.module.eval()
+            stack.callback(trainee.role.module.train, training)
+        yield
+
+
+class Validator:
+    """The objective's last phase on held-out samples; noise and sigma are those of step 0, always."""
+
+    def __init__(self, samples: Samples, count: int, batch: int, seed: int, world: World, *, bf16: bool) -> None:
+        self.samples, self.count, self.batch = samples, min(count, len(samples)), batch
+        self.seed, self.world, self.bf16 = seed, world, bf16
+
+    def loss(self, objective: Objective, step: int) -> float | None:
+        """Mean of the entry the objective names as its ``score`` (else ``loss``); None before its phase begins."""
+        phase = objective.phases[-1]
+        if step <= phase.start:
+            return None
+        total = 0.0
+        for first in range(0, self.count, self.batch):
+            index = list(range(first, min(first + self.batch, self.count)))
+            held_out = self.samples
+            batch = Batch(
+                0,
+                index,
+                held_out.x0(index),
+                Streams(self.seed, 0, index),
+                held_out.captions(index),
+                held_out.tokens(index),
+            ).to(self.world.device)
+            with _cast(self.world, self.bf16):
+                losses = objective.loss(phase, batch)
+            total += len(index) * float(losses[getattr(objective, "score", "loss")])
+        return total / self.count
+
+
+class Sampler:
+    """Videos of a few captions, always from the same noise."""
+
+    def __init__(
+        self,
+        student: Denoiser,
+        text: Captions,
+        schedule: Flow,
+        real: Samples,
+        options: Watch,
+        decode: Callable[[Tensor], Tensor],
+        *,
+        seed: int,
+        world: World,
+        trained: bool,
+        bf16: bool = False,
+    ) -> None:
+        self.student, self.text, self.schedule, self.decode = student, text, schedule, decode
+        self.world, self.trained, self.bf16 = world, trained, bf16
+        count = min(options.captions, len(real))
+        self.clean = real.x0(range(count))
+        self.captions = [caption for caption in real.captions(range(count)) for _ in range(TWINS)]
+        self.noise = Streams(seed, 0, range(TWINS * count)).normal("watch", self.clean.shape[1:])
+        steps = min(schedule.num_steps, options.sampling_steps or schedule.num_steps)
+        self.sigmas = schedule.sigmas(steps)
+
+    @torch.no_grad()
+    def guards(self, alarms: Alarms) -> SampleGuards:
+        """References: real clips, and for a trained model what it does before this step, where that is less."""
+        real = self.decode(self.clean).clamp(-1, 1)
+        found = _measures(real) | {"diversity": measures.diversity(real[None]) if len(real) > 1 else 0.0}
+        if self.trained:
+            before = self.measure()
+            found = {name: min(value, before[name]) for name, value in found.items()}
+        return SampleGuards(alarms, found, self.trained)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Motion, contrast, chroma and diversity of what the model gives now."""
+        noise = self.noise.to(self.world.device)
+        with _cast(self.world, self.bf16):
+            latent = euler(self.student, noise, self.text.cond(self.captions), self.sigmas, self.schedule.guidance)
+        video = self.decode(latent.float().cpu()).clamp(-1, 1)
+        return _measures(video) | {"diversity": measures.diversity(video.unflatten(0, (-1, TWINS)))}
+
+
+def _measures(video_BCFYX: Tensor) -> dict[str, float]:
+    return {
+        "motion": measures.motion(video_BCFYX),
+        "contrast": measures.contrast(video_BCFYX),
+        "chroma": measures.chroma(video_BCFYX),
+    }
+
+
+def _cast(world: World, bf16: bool) -> Any:  # noqa: FBT001 - a switch
+    return torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()

@@ -1,0 +1,97 @@
+"""Memory of training: what it is spent on, recomputed activations, and one message where it runs out."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from dit_compress.denoiser import Denoiser
+from dit_compress.errors import UserError
+from dit_compress.train.parallel import local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dit_compress.train.objective import Objective, Role
+    from dit_compress.train.options import TrainOptions
+    from dit_compress.train.parallel import World
+
+MOMENTS = 2
+"""What AdamW holds of each weight besides itself and its gradient."""
+
+
+def state_bytes(roles: Mapping[str, Role]) -> dict[str, int]:
+    """Bytes per role on this process: weights, and where it is trained gradients, moments and average."""
+    return {name: _role_bytes(role) for name, role in roles.items()}
+
+
+def _role_bytes(role: Role) -> int:
+    held = 0
+    for parameter in role.module.parameters():
+        size = local(parameter).numel() * parameter.element_size()
+        trained = role.lr is not None and parameter.requires_grad
+        held += size * (1 + (1 + MOMENTS + bool(role.ema) if trained else 0))
+    return held
+
+
+@contextmanager
+def memory_errors(objective: Objective, options: TrainOptions, world: World) -> Iterator[None]:
+    """Memory that runs out as one message: what the roles hold, and what to lower for the activations."""
+    trained = {name: [p.requires_grad for p in role.module.parameters()] for name, role in objective.roles.items()}
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        for name, role in objective.roles.items():  # phases switch gradients on and off
+            for parameter, on in zip(role.module.parameters(), trained[name], strict=True):
+                parameter.requires_grad_(on)
+        held = state_bytes(objective.roles)
+        plan = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in held.items() if size)
+        raise UserError(
+            f"out of memory on {world.device}: weights, gradients and optimiser of the roles take "
+            f"{sum(held.values()) / 2**30:.2f} GiB ({plan}), activations of {options.batch} samples in "
+            f"{world.size * options.accumulate} parts the rest",
+            mend=_mend(options, world),
+        ) from error
+
+
+def _mend(options: TrainOptions, world: World) -> str:
+    each = options.batch // (world.size * options.accumulate)
+    ways = [f"raise 'accumulate' (now {options.accumulate})"] if each > 1 else []
+    ways += [] if options.checkpoint_activations else ["set 'checkpoint_activations: true'"]
+    ways += [] if options.bf16 else ["set 'bf16: true'"]
+    ways += [f"start more processes (now {world.size})", f"lower 'batch' (now {options.batch})"]
+    text = ", or ".join(ways)
+    return f"{text[0].upper()}{text[1:]}. The same command then continues, or starts afresh where an option changed"
+
+
+@contextmanager
+def recomputing(roles: Mapping[str, Role]) -> Iterator[None]:
+    """Blocks of trained denoisers keep only their inputs, and run again in the backward pass.
+
+    The block's own ``forward`` is replaced, so that hooks around the block (taps, FSDP) see one call, as before.
+    """
+    blocks = [block for role in roles.values() if role.lr is not None for block in _blocks(role)]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _blocks(role: Role) -> list[Any]:
+    found = {}
+    for item in role.module.modules():
+        if isinstance(item, Denoiser):
+            for stack in item.structure().stacks:
+                for index in range(stack.length):
+                    block = item.module.get_submodule(stack.block(index))
+                    found[id(block)] = block
+    return list(found.values())

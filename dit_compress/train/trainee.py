@@ -1,0 +1,172 @@
+"""A role while it is trained: its optimisers, its moving average, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.errors import UserError
+from dit_compress.train.parallel import World, is_sharded, local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dit_compress.train.objective import Role
+
+MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+
+
+class Trainee:
+    """A trainable role with its optimiser and moving average."""
+
+    def __init__(self, name: str, role: Role, world: World | None = None) -> None:
+        self.name, self.role, self.world = name, role, world or World()
+        self.parameters: dict[str, nn.Parameter] = {
+            key: value for key, value in role.module.named_parameters() if value.requires_grad
+        }
+        if not self.parameters:
+            raise ValueError(f"role {name!r} has a learning rate and nothing to train")
+        low = {str(value.dtype) for value in self.parameters.values() if value.dtype != torch.float32}
+        if low:
+            raise UserError(
+                f"role {name!r} would train {sorted(low)} weights", mend="Load them as float32; compute may be bf16"
+            )
+        self.optimizers = _optimizers(name, role, self.parameters)
+        self.average: dict[str, Tensor] = (
+            {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
+        )
+
+    def train_only(self, on: bool) -> None:  # noqa: FBT001 - a switch
+        """Gradients on or off, for the phase that runs."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(on)
+
+    def update(self, factor: float) -> float:
+        """Clip, step, average; returns the gradient norm. UserError where it is not finite."""
+        parameters = list(self.parameters.values())
+        self.world.average_gradients(parameters)
+        norm = self.world.clip(parameters, self.role.clip or math.inf)
+        if not math.isfinite(norm):
+            raise UserError(f"the gradient of role {self.name!r} is not finite", mend="Lower the learning rate")
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.role.ema:
+            with torch.no_grad():
+                for key, value in self.parameters.items():
+                    local(self.average[key]).lerp_(local(value), 1 - self.role.ema)
+        return norm
+
+    def use_average(self) -> None:
+        """Make the moving average the role's weights (at the end of training)."""
+        with torch.no_grad():
+            for key, value in self.average.items():
+                local(self.parameters[key]).copy_(local(value))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving average in the weights' place, for as long as the context is open."""
+        kept = {key: local(self.parameters[key]).detach().clone() for key in self.average}
+        self.use_average()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for key, value in kept.items():
+                    local(self.parameters[key]).copy_(value)
+
+    # -- checkpoints
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor a checkpoint needs, by name."""
+        saved: dict[str, Tensor] = {f"{self.name}/weight/{key}": value for key, value in self.parameters.items()}
+        saved |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
+        for key, slot, value in self._states():
+            if slot != "step":
+                saved[f"{self.name}/{slot}/{key}"] = value
+        return saved
+
+    def updates(self) -> dict[str, int]:
+        """AdamW's count of updates, by weight."""
+        return {key: int(value) for key, slot, value in self._states() if slot == "step"}
+
+    def blanks(self, names: set[str]) -> dict[str, Tensor]:
+        """Tensors of the same kinds for a checkpoint to be read into; ``names``: what it has.
+
+        Moments are in the weight's memory format: a fused AdamW walks both in the order of memory. A phase
+        that had not begun has none.
+        """
+        wanted = {f"{self.name}/weight/{key}": value.detach() for key, value in self.parameters.items()}
+        wanted |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
+        for key, parameter, _, moments in self._owned():
+            places = [f"{self.name}/{slot}/{key}" for slot in moments]
+            if names.intersection(places):
+                wanted |= {place: torch.empty_like(parameter.detach()) for place in places}
+        return wanted
+
+    def adopt(self, tensors: dict[str, Tensor], updates: dict[str, int]) -> None:
+        """Give the optimisers the moments that were read."""
+        for key, parameter, optimizer, moments in self._owned():
+            places = {slot: f"{self.name}/{slot}/{key}" for slot in moments}
+            if not tensors.keys() & set(places.values()):
+                continue
+            state: dict[str, Any] = {slot: tensors[place] for slot, place in places.items()}
+            if key in updates:
+                state["step"] = torch.tensor(float(updates[key]), device=parameter.device)
+            optimizer.state[parameter] = state
+
+    def _states(self) -> Iterator[tuple[str, str, Tensor]]:
+        for key, parameter, optimizer, _ in self._owned():
+            for slot, value in optimizer.state.get(parameter, {}).items():
+                yield key, slot, value
+
+    def _owned(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer, tuple[str, ...]]]:
+        for optimizer in self.optimizers:
+            owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            for key, parameter in self.parameters.items():
+                if id(parameter) in owned:
+                    yield key, parameter, optimizer, MOMENTS[type(optimizer)]
+
+
+def _optimizers(name: str, role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon before it where the role asks for it; every group remembers its peak rate."""
+    matrices = _matrices(role.module, parameters) if role.muon_lr is not None else {}
+    others = [value for key, value in parameters.items() if key not in matrices]
+    decay = role.weight_decay
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        if any(is_sharded(value) for value in matrices.values()):
+            raise UserError(
+                f"Muon turns whole matrices, and those of role {name!r} are sharded over several processes",
+                mend="Leave 'muon_lr' out (AdamW trains them), or run the step in one process",
+            )
+        optimizers.append(torch.optim.Muon(list(matrices.values()), lr=role.muon_lr or 0.0, weight_decay=decay))
+    if others:
+        # One call of the fused kernel can't mix sharded weights with whole ones.
+        split = [[p for p in others if is_sharded(p) is sharded] for sharded in (False, True)]
+        groups = [{"params": part} for part in split if part]
+        optimizers.append(
+            torch.optim.AdamW(groups, lr=role.lr or 0.0, betas=role.betas, weight_decay=decay, fused=True)
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def _matrices(module: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The weights of linears inside module lists: the blocks, not what leads in and out of them."""
+    inside = {
+        id(linear.weight)
+        for items in module.modules()
+        if isinstance(items, nn.ModuleList)
+        for linear in items.modules()
+        if isinstance(linear, nn.Linear)
+    }
+    return {key: value for key, value in parameters.items() if id(value) in inside}

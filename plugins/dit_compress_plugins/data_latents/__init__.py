@@ -1,0 +1,38 @@
+"""Data: a folder of latents that were encoded elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dit_compress.hooks import Options, Plugin, hookimpl
+
+
+class LatentsOptions(Options):
+    """Where the shards are, and what they were encoded from.
+
+    path: a folder that ``dit-compress encode`` wrote, or a run's ``cache/latents-…``.
+    frames, size, fps: of the clips that were encoded; size is (Y, X).
+    test_fraction: share of the samples that go to the test split, by the hash of ``split_by``.
+    split_by: ``caption`` keeps samples of equal captions on one side; ``file`` goes by the clip's name.
+    """
+
+    path: Path
+    frames: int = Field(ge=1)
+    size: tuple[int, int]
+    fps: float | None = Field(None, gt=0)
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+    split_by: Literal["caption", "file"] = "caption"
+
+
+@hookimpl
+def data() -> Plugin:
+    """Register the plugin."""
+    return Plugin(
+        name="latents",
+        options=LatentsOptions,
+        load="dit_compress_plugins.data_latents.data:Latents",
+        summary="latents in shards, encoded elsewhere by the same VAE",
+    )

@@ -1,0 +1,101 @@
+"""Shards of latents as a source of clips without pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.clips import Clip, Split, split_of
+from dit_compress.errors import UserError
+from dit_compress.files import read_json, write_json
+from dit_compress.shards import INDEX, Column, Shards
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from dit_compress_plugins.data_latents import LatentsOptions
+
+_VERIFIED = "verified.json"
+NAME = "latent"
+
+
+@dataclass(frozen=True)
+class EncodedClip(Clip):
+    """A clip of which the latent is known, and the pixels are not. place: its row in the shards."""
+
+    place: int = field(default=0, compare=False)
+
+    def pixels(self) -> np.ndarray:
+        """Raises ``UserError``: there are none."""
+        raise UserError(
+            "this data holds latents, and the step looks at pixels",
+            where=str(self.path.parent),
+            mend="Give the clips themselves (data: {use: videos}) to steps that train or measure a VAE",
+        )
+
+
+class Latents:
+    """Reads the folder as it is."""
+
+    def __init__(self, options: LatentsOptions) -> None:
+        """Keep the options; nothing is read yet."""
+        self.options = options
+
+    def prepare(self, cache: Path) -> None:
+        """Compare every shard with its checksum, once for as long as the index stays as it is.
+
+        Raises:
+            UserError: no finished folder of shards, or one that is damaged, or holds no latents.
+        """
+        shards = Shards(self.options.path)
+        stamp = [self.options.path.joinpath(INDEX).stat().st_mtime_ns, len(shards)]
+        if (cache / _VERIFIED).is_file() and read_json(cache / _VERIFIED) == stamp:
+            return
+        if NAME not in shards.names():
+            raise UserError(
+                f"the shards hold {', '.join(shards.names())}, no {NAME}",
+                where=str(self.options.path),
+                mend="Give a folder of latents",
+            )
+        shards.verify()
+        cache.mkdir(parents=True, exist_ok=True)
+        write_json(cache / _VERIFIED, stamp)
+
+    def manifest(self, cache: Path) -> list[dict[str, Any]]:  # noqa: ARG002 - everything stands in the folder
+        """Name, caption and shard of every sample."""
+        shards = Shards(self.options.path)
+        files = [entry["sha256"] for entry in shards.index["shards"] for _ in range(entry["count"])]
+        return [
+            {"file": record.get("file", ""), "caption": record["caption"], "shard": digest}
+            for record, digest in zip(shards.samples(), files, strict=True)
+        ]
+
+    def clips(self, cache: Path, split: Split) -> list[EncodedClip]:  # noqa: ARG002 - as above
+        """The samples of one split; their captions are there, their pixels are not."""
+        options = self.options
+        clips = [
+            EncodedClip(
+                path=options.path / record.get("file", f"sample-{place}"),
+                caption=record["caption"],
+                truth=record.get("truth"),
+                frames=options.frames,
+                size=options.size,
+                fps=options.fps,
+                place=place,
+            )
+            for place, record in enumerate(Shards(options.path).samples())
+        ]
+        by_file = options.split_by == "file"
+        return [
+            clip
+            for clip in clips
+            if split_of(clip.path.name if by_file else clip.caption, options.test_fraction) == split
+        ]
+
+    def encoded(self, cache: Path, split: Split, vae: str) -> Column:
+        """Latents of one split. UserError unless the bundle's VAE encoded them."""
+        places: Sequence[int] = [clip.place for clip in self.clips(cache, split)]
+        return Shards(self.options.path).need({"vae": vae}).column(NAME, places)

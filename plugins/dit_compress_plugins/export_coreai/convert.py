@@ -1,0 +1,101 @@
+"""From a component to an ``.aimodel`` asset: trace, rewrite, decompose, convert, fix the bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.errors import UserError, root_cause
+from dit_compress.export.half import in_precision
+from dit_compress.export.tracing import module_path, operator_name, operators, trace
+from dit_compress.export.types import Diagnostic
+from dit_compress.files import disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from dit_compress.export.types import Component, Precision
+
+MEND = "Write it with operators that Core AI has, or add a rewrite in dit_compress/rewrite"
+
+
+def convert(component: Component, precision: Precision, path: Path) -> None:
+    """Write the component as an asset with float32 inputs and outputs of fixed shapes.
+
+    Raises:
+        UserError: coreai-torch refuses the program.
+    """
+    with quiet():
+        from coreai_torch import TorchConverter
+
+        converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
+        try:
+            converter.add_exported_program(
+                decomposed(in_precision(component, precision)),
+                input_names=list(component.inputs),
+                output_names=list(component.outputs),
+            )
+            program = converter.to_coreai()
+            with disk_errors(path):
+                program.save_asset(path)
+        except UserError:
+            raise
+        except Exception as error:
+            what = f"coreai-torch can't convert it: {root_cause(error)}"
+            raise UserError(what, where=f"component {component.name}", mend=MEND) from error
+    forget_date(path)
+
+
+def decomposed(component: Component) -> ExportedProgram:
+    """The traced program in the operators that Core AI has."""
+    from coreai_torch import get_decomp_table
+
+    return trace(component).run_decompositions(get_decomp_table())
+
+
+def untranslated(component: Component) -> list[Diagnostic]:
+    """Operators that coreai-torch has no lowering for."""
+    with quiet():
+        from coreai_torch._aten_to_core import _aten_to_core_resolver  # coreai-torch has no public way to ask
+
+        nodes = list(operators(decomposed(component)))
+    missing = {
+        (operator_name(node), module_path(node))
+        for node in nodes
+        if str(node.target).startswith("aten.")
+        and not str(node.target).startswith(("aten._assert", "aten.sym_"))
+        and str(node.target).removeprefix("aten.") not in _aten_to_core_resolver
+    }
+    what = "coreai-torch has no lowering of it"
+    return [Diagnostic(name, path, "error", what, MEND) for name, path in sorted(missing)]
+
+
+def forget_date(path: Path) -> None:
+    """Equal models shall have equal bytes: the asset's metadata holds when it was made."""
+    for file in sorted(path.rglob("*.json")):
+        data = json.loads(file.read_text("utf-8"))
+        if _without_date(data):
+            file.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def _without_date(data: Any) -> bool:
+    if not isinstance(data, dict):
+        return False
+    found = [key for key in data if key.lower().replace("_", "") == "creationdate"]
+    for key in found:
+        del data[key]
+    return bool(found) | any([_without_date(value) for value in data.values()])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without coreai-torch's progress bars and its remarks on torch's version; its errors are exceptions."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,88 @@
+"""The exporter: check, lower, run. Imports torch and Core AI only where they are used."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dit_compress.errors import UserError, root_cause
+from dit_compress.export.base import ExportStep
+from dit_compress.export.types import Artifact, Diagnostic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dit_compress.export.types import Component, Fidelity, Profile
+    from dit_compress.verify import Arithmetic
+
+KIND = "aimodel"
+MAX_RANK = 8
+"""Core AI takes more axes than Core ML: the rank of a profile is Core ML's."""
+MINIMUM_OS = "iOS27"
+
+
+class CoreAIExport(ExportStep):
+    """Step ``export: {use: coreai}``."""
+
+    device = "iphone-16-pro-max"
+
+    @property
+    def profile(self) -> Profile:
+        """The device the options describe; one asset is better than several, so there is no limit on a file."""
+        return replace(super().profile, max_rank=MAX_RANK, max_file_bytes=None)
+
+    def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
+        """What would break in Core AI. Needs no weights: the component may lie on the meta device."""
+        from dit_compress.export.tracing import inspected
+        from dit_compress_plugins.export_coreai.convert import untranslated
+
+        found, nodes = inspected(component, profile)
+        return found + (untranslated(component) if nodes else [])
+
+    def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
+        """One ``.aimodel``."""
+        from dit_compress_plugins.export_coreai.convert import convert
+
+        path = folder / f"{component.name}.{KIND}"
+        convert(component, profile.precision, path)
+        details = {"minimum_os": MINIMUM_OS, "function": "main"}
+        return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
+
+    def runner(self, artifact: Artifact) -> CoreAIRunner:
+        """Core AI's own runtime: on Linux the makers' reference, on a Mac what apps use."""
+        return CoreAIRunner(artifact)
+
+
+class CoreAIRunner:
+    """Executes an asset. Slow on Linux: prove at small shapes."""
+
+    fidelity: Fidelity = "production" if sys.platform == "darwin" else "reference"
+
+    def __init__(self, artifact: Artifact) -> None:
+        from coreai.runtime import AIModel, NDArray
+
+        self._array = NDArray
+        self._loop = asyncio.new_event_loop()
+        self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
+        try:
+            model = self._loop.run_until_complete(AIModel.load(artifact.path))
+            self._function = model.load_function(artifact.details.get("function", "main"))
+        except Exception as error:
+            self._loop.close()
+            what = f"Core AI can't load it: {root_cause(error)}"
+            raise UserError(what, where=str(artifact.path), mend="Export the bundle again") from error
+        self._model = model
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the asset decides
+        """Outputs by name."""
+        given = {name: self._array(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        found = self._loop.run_until_complete(self._function(given))
+        return {name: np.array(value.numpy()) for name, value in found.items()}
+
+    def __del__(self) -> None:
+        self._loop.close()

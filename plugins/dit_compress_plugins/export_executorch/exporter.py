@@ -1,0 +1,82 @@
+"""The exporter: check, lower, run. Imports torch and ExecuTorch only where they are used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dit_compress.errors import UserError, root_cause
+from dit_compress.export.base import ExportStep
+from dit_compress.export.types import Artifact, Diagnostic
+from dit_compress.files import disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dit_compress.export.types import Component, Fidelity, Profile
+    from dit_compress.verify import Arithmetic
+
+KIND = "pte"
+
+
+class ExecuTorchExport(ExportStep):
+    """Step ``export: {use: executorch}``."""
+
+    device = "generic-android"
+
+    @property
+    def profile(self) -> Profile:
+        """The device the options describe, in float32."""
+        return replace(super().profile, precision="float32")
+
+    def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
+        """What would break. ExecuTorch writes files that it can't load or run, so each operator needs a kernel here."""
+        from dit_compress.export.tracing import inspected
+        from dit_compress_plugins.export_executorch.convert import without_kernel
+
+        found, nodes = inspected(component, profile)
+        return found + (without_kernel(component) if nodes else [])
+
+    def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
+        """One ``.pte``."""
+        from dit_compress_plugins.export_executorch.convert import convert
+
+        path = folder / f"{component.name}.{KIND}"
+        with disk_errors(path):
+            path.write_bytes(convert(component))
+        details = {"backend": "xnnpack", "inputs": list(component.inputs), "outputs": list(component.outputs)}
+        return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=32)]
+
+    def runner(self, artifact: Artifact) -> ExecuTorchRunner:
+        """ExecuTorch's runtime, the one that apps use."""
+        return ExecuTorchRunner(artifact)
+
+
+class ExecuTorchRunner:
+    """Executes a file with ExecuTorch's runtime. Its Python binding needs torch."""
+
+    fidelity: Fidelity = "production"
+    arithmetics: tuple[Arithmetic, ...] = ("float32",)
+
+    def __init__(self, artifact: Artifact) -> None:
+        import torch
+        from executorch.runtime import Runtime
+
+        self._tensor = torch.from_numpy
+        self.names, self.outputs = artifact.details["inputs"], artifact.details["outputs"]
+        try:
+            self.program = Runtime.get().load_program(artifact.path)
+            self.method = self.program.load_method("forward")
+        except Exception as error:
+            what = f"ExecuTorch can't load it: {root_cause(error)}"
+            raise UserError(what, where=str(artifact.path), mend="Export the bundle again") from error
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the file decides
+        """Outputs by name."""
+        given = [self._tensor(np.ascontiguousarray(inputs[name])) for name in self.names]
+        results = self.method.execute(given)
+        # The runtime owns the memory of its outputs: the next execution writes over it.
+        return {name: result.numpy().copy() for name, result in zip(self.outputs, results, strict=True)}

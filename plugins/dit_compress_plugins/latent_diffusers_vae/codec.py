@@ -1,0 +1,121 @@
+"""A VAE of diffusers behind ``hooks.Codec``: normalised latents, one decode in one piece for exporters.
+
+Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.errors import UserError
+from dit_compress_plugins.latent_diffusers_vae.facts import FLAGS, empty, mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+
+class DiffusersCodec(nn.Module):
+    """Normalises with the VAE's own statistics, and calls it.
+
+    Args:
+        vae: as ``facts.empty`` or ``from_pretrained`` made it.
+        config: JSON: class_name, vae, ratio, channels, frames, latent_mean, latent_std, tile, decode_timestep.
+    """
+
+    def __init__(self, vae: nn.Module, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.vae: Any = vae
+        self.config = dict(config)
+        time, height, width = config["ratio"]
+        self.ratio = (int(time), int(height), int(width))
+        self.channels = int(config["channels"])
+        lead, step = config["frames"]
+        self.frame_rule = (int(lead), int(step))
+        self._temb = config["decode_timestep"] if config["vae"].get("timestep_conditioning") else None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DiffusersCodec:
+        """The codec without weights; works on the meta device."""
+        return cls(empty(config["class_name"], config["vae"]), config)
+
+    def encode(self, video_BCFYX: Tensor) -> Tensor:
+        """Video → normalised latent (the posterior's mode)."""
+        self.check_video(video_BCFYX.shape)
+        with self._divided():
+            raw_BCTHW = mode(self.vae.encode(video_BCFYX))
+        mean, std = self._statistics(raw_BCTHW)
+        return (raw_BCTHW - mean) / std
+
+    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+        """Normalised latent → video, unclipped; in the VAE's own tiles where the options ask for them."""
+        with self._divided():
+            return self.forward(latent_BCTHW)
+
+    def forward(self, latent_BCTHW: Tensor) -> Tensor:
+        """Decode in one piece: what exporters trace."""
+        mean, std = self._statistics(latent_BCTHW)
+        return self.decode_raw(latent_BCTHW * std + mean)
+
+    def decode_raw(self, raw_BCTHW: Tensor) -> Tensor:
+        """What the VAE itself decodes."""
+        if self._temb is None:
+            return self.vae.decode(raw_BCTHW).sample
+        temb_B = raw_BCTHW.new_full((raw_BCTHW.shape[0],), self._temb)
+        return self.vae.decode(raw_BCTHW, temb_B).sample
+
+    def features(self, latent_BCTHW: Tensor) -> list[Tensor]:
+        """The decoder's stream after each of its ``up_blocks``: ``[B,D,T,H,W]`` each.
+
+        A decoder that goes through time in steps calls a block several times; the pieces are joined along T.
+        """
+        noted: list[list[Tensor]] = [[] for _ in self.vae.decoder.up_blocks]
+
+        def noting(place: list[Tensor]) -> Any:
+            return lambda _module, _given, out: place.append(out[0] if isinstance(out, tuple) else out)
+
+        hooks = [
+            block.register_forward_hook(noting(place))
+            for block, place in zip(self.vae.decoder.up_blocks, noted, strict=True)
+        ]
+        try:
+            self.forward(latent_BCTHW)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [torch.cat(pieces, 2) for pieces in noted]
+
+    def check_video(self, shape: torch.Size) -> None:
+        """Raise unless the video's frames and size fit."""
+        frames, height, width = shape[-3:]
+        (lead, step), (_, y, x) = self.frame_rule, self.ratio
+        if frames < lead or (frames - lead) % step or height % y or width % x:
+            raise UserError(
+                f"a video of {frames} frames of {height}x{width} pixels does not fit {self.config['class_name']}",
+                mend=f"Give {lead} + {step}·k frames, a height divisible by {y} and a width by {x}",
+            )
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """The VAE alone, as an ordinary folder of diffusers."""
+        self.vae.save_pretrained(folder)
+
+    @contextmanager
+    def _divided(self) -> Iterator[None]:
+        """Let the VAE divide large videos, where the options say so."""
+        before = {name: getattr(self.vae, name) for name in FLAGS if hasattr(self.vae, name)}
+        try:
+            if self.config["tile"]:
+                self.vae.enable_tiling()
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.vae, name, value)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (1, self.channels, 1, 1, 1)
+        mean, std = self.config["latent_mean"], self.config["latent_std"]
+        return like.new_tensor(mean).reshape(shape), like.new_tensor(std).reshape(shape)

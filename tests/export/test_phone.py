@@ -1,0 +1,198 @@
+"""The phone package: its manifest follows the schema, and NumPy plays from the folder what the toolkit samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from test_verify import command
+from toy import part
+
+from dit_compress.bundle import write_bundle
+from dit_compress.clips import read_video
+from dit_compress.context import Context
+from dit_compress.errors import UserError
+from dit_compress.export.player import Player, to_pixels, tokenize
+from dit_compress.export.step import CAPTIONS, export
+from dit_compress.flow import Flow
+from dit_compress.plugins import use
+from dit_compress.sampling import Generator
+from dit_compress.spec import ComponentSpec, Spec
+from dit_compress_plugins.export_coreml import CoreMLOptions
+from dit_compress_plugins.export_coreml.exporter import CoreMLExport
+from dit_compress_plugins.export_onnx import ONNXOptions
+from dit_compress_plugins.export_onnx.exporter import ONNXExport
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("coremltools")
+torch.set_num_threads(1)
+
+SCHEMA = json.loads((Path(sys.modules["dit_compress"].__file__).parent / "export" / "manifest.schema.json").read_text())
+VIDEO = (9, 64, 64)
+
+
+def bundle_in(path: Path, guidance: float) -> Any:
+    """A whole bundle of random weights: text encoder, DiT, VAE at 8×32×32."""
+    torch.manual_seed(0)
+    made = {
+        "denoiser": ("model", "video_dit", {"layers": 2, "heads": 2, "head_width": 24, "channels": 16, "text_width": 32}),
+        "text": ("text", "words", {"width": 32, "layers": 1, "heads": 2, "length": 8}),
+    }
+    specs, modules = {}, {}
+    for name, (kind, plugin, options) in made.items():
+        maker = part(kind, plugin, **options)
+        modules[name] = maker.create()
+        specs[name] = ComponentSpec(kind, plugin, maker.config_of(modules[name]))
+    from dit_compress_plugins.latent_video_vae.vae import VideoVAE
+
+    modules["latent"] = VideoVAE(channels=16, widths=(8, 12, 16, 16), num_blocks=1)
+    modules["latent"].set_statistics([0.1] * 16, [1.5] * 16)
+    config = {key: value for key, value in modules["latent"].config.items() if not key.startswith("_")}
+    specs["latent"] = ComponentSpec("latent", "video_vae", json.loads(json.dumps(config)))
+    with torch.no_grad():
+        for module in modules.values():
+            for tensor in [*module.parameters(), *module.buffers()]:
+                tensor.add_(torch.randn_like(tensor) * 0.03)
+    flow = Flow(num_steps=4, guidance=guidance)
+    return write_bundle(path, Spec(video=VIDEO, flow=flow, **specs), modules, base=None, lineage=())
+
+
+def exported(folder: Path, exporter: Any, plugin: str, guidance: float = 1.0) -> tuple[Any, Path]:
+    bundle = bundle_in(folder / "bundle", guidance)
+    step = {"plugin": plugin, "kind": "export", "options": {"use": plugin, **exporter.options.model_dump(mode="json")}}
+    context = Context(
+        name="files", seed=0, folder=folder, cache=folder, bundles={"input": bundle}, names={}, parts={},
+        record={"parts": {"step": step}}, video=VIDEO,
+    )  # fmt: skip
+    result = export(exporter, context)
+    assert result.metrics["passed"], result.metrics["rows"]
+    return bundle, folder / "files"
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Four steps without guidance, float32."""
+    use()
+    return exported(tmp_path_factory.mktemp("onnx"), ONNXExport(ONNXOptions()), "onnx")
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Four steps with guidance, Core ML in half precision, executed by the interpreter."""
+    use()
+    return exported(tmp_path_factory.mktemp("coreml"), CoreMLExport(CoreMLOptions()), "coreml", guidance=3.0)
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("made", ["onnx", "guided"])
+def test_the_manifest_follows_its_schema(made: str, request: pytest.FixtureRequest) -> None:
+    _, folder = request.getfixturevalue(made)
+    data = manifest_of(folder)
+    jsonschema.validate(data, SCHEMA)
+    assert data["load_order"] == ["text_encoder", "dit_step", "vae_decoder"]
+    assert data["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+    assert (data["frame_rule"], data["video"]["fps"], data["guidance"]) == ("1 + 8*k", 8.0, 1.0 if made == "onnx" else 3.0)
+    assert data["noise"]["shape"] == [1, 16, 2, 2, 2]
+    assert data["latent"]["std"] == pytest.approx([1.5] * 16)
+    assert data["text"]["tokenizer"]["length"] == 8
+    assert {file["path"] for file in data["files"]} == {
+        "CHECKLIST.md", "golden/dit_step.safetensors", "golden/sample.safetensors", "golden/text_encoder.safetensors",
+        "golden/vae_decoder.safetensors", "tokenizer/words.json",
+    }  # fmt: skip
+
+
+def test_each_component_is_proven_on_at_least_four_sets(onnx: tuple[Any, Path]) -> None:
+    sets = {entry["component"]: [row["input_set"] for row in entry["proof"]] for entry in manifest_of(onnx[1])["artifacts"]}
+    assert sets == {
+        "text_encoder": ["typical", "short", "empty", "long"],
+        "dit_step": ["typical", "zero", "tiny", "huge", "padded"],
+        "vae_decoder": ["typical", "zero", "tiny", "huge"],
+    }
+
+
+@pytest.mark.parametrize(("made", "least"), [("onnx", 90.0), ("guided", 40.0)])
+def test_numpy_plays_what_the_toolkit_samples(made: str, least: float, request: pytest.FixtureRequest) -> None:
+    """Another caption and seed than the golden ones, against the toolkit's own generator."""
+    bundle, folder = request.getfixturevalue(made)
+    generator = Generator(bundle, (16, 2, 2, 2))
+    wanted = generator(["two small circles"], seed=7, index=[0])[0]
+    found = Player(folder, use()).video("two small circles", 7)
+    assert found.shape == wanted.shape == (9, 64, 64, 3)
+    error = np.square(found.astype(float) - wanted.astype(float)).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > least
+    assert wanted.std() > 5, "a flat picture would prove nothing"
+
+
+@pytest.mark.parametrize("made", ["onnx", "guided"])
+def test_every_stage_of_the_golden_sample(made: str, request: pytest.FixtureRequest) -> None:
+    _, folder = request.getfixturevalue(made)
+    stages = Player(folder, use()).golden()
+    assert list(stages) == [
+        "noise", "text/text", "text/text_mask", "latent/1", "latent/2", "latent/3", "latent/4", "video",
+    ]  # fmt: skip
+    assert stages["noise"] == 300.0
+    assert min(stages.values()) > 40
+
+
+def test_the_tokenizer_is_the_encoders(onnx: tuple[Any, Path]) -> None:
+    bundle, folder = onnx
+    encoder, tokenizer = bundle.text(), manifest_of(folder)["text"]["tokenizer"]
+    for caption in [*CAPTIONS.values(), "Two, UNKNOWN zebras!", "___", "é1 red"]:
+        wanted = encoder.tokenize([caption])["words"].numpy()
+        np.testing.assert_array_equal(tokenize(caption, folder, tokenizer)["words"], wanted)
+
+
+def test_the_command_makes_a_video(
+    onnx: tuple[Any, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "v.mp4"
+    status, printed = command(capsys, monkeypatch, "play", onnx[1], "two small circles", "--out", out, "--seed", "7")
+    assert (status, printed.strip()) == (0, str(out))
+    wanted = Player(onnx[1], use()).video("two small circles", 7)
+    found = read_video(out, 9, (64, 64))
+    assert np.abs(found.astype(int) - wanted.astype(int)).mean() < 12
+    status, printed = command(capsys, monkeypatch, "play", onnx[1], "--golden")
+    assert status == 0
+    assert "video: " in printed
+
+
+def test_embeddings_from_a_host(onnx: tuple[Any, Path], tmp_path: Path) -> None:
+    """What an app does where text.where is host."""
+    bundle, made = onnx
+    folder = Path(shutil.copytree(made, tmp_path / "files"))
+    data = manifest_of(folder)
+    data["text"] = {"where": "host", "encoder": "T5", "tensors": data["text"]["tensors"], "padding": "0"}
+    jsonschema.validate(data, SCHEMA)
+    (folder / "manifest.json").write_text(json.dumps(data))
+    player = Player(folder, use())
+    with pytest.raises(UserError, match=r"text\.where is host\). Give the embeddings with --text FILE"):
+        player.video("a circle", 0)
+    encoded = bundle.text()(bundle.text().tokenize(["a circle"]))
+    save_file({"text/text": encoded["embedding"].detach().numpy(), "text/text_mask": encoded["mask"].detach().numpy()},
+              tmp_path / "text.safetensors")  # fmt: skip
+    found = player.video("", 0, tmp_path / "text.safetensors")
+    np.testing.assert_allclose(found.astype(int), Player(made, use()).video("a circle", 0).astype(int), atol=1)
+    assert min(player.golden().values()) > 40
+
+
+def test_pixels_by_hand() -> None:
+    video = np.array([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0], np.float32).reshape(1, 3, 1, 1, 2)
+    assert to_pixels(video).tolist() == [[[[0, 128, 255], [0, 191, 255]]]]
+
+
+def test_golden_sample_holds_the_toolkits_own_video(onnx: tuple[Any, Path]) -> None:
+    bundle, folder = onnx
+    stages = load_file(folder / "golden" / "sample.safetensors")
+    wanted = Generator(bundle, (16, 2, 2, 2))([CAPTIONS["typical"]], seed=0, index=[0])
+    np.testing.assert_array_equal(to_pixels(stages["video"]), wanted[0])

@@ -1,0 +1,256 @@
+"""Two processes do what one does: losses, weights, checkpoints that either writes and the other reads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from processes import together
+from safetensors.torch import load_file, save_file
+from toy import batch, context_in, words
+
+from dit_compress.encode import Samples
+from dit_compress.errors import UserError
+from dit_compress.flow import Flow
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+from dit_compress.testing.models import tiny_denoiser
+from dit_compress.train.loop import fit
+from dit_compress.train.objective import Role
+from dit_compress.train.parallel import World
+from dit_compress.train.trainee import Trainee
+from dit_compress_plugins.distill_adversarial import AdversarialOptions
+from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_flow import FlowOptions
+from dit_compress_plugins.distill_flow.distiller import FlowObjective
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ALONE = World()
+STEPS = 4
+FLOW = {"steps": STEPS, "batch": 4, "lr": 1e-3, "warmup": 0, "ema": 0.5, "checkpoint_every": 2}
+
+
+class KilledError(Exception):
+    pass
+
+
+def objective(kind: str, name: str, options: Any) -> Any:
+    if kind == "flow":
+        return FlowObjective(options, tiny_denoiser(name).requires_grad_(), words(), 1e-3)
+    student = tiny_denoiser(name)
+    part = make_part("discriminator", {"use": "dit_block", "frozen_blocks": 1, "learnable_blocks": 1}, installed())
+    torch.manual_seed(2)
+    judge = part.build().create(student)
+    return AdversarialObjective(options, student, judge, words(), Flow(3.0, 4, 1.0), None)
+
+
+def options_of(kind: str, **more: Any) -> Any:
+    given = {**FLOW, **more}
+    return (
+        FlowOptions(**given)
+        if kind == "flow"
+        else AdversarialOptions(discriminator_warmup=1, r1=0.1, r1_kind="approximate", r1_scale=0.1, **given)
+    )
+
+
+def samples() -> Samples:
+    given = batch(words(), size=8)
+    return Samples(given.x0.numpy(), given.captions, given.tokens, pixels=False)
+
+
+def train(world: World, folder: Path, kind: str, name: str, die_at: int | None = None, more: Any = None) -> None:
+    """A short training; the first process writes what the student answers, and its curves."""
+    context = context_in(folder)
+    context.world = world
+    context.trackers = [make_part("tracker", "jsonl", installed())]
+    made = objective(kind, name, options_of(kind, **(more or {})))
+    if die_at is not None:
+        inner = made.loss
+
+        def loss(phase: Any, given: Any) -> Any:
+            if given.step == die_at:
+                raise KilledError
+            return inner(phase, given)
+
+        made.loss = loss
+    try:
+        fit(made, samples(), made.options, context)
+    except KilledError:
+        return
+    (folder / "notes.json").write_text(json.dumps(context.notes))
+    save_file({"answer": answer(made)}, folder / "answer.safetensors")
+
+
+@torch.no_grad()
+def answer(made: Any) -> torch.Tensor:
+    given = batch(made.text, step=99)
+    return made.student.eval()(given.x0, torch.full((4,), 0.5), made.text(given.tokens)).contiguous()
+
+
+def outcome(folder: Path) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    lines = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+    return load_file(folder / "answer.safetensors")["answer"], lines
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    (answer_1, lines_1), (answer_2, lines_2) = outcome(one), outcome(other)
+    torch.testing.assert_close(answer_1, answer_2, rtol=1e-3, atol=1e-3 * float(answer_1.abs().max()))
+    assert len(lines_1) == len(lines_2) == STEPS
+    for line_1, line_2 in zip(lines_1, lines_2, strict=True):
+        assert line_1.keys() == line_2.keys()
+        assert list(line_1.values()) == pytest.approx(list(line_2.values()), rel=5e-3, abs=5e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One process' outcome, by objective and model."""
+    folders: dict[tuple[str, str], Path] = {}
+
+    def outcome_of(kind: str, name: str) -> Path:
+        if (kind, name) not in folders:
+            folders[kind, name] = tmp_path_factory.mktemp(f"{kind}-{name}")
+            train(ALONE, folders[kind, name], kind, name)
+        return folders[kind, name]
+
+    return outcome_of
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("flow", "video_dit"), ("adversarial", "video_dit"), ("adversarial", "wan")]
+)
+def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
+    together(train, tmp_path, 2, kind, name)
+    assert_alike(tmp_path, alone(kind, name))
+
+
+@pytest.mark.parametrize("kind", ["flow", "adversarial"])
+def test_four_parts_of_a_quarter_equal_one_whole(tmp_path: Path, alone: Any, kind: str) -> None:
+    train(ALONE, tmp_path, kind, "video_dit", None, {"accumulate": 4})
+    assert_alike(tmp_path, alone(kind, "video_dit"))
+
+
+def test_recomputed_activations_change_nothing(tmp_path: Path, alone: Any) -> None:
+    train(ALONE, tmp_path, "adversarial", "video_dit", None, {"checkpoint_activations": True})
+    (answer_1, lines_1), (answer_2, lines_2) = outcome(tmp_path), outcome(alone("adversarial", "video_dit"))
+    assert torch.equal(answer_1, answer_2)
+    assert lines_1 == lines_2
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def half_done(world: World, folder: Path, kind: str) -> None:
+    train(world, folder, kind, "video_dit", die_at=3)
+
+
+@pytest.fixture(scope="module")
+def written_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    together(half_done, folder, 2, "flow")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written_by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    half_done(ALONE, folder, "flow")
+    return folder
+
+
+def tensors_of(place: Path) -> list[dict[str, torch.Tensor]]:
+    return [load_file(path) for path in sorted(place.glob("*.safetensors"))]
+
+
+def num_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def test_two_processes_write_every_byte_once(written_by_one: Path, written_by_two: Path) -> None:
+    (whole,) = tensors_of(written_by_one / "checkpoints" / "step-00000002")
+    shards = tensors_of(written_by_two / "checkpoints" / "step-00000002")
+    sizes = [num_bytes(shard) for shard in shards]
+    assert len(sizes) == 2
+    assert sum(sizes) == num_bytes(whole)
+    assert min(sizes) > 0.4 * sum(sizes)
+    state = json.loads((written_by_two / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert {name: tuple(shape) for name, shape in state["tensors"].items()} == {
+        name: tuple(value.shape) for name, value in whole.items()
+    }
+
+
+def test_the_shards_of_two_together_are_the_tensors_of_one(written_by_one: Path, written_by_two: Path) -> None:
+    """Rows of the first process above those of the second; what is not sharded is in one of them."""
+    (whole,) = tensors_of(written_by_one / "checkpoints" / "step-00000002")
+    first, second = tensors_of(written_by_two / "checkpoints" / "step-00000002")
+    for name, value in whole.items():
+        parts = [shard[name] for shard in (first, second) if name in shard]
+        if name.endswith("to_k.bias"):
+            continue  # its gradient is zero but for rounding, which Adam blows up
+        torch.testing.assert_close(torch.cat(parts) if value.ndim else parts[0], value, rtol=1e-2, atol=2e-4)
+
+
+def test_one_goes_on_where_two_were(written_by_two: Path, alone: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / "checkpoints").symlink_to(written_by_two / "checkpoints")
+    (folder / "curves.jsonl").write_text((written_by_two / "curves.jsonl").read_text())
+    train(ALONE, folder, "flow", "video_dit")
+    assert_alike(folder, alone("flow", "video_dit"))
+    (said,) = json.loads((folder / "notes.json").read_text())
+    assert said.startswith("going on in 1 processes; the checkpoint was written by 2")
+
+
+def test_two_go_on_where_one_was(written_by_one: Path, alone: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / "checkpoints").symlink_to(written_by_one / "checkpoints")
+    (folder / "curves.jsonl").write_text((written_by_one / "curves.jsonl").read_text())
+    together(train, folder, 2, "flow", "video_dit")
+    assert_alike(folder, alone("flow", "video_dit"))
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def refuse_muon(world: World, folder: Path) -> None:
+    context = context_in(folder)
+    context.world = world
+    made = objective("flow", "video_dit", options_of("flow", muon_lr=0.02))
+    with pytest.raises(UserError, match="Muon turns whole matrices, and those of role 'student' are sharded"):
+        fit(made, samples(), made.options, context)
+
+
+def test_muon_over_sharded_matrices_is_refused(tmp_path: Path) -> None:
+    together(refuse_muon, tmp_path)
+
+
+def refuse_batch(world: World, folder: Path) -> None:
+    context = context_in(folder)
+    context.world = world
+    made = objective("flow", "video_dit", options_of("flow", batch=6, accumulate=2))
+    with pytest.raises(UserError, match="a batch of 6 can't be shared by 2 processes in 2 equal parts"):
+        fit(made, samples(), made.options, context)
+
+
+def test_a_batch_that_can_not_be_shared_is_refused(tmp_path: Path) -> None:
+    together(refuse_batch, tmp_path)
+
+
+def norms(world: World, folder: Path) -> None:
+    """Gradients 3 and 1, 4 and 8 in two whole weights: means 2 and 6, norm sqrt(40), clipped to 1."""
+    module = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1)) for _ in range(3)])
+    trainee = Trainee("role", Role(module, lr=0.1, clip=1.0), world)
+    for parameter, gradient in zip(module, ((3.0, 1.0), (4.0, 8.0)), strict=False):
+        parameter.grad = torch.tensor([gradient[world.rank]])
+    assert trainee.update(1.0) == pytest.approx(40**0.5)
+    moments = [float(trainee.optimizers[0].state[parameter]["exp_avg"]) for parameter in list(module)[:2]]
+    assert moments == pytest.approx([0.1 * 2 / 40**0.5, 0.1 * 6 / 40**0.5], rel=1e-4)
+    assert module[2] not in trainee.optimizers[0].state  # without a gradient on any process
+
+
+def test_gradients_of_whole_weights_are_averaged_and_clipped_together(tmp_path: Path) -> None:
+    together(norms, tmp_path)
