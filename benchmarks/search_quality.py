@@ -1,6 +1,6 @@
 """Which search prunes best, on the world of moving shapes: equal parameters, paired over seeds, corrected.
 
-    python benchmarks/search_quality.py [--seeds 10] [--out runs/search_quality]
+    python benchmarks/search_quality.py [--tier short] [--seeds 10] [--out runs/search_quality]
 
 For every seed a teacher is trained (seed of weights, order, noise); every arm prunes that teacher to the same
 number of parameters (6 of its 8 blocks' worth, within 1% from below), is measured, fine-tuned equally and shortly
@@ -17,8 +17,11 @@ regret of each search in a space that can be listed (5 of 8 blocks): (loss - bes
 The claims stand below, before any run: by each measure at each time, ``groupwise`` is better than each other arm.
 A claim holds where the mean paired difference is in its favour and the exact one-sided sign-flip test over seeds
 has p < 0.05 after Holm's correction over all claims: with 24 claims that takes at least 9 seeds. Everything runs
-as recipes of the toolkit, so that a killed run goes on. The last line is one JSON object; a claim that fails is a
-result, and the exit status is 0.
+as recipes of the toolkit, so that a killed run goes on; ``--workers`` seeds at once, one thread each. The last line
+is one JSON object; a claim that fails is a result, and the exit status is 0.
+
+Tiers: ``short`` (the default; all seeds and claims, a small model), ``full`` (a larger model, trained longer: hours),
+``tiny`` (shows that the benchmark runs; nothing is learned).
 """
 
 from __future__ import annotations
@@ -27,13 +30,18 @@ import argparse
 import itertools
 import json
 import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from dit_compress.files import read_json
+from dit_compress.files import link_tree
 from dit_compress.measure.quality import data_grid
 from dit_compress.pipeline import Runner
 from dit_compress.plugins import installed
@@ -53,19 +61,30 @@ LEVEL = 0.05
 BLOCKS_LEFT = 6
 REGRET_BLOCKS = 5
 
-FULL: dict[str, Any] = {
-    "model": {"preset": "small", "layers": 8, "heads": 16, "head_width": 12, "ffn": 576, "channels": 96},
-    "text": 96, "data": {"num_clips": 4000, "num_test": 128, "frames": 9, "size": [96, 96]}, "vae": {"steps": 1500},
-    "teacher": 3000, "search": 200, "tune": 300, "captions": 64, "batch": 32,
-    "groups": {"block": 2, "head": 4, "ffn": 8},
+TIERS: dict[str, dict[str, Any]] = {
+    "full": {
+        "model": {"preset": "small", "layers": 8, "heads": 16, "head_width": 12, "ffn": 576, "channels": 96},
+        "text": 96, "data": {"num_clips": 4000, "num_test": 128, "frames": 9, "size": [96, 96]},
+        "vae": {"steps": 1500}, "train": {"lr": 1e-3}, "teacher": 3000, "search": 200, "tune": 300, "batch": 32,
+        "score": {"num_captions": 64}, "groups": {"block": 2, "head": 4, "ffn": 8},
+    },
+    "short": {
+        "model": {
+            "preset": "small", "layers": 8, "heads": 16, "head_width": 8, "ffn": 384, "channels": 96,
+            "preconditioned": True,
+        },
+        "text": 64, "data": {"num_clips": 1000, "num_test": 64, "frames": 9, "size": [96, 96]},
+        "vae": {"steps": 300}, "train": {"lr": 2e-3, "muon_lr": 0.02}, "teacher": 500, "search": 50, "tune": 60,
+        "batch": 32, "score": {"num_captions": 32, "num_steps": 10}, "groups": {"block": 2, "head": 4, "ffn": 8},
+    },
+    "tiny": {
+        "model": {"preset": "tiny", "layers": 8, "heads": 16, "head_width": 4, "ffn": 192, "channels": 32},
+        "text": 16, "data": {"num_clips": 16, "num_test": 4, "frames": 9, "size": [64, 64]},
+        "vae": {"steps": 2, "widths": [8, 8, 8, 8], "blocks": 1, "pca_clips": 16}, "train": {"lr": 1e-3},
+        "teacher": 4, "search": 4, "tune": 2, "batch": 4, "score": {"num_captions": 2, "num_steps": 2},
+        "groups": {"block": 2, "head": 4, "ffn": 8},
+    },
 }  # fmt: skip
-TINY: dict[str, Any] = {
-    "model": {"preset": "tiny", "layers": 8, "heads": 16, "head_width": 4, "ffn": 192, "channels": 32},
-    "text": 16, "data": {"num_clips": 16, "num_test": 4, "frames": 9, "size": [64, 64]},
-    "vae": {"steps": 2, "widths": [8, 8, 8, 8], "blocks": 1, "pca_clips": 16},
-    "teacher": 4, "search": 4, "tune": 2, "captions": 2, "batch": 4, "groups": {"block": 2, "head": 4, "ffn": 8},
-}  # fmt: skip
-"""At this size nothing is learned: it shows that the benchmark runs."""
 
 
 def main() -> int:
@@ -73,28 +92,55 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/search_quality"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true", help="seconds per step; proves nothing")
+    parser.add_argument("--tier", choices=TIERS, default="short")
+    parser.add_argument("--workers", type=int, default=2, help="seeds at once; each has one thread")
     parser.add_argument("--arms", nargs="*", choices=OTHERS, default=list(OTHERS), help="compare with these only")
     arguments = parser.parse_args()
-    sizes = TINY if arguments.tiny else FULL
-    vae = run(arguments.out / "base", base_recipe(sizes), arguments.threads) / "vae" / "bundle"
-    rows, regrets = [], []
-    for seed in range(arguments.seeds):
-        recipe = seed_recipe(sizes, vae, seed, ("groupwise", *arguments.arms))
-        steps = run(arguments.out / f"seed{seed}", recipe, arguments.threads)
-        rows.append({arm: figures(steps, arm) for arm in ("groupwise", *arguments.arms)})
-        regrets.append(regret(steps / "teacher" / "bundle", sizes, arguments.out / f"seed{seed}" / "regret"))
+    sizes, out = TIERS[arguments.tier], arguments.out / arguments.tier
+    started = time.monotonic()
+    base = run(out / "base", base_recipe(sizes), arguments.workers)
+    encode(base / "vae" / "bundle")
+    with ProcessPoolExecutor(arguments.workers, get_context("spawn"), single_thread) as pool:
+        jobs = [pool.submit(one_seed, out, sizes, seed, tuple(arguments.arms)) for seed in range(arguments.seeds)]
+        rows, regrets = map(list, zip(*(job.result() for job in jobs), strict=True))
     verdicts = judge(rows, [claim for claim in CLAIMS if claim[0] in arguments.arms])
     show(rows, regrets, verdicts)
     held = sum(verdict["held"] for verdict in verdicts)
     mean = {name: round(float(np.mean([row[name] for row in regrets])), 4) for name in regrets[0]}
     result = {"claims": len(verdicts), "claims_held": held, "regret": mean["groupwise"], "regrets": mean}
-    print(json.dumps({**result, "seeds": arguments.seeds, "tiny": arguments.tiny}))
+    result |= {"seeds": arguments.seeds, "tier": arguments.tier, "minutes": round((time.monotonic() - started) / 60, 1)}
+    print(json.dumps(result))
     return 0
 
 
 # ------------------------------------------------------------------ what runs
+
+
+def single_thread() -> None:
+    """A worker computes with one thread, whatever the machine has."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def one_seed(
+    out: Path, sizes: dict[str, Any], seed: int, others: tuple[str, ...]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Run a seed; its arms' measures, and the regrets."""
+    arms, folder, vae = ("groupwise", *others), out / f"seed{seed}", out / "base" / "run" / "steps" / "vae" / "bundle"
+    cache = folder / "run" / "cache"
+    if not cache.is_dir():
+        link_tree(out / "base" / "run" / "cache", cache)
+    steps = run(folder, seed_recipe(sizes, vae, seed, arms), 1)
+    row = {arm: figures(steps, arm, sizes["score"]) for arm in arms}
+    return row, regret(steps / "teacher" / "bundle", sizes, folder / "regret")
+
+
+def encode(vae: Path) -> None:
+    """All clips as latents, once: seeds share the codec."""
+    context, _ = opened(str(vae), vae)
+    for split in ("train", "test"):
+        context.latents(split, context.text())
 
 
 def base_recipe(sizes: dict[str, Any]) -> dict[str, Any]:
@@ -112,20 +158,14 @@ def shared(sizes: dict[str, Any]) -> dict[str, Any]:
 
 def seed_recipe(sizes: dict[str, Any], vae: Path, seed: int, arms: tuple[str, ...]) -> dict[str, Any]:
     """A teacher, and all arms of one seed. The VAE of the base is read from its bundle."""
-    train = {"use": "flow", "batch": sizes["batch"], "lr": 1e-3, "decay": 0.05}
+    train = {"use": "flow", "batch": sizes["batch"], "decay": 0.05, **sizes["train"]}
     steps: list[dict[str, Any]] = [{"distill": {**train, "steps": sizes["teacher"], "ema": 0.99}, "name": "teacher"}]
     steps[0]["input"] = str(vae.resolve())
-    score = {"use": "shapes", "num_captions": sizes["captions"]}
     for arm in arms:
         budget = {"params": target(sizes), "levels": LEVELS.get(arm, ALL)}
-        steps += [
-            {"prune": {"use": "trilevel", "budget": budget, "search": search_of(arm, sizes)}, "name": arm},
-            {"evaluate": score, "name": f"{arm}-score"},
-            {"distill": {**train, "steps": sizes["tune"]}, "name": f"{arm}-tuned"},
-            {"evaluate": score, "name": f"{arm}-tuned-score"},
-        ]
-        for step, source in zip(steps[-4:], ("teacher", arm, arm, f"{arm}-tuned"), strict=True):
-            step["input"] = source
+        prune = {"use": "trilevel", "budget": budget, "search": search_of(arm, sizes)}
+        steps.append({"prune": prune, "name": arm, "input": "teacher"})
+        steps.append({"distill": {**train, "steps": sizes["tune"]}, "name": f"{arm}-tuned", "input": arm})
     return {**shared(sizes), "seed": seed, "steps": steps}
 
 
@@ -163,7 +203,7 @@ def run(folder: Path, recipe: dict[str, Any], threads: int) -> Path:
 # ------------------------------------------------------------------ what is measured
 
 
-def figures(steps: Path, arm: str) -> dict[str, float]:
+def figures(steps: Path, arm: str, score: dict[str, Any]) -> dict[str, float]:
     """The four measures and the parameters of an arm."""
     found: dict[str, float] = {}
     for when, bundle in (("pruned", arm), ("tuned", f"{arm}-tuned")):
@@ -171,7 +211,10 @@ def figures(steps: Path, arm: str) -> dict[str, float]:
         text = context.text()
         grid = data_grid(context.latents("test", text), text, context.input.flow, 128)
         found[f"loss_{when}"] = grid.loss(denoiser)
-        found[f"accuracy_{when}"] = read_json(steps / f"{bundle}-score" / "step.json")["metrics"]["attribute_accuracy"]
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = make_part("evaluate", {"use": "shapes", **score}, installed()).build()
+            metrics = drawn.run(replace(context, folder=Path(folder))).metrics
+        found[f"accuracy_{when}"] = metrics["attribute_accuracy"]
         found["params"] = sum(parameter.numel() for parameter in denoiser.module.parameters())
     return found
 

@@ -67,7 +67,8 @@ def save(module: nn.Module, path: str | Path, *, shard_bytes: int = SHARD_BYTES)
     """
     if hasattr(module, "save_pretrained"):
         with whole_folder(Path(path)) as folder:
-            module.save_pretrained(folder, max_shard_size=shard_bytes)
+            saving: Any = module
+            saving.save_pretrained(folder, max_shard_size=shard_bytes)
         return
     held = getattr(module, ATTRIBUTE, None)
     if held is None:

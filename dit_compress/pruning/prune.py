@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from dit_compress import REVISION
 from dit_compress.bundle import Bundle
 from dit_compress.context import Context, Result
@@ -35,7 +37,7 @@ from dit_compress.pruning.target import Folder, component_folder, denoiser_of, o
 from dit_compress.recipe import make_part
 from dit_compress.spec import Spec
 from dit_compress.structure.compact import CompactionError
-from dit_compress.structure.copies import single_copy
+from dit_compress.structure.copies import shared_copy, single_copy
 from dit_compress.structure.disk import SHARD_BYTES, prune_weights, refuse_quantised
 from dit_compress.structure.edits import apply_edits, edits_from_data
 from dit_compress.structure.tensor_files import open_weights
@@ -86,10 +88,17 @@ def prune(
     out: where to write what :func:`dit_compress.load` reads. The weights of a folder are cut on disk, as they are,
         into shards of at most ``shard_bytes``.
 
-    Masked equals compact is proven in float32 first. Raises UserError where the model is not understood or the budget
+    Masked equals compact is proven first. Raises UserError where the model is not understood or the budget
     can't be met; then nothing is changed or written.
     """
-    asked = {"params": params, "flops": flops, "latency": latency, "levels": levels, "remove": remove, "keep": keep}
+    asked: dict[str, Any] = {
+        "params": params,
+        "flops": flops,
+        "latency": latency,
+        "levels": levels,
+        "remove": remove,
+        "keep": keep,
+    }
     part, place = step_part(**asked, size=_size(size, call, flops or latency), search=search), free(out)
     if not isinstance(model, str | Path):
         return _prune_live(model, part, place, seed, shard_bytes, call)
@@ -256,20 +265,32 @@ def _apply(denoiser: Denoiser, entries: Sequence[dict[str, Any]]) -> None:
 def _prune_live(
     model: nn.Module | Denoiser, part: Part, out: Path | None, seed: int, shard_bytes: int, call: Call | None
 ) -> nn.Module:
-    """Search and proof on a copy that shares the weights (half precision as float32); then the module is edited."""
+    """Search and proof on a copy that shares the weights; then the module is edited."""
     denoiser, spec = model, Spec()
     if call is not None:
         denoiser = RecordedDenoiser(model.module if isinstance(model, Denoiser) else model, call)
     elif not isinstance(model, Denoiser):
         denoiser, spec = denoiser_of(model)
     assert isinstance(denoiser, Denoiser)
-    entries = find(single_copy(denoiser), spec, part, seed)
+    entries = _found(denoiser, spec, part, seed)
     _apply(denoiser, entries)
     if isinstance(model, Denoiser):
         model.forget_structure()
     if out is not None:
         save(denoiser.module, out, shard_bytes=shard_bytes)
     return denoiser.module
+
+
+def _found(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
+    """Transform-log entries; the denoiser stays as it is."""
+    try:
+        return find(shared_copy(denoiser), spec, part, seed)
+    except UserError as error:
+        # Where one of its kernels has no float64, half precision is too coarse for the proof.
+        half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in denoiser.parameters())
+        if not half or not isinstance(error.__cause__, CompactionError):
+            raise
+    return find(single_copy(denoiser), spec, part, seed)
 
 
 def _prune_folder(
@@ -323,8 +344,6 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
 
 def _record(bundle: Bundle, part: Part, seed: int) -> dict[str, Any]:
     """The lineage entry."""
-    import torch
-
     node, inputs = Node("prune", "prune", {"step": part}), {"input": bundle.digest()}
     parts = node.describe()
     return {

@@ -76,13 +76,13 @@ def test_the_teacher_of_a_search_takes_no_memory(monkeypatch: pytest.MonkeyPatch
 
     given = []
 
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     class Noting:
         def objective(self, context, student, teacher, text):
             given.extend([student, teacher])
-            raise Stop
+            raise StoppedError
 
     class Objective:
         def build(self):
@@ -94,7 +94,7 @@ def test_the_teacher_of_a_search_takes_no_memory(monkeypatch: pytest.MonkeyPatch
     axes = tuple(head_axis(item) for item in denoiser.structure().attentions)
     problem = SearchProblem(denoiser, axes, {axis.name: 3 for axis in axes})
     options = make_part("search", {"use": "taylor", "batches": 1, "batch": 1}, installed()).options
-    with pytest.raises(Stop), module.trial(problem, context, Objective(), options):
+    with pytest.raises(StoppedError), module.trial(problem, context, Objective(), options):
         pass
     student, teacher = given
     assert student is denoiser
