@@ -4,8 +4,9 @@
 
 The minimal loop is what one would write in an afternoon: fused AdamW, clipping, a moving average, noise from
 ``torch.randn``; no roles, streams, checkpoints, curves. Both train in turn, in pairs, and the median of the pairs'
-ratios counts (processor time on a CPU, wall time on a GPU). Memory: the most that tensors hold during a step, weights and optimiser included. The last line is one
-JSON object; the exit status is 1 where throughput is below 0.97 or memory above 1.03 of the minimal loop's.
+ratios counts (processor time on a CPU, wall time on a GPU). Memory: the most that tensors hold during a step, weights
+and optimiser included. The last line is one JSON object; the exit status is 1 where throughput is below 0.97 or memory
+above 1.03 of the minimal loop's.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dit_compress.context import Context
-from dit_compress.denoiser import Denoiser
 from dit_compress.encode import Captions, Samples
 from dit_compress.flow import Flow, interpolate, velocity
 from dit_compress.measure.memory import LiveBytes
@@ -35,6 +35,9 @@ from dit_compress.train.loop import fit
 from dit_compress.train.parallel import World
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+
+if TYPE_CHECKING:
+    from dit_compress.denoiser import Denoiser
 
 LEAST_THROUGHPUT, MOST_MEMORY = 0.97, 1.03
 BATCH, EMA, LR = 32, 0.99, 1e-4

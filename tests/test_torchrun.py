@@ -32,9 +32,9 @@ def worker(folder: Path, rank: int) -> int | None:
     for place in Path("/proc").glob("[0-9]*"):
         try:
             words = (place / "cmdline").read_bytes().split(b"\0")
-            if b"dit_compress.worker" in words and any(word.startswith(str(folder).encode()) for word in words):
-                if f"RANK={rank}".encode() in (place / "environ").read_bytes().split(b"\0"):
-                    return int(place.name)
+            ours = b"dit_compress.worker" in words and any(word.startswith(str(folder).encode()) for word in words)
+            if ours and f"RANK={rank}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                return int(place.name)
         except OSError:
             continue
     return None
