@@ -117,13 +117,20 @@ def check(
 
 
 @app.command()
-def plan(recipe: RecipePath, out: RunFolder = None, plugin: PluginFiles = None) -> None:
+def plan(
+    recipe: RecipePath,
+    out: RunFolder = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Show what training holds on each of so many processes.")
+    ] = None,
+    plugin: PluginFiles = None,
+) -> None:
     """Print what each step makes of the model, without reading weights."""
     from dit_compress.planning import plan as planned
     from dit_compress.show import plan_table
 
     parsed = _load(recipe, plugin)
-    _print(plan_table(planned(parsed), parsed, out or Path("runs") / parsed.name))
+    _print(plan_table(planned(parsed), parsed, out or Path("runs") / parsed.name, processes))
 
 
 @app.command()

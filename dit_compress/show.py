@@ -9,12 +9,13 @@ from rich.table import Table
 
 from dit_compress import graph
 from dit_compress.errors import UserError
+from dit_compress.measure import BYTES_FP32, TRAIN_COPIES
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.pruning.target import component_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dit_compress.denoiser import Denoiser
     from dit_compress.export.proof import Row
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
 
 
-def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path) -> Table:
-    """One row per step: what goes in, what comes out, and whether it is there already."""
+def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: int | None = None) -> Table:
+    """One row per step: what goes in, what comes out, and whether it is there already.
+
+    processes: adds what student and teacher hold on each of so many while they train.
+    """
     columns = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
+    if processes:
+        columns = (*columns[:6], f"training, each of {processes}", *columns[6:])
+    sizes = {row.node.name: row.after.get("params", 0) for row in rows}
     table = Table(*columns, title=recipe.name, box=None, title_justify="left")
     cached = _cached(recipe, run)
     for row in rows:
@@ -35,6 +42,7 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path) -> Table:
             _change(row, "flops", lambda value: f"{value / 1e9:,.{0 if value > 1e12 else 3}f}"),
             _change(row, "tokens", lambda value: f"{value:,}"),
             _change(row, "memory_bytes", _memory),
+            *([_training(row, sizes, processes)] if processes else []),
             "yes" if row.node.name in cached else "no",
             "; ".join(row.notes),
         )
@@ -50,6 +58,15 @@ def proof_table(rows: Sequence[Row]) -> Table:
             row.component, row.kind, row.arithmetic, row.input_set, decibel, f"{row.gate_db:.0f}", row.verdict
         )
     return table
+
+
+def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
+    """Weights, gradients, moments and average of the student, and the teacher's weights, in float32, shared out."""
+    if row.node.kind != "distill" or row.node.part.plugin.world != "all":
+        return "–"
+    copies = TRAIN_COPIES + bool(getattr(row.node.part.options, "ema", 0))
+    weights = copies * row.after.get("params", 0) + sizes.get(row.node.inputs.get("teacher", ""), 0)
+    return _memory(BYTES_FP32 * weights / processes)
 
 
 def _memory(size_bytes: float) -> str:

@@ -58,7 +58,7 @@ class History:
             "best": list(self.best) if self.best else None,
         }
         earlier = [old for old in checkpoint.steps_in(self.folder) if old < step]
-        stay = {*earlier[len(earlier) - (self.keep - 1) :]} if self.keep > 1 else set()
+        stay = set(earlier[max(0, len(earlier) - (self.keep - 1)) :])
         if self.best:
             stay.add(self.best[1])
         checkpoint.save(self.folder, step, tensors, state, self.context.world, stay)

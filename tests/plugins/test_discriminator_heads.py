@@ -26,7 +26,9 @@ HEADS = ("resblock2d_temporal", "light_resblock3d")
 
 def judge(head: str, generator: Denoiser, **options: Any) -> Any:
     torch.manual_seed(3)
-    return make_part("discriminator", {"use": head, "frozen_blocks": 1, **options}, installed()).build().create(generator)
+    return (
+        make_part("discriminator", {"use": head, "frozen_blocks": 1, **options}, installed()).build().create(generator)
+    )
 
 
 def example(denoiser: Denoiser) -> tuple[Tensor, Tensor, Cond]:

@@ -10,12 +10,14 @@ from toy import batch, context_in, part, words
 
 from dit_compress import flow
 from dit_compress.encode import Samples
+from dit_compress.errors import UserError
 from dit_compress.flow import Flow
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.loop import fit
 from dit_compress.train.objective import Batch, Phase
+from dit_compress.train.parallel import World
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
-from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective, logits_and_leaf
 from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs
 
 if TYPE_CHECKING:
@@ -178,6 +180,99 @@ def test_teacher_pairs_replace_the_data() -> None:
     x0, noise, _ = made.clean(given)
     assert x0.abs().max() == 0
     assert noise[:, 0, 0, 0, 0].tolist() == given.streams.integers("pair", 6).float().tolist()
+
+
+# ------------------------------------------------------------------ re-noising, R1
+
+
+def test_renoising_judges_predicted_and_true_x0_at_one_logit_normal_sigma() -> None:
+    """SF-V: a perfect generator's prediction is the data, so both are equal; noise is fresh, sigma the judge's own."""
+    made = objective(renoise="logit_normal")
+    given = batch(made.text)
+    made.student = Oracle(made, given)
+    seen = recording(made.judge)
+    made.loss(Phase("discriminator", ()), given)
+    (real, real_t), (fake, fake_t) = seen
+    torch.testing.assert_close(fake, real, rtol=1e-4, atol=1e-5)
+    assert torch.equal(real_t, fake_t)
+    fresh = given.streams.normal("renoise", given.x0.shape[1:])
+    torch.testing.assert_close(real, flow.interpolate(given.x0, fresh, real_t))
+    assert not torch.equal(fresh, given.streams.normal("noise", given.x0.shape[1:]))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.0, 1.0), (0.5, 0.25)])
+def test_the_logit_of_sigma_has_the_mean_and_deviation_asked_for(mean: float, std: float) -> None:
+    made = objective(renoise="logit_normal", renoise_mean=mean, renoise_std=std)
+    sigma, _ = made.renoised(batch(made.text, size=2000))
+    logit = torch.logit(sigma)
+    assert float(logit.mean()) == pytest.approx(mean, abs=4 * std / 2000**0.5)
+    assert float(logit.std()) == pytest.approx(std, rel=0.07)
+
+
+class Linear(torch.nn.Module):
+    """A discriminator whose slope is known: each of two tokens says ``weight · latent``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(-1, 1, 64))
+        self.sigmas: list[Tensor] = []
+
+    def forward(self, latent: Tensor, sigma_B: Tensor, cond: Any) -> Tensor:
+        self.sigmas.append(sigma_B)
+        return (latent.flatten(1) @ self.weight)[:, None].expand(-1, 2)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("exact", 1e-5), ("approximate", 0.2)])
+def test_r1_of_a_linear_discriminator_is_its_squared_norm(kind: str, error: float) -> None:
+    made = objective(r1=0.5, r1_kind=kind, r1_scale=0.1)
+    made.judge = Linear()
+    given = batch(made.text, size=500)
+    losses = made.loss(Phase("discriminator", ()), given)
+    norm = float(made.judge.weight.detach().square().sum())
+    assert float(losses["r1"].detach()) == pytest.approx(norm, rel=error)
+    hinge = objective()
+    hinge.judge = made.judge
+    plain = float(hinge.loss(Phase("discriminator", ()), given)["loss"].detach())
+    assert float(losses["loss"].detach()) == pytest.approx(plain + 0.25 * float(losses["r1"].detach()), rel=1e-5)
+    assert all(torch.equal(sigma, made.judge.sigmas[0]) for sigma in made.judge.sigmas)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_r1_is_by_the_stream_after_the_frozen_blocks(name: str) -> None:
+    """The slope by that stream, found again by nudging it: D(h + e·d) - D(h - e·d) = 2e · slope · d."""
+    made = objective(name)
+    given = batch(made.text)
+    sigma, cond = torch.full((4,), 0.3), made.text(given.tokens)
+    logits, leaf = logits_and_leaf(made.judge, given.x0, sigma, cond)
+    torch.testing.assert_close(logits, made.judge(given.x0, sigma, cond), rtol=1e-3, atol=1e-5)
+    (slope,) = torch.autograd.grad(logits.mean(dim=1).sum(), leaf)
+    torch.manual_seed(0)
+    nudge = 1e-2 * torch.nn.functional.normalize(torch.randn_like(leaf).flatten(1), dim=1).reshape(leaf.shape)
+    nudge = nudge * leaf.detach().flatten(1).norm(dim=1)[:, None, None]
+    stack = made.judge.trunk.structure().main
+    block = made.judge.trunk.module.get_submodule(stack.block(0))
+    sides = []
+    for sign in (1, -1):
+
+        def moved(_module: Any, _args: Any, output: Any, sign: int = sign) -> Any:
+            if stack.output is None:
+                return output + sign * nudge
+            return tuple(part + sign * nudge if i == stack.output else part for i, part in enumerate(output))
+
+        handle = block.register_forward_hook(moved)
+        with torch.no_grad():
+            sides.append(made.judge(given.x0, sigma, cond).mean(dim=1))
+        handle.remove()
+    expected = (slope * nudge).flatten(1).sum(dim=1) * 2
+    torch.testing.assert_close(sides[0] - sides[1], expected, rtol=0.05, atol=float(expected.abs().max()) * 0.05)
+
+
+def test_exact_r1_is_refused_where_the_learning_blocks_are_sharded(tmp_path: Path) -> None:
+    step = part("distill", "adversarial", r1=1.0, frozen_blocks=1)
+    context = context_in(tmp_path)
+    context.world = World(0, 2)
+    with pytest.raises(UserError, match="sharded over 2 processes. Set 'r1_kind: approximate'"):
+        step.objective(context, tiny_denoiser("video_dit"), None, words())
 
 
 def test_the_result_is_sampled_in_few_steps_without_guidance() -> None:

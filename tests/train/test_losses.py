@@ -12,6 +12,9 @@ from dit_compress.train.losses import (
     hinge_generator,
     per_sample,
     pseudo_huber,
+    pseudo_huber_elements,
+    r1_approximate,
+    r1_exact,
 )
 
 
@@ -69,3 +72,43 @@ def test_the_generator_pushes_the_same_logits_down() -> None:
     assert float(loss.detach()) == 1.0
     assert fake.grad is not None
     assert fake.grad.tolist() == [0.5, 0.5]
+
+
+def test_pseudo_huber_of_elements() -> None:
+    """Errors 3 and 0 with c = 4: (1 + 0) / 2; per sample it would be sqrt(4.5 + 16) - 4 = 0.53."""
+    predicted = torch.tensor([[3.0, 0.0]])
+    assert float(pseudo_huber_elements(predicted, torch.zeros(1, 2), 4.0)) == pytest.approx(0.5)
+
+
+# ------------------------------------------------------------------ R1, on discriminators whose slope is known
+
+
+def test_exact_r1_of_a_linear_discriminator_is_its_squared_norm() -> None:
+    """D(x) = mean over two tokens of w·x: the slope is w/2 at each token, its square |w|²/4 twice."""
+    weight = torch.tensor([3.0, 4.0])
+    x = torch.randn(5, 2, 2, requires_grad=True)
+    assert float(r1_exact(x @ weight, x).detach()) == pytest.approx(2 * 25 / 4)
+
+
+def test_exact_r1_of_a_quadratic_discriminator_depends_on_the_sample() -> None:
+    """D(x) = ½|x|²: the slope is x. Its derivative by x is the mean of 2x: the penalty can be trained."""
+    x = torch.tensor([[[1.0, 2.0]], [[0.0, 3.0]]], requires_grad=True)
+    penalty = r1_exact(x.square().sum(-1) / 2, x)
+    assert float(penalty.detach()) == pytest.approx((5 + 9) / 2)
+    penalty.backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, x.detach())
+
+
+def test_approximate_r1_is_right_on_average_for_a_linear_discriminator() -> None:
+    """Its expected value is |w|² at any scale."""
+    torch.manual_seed(0)
+    weight = torch.tensor([3.0, 4.0])
+    x, noise = torch.randn(1, 1, 2).expand(40_000, 1, 2), torch.randn(40_000, 1, 2)
+    for scale in (0.01, 1.0):
+        found = r1_approximate(x @ weight, (x + scale * noise) @ weight, scale)
+        assert float(found) == pytest.approx(25, rel=0.03)
+
+
+def test_approximate_r1_of_a_constant_discriminator_is_zero() -> None:
+    assert float(r1_approximate(torch.full((4, 3), 7.0), torch.full((4, 3), 7.0), 0.1)) == 0.0

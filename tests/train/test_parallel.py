@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -196,7 +197,7 @@ def test_the_shards_of_two_together_are_the_tensors_of_one(written_by_one: Path,
 def test_one_goes_on_where_two_were(written_by_two: Path, alone: Any, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     folder.mkdir()
-    (folder / "checkpoints").symlink_to(written_by_two / "checkpoints")
+    shutil.copytree(written_by_two / "checkpoints", folder / "checkpoints")
     (folder / "curves.jsonl").write_text((written_by_two / "curves.jsonl").read_text())
     train(ALONE, folder, "flow", "video_dit")
     assert_alike(folder, alone("flow", "video_dit"))
@@ -207,10 +208,23 @@ def test_one_goes_on_where_two_were(written_by_two: Path, alone: Any, tmp_path: 
 def test_two_go_on_where_one_was(written_by_one: Path, alone: Any, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     folder.mkdir()
-    (folder / "checkpoints").symlink_to(written_by_one / "checkpoints")
+    shutil.copytree(written_by_one / "checkpoints", folder / "checkpoints")
     (folder / "curves.jsonl").write_text((written_by_one / "curves.jsonl").read_text())
     together(train, folder, 2, "flow", "video_dit")
     assert_alike(folder, alone("flow", "video_dit"))
+
+
+def test_two_that_were_interrupted_equal_two_that_were_not(written_by_two: Path, tmp_path: Path) -> None:
+    """Bit for bit: the sums of two processes have one order."""
+    again, whole = tmp_path / "again", tmp_path / "whole"
+    for folder in (again, whole):
+        folder.mkdir()
+    shutil.copytree(written_by_two / "checkpoints", again / "checkpoints")
+    (again / "curves.jsonl").write_text((written_by_two / "curves.jsonl").read_text())
+    for folder in (again, whole):
+        together(train, folder, 2, "flow", "video_dit")
+    assert torch.equal(outcome(again)[0], outcome(whole)[0])
+    assert outcome(again)[1] == outcome(whole)[1]
 
 
 # ------------------------------------------------------------------ refusals

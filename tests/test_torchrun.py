@@ -1,0 +1,135 @@
+"""``torchrun -m dit_compress run``: two processes, one of which dies; the same command continues, in two or in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Done, finish, start
+
+from dit_compress.bundle import Bundle
+
+RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
+
+
+def torchrun(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The run on two processes, in a session of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "dit_compress", "run", str(RECIPE), "--out", str(folder), "--threads", "1"]
+    return subprocess.Popen(command, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def worker(folder: Path, rank: int) -> int | None:
+    """The process id of a step's worker of one rank."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            ours = b"dit_compress.worker" in words and any(word.startswith(str(folder).encode()) for word in words)
+            if ours and f"RANK={rank}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                return int(place.name)
+        except OSError:
+            continue
+    return None
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+
+
+@dataclass
+class Story:
+    folder: Path
+    killed: Done
+    steps_before: int
+    checkpoints: list[str]
+    again: Done
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """A run whose second process is killed while the teacher trains, and the same command again."""
+    folder = tmp_path_factory.mktemp("torchrun") / "run"
+    log, partial = folder.with_name("killed.log"), folder / "steps" / "teacher.partial"
+    first = torchrun(folder, log)
+    try:
+        end = time.monotonic() + 240
+        while len(lines(partial / "curves.jsonl")) < 6:
+            assert first.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.005)
+        victim = worker(folder, 1)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        killed = Done(first.wait(120), log.read_text())
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    steps = len(lines(partial / "curves.jsonl"))
+    checkpoints = sorted(path.name for path in (partial / "checkpoints").iterdir())
+    log = folder.with_name("again.log")
+    again = Done(torchrun(folder, log).wait(300), log.read_text())
+    return Story(folder, killed, steps, checkpoints, again)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = finish(start("run", RECIPE, "--out", folder, "--threads", "1", log=folder.with_name("log")))
+    assert done.status == 0, done.printed
+    return folder
+
+
+def test_all_stop_and_one_message_says_why(story: Story) -> None:
+    assert story.killed.status != 0
+    said = [line for line in story.killed.printed.splitlines() if "process 1 of 2" in line]
+    assert len(said) == 1
+    assert "step 'teacher': process 1 of 2, on " in said[0]
+    assert "was killed (signal 9), as a machine does that runs out of memory; all were stopped." in said[0]
+    assert said[0].endswith("The same command continues from the last checkpoint")
+    assert "gloo" not in story.killed.printed  # the survivor's own trouble is no news
+    assert worker(story.folder, 0) is None
+    assert worker(story.folder, 1) is None
+
+
+def test_it_continued_from_a_checkpoint_both_had_written(story: Story) -> None:
+    assert 6 <= story.steps_before < 40
+    assert story.checkpoints
+    assert story.again.status == 0, story.again.printed
+    assert "vae: reused" in story.again.printed
+    assert [line["step"] for line in lines(story.folder / "steps" / "teacher" / "curves.jsonl")] == list(range(40))
+
+
+@pytest.mark.parametrize("step", ["vae", "teacher", "student"])
+def test_the_curves_are_those_of_one_process(story: Story, alone: Path, step: str) -> None:
+    two, one = (lines(run / "steps" / step / "curves.jsonl") for run in (story.folder, alone))
+    assert len(two) == len(one) > 1
+    for line_1, line_2 in zip(two, one, strict=True):
+        assert line_1.keys() == line_2.keys()
+        losses = [name for name in line_1 if name.endswith("loss")]
+        assert [line_1[name] for name in losses] == pytest.approx([line_2[name] for name in losses], rel=1e-2, abs=1e-3)
+
+
+def test_the_bundle_is_whole(story: Story, alone: Path) -> None:
+    two, one = (Bundle.open(run / "steps" / "student" / "bundle") for run in (story.folder, alone))
+    weights = [dict(bundle.denoiser().module.state_dict()) for bundle in (two, one)]
+    assert {name: value.shape for name, value in weights[0].items()} == {
+        name: value.shape for name, value in weights[1].items()
+    }
+    assert all(bool(value.isfinite().all()) for value in weights[0].values() if value.is_floating_point())
+
+
+def test_a_users_mistake_is_said_once(tmp_path: Path) -> None:
+    """The batch of 4 in two parts can't be shared by three processes; here the recipe can't be found at all."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "dit_compress", "run", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode != 0
+    assert sum("no such file" in line for line in done.stderr.splitlines()) == 1

@@ -1,0 +1,267 @@
+"""Guards: measures by hand, limits, and real small trainings: injected failures are told, healthy seeds are not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from test_loop import context_in
+from toy import words
+
+from dit_compress.encode import Samples
+from dit_compress.errors import UserError
+from dit_compress.flow import Flow
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
+from dit_compress.train import measures
+from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
+from dit_compress.train.looks import Looks, Sampler, Validator
+from dit_compress.train.loop import fit
+from dit_compress.train.parallel import World
+from dit_compress.train.streams import generator
+from dit_compress_plugins.distill_adversarial import AdversarialOptions
+from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_flow import FlowOptions
+from dit_compress_plugins.distill_flow.distiller import FlowObjective
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from dit_compress.denoiser import Denoiser
+
+# ------------------------------------------------------------------ measures, by hand
+
+
+def video(*frames: tuple[float, float, float]) -> Tensor:
+    """One video ``[1,3,F,1,2]``: the left pixel has the frame's colour, the right one is black."""
+    left = torch.tensor(frames, dtype=torch.float32).T[None, :, :, None, None]
+    return torch.cat([left, torch.full_like(left, -1)], dim=-1)
+
+
+def test_motion_is_the_mean_change() -> None:
+    """One of two pixels changes by 1 in each channel at the first step, by 0 at the second."""
+    assert measures.motion(video((0, 0, 0), (1, 1, 1), (1, 1, 1))) == pytest.approx((0.5 + 0) / 2)
+    assert measures.motion(video((0, 0, 0))) == 0.0
+
+
+def test_contrast_is_the_deviation_of_brightness() -> None:
+    """Brightness 1 and -1: deviation sqrt(2) of two values; equal brightness: 0."""
+    assert measures.contrast(video((1, 1, 1))) == pytest.approx(2**0.5)
+    assert measures.contrast(video((-1, -1, -1))) == 0.0
+
+
+def test_chroma_is_the_deviation_of_channels() -> None:
+    """Channels 1, -1, 0 deviate by 1, the black pixel by 0; grey has none."""
+    assert measures.chroma(video((1, -1, 0))) == pytest.approx(0.5)
+    assert measures.chroma(video((0.3, 0.3, 0.3))) == pytest.approx(0, abs=1e-7)
+
+
+def test_diversity_is_the_mean_difference_within_a_group() -> None:
+    """Three videos whose left pixels are 0, 1 and 1: pairs differ by ½, ½ and 0."""
+    group = torch.stack([video((0, 0, 0)), video((1, 1, 1)), video((1, 1, 1))], dim=1)
+    assert measures.diversity(group) == pytest.approx((0.5 + 0.5 + 0) / 3)
+
+
+# ------------------------------------------------------------------ curves
+
+
+def curve(tmp_path: Path, accuracies: list[float], **steps: int) -> Alarms:
+    alarms = Alarms(context_in(tmp_path))
+    guards = CurveGuards(alarms, **steps)
+    for step, accuracy in enumerate(accuracies):
+        guards.look(step, {"discriminator/accuracy": accuracy, "loss": 1.0})
+    return alarms
+
+
+def test_a_discriminator_that_is_always_right_is_told(tmp_path: Path) -> None:
+    assert curve(tmp_path, [0.995] * 99).raised == {}
+    alarms = curve(tmp_path, [0.5, *[0.995] * 100])
+    assert list(alarms.raised) == ["sure"]
+    (said,) = alarms.context.notes
+    assert said.startswith("warning, the discriminator has been right in 99% or more for 100 steps")
+    assert "at step 100. Lower 'discriminator_lr', set 'r1'" in said
+
+
+def test_one_mistake_in_between_is_no_alarm(tmp_path: Path) -> None:
+    assert curve(tmp_path, [*[1.0] * 99, 0.9, *[1.0] * 99]).raised == {}
+
+
+def test_a_discriminator_that_tells_nothing_apart_is_told(tmp_path: Path) -> None:
+    assert list(curve(tmp_path, [0.505] * 200).raised) == ["blind"]
+    assert curve(tmp_path, [0.505] * 199).raised == {}
+    assert curve(tmp_path, [0.49, 0.56] * 200).raised == {}
+
+
+# ------------------------------------------------------------------ samples
+
+
+def look(tmp_path: Path, shares: list[dict[str, float]], *, trained: bool) -> list[str]:
+    alarms = Alarms(context_in(tmp_path))
+    guards = SampleGuards(alarms, {"motion": 2.0, "chroma": 4.0, "contrast": 0.0}, trained)
+    for step, share in enumerate(shares):
+        given = {name: value * guards.references.get(name, 1.0) for name, value in share.items()}
+        assert guards.look(step, given) == pytest.approx({k: v for k, v in share.items() if k != "contrast"})
+    return list(alarms.raised)
+
+
+@pytest.mark.parametrize(
+    ("motion", "trained", "raised"),
+    [
+        ([0.4, 0.4], True, ["slow"]),
+        ([0.05, 0.05], True, ["static", "slow"]),
+        ([0.4], True, []),
+        ([0.4, 0.6], True, []),
+        ([0.3, 0.45], True, []),  # on its way up
+        ([0.6, 0.7], True, []),
+        ([0.2, 0.2], False, []),  # early samples of a new model are blurred
+        ([0.04, 0.04], False, ["static"]),
+    ],
+)
+def test_motion_has_limits(tmp_path: Path, motion: list[float], trained: bool, raised: list[str]) -> None:
+    assert look(tmp_path, [{"motion": value, "chroma": 1.0} for value in motion], trained=trained) == raised
+
+
+def test_a_measure_that_real_clips_lack_is_not_judged(tmp_path: Path) -> None:
+    assert look(tmp_path, [{"motion": 1.0, "contrast": 0.0}] * 3, trained=True) == []
+
+
+def test_an_alarm_is_raised_once_and_ends_the_step_where_asked(tmp_path: Path) -> None:
+    alarms = Alarms(context_in(tmp_path), stop=True)
+    alarms.stop_if_asked()
+    for step in (3, 4):
+        alarms.raise_once("slow", step, "videos crawl", "Do this")
+    assert alarms.context.notes == ["warning, videos crawl at step 3. Do this"]
+    with pytest.raises(UserError, match="step: step 3: videos crawl. Do this"):
+        alarms.stop_if_asked()
+    Alarms(context_in(tmp_path)).stop_if_asked()
+
+
+# ------------------------------------------------------------------ small real trainings
+
+T, SIDE = 4, 6
+COLOURS = {"a red circle": (1.0, -1.0, -1.0), "a green circle": (-1.0, 1.0, -1.0), "a blue circle": (-1.0, -1.0, 1.0)}
+
+
+def clips(count: int, seed: int, *, speed: float = 1.0, grey: bool = False, same: bool = False) -> Samples:
+    """Stripes that move to the right: latents that are their own video, ``[N,3,T,H,W]``."""
+    names = list(COLOURS)
+    starts = generator(seed, "stripes").integers(SIDE, size=count)
+    made = np.full((count, 3, T, SIDE, SIDE), -0.5, dtype=np.float32)
+    for number in range(count):
+        colour = np.asarray([0.3] * 3 if grey else COLOURS[names[number % 3]], dtype=np.float32)
+        for t in range(T):
+            left = int((0 if same else starts[number]) + speed * t)
+            made[number, :, t, :, [left % SIDE, (left + 1) % SIDE]] = colour[None, :, None]
+    captions = [names[number % 3] for number in range(count)]
+    text = words()
+    with torch.no_grad():
+        tokens = {k: v.clone() for k, v in text.encoder(text.encoder.tokenize(captions)).items()}
+    return Samples(made, captions, tokens, pixels=False)
+
+
+def model(seed: int) -> Denoiser:
+    options = {"preset": "tiny", "layers": 2, "heads": 2, "head_width": 12, "ffn": 64, "channels": 3, "text_width": 16}
+    torch.manual_seed(seed)
+    maker = make_part("model", {"use": "video_dit", "preconditioned": True, **options}, installed()).build()
+    return maker.denoiser(maker.create())
+
+
+def trained(
+    student: Denoiser,
+    given: Samples,
+    options: Any,
+    folder: Path,
+    seed: int,
+    *,
+    before: bool,
+    real: Samples | None = None,
+) -> list[str]:
+    """Train with a watch; the alarms there were."""
+    text, context = words(), context_in(folder)
+    context.seed = seed
+    schedule = Flow(3.0, 4 if isinstance(options, AdversarialOptions) else 8, 1.0)
+    held_out = real or clips(9, seed + 100)
+    watch = Sampler(
+        student, text, schedule, held_out, options.watch, lambda x: x, seed=seed, world=World(), trained=before
+    )
+    validator = Validator(held_out, 9, 9, seed, World(), bf16=False) if options.validation else None
+    looks = Looks(options, Alarms(context), validator, watch)
+    if isinstance(options, AdversarialOptions):
+        part = make_part("discriminator", {"use": "dit_block", "frozen_blocks": 1, "learnable_blocks": 1}, installed())
+        judge = part.build().create(student)
+        objective: Any = AdversarialObjective(options, student, judge, text, schedule, None)
+    else:
+        objective = FlowObjective(options, student, text, None)
+    fit(objective, given, options, context, looks)
+    student.requires_grad_(requires_grad=False)
+    return list(looks.alarms.raised)
+
+
+WATCH = {"every": 20, "captions": 3}
+
+
+def flow_options(steps: int, **more: Any) -> FlowOptions:
+    return FlowOptions(steps=steps, batch=16, lr=4e-3, warmup=5, decay=0.1, watch=WATCH, checkpoint_every=1000, **more)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_five_healthy_seeds_raise_no_alarm(tmp_path: Path, seed: int) -> None:
+    """From random weights, then adversarially to four steps."""
+    student, given = model(seed), clips(48, seed)
+    assert trained(student, given, flow_options(160), tmp_path / "flow", seed, before=False) == []
+    options = AdversarialOptions(
+        steps=60, batch=16, lr=2e-4, discriminator_warmup=5, watch=WATCH, adversarial_weight=0.05, checkpoint_every=1000
+    )
+    assert trained(student, given, options, tmp_path / "adversarial", seed, before=True) == []
+    lines = [json.loads(line) for line in (tmp_path / "adversarial" / "curves.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "watch/motion" in line] == [19, 39, 59]
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Weights of a model that makes moving stripes."""
+    student = model(0)
+    assert trained(student, clips(48, 0), flow_options(160), tmp_path_factory.mktemp("healthy"), 0, before=False) == []
+    return {name: value.clone() for name, value in student.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        ({"speed": 0.0}, "static"),
+        ({"speed": 0.34}, "slow"),
+        ({"grey": True}, "grey"),
+        ({"same": True}, "alike"),
+    ],
+)
+def test_what_goes_wrong_in_training_is_told(
+    tmp_path: Path, healthy: dict[str, Tensor], broken: dict[str, Any], expected: str
+) -> None:
+    """Clips that stand still, crawl, are grey, are all alike: the watch compares with real ones, and says it."""
+    student = model(0)
+    student.load_state_dict(healthy)
+    given = clips(48, 0, **broken)
+    raised = trained(student, given, flow_options(160, ema=0.9), tmp_path, 0, before=True)
+    assert expected in raised
+
+
+def test_validation_is_logged_and_the_best_is_the_result(tmp_path: Path) -> None:
+    """Rates so high that the model gets worse: the result is that of the best checkpoint."""
+    student, given = model(0), clips(48, 0)
+    validation = {"every": 5, "samples": 9, "result": "best"}
+    options = flow_options(40, validation=validation)
+    trained(student, given, options, tmp_path, 0, before=False)
+    lines = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    losses = {line["step"] + 1: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert list(losses) == list(range(5, 41, 5))
+    best = min(losses, key=lambda step: losses[step])
+    assert f"step-{best:08d}" in [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    objective = FlowObjective(options, student, words(), None)
+    with torch.no_grad():
+        found = Validator(clips(9, 100), 9, 9, 0, World(), bf16=False).loss(objective, 40)
+    assert found == pytest.approx(losses[best], rel=1e-4)
