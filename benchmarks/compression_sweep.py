@@ -2,11 +2,10 @@
 
     python benchmarks/compression_sweep.py [--layers 8] [--heads 8]
 
-A video_dit (256 wide, random weights) as .mlpackage with fp16, int8, 6- and 4-bit palettes and int4 weights; each file is
-reloaded and executed by the MIL interpreter in the file's own arithmetic, and compared with the float32 source on every
-input set. dB is the worst set's. Random weights are the worst case for palettes: trained ones have outliers and
-structure, and were not measured. The last line is one JSON object. Exit status 1 where a file is refused, or where fewer
-bits do not give a smaller file.
+A video_dit (256 wide, random weights) as .mlpackage with fp16, int8, 6- and 4-bit palettes and int4 weights; each
+file is reloaded and executed by the MIL interpreter in the file's own arithmetic, and compared with the float32 source
+on every input set: dB on typical inputs, and on the worst set. Trained weights were not measured.
+The last line is one JSON object. Exit status 1 where a file is refused, or where fewer bits do not give a smaller file.
 """
 
 from __future__ import annotations
@@ -47,9 +46,11 @@ def main() -> int:
     print(f"{'weights':10}{'MiB':>8}{'typical':>9}{'worst':>8}{'gate':>6}{'s':>7}  verdict")
     for stored in STORED:
         rows[stored or "float16"] = row = swept(component, stored)
-        decibels = "".join("      –  " if row[key] is None else f"{row[key]:9.1f}" for key in ("typical_db", "worst_db"))
-        print(f"{stored or 'float16':10}{row['bytes'] / 2**20:8.2f}{decibels}{row['gate_db']:6.0f}{row['seconds']:7.1f}  "
-              f"{row['verdict']}", flush=True)  # fmt: skip
+        decibels = "".join(
+            "      –  " if row[key] is None else f"{row[key]:9.1f}" for key in ("typical_db", "worst_db")
+        )
+        sizes = f"{stored or 'float16':10}{row['bytes'] / 2**20:8.2f}"
+        print(f"{sizes}{decibels}{row['gate_db']:6.0f}{row['seconds']:7.1f}  {row['verdict']}", flush=True)
     sizes = [rows[name]["bytes"] for name in ("float16", "int8", "palette6", "palette4")]
     shrinking = all(before > after for before, after in itertools.pairwise(sizes)) and rows["int4"]["bytes"] < sizes[1]
     met = shrinking and all(row["verdict"] != "refused" for row in rows.values())
@@ -74,7 +75,14 @@ def swept(component: Any, stored: str | None) -> dict[str, Any]:
             report = export_components(exporter, [component], exporter.profile, Path(folder) / "out")
         except UserError as error:
             print(f"    {str(error).splitlines()[0]}")
-            return {"bytes": 0, "typical_db": None, "worst_db": None, "gate_db": 0.0, "seconds": 0.0, "verdict": "refused"}
+            return {
+                "bytes": 0,
+                "typical_db": None,
+                "worst_db": None,
+                "gate_db": 0.0,
+                "seconds": 0.0,
+                "verdict": "refused",
+            }
     rows = [row for row in report["rows"] if row["arithmetic"] == "float16"]
     return {
         "bytes": report["bytes"],

@@ -56,7 +56,8 @@ def main() -> int:
     """A row per cell, and one JSON object."""
     arguments = parsed()
     torch.set_num_threads(1)
-    print(f"{'component':18}{'target':12}{'outcome':12}{'dB float32':>11}{'dB float16':>11}{'KiB':>8}{'s':>7}  executed by")
+    columns = f"{'component':18}{'target':12}{'outcome':12}{'dB float32':>11}{'dB float16':>11}{'KiB':>8}{'s':>7}"
+    print(f"{columns}  executed by")
     cells = []
     for name in arguments.components:
         component = targets.component(name)

@@ -245,7 +245,9 @@ def verify(
     for component, reason in found.not_executed.items():
         typer.echo(f"{component}: not executed, {reason}")
     before, after = found.recorded
-    typer.echo(f"fidelity of this proof: {found.fidelity}; recorded: {before}" + (f" → {after}" if after != before else ""))
+    typer.echo(
+        f"fidelity of this proof: {found.fidelity}; recorded: {before}" + (f" → {after}" if after != before else "")
+    )
     if found.not_executed and not allow_unverified:
         typer.echo("UNVERIFIED. Verify where it can be executed, or give --allow-unverified")
     executed = all(row.verdict == "passed" for row in found.rows)

@@ -361,7 +361,7 @@ class Transform(Step, Protocol):
 
 
 class Exporter(Step, Protocol):
-    """Files for a device. A subclass of ``dit_compress.export.ExportStep`` adds three methods; the engine does the rest.
+    """Files for a device. A subclass of ``dit_compress.export.ExportStep`` adds three methods to the engine's own work.
 
     profile: the device, as the options describe it.
     """

@@ -132,6 +132,7 @@ def _located(error: UserError, recipe: Recipe, node: Node) -> UserError:
     place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
     inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
     error.problems = [
-        (f"{place}: {where}" if where and inside else where or place, what, mend) for where, what, mend in error.problems
+        (f"{place}: {where}" if where and inside else where or place, what, mend)
+        for where, what, mend in error.problems
     ]
     return error

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,7 +70,7 @@ def golden_sample(context: Context, caption: str) -> tuple[dict[str, Tensor], fl
         stages |= {f"null/{INPUT_NAMES.get(name, name)}": value for name, value in cond.null.items()}
     stages["noise"] = x
     sigmas = flow.sigmas()
-    for step, (now, then) in enumerate(zip(sigmas, sigmas[1:], strict=False), 1):
+    for step, (now, then) in enumerate(pairwise(sigmas), 1):
         x = x + (then - now) * guided(denoiser, x, torch.full((1,), now), cond, flow.guidance)
         stages[f"latent/{step}"] = x
     stages["video"] = codec.decode(x)
@@ -108,7 +109,7 @@ _CHECKLIST = """\
 # On the device
 
 Each line can be checked by itself; the first that fails is where to look. `golden/<component>.safetensors` holds
-tensors named `<set>/inputs/<name>` and `<set>/outputs/<name>`; `golden/sample.safetensors` one whole video, stage by stage.
+tensors named `<set>/inputs/<name>` and `<set>/outputs/<name>`; `golden/sample.safetensors` one whole video, in stages.
 
 1. The sizes and sha256 of all files equal those in `manifest.json`.
 2. Every artifact loads in the order of `load_order`; peak memory stays under what the system grants the app.

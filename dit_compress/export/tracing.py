@@ -89,14 +89,13 @@ def inspect(
     ``splits``: the exporter writes several files where one would be too large.
     """
     found = [*_weights(component, profile, splits=splits), *_dtypes(component, profile), *_unused(component, program)]
+    found += _written(component, program)
     for node in operators(program):
         found += _objections(node, profile)
     return found + _short_rows(program, profile)
 
 
-def inspected(
-    component: Component, profile: Profile, *, splits: bool = False
-) -> tuple[list[Diagnostic], list[Node]]:
+def inspected(component: Component, profile: Profile, *, splits: bool = False) -> tuple[list[Diagnostic], list[Node]]:
     """:func:`inspect` of the traced component, and its operators; an untraceable one is a diagnostic itself."""
     try:
         program = trace(component)
@@ -131,6 +130,9 @@ def _objections(node: Node, profile: Profile) -> Iterator[Diagnostic]:
     if rank > profile.max_rank:
         mend = "Fold neighbouring axes into one before the reshape, and permute in two steps"
         yield Diagnostic(name, path, "error", f"a tensor of rank {rank}, the target takes {profile.max_rank}", mend)
+    if any(isinstance(size, torch.SymInt) for value in values for size in value.shape):
+        mend = "Give every tensor a size that does not depend on values: a mask instead of a selection"
+        yield Diagnostic(name, path, "error", "a shape that depends on values", mend)
     if any(value.is_complex() for value in values):
         yield Diagnostic(name, path, "error", "complex numbers", "Write the rotation with cosines and sines")
     if name.removeprefix("aten.") in RANDOM:
@@ -168,13 +170,16 @@ def _short_rows(program: ExportedProgram, profile: Profile) -> list[Diagnostic]:
         node
         for node in operators(program)
         if isinstance(value := node.meta["val"], Tensor)
+        and not any(isinstance(size, torch.SymInt) for size in value.shape)
         and value.numel() >= LARGE
         and 0 < value.shape[-1] < profile.alignment
     ]
     if not short:
         return []
     shape = list(short[0].meta["val"].shape)
-    message = f"{len(short)} large tensors end in less than {profile.alignment} values ({shape}, first): they are padded"
+    message = (
+        f"{len(short)} large tensors end in less than {profile.alignment} values ({shape}, first): they are padded"
+    )
     mend = "Put the longest axis last"
     return [Diagnostic(operator_name(short[0]), module_path(short[0]), "warning", message, mend)]
 
@@ -186,6 +191,14 @@ def _unused(component: Component, program: ExportedProgram) -> Iterator[Diagnost
         if not users.get(str(traced)):
             mend = "Leave it out of the component's inputs"
             yield Diagnostic("", f"input {given}", "error", "the module does not use this input", mend)
+
+
+def _written(component: Component, program: ExportedProgram) -> Iterator[Diagnostic]:
+    """Inputs that the module writes into: no file can do that."""
+    given = dict(zip(program.graph_signature.user_inputs, component.inputs, strict=True))
+    for traced in program.graph_signature.user_inputs_to_mutate.values():
+        mend = "Clone it in the module first, or write the operation without an underscore"
+        yield Diagnostic("", f"input {given[traced]}", "error", "the module writes into this input", mend)
 
 
 def _flat(value: Any) -> list[Any]:

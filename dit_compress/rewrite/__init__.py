@@ -9,6 +9,8 @@ the traced program.
 | RMSNorm divided by max|x| first | half precision overflows above 256; coremltools 9.0 loses the epsilon | 1e-6 |
 | masks of −inf, −1e4 or finfo.min → −4e4 | half precision turns them into −inf or NaN | 1e-6 |
 | boolean attention masks → additive | the same; not every target takes a boolean | 1e-6 |
+| ``zeros_like(x, dtype=…)`` → ``full(shape, …)`` | coremltools takes the dtype of x: a mask says the opposite | exact |
+| ``1/x`` → a division | Core ML's ``inverse`` adds 1e-4 to x | exact |
 | ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | exact |
 """
 

@@ -27,6 +27,9 @@ aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
 CONTRACTIONS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default)
 MASK_ARGUMENT = 3
+RECIPROCAL = aten.reciprocal.default
+FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_like.default: None}
+"""Constants shaped like another tensor, and their value (None: the second argument)."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,16 @@ class GraphRewrite:
     numbers: int
     boolean_masks: int
     scales: int
+    fills: int = 0
+    reciprocals: int = 0
 
 
 def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
-    """Make masks finite and additive, drop scales that are the default."""
+    """Make masks finite and additive, drop scales that are the default, fill constants by shape and dtype, divide."""
     module = program.graph_module
     numbers = booleans = scales = 0
+    fills = sum(_fill(module, node) for node in list(module.graph.nodes) if node.target in FILLS)
+    reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
             continue
@@ -53,7 +60,41 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
         booleans += _additive(module, node, mask)
     module.graph.lint()
     module.recompile()
-    return GraphRewrite(numbers, booleans, scales)
+    return GraphRewrite(numbers, booleans, scales, fills, reciprocals)
+
+
+def _fill(module: GraphModule, node: Node) -> int:
+    """``zeros_like(x, dtype=…)`` as ``full(shape, 0, dtype=…)``: coremltools 9.0 gives it the dtype of x.
+
+    ``zeros_like(boolean, dtype=float).masked_fill(boolean, -inf)``, the mask of ``nn.MultiheadAttention``, then
+    becomes a boolean that says the opposite.
+    """
+    value = node.meta["val"]
+    number = node.args[1] if FILLS[node.target] is None else FILLS[node.target]  # type: ignore[index]
+    if value.dtype == node.args[0].meta["val"].dtype:  # type: ignore[union-attr]
+        return 0
+    exact = float(number) if value.is_floating_point() else bool(number) if value.dtype == torch.bool else int(number)  # type: ignore[arg-type]
+    with module.graph.inserting_before(node):
+        filled = module.graph.call_function(
+            aten.full.default, (list(value.shape), exact), {"dtype": value.dtype, "pin_memory": False}
+        )
+    filled.meta = dict(node.meta)
+    node.replace_all_uses_with(filled)
+    module.graph.erase_node(node)
+    return 1
+
+
+def _divide(module: GraphModule, node: Node) -> int:
+    """``1 / x`` as a division, bit for bit the same: Core ML's ``inverse`` adds 1e-4 to x."""
+    value = node.meta["val"]
+    with module.graph.inserting_before(node):
+        one = module.graph.call_function(aten.full.default, ([], 1.0), {"dtype": value.dtype, "pin_memory": False})
+        quotient = module.graph.call_function(aten.div.Tensor, (one, node.args[0]))
+    one.meta = {**node.meta, "val": value.new_empty(())}
+    quotient.meta = dict(node.meta)
+    node.replace_all_uses_with(quotient)
+    module.graph.erase_node(node)
+    return 1
 
 
 def mask_of(attention: Node) -> Node | None:

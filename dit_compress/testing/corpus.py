@@ -79,7 +79,8 @@ def _case(
 
 
 def _attend(q: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    heads = q.unflatten(-1, (2, -1)).transpose(1, 2)
+    """Self-attention of two heads over normalised tokens, as DiTs have it: scores stay small, whatever the input."""
+    heads = F.layer_norm(q, q.shape[-1:]).unflatten(-1, (2, -1)).transpose(1, 2)
     return F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
 
 
@@ -95,6 +96,13 @@ def _keep() -> dict[str, Tensor]:
     keep = torch.ones(2, 16)
     keep[1, 9:] = 0
     return {"keep": keep}
+
+
+def _like_a_boolean(_parts: Any, x: Tensor, keep: Tensor) -> Tensor:
+    """The mask of ``nn.MultiheadAttention``."""
+    padding = keep < 0.5
+    bias = torch.zeros_like(padding, dtype=x.dtype).masked_fill(padding, -torch.inf)
+    return _attend(x, bias[:, None, None])
 
 
 def _patches(_parts: Any, x: Tensor) -> Tensor:
@@ -133,33 +141,65 @@ def _sinusoid(parts: Any, sigma: Tensor) -> Tensor:
 
 CORPUS: tuple[Case, ...] = (
     _case("rank_8", "files are written that can't be loaded", _patches, lambda: torch.randn(1, 4, 4, 4, 4)),
-    _case("conv3d", "no kernel on several phones", lambda parts, x: parts["conv"](x), lambda: torch.randn(1, 4, 3, 6, 6),
-          conv=lambda: nn.Conv3d(4, 4, 3, padding=1)),  # fmt: skip
+    _case(
+        "conv3d",
+        "no kernel on several phones",
+        lambda parts, x: parts["conv"](x),
+        lambda: torch.randn(1, 4, 3, 6, 6),
+        conv=lambda: nn.Conv3d(4, 4, 3, padding=1),
+    ),
     _case("mask_minus_1e9", "half precision makes it -inf", _masked(-1e9), more=_keep),
     _case("mask_minus_inf", "a row of -inf is NaN", _masked(-torch.inf), more=_keep),
     _case("zero_rows", "RMSNorm of a zero row is NaN in Core ML", _rms, norm=lambda: nn.RMSNorm(32, eps=1e-6)),
     _case("random_numbers", "noise is drawn anew, or never", lambda _parts, x: x + 0.1 * torch.randn_like(x)),
     _case("explicit_scale", "the fused attention drops it", lambda _parts, x: _attend(x, scale=0.7)),
-    _case("half_overflow", "x² ends at 65504", lambda parts, x: parts["linear"]((x * 30).square() * x.square()),
-          lambda: torch.randn(2, 16, 32) * 4, linear=lambda: nn.Linear(32, 32)),  # fmt: skip
-    _case("plain_rms", "x² overflows half precision above 256",
-          lambda _parts, x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)),  # fmt: skip
+    _case(
+        "half_overflow",
+        "x² ends at 65504",
+        lambda parts, x: parts["linear"]((x * 30).square() * x.square()),
+        lambda: torch.randn(2, 16, 32) * 4,
+        linear=lambda: nn.Linear(32, 32),
+    ),
+    _case(
+        "plain_rms",
+        "x² overflows half precision above 256",
+        lambda _parts, x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6),
+    ),
     _case("control_flow", "one branch is baked in", _branch),
     _case("dynamic_shape", "the shape of the example is baked in", lambda _parts, x: x[x > 0].sum()[None] + x.sum()),
     _case("shared_weights", "a weight is stored twice, or changed once", _shared, linear=lambda: nn.Linear(32, 32)),
     _case("unused_input", "the file lacks an input that the app gives", lambda _parts, x, _keep: x * 2, more=_keep),
-    _case("int64_input", "phones have no int64", lambda parts, x: parts["table"](x),
-          lambda: torch.randint(0, 9, (1, 6)), table=lambda: nn.Embedding(9, 32)),  # fmt: skip
+    _case(
+        "int64_input",
+        "phones have no int64",
+        lambda parts, x: parts["table"](x),
+        lambda: torch.randint(0, 9, (1, 6)),
+        table=lambda: nn.Embedding(9, 32),
+    ),
     _case("in_place_write", "a view is written, or the input itself", _write),
-    _case("complex_rope", "no complex numbers outside torch",
-          lambda _parts, x: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * 1j).flatten(-2)),  # fmt: skip
+    _case(
+        "complex_rope",
+        "no complex numbers outside torch",
+        lambda _parts, x: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * 1j).flatten(-2),
+    ),
     _case("reciprocal", "Core ML's inverse adds an epsilon of 1e-4", _reciprocal, linear=lambda: nn.Linear(32, 32)),
-    _case("sinusoid_of_sigma", "in half precision the angle is off by a quarter", _sinusoid,
-          lambda: torch.tensor([0.9137]), precise=("x",), linear=lambda: nn.Linear(32, 32)),  # fmt: skip
-    _case("boolean_mask", "not every target takes one",
-          lambda _parts, x, keep: _attend(x, (keep > 0.5)[:, None, None]), more=_keep),  # fmt: skip
+    _case(
+        "sinusoid_of_sigma",
+        "in half precision the angle is off by a quarter",
+        _sinusoid,
+        lambda: torch.tensor([0.9137]),
+        precise=("x",),
+        linear=lambda: nn.Linear(32, 32),
+    ),
+    _case(
+        "boolean_mask",
+        "not every target takes one",
+        lambda _parts, x, keep: _attend(x, (keep > 0.5)[:, None, None]),
+        more=_keep,
+    ),
+    _case("zeros_like_boolean", "Core ML forgets the dtype: the mask says the opposite", _like_a_boolean, more=_keep),
     _case("repeat_by_zero", "an axis of length 0", lambda _parts, x: torch.cat([x, x[:, :0].repeat(1, 0, 1)], 1) * 2),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

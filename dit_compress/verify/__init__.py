@@ -1,7 +1,15 @@
 """Compare what an exported file computes with what its source computes. Needs NumPy only, not torch."""
 
 from dit_compress.verify.compare import MAX_DB, Comparison, compare
-from dit_compress.verify.gates import ARITHMETICS, REFUSED_BELOW_DB, Arithmetic, Verdict, gate_db, judge, refused_below_db
+from dit_compress.verify.gates import (
+    ARITHMETICS,
+    REFUSED_BELOW_DB,
+    Arithmetic,
+    Verdict,
+    gate_db,
+    judge,
+    refused_below_db,
+)
 
 __all__ = [
     "ARITHMETICS",

@@ -139,7 +139,9 @@ def test_headroom_names_the_operator_nearest_to_overflow(tmp_path: Path) -> None
 
 def test_sets_that_equal_an_earlier_one_are_left_out() -> None:
     assert list(input_sets(half(), ("typical", "zero", "padded"))) == ["typical", "zero"]
-    captions = Component("t", Half(), {"x": torch.ones(1, 3)}, ("y",), varied=(), more={"empty": {"x": torch.ones(1, 3) * 2}})
+    captions = Component(
+        "t", Half(), {"x": torch.ones(1, 3)}, ("y",), varied=(), more={"empty": {"x": torch.ones(1, 3) * 2}}
+    )
     assert list(input_sets(captions, ("typical", "zero", "huge"))) == ["typical", "empty"]
 
 

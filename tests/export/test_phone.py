@@ -17,7 +17,7 @@ from test_verify import command
 from toy import part
 
 from dit_compress.bundle import write_bundle
-from dit_compress.clips import read_video
+from dit_compress.clips import write_video
 from dit_compress.context import Context
 from dit_compress.errors import UserError
 from dit_compress.export.player import Player, to_pixels, tokenize
@@ -43,8 +43,12 @@ def bundle_in(path: Path, guidance: float) -> Any:
     """A whole bundle of random weights: text encoder, DiT, VAE at 8×32×32."""
     torch.manual_seed(0)
     made = {
-        "denoiser": ("model", "video_dit", {"layers": 2, "heads": 2, "head_width": 24, "channels": 16, "text_width": 32}),
-        "text": ("text", "words", {"width": 32, "layers": 1, "heads": 2, "length": 8}),
+        "denoiser": (
+            "model",
+            "video_dit",
+            {"layers": 2, "heads": 4, "head_width": 16, "channels": 16, "text_width": 32},
+        ),
+        "text": ("text", "words", {"width": 32, "layers": 1, "heads": 2, "length": 16}),
     }
     specs, modules = {}, {}
     for name, (kind, plugin, options) in made.items():
@@ -73,7 +77,12 @@ def exported(folder: Path, exporter: Any, plugin: str, guidance: float = 1.0) ->
         record={"parts": {"step": step}}, video=VIDEO,
     )  # fmt: skip
     result = export(exporter, context)
-    assert result.metrics["passed"], result.metrics["rows"]
+    below = [
+        (row["component"], row["arithmetic"], row["input_set"], row["psnr_db"])
+        for row in result.metrics["rows"]
+        if row["verdict"] != "passed"
+    ]
+    assert result.metrics["passed"], below
     return bundle, folder / "files"
 
 
@@ -102,10 +111,14 @@ def test_the_manifest_follows_its_schema(made: str, request: pytest.FixtureReque
     jsonschema.validate(data, SCHEMA)
     assert data["load_order"] == ["text_encoder", "dit_step", "vae_decoder"]
     assert data["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
-    assert (data["frame_rule"], data["video"]["fps"], data["guidance"]) == ("1 + 8*k", 8.0, 1.0 if made == "onnx" else 3.0)
+    assert (data["frame_rule"], data["video"]["fps"], data["guidance"]) == (
+        "1 + 8*k",
+        8.0,
+        1.0 if made == "onnx" else 3.0,
+    )
     assert data["noise"]["shape"] == [1, 16, 2, 2, 2]
     assert data["latent"]["std"] == pytest.approx([1.5] * 16)
-    assert data["text"]["tokenizer"]["length"] == 8
+    assert data["text"]["tokenizer"]["length"] == 16
     assert {file["path"] for file in data["files"]} == {
         "CHECKLIST.md", "golden/dit_step.safetensors", "golden/sample.safetensors", "golden/text_encoder.safetensors",
         "golden/vae_decoder.safetensors", "tokenizer/words.json",
@@ -113,7 +126,9 @@ def test_the_manifest_follows_its_schema(made: str, request: pytest.FixtureReque
 
 
 def test_each_component_is_proven_on_at_least_four_sets(onnx: tuple[Any, Path]) -> None:
-    sets = {entry["component"]: [row["input_set"] for row in entry["proof"]] for entry in manifest_of(onnx[1])["artifacts"]}
+    sets = {
+        entry["component"]: [row["input_set"] for row in entry["proof"]] for entry in manifest_of(onnx[1])["artifacts"]
+    }
     assert sets == {
         "text_encoder": ["typical", "short", "empty", "long"],
         "dit_step": ["typical", "zero", "tiny", "huge", "padded"],
@@ -159,9 +174,8 @@ def test_the_command_makes_a_video(
     out = tmp_path / "v.mp4"
     status, printed = command(capsys, monkeypatch, "play", onnx[1], "two small circles", "--out", out, "--seed", "7")
     assert (status, printed.strip()) == (0, str(out))
-    wanted = Player(onnx[1], use()).video("two small circles", 7)
-    found = read_video(out, 9, (64, 64))
-    assert np.abs(found.astype(int) - wanted.astype(int)).mean() < 12
+    write_video(tmp_path / "wanted.mp4", Player(onnx[1], use()).video("two small circles", 7), 8.0)
+    assert out.read_bytes() == (tmp_path / "wanted.mp4").read_bytes()
     status, printed = command(capsys, monkeypatch, "play", onnx[1], "--golden")
     assert status == 0
     assert "video: " in printed

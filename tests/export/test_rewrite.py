@@ -124,3 +124,28 @@ def test_default_scale_is_dropped(scale: float | None, dropped: int) -> None:
     program = torch.export.export(module, (x, mask), strict=False).run_decompositions({})
     assert rewrite_graph(program).scales == dropped
     torch.testing.assert_close(program.module()(x, mask), module(x, mask), atol=BOUND, rtol=0)
+
+
+@pytest.mark.parametrize(("like", "fills"), [(torch.float32, 0), (torch.bool, 3), (torch.int64, 3)])
+def test_constants_like_another_tensor_keep_their_dtype(like: torch.dtype, fills: int) -> None:
+    class Filled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            ones = torch.ones_like(x, dtype=torch.float32)
+            halves = torch.full_like(x, 0.5, dtype=torch.float32)
+            return torch.zeros_like(x, dtype=torch.float32).masked_fill(x > 0, -2.0) + ones * halves
+
+    x = torch.tensor([[1, 0, 1]]).to(like)
+    program = torch.export.export(Filled(), (x,), strict=False).run_decompositions({})
+    assert rewrite_graph(program).fills == fills
+    assert program.module()(x).tolist() == Filled()(x).tolist() == [[-1.5, 0.5, -1.5]]
+
+
+def test_reciprocals_become_divisions() -> None:
+    class Inverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.0 / x + x.reciprocal()
+
+    x = torch.tensor([3.0, -0.007, 1e-4, 250.0])
+    program = torch.export.export(Inverse(), (x,), strict=False).run_decompositions({})
+    assert rewrite_graph(program).reciprocals == 2
+    assert torch.equal(program.module()(x), Inverse()(x))

@@ -6,7 +6,7 @@ import io
 import json
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError, root_cause
 from dit_compress.export.half import in_precision
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dit_compress.export.types import Component, Precision
 
+DATE = "19700101T000000Z"
 MEND = "Write it with operators that Core AI has, or add a rewrite in dit_compress/rewrite"
 
 
@@ -78,19 +79,10 @@ def untranslated(component: Component) -> list[Diagnostic]:
 
 def forget_date(path: Path) -> None:
     """Equal models shall have equal bytes: the asset's metadata holds when it was made."""
-    for file in sorted(path.rglob("*.json")):
-        data = json.loads(file.read_text("utf-8"))
-        if _without_date(data):
-            file.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-def _without_date(data: Any) -> bool:
-    if not isinstance(data, dict):
-        return False
-    found = [key for key in data if key.lower().replace("_", "") == "creationdate"]
-    for key in found:
-        del data[key]
-    return bool(found) | any([_without_date(value) for value in data.values()])
+    file = path / "metadata.json"
+    data = json.loads(file.read_text("utf-8"))
+    data["creationDate"] = DATE
+    file.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -64,19 +65,21 @@ class CoreAIRunner:
     fidelity: Fidelity = "production" if sys.platform == "darwin" else "reference"
 
     def __init__(self, artifact: Artifact) -> None:
-        from coreai.runtime import AIModel, NDArray
+        from coreai.authoring import AIModelAsset
+        from coreai.runtime import NDArray
 
         self._array = NDArray
         self._loop = asyncio.new_event_loop()
+        self._open = AsyncExitStack()
         self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
         try:
-            model = self._loop.run_until_complete(AIModel.load(artifact.path))
-            self._function = model.load_function(artifact.details.get("function", "main"))
+            asset = AIModelAsset.load(artifact.path)
+            # Off a Mac this compiles the asset's program for the CPU; the result lives as long as the context.
+            self._model = self._loop.run_until_complete(self._open.enter_async_context(asset.executable()))
+            self._function = self._model.load_function(artifact.details.get("function", "main"))
         except Exception as error:
-            self._loop.close()
             what = f"Core AI can't load it: {root_cause(error)}"
             raise UserError(what, where=str(artifact.path), mend="Export the bundle again") from error
-        self._model = model
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the asset decides
         """Outputs by name."""
@@ -85,4 +88,6 @@ class CoreAIRunner:
         return {name: np.array(value.numpy()) for name, value in found.items()}
 
     def __del__(self) -> None:
-        self._loop.close()
+        if not self._loop.is_closed():
+            self._loop.run_until_complete(self._open.aclose())
+            self._loop.close()

@@ -63,7 +63,9 @@ def _cut(package: Path, limit_bytes: int, folder: Path) -> list[Path]:
         ) from error
     halves = [place / f"{package.stem}_chunk{half}{SUFFIX}" for half in (1, 2)]
     if max(map(weight_bytes, halves)) >= before:
-        what = f"one operator alone has weights of {before / 2**20:.1f} MiB, a file may have {limit_bytes / 2**20:.1f} MiB"
+        what = (
+            f"one operator alone has weights of {before / 2**20:.1f} MiB, a file may have {limit_bytes / 2**20:.1f} MiB"
+        )
         raise UserError(what, where=package.name, mend="Choose fewer bits for the weights")
     shutil.rmtree(package)
     return [chunk for half in halves for chunk in _cut(half, limit_bytes, folder)]

@@ -67,8 +67,8 @@ class WordsEncoder(ModelMixin, ConfigMixin):
             "vocabulary": self._number,
         }
         write_json(folder / "words.json", data)
-        return {"kind": "words", "file": "words.json", "length": self.length,
-                "padding": f"{PAD} up to the length; a caption without words is one {NULL}; longer ones are cut"}  # fmt: skip
+        padding = f"{PAD} up to the length; a caption without words is one {NULL}; longer ones are cut"
+        return {"kind": "words", "file": "words.json", "length": self.length, "padding": padding}
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tokens → ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]`` (1 real, 0 padding)."""

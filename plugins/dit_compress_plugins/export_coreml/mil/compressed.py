@@ -32,9 +32,7 @@ def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = N
 
 
 @operator("constexpr_lut_to_dense")
-def lut_to_dense(
-    indices: Tensor, lut: Tensor, shape: Tensor | None = None, vector_axis: Any = None
-) -> Tensor:
+def lut_to_dense(indices: Tensor, lut: Tensor, shape: Tensor | None = None, vector_axis: Any = None) -> Tensor:
     """Entries of a palette by their numbers.
 
     iOS 16: ``indices`` are packed bits, ``lut`` has rank 1, ``shape`` is the result's. iOS 18: ``indices`` have
