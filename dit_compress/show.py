@@ -11,8 +11,8 @@ from dit_compress import graph
 from dit_compress.errors import UserError
 from dit_compress.measure import BYTES_FP32, TRAIN_COPIES
 from dit_compress.plugins import installed
-from dit_compress.recipe import make_part
 from dit_compress.pruning.target import component_folder
+from dit_compress.recipe import make_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

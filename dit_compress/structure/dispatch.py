@@ -42,7 +42,7 @@ class Watcher(TorchDispatchMode):
         self.trace = Trace()
         self.random = torch.Generator().manual_seed(replica.seed)
         self.noise = torch.Generator().manual_seed(replica.seed + 1)
-        self.origins = Origins(replica.module)
+        self.origins = Origins(replica.module, replica.sides)
         self.fresh: dict[int, Touch] = {}
         self.hold: list[Tensor] = []
 

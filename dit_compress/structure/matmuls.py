@@ -32,6 +32,8 @@ def _product(mode: Watcher, bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
     if b.is_meta:
         a = mode.realised(a)
         return mode.matmul((*a.shape[:-1], b.shape[-1]), b, -1, a, bias)
+    if not a.is_meta:
+        return None
     made = mode.matmul((*a.shape[:-2], b.shape[-1], a.shape[-2]), a, -2, b.transpose(-1, -2))
     return None if made is None else made.transpose(-1, -2)
 

@@ -25,10 +25,14 @@ class Origin:
 
 
 class Origins:
-    """The parameters and tables of a module that are on meta, found again by their storage."""
+    """The parameters and tables of a module that are on meta, found again by their storage.
 
-    def __init__(self, module: nn.Module) -> None:
+    sides: what earlier runs found along the axes of plain views, kept for the next ones.
+    """
+
+    def __init__(self, module: nn.Module, sides: dict[Any, Side | None]) -> None:
         self.known: dict[int, Origin] = {}
+        self.sides = sides
         self.hold: list[Tensor] = []
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if tensor.is_meta:
@@ -60,6 +64,14 @@ class Origins:
         origin = self.origin(weight)
         if origin is None:
             return None
+        if origin.index is not None:
+            return self._side(weight, axis, other, origin)
+        key = (origin.name, origin.shape, tuple(weight.shape), weight.stride(), weight.storage_offset(), axis, other)
+        if key not in self.sides:
+            self.sides[key] = self._side(weight, axis, other, origin)
+        return self.sides[key]
+
+    def _side(self, weight: Tensor, axis: int, other: int, origin: Origin) -> Side | None:
         along, across = (self._coordinates(weight, item, origin) for item in (axis, other))
         dims = tuple(dim for dim, values in enumerate(along) if (values != values[0]).any())
         taken = {dim for dim, values in enumerate(across) if (values != values[0]).any()}

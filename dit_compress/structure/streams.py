@@ -36,7 +36,7 @@ HOPS = 6
 
 
 def chained(calls: Sequence[Seen]) -> list[Pass]:
-    """Streams that every block hands to the next one, untouched."""
+    """Streams that every block hands to the next one, untouched; the last block may end some, but not all of them."""
     passes: list[Pass] = []
     for output, value in calls[0].outputs().items():
         for argument, given in calls[0].inputs().items():
@@ -45,7 +45,8 @@ def chained(calls: Sequence[Seen]) -> list[Pass]:
             if all(b.inputs().get(argument) is a.outputs().get(output) for a, b in itertools.pairwise(calls)):
                 passes.append((argument, output))
                 break
-    return passes
+    last = calls[-1]
+    return passes if any(alike(last.inputs().get(a), last.outputs().get(o)) for a, o in passes) else []
 
 
 def covered(passes: Sequence[Pass], call: Seen) -> bool:

@@ -23,9 +23,10 @@ from dit_compress.structure.record import Call, map_tensors
 from dit_compress.structure.trace import Change, DivergedError, Touch, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dit_compress.structure.edits import Edit
+    from dit_compress.structure.trace import Side
 
 HOLDERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention)
 """Modules whose parameters only matmuls read."""
@@ -43,6 +44,7 @@ class Replica:
         self.call = call.map(_real)
         self.seed = seed
         self.cuts: tuple[str, ...] = ()
+        self.sides: dict[Any, Side | None] = {}
 
     def edited(self, edits: list[Edit]) -> Replica:
         """A copy with some edits made."""
@@ -84,6 +86,11 @@ class Replica:
             made = torch.Generator().manual_seed(self.seed * 7919 + sum(map(ord, name)))
             self.values[name] = torch.rand(shape, generator=made, dtype=torch.float64) + 0.5
         return self.values[name]
+
+
+def run_weightless(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """What a module gives for arguments on the CPU: of the right shapes and, but for its weights, real."""
+    return Replica(module, Call((), dict(arguments), recorded=True)).run().output
 
 
 def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module, dict[str, Tensor]]:

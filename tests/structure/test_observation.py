@@ -334,9 +334,9 @@ class Plain(Denoiser):
 
     channels, patch = 4, (1, 1, 1)
 
-    def __init__(self) -> None:
+    def __init__(self, block: type[nn.Module] = Fused) -> None:
         torch.manual_seed(0)
-        module = Model(Fused)
+        module = Model(block)
         module.leave = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, 4))
         super().__init__(module)
 
@@ -386,6 +386,17 @@ def test_what_a_model_plugin_says_wrongly_is_refused() -> None:
     with pytest.raises(UserError, match="differ by .* Write a model plugin"):
         dit_compress.prune(denoiser, keep={"ffn": 0.75})
     assert denoiser.module.leave[0].out_features == 16
+
+
+def test_a_granularity_that_finds_nothing_says_why() -> None:
+    denoiser = Plain(Across)
+    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    reason = r"granularity 'head' finds nothing .*blocks.0: 3 heads: no set of attributes .* Leave it out of 'levels'"
+    with pytest.raises(UserError, match=reason):
+        dit_compress.prune(denoiser, remove={"head": 1})
+    after = denoiser.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 # ------------------------------------------------------------------ recorded calls

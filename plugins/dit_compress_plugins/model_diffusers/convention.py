@@ -13,6 +13,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 
 from dit_compress.errors import UserError
+from dit_compress.structure.weightless import run_weightless
 from dit_compress_plugins.model_diffusers import LAYOUTS, LTX_ROPE_SCALE
 from dit_compress_plugins.model_diffusers.layouts import folds_frames
 from dit_compress_plugins.model_diffusers.signature import TEXT_WIDTHS, Call, arguments, parameters, text_width, unknown
@@ -69,14 +70,15 @@ def candidates(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in LAYOUTS if not name.startswith("packed"))
 
 
-def example_text(module: Any, batch: int, length: int) -> dict[str, Tensor]:
+def example_text(module: Any, batch: int, length: int, device: torch.device | None = None) -> dict[str, Tensor]:
     """Random captions of the width that the config asks for; the second half is padding."""
     weight = next(module.parameters())
+    device = device or weight.device
     length = module.config.get("max_text_seq_length") or length
-    mask = (torch.arange(length, device=weight.device) < (length + 1) // 2).to(weight.dtype).expand(batch, -1)
+    mask = (torch.arange(length, device=device) < (length + 1) // 2).to(weight.dtype).expand(batch, -1)
     width = text_width(module.config)
     assert width is not None
-    embedding = torch.randn(batch, length, width, device=weight.device, dtype=weight.dtype)
+    embedding = torch.randn(batch, length, width, device=device, dtype=weight.dtype)
     return {"embedding": embedding * mask[..., None], "mask": mask}
 
 
@@ -115,14 +117,16 @@ def _try(module: Any, convention: Convention) -> float:
     channels = channels_of(module.config, layout)
     # Frames and channels must differ, or the two five-dimensional layouts look alike.
     frames = 3 * patch[0] if frames == channels else frames
-    latent = torch.randn(1, channels, frames, height, width, device=weight.device, dtype=weight.dtype)
+    # The clock can't be seen on the meta device: a module without weights is called with real numbers all the same.
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    latent = torch.randn(1, channels, frames, height, width, device=device, dtype=weight.dtype)
     rows = frames if folds_frames(layout) else 1
-    text = {name: value.expand(rows, *value.shape[1:]) for name, value in example_text(module, 1, 8).items()}
-    clock = torch.full((rows,), FULL_CLOCK, device=weight.device, dtype=weight.dtype)
+    text = {name: value.expand(rows, *value.shape[1:]) for name, value in example_text(module, 1, 8, device).items()}
+    clock = torch.full((rows,), FULL_CLOCK, device=device, dtype=weight.dtype)
     call = Call(module, latent, clock, text, layout, patch, convention.rope_scale)
     given = arguments(call)
     with torch.no_grad(), _evaluating(module), _clock_seen(module) as seen:
-        output = module(**given)[0]
+        output = run_weightless(module, given)[0] if weight.is_meta else module(**given)[0]
     wanted = given["hidden_states"].shape
     axis = {"BCTHW": 1, "BCHW": 1}.get(layout, 2)
     with_variance = (*wanted[:axis], 2 * wanted[axis], *wanted[axis + 1 :])
@@ -143,12 +147,11 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _clock_seen(module: nn.Module) -> Iterator[list[float]]:
-    """The numbers that reach sinusoidal embeddings (nothing can be read on the meta device)."""
+    """The numbers that reach sinusoidal embeddings."""
     seen: list[float] = []
 
     def note(owner: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if args[0].device.type != "meta":
-            seen.append(float(args[0].max()) * float(getattr(owner, "scale", 1)))
+        seen.append(float(args[0].max()) * float(getattr(owner, "scale", 1)))
 
     handles = [item.register_forward_pre_hook(note) for item in module.modules() if isinstance(item, Timesteps)]
     try:
