@@ -28,7 +28,7 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
 
     processes: adds what student and teacher hold on each of so many while they train.
     """
-    columns = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
+    columns: tuple[str, ...] = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
     if processes:
         columns = (*columns[:6], f"training, each of {processes}", *columns[6:])
     sizes = {row.node.name: row.after.get("params", 0) for row in rows}
