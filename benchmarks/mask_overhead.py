@@ -29,6 +29,7 @@ from dit_compress.encode import Captions, Samples
 from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
+from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.search import SearchProblem
 from dit_compress.train.loop import _trainees, train_step
 from dit_compress.train.parallel import World
@@ -107,11 +108,11 @@ def made_steps(arguments: argparse.Namespace) -> dict[str, Callable[[int], Any]]
         problem = problem_of(student)
         cuts = {a.name: GroupwiseSearch(part.options).cut(a, problem) for a in problem.axes}
         logits = CandidateLogits(cuts, 0.02, 0)
-        objective = part.options.objective.build().objective(context, student, copy.deepcopy(student), text)
+        objective = part.options.objective.build().objective(context, student, shared_copy(student), text)
         return stepping(MaskedObjective(objective, problem, logits, part.options, folder / "notes"), part.options)
 
     def stepping(objective: Any, options: Any) -> Callable[[int], Any]:
-        trainees = _trainees(objective, World())
+        trainees = _trainees(objective, context.world)
         return lambda number: train_step(objective, trainees, samples, options, context, number)
 
     return {"plain": plain(), "search": search("flow"), "search_kd": search("affine")}

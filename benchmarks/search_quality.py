@@ -74,8 +74,8 @@ TIERS: dict[str, dict[str, Any]] = {
             "preconditioned": True,
         },
         "text": 64, "data": {"num_clips": 1000, "num_test": 64, "frames": 9, "size": [96, 96]},
-        "vae": {"steps": 300}, "train": {"lr": 2e-3, "muon_lr": 0.02}, "teacher": 500, "search": 50, "tune": 60,
-        "batch": 32, "score": {"num_captions": 32, "num_steps": 10}, "groups": {"block": 2, "head": 4, "ffn": 8},
+        "vae": {"steps": 300}, "train": {"lr": 2e-3, "muon_lr": 0.02}, "teacher": 400, "search": 50, "tune": 50,
+        "batch": 32, "score": {"num_captions": 24, "num_steps": 10}, "groups": {"block": 2, "head": 4, "ffn": 8},
     },
     "tiny": {
         "model": {"preset": "tiny", "layers": 8, "heads": 16, "head_width": 4, "ffn": 192, "channels": 32},

@@ -406,6 +406,37 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path, name: str) -> None:
     assert sorted(item.name for item in tmp_path.iterdir()) == ["small", "whole"]
 
 
+def test_a_missing_shard_is_named_and_nothing_written(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "whole", max_shard_size="60KB")
+    dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "small", shard_bytes=50_000)
+    for folder in ("whole", "small"):
+        sorted((tmp_path / folder).glob("*.safetensors"))[1].unlink()
+    with pytest.raises(UserError, match=r"the shard diffusion_pytorch_model-00002-of-\d+.safetensors is missing"):
+        dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "again")
+    with pytest.raises(UserError, match=r"the shard diffusion_pytorch_model-00002-of-\d+.safetensors is missing"):
+        prune_by_plan(tmp_path / "small", tmp_path / "whole", tmp_path / "again")
+    with pytest.raises(UserError, match="00002-of-.*: the file is missing. Copy the folder again"):
+        dit_compress.load(tmp_path / "small")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["small", "whole"]
+
+
+def test_every_tensor_keeps_the_dtype_of_its_file(tmp_path: Path) -> None:
+    """Norms in float32 among bfloat16; and a plan made on bfloat16 is repeated on float32."""
+    save_tiny(tmp_path / "whole", "wan", torch.bfloat16)
+    save_tiny(tmp_path / "wide", "wan")
+    file = tmp_path / "whole" / "diffusion_pytorch_model.safetensors"
+    state = {name: value.float() if "norm" in name else value for name, value in load_file(file).items()}
+    save_file(state, file, metadata={"format": "pt"})
+    dit_compress.prune(tmp_path / "whole", remove={"head": 1}, out=tmp_path / "small")
+    small = load_file(tmp_path / "small" / file.name)
+    assert {name: value.dtype for name, value in small.items()} == {name: value.dtype for name, value in state.items()}
+    assert len({value.dtype for value in small.values()}) == 2
+    prune_by_plan(tmp_path / "small", tmp_path / "wide", tmp_path / "narrow")
+    narrow = load_file(tmp_path / "narrow" / file.name)
+    assert {value.dtype for value in narrow.values()} == {torch.float32}
+    assert {name: value.shape for name, value in narrow.items()} == {n: value.shape for n, value in small.items()}
+
+
 def _quantised(folder: Path) -> None:
     file = folder / "diffusion_pytorch_model.safetensors"
     state = load_file(file)
