@@ -92,7 +92,7 @@ def made_steps(arguments: argparse.Namespace) -> dict[str, Callable[[int], Any]]
     samples = random_samples(arguments, text)
     bundle = SimpleNamespace(flow=Flow(), spec=SimpleNamespace(text=None, denoiser=SimpleNamespace(log=())), lineage=[])
     context: Any = SimpleNamespace(
-        input=bundle, slot=lambda _name: None, seed=0, name="benchmark", folder=folder, world=World()
+        input=bundle, slot=lambda _name: None, seed=0, name="benchmark", folder=folder, world=World.alone()
     )
 
     def plain() -> Callable[[int], Any]:

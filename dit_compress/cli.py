@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dit_compress import __version__
 from dit_compress.errors import UserError
+from dit_compress.progress import hush
 from dit_compress.pruning.command import prune
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; results a
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit status 2."""
+    hush()
     try:
         status = app(standalone_mode=False)
     except UserError as error:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+"""Loggers that warn, at every import, of kernels that a CPU has no use for (ExecuTorch brings torchao)."""
+
+
+def hush() -> None:
+    """Only errors from libraries that would speak between the lines of a command."""
+    for name in CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

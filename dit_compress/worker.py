@@ -16,6 +16,7 @@ from dit_compress.errors import UserError
 from dit_compress.files import full_disk, publish, read_json, write_json
 from dit_compress.launch import ABANDONED, STOPPED
 from dit_compress.plugins import installed, use
+from dit_compress.progress import hush
 from dit_compress.recipe import load, make_part
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def main(folder: Path) -> int:
     from dit_compress.context import Stopped
     from dit_compress.train.parallel import Done, World
 
+    hush()
     job = read_json(folder / "job.json")
     world = World.join(job["group"]) if job.get("group") else World.alone()
     try:
