@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from dit_compress.export.components import dit_step, text_encoder, vae_decoder
+from dit_compress.errors import UserError
+from dit_compress.export.components import dit_step, text_component, vae_decoder
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.step import CAPTIONS
@@ -30,18 +31,26 @@ def check_ahead(exporter: Any, spec: Spec) -> list[Diagnostic]:
 
 
 def components_ahead(spec: Spec) -> list[Component]:
-    """The components of an export, of the right shapes and without values."""
+    """The components of an export, of the right shapes and without values: fake tensors, as tracers make them.
+
+    Not the meta device: what a network makes on the way (``like.new_tensor(...)``) is traced as on a CPU.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # torch.export itself has no other door
+
     found: list[Component] = []
-    if spec.text is not None:
-        encoder: Any = spec.text.build()
-        if on_device(encoder):
-            found.append(text_encoder(encoder.to("meta"), CAPTIONS))
-    denoiser = spec.build_denoiser()
-    size = spec.latent_size()
-    denoiser.module.to("meta")
-    latent, _, cond = denoiser.example(1, size)
-    found.append(dit_step(denoiser, latent.to("meta"), {name: value.to("meta") for name, value in cond.items()}))
-    codec = cast("nn.Module", spec.codec()).to("meta")
-    shape = (1, spec.codec().channels, *size)
-    found.append(vae_decoder(codec, torch.empty(shape, device="meta")))
+    if spec.text is None:
+        raise UserError("the bundle has no text encoder", mend="Name a 'text' in the recipe")
+    encoder: Any = spec.text.build()
+    tokens = {name: encoder.tokenize([caption]) for name, caption in CAPTIONS.items()} if on_device(encoder) else None
+    denoiser, codec, size = spec.build_denoiser(), cast("nn.Module", spec.codec()), spec.latent_size()
+    channels = spec.codec().channels
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in (denoiser.module, codec, *([encoder] if tokens else [])):
+            module.to_empty(device="cpu")
+        if tokens:
+            typical = {name: mode.from_tensor(value.to(torch.int32)) for name, value in tokens["typical"].items()}
+            found.append(text_component(encoder, typical, ("text", "text_mask")))
+        latent, _, cond = denoiser.example(1, size)
+        found.append(dit_step(denoiser, latent, dict(cond)))
+        found.append(vae_decoder(codec, torch.empty(1, channels, *size)))
     return found

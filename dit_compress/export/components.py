@@ -5,6 +5,7 @@ Shapes: B batch, C channels, T H W latent frames, height, width, L text length, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,16 +71,20 @@ def text_encoder(encoder: Any, captions: Mapping[str, str]) -> Component:
         for name, caption in captions.items()
     }
     typical, *others = tokens
-    names = tuple(tokens[typical])
     with torch.no_grad():
         outputs = tuple(encoder({key: value.long() for key, value in tokens[typical].items()}))
+    component = text_component(encoder, tokens[typical], tuple(INPUT_NAMES.get(name, name) for name in outputs))
+    return replace(component, more={name: tokens[name] for name in others})
+
+
+def text_component(encoder: Any, tokens: dict[str, Tensor], outputs: tuple[str, ...]) -> Component:
+    """The same out of one caption's tokens (int32), the outputs named."""
     return Component(
         name="text_encoder",
-        module=TextStep(encoder, names).eval(),
-        inputs=tokens[typical],
-        outputs=tuple(INPUT_NAMES.get(name, name) for name in outputs),
+        module=TextStep(encoder, tuple(tokens)).eval(),
+        inputs=tokens,
+        outputs=outputs,
         varied=(),
-        more={name: tokens[name] for name in others},
     )
 
 

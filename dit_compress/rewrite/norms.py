@@ -16,6 +16,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor  # what torch.export traces with
 
 from dit_compress.errors import UserError
 
@@ -105,9 +106,9 @@ def _width(module: nn.Module) -> int:
 
 @torch.no_grad()
 def _agree(module: nn.Module, scaled: nn.Module, width: int) -> bool:
-    """Both give the same on four rows; on the meta device there is nothing to compare."""
+    """Both give the same on four rows; tensors without values leave nothing to compare."""
     tensors = [*module.parameters(), *module.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
+    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors):
         return True
     dtype = tensors[0].dtype if tensors else torch.float32
     row = torch.linspace(-1.5, 2.0, width).to(device=tensors[0].device if tensors else "cpu", dtype=torch.float32)
