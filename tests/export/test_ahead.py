@@ -1,0 +1,102 @@
+"""``plan``, ``check --deep`` and ``run`` ask exporters before anything is trained; networks have shapes and no values."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from test_verify import command
+from toy import part
+
+from dit_compress.errors import UserError
+from dit_compress.export.ahead import check_ahead, components_ahead
+from dit_compress.plugins import use
+from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.testing.models import _CONFIGS, MODELS
+from dit_compress_plugins.export_onnx import ONNXOptions
+from dit_compress_plugins.export_onnx.exporter import ONNXExport
+from dit_compress_plugins.latent_video_vae.vae import VideoVAE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("onnxruntime")
+torch.set_num_threads(1)
+
+RECIPE = """\
+name: ahead
+model: {{use: video_dit, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}}
+text: {{use: words, width: 16, layers: 1, heads: 2}}
+data: {{use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}}
+steps:
+  - latent: {{use: video_vae, channels: 32, steps: 2, widths: [8, 8, 8, 8]}}
+    name: vae
+  - distill: {{use: flow, steps: 2}}
+    name: teacher
+  - export: {{use: onnx, device: {device}}}
+    name: phone
+"""
+
+
+def spec_of(name: str) -> Spec:
+    use()
+    plugin, options = _CONFIGS[name]
+    maker = part("model", plugin, **options)
+    vae = VideoVAE(channels=8, widths=(8, 8, 8, 8), num_blocks=1)
+    config = json.loads(json.dumps({key: value for key, value in vae.config.items() if not key.startswith("_")}))
+    words = part("text", "words", width=16, layers=1, heads=2)
+    return Spec(
+        video=(17, 64, 64),
+        denoiser=ComponentSpec("model", plugin, maker.config_of(maker.create())),
+        latent=ComponentSpec("latent", "video_vae", config),
+        text=ComponentSpec("text", "words", words.config_of(words.create())),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_good_networks_have_no_errors(name: str) -> None:
+    spec = spec_of(name)
+    made = {component.name: component for component in components_ahead(spec)}
+    assert list(made) == ["text_encoder", "dit_step", "vae_decoder"]
+    assert tuple(made["dit_step"].inputs["latent"].shape) == (1, 8, 3, 2, 2)
+    assert check_ahead(ONNXExport(ONNXOptions()), spec) == []
+
+
+def test_a_step_that_is_no_exporter_is_not_asked() -> None:
+    assert check_ahead(object(), Spec()) == []
+
+
+def device(folder: Path, **limits: Any) -> Path:
+    path = folder / "chip.json"
+    path.write_text(json.dumps({"name": "chip", "precision": "float32", "max_rank": 8, **limits}))
+    return path
+
+
+@pytest.mark.parametrize("words", [("plan",), ("check", "--deep"), ("run",)])
+def test_what_a_device_can_not_hold_is_refused_before_anything_is_paid_for(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE.format(device=device(tmp_path, max_rank=3, memory_bytes=1000)))
+    monkeypatch.chdir(tmp_path)
+    status, printed = command(capsys, monkeypatch, *words, recipe)
+    assert status == 2
+    assert f"{recipe}:10: component dit_step, dit_step: weights of 0 MiB, the device has 0 MiB. Prune more" in printed
+    assert f"{recipe}:10: component dit_step, denoiser.module" in printed
+    assert "a tensor of rank 4, the target takes 3" in printed
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["chip.json", "r.yaml"]
+
+
+def test_a_plain_check_does_not_ask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE.format(device=device(tmp_path, max_rank=3)))
+    assert command(capsys, monkeypatch, "check", recipe)[0] == 0
+
+
+def test_an_unknown_device_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no device profile 'fridge'"):
+        check_ahead(ONNXExport(ONNXOptions(device="fridge")), spec_of("video_dit"))
