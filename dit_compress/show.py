@@ -26,9 +26,8 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
 
     processes: adds what student and teacher hold on each of so many while they train.
     """
-    columns = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
-    if processes:
-        columns = (*columns[:6], f"training, each of {processes}", *columns[6:])
+    training = [f"training, each of {processes}"] if processes else []
+    columns = ["step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", *training, "cached", "notes"]
     sizes = {row.node.name: row.after.get("params", 0) for row in rows}
     table = Table(*columns, title=recipe.name, box=None, title_justify="left")
     cached = _cached(recipe, run)
