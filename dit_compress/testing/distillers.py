@@ -128,6 +128,15 @@ class DistillerContract:
             assert torch.equal(torch.get_rng_state(), moved), f"phase {phase.name!r} draws from torch's generator"
             torch.set_rng_state(state_before)
 
+    def test_a_loss_stays_on_the_batchs_device(self) -> None:
+        """On the meta device, where a tensor left on the CPU is an error: so it is on a GPU."""
+        objective, batch = self.objective(), self.batch()
+        trainees_of(objective)
+        for role in objective.roles.values():
+            role.module.to("meta")
+        for phase in objective.phases:
+            objective.loss(phase, batch.to(torch.device("meta")))["loss"].backward()
+
     def test_a_phase_logs_plain_numbers(self) -> None:
         """``loss`` and every other entry are scalars."""
         objective = self.objective()

@@ -5,6 +5,7 @@ Shapes: B batch, S tokens, D width, T H W the grid of tokens.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +55,8 @@ class GridJudge(nn.Module):
         _, taken = self.trunk.features(latent_BCTHW, sigma_B, cond, at=[last])
         grid = [cells // patch for cells, patch in zip(latent_BCTHW.shape[2:], self.trunk.patch, strict=True)]
         feature_BDTHW = taken[last].transpose(1, 2).unflatten(2, grid)
-        with torch.autocast(latent_BCTHW.device.type, enabled=False):
+        device = latent_BCTHW.device.type
+        with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
             return self.head(feature_BDTHW.float()).flatten(1)
 
 
