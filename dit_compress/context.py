@@ -13,7 +13,7 @@ from dit_compress.errors import UserError
 from dit_compress.files import sha256_data
 from dit_compress.graph import data_folder, manifest_digest
 from dit_compress.progress import progress
-from dit_compress.shards import Shards, write_shards
+from dit_compress.sharding import write_together
 from dit_compress.spec import Spec
 from dit_compress.stream import ClipStream
 
@@ -173,8 +173,7 @@ class Context:
             self.cache / f"latents-{split}-{key[:16]}", clips, self.input.codec(), made_by, workers=self._workers()
         )
         with progress(f"encoding {split} clips", len(clips)) as advance:
-            write_shards(writing, advance)
-        return Shards(writing.folder).need(made_by).column("latent")
+            return write_together(writing, advance).column("latent")
 
     def _embed(self, captions: Sequence[str], split: Split, text: Captions) -> dict[str, Column]:
         """Embeddings of a frozen encoder, encoded unless they are there."""
@@ -183,8 +182,7 @@ class Context:
         key = sha256_data([made_by, list(captions)])
         writing = encode_captions(self.cache / f"captions-{split}-{key[:16]}", captions, text, made_by)
         with progress(f"encoding {split} captions", len(captions)) as advance:
-            write_shards(writing, advance)
-        shards = Shards(writing.folder).need(made_by)
+            shards = write_together(writing, advance)
         return {name: shards.column(name) for name in ("embedding", "mask")}
 
     def _workers(self) -> int:
