@@ -14,7 +14,7 @@ from dit_compress.errors import UserError
 from dit_compress.files import sha256_data
 from dit_compress.graph import data_folder, manifest_digest
 from dit_compress.progress import progress
-from dit_compress.shards import Shards, write_shards
+from dit_compress.sharding import write_together
 from dit_compress.spec import Spec
 from dit_compress.stream import ClipStream
 from dit_compress.train.parallel import Done, World
@@ -179,9 +179,14 @@ class Context:
         writing = encode_latents(
             self.cache / f"latents-{split}-{key[:16]}", clips, self.input.codec(), made_by, workers=self._workers()
         )
+<<<<<<< HEAD
         with self.world.first(), self.progress(f"encoding {split} clips", len(clips)) as advance:
             write_shards(writing, advance)
         return Shards(writing.folder).need(made_by).column("latent")
+=======
+        with progress(f"encoding {split} clips", len(clips)) as advance:
+            return write_together(writing, advance).column("latent")
+>>>>>>> vae
 
     def _embed(self, captions: Sequence[str], split: Split, text: Captions) -> dict[str, Column]:
         """Embeddings of a frozen encoder, encoded unless they are there."""
@@ -189,9 +194,14 @@ class Context:
         made_by = {"text": self.input.digest("text"), "weights": weights}
         key = sha256_data([made_by, list(captions)])
         writing = encode_captions(self.cache / f"captions-{split}-{key[:16]}", captions, text, made_by)
+<<<<<<< HEAD
         with self.world.first(), self.progress(f"encoding {split} captions", len(captions)) as advance:
             write_shards(writing, advance)
         shards = Shards(writing.folder).need(made_by)
+=======
+        with progress(f"encoding {split} captions", len(captions)) as advance:
+            shards = write_together(writing, advance)
+>>>>>>> vae
         return {name: shards.column(name) for name in ("embedding", "mask")}
 
     def _workers(self) -> int:

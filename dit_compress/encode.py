@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dit_compress.denoiser import Cond
 from dit_compress.files import disk_errors
-from dit_compress.shards import Writing, count_bytes
+from dit_compress.sharding import Writing, count_bytes
 from dit_compress.spec import latent_size
 from dit_compress.stream import ClipStream
 
@@ -93,13 +93,10 @@ def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -
 
 
 def encode_latents(
-    folder: Path, clips: Sequence[Clip], codec: Codec, made_by: Mapping[str, Any], **shared: Any
+    folder: Path, clips: Sequence[Clip], codec: Codec, made_by: Mapping[str, Any], workers: int = 1
 ) -> Writing:
-    """What it takes to encode clips once: float32 ``latent [C,T,H,W]`` each.
-
-    ``shared``: workers, threads that decode ahead (0: none).
-    """
-    stream = ClipStream(clips, shared.get("workers") or 1)
+    """What it takes to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead."""
+    stream = ClipStream(clips, workers)
 
     def encode(first: int, last: int) -> dict[str, np.ndarray]:
         stream.prefetch(range(first, min(last + ENCODE_BATCH, len(clips))))

@@ -10,7 +10,8 @@ from dit_compress.encode import encode_latents
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors
 from dit_compress.progress import progress
-from dit_compress.shards import Shards, write_shards
+from dit_compress.sharding import write_shards
+from dit_compress.shards import Shards
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.clips import write_video
 from dit_compress.files import write_json
+from dit_compress.video import write_video
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

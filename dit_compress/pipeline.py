@@ -3,7 +3,7 @@
 runs/<name>/
   recipe.yaml       the resolved recipe, every default written out
   run.json          the steps in order
-  manifest.json     what the data held at the last run
+  data.json         what the data held at the last run
   steps/<step>/     step.json (key, figures), bundle/, files; written as <step>.partial
   cache/            encoded data, named by content
   summary.json      every figure       report.html    the same, to look at
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dit_compress.launch import Crew
     from dit_compress.recipe.model import Recipe
 
-MANIFEST = "manifest.json"
+MANIFEST = "data.json"
 """What the data held at the last run, one record a sample."""
 
 

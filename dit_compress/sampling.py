@@ -9,11 +9,11 @@ import torch
 
 from dit_compress import graph
 from dit_compress.bundle import Bundle
-from dit_compress.clips import write_video
 from dit_compress.encode import Captions, to_pixels
 from dit_compress.errors import UserError
 from dit_compress.progress import progress
 from dit_compress.train.streams import Streams
+from dit_compress.video import write_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,13 +7,12 @@ folder/
 
 A shard's key is a digest of its encoder and of its samples. So writing goes on where it was broken off, shards are
 reused where only some samples of a folder have changed, and shards of another encoder are never taken for these.
+``dit_compress.sharding`` writes them.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -22,151 +21,20 @@ import numpy as np
 import torch
 
 from dit_compress.errors import UserError
-from dit_compress.files import disk_errors, read_json, sha256_data, sha256_file, write_json
+from dit_compress.files import read_json, sha256_data, sha256_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
 SCHEMA = 1
-SHARD_BYTES = 64 * 2**20
 IN_MEMORY_BYTES = 256 * 2**20
 """Up to so many bytes a column is read at once; a larger one is read row by row."""
 _NAMES = {"vae": "VAE", "text": "text encoder", "weights": "text encoder"}
 _AGAIN = "Copy the folder again"
 INDEX, SAMPLES = "index.json", "samples.jsonl"
-
-
-@dataclass(frozen=True)
-class Writing:
-    """What is to be encoded into a folder.
-
-    folder: where the shards go.
-    made_by: digests of what encodes them; JSON.
-    samples: one JSON record per sample, for ``samples.jsonl``.
-    identities: JSON per sample that changes with its content.
-    encode: (first, last) → tensors by name, rows ``last - first``; called for consecutive batches.
-    batch: samples per call of ``encode``; the same batches whatever is there already.
-    bytes_per_sample: of all tensors together; decides how many samples a shard holds.
-    """
-
-    folder: Path
-    made_by: Mapping[str, Any]
-    samples: Sequence[Mapping[str, Any]]
-    identities: Sequence[Any]
-    encode: Callable[[int, int], Mapping[str, np.ndarray]]
-    batch: int
-    bytes_per_sample: int
-
-    def ranges(self) -> list[tuple[int, int]]:
-        """First and last sample of every shard; whole batches to a shard."""
-        size = max(1, SHARD_BYTES // max(1, self.bytes_per_sample) // self.batch) * self.batch
-        total = len(self.samples)
-        return [(first, min(first + size, total)) for first in range(0, total, size)]
-
-    def path(self, first: int, last: int) -> Path:
-        """The file of one shard."""
-        key = sha256_data([dict(self.made_by), list(self.identities[first:last]), self.batch])
-        return self.folder / f"{key[:32]}.safetensors"
-
-
-def write_shards(writing: Writing, advance: Callable[[], Any], *, rank: int = 0, world: int = 1) -> bool:
-    """Encode what is missing; every ``world``-th shard, beginning with ``rank``. Returns whether all are there now.
-
-    Whoever writes the last missing shard writes the index. Killed at any instant it goes on where it was, and the
-    files are those of an uninterrupted run, byte for byte.
-
-    Raises:
-        UserError: a value that is not finite, with its sample.
-    """
-    with disk_errors(writing.folder):
-        writing.folder.mkdir(parents=True, exist_ok=True)
-    for number, (first, last) in enumerate(writing.ranges()):
-        if number % world == rank:
-            path = writing.path(first, last)
-            if not path.is_file() and not _take_over(path):
-                _write_shard(writing, path, first, last)
-            for _ in range(first, last):
-                advance()
-    paths = [writing.path(*each) for each in writing.ranges()]
-    if not all(path.is_file() for path in paths):
-        return False
-    index = _index(writing, paths)
-    if not (writing.folder / INDEX).is_file() or read_json(writing.folder / INDEX) != index:
-        _write_samples(writing)
-        write_json(writing.folder / INDEX, index)
-    return True
-
-
-def _take_over(path: Path) -> bool:
-    """Link the shard from a folder beside this one, where that holds it: the key says that it is the same."""
-    for twin in path.parent.parent.glob(f"*/{path.name}"):
-        try:
-            os.link(twin, path)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-def _write_shard(writing: Writing, path: Path, first: int, last: int) -> None:
-    from safetensors.numpy import save_file
-
-    parts = []
-    for start in range(first, last, writing.batch):
-        parts.append(writing.encode(start, min(start + writing.batch, last)))
-        for name, rows in parts[-1].items():
-            _need_finite(rows, name, writing, start)
-    tensors = {name: np.ascontiguousarray(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with disk_errors(path):
-        try:
-            save_file(tensors, partial)
-            with partial.open("rb") as handle:
-                os.fsync(handle.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _need_finite(rows: np.ndarray, name: str, writing: Writing, start: int) -> None:
-    for place, row in enumerate(rows):
-        if not np.isfinite(row).all():
-            sample = writing.samples[start + place]
-            raise UserError(
-                f"the {name} is not finite",
-                where=str(sample.get("file", sample.get("caption", start + place))),
-                mend="Take the sample out of the data; if all are like it, the encoder is damaged",
-            )
-
-
-def _index(writing: Writing, paths: Sequence[Path]) -> dict[str, Any]:
-    """What ``index.json`` says. Checksums that it says already are taken over: a shard's name is its content."""
-    path = writing.folder / INDEX
-    known = {entry["file"]: entry for entry in read_json(path)["shards"]} if path.is_file() else {}
-    entries = []
-    for file, (first, last) in zip(paths, writing.ranges(), strict=True):
-        size = file.stat().st_size
-        old = known.get(file.name, {})
-        digest = old["sha256"] if old.get("bytes") == size else sha256_file(file)
-        entries.append({"file": file.name, "count": last - first, "bytes": size, "sha256": digest})
-    return {
-        "schema": SCHEMA,
-        "made_by": dict(writing.made_by),
-        "count": len(writing.samples),
-        "samples": sha256_data([dict(record) for record in writing.samples]),
-        "shards": entries,
-    }
-
-
-def _write_samples(writing: Writing) -> None:
-    lines = "".join(json.dumps(dict(record), sort_keys=True, ensure_ascii=False) + "\n" for record in writing.samples)
-    with disk_errors(writing.folder):
-        partial = writing.folder / f"{SAMPLES}.partial"
-        partial.write_text(lines, "utf-8")
-        partial.replace(writing.folder / SAMPLES)
 
 
 class Shards:
@@ -287,8 +155,3 @@ def _opened(path: str) -> Any:
     from safetensors import safe_open
 
     return safe_open(path, framework="pt")
-
-
-def count_bytes(shapes: Sequence[Sequence[int]], itemsize: int = 4) -> int:
-    """Bytes of one sample's tensors."""
-    return sum(itemsize * int(np.prod(list(shape))) for shape in shapes)

@@ -16,7 +16,7 @@ import numpy as np
 from dit_compress.train.streams import epoch_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dit_compress.clips import Clip
 
@@ -41,17 +41,17 @@ class ClipStream:
     def __getitem__(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
         """Decoded clips, in the order asked for; whatever a clip raises."""
         wanted = [int(i) for i in np.asarray(index)]
-        self.prefetch(wanted)
+        self._begin(wanted)
         rows = [self._begun[i].result() for i in wanted]
         for i in set(wanted):
             del self._begun[i]
         return np.stack(rows)
 
     def prefetch(self, index: Sequence[int]) -> None:
-        """Begin to decode clips that will be asked for."""
-        for i in index:
-            if i not in self._begun:
-                self._begun[i] = self._pool.submit(self.clips[i].pixels)
+        """Begin to decode the clips that will be asked for next; what was begun and is not among them is forgotten."""
+        for i in self._begun.keys() - set(index):
+            self._begun.pop(i).cancel()
+        self._begin(index)
 
     def batches(self, epoch: int, size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[list[int], np.ndarray]]:
         """One epoch, shuffled: (indices, pixels) of this rank's share of every batch of ``size · world`` clips.
@@ -62,10 +62,14 @@ class ClipStream:
         starts = range(0, len(order) - size * world + 1, size * world)
         shares = [order[start + rank * size : start + (rank + 1) * size] for start in starts]
         for number, share in enumerate(shares):
-            for ahead in shares[number : number + 2]:
-                self.prefetch(ahead)
+            self.prefetch([i for ahead in shares[number : number + 2] for i in ahead])
             yield share, self[share]
 
     def close(self) -> None:
         """Forget what nobody asked for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, index: Iterable[int]) -> None:
+        for i in index:
+            if i not in self._begun:
+                self._begun[i] = self._pool.submit(self.clips[i].pixels)

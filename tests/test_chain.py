@@ -15,12 +15,12 @@ from command import SMOKE, finish, real, start
 
 from dit_compress import pipeline
 from dit_compress.bundle import Bundle
-from dit_compress.clips import read_video
 from dit_compress.errors import UserError
 from dit_compress.files import publish, read_json, sha256_file, write_json
 from dit_compress.pipeline import Runner
 from dit_compress.plugins import installed
 from dit_compress.recipe import load
+from dit_compress.video import read_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,9 +17,9 @@ RECORDS = [{"file": f"{name}.mp4", "size_bytes": 10, "caption": name} for name i
 
 
 def test_nothing_is_said_of_a_first_run_or_of_equal_data(tmp_path: Path) -> None:
-    assert data_change(tmp_path / "manifest.json", RECORDS) == ""
-    write_json(tmp_path / "manifest.json", RECORDS)
-    assert data_change(tmp_path / "manifest.json", RECORDS) == ""
+    assert data_change(tmp_path / "data.json", RECORDS) == ""
+    write_json(tmp_path / "data.json", RECORDS)
+    assert data_change(tmp_path / "data.json", RECORDS) == ""
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def test_nothing_is_said_of_a_first_run_or_of_equal_data(tmp_path: Path) -> None
     ],
 )  # fmt: skip
 def test_what_changed_is_said(tmp_path: Path, now: list[dict[str, Any]], said: str) -> None:
-    write_json(tmp_path / "manifest.json", RECORDS)
-    assert data_change(tmp_path / "manifest.json", now) == said
+    write_json(tmp_path / "data.json", RECORDS)
+    assert data_change(tmp_path / "data.json", now) == said
 
 
 class Node:

@@ -18,10 +18,11 @@ from toy import tiny_bundle
 
 from dit_compress import cli
 from dit_compress.bundle import WEIGHTS, Bundle
-from dit_compress.clips import write_captions, write_video
+from dit_compress.clips import write_captions
 from dit_compress.encode import pixel_cache
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, full_disk, sha256_file, write_json
+from dit_compress.video import write_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

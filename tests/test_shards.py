@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dit_compress import shards
+from dit_compress import sharding, shards
 from dit_compress.errors import UserError
-from dit_compress.shards import Shards, Writing, write_shards
+from dit_compress.sharding import Writing, write_shards, write_together
+from dit_compress.shards import Shards
 
 MADE_BY = {"vae": "a" * 64}
 
@@ -41,7 +42,7 @@ def writing(folder: Path, count: int = 22, factor: float = 1.0, **changes: Any) 
         "identities": [[f"{i}.mp4", 100 + i] for i in range(count)],
         "encode": encode,
         "batch": 4,
-        "bytes_per_sample": shards.SHARD_BYTES // 9,
+        "bytes_per_sample": sharding.SHARD_BYTES // 9,
     }
     return Writing(**{**given, **changes})
 
@@ -93,6 +94,22 @@ def test_ranks_share_the_shards_and_the_last_writes_the_index(tmp_path: Path) ->
         Shards(tmp_path / "shared")
     assert write_shards(writing(tmp_path / "shared"), nothing, rank=0, world=2)
     assert contents(tmp_path / "alone") == contents(tmp_path / "shared")
+
+
+def test_processes_of_one_training_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        """While rank 1 waits, rank 0 does its share."""
+        waits.append(seconds)
+        write_shards(writing(tmp_path), nothing, rank=0, world=2)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    steps: list[int] = []
+    opened = write_together(writing(tmp_path), lambda: steps.append(1), wait_s=0.5)
+    assert (waits, len(steps), len(opened)) == ([0.5], 8, 22)
 
 
 # ------------------------------------------------------------------ what is reused, and what is not
@@ -194,7 +211,7 @@ def test_a_value_that_is_not_finite_is_named_before_it_is_written(tmp_path: Path
 
 
 def test_a_value_that_is_not_finite_is_named_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_need_finite", lambda *_: None)
+    monkeypatch.setattr(sharding, "_need_finite", lambda *_: None)
     write_shards(writing(tmp_path, factor=float("inf")), nothing)  # sample 0 is nan, the others inf
     for limit in (0, 2**30):
         monkeypatch.setattr(shards, "IN_MEMORY_BYTES", limit)

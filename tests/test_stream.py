@@ -45,12 +45,20 @@ def test_rows_are_those_asked_for_in_their_order() -> None:
 def test_what_was_begun_is_not_decoded_again_and_not_kept() -> None:
     made, log = stream()
     made.prefetch([1, 2])
-    made.prefetch([2, 3])
+    made.prefetch([1, 2, 3])
     assert made[[1, 2]].shape == (2, 1, 2, 2, 3)
     assert made[[3]][0, 0, 0, 0, 0] == 3
     assert sorted(number for number, _ in log) == [1, 2, 3]
     assert made._begun == {}
     assert all(name.startswith("decode") for _, name in log)
+
+
+def test_what_is_not_wanted_any_more_is_forgotten() -> None:
+    made, _ = stream()
+    made.prefetch([1, 2])
+    made.prefetch([4])
+    assert list(made._begun) == [4]
+    assert made[[2]][0, 0, 0, 0, 0] == 2
 
 
 def test_two_workers_decode_at_once() -> None:

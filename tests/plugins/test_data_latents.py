@@ -11,13 +11,14 @@ import torch
 from toy import context_in, part, tiny_bundle
 
 from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.clips import split_of, write_captions, write_video
+from dit_compress.clips import split_of, write_captions
 from dit_compress.encode_command import encode_data
 from dit_compress.errors import UserError
 from dit_compress.plugins import installed
 from dit_compress.recipe import load, make_part
 from dit_compress.shards import Shards
 from dit_compress.spec import ComponentSpec
+from dit_compress.video import write_video
 from dit_compress_plugins.data_latents import LatentsOptions
 from dit_compress_plugins.data_latents.data import Latents
 from dit_compress_plugins.latent_video_vae.step import config_of

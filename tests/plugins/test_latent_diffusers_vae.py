@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import pytest
 import torch
-from toy import context_in
+from toy import context_in, part, tiny_bundle
 
 from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
 from dit_compress.export.components import vae_decoder
-from dit_compress.spec import Spec
+from dit_compress.spec import Spec, latent_size
 from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions
 from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 from dit_compress_plugins.latent_diffusers_vae.step import DiffusersVAEStep
@@ -157,6 +157,10 @@ def test_the_frame_rule_of_the_vae_is_what_a_plan_goes_by(tmp_path: Path) -> Non
     assert step(folder).plan(Spec(video=(17, 64, 64))).latent_size() == (5, 8, 8)
     with pytest.raises(UserError, match=r"13 frames are not 1 \+ 8·k. Take 9 or 17 frames"):
         step(folder).plan(Spec(video=(13, 64, 64)))
+    # A rule of t·k, where the first latent frame stands for t frames as all do.
+    assert latent_size((12, 64, 64), (4, 8, 8), (4, 4)) == (3, 8, 8)
+    with pytest.raises(UserError, match=r"2 frames are not 4 \+ 4·k. Take 4 or 8 frames"):
+        latent_size((2, 64, 64), (4, 8, 8), (4, 4))
     codec = step(folder).load()
     with pytest.raises(UserError, match="13 frames of 64x60"):
         codec.encode(torch.zeros(1, 3, 13, 64, 60))
@@ -231,6 +235,16 @@ def test_saving_gives_the_folder_of_diffusers_back(tmp_path: Path) -> None:
     one, two = (diffusers.AutoencoderKLWan.from_pretrained(place) for place in (folder, tmp_path / "again"))
     assert all(torch.equal(value, two.state_dict()[key]) for key, value in one.state_dict().items())
     assert one.config.latents_mean == two.config.latents_mean
+
+
+def test_the_exported_folder_is_one_of_diffusers(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "vae", "AutoencoderKLWan", WAN)
+    whole = step(folder).run(context_in(tmp_path / "step", input=tiny_bundle(tmp_path / "base"))).bundle
+    assert whole is not None
+    part("export", "diffusers").run(context_in(tmp_path / "export", input=whole))
+    files = tmp_path / "export" / "files"
+    one, two = (diffusers.AutoencoderKLWan.from_pretrained(place) for place in (folder, files / "vae"))
+    assert all(torch.equal(value, two.state_dict()[key]) for key, value in one.state_dict().items())
 
 
 # ------------------------------------------------------------------ bad folders

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ import torch
 from torch.nn import functional
 from toy import context_in
 
+from dit_compress.clips import write_captions
+from dit_compress.encode import to_pixels
 from dit_compress.errors import UserError
+from dit_compress.plugins import installed
+from dit_compress.recipe import make_part
 from dit_compress.train.objective import Batch
 from dit_compress.train.streams import Streams
+from dit_compress.video import write_video
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions, latent, losses, pca, tiles
 from dit_compress_plugins.latent_video_vae.blocks import CausalConv, EqualConv, FromPatches, merge_time, split_time
 from dit_compress_plugins.latent_video_vae.coders import rows_of, video_of
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from dit_compress.context import Result
 
 SMALL = {"channels": 6, "widths": (8, 8, 8, 8), "num_blocks": 1}
 
@@ -448,6 +456,29 @@ def test_features_without_a_teacher_are_refused(tmp_path: Path) -> None:
     step, student, _ = pair()
     with pytest.raises(UserError, match="there is no teacher to take them from"):
         step.likeness(student, context_in(tmp_path))
+
+
+def test_the_step_trains_on_streamed_clips_with_a_teacher(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for index, video in enumerate(clips(6, 9, 64)):
+        write_video(tmp_path / "clips" / f"{index}.mp4", to_pixels(video[None])[0], 8)
+    write_captions(tmp_path / "clips", [{"file": f"{index}.mp4", "caption": f"clip {index}"} for index in range(6)])
+    settings = {"channels": 4, "widths": (8, 8, 8), "blocks": 1, "ratio": "4x16x16", "bf16": False, "pca_clips": 4}
+    data = {"use": "videos", "path": str(tmp_path / "clips"), "frames": 9, "size": [64, 64], "test_fraction": 0.4}
+
+    def run(name: str, **options: Any) -> Result:
+        context = context_in(tmp_path / name, **({"teacher": large.bundle} if name == "small" else {}))
+        context.parts["data"] = make_part("data", data, installed())
+        context.trackers = (make_part("tracker", "jsonl", installed()),)
+        return VideoVAEStep(VideoVAEOptions(**settings, **options)).run(context)
+
+    large = run("large", steps=1, batch=2)
+    small = run("small", steps=2, batch=2, losses={"features": 0.5})
+    assert small.bundle is not None
+    assert small.bundle.codec().ratio == (4, 16, 16)
+    assert small.metrics["psnr_db"] > 10
+    logged = [json.loads(line) for line in (tmp_path / "small" / "curves.jsonl").read_text().splitlines()]
+    assert 0 < logged[1]["features"] < logged[0]["features"] < 2
 
 
 def test_creating_is_deterministic_and_leaves_the_global_generator() -> None:

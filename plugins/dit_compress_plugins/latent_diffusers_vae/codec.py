@@ -6,17 +6,32 @@ Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
-from dit_compress_plugins.latent_diffusers_vae.facts import FLAGS, empty, mode
+from dit_compress.files import read_json
+from dit_compress_plugins.latent_diffusers_vae.facts import (
+    FLAGS,
+    class_named,
+    empty,
+    folder_of,
+    mode,
+    observe,
+    quiet,
+    statistics,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
+
+
+SETTINGS = ("scaling_factor", "tile", "decode_timestep")
 
 
 class DiffusersCodec(nn.Module):
@@ -42,6 +57,29 @@ class DiffusersCodec(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> DiffusersCodec:
         """The codec without weights; works on the meta device."""
         return cls(empty(config["class_name"], config["vae"]), config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, **settings: Any) -> DiffusersCodec:
+        """The codec of a folder of diffusers, weights in float32, frozen.
+
+        Args:
+            folder: of the VAE, or of a pipeline with ``vae/``.
+            settings: see :func:`describe`; what diffusers' own ``from_pretrained`` takes besides is passed over.
+        """
+        place = folder_of(Path(folder))
+        kind = class_named(read_json(place / "config.json")["_class_name"])
+        try:
+            vae = kind.from_pretrained(
+                str(place), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the VAE's weights can't be read: {str(error).splitlines()[0]}",
+                where=str(place),
+                mend="Save it with save_pretrained, as safetensors",
+            ) from error
+        vae = quiet(vae.eval().requires_grad_(requires_grad=False))
+        return cls(vae, describe(vae, **{name: settings[name] for name in SETTINGS if name in settings}))
 
     def encode(self, video_BCFYX: Tensor) -> Tensor:
         """Video → normalised latent (the posterior's mode)."""
@@ -73,6 +111,11 @@ class DiffusersCodec(nn.Module):
 
         A decoder that goes through time in steps calls a block several times; the pieces are joined along T.
         """
+        if not hasattr(self.vae.decoder, "up_blocks"):
+            raise UserError(
+                f"the decoder of {self.config['class_name']} has no 'up_blocks' whose features could be taken",
+                mend="Take another VAE as teacher",
+            )
         noted: list[list[Tensor]] = [[] for _ in self.vae.decoder.up_blocks]
 
         def noting(place: list[Tensor]) -> Any:
@@ -119,3 +162,18 @@ class DiffusersCodec(nn.Module):
         shape = (1, self.channels, 1, 1, 1)
         mean, std = self.config["latent_mean"], self.config["latent_std"]
         return like.new_tensor(mean).reshape(shape), like.new_tensor(std).reshape(shape)
+
+
+def describe(
+    vae: Any, *, scaling_factor: float | None = None, tile: bool = False, decode_timestep: float = 0.0
+) -> dict[str, Any]:
+    """The config of a codec around a VAE, which may be without weights: geometry as observed, statistics as stated."""
+    config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
+    about = {"class_name": type(vae).__name__, "vae": config, "tile": tile, "decode_timestep": decode_timestep}
+    unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
+    with init_empty_weights(include_buffers=False):
+        probe = DiffusersCodec.from_config(about | unknown).to("meta")  # buffers may be copies of constants
+    found = observe(probe.vae, probe.decode_raw)
+    mean, std = statistics(vae, found.channels, scaling_factor)
+    geometry = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(found).items()}
+    return {**about, **geometry, "latent_mean": mean, "latent_std": std}

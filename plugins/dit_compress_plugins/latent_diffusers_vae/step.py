@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import init_empty_weights
 
 from dit_compress.errors import UserError
 from dit_compress.files import read_json
 from dit_compress.spec import ComponentSpec
-from dit_compress_plugins.latent_diffusers_vae import facts
-from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
+from dit_compress_plugins.latent_diffusers_vae.codec import SETTINGS, DiffusersCodec, describe
+from dit_compress_plugins.latent_diffusers_vae.facts import empty, folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,10 @@ class DiffusersVAEStep:
 
     def plan(self, spec: Spec) -> Spec:
         """The bundle gets a codec; the video must fit. Reads config.json alone."""
-        after = replace(spec, latent=ComponentSpec("latent", PLUGIN, self.describe(self.empty())))
+        config = read_json(folder_of(Path(self.options.path)) / "config.json")
+        with init_empty_weights(include_buffers=False):
+            vae = empty(config["_class_name"], config)
+        after = replace(spec, latent=ComponentSpec("latent", PLUGIN, describe(vae, **self.settings())))
         if spec.video is not None:
             after.latent_size()
         return after
@@ -51,43 +55,13 @@ class DiffusersVAEStep:
         """The codec of a saved config without weights; works on the meta device."""
         return DiffusersCodec.from_config(config)
 
-    def empty(self) -> Any:
-        """The folder's VAE on the meta device."""
-        from accelerate import init_empty_weights
-
-        config = read_json(facts.folder_of(Path(self.options.path)) / "config.json")
-        with init_empty_weights(include_buffers=False):
-            return facts.empty(config["_class_name"], config)
-
-    def describe(self, vae: Any) -> dict[str, Any]:
-        """The codec's config, geometry and statistics included. ``vae`` may be without weights."""
-        options = self.options
-        config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
-        about = {"class_name": type(vae).__name__, "vae": config, "tile": options.tile}
-        about["decode_timestep"] = options.decode_timestep
-        unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
-        probe = DiffusersCodec(self.empty().to("meta"), about | unknown)
-        found = facts.observe(probe.vae, probe.decode_raw)
-        mean, std = facts.statistics(vae, found.channels, options.scaling_factor)
-        geometry = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(found).items()}
-        return {**about, **geometry, "latent_mean": mean, "latent_std": std}
-
     def load(self) -> DiffusersCodec:
-        """The VAE with its weights in float32, frozen."""
-        folder = facts.folder_of(Path(self.options.path))
-        kind = facts.class_named(read_json(folder / "config.json")["_class_name"])
-        try:
-            vae = kind.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the VAE's weights can't be read: {str(error).splitlines()[0]}",
-                where=str(folder),
-                mend="Save it with save_pretrained, as safetensors",
-            ) from error
-        vae = facts.quiet(vae.eval().requires_grad_(requires_grad=False))
-        return DiffusersCodec(vae, self.describe(vae))
+        """The codec with the folder's weights."""
+        return DiffusersCodec.from_pretrained(self.options.path, **self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """The options besides the path."""
+        return {name: getattr(self.options, name) for name in SETTINGS}
 
 
 @torch.no_grad()
