@@ -179,14 +179,8 @@ class Context:
         writing = encode_latents(
             self.cache / f"latents-{split}-{key[:16]}", clips, self.input.codec(), made_by, workers=self._workers()
         )
-<<<<<<< HEAD
-        with self.world.first(), self.progress(f"encoding {split} clips", len(clips)) as advance:
-            write_shards(writing, advance)
-        return Shards(writing.folder).need(made_by).column("latent")
-=======
-        with progress(f"encoding {split} clips", len(clips)) as advance:
-            return write_together(writing, advance).column("latent")
->>>>>>> vae
+        with self.progress(f"encoding {split} clips", len(clips)) as advance:
+            return write_together(writing, advance, self.world.rank, self.world.size).column("latent")
 
     def _embed(self, captions: Sequence[str], split: Split, text: Captions) -> dict[str, Column]:
         """Embeddings of a frozen encoder, encoded unless they are there."""
@@ -194,14 +188,8 @@ class Context:
         made_by = {"text": self.input.digest("text"), "weights": weights}
         key = sha256_data([made_by, list(captions)])
         writing = encode_captions(self.cache / f"captions-{split}-{key[:16]}", captions, text, made_by)
-<<<<<<< HEAD
-        with self.world.first(), self.progress(f"encoding {split} captions", len(captions)) as advance:
-            write_shards(writing, advance)
-        shards = Shards(writing.folder).need(made_by)
-=======
-        with progress(f"encoding {split} captions", len(captions)) as advance:
-            shards = write_together(writing, advance)
->>>>>>> vae
+        with self.progress(f"encoding {split} captions", len(captions)) as advance:
+            shards = write_together(writing, advance, self.world.rank, self.world.size)
         return {name: shards.column(name) for name in ("embedding", "mask")}
 
     def _workers(self) -> int:

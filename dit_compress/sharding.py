@@ -86,12 +86,13 @@ def write_shards(writing: Writing, advance: Callable[[], Any], *, rank: int = 0,
     return True
 
 
-def write_together(writing: Writing, advance: Callable[[], Any], wait_s: float = 1.0) -> Shards:
+def write_together(
+    writing: Writing, advance: Callable[[], Any], rank: int = 0, world: int = 1, wait_s: float = 1.0
+) -> Shards:
     """Encode what is missing, each process of a training its share, and wait for the others'.
 
     A process that dies is the launcher's to notice: it ends the ones that wait.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     while not write_shards(writing, advance, rank=rank, world=world):
         advance = _nothing
         time.sleep(wait_s)

@@ -97,8 +97,6 @@ def test_ranks_share_the_shards_and_the_last_writes_the_index(tmp_path: Path) ->
 
 
 def test_processes_of_one_training_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
     waits: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -108,7 +106,7 @@ def test_processes_of_one_training_wait_for_each_other(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("time.sleep", sleep)
     steps: list[int] = []
-    opened = write_together(writing(tmp_path), lambda: steps.append(1), wait_s=0.5)
+    opened = write_together(writing(tmp_path), lambda: steps.append(1), rank=1, world=2, wait_s=0.5)
     assert (waits, len(steps), len(opened)) == ([0.5], 8, 22)
 
 
