@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from dit_compress.measure.latency import interleaved
 from dit_compress.measure.memory import peak_bytes
 from dit_compress.structure.allocate import proportional
 from dit_compress.structure.compact import compact
+from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def measure(
     """
     call = caller(denoiser, size_THW)
     whole_ms = statistics.median(interleaved({"whole": call}, rounds)["whole"]) * 1e3
-    report["whole"] |= costs(copy.deepcopy(denoiser), size_THW) | {"latency_ms": whole_ms, "times_faster": 1.0}
+    report["whole"] |= costs(shared_copy(denoiser), size_THW) | {"latency_ms": whole_ms, "times_faster": 1.0}
     for level, rows in report["levels"].items():
         for row in rows:
-            variant = copy.deepcopy(denoiser)
+            variant = shared_copy(denoiser)
             compact(variant, levels[level], row.pop("kept"))
             seconds = interleaved({"whole": call, "this": caller(variant, size_THW)}, rounds)
             faster = statistics.median(a / b for a, b in zip(seconds["whole"], seconds["this"], strict=True))

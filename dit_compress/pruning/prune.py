@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import platform
 import shutil
-import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dit_compress import REVISION
 from dit_compress.bundle import Bundle
-from dit_compress.context import Context, Result
+from dit_compress.context import Context
 from dit_compress.denoiser import Denoiser
 from dit_compress.errors import UserError
 from dit_compress.files import publish, sha256_data, whole_folder
 from dit_compress.graph import Node
-from dit_compress.plugins import installed
 from dit_compress.pruning.folder import (
     base_of,
     check_plan,
@@ -33,8 +30,8 @@ from dit_compress.pruning.folder import (
     write_record,
 )
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
+from dit_compress.pruning.step import find, run_step, step_part, world_of
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
-from dit_compress.recipe import make_part
 from dit_compress.spec import Spec
 from dit_compress.structure.compact import CompactionError
 from dit_compress.structure.copies import shared_copy, single_copy
@@ -47,14 +44,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dit_compress.flow import Flow
     from dit_compress.hooks import Part
     from dit_compress.structure.edits import Edit
     from dit_compress.structure.record import Call
-
-METHOD = "trilevel"
-"""The prune plugin that a call without a recipe uses."""
-_COUNTS = "Give a budget (params, flops, latency), or counts per level (remove, keep)"
 
 
 def prune(
@@ -132,49 +124,6 @@ def prune_by_plan(plan: Path, source: Path, out: Path, *, shard_bytes: int = SHA
     return _write_folder(folder, edits_of(record), record, place, shard_bytes)
 
 
-def step_part(
-    *,
-    params: float | None = None,
-    flops: float | None = None,
-    latency: float | Mapping[str, Any] | None = None,
-    size: Sequence[int] | None = None,
-    levels: Sequence[str] | None = None,
-    remove: Mapping[str, int] | None = None,
-    keep: Mapping[str, float] | None = None,
-    search: str | Mapping[str, Any] = "magnitude",
-) -> Part:
-    """The prune step that a call asks for, validated as a recipe's would be."""
-    budget: dict[str, Any] = {
-        "params": None if params is None else int(params),
-        "flops": flops,
-        "latency": {"seconds": latency} if isinstance(latency, int | float) else latency,
-    }
-    budget = {name: value for name, value in budget.items() if value is not None}
-    if budget and (remove or keep):
-        raise UserError("a budget and counts at once", mend=_COUNTS)
-    if not budget and not remove and not keep:
-        raise UserError("nothing says how much to prune", mend=_COUNTS)
-    if not budget and (size or levels):
-        raise UserError("'size' and 'levels' go with a budget; counts name their levels", mend="Leave them out")
-    options: dict[str, Any] = {"use": METHOD, "search": search}
-    if budget:
-        extra = {"size": size, "levels": levels}
-        options["budget"] = budget | {name: list(value) for name, value in extra.items() if value is not None}
-    else:
-        counts: dict[str, dict[str, Any]] = {}
-        for word, given in (("remove", remove), ("keep", keep)):
-            for level, count in (given or {}).items():
-                counts.setdefault(level, {})[word] = count
-        options["levels"] = counts
-    part: Any = make_part("prune", options, installed())
-    if part.options.search.plugin.data:
-        raise UserError(
-            f"the search {part.options.search.name!r} looks at data, and a call without a recipe has none",
-            mend="Take a search that needs none (magnitude), or write a recipe",
-        )
-    return part
-
-
 def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Sequence[int] | None:
     """What FLOPs and seconds are for: a recorded call has a size of its own."""
     if call is None or not depends:
@@ -191,60 +140,7 @@ def free(out: str | Path | None) -> Path | None:
     return None if out is None else Path(out)
 
 
-# ------------------------------------------------------------------ the search
-
-
-@dataclass(frozen=True)
-class Held:
-    """A denoiser in memory where a step expects a bundle."""
-
-    held: Denoiser
-    spec: Spec
-
-    def denoiser(self) -> Denoiser:
-        """The denoiser."""
-        return self.held
-
-
-@dataclass
-class ModelContext(Context):
-    """A step's context over one denoiser in memory: what the step gives is kept here, and nothing is written."""
-
-    given: list[dict[str, Any]] = field(default_factory=list)
-
-    def give(
-        self,
-        modules: dict[str, nn.Module],  # noqa: ARG002 - as Context.give
-        *,
-        log: Sequence[dict[str, Any]] = (),
-        flow: Flow | None = None,  # noqa: ARG002
-        spec: Spec | None = None,  # noqa: ARG002
-        metrics: dict[str, Any] | None = None,
-    ) -> Result:
-        """Keep the transform-log entries."""
-        self.given.extend(log)
-        return Result(None, metrics or {})
-
-
-def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven."""
-    with tempfile.TemporaryDirectory() as work:
-        context = ModelContext(
-            **_world(Path(work), seed), bundles={"input": cast("Bundle", Held(denoiser, spec))}, names={}, record={}
-        )
-        _run(part, context)
-    return context.given
-
-
-def _world(work: Path, seed: int) -> dict[str, Any]:
-    return {"name": "prune", "seed": seed, "folder": work, "cache": work, "parts": {}, "video": None}
-
-
-def _run(part: Part, context: Context) -> Result:
-    try:
-        return part.build().run(context)
-    except CompactionError as error:
-        raise UserError(f"{error}: the structure was not understood", mend="Write a model plugin for it") from error
+# ------------------------------------------------------------------ modules, folders and bundles
 
 
 def _edits(entries: Sequence[dict[str, Any]]) -> list[Edit]:
@@ -257,9 +153,6 @@ def _apply(denoiser: Denoiser, entries: Sequence[dict[str, Any]]) -> None:
     apply_edits(denoiser.module, _edits(entries))
     denoiser.forget_structure()
     remember_log(denoiser.module, base, [*log, *entries])
-
-
-# ------------------------------------------------------------------ modules, folders and bundles
 
 
 def _prune_live(
@@ -334,8 +227,8 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
     work.mkdir(parents=True)
     try:
         bundles, names = {"input": bundle}, {"input": str(bundle.path)}
-        context = Context(**_world(work, seed), bundles=bundles, names=names, record=_record(bundle, part, seed))
-        _run(part, context)
+        context = Context(**world_of(work, seed), bundles=bundles, names=names, record=_record(bundle, part, seed))
+        run_step(part, context)
         publish(work / "bundle", out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
