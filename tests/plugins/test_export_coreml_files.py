@@ -85,7 +85,7 @@ class Deep(nn.Module):
 def deep() -> Component:
     torch.manual_seed(1)
     inputs = {"x": torch.randn(8, 256), "late": torch.randn(8, 256)}
-    return Component("deep", Deep().eval(), inputs, ("y",), varied=("x", "late"))
+    return Component("deep", Deep().eval(), inputs, ("y",), varied=("x",))
 
 
 def exported(folder: Path, limit: int | None = None, **options: Any) -> tuple[dict[str, Any], Artifact, Any]:
@@ -147,9 +147,11 @@ def test_one_operator_above_the_limit_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int4_needs_ios_18() -> None:
+def test_what_can_not_be_stored() -> None:
     with pytest.raises(ValueError, match="int4 weights per block need iOS 18"):
         CoreMLOptions(weights="int4", minimum_os="iOS17")
+    with pytest.raises(ValueError, match="palettes are made of float16 weights"):
+        CoreMLOptions(weights="palette6", precision="float32")
 
 
 def test_zeros_like_a_boolean_forget_their_dtype_in_coremltools(tmp_path: Path) -> None:

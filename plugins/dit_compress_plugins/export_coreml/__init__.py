@@ -34,6 +34,8 @@ class CoreMLOptions(Options):
     def _fits(self) -> CoreMLOptions:
         if self.weights == "int4" and self.minimum_os != "iOS18":
             raise ValueError("int4 weights per block need iOS 18: set 'minimum_os: iOS18', or take palette4")
+        if self.weights in ("palette4", "palette6") and self.precision == "float32":
+            raise ValueError("palettes are made of float16 weights: set 'precision: float16'")
         return self
 
 
