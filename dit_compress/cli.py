@@ -279,7 +279,7 @@ def play(
         raise typer.Exit(0 if min(stages.values()) >= gate else 1)
     if caption is None and text is None:
         raise UserError("nothing to show", mend="Give a caption, or --golden")
-    from dit_compress.clips import write_video
+    from dit_compress.video import write_video
 
     write_video(out, player.video(caption or "", seed, text), player.manifest["video"]["fps"])
     typer.echo(out)

@@ -84,7 +84,7 @@ def verify_folder(folder: Path, registry: Registry, outputs: Path | None = None)
     before = manifest["fidelity"]
     if raised:
         _rewrite(folder, manifest)
-    weakest = min(found, key=FIDELITIES.index, default="none")
+    weakest: Fidelity = min(found, key=FIDELITIES.index, default="none")
     return Verification(weakest, (before, manifest["fidelity"]), rows, skipped)
 
 

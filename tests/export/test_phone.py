@@ -17,7 +17,7 @@ from test_verify import command
 from toy import part
 
 from dit_compress.bundle import write_bundle
-from dit_compress.clips import write_video
+from dit_compress.video import write_video
 from dit_compress.context import Context
 from dit_compress.errors import UserError
 from dit_compress.export.player import Player, to_pixels, tokenize

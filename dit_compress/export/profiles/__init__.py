@@ -54,7 +54,8 @@ def from_data(data: Any, where: str) -> Profile:
         problems.append(UserError(f"'precision' is float16 or float32, not {data['precision']!r}", where=where))
     if problems:
         raise UserError.join(problems)
-    return Profile(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return Profile(**given)
 
 
 _NUMBERS = ("weight_bits", "max_rank", "max_file_bytes", "memory_bytes", "alignment")
