@@ -63,10 +63,13 @@ class Crew:
     """The command lines that torchrun started, as one of them sees it."""
 
     def __init__(self) -> None:
-        from torch.distributed import PrefixStore
+        from torch.distributed import PrefixStore, TCPStore
         from torch.distributed.rendezvous import rendezvous
 
-        store, self.rank, self.size = next(iter(rendezvous("env://", timeout=_LONG)))
+        # Where no torchrun holds the store, the first process does; then it lives as long as this object.
+        self._met, self.rank, self.size = next(iter(rendezvous("env://", timeout=_LONG)))
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=_LONG)  # as workers see it, without torchrun's prefix
         # After a restart by torchrun nothing of the first attempt may be taken for an answer.
         self.attempt = f"dit_compress/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.store: Any = PrefixStore(self.attempt, store)

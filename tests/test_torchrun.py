@@ -20,10 +20,10 @@ from dit_compress.bundle import Bundle
 RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
 
 
-def torchrun(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def torchrun(folder: Path, log: Path, recipe: Path = RECIPE) -> subprocess.Popen[bytes]:
     """The run on two processes, in a session of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "dit_compress", "run", str(RECIPE), "--out", str(folder), "--threads", "1"]
+    command += ["-m", "dit_compress", "run", str(recipe), "--out", str(folder), "--threads", "1"]
     return subprocess.Popen(command, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -127,9 +127,15 @@ def test_the_bundle_is_whole(story: Story, alone: Path) -> None:
 
 
 def test_a_users_mistake_is_said_once(tmp_path: Path) -> None:
-    """The batch of 4 in two parts can't be shared by three processes; here the recipe can't be found at all."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "dit_compress", "run", str(tmp_path / "none.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode != 0
-    assert sum("no such file" in line for line in done.stderr.splitlines()) == 1
+    """Each worker finds that a batch of 3 can't be shared by two; the first command line says so."""
+    text = RECIPE.read_text().replace("steps: 2, batch: 4", "steps: 2, batch: 3")
+    recipe = tmp_path / "odd.yaml"
+    recipe.write_text(text)
+    log = tmp_path / "log"
+    status = torchrun(tmp_path / "run", log, recipe).wait(240)
+    printed = log.read_text()
+    assert status != 0
+    said = [line for line in printed.splitlines() if "a batch of 3 can't be shared by 2 processes" in line]
+    assert len(said) == 1, printed
+    assert said[0].endswith("Set 'batch' to a multiple of 2")
+    assert not (tmp_path / "run" / "steps" / "vae").exists()
