@@ -478,7 +478,8 @@ def test_the_step_trains_on_streamed_clips_with_a_teacher(tmp_path: Path) -> Non
     assert small.bundle.codec().ratio == (4, 16, 16)
     assert small.metrics["psnr_db"] > 10
     logged = [json.loads(line) for line in (tmp_path / "small" / "curves.jsonl").read_text().splitlines()]
-    assert 0 < logged[1]["features"] < logged[0]["features"] < 2
+    assert [line["step"] for line in logged] == [0, 1]
+    assert all(0 < line["features"] < 2 and line["grad_vae"] > 0 and line["grad_aligner"] > 0 for line in logged)
 
 
 def test_creating_is_deterministic_and_leaves_the_global_generator() -> None:
