@@ -48,7 +48,9 @@ def components_ahead(spec: Spec) -> list[Component]:
         for module in (denoiser.module, codec, *([encoder] if tokens else [])):
             module.to_empty(device="cpu")
         if tokens:
-            typical: dict[str, Any] = {name: mode.from_tensor(value.to(torch.int32)) for name, value in tokens["typical"].items()}
+            typical: dict[str, Any] = {
+                name: mode.from_tensor(value.to(torch.int32)) for name, value in tokens["typical"].items()
+            }
             found.append(text_component(encoder, typical, ("text", "text_mask")))
         latent, _, cond = denoiser.example(1, size)
         found.append(dit_step(denoiser, latent, dict(cond)))

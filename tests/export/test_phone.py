@@ -17,7 +17,6 @@ from test_verify import command
 from toy import part
 
 from dit_compress.bundle import write_bundle
-from dit_compress.video import write_video
 from dit_compress.context import Context
 from dit_compress.errors import UserError
 from dit_compress.export.player import Player, to_pixels, tokenize
@@ -26,6 +25,7 @@ from dit_compress.flow import Flow
 from dit_compress.plugins import use
 from dit_compress.sampling import Generator
 from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.video import write_video
 from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_coreml.exporter import CoreMLExport
 from dit_compress_plugins.export_onnx import ONNXOptions
