@@ -51,12 +51,17 @@ class CoreAIExport(ExportStep):
 
         path = folder / f"{component.name}.{KIND}"
         convert(component, profile.precision, path)
-        details = {"minimum_os": MINIMUM_OS, "function": "main"}
+        details = {"minimum_os": MINIMUM_OS, "function": "main", "bytes": size_of(path)}
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def runner(self, artifact: Artifact) -> CoreAIRunner:
         """Core AI's own runtime: on Linux the makers' reference, on a Mac what apps use."""
         return CoreAIRunner(artifact)
+
+
+def size_of(asset: Path) -> int:
+    """Bytes of all the files of an asset."""
+    return sum(file.stat().st_size for file in asset.rglob("*") if file.is_file())
 
 
 class CoreAIRunner:
@@ -72,6 +77,11 @@ class CoreAIRunner:
         self._loop = asyncio.new_event_loop()
         self._open = AsyncExitStack()
         self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
+        written = artifact.details.get("bytes")
+        if written is not None and size_of(artifact.path) != written:
+            # Core AI's parser ends the process where a program is cut short, so that is seen before.
+            what = f"it holds {size_of(artifact.path):,} bytes, {written:,} were written"
+            raise UserError(what, where=str(artifact.path), mend="Export the bundle again")
         try:
             asset = AIModelAsset.load(artifact.path)
             # Off a Mac this compiles the asset's program for the CPU; the result lives as long as the context.
