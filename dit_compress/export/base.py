@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.errors import UserError
 from dit_compress.export.profiles import profile_named
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dit_compress.context import Context, Result
-    from dit_compress.export.types import Profile
+    from dit_compress.export.types import Artifact, Profile
     from dit_compress.spec import Spec
 
 
@@ -40,3 +43,19 @@ class ExportStep:
         from dit_compress.export.step import export
 
         return export(self, context)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all the files in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def need_whole(artifact: Artifact) -> None:
+    """UserError where an artifact has not the ``bytes`` that its details say were written.
+
+    For runtimes whose parsers end the process where a file is cut short.
+    """
+    written, found = artifact.details.get("bytes"), size_of(artifact.path)
+    if written is not None and found != written:
+        what = f"it holds {found:,} bytes, {written:,} were written"
+        raise UserError(what, where=str(artifact.path), mend="Export the bundle again")

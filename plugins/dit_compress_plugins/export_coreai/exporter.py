@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dit_compress.errors import UserError, root_cause
-from dit_compress.export.base import ExportStep
+from dit_compress.export.base import ExportStep, need_whole, size_of
 from dit_compress.export.types import Artifact, Diagnostic
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ class CoreAIExport(ExportStep):
         return CoreAIRunner(artifact)
 
 
-def size_of(asset: Path) -> int:
-    """Bytes of all the files of an asset."""
-    return sum(file.stat().st_size for file in asset.rglob("*") if file.is_file())
-
-
 class CoreAIRunner:
     """Executes an asset. Slow on Linux: prove at small shapes."""
 
@@ -77,11 +72,7 @@ class CoreAIRunner:
         self._loop = asyncio.new_event_loop()
         self._open = AsyncExitStack()
         self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
-        written = artifact.details.get("bytes")
-        if written is not None and size_of(artifact.path) != written:
-            # Core AI's parser ends the process where a program is cut short, so that is seen before.
-            what = f"it holds {size_of(artifact.path):,} bytes, {written:,} were written"
-            raise UserError(what, where=str(artifact.path), mend="Export the bundle again")
+        need_whole(artifact)
         try:
             asset = AIModelAsset.load(artifact.path)
             # Off a Mac this compiles the asset's program for the CPU; the result lives as long as the context.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dit_compress.errors import UserError, root_cause
-from dit_compress.export.base import ExportStep
+from dit_compress.export.base import ExportStep, need_whole, size_of
 from dit_compress.export.types import Artifact, Diagnostic
 from dit_compress.files import disk_errors
 
@@ -47,7 +47,8 @@ class ExecuTorchExport(ExportStep):
         path = folder / f"{component.name}.{KIND}"
         with disk_errors(path):
             path.write_bytes(convert(component))
-        details = {"backend": "xnnpack", "inputs": list(component.inputs), "outputs": list(component.outputs)}
+        names = {"inputs": list(component.inputs), "outputs": list(component.outputs)}
+        details = {"backend": "xnnpack", **names, "bytes": size_of(path)}
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=32)]
 
     def runner(self, artifact: Artifact) -> ExecuTorchRunner:
@@ -65,6 +66,7 @@ class ExecuTorchRunner:
         import torch
         from executorch.runtime import Runtime
 
+        need_whole(artifact)
         self._tensor = torch.from_numpy
         self.names, self.outputs = artifact.details["inputs"], artifact.details["outputs"]
         try:
