@@ -11,6 +11,7 @@ from dit_compress import graph
 from dit_compress.bundle import Bundle
 from dit_compress.encode import Captions, to_pixels
 from dit_compress.errors import UserError
+from dit_compress.flow import euler
 from dit_compress.progress import progress
 from dit_compress.train.streams import Streams
 from dit_compress.video import write_video
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 class Generator:
     """A bundle, loaded and ready to make videos. Noise is a function of (seed, index of the video)."""
 
-    def __init__(self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any]) -> None:
+    def __init__(
+        self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any] = euler
+    ) -> None:
         self.bundle, self.shape, self.sample = bundle, latent_shape, sample
         self.denoiser, self.codec = bundle.denoiser().eval(), bundle.codec().eval()
         self.text = Captions(bundle.text()).eval()

@@ -11,7 +11,6 @@ from dit_compress import graph
 from dit_compress.errors import UserError
 from dit_compress.measure import BYTES_FP32, TRAIN_COPIES
 from dit_compress.plugins import installed
-from dit_compress.pruning.target import component_folder
 from dit_compress.recipe import make_part
 
 if TYPE_CHECKING:
@@ -109,6 +108,8 @@ def open_denoiser(target: str) -> Denoiser:
         return Bundle.open(bundle).spec.build_denoiser().to("meta")
     options: dict[str, Any] = {"class_name": target}
     if path.exists() or not target.isidentifier():
+        from dit_compress.pruning.target import component_folder
+
         component_folder(path)
         options = {"path": target}
     from accelerate import init_empty_weights

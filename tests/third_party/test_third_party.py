@@ -188,7 +188,7 @@ def test_its_export_is_proven_by_its_own_runner(run: Path) -> None:
     manifest = read_json(run / "steps" / "files" / "files" / "manifest.json")
     assert manifest["passed"] is True
     assert manifest["fidelity"] == "interpreter"
-    assert manifest["load_order"] == ["dit_step", "vae_decoder"]
+    assert manifest["load_order"] == ["text_encoder", "dit_step", "vae_decoder"]
     rows = [row for artifact in manifest["artifacts"] for row in artifact["proof"]]
     assert {(row["component"], row["input_set"]) for row in rows} >= {("dit_step", "typical"), ("vae_decoder", "zero")}
     assert all(row["verdict"] == "passed" for row in rows)

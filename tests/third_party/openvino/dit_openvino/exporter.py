@@ -41,6 +41,9 @@ class OpenVINOExport(ExportStep):
             port.get_tensor().set_names({name})
         for port, name in zip(model.outputs, component.outputs, strict=True):
             port.get_tensor().set_names({name})
+        model.set_friendly_name(component.name)
+        for number, operation in enumerate(model.get_ordered_ops()):  # or names count up from file to file
+            operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
         openvino.save_model(model, place / "model.xml", compress_to_fp16=False)
         return [Artifact(place, component.name, KIND, "float32", weight_bits=32)]
 
