@@ -22,7 +22,7 @@ evidence: install
 	$(BIN)/python benchmarks/evidence.py runs/shapes
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: install
 	$(BIN)/ruff check .
