@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dit_compress.errors import UserError
 from dit_compress.export import Artifact, Component, Profile, export_components
+from dit_compress.progress import quiet
 from dit_compress.verify import compare
 from dit_compress_plugins.export_coreml import CoreMLOptions
 
@@ -23,7 +24,6 @@ coremltools = pytest.importorskip("coremltools")
 
 from coremltools.converters.mil import Builder as mb  # noqa: E402, N813 - after importorskip; its usual name
 
-from dit_compress_plugins.export_coreml.convert import quiet  # noqa: E402 - after importorskip
 from dit_compress_plugins.export_coreml.exporter import CoreMLExport  # noqa: E402 - after importorskip
 from dit_compress_plugins.export_coreml.mil import OPERATORS, load_program  # noqa: E402 - after importorskip
 from dit_compress_plugins.export_coreml.package import save_package  # noqa: E402 - after importorskip

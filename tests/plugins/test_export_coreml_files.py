@@ -164,7 +164,7 @@ def test_zeros_like_a_boolean_forget_their_dtype_in_coremltools(tmp_path: Path) 
 
     keep = torch.tensor([[1.0, 0.0, 1.0]])
     program = torch.export.export(Mask(), (keep,), strict=False).run_decompositions({})
-    from dit_compress_plugins.export_coreml.convert import quiet
+    from dit_compress.progress import quiet
 
     with quiet():
         plain = coremltools.convert(program, convert_to="mlprogram", skip_model_load=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError, root_cause
@@ -13,9 +10,9 @@ from dit_compress.export.half import in_precision
 from dit_compress.export.tracing import module_path, operator_name, operators, trace
 from dit_compress.export.types import Diagnostic
 from dit_compress.files import disk_errors
+from dit_compress.progress import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch.export import ExportedProgram
@@ -83,11 +80,3 @@ def forget_date(path: Path) -> None:
     data = json.loads(file.read_text("utf-8"))
     data["creationDate"] = DATE
     file.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without coreai-torch's progress bars and its remarks on torch's version; its errors are exceptions."""
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

@@ -10,7 +10,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError, root_cause
-from dit_compress_plugins.export_coreml.convert import quiet
+from dit_compress.progress import quiet
 from dit_compress_plugins.export_coreml.package import fix_bytes
 
 if TYPE_CHECKING:

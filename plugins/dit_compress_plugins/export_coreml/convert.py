@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError, root_cause
 from dit_compress.export.tracing import trace
+from dit_compress.progress import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch.fx import Node
 
     from dit_compress.export import Component, Precision
@@ -81,17 +76,3 @@ def stays_precise(operation: Any, names: frozenset[str], depth: int = PRECISE_DE
     return bool(varying) and all(
         var.name in names if var.op is None else stays_precise(var.op, names, depth - 1) for var in varying
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without coremltools' progress bars and its remarks on torch's version. Its errors are exceptions."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

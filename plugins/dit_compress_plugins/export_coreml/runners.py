@@ -28,7 +28,7 @@ class MilRunner:
     fidelity: Fidelity = "interpreter"
 
     def __init__(self, artifact: Artifact) -> None:
-        from dit_compress_plugins.export_coreml.convert import quiet
+        from dit_compress.progress import quiet
         from dit_compress_plugins.export_coreml.mil import load_program
 
         with quiet():

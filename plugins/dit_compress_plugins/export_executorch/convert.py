@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +9,9 @@ import torch
 from dit_compress.errors import UserError, root_cause
 from dit_compress.export.tracing import module_path, operator_name, operators, trace
 from dit_compress.export.types import Diagnostic
+from dit_compress.progress import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dit_compress.export.types import Component
 
 CONVOLUTION = torch.ops.aten.convolution.default
@@ -71,16 +66,3 @@ def without_kernel(component: Component) -> list[Diagnostic]:
 def _has_kernel(name: str, known: set[str]) -> bool:
     plain = name.removeprefix("aten.")
     return plain in known or f"{plain}_copy" in known
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without ExecuTorch's remarks; its errors are exceptions."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

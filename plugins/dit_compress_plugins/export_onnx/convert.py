@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError, root_cause
 from dit_compress.export.tracing import trace
 from dit_compress.files import disk_errors
+from dit_compress.progress import quiet
 from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from onnx import ModelProto
@@ -80,16 +76,3 @@ def forget_source(model: ModelProto) -> None:
             clean(each)
     for each in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         clean(each)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's progress report; its errors are exceptions."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
