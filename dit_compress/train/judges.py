@@ -60,6 +60,19 @@ class GridJudge(nn.Module):
             return self.head(feature_BDTHW.float()).flatten(1)
 
 
+def grid_judge(
+    generator: Denoiser, frozen_blocks: int | None, width: int | None, head: Callable[[int, int], nn.Module]
+) -> GridJudge:
+    """A discriminator from a frozen copy of the generator as it is now.
+
+    head: made of the stream's width and its own; as many parameters as the paper's where ``width`` is None.
+    """
+    frozen = frozen_depth(generator, frozen_blocks, 0)
+    stream = generator.stream_width()
+    width = width or matched_width(lambda width: head(stream, width), reference_parameters(generator, frozen))
+    return GridJudge(generator, frozen, head(stream, width))
+
+
 def matched_width(make: Callable[[int], nn.Module], target: int, *, multiple_of: int = 8) -> int:
     """The width whose head comes closest to ``target`` parameters; heads are made without weights."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dit_compress.train.judges import GridJudge, frozen_depth, groups_of, matched_width, reference_parameters
+from dit_compress.train.judges import grid_judge, groups_of
 
 if TYPE_CHECKING:
     from dit_compress.denoiser import Denoiser
@@ -21,12 +21,7 @@ class LightResBlock3DPart:
 
     def create(self, generator: Denoiser) -> nn.Module:
         """A discriminator from a frozen copy of the generator as it is now."""
-        frozen = frozen_depth(generator, self.options.frozen_blocks, 0)
-        stream = generator.stream_width()
-        width = self.options.width or matched_width(
-            lambda width: LightResBlock3D(stream, width), reference_parameters(generator, frozen)
-        )
-        return GridJudge(generator, frozen, LightResBlock3D(stream, width))
+        return grid_judge(generator, self.options.frozen_blocks, self.options.width, LightResBlock3D)
 
 
 class LightResBlock3D(nn.Module):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit_compress.train.judges import GridJudge, frozen_depth, groups_of, matched_width, reference_parameters
+from dit_compress.train.judges import grid_judge, groups_of
 
 if TYPE_CHECKING:
     from dit_compress.denoiser import Denoiser
@@ -25,12 +25,7 @@ class ResBlock2DTemporalPart:
 
     def create(self, generator: Denoiser) -> nn.Module:
         """A discriminator from a frozen copy of the generator as it is now."""
-        frozen = frozen_depth(generator, self.options.frozen_blocks, 0)
-        stream = generator.stream_width()
-        width = self.options.width or matched_width(
-            lambda width: ResBlock2DTemporal(stream, width), reference_parameters(generator, frozen)
-        )
-        return GridJudge(generator, frozen, ResBlock2DTemporal(stream, width))
+        return grid_judge(generator, self.options.frozen_blocks, self.options.width, ResBlock2DTemporal)
 
 
 class ResBlock2DTemporal(nn.Module):
