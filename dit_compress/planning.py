@@ -13,6 +13,7 @@ from dit_compress.spec import ComponentSpec, Spec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dit_compress.export.types import Component
     from dit_compress.graph import Node
     from dit_compress.recipe.model import Recipe
 
@@ -38,6 +39,7 @@ def plan(recipe: Recipe, *, deep: bool = True) -> list[Planned]:
     figures: dict[str, dict[str, Any]] = {}
     rows: list[Planned] = []
     errors: list[UserError] = []
+    networks: dict[str, list[Component]] = {}
     for node in graph.nodes(recipe):
         source = node.inputs.get("input", "")
         try:
@@ -50,7 +52,7 @@ def plan(recipe: Recipe, *, deep: bool = True) -> list[Planned]:
             )
             fresh = after.notes[len(before.notes) :] if before else ()
             if deep and node.kind == "export":
-                fresh += _check_export(node, after)
+                fresh += _check_export(node, after, networks)
             rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
             specs[node.name] = after
         except UserError as error:
@@ -89,11 +91,15 @@ def _planned(node: Node, before: Spec) -> Spec:
     return after
 
 
-def _check_export(node: Node, spec: Spec) -> tuple[str, ...]:
-    """What the exporter warns of; UserError where it would refuse a network."""
+def _check_export(node: Node, spec: Spec, networks: dict[str, list[Component]]) -> tuple[str, ...]:
+    """What the exporter warns of; UserError where it would refuse a network.
+
+    networks: by input; exporters of one input look at the same ones.
+    """
     from dit_compress.export.ahead import check_ahead
 
-    return tuple(f"{found.path}: {found.message}" for found in check_ahead(node.part.build(), spec))
+    made = networks.setdefault(node.inputs.get("input", ""), [])
+    return tuple(f"{found.path}: {found.message}" for found in check_ahead(node.part.build(), spec, made))
 
 
 def _check_fit(spec: Spec) -> None:

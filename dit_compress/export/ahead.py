@@ -19,15 +19,20 @@ if TYPE_CHECKING:
     from dit_compress.spec import Spec
 
 
-def check_ahead(exporter: Any, spec: Spec) -> list[Diagnostic]:
+def check_ahead(exporter: Any, spec: Spec, made: list[Component] | None = None) -> list[Diagnostic]:
     """Warnings of the exporter's check over the networks that ``spec`` describes, on the meta device.
+
+    made: takes the networks of ``spec``, or holds them: those of one list are traced once for all exporters.
 
     Raises:
         UserError: the check found errors.
     """
     if not hasattr(exporter, "check"):
         return []
-    return check_components(exporter, components_ahead(spec), exporter.profile)
+    made = [] if made is None else made
+    if not made:
+        made += components_ahead(spec)
+    return check_components(exporter, made, exporter.profile)
 
 
 def components_ahead(spec: Spec) -> list[Component]:
