@@ -21,10 +21,8 @@ class ShardedMuon(torch.optim.Muon):
     """torch's Muon over DTensors of one mesh; a step equals that of one process up to the order of sums."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 - the loop gives none
         """One update of every matrix that has a gradient."""
-        if closure is not None:
-            raise ValueError("the loop computes the loss before the step")
         for group in self.param_groups:
             given = [parameter for parameter in group["params"] if parameter.grad is not None]
             size = given[0].device_mesh.size() if given else 1
@@ -35,11 +33,11 @@ class ShardedMuon(torch.optim.Muon):
         """Update as many matrices as there are processes, each orthogonalised by one of them."""
         from torch.distributed.tensor import distribute_tensor
 
-        own, made = matrices[0].device_mesh.get_local_rank(), None
+        own, mine = matrices[0].device_mesh.get_local_rank(), None
         for place, matrix in enumerate(matrices):
             whole = self._momentum(matrix, group).full_tensor()
-            if place == own:
-                made = _whole_step(whole, group)
+            mine = whole if place == own else mine
+        made = None if mine is None else _whole_step(mine, group)  # all at once, after the last gather
         for place, matrix in enumerate(matrices):
             whole = made if place == own and made is not None else torch.empty(matrix.shape, device=matrix.device)
             step = distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=place)
