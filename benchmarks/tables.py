@@ -129,10 +129,10 @@ TIERS: dict[str, dict[str, Any]] = {
         "ratio_layers": 8, "ratio_vae": 2000,
     },
     "short": {
-        "model": {**_SMALL, "head_width": 6, "ffn": 288}, "text": 64, "batch": 32, "ema": 0.98,
+        "model": {**_SMALL, "head_width": 6, "ffn": 288}, "text": 64, "batch": 24, "ema": 0.98,
         "data": {"num_clips": 1000, "num_test": 64, "frames": 9, "size": [96, 96]},
         "vae": {"steps": 300, "losses": {"epsilon": 1}}, "train": {"lr": 2e-3, "muon_lr": 0.02},
-        "teacher": 360, "search": 24, "tune": 80, "guided": {"num_captions": 32, "num_steps": 10},
+        "teacher": 320, "search": 20, "tune": 70, "guided": {"num_captions": 32, "num_steps": 10},
         "plain": {"num_captions": 64, "num_steps": 4, "guidance": 1}, "ratio_steps": 220,
         "adversarial": {"steps": 150, "lr": 5e-4, "discriminator_lr": 5e-4, "adversarial_weight": 0.05,
                         "teacher_samples": 512, "teacher_steps": 8},
