@@ -41,6 +41,7 @@ from typing import Any
 import tabled
 from paired import Row, Table, judge, single_thread
 
+from dit_compress.errors import UserError
 from dit_compress.measure.latency import machine
 
 RATIOS = ("4x16x16", "4x32x32", "8x32x32", "8x64x64")
@@ -216,4 +217,8 @@ def row(table: str, out: Path, sizes: dict[str, Any], seed: int) -> Row:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
