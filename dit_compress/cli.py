@@ -298,6 +298,20 @@ def plugins(plugin: PluginFiles = None) -> None:
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="exporter, granularity, distiller, latent, search or discriminator.")],
+    name: Annotated[str, typer.Argument(help="Of the plugin, as recipes will say it: my-npu.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write; dit-KIND-NAME here if absent.")] = None,
+) -> None:
+    """Write a small package with a working plugin, and the contract of its kind as tests."""
+    from dit_compress.scaffold import new_package
+
+    folder = new_package(kind, name, out, _registry(None))
+    typer.echo(folder)
+    typer.echo(f"Next: pip install --no-deps -e {folder}, then pytest {folder}; search it for 'Change this:'", err=True)
+
+
+@app.command()
 def schema(plugin: PluginFiles = None) -> None:
     """Print the JSON Schema of recipes, installed plugins included."""
     from dit_compress.recipe.schema import recipe_schema
