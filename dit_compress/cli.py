@@ -186,7 +186,10 @@ def generate(
     out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("video.mp4"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the bundle's if absent.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance; the bundle's if absent.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames, 1 + ratio·k; the bundle's if absent.")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames, as the VAE takes them (1 + ratio·k, mostly); the bundle's if absent."),
+    ] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
     fps: Annotated[float, typer.Option(min=1)] = 8.0,
     seed: int = 0,

@@ -78,6 +78,7 @@ def about(context: Context) -> dict[str, Any]:
         ratio=codec.ratio,
         video=context.video or context.input.spec.video or (0, 0, 0),
         fps=fps_of(context),
+        frame_rule=getattr(codec, "frame_rule", None),
         latent_mean=config.get("latent_mean"),
         latent_std=config.get("latent_std"),
     ) | {"guidance": context.input.flow.guidance, "licence": context.input.data.get("licence")}  # fmt: skip
