@@ -394,6 +394,12 @@ class Model(Protocol):
     def create(self) -> nn.Module:
         """The module the options ask for: random weights, or those of the folder they name."""
 
+    def licence(self) -> str | None:
+        """Of the weights that the options name, as their folder states it; None where there are none, or nothing does.
+
+        Optional: a recipe's own ``licence`` goes before it.
+        """
+
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
         """JSON config from which :meth:`from_config` makes the same *unpruned* module."""
