@@ -186,7 +186,10 @@ def generate(
     out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("video.mp4"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the bundle's if absent.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance; the bundle's if absent.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames, 1 + ratio·k; the bundle's if absent.")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames, as the VAE takes them (1 + ratio·k, mostly); the bundle's if absent."),
+    ] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
     fps: Annotated[float, typer.Option(min=1)] = 8.0,
     seed: int = 0,
@@ -295,6 +298,20 @@ def plugins(plugin: PluginFiles = None) -> None:
     _print(table)
     for broken in registry.broken:
         typer.echo(f"broken: {broken.name} ({broken.distribution}): {broken.reason}. {broken.mend}")
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="exporter, granularity, distiller, latent, search or discriminator.")],
+    name: Annotated[str, typer.Argument(help="Of the plugin, as recipes will say it: my-npu.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write; dit-KIND-NAME here if absent.")] = None,
+) -> None:
+    """Write a small package with a working plugin, and the contract of its kind as tests."""
+    from dit_compress.scaffold import new_package
+
+    folder = new_package(kind, name, out, _registry(None))
+    typer.echo(folder)
+    typer.echo(f"Next: pip install --no-deps -e {folder}, then pytest {folder}; search it for 'Change this:'", err=True)
 
 
 @app.command()

@@ -53,6 +53,7 @@ class Context:
     bundles: the opened bundles by slot; ``input`` among them, unless the step is the first.
     names: where they came from, an earlier step's name or a path.
     parts: the recipe's shared parts by kind: data, model, text, sampler.
+    licence: of what goes into the bundle, as the recipe or the model's folder states it; else the input's stays.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Context:
     record: dict[str, Any]
     video: tuple[int, int, int] | None
     manifest_digest: str = ""
+    licence: str | None = None
     trackers: Sequence[Part] = ()
     world: World = field(default_factory=World)
     notes: list[str] = field(default_factory=list)
@@ -110,7 +112,7 @@ class Context:
             spec = replace(spec, flow=flow)
         spec = replace(spec, video=spec.video or self.video)
         lineage = [*(base.lineage if base else []), self.record]
-        bundle = write_bundle(self.folder / "bundle", spec, modules, base=base, lineage=lineage)
+        bundle = write_bundle(self.folder / "bundle", spec, modules, base=base, lineage=lineage, licence=self.licence)
         return Result(bundle, metrics or {})
 
     # -- data

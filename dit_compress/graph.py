@@ -79,7 +79,11 @@ def nodes(recipe: Recipe) -> list[Node]:
 
 
 def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> str:
-    """sha256 over everything that decides a node's result: of files that options name, what is in them."""
+    """sha256 over everything that decides a node's result: of files that options name, what is in them.
+
+    A licence that the recipe states counts for exports alone: nothing is trained again for it.
+    """
+    stated = {"licence": recipe.licence} if node.kind == "export" and recipe.licence is not None else {}
     return sha256_data(
         {
             "engine": REVISION,
@@ -90,6 +94,7 @@ def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest
             "video": recipe.video,
             "manifest": manifest if node.reads_data else None,
             "sampler": recipe.sampler.as_data() if recipe.sampler else None,
+            **stated,
         }
     )
 

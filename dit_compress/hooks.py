@@ -17,7 +17,7 @@ What stands at ``load`` is a class; the engine calls it with the validated optio
 needs is stated by the protocol of its kind below.
 
 Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D width, L text length.
-Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames of Y × X pixels.
+Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames (see :class:`Codec`) of Y × X pixels.
 """
 
 from __future__ import annotations
@@ -406,6 +406,12 @@ class Model(Protocol):
 
     def create(self) -> nn.Module:
         """The module the options ask for: random weights, or those of the folder they name."""
+
+    def licence(self) -> str | None:
+        """Of the weights that the options name, as their folder states it; None where there are none, or nothing does.
+
+        Optional: a recipe's own ``licence`` goes before it.
+        """
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, worl
         record=record,
         video=recipe.video,
         manifest_digest=job["manifest"],
+        licence=recipe.licence,
         trackers=recipe.trackers or (make_part("tracker", "jsonl", installed()),),
         world=world,
     )
@@ -127,6 +128,8 @@ def run_base(context: Context, node: Node) -> Result:
         maker = part.build()
         modules[kind] = maker.create()
         specs[kind] = ComponentSpec(kind, part.name, maker.config_of(modules[kind]), log_of(modules[kind]))
+        if kind == "model" and context.licence is None and hasattr(maker, "licence"):
+            context.licence = maker.licence()
     named = {"denoiser" if kind == "model" else kind: module for kind, module in modules.items()}
     return context.give(named, spec=Spec(video=context.video, denoiser=specs.get("model"), text=specs.get("text")))
 

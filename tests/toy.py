@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dit_compress.bundle import Bundle, write_bundle
 from dit_compress.context import Context
-from dit_compress.encode import Captions
 from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.spec import ComponentSpec, Spec
-from dit_compress.testing.models import tiny_denoiser
-from dit_compress.train.objective import Batch
-from dit_compress.train.streams import Streams
+from dit_compress.testing.models import CAPTIONS, SIZE, tiny_denoiser
+from dit_compress.testing.models import tiny_batch as batch
+from dit_compress.testing.models import tiny_text as words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,19 +20,12 @@ if TYPE_CHECKING:
 
     from dit_compress.denoiser import Denoiser
 
-SIZE = (2, 2, 2)
-CAPTIONS = ("a red circle", "a blue square moving left", "a green triangle", "two circles")
+__all__ = ["CAPTIONS", "SIZE", "batch", "context_in", "part", "tiny_bundle", "words"]
 
 
 def part(kind: str, name: str, **options: Any) -> Any:
     """A built part of the installed plugins."""
     return make_part(kind, {"use": name, **options}, installed()).build()
-
-
-def words(width: int = 16) -> Captions:
-    """A caption encoder of random weights."""
-    torch.manual_seed(1)
-    return Captions(part("text", "words", width=width, layers=1, heads=2).create())
 
 
 def tiny_bundle(
@@ -73,11 +63,3 @@ def context_in(folder: Path, **bundles: Bundle) -> Context:
         record={"kind": "distill"},
         video=None,
     )
-
-
-def batch(text: Captions, step: int = 0, size: int = 4, channels: int = 8) -> Batch:
-    """A batch of random latents, the same for the same step."""
-    streams = Streams(0, step, range(size))
-    captions = [CAPTIONS[index % len(CAPTIONS)] for index in range(size)]
-    x0 = streams.normal("x0", (channels, *SIZE))
-    return Batch(step, list(range(size)), x0, streams, captions, text.encoder.tokenize(captions))

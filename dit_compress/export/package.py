@@ -120,6 +120,7 @@ def describe_video(
     ratio: Sequence[int],
     video: Sequence[int],
     fps: float,
+    frame_rule: tuple[int, int] | None = None,
     latent_mean: Sequence[float] | None = None,
     latent_std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
@@ -130,15 +131,17 @@ def describe_video(
         ratio: pixels per latent cell along time, height, width.
         video: frames, height, width in pixels.
         fps: frames per second.
+        frame_rule: (lead, step) of the codec: a video has ``lead + step·k`` frames; (1, ratio[0]) where it states none.
         latent_mean: per channel, of the raw latent; the decoder takes normalised latents.
         latent_std: likewise.
     """
+    lead, step = frame_rule or (1, ratio[0])
     return {
         "prediction": "velocity = noise - x0; x += (next - now) * velocity",
         "sigmas": [float(sigma) for sigma in sigmas],
         "guidance": 1.0,
         "ratio": list(ratio),
-        "frame_rule": f"1 + {ratio[0]}*k",
+        "frame_rule": {"lead": lead, "step": step},
         "video": {"frames": video[0], "height": video[1], "width": video[2], "fps": fps, "range": [-1, 1],
                   "layout": "batch, colour, frame, row, column"},
         "latent": {"mean": latent_mean, "std": latent_std, "decoder_takes": "normalised"},

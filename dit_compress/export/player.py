@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dit_compress.plugins import Registry
 
 Tensors = dict[str, np.ndarray]
+_NEEDED = ("sigmas", "text", "noise", "video", "ratio", "frame_rule")
 
 
 class Player:
@@ -38,10 +39,11 @@ class Player:
         self.folder = folder
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest)
-        missing = [key for key in ("sigmas", "text", "noise", "video") if key not in self.manifest]
+        missing = [key for key in _NEEDED if key not in self.manifest]
         if missing:
             what = f"the package can't be played: its manifest has no {', '.join(missing)}"
             raise UserError(what, where=str(folder), mend="Export a whole bundle")
+        need_frames(folder, self.manifest)
         self.runners: dict[str, Runner] = {}
         self.precision: dict[str, Any] = {}
         for entry in self.manifest["artifacts"]:
@@ -119,6 +121,18 @@ class Player:
             found |= {f"text/{name}": value for name, value in text.items()}
         found |= self.stages(text, null, found["noise"])
         return {name: round(compare(wanted[name], value).psnr_db, 1) for name, value in found.items()}
+
+
+def need_frames(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """UserError unless the noise has the latent frames of the video: ``1 + (F - lead)/ratio[0]``, F = lead + step·k."""
+    rule, frames, latent = manifest["frame_rule"], manifest["video"]["frames"], manifest["noise"]["shape"][2]
+    if not isinstance(rule, dict):
+        what = f"its frame_rule {rule!r} is that of an earlier, unreleased toolkit"
+        raise UserError(what, where=str(folder), mend="Export the bundle again")
+    extra = frames - rule["lead"]
+    if extra < 0 or extra % rule["step"] or latent != 1 + extra // manifest["ratio"][0]:
+        what = f"the manifest contradicts itself: {frames} frames by {rule}, {latent} latent frames"
+        raise UserError(what, where=str(folder), mend="Export the bundle again")
 
 
 def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensors:

@@ -73,14 +73,16 @@ def about(context: Context) -> dict[str, Any]:
     config = getattr(codec, "config", {})
     step = context.record["parts"]["step"]
     options = {key: value for key, value in step["options"].items() if key != "use"}
+    licence = context.licence or context.input.data.get("licence")
     return {"exporter": {"plugin": step["plugin"], "options": options}} | describe_video(
         sigmas=context.input.flow.sigmas(),
         ratio=codec.ratio,
         video=context.video or context.input.spec.video or (0, 0, 0),
         fps=fps_of(context),
+        frame_rule=getattr(codec, "frame_rule", None),
         latent_mean=config.get("latent_mean"),
         latent_std=config.get("latent_std"),
-    ) | {"guidance": context.input.flow.guidance, "licence": context.input.data.get("licence")}  # fmt: skip
+    ) | {"guidance": context.input.flow.guidance, "licence": licence}  # fmt: skip
 
 
 def fps_of(context: Context) -> float:

@@ -45,6 +45,7 @@ class Recipe:
     """A validated recipe: every part checked, every step named, every input resolved.
 
     source: the bundle that the first step reads, where the recipe says ``model: {from: PATH}``.
+    licence: of the weights that go in; bundles and manifests carry it.
     path: the file it came from, for messages.
     """
 
@@ -57,6 +58,7 @@ class Recipe:
     text: Part | None = None
     sampler: Part | None = None
     trackers: tuple[Part, ...] = ()
+    licence: str | None = None
     path: str = field(default="", compare=False)
 
     @property
@@ -78,6 +80,8 @@ class Recipe:
     def as_data(self) -> dict[str, Any]:
         """The resolved recipe: every default and every input written out. Loading it gives an equal recipe."""
         data: dict[str, Any] = {"name": self.name, "seed": self.seed}
+        if self.licence is not None:
+            data["licence"] = self.licence
         if self.source is not None:
             data["model"] = {"from": self.source}
         data |= {kind: part.as_data() for kind, part in self.shared.items()}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dit_compress.plugins import Registry
     from dit_compress.recipe.document import Document, Place
 
-TOP_KEYS = ("name", "seed", "model", "data", "text", "sampler", "trackers", "steps")
+TOP_KEYS = ("name", "seed", "licence", "model", "data", "text", "sampler", "trackers", "steps")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _NAME_MEND = "Use letters, digits, '_', '-' and '.'"
 
@@ -49,7 +49,7 @@ def resolve(document: Document, registry: Registry) -> Recipe:
     for key in data:
         if key not in TOP_KEYS:
             checker.fault((key,), *unknown_key(key, list(TOP_KEYS), "the recipe"))
-    name, seed = _name(checker), _seed(checker)
+    name, seed, licence = _name(checker), _seed(checker), _licence(checker)
     model, source = _model(checker)
     shared = {kind: checker.part(kind, data[kind], (kind,)) for kind in ("data", "text", "sampler") if kind in data}
     trackers = _trackers(checker)
@@ -64,8 +64,9 @@ def resolve(document: Document, registry: Registry) -> Recipe:
         if draft.kind and draft.part and draft.name
     )
     return Recipe(
-        name=name, seed=seed, model=model, source=source, trackers=trackers, steps=steps, path=document.path, **shared
-    )
+        name=name, seed=seed, licence=licence, model=model, source=source, trackers=trackers, steps=steps,
+        path=document.path, **shared,
+    )  # fmt: skip
 
 
 def dump(recipe: Recipe) -> str:
@@ -89,6 +90,14 @@ def _seed(checker: Checker) -> int:
         checker.fault(("seed",), f"expected a whole number from 0 for 'seed', got {show(seed)}")
         return 0
     return seed
+
+
+def _licence(checker: Checker) -> str | None:
+    licence = checker.document.data.get("licence")
+    if "licence" in checker.document.data and not (isinstance(licence, str) and licence.strip()):
+        checker.fault(("licence",), f"expected the name of a licence, got {show(licence)}", "Write it: Apache-2.0")
+        return None
+    return licence
 
 
 def _model(checker: Checker) -> tuple[Part | None, str | None]:

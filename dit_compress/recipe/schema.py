@@ -35,6 +35,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "name": {"type": "string", "description": "Names the run's folder; the file's name if absent."},
         "seed": {"type": "integer", "minimum": 0, "default": 0},
+        "licence": {"type": "string", "minLength": 1, "description": "Of the weights that go in; carried along."},
         **{kind: _ref(kind) for kind in SHARED},
         "trackers": {"anyOf": [_ref("tracker"), {"type": "array", "items": _ref("tracker")}]},
         "steps": {"type": "array", "minItems": 1, "items": _step(registry)},

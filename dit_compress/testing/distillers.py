@@ -123,7 +123,10 @@ class DistillerContract:
             state_before = torch.get_rng_state()
             torch.rand(3)
             moved = torch.get_rng_state()
-            assert backward(objective, trainees, phase, batch) == first
+            again = backward(objective, trainees, phase, batch)
+            assert again == first, (
+                f"phase {phase.name!r} gives another loss when it is computed again: draw from batch.streams"
+            )
             clear(objective)
             assert torch.equal(torch.get_rng_state(), moved), f"phase {phase.name!r} draws from torch's generator"
             torch.set_rng_state(state_before)

@@ -151,7 +151,7 @@ class ExporterContract:
         given = {"x": small().inputs["x"].numpy()}
         first = {name: value.copy() for name, value in runner(given, runner.arithmetics[0]).items()}
         second = runner({"x": np.zeros_like(given["x"])}, runner.arithmetics[0])
-        assert list(first) == ["y"]
+        assert list(first) == ["y"], f"the component has the output y, the runner gives {list(first)}"
         assert first["y"].dtype == np.float32
         assert not np.array_equal(first["y"], second["y"]), "the outputs do not depend on the inputs"
         np.testing.assert_array_equal(runner(given, runner.arithmetics[0])["y"], first["y"])

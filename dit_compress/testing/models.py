@@ -1,4 +1,7 @@
-"""Tiny configurations of real DiTs, three in shape: the reference, LTX (norm and RoPE across heads), Wan."""
+"""Tiny configurations of real DiTs, three in shape: the reference, LTX (norm and RoPE across heads), Wan.
+
+With them a caption encoder of the same width, and a batch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from dit_compress.recipe import make_part
 
 if TYPE_CHECKING:
     from dit_compress.denoiser import Denoiser
+    from dit_compress.encode import Captions
+    from dit_compress.train.objective import Batch
 
+CHANNELS = 8
+"""Latent channels of every tiny denoiser."""
+SIZE = (2, 2, 2)
+"""Latent cells of a tiny video."""
+CAPTIONS = ("a red circle", "a blue square moving left", "a green triangle", "two circles")
 MODELS = ("video_dit", "ltx", "wan")
 
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,3 +76,25 @@ def tiny_denoiser(name: str, seed: int = 0) -> Denoiser:
             if not parameter.any():
                 parameter.normal_(0, 0.2)
     return maker.denoiser(module)
+
+
+def tiny_text(width: int = 16) -> Captions:
+    """A caption encoder of random weights, as wide as the tiny denoisers take."""
+    import torch
+
+    from dit_compress.encode import Captions
+
+    torch.manual_seed(1)
+    options = {"width": width, "layers": 1, "heads": 2}
+    return Captions(make_part("text", {"use": "words", **options}, installed()).build().create())
+
+
+def tiny_batch(text: Captions, step: int = 0, size: int = 4, channels: int = CHANNELS) -> Batch:
+    """A batch of random latents, the same for the same step."""
+    from dit_compress.train.objective import Batch
+    from dit_compress.train.streams import Streams
+
+    streams = Streams(0, step, range(size))
+    captions = [CAPTIONS[index % len(CAPTIONS)] for index in range(size)]
+    x0 = streams.normal("x0", (channels, *SIZE))
+    return Batch(step, list(range(size)), x0, streams, captions, text.encoder.tokenize(captions))

@@ -85,7 +85,7 @@ def test_folder_holds_all_an_app_needs(tmp_path: Path) -> None:
     assert manifest["schema"] == 1
     assert manifest["load_order"] == ["half"]
     assert manifest["sigmas"] == [1.0, 0.5, 0.0]
-    assert manifest["frame_rule"] == "1 + 8*k"
+    assert manifest["frame_rule"] == {"lead": 1, "step": 8}
     assert entry["inputs"] == [{"name": "x", "shape": [1, 3], "dtype": "float32"}]
     assert entry["outputs"] == [{"name": "y", "shape": [1, 3], "dtype": "float32"}]
     assert entry["files"][0]["sha256"] == sha256_file(tmp_path / "out" / "half.table")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import jsonschema
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from toy import part
 from dit_compress.bundle import write_bundle
 from dit_compress.context import Context
 from dit_compress.errors import UserError
-from dit_compress.export.player import Player, to_pixels, tokenize
+from dit_compress.export.player import Player, need_frames, to_pixels, tokenize
 from dit_compress.export.step import CAPTIONS, export
 from dit_compress.flow import Flow
 from dit_compress.plugins import use
@@ -30,6 +31,7 @@ from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_coreml.exporter import CoreMLExport
 from dit_compress_plugins.export_onnx import ONNXOptions
 from dit_compress_plugins.export_onnx.exporter import ONNXExport
+from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("coremltools")
@@ -39,14 +41,15 @@ SCHEMA = json.loads((Path(sys.modules["dit_compress"].__file__).parent / "export
 VIDEO = (9, 64, 64)
 
 
-def bundle_in(path: Path, guidance: float) -> Any:
-    """A whole bundle of random weights: text encoder, DiT, VAE at 8×32×32."""
+def bundle_in(path: Path, guidance: float, vae: Any = None, video: tuple[int, int, int] = VIDEO) -> Any:
+    """A whole bundle of random weights: text encoder, DiT, VAE at 8×32×32, or a wrapped one."""
     torch.manual_seed(0)
+    channels = vae.channels if vae else 16
     made = {
         "denoiser": (
             "model",
             "video_dit",
-            {"layers": 2, "heads": 4, "head_width": 16, "channels": 16, "text_width": 32},
+            {"layers": 2, "heads": 4, "head_width": 16, "channels": channels, "text_width": 32},
         ),
         "text": ("text", "words", {"width": 32, "layers": 1, "heads": 2, "length": 16}),
     }
@@ -57,24 +60,27 @@ def bundle_in(path: Path, guidance: float) -> Any:
         specs[name] = ComponentSpec(kind, plugin, maker.config_of(modules[name]))
     from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 
-    modules["latent"] = VideoVAE(channels=16, widths=(8, 12, 16, 16), num_blocks=1)
-    modules["latent"].set_statistics([0.1] * 16, [1.5] * 16)
-    config = {key: value for key, value in modules["latent"].config.items() if not key.startswith("_")}
-    specs["latent"] = ComponentSpec("latent", "video_vae", json.loads(json.dumps(config)))
+    if vae:
+        modules["latent"], specs["latent"] = vae, ComponentSpec("latent", "diffusers_vae", vae.config)
+    else:
+        modules["latent"] = VideoVAE(channels=16, widths=(8, 12, 16, 16), num_blocks=1)
+        modules["latent"].set_statistics([0.1] * 16, [1.5] * 16)
+        config = {key: value for key, value in modules["latent"].config.items() if not key.startswith("_")}
+        specs["latent"] = ComponentSpec("latent", "video_vae", json.loads(json.dumps(config)))
     with torch.no_grad():
         for module in modules.values():
             for tensor in [*module.parameters(), *module.buffers()]:
                 tensor.add_(torch.randn_like(tensor) * 0.03)
     flow = Flow(num_steps=4, guidance=guidance)
-    return write_bundle(path, Spec(video=VIDEO, flow=flow, **specs), modules, base=None, lineage=())
+    return write_bundle(path, Spec(video=video, flow=flow, **specs), modules, base=None, lineage=())
 
 
-def exported(folder: Path, exporter: Any, plugin: str, guidance: float = 1.0) -> tuple[Any, Path]:
-    bundle = bundle_in(folder / "bundle", guidance)
+def exported(folder: Path, exporter: Any, plugin: str, guidance: float = 1.0, bundle: Any = None) -> tuple[Any, Path]:
+    bundle = bundle or bundle_in(folder / "bundle", guidance)
     step = {"plugin": plugin, "kind": "export", "options": {"use": plugin, **exporter.options.model_dump(mode="json")}}
     context = Context(
         name="files", seed=0, folder=folder, cache=folder, bundles={"input": bundle}, names={}, parts={},
-        record={"parts": {"step": step}}, video=VIDEO,
+        record={"parts": {"step": step}}, video=bundle.spec.video,
     )  # fmt: skip
     result = export(exporter, context)
     below = [
@@ -112,7 +118,7 @@ def test_the_manifest_follows_its_schema(made: str, request: pytest.FixtureReque
     assert data["load_order"] == ["text_encoder", "dit_step", "vae_decoder"]
     assert data["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
     assert (data["frame_rule"], data["video"]["fps"], data["guidance"]) == (
-        "1 + 8*k",
+        {"lead": 1, "step": 8},
         8.0,
         1.0 if made == "onnx" else 3.0,
     )
@@ -210,3 +216,43 @@ def test_golden_sample_holds_the_toolkits_own_video(onnx: tuple[Any, Path]) -> N
     stages = load_file(folder / "golden" / "sample.safetensors")
     wanted = Generator(bundle, (16, 2, 2, 2))([CAPTIONS["typical"]], seed=0, index=[0])
     np.testing.assert_array_equal(to_pixels(stages["video"]), wanted[0])
+
+
+# ------------------------------------------------------------------ a VAE with frames of its own
+
+
+def test_a_wrapped_vae_states_its_frame_rule_and_the_player_follows(tmp_path: Path) -> None:
+    """CogVideoX takes 1 + 8·k frames at 4 pixels per latent frame: 9 frames are 3 latent frames."""
+    torch.manual_seed(0)
+    diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    ).save_pretrained(tmp_path / "vae")
+    codec = DiffusersCodec.from_pretrained(tmp_path / "vae", scaling_factor=None, tile=False, decode_timestep=None)
+    bundle = bundle_in(tmp_path / "bundle", 1.0, codec, (9, 32, 32))
+    _, folder = exported(tmp_path, ONNXExport(ONNXOptions()), "onnx", bundle=bundle)
+    data = manifest_of(folder)
+    jsonschema.validate(data, SCHEMA)
+    assert (data["frame_rule"], data["ratio"], data["noise"]["shape"]) == (
+        {"lead": 1, "step": 8}, [4, 8, 8], [1, 4, 3, 4, 4],
+    )  # fmt: skip
+    player = Player(folder, use())
+    assert player.video("a circle", 0).shape == (9, 32, 32, 3)
+    assert min(player.golden().values()) > 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frame_rule": {"lead": 1, "step": 4}, "ratio": [4, 32, 32]}, "the manifest contradicts itself: 9 frames by"),
+        ({"frame_rule": {"lead": 2, "step": 8}}, "the manifest contradicts itself"),
+        ({"frame_rule": "1 + 8*k"}, "its frame_rule '1 \\+ 8\\*k' is that of an earlier, unreleased toolkit"),
+    ],
+)
+def test_frames_that_do_not_fit_the_noise_are_refused(change: dict[str, Any], message: str) -> None:
+    manifest = {
+        "frame_rule": {"lead": 1, "step": 8}, "ratio": [8, 32, 32], "video": {"frames": 9},
+        "noise": {"shape": [1, 16, 2, 2, 2]},
+    }  # fmt: skip
+    need_frames(Path(), manifest)
+    with pytest.raises(UserError, match=message):
+        need_frames(Path(), {**manifest, **change})

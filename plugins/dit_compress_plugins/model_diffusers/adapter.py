@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dit_compress.denoiser import Cond, Denoiser
 from dit_compress.flow import expand
+from dit_compress.licence import licence_of
 from dit_compress_plugins.model_diffusers import load
 from dit_compress_plugins.model_diffusers.convention import Convention, channels_of, example_text, observe, patch_of
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
@@ -113,6 +115,10 @@ class DiffusersModel:
         module = load.load_module(self.options)
         load.attach(module, observe(module, load.convention(self.options)))
         return module
+
+    def licence(self) -> str | None:
+        """What the folder's model card says."""
+        return licence_of(Path(self.options.path)) if self.options.path is not None else None
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:
