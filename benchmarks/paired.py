@@ -198,7 +198,10 @@ class Table:
             cells = [_cell([row[arm][name] for row in rows], digits) for name, digits in self.measures.items()]
             lines.append(_row(arm, *cells, paper))
         lines += ["", self.note, ""]
-        lines += _row("claim", "by", "mean advantage", "95% interval", "corrected p", "verdict"), "|---" * 6 + "|"
+        lines += (
+            _row("claim", "by", "mean advantage", "95% interval", "corrected p (of the sign seen)", "verdict"),
+            "|---" * 6 + "|",
+        )
         lines += [_told(verdict) for verdict in verdicts]
         return "\n".join(lines) + "\n"
 
