@@ -159,7 +159,7 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None)
         units = axis.units * len(alike)
         table.add_row(_named(alike), axis.level, str(axis.units), *cells(each, units))
     fixed = [None if price is None else price.fixed for price in prices]
-    table.add_row("all else", "–", "–", *cells(fixed, 1))
+    table.add_row("remainder", "–", "–", *cells(fixed, 1))
     for refusal in structure.refusals:
         table.add_row(refusal.path, "–", "–", "–", f"stays: {refusal.reason}")
     return table

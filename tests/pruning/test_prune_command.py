@@ -49,7 +49,7 @@ transformer_blocks            block 3   37,968 77.6% 0.8724 90.8%
 transformer_blocks.0–2.ff     ffn   192 97     38.1% 0.0015 30.7%
 transformer_blocks.0–2.attn1  head  4   2,364  19.3% 0.0399 16.6%
 transformer_blocks.0–2.attn2  head  4   2,364  19.3% 0.1044 43.5%
-all else                      –     –   32,888 22.4% 0.2657 9.2%
+remainder                     –     –   32,888 22.4% 0.2657 9.2%
 """.strip().splitlines()
 """By hand, of 8 tokens, 32 words, width 48. A channel: 8·2·(48 + 48). A head of 12 on the image: 8·2·48·12 four times
 and 2·2·8·8·12; on the text: 8·2·48·12 and 32·2·48·12 twice each and 2·2·8·32·12."""
