@@ -78,20 +78,23 @@ def nodes(recipe: Recipe) -> list[Node]:
     return listed
 
 
+def made_of(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> dict[str, Any]:
+    """Everything that decides a node's result, as JSON: of files that options name, what is in them."""
+    return {
+        "engine": REVISION,
+        "kind": node.kind,
+        "parts": node.describe(contents=True),
+        "inputs": dict(input_keys),
+        "seed": recipe.seed,
+        "video": recipe.video,
+        "manifest": manifest if node.reads_data else None,
+        "sampler": recipe.sampler.as_data() if recipe.sampler else None,
+    }
+
+
 def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> str:
-    """sha256 over everything that decides a node's result: of files that options name, what is in them."""
-    return sha256_data(
-        {
-            "engine": REVISION,
-            "kind": node.kind,
-            "parts": node.describe(contents=True),
-            "inputs": dict(input_keys),
-            "seed": recipe.seed,
-            "video": recipe.video,
-            "manifest": manifest if node.reads_data else None,
-            "sampler": recipe.sampler.as_data() if recipe.sampler else None,
-        }
-    )
+    """sha256 over everything that decides a node's result."""
+    return sha256_data(made_of(node, input_keys, recipe, manifest))
 
 
 def input_key(source: str, keys: Mapping[str, str]) -> str:
