@@ -78,25 +78,28 @@ def nodes(recipe: Recipe) -> list[Node]:
     return listed
 
 
-def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> str:
-    """sha256 over everything that decides a node's result: of files that options name, what is in them.
+def made_of(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> dict[str, Any]:
+    """Everything that decides a node's result, as JSON: of files that options name, what is in them.
 
     A licence that the recipe states counts for exports alone: nothing is trained again for it.
     """
     stated = {"licence": recipe.licence} if node.kind == "export" and recipe.licence is not None else {}
-    return sha256_data(
-        {
-            "engine": REVISION,
-            "kind": node.kind,
-            "parts": node.describe(contents=True),
-            "inputs": dict(input_keys),
-            "seed": recipe.seed,
-            "video": recipe.video,
-            "manifest": manifest if node.reads_data else None,
-            "sampler": recipe.sampler.as_data() if recipe.sampler else None,
-            **stated,
-        }
-    )
+    return {
+        "engine": REVISION,
+        "kind": node.kind,
+        "parts": node.describe(contents=True),
+        "inputs": dict(input_keys),
+        "seed": recipe.seed,
+        "video": recipe.video,
+        "manifest": manifest if node.reads_data else None,
+        "sampler": recipe.sampler.as_data() if recipe.sampler else None,
+        **stated,
+    }
+
+
+def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> str:
+    """sha256 over everything that decides a node's result."""
+    return sha256_data(made_of(node, input_keys, recipe, manifest))
 
 
 def input_key(source: str, keys: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dit_compress import SCHEMA, graph
+from dit_compress.changes import data_change, need_same
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, full_disk, read_json, sha256_data, write_json
 from dit_compress.launch import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
@@ -25,7 +26,7 @@ from dit_compress.progress import progress
 from dit_compress.recipe import dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from dit_compress.graph import Node
@@ -47,6 +48,7 @@ class Runner:
     force: frozenset[str] = frozenset()
     say: Callable[[str], None] = lambda _: None
     keys: dict[str, str] = field(default_factory=dict)
+    made_of: dict[str, dict[str, Any]] = field(default_factory=dict)
     crew: Crew | None = None
 
     def run(self, only: str | None = None) -> None:
@@ -124,7 +126,8 @@ class Runner:
     def key(self, node: Node, manifest: str) -> str:
         """The node's key; remembered for the nodes that read it."""
         inputs = {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()}
-        self.keys[node.name] = graph.node_key(node, inputs, self.recipe, manifest)
+        self.made_of[node.name] = graph.made_of(node, inputs, self.recipe, manifest)
+        self.keys[node.name] = sha256_data(self.made_of[node.name])
         return self.keys[node.name]
 
     def _reuse(self, node: Node, title: str) -> None:
@@ -141,7 +144,7 @@ class Runner:
         begun = _begun(partial, key)
         if partial.is_dir() and begun is None:
             if node.name not in self.force:
-                _need_same_data(partial, node, manifest)
+                need_same(partial, node.name, self.made_of[node.name])
             shutil.rmtree(partial)
         threads = (begun or {}).get("threads", self.threads)
         if threads != self.threads:
@@ -153,6 +156,7 @@ class Runner:
                 partial / "job.json",
                 {
                     "key": key,
+                    "made_of": self.made_of[node.name],
                     "name": node.name,
                     "run": str(self.folder),
                     "manifest": manifest,
@@ -160,7 +164,7 @@ class Runner:
                     "group": together.group() if together else None,
                     "plugin_files": [str(path) for path in self.plugin_files],
                     "sources": source_digests(node),
-                    "input_keys": {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()},
+                    "input_keys": self.made_of[node.name]["inputs"],
                 },
             )
         status = together.lead(partial, threads, node.name) if together else spawn(worker_command(partial), threads)
@@ -246,43 +250,6 @@ def source_digests(node: Node) -> dict[str, str]:
     """Digest of the code of every plugin a node uses, for the record."""
     parts = [inner for part in node.parts.values() for inner in graph.with_inner(part)]
     return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in parts}
-
-
-def data_change(known: Path, records: Sequence[Mapping[str, Any]]) -> str:
-    """What differs from the manifest of the last run, in words; nothing where nothing does, or there was none."""
-    if not known.is_file():
-        return ""
-    before, now = ({sha256_data(dict(record)): record for record in each} for each in (read_json(known), records))
-    gone, new = (
-        [record for key, record in one.items() if key not in other] for one, other in ((before, now), (now, before))
-    )
-    if not gone and not new:
-        return "" if list(before) == list(now) else "the samples stand in another order"
-    names = {_name_of(record) for record in gone} & {_name_of(record) for record in new}
-    first = min({_name_of(record) for record in (*gone, *new)})
-    return (
-        f"{len(names)} samples changed, {len(new) - len(names)} came, {len(gone) - len(names)} went"
-        f" (the first by name: {first})"
-    )
-
-
-def _name_of(record: Mapping[str, Any]) -> str:
-    """What a manifest calls a sample."""
-    return str(next((record[key] for key in ("file", "path", "sample") if key in record), record))
-
-
-def _need_same_data(partial: Path, node: Node, manifest: str) -> None:
-    """A half-trained step is not thrown away because a file changed: UserError, with a way to say so."""
-    try:
-        before = read_json(partial / "job.json").get("manifest")
-    except UserError:
-        return
-    if node.reads_data and before != manifest and (partial / "checkpoints").is_dir():
-        raise UserError(
-            f"step {node.name!r} is half done, on data that has changed since",
-            where=str(partial),
-            mend=f"Put the data back as it was to go on, or give --force {node.name} to begin the step anew",
-        )
 
 
 def _begun(partial: Path, key: str) -> dict[str, Any] | None:

@@ -44,7 +44,8 @@ def plan(recipe: Recipe, *, deep: bool = True) -> list[Planned]:
         source = node.inputs.get("input", "")
         try:
             before = _input_spec(node, specs, recipe)
-            after = base_spec(node.parts, recipe.video) if before is None else _planned(node, before)
+            base = node.kind == graph.BASE
+            after = base_spec(node.parts, recipe.video) if base else _planned(node, before or Spec(video=recipe.video))
             figures[node.name] = (
                 figures[source]
                 if source in figures and before is not None and _alike(before, after)

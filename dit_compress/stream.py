@@ -1,7 +1,8 @@
 """Clips decoded by workers ahead of need, where a data set is too large to be decoded once and kept.
 
 FFmpeg's decoding and scaling release Python's lock, so the workers are threads: nothing is pickled, and a clip's
-pixels are never copied between processes.
+pixels are never copied between processes. Which clips come when, and to which process, is the loop's business
+(``train.loop.draw_batch``).
 
 Shapes: B clips of F frames of Y × X pixels, uint8.
 """
@@ -13,10 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_compress.train.streams import epoch_order
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from dit_compress.clips import Clip
 
@@ -27,11 +26,10 @@ class ClipStream:
     Args:
         clips: what can be asked for.
         workers: threads that decode.
-        seed: of the order in which :meth:`batches` visits the clips.
     """
 
-    def __init__(self, clips: Sequence[Clip], workers: int, seed: int = 0) -> None:
-        self.clips, self.seed = clips, seed
+    def __init__(self, clips: Sequence[Clip], workers: int) -> None:
+        self.clips = clips
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
         self._begun: dict[int, Future[np.ndarray]] = {}
 
@@ -52,18 +50,6 @@ class ClipStream:
         for i in self._begun.keys() - set(index):
             self._begun.pop(i).cancel()
         self._begin(index)
-
-    def batches(self, epoch: int, size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[list[int], np.ndarray]]:
-        """One epoch, shuffled: (indices, pixels) of this rank's share of every batch of ``size · world`` clips.
-
-        Each clip goes to one rank. What does not fill a batch of every rank is left out of the epoch.
-        """
-        order = epoch_order(self.seed, epoch, len(self.clips)).tolist()
-        starts = range(0, len(order) - size * world + 1, size * world)
-        shares = [order[start + rank * size : start + (rank + 1) * size] for start in starts]
-        for number, share in enumerate(shares):
-            self.prefetch([i for ahead in shares[number : number + 2] for i in ahead])
-            yield share, self[share]
 
     def close(self) -> None:
         """Forget what nobody asked for."""

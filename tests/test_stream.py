@@ -1,4 +1,4 @@
-"""Clips decoded by workers: the right pixels, in any order, each clip on one rank, errors where they are met."""
+"""Clips decoded by workers: the right pixels, in any order, errors where they are met."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Clip:
 def stream(count: int = 10, workers: int = 2, numbers: list[int] | None = None) -> tuple[Any, list[tuple[int, str]]]:
     log: list[tuple[int, str]] = []
     clips: Any = [Clip(number, log) for number in numbers or range(count)]
-    return ClipStream(clips, workers, seed=5), log
+    return ClipStream(clips, workers), log
 
 
 def test_rows_are_those_asked_for_in_their_order() -> None:
@@ -71,23 +71,6 @@ def test_two_workers_decode_at_once() -> None:
 
     clips: Any = [Waiting(0, []), Waiting(1, [])]
     assert ClipStream(clips, workers=2)[[0, 1]].shape == (2, 1, 2, 2, 3)
-
-
-def test_an_epoch_gives_each_clip_to_one_rank_shuffled() -> None:
-    shares = [[index for index, _ in stream(25)[0].batches(3, 4, rank, 2)] for rank in range(2)]
-    assert [len(share) for share in shares] == [3, 3]
-    flat = [i for share in shares for batch in share for i in batch]
-    assert len(set(flat)) == len(flat) == 24
-    assert flat != sorted(flat)
-    # Two ranks of 4 see, batch by batch, what one rank of 8 sees.
-    alone = [index for index, _ in stream(25)[0].batches(3, 8)]
-    assert [[*first, *second] for first, second in zip(*shares, strict=True)] == alone
-    assert alone != [index for index, _ in stream(25)[0].batches(4, 8)]
-
-
-def test_batches_hold_the_pixels_of_their_clips() -> None:
-    for index, pixels in stream(9)[0].batches(0, 3):
-        assert pixels[:, 0, 0, 0, 0].tolist() == index
 
 
 def test_a_broken_clip_is_an_error_when_it_is_asked_for() -> None:

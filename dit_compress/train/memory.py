@@ -67,7 +67,8 @@ def _mend(options: TrainOptions, world: World) -> str:
     ways += [] if options.bf16 else ["set 'bf16: true'"]
     ways += [f"start more processes (now {world.size})", f"lower 'batch' (now {options.batch})"]
     text = ", or ".join(ways)
-    return f"{text[0].upper()}{text[1:]}. The same command then continues, or starts afresh where an option changed"
+    again = "The same command then continues, with --force where an option changed and there are checkpoints"
+    return f"{text[0].upper()}{text[1:]}. {again}"
 
 
 @contextmanager

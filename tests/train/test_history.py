@@ -169,7 +169,7 @@ def test_memory_that_runs_out_is_one_message_with_a_plan(tmp_path: Path, error: 
         "out of memory on cpu: weights, gradients and optimiser of the roles take 0.00 GiB (first 0.00, second 0.00, "
         "teacher 0.00), activations of 2 samples in 1 parts the rest. Raise 'accumulate' (now 1), or set "
         "'checkpoint_activations: true', or set 'bf16: true', or start more processes (now 1), or lower 'batch' "
-        "(now 2). The same command then continues, or starts afresh where an option changed"
+        "(now 2). The same command then continues, with --force where an option changed and there are checkpoints"
     )
 
 
