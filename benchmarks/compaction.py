@@ -4,8 +4,8 @@
 
 A checkpoint of random weights (``video_dit``, sharded) is written, and pruned in a process of its own: 8 of 28 blocks,
 12 of 32 heads, a quarter of the FFN channels, drawn at random. The output is hashed, the input is not. Beside it in the
-same run: copying as many bytes as the result has, and a peer that loads, slices and saves with the ordinary library
-calls (no hash). Every result is compared with the peer's, tensor by tensor. Files are deleted at the end.
+same run: copying the bytes that must be read and written, and a peer that loads, slices and saves with the ordinary
+library calls (no hash). Every result is compared with the peer's, tensor by tensor. Files are deleted at the end.
 
 Time is that of the least disturbed round of each, ended by fsync, the checkpoint in the page cache for all three.
 Memory is the largest RssAnon of the child process, its imports included, sampled every 5 ms. The last line is one JSON
@@ -31,6 +31,7 @@ SHARD_BYTES = 1_000_000_000
 REMOVE = {"block": 8 / 28, "head": 12 / 32, "ffn": 0.25}
 """The paper's shares; at the 2B size exactly 8 blocks, 12 heads, 2048 channels."""
 COPY_BYTES = 16 << 20
+WORK = {"copy": "copy_bytes", "prune": "prune_on_disk", "peer": "load_slice_save"}
 
 
 def denoiser_of(preset: str) -> Any:
@@ -122,16 +123,30 @@ def load_slice_save(source: Path, target: Path, preset: str) -> float:
     return time.perf_counter() - start
 
 
-def copy_bytes(source: Path, target: Path, size_bytes: int) -> float:
-    """Read and write as many bytes as the pruned model has, in pieces as large as the pruner's."""
+def must_read(source: Path, edits: list[Any]) -> int:
+    """Bytes of the rows that stay: columns are picked out of whole rows."""
+    from dit_compress.structure.disk import pieces
+    from dit_compress.structure.tensor_files import open_weights
+
+    total = 0
+    for piece in pieces(open_weights(source), edits):
+        rows = len(piece.takes[0]) / piece.source.shape[0] if 0 in piece.takes else 1
+        total += round(rows * piece.source.size_bytes)
+    return total
+
+
+def copy_bytes(source: Path, target: Path, preset: str) -> float:
+    """Read and write as many bytes, in pieces as large as the pruner's."""
+    edits, params = edits_for(preset)
+    read, written = must_read(source, edits), 2 * params
     buffer = memoryview(bytearray(COPY_BYTES))
     start = time.perf_counter()
-    left = size_bytes
+    left = read
     for file in sorted(source.glob("*.safetensors")):
         with file.open("rb", buffering=0) as reader, (target / file.name).open("wb", buffering=0) as writer:
             while left and (count := reader.readinto(buffer[: min(left, COPY_BYTES)])):
-                writer.write(buffer[:count])
                 left -= count
+                written -= writer.write(buffer[: min(count, written)])
             os.fsync(writer.fileno())
     return time.perf_counter() - start
 
@@ -194,14 +209,13 @@ def empty(folder: Path) -> Path:
 def measure(folder: Path, preset: str, rounds: int) -> dict[str, Any]:
     """All three, in turn."""
     source = empty(folder / "whole")
-    read = write_checkpoint(source, preset)
-    _, params = edits_for(preset)
-    print(f"checkpoint: {read / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards; {params:,} stay")
-    times: dict[str, list[float]] = {"copy": [], "prune": [], "peer": []}
-    anon = {"prune": 0.0, "peer": 0.0}
+    size = write_checkpoint(source, preset)
+    edits, params = edits_for(preset)
+    print(f"checkpoint: {size / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards; {params:,} stay")
+    times: dict[str, list[float]] = {name: [] for name in WORK}
+    anon = dict.fromkeys(WORK, 0.0)
     for place in range(rounds):
-        times["copy"].append(copy_bytes(source, empty(folder / "copy"), 2 * params))
-        for name, work in (("prune", "prune_on_disk"), ("peer", "load_slice_save")):
+        for name, work in WORK.items():
             seconds, peak = child(work, source, empty(folder / name), preset)
             times[name].append(seconds)
             anon[name] = max(anon[name], peak)
@@ -216,6 +230,7 @@ def measure(folder: Path, preset: str, rounds: int) -> dict[str, Any]:
         "seconds": round(least["prune"], 2),
         "copy_seconds": round(least["copy"], 2),
         "params": params,
+        "read_gb": round(must_read(source, edits) / 1e9, 3),
         "written_gb": round(2 * params / 1e9, 3),
     }
 
@@ -225,8 +240,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to write (12 GB for a moment); a temporary folder if absent")
     parser.add_argument("--preset", default="2b")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", choices=["prune_on_disk", "load_slice_save"], help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", choices=WORK.values(), help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:

@@ -30,22 +30,17 @@ import argparse
 import itertools
 import json
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from paired import base_recipe, encode, judge, link_cache, parameters, quality, run, shared, single_thread
 
-from dit_compress.files import link_tree
-from dit_compress.measure.quality import data_grid
-from dit_compress.pipeline import Runner
 from dit_compress.plugins import installed
-from dit_compress.recipe import load, make_part
+from dit_compress.recipe import make_part
 from dit_compress.sensitivity import axes_of, opened
 from dit_compress.structure.search import SearchProblem
 from dit_compress.structure.trial import trial
@@ -55,9 +50,8 @@ OTHERS = ("magnitude", "taylor", "random", "depth_only", "head_only", "channel_o
 LEVELS = {"depth_only": ["block"], "head_only": ["head"], "channel_only": ["ffn"]}
 MEASURES = (("loss_pruned", -1), ("accuracy_pruned", 1), ("loss_tuned", -1), ("accuracy_tuned", 1))
 """What is compared, and which way is better."""
-CLAIMS = tuple((other, measure, better) for measure, better in MEASURES for other in OTHERS)
+CLAIMS = tuple(("groupwise", other, measure, better) for measure, better in MEASURES for other in OTHERS)
 """Each: groupwise is better than this arm by this measure."""
-LEVEL = 0.05
 BLOCKS_LEFT = 6
 REGRET_BLOCKS = 5
 
@@ -103,7 +97,7 @@ def main() -> int:
     with ProcessPoolExecutor(arguments.workers, get_context("spawn"), single_thread) as pool:
         jobs = [pool.submit(one_seed, out, sizes, seed, tuple(arguments.arms)) for seed in range(arguments.seeds)]
         rows, regrets = map(list, zip(*(job.result() for job in jobs), strict=True))
-    verdicts = judge(rows, [claim for claim in CLAIMS if claim[0] in arguments.arms])
+    verdicts = judge(rows, [claim for claim in CLAIMS if claim[1] in arguments.arms])
     show(rows, regrets, verdicts)
     held = sum(verdict["held"] for verdict in verdicts)
     mean = {name: round(float(np.mean([row[name] for row in regrets])), 4) for name in regrets[0]}
@@ -116,44 +110,15 @@ def main() -> int:
 # ------------------------------------------------------------------ what runs
 
 
-def single_thread() -> None:
-    """A worker computes with one thread, whatever the machine has."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def one_seed(
     out: Path, sizes: dict[str, Any], seed: int, others: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Run a seed; its arms' measures, and the regrets."""
     arms, folder, vae = ("groupwise", *others), out / f"seed{seed}", out / "base" / "run" / "steps" / "vae" / "bundle"
-    cache = folder / "run" / "cache"
-    if not cache.is_dir():
-        link_tree(out / "base" / "run" / "cache", cache)
+    link_cache(out / "base", folder)
     steps = run(folder, seed_recipe(sizes, vae, seed, arms), 1)
     row = {arm: figures(steps, arm, sizes["score"]) for arm in arms}
     return row, regret(steps / "teacher" / "bundle", sizes, folder / "regret")
-
-
-def encode(vae: Path) -> None:
-    """All clips as latents, once: seeds share the codec."""
-    context, _ = opened(str(vae), vae)
-    for split in ("train", "test"):
-        context.latents(split, context.text())
-
-
-def base_recipe(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Clips and the VAE, shared by all seeds."""
-    channels = sizes["model"]["channels"]
-    vae = {"use": "video_vae", "channels": channels, "batch": 4, "lr": 2e-2, **sizes["vae"]}
-    head = {"model": {"use": "video_dit", **sizes["model"], "text_width": sizes["text"]}}
-    return {**head, **shared(sizes), "seed": 0, "steps": [{"latent": vae, "name": "vae"}]}
-
-
-def shared(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Text and data."""
-    return {"text": {"use": "words", "width": sizes["text"]}, "data": {"use": "shapes", **sizes["data"]}}
 
 
 def seed_recipe(sizes: dict[str, Any], vae: Path, seed: int, arms: tuple[str, ...]) -> dict[str, Any]:
@@ -181,23 +146,7 @@ def search_of(arm: str, sizes: dict[str, Any]) -> dict[str, Any]:
 
 def target(sizes: dict[str, Any]) -> int:
     """Parameters of the model with ``BLOCKS_LEFT`` blocks, and 0.4% more, so that heads alone come below it as well."""
-    import torch
-
-    options = {"use": "video_dit", **sizes["model"], "text_width": sizes["text"], "layers": BLOCKS_LEFT}
-    with torch.device("meta"):
-        module = make_part("model", options, installed()).build().create()
-    return round(1.004 * sum(parameter.numel() for parameter in module.parameters()))
-
-
-def run(folder: Path, recipe: dict[str, Any], threads: int) -> Path:
-    """Run a recipe, or what is left of it; the folder of its steps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "given.yaml"
-    path.write_text(yaml.safe_dump({"name": folder.name, **recipe}, sort_keys=False), "utf-8")
-    Runner(load(path, installed()), folder / "run", threads, (), frozenset(), lambda text: print(text, flush=True)).run(
-        None
-    )
-    return folder / "run" / "steps"
+    return round(1.004 * parameters({**sizes["model"], "layers": BLOCKS_LEFT}, sizes["text"]))
 
 
 # ------------------------------------------------------------------ what is measured
@@ -207,15 +156,9 @@ def figures(steps: Path, arm: str, score: dict[str, Any]) -> dict[str, float]:
     """The four measures and the parameters of an arm."""
     found: dict[str, float] = {}
     for when, bundle in (("pruned", arm), ("tuned", f"{arm}-tuned")):
-        context, denoiser = opened(str(steps / bundle / "bundle"), steps)
-        text = context.text()
-        grid = data_grid(context.latents("test", text), text, context.input.flow, 128)
-        found[f"loss_{when}"] = grid.loss(denoiser)
-        with tempfile.TemporaryDirectory() as folder:
-            drawn = make_part("evaluate", {"use": "shapes", **score}, installed()).build()
-            metrics = drawn.run(replace(context, folder=Path(folder))).metrics
-        found[f"accuracy_{when}"] = metrics["attribute_accuracy"]
-        found["params"] = sum(parameter.numel() for parameter in denoiser.module.parameters())
+        measured = quality(steps / bundle / "bundle", score)
+        found |= {f"{name}_{when}": measured[name] for name in ("loss", "accuracy")}
+        found["params"] = measured["params"]
     return found
 
 
@@ -245,44 +188,6 @@ def regret(teacher: Path, sizes: dict[str, Any], folder: Path) -> dict[str, floa
 
 
 # ------------------------------------------------------------------ what follows
-
-
-def judge(rows: list[dict[str, dict[str, float]]], claims: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
-    """Each claim with its mean paired advantage, 95% interval (Student's t), p, corrected p, and verdict."""
-    verdicts = []
-    for other, measure, better in claims:
-        gains = better * np.array([row["groupwise"][measure] - row[other][measure] for row in rows])
-        verdicts.append({"other": other, "measure": measure, **interval(gains), "p": sign_flip(gains)})
-    for verdict, corrected in zip(verdicts, holm([verdict["p"] for verdict in verdicts]), strict=True):
-        verdict |= {"corrected": corrected, "held": verdict["mean"] > 0 and corrected < LEVEL}
-    return verdicts
-
-
-def sign_flip(gains: np.ndarray) -> float:
-    """Exact one-sided p: the share of all sign patterns whose mean is at least the one seen."""
-    signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(gains))))
-    return float(np.mean(signs @ np.abs(gains) >= gains.sum() - 1e-12 * np.abs(gains).sum()))
-
-
-def holm(values: list[float]) -> list[float]:
-    """Holm's step-down correction."""
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty(len(values))
-    running = 0.0
-    for rank, place in enumerate(order):
-        running = max(running, min(1.0, (len(values) - rank) * values[place]))
-        corrected[place] = running
-    return corrected.tolist()
-
-
-def interval(gains: np.ndarray) -> dict[str, float]:
-    """Mean and its 95% confidence interval."""
-    from scipy.stats import t
-
-    half = (
-        float(t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else float("inf")
-    )
-    return {"mean": float(gains.mean()), "low": float(gains.mean()) - half, "high": float(gains.mean()) + half}
 
 
 def show(rows: list[Any], regrets: list[Any], verdicts: list[dict[str, Any]]) -> None:

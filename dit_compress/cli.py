@@ -138,13 +138,16 @@ def plan(
 @app.command()
 def inspect(
     target: Annotated[str, typer.Argument(help="A bundle or run folder, a diffusers folder, or a class of diffusers.")],
+    size: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Latent cells T H W that FLOPs are for; the smallest if absent.")
+    ] = None,
     plugin: PluginFiles = None,
 ) -> None:
-    """Show a model's axes: what it consists of, and what can be removed."""
+    """Show what a model consists of: axes, parameters and FLOPs by component, what can be removed and what stays."""
     from dit_compress.show import axes_table, open_denoiser
 
     _registry(plugin)
-    _print(axes_table(open_denoiser(target)))
+    _print(axes_table(open_denoiser(target), size))
 
 
 app.command()(prune)

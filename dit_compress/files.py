@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -23,6 +24,31 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_content(path: Path, within: Sequence[str] = ()) -> str:
+    """Hex digest of what is in a file or folder, whatever it is called.
+
+    within: of a folder that has any of these below it, only they count. Hidden files never do. A file that has not
+    changed since this process read it (size, times, inode) is not read again.
+    """
+    if not path.is_dir():
+        return _sha256_once(path)
+    roots = [path / name for name in within if (path / name).exists()] or [path]
+    found = {item for root in roots for item in ([root] if root.is_file() else root.rglob("*")) if item.is_file()}
+    names = {item.relative_to(path).as_posix(): item for item in found}
+    visible = {name: item for name, item in names.items() if not any(word[0] == "." for word in name.split("/"))}
+    return sha256_data({name: _sha256_once(item) for name, item in visible.items()})
+
+
+def _sha256_once(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_known(path.absolute(), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+
+
+@lru_cache(maxsize=4096)
+def _sha256_known(path: Path, stamp: tuple[int, ...]) -> str:  # noqa: ARG001 - the stamp is part of the cache's key
+    return sha256_file(path)
 
 
 def sha256_data(data: Any) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress import REVISION
-from dit_compress.bundle import Bundle
+from dit_compress.bundle import COMPONENTS, Bundle
+from dit_compress.errors import UserError
 from dit_compress.files import read_json, sha256_data
-from dit_compress.hooks import slots_of
+from dit_compress.hooks import marked, slots_of
+from dit_compress.plugins import installed
 from dit_compress.recipe.model import BASE
 
 if TYPE_CHECKING:
@@ -97,10 +100,29 @@ def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest
 
 
 def input_key(source: str, keys: Mapping[str, str]) -> str:
-    """The key of an input: an earlier node's, or the digest of a bundle at a path."""
+    """The key of an input: an earlier node's, or the digest of a bundle at a path and of what it refers to."""
     if source in keys:
         return keys[source]
-    return Bundle.open(resolve_bundle(source)).digest()
+    bundle = Bundle.open(resolve_bundle(source))
+    outside = _outside(bundle)
+    return sha256_data([bundle.digest(), outside]) if outside else bundle.digest()
+
+
+def _outside(bundle: Bundle) -> dict[str, str]:
+    """Digests of what components of a bundle read where it lies, as a T5 encoder does its folder.
+
+    A component's config names it under the options of its plugin that are marked as files. A plugin that is missing
+    is told by the step that loads it.
+    """
+    found: dict[str, str] = {}
+    for name in COMPONENTS:
+        component = getattr(bundle.spec, name)
+        if component is not None:
+            with suppress(UserError):
+                marks = marked(installed().get(component.kind, component.plugin).options)
+                values = {option: component.config.get(option) for option in marks}
+                found |= {f"{name}.{key}": marks[key].content(value) for key, value in values.items() if value}
+    return found
 
 
 def bundle_of(run: Path, source: str) -> Path:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import pluggy
 from pydantic import BaseModel, ConfigDict, InstanceOf
 
-from dit_compress.files import sha256_file
+from dit_compress.files import sha256_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -117,10 +117,18 @@ class Slot:
 
 @dataclass(frozen=True)
 class File:
-    """Marks an option that may name a file: in a step's key stands what is in the file, not its path.
+    """Marks an option that may name a file or folder: in a step's key stands what is in it, not its path.
 
-    ``table: Annotated[str | None, File()] = None``. A value that names no file counts as it is.
+    ``table: Annotated[str | None, File()] = None``. A value that names neither counts as it is. ``within``: of a
+    folder that has any of these below it, only they count: ``File(("vae",))`` of a pipeline's folder.
     """
+
+    within: tuple[str, ...] = ()
+
+    def content(self, value: str) -> str:
+        """The sha256 of what a value names; the value where it names nothing."""
+        path = Path(value)
+        return sha256_content(path, self.within) if path.exists() else value
 
 
 @dataclass(frozen=True)
@@ -161,13 +169,12 @@ def slots_of(options: type[Options]) -> dict[str, Slot]:
 
 
 def options_as_data(options: Options, *, contents: bool = False) -> dict[str, Any]:
-    """Options as JSON data, parts included; with ``contents`` the sha256 of a file where a :class:`File` is named."""
+    """Options as JSON data, parts included; with ``contents`` the sha256 of what :class:`File` options name."""
     slots = slots_of(type(options))
     data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
-    for names, value in files_of(options).items() if contents else ():
+    for names, (mark, value) in files_of(options).items() if contents else ():
         *outer, leaf = names.split(".")
-        if Path(value).is_file():
-            reduce(getitem, outer, data)[leaf] = sha256_file(Path(value))
+        reduce(getitem, outer, data)[leaf] = mark.content(value)
     for name, slot in slots.items():
         value = getattr(options, name)
         if value is None:
@@ -179,15 +186,21 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
     return data
 
 
-def files_of(options: Options) -> dict[str, str]:
-    """Values of the options marked with :class:`File`, those of options inside included: dotted name → value."""
-    found: dict[str, str] = {}
-    for name, info in type(options).model_fields.items():
+def marked(options: type[Options]) -> dict[str, File]:
+    """The options that may name a file or folder, by field name."""
+    marks = ((name, mark) for name, info in options.model_fields.items() for mark in info.metadata)
+    return {name: mark for name, mark in marks if isinstance(mark, File)}
+
+
+def files_of(options: Options) -> dict[str, tuple[File, str]]:
+    """What the options marked with :class:`File` name, those of options inside included: dotted name → mark, value."""
+    marks, found = marked(type(options)), dict[str, tuple[File, str]]()
+    for name in type(options).model_fields:
         value = getattr(options, name)
         if isinstance(value, Options):
-            found |= {f"{name}.{inner}": path for inner, path in files_of(value).items()}
-        elif isinstance(value, str) and any(isinstance(mark, File) for mark in info.metadata):
-            found[name] = value
+            found |= {f"{name}.{inner}": named for inner, named in files_of(value).items()}
+        elif name in marks and value is not None:
+            found[name] = (marks[name], str(value))
     return found
 
 

@@ -1,18 +1,21 @@
-"""What a step's key is made of: files that options name count by what is in them."""
+"""What a step's key is made of: files and folders that options name count by what is in them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import yaml
+from toy import tiny_bundle
 
-from dit_compress.files import sha256_file
-from dit_compress.graph import Node, node_key, nodes
+from dit_compress import files
+from dit_compress.files import sha256_content, sha256_data, sha256_file
+from dit_compress.graph import Node, input_key, node_key, nodes
 from dit_compress.hooks import File, Options, files_of, options_as_data
 from dit_compress.plugins import installed
-from dit_compress.recipe import load
+from dit_compress.recipe import load, make_part
 
 
 def key(tmp_path: Path, budget: dict[str, Any]) -> tuple[str, Node]:
@@ -67,8 +70,99 @@ def test_a_plugins_own_options_may_name_files(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text("[]")
     options = Outer(inner=Inner(table=str(path)), title=str(path))
-    assert files_of(options) == {"inner.table": str(path), "notes": "none"}
+    assert files_of(options) == {"inner.table": (File(), str(path)), "notes": (File(), "none")}
     assert options_as_data(options, contents=True) == {
         "inner": {"table": sha256_file(path)}, "notes": "none", "title": str(path),
     }  # fmt: skip
     assert options_as_data(options)["inner"] == {"table": str(path)}
+
+
+# ------------------------------------------------------------------ folders
+
+
+def folder(path: Path, **files: bytes) -> Path:
+    for name, content in files.items():
+        place = path / name.replace("__", "/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    return path
+
+
+def test_a_folder_counts_by_names_and_contents_below_it(tmp_path: Path) -> None:
+    one = folder(tmp_path / "one", config=b"{}", deep__weights=b"12")
+    assert sha256_content(folder(tmp_path / "two", config=b"{}", deep__weights=b"12")) == sha256_content(one)
+    before = sha256_content(one)
+    folder(one, deep__weights=b"13")
+    assert sha256_content(one) != before
+    folder(one, deep__weights=b"12")
+    assert sha256_content(one) == before
+    folder(one, more=b"")
+    assert sha256_content(one) != before
+    (one / "more").rename(one / ".more")
+    assert sha256_content(one) == before, "hidden files are the business of whoever fetched the folder"
+
+
+def test_of_a_pipelines_folder_the_named_parts_count(tmp_path: Path) -> None:
+    pipeline = folder(tmp_path / "p", vae__config=b"{}", transformer__weights=b"1", model_index=b"{}")
+    before = File(("vae",)).content(str(pipeline))
+    folder(pipeline, transformer__weights=b"2", model_index=b"{ }")
+    assert File(("vae",)).content(str(pipeline)) == before
+    assert File().content(str(pipeline)) != before
+    folder(pipeline, vae__config=b"{ }")
+    assert File(("vae",)).content(str(pipeline)) != before
+    assert File(("unet",)).content(str(pipeline)) == File().content(str(pipeline)), "a folder of its own, as it is"
+
+
+def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(files, "sha256_file", lambda path: (read.append(path), sha256_file(path))[1])
+    path = folder(tmp_path / "f", weights=b"1") / "weights"
+    digests = [sha256_content(tmp_path / "f") for _ in range(3)]
+    assert read == [path]
+    path.write_bytes(b"2")
+    assert sha256_content(tmp_path / "f") not in digests
+    assert read == [path, path]
+
+
+def part_key(kind: str, use: str, **options: Any) -> str:
+    node = Node("x", kind, {"step": make_part(kind, {"use": use, **options}, installed())})
+    return sha256_data(node.describe(contents=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "use", "changed", "same"),
+    [
+        ("text", "t5", "model.safetensors", None),
+        ("latent", "diffusers_vae", "vae/model.safetensors", "transformer/model.safetensors"),
+        ("model", "diffusers", "transformer/model.safetensors", "vae/model.safetensors"),
+        ("model", "diffusers", "scheduler/scheduler_config.json", "text_encoder/model.safetensors"),
+    ],
+)
+def test_folders_of_models_count_by_content(
+    tmp_path: Path, kind: str, use: str, changed: str, same: str | None
+) -> None:
+    """A byte of a file that is read makes another key; one of a part of the pipeline that is not, does not."""
+    for name in (changed, *([same] if same else [])):
+        folder(tmp_path, **{name.replace("/", "__"): b"1"})
+    before = part_key(kind, use, path=str(tmp_path))
+    assert part_key(kind, use, path=str(tmp_path)) == before
+    if same:
+        (tmp_path / same).write_bytes(b"2")
+        assert part_key(kind, use, path=str(tmp_path)) == before
+    (tmp_path / changed).write_bytes(b"2")
+    assert part_key(kind, use, path=str(tmp_path)) != before
+
+
+def test_a_bundle_counts_with_the_folder_it_refers_to(tmp_path: Path) -> None:
+    """A bundle holds where its T5 encoder lies, not the weights."""
+    plain = tiny_bundle(tmp_path / "plain")
+    assert input_key(str(plain.path), {}) == plain.digest()
+    place = folder(tmp_path / "t5", weights=b"1")
+    bundle = tiny_bundle(tmp_path / "bundle")
+    data = json.loads((bundle.path / "bundle.json").read_text())
+    data["components"]["text"] |= {"plugin": "t5", "config": {"path": str(place), "width": 8, "length": 4}}
+    (bundle.path / "bundle.json").write_text(json.dumps(data))
+    before = input_key(str(bundle.path), {})
+    assert before == input_key(str(bundle.path), {}) != bundle.digest()
+    folder(place, weights=b"2")
+    assert input_key(str(bundle.path), {}) != before

@@ -510,3 +510,12 @@ def test_the_wall_shows_captions_that_can_be_compared(run: Path) -> None:
     assert [caption for caption, _ in shown.rows] == list(CAPTIONS)
     assert shown.left_out == 1
     assert shown.columns[:2] == ("real", "VAE round trip")
+
+
+def test_a_step_may_be_named_by_a_number() -> None:
+    from matplotlib.figure import Figure
+
+    from dit_compress.report.svg import as_svg
+
+    text = as_svg(Figure(figsize=(1, 1)), "4x16x16-c0", "a loss")
+    assert 'id="4x16x16-c0-figure_1"' in text

@@ -79,7 +79,7 @@ def as_svg(figure: Figure, name: str, title: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{_identifier(name)}-", text)
+    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{_identifier(name)}-", text)
     text = re.sub(r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", text).replace("'DejaVu Sans'", "inherit")
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, f"var({variable})")

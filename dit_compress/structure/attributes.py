@@ -6,6 +6,7 @@ each candidate set is tried on the edited block, and every matmul's input must b
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -37,7 +38,10 @@ EXACT = 1e-10
 
 
 def solve(replica: Replica, part: Part, units: Units) -> Part | None:
-    """The part with the attributes that follow; None if no set of them makes compact equal masked."""
+    """The part with the attributes that follow; None if no set of them makes compact equal masked.
+
+    Raises DivergedError where they make it equal for the recorded arguments, and not for others.
+    """
     if part.count == 1:
         return part
     replica = replica.edited([Substitute(path) for path in part.substitutes])
@@ -47,8 +51,21 @@ def solve(replica: Replica, part: Part, units: Units) -> Part | None:
     for size in range(min(LARGEST, len(candidates)) + 1):
         for follows in combinations(candidates, size):
             if all(trial.exact(follows) for trial in trials):
+                if not _exact_elsewhere(replica, part, units, follows):
+                    raise DivergedError("with other arguments the block does something else")
                 return replace(part, follows=follows)
     return None
+
+
+def _exact_elsewhere(replica: Replica, part: Part, units: Units, follows: tuple[Follow, ...]) -> bool:
+    """Whether the same holds for the negated arguments, as far as the block takes them."""
+    other = copy.copy(replica)
+    other.call = replica.call.map(lambda value: -value if value.is_floating_point() else value)
+    try:
+        trial = _Trial(other, other.run(), part, units, plans(part.count)[0])
+    except (DivergedError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError):
+        return True
+    return trial.exact(follows)
 
 
 def plans(count: int) -> list[tuple[int, ...]]:

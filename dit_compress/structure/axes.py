@@ -111,7 +111,7 @@ class Stack:
     block skipped (else a tombstone keeps its place). returns: what a skipped block gives for each of its
     outputs: ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; empty for the main stream alone.
     removable: False where the model doesn't run without a block. borrowed: parts of blocks, relative to the
-    list, that the model calls on its own: a tombstone keeps them.
+    list, that the model calls on its own: a tombstone keeps them. writes: whether blocks write into their arguments.
     """
 
     path: str
@@ -122,6 +122,7 @@ class Stack:
     returns: tuple[tuple[str, int | str], ...] = ()
     removable: bool = True
     borrowed: tuple[str, ...] = ()
+    writes: bool = False
 
     def block(self, index: int) -> str:
         """Module path of one block."""

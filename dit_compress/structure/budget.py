@@ -78,12 +78,30 @@ def parameter_price(module: nn.Module, axes: Sequence[Axis]) -> Price:
     """Parameters, from the members of the axes."""
     units = {axis.name: float(unit_cost(module, axis)) for axis in axes if not axis.blocks}
     whole: dict[str, list[float]] = {}
-    for path, gate in gates(axes).items():
-        blocks = [module.get_submodule(f"{path}.{index}") for index in range(gate.units)]
+    for gate in gates(axes).values():
         own = unit_cost(module, gate)
-        whole[gate.name] = [float(own + sum(p.numel() for p in block.parameters())) for block in blocks]
+        whole[gate.name] = [float(own + block) for block in _alone(module, gate)]
     total = sum(parameter.numel() for parameter in module.parameters())
     return assemble(axes, total, whole, units, "parameters")
+
+
+def _alone(module: nn.Module, gate: Axis) -> list[int]:
+    """Parameters that go with each block of a stack: used nowhere else, and kept by no tombstone."""
+    stack = gate.blocks
+    assert stack is not None
+    stays = () if stack.deletable else tuple(f"{stack.path}.{path}." for path in stack.borrowed)
+    users: dict[int, set[str]] = {}
+    sizes: dict[int, int] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        inside = name.startswith(f"{stack.path}.") and not name.startswith(stays)
+        index = name.removeprefix(f"{stack.path}.").partition(".")[0] if inside else ""
+        users.setdefault(id(parameter), set()).add(index)
+        sizes[id(parameter)] = parameter.numel()
+    counts = dict.fromkeys(map(str, range(gate.units)), 0)
+    for key, found in users.items():
+        if len(found) == 1 and (index := next(iter(found))):
+            counts[index] += sizes[key]
+    return list(counts.values())
 
 
 def unit_cost(module: nn.Module, axis: Axis) -> int:

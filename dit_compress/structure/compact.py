@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import nullcontext
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +75,12 @@ def _compact(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axis], ke
         return {"name": LOG_NAME, "revision": REVISION, "data": log_data(axes, kept, edits)}
     with masked(module, axes, hard_masks(axes, kept, parameter)):
         reference, precision, tolerance = _widest(run)
+    if not tensors_in(reference):
+        raise UserError(
+            "the call gives no tensor back, so that nothing could be proven on it",
+            where=type(module).__name__,
+            mend="Record a call that returns tensors, alone or in tuples, lists, dicts or attributes",
+        )
     # Scaled weights are rounded anew: the proof takes them unrounded.
     scaled = {edit.tensor: tensor_at(module, edit.tensor) for edit in edits if isinstance(edit, Scale)}
     for name, value in scaled.items():
@@ -97,11 +105,15 @@ def _widest(run: Callable[[], Any]) -> tuple[Any, Callable[[], AbstractContextMa
 
 
 def disagreement(candidate: Any, reference: Any) -> float:
-    """Largest :func:`relative_error` over the tensors of two outputs; infinity where their shapes differ."""
-    pairs = list(zip(tensors_in(candidate), tensors_in(reference), strict=True))
-    if any(a.shape != b.shape for a, b in pairs):
+    """Largest :func:`relative_error` over the tensors of two outputs, NaN if one is.
+
+    Infinity where their number or shapes differ, and where there is nothing to compare.
+    """
+    pairs = list(zip_longest(tensors_in(candidate), tensors_in(reference)))
+    if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
         return float("inf")
-    return max((relative_error(a, b) for a, b in pairs if b.is_floating_point()), default=0.0)
+    errors = [relative_error(a, b) for a, b in pairs if b.is_floating_point() or b.is_complex()]
+    return max(errors, key=lambda error: (math.isnan(error), error), default=float("inf"))
 
 
 def log_data(axes: Sequence[Axis], kept: Kept, edits: list[Any]) -> dict[str, Any]:

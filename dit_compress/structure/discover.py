@@ -19,6 +19,7 @@ from dit_compress.structure.assemble import UnsliceableError, common_path, gathe
 from dit_compress.structure.attributes import solve
 from dit_compress.structure.axes import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.record import Call, record
+from dit_compress.structure.refusals import promised, unexplained, unused
 from dit_compress.structure.signature import Known, signature
 from dit_compress.structure.stacks import find_stacks
 from dit_compress.structure.trace import Change, DivergedError
@@ -50,7 +51,6 @@ FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, Attribute
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
 """What was found before: structure depends on classes and shapes, not on weights."""
-HINTS = ("heads", "num_heads", "num_attention_heads", "n_heads", "nheads")
 
 
 def discover(denoiser: Denoiser) -> Structure:
@@ -97,11 +97,17 @@ def _observe(module: nn.Module, call: Call) -> Structure:
             mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
         ) from error
     parts: list[Part] = []
+    names = _all_names(module)
     for item in found:
         for index, seen in enumerate(item.calls):
             head = item.stack.block(index)
             block = _observed(replica.module.get_submodule(head), seen, item)
-            parts += [_placed(part, item, index) for part in block.parts]
+            for part in (_placed(part, item, index) for part in block.parts):
+                other = _used_elsewhere(part, f"{head}.", names)
+                if other:
+                    refusals.append(Refusal(part.path, f"its weights are those of {other}, too"))
+                else:
+                    parts.append(part)
             refusals += [Refusal(f"{head}.{bad.path}".rstrip("."), bad.reason) for bad in block.refusals]
     return Structure(
         tuple(item.stack for item in found),
@@ -109,6 +115,20 @@ def _observe(module: nn.Module, call: Call) -> Structure:
         tuple(part for part in parts if isinstance(part, FeedForward)),
         tuple(refusals),
     )
+
+
+def _all_names(module: nn.Module) -> dict[str, list[str]]:
+    """Every name of each parameter, by each of its names: several where modules or weights are shared."""
+    listed: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        listed.setdefault(id(parameter), []).append(name)
+    return {name: names for names in listed.values() for name in names}
+
+
+def _used_elsewhere(part: Part, head: str, names: Mapping[str, list[str]]) -> str:
+    """A name, outside the part's block, of one of its parameters; cutting it there would cut another block."""
+    held = (name for member in part.members for name in names.get(member.tensor, ()))
+    return next((name for name in held if not name.startswith(head)), "")
 
 
 def _replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
@@ -143,9 +163,13 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
     for units in listed:
         if units.reads:
             _settle(found, replica, base, observer, units, calls)
-    found.refusals += _unfound(block, found, calls)
+    known = [part.path for part in found.parts if isinstance(part, Attention)]
+    found.refusals += promised(block, [*known, *(item.path for item in found.refusals)], calls)
+    found.refusals += unexplained(replica, observer.unexplained(listed), [item.path for item in found.refusals])
     if observer.prober.diverged and not found.parts and not found.refusals:
         found.refusals.append(Refusal("", "its control flow depends on values: no units can be told apart"))
+    elif not observer.prober.diverged:
+        found.refusals += unused(replica, base)
     _name_apart(found)
     return found
 
@@ -171,6 +195,8 @@ def _settle(
     except FAILURES as error:
         found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))
         return
+    if units.count == 1:
+        found.refusals.append(Refusal(path, "all of it hangs together: one unit, and one must stay"))
     if solved is None:
         what = f"{units.count} heads" if isinstance(part, Attention) else f"{units.count} channels"
         found.refusals.append(Refusal(path, f"{what}: no set of attributes makes compact equal masked"))
@@ -220,24 +246,6 @@ def _dense(replica: Replica, base: Trace, path: str, key: tuple[Any, int], call:
         handle.remove()
     changed = (taken[0] != call.output).reshape(-1, taken[0].shape[-1]).any(0)
     return bool(changed.all()) and len(changed) > 1
-
-
-def _unfound(block: nn.Module, found: _Block, calls: Mapping[str, Call]) -> list[Refusal]:
-    """Attentions that the block's attributes promise and the probe did not find: a hint, told and not used."""
-    known = [part.path for part in found.parts if isinstance(part, Attention)] + [r.path for r in found.refusals]
-    missing = []
-    for path, owner in block.named_modules():
-        heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
-        inside = any(_holds(path, item) or _holds(item, path) for item in known)
-        weighs = next(owner.parameters(), None) is not None
-        if heads > 1 and path in calls and weighs and not inside:
-            missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
-    return missing
-
-
-def _holds(outer: str, inner: str) -> bool:
-    """Whether a module path lies inside another, or is it."""
-    return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
 def _name_apart(found: _Block) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,8 @@ CHUNK_BYTES = 16 << 20
 SHORT_BYTES = 1 << 14
 """Runs of rows shorter than this are read together with the rows between them."""
 SHARD_BYTES = 5_000_000_000
+SHARDS_AT_ONCE = 2
+"""Shards written side by side: one waits for the disk while the other is hashed."""
 FLOATS = ("F16", "BF16", "F32", "F64")
 PLAIN = (*FLOATS, "C64", "I64", "BOOL")
 """Dtypes whose entries stand for themselves; others may be packed, or scaled elsewhere."""
@@ -141,13 +144,15 @@ def write_pieces(
     names = [f"{stem}-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
-    records: dict[str, dict[str, Any]] = {}
-    places: dict[str, str] = {}
-    for name, shard in zip(names, shards, strict=True):
+
+    def write(name: str, shard: Sequence[Piece]) -> dict[str, Any]:
         with disk_errors(target / name):
-            records[name] = write_file(shard, target / name, metadata)
-        places |= {piece.name: name for piece in shard}
+            return write_file(shard, target / name, metadata)
+
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        records = dict(zip(names, pool.map(write, names, shards), strict=True))
     if len(shards) > 1:
+        places = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
         total = sum(piece.described.size_bytes for piece in listed)
         write_json(target / f"{stem}{INDEX}", {"metadata": {"total_size": total}, "weight_map": places})
     return records

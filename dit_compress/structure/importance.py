@@ -23,7 +23,8 @@ def unit_norms(weight: Tensor, dim: int, indices: Tensor) -> Tensor:
 def magnitude(module: nn.Module, axis: Axis) -> Tensor:
     """Magnitude of an axis' units ``[U]``: mean over tensors of the unit norms, each scaled to mean 1.
 
-    A block's magnitude is the mean absolute weight of its matrices, scaled likewise by position in the block.
+    A block's magnitude is the mean norm of its matrices, each scaled likewise over the blocks that have one of its
+    name (SD3's last block lacks some).
     """
     if axis.blocks:
         return _block_magnitude(module, axis)
@@ -40,10 +41,17 @@ def magnitude(module: nn.Module, axis: Axis) -> Tensor:
 def _block_magnitude(module: nn.Module, axis: Axis) -> Tensor:
     stack = axis.blocks
     assert stack is not None
-    blocks = [module.get_submodule(stack.block(index)) for index in range(axis.units)]
-    rows = [torch.stack([p.float().norm() for p in block.parameters() if p.ndim > 1]) for block in blocks]
-    norms = torch.stack(rows)
-    return (norms / norms.mean(dim=0, keepdim=True).clamp_min(1e-12)).mean(dim=1)
+    norms: dict[str, dict[int, Tensor]] = {}
+    for index in range(axis.units):
+        for name, parameter in module.get_submodule(stack.block(index)).named_parameters():
+            if parameter.ndim > 1:
+                norms.setdefault(name, {})[index] = parameter.float().norm()
+    scores: list[list[Tensor]] = [[] for _ in range(axis.units)]
+    for found in norms.values():
+        mean = torch.stack(list(found.values())).mean().clamp_min(1e-12)
+        for index, norm in found.items():
+            scores[index].append(norm / mean)
+    return torch.stack([torch.stack(own).mean() if own else torch.zeros(()) for own in scores])
 
 
 def top(scores: Tensor, count: int) -> tuple[int, ...]:

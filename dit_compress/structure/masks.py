@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dit_compress.errors import UserError
 from dit_compress.structure.places import argument_at
+from dit_compress.structure.record import map_tensors
 from dit_compress.structure.tombstone import Skip
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ def masked(module: nn.Module, axes: Sequence[Axis], values: Mapping[str, Tensor]
             skip = Skip(stack.stream, stack.output, stack.returns)
             for index in range(axis.units):
                 block = module.get_submodule(stack.block(index))
-                handles.append(block.register_forward_hook(_mix(value[..., index], skip), with_kwargs=True))
+                before = _Before() if stack.writes else None
+                if before is not None:
+                    handles.append(block.register_forward_pre_hook(before.note, with_kwargs=True))
+                handles.append(block.register_forward_hook(_mix(value[..., index], skip, before), with_kwargs=True))
         handles += [_mask(module, value, point) for point in axis.masks]
     try:
         yield
@@ -105,8 +109,16 @@ class _MaskedParameter:
         setattr(self.owner, self.leaf, self.parameter)
 
 
-def _mix(value: Tensor, skip: Skip) -> Callable[..., Any]:
-    """``y = m·block(x) + (1 - m)·x`` for every stream of the block."""
+class _Before:
+    """The arguments of a block that writes into them, as they came."""
+
+    def note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hook before the block."""
+        self.args, self.kwargs = map_tensors(Tensor.clone, (args, kwargs))
+
+
+def _mix(value: Tensor, skip: Skip, given: _Before | None = None) -> Callable[..., Any]:
+    """``y = m·block(x) + (1 - m)·x`` for every stream of the block. given: arguments it has overwritten."""
 
     def mixed(after: Any, before: Any) -> Any:
         if not isinstance(after, Tensor) or not isinstance(before, Tensor):
@@ -116,6 +128,8 @@ def _mix(value: Tensor, skip: Skip) -> Callable[..., Any]:
         return keep * after + (1 - keep) * before
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        if given is not None:
+            args, kwargs = given.args, given.kwargs
         if skip.output is None:
             return mixed(result, skip(args, kwargs))
         if not skip.returns:

@@ -93,9 +93,9 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor of nested tuples, lists, dicts and dataclasses (the outputs of diffusers), in order."""
+    """Every tensor of nested tuples, lists and dicts, and of an object's attributes (diffusers' outputs), in order."""
     if hasattr(value, "to_tuple"):
         value = value.to_tuple()
-    elif hasattr(value, "__dataclass_fields__"):
-        value = [getattr(value, name) for name in value.__dataclass_fields__]
+    elif hasattr(value, "__dict__") and not isinstance(value, Tensor | dict | list | tuple):
+        value = list(vars(value).values())
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dit_compress.structure.weightless import Replica
 
 LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""torch's own modules that are blocks; its others are parts of one."""
 
 
 @dataclass
@@ -87,7 +89,7 @@ def _stack(replica: Replica, path: str, items: Any, seen: dict[str, Seen]) -> Fo
     if isinstance(items, nn.ModuleDict) or any(call is None for call in calls):
         return None
     known = [call for call in calls if call is not None]
-    if any(next(block.parameters(), None) is None or type(block).__module__.startswith("torch.nn") for block in blocks):
+    if not all(_is_block(block) for block in blocks):
         return None
     passes = chained(known) if len(known) > 1 else []
     if not passes or not covered(passes, known[0]):
@@ -96,9 +98,15 @@ def _stack(replica: Replica, path: str, items: Any, seen: dict[str, Seen]) -> Fo
     if not passes:
         return None
     whole = passes[0][1] is None
+    writes = any(call.writes for call in known)
     returns = () if whole else tuple(_return(known, passes, place) for place in known[0].outputs())
-    stack = Stack(path, len(known), *passes[0], returns=returns)
+    stack = Stack(path, len(known), *passes[0], returns=returns, writes=writes)
     return Found(replace(stack, borrowed=_borrowed(stack, seen)), known, tuple(passes))
+
+
+def _is_block(item: nn.Module) -> bool:
+    weighs = next(item.parameters(), None) is not None
+    return weighs and (isinstance(item, LAYERS) or not type(item).__module__.startswith("torch.nn"))
 
 
 def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) -> tuple[str, int | str]:

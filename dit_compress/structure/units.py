@@ -50,6 +50,8 @@ class Observer:
         self.prober = Prober(replica, base)
         self.sizes: dict[Key, int] = {OUTPUT: 1}
         self.dead: list[Key] = []
+        self.inner: frozenset[Key] = frozenset()
+        self.effects: dict[Key, Effect] = {}
         self.rows: set[Key] = set()
         self.cols: set[Key] = set()
         for touch in base.touches:
@@ -61,9 +63,10 @@ class Observer:
 
     def units(self) -> tuple[Units, ...]:
         """Every list of units that contributes nothing once it is masked."""
-        inner = self._inner()
+        inner = self.inner = self._inner()
         lists = {key: (self.sizes[key], _rows(key)) for key in sorted(self.rows, key=str)}
         whole = {key: self.prober.effect(change(np.arange(size))) for key, (size, change) in lists.items()}
+        self.effects = whole
         self.dead = [key for key, effect in whole.items() if not effect]
         runs = self.prober.runs({key: lists[key] for key, effect in whole.items() if inner & effect.keys()})
         labels = join(self.sizes, runs, self.replica.cuts)
@@ -73,6 +76,12 @@ class Observer:
         reached = self._reached(whole)
         found = [replace(item, reads=any(key in reached for key in item.rows)) for item in found]
         return tuple(self._with_tables(found))
+
+    def unexplained(self, listed: Sequence[Units]) -> list[str]:
+        """Weights that read what the streams' matmuls give, and not the streams: a part should hold them; none does."""
+        read = {target for key in self._reached(self.effects) for target in self.effects[key] if target in self.inner}
+        held = {key[0] for units in listed for key in (*units.rows, *units.cols)}
+        return sorted({key[0] for key in read if key[1] != ("in",)} - held)
 
     def _inner(self) -> frozenset[Key]:
         """Inputs of matmuls that no stream reaches directly: the only ones that can be cut."""

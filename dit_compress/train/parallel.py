@@ -187,9 +187,9 @@ def spread(roles: Mapping[str, Role], world: World) -> list[tuple[Denoiser, nn.M
         _shard(denoiser, world)
     for role in roles.values():
         role.module.to(world.device)
-        for parameter in role.module.parameters():
-            if world.size > 1 and not is_sharded(parameter):
-                _from_first(parameter)
+        for tensor in (*role.module.parameters(), *role.module.buffers()) if world.size > 1 else ():
+            if not is_sharded(tensor):
+                _from_first(tensor)
     return blueprints
 
 
@@ -262,11 +262,10 @@ def _shard(denoiser: Denoiser, world: World) -> None:
     fully_shard(denoiser.module, mesh=mesh, reshard_after_forward=False)
 
 
-def _from_first(parameter: nn.Parameter) -> None:
+def _from_first(tensor: Tensor) -> None:
     import torch.distributed as dist
 
-    with torch.no_grad():
-        dist.broadcast(parameter.data, 0)
+    dist.broadcast(tensor.detach(), 0)
 
 
 def _without_weights(module: nn.Module) -> nn.Module:

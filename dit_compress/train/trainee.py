@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
+from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.parallel import World, is_sharded, local
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
     from dit_compress.train.objective import Role
 
-MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+MOMENTS = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+    ShardedMuon: ("momentum_buffer",),
+}
 
 
 class Trainee:
@@ -35,7 +40,7 @@ class Trainee:
             raise UserError(
                 f"role {name!r} would train {sorted(low)} weights", mend="Load them as float32; compute may be bf16"
             )
-        self.optimizers = _optimizers(name, role, self.parameters)
+        self.optimizers = _optimizers(role, self.parameters)
         self.average: dict[str, Tensor] = (
             {key: value.detach().clone() for key, value in self.parameters.items()} if role.ema else {}
         )
@@ -134,19 +139,15 @@ class Trainee:
                     yield key, parameter, optimizer, MOMENTS[type(optimizer)]
 
 
-def _optimizers(name: str, role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+def _optimizers(role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon before it where the role asks for it; every group remembers its peak rate."""
     matrices = _matrices(role.module, parameters) if role.muon_lr is not None else {}
     others = [value for key, value in parameters.items() if key not in matrices]
     decay = role.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        if any(is_sharded(value) for value in matrices.values()):
-            raise UserError(
-                f"Muon turns whole matrices, and those of role {name!r} are sharded over several processes",
-                mend="Leave 'muon_lr' out (AdamW trains them), or run the step in one process",
-            )
-        optimizers.append(torch.optim.Muon(list(matrices.values()), lr=role.muon_lr or 0.0, weight_decay=decay))
+    for sharded, kind in ((False, torch.optim.Muon), (True, ShardedMuon)):
+        if part := [value for value in matrices.values() if is_sharded(value) is sharded]:
+            optimizers.append(kind(part, lr=role.muon_lr or 0.0, weight_decay=decay))
     if others:
         # One call of the fused kernel can't mix sharded weights with whole ones.
         split = [[p for p in others if is_sharded(p) is sharded] for sharded in (False, True)]

@@ -146,7 +146,7 @@ def test_damage_is_found_before_training(made: Path, tmp_path: Path) -> None:
     path = tmp_path / "copy" / Shards(tmp_path / "copy").index["shards"][0]["file"]
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="the checksum differs"):
-        latents(tmp_path / "copy").prepare(tmp_path / "another-cache")
+        data.prepare(tmp_path / "cache")
 
 
 def test_machines_share_the_work(made: Path, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
+from dit_compress.structure.axes import Stack
 from dit_compress.structure.compact import block_axis
 from dit_compress.structure.importance import magnitude, top, unit_norms
 from dit_compress.structure.search import SearchProblem
@@ -63,3 +65,14 @@ def test_planted_small_units_go(name: str) -> None:
     gone = {axis.level: set(range(axis.units)) - set(selection.kept[axis.name]) for axis in axes}
     assert gone == {level: {unit} for level, unit in planted.items()}
     assert [len(scores) for scores in selection.history["scores"].values()] == [axis.units for axis in axes]
+
+
+def test_blocks_need_not_have_the_same_matrices() -> None:
+    """SD3's last block lacks some. Norms 1, 3 of ``a`` and 2, 6, 4 of ``b``: means 2 and 4."""
+    blocks = [nn.Module() for _ in range(3)]
+    for block, name, norm in ((0, "a", 1.0), (1, "a", 3.0), (0, "b", 2.0), (1, "b", 6.0), (2, "b", 4.0)):
+        setattr(blocks[block], name, nn.Parameter(torch.full((1, 1), norm)))
+    module = nn.Module()
+    module.blocks = nn.ModuleList(blocks)
+    scores = magnitude(module, block_axis(Stack("blocks", 3, 0, None)))
+    assert scores.tolist() == [0.5, 1.5, 1.0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from processes import together
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import distribute_tensor
 from toy import batch, context_in, words
 
 from dit_compress.encode import Samples
@@ -19,8 +20,10 @@ from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.loop import fit
+from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Role
 from dit_compress.train.parallel import World
+from dit_compress.train.streams import Streams
 from dit_compress.train.trainee import Trainee
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
@@ -227,19 +230,78 @@ def test_two_that_were_interrupted_equal_two_that_were_not(written_by_two: Path,
     assert outcome(again)[1] == outcome(whole)[1]
 
 
+# ------------------------------------------------------------------ Muon
+
+MUON = {"muon_lr": 0.02, "weight_decay": 0.1}
+
+
+def muon(world: World, folder: Path, die_at: int | None = None) -> None:
+    train(world, folder, "flow", "video_dit", die_at, MUON)
+
+
+@pytest.fixture(scope="module")
+def muon_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("muon")
+    muon(ALONE, folder)
+    return folder
+
+
+def test_muon_on_two_processes_equals_muon_on_one(tmp_path: Path, muon_alone: Path, alone: Any) -> None:
+    together(muon, tmp_path)
+    assert_alike(tmp_path, muon_alone)
+    adam, turned = outcome(alone("flow", "video_dit"))[0], outcome(muon_alone)[0]
+    assert (adam - turned).abs().max() > 0.01 * adam.abs().max()  # ten times what may differ: not AdamW
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_training_under_muon_goes_on_in_another_number_of_processes(
+    tmp_path: Path, muon_alone: Path, before: int, after: int
+) -> None:
+    for size, die_at in ((before, 3), (after, None)):
+        together(muon, tmp_path, size, die_at) if size > 1 else muon(ALONE, tmp_path, die_at)
+        if die_at:
+            names = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())["tensors"]
+            assert sum("/momentum_buffer/" in name for name in names) > 10
+    assert_alike(tmp_path, muon_alone)
+
+
+class Rows(torch.nn.Module):
+    """Matrices that do not divide by the processes, tall and wide, more of them than processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(*size, bias=False) for size in ((5, 3), (3, 7), (4, 4))])
+
+
+def uneven(world: World, folder: Path) -> None:
+    """Three updates of sharded matrices against torch's own Muon on whole ones."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    whole, shared = Rows(), Rows()
+    fully_shard(shared, mesh=init_device_mesh("cpu", (world.size,)))
+    alone = torch.optim.Muon(whole.parameters(), lr=0.1, weight_decay=0.2)
+    ours = ShardedMuon(shared.parameters(), lr=0.1, weight_decay=0.2)
+    other: Any
+    for step in range(3):
+        for one, other in zip(whole.parameters(), shared.parameters(), strict=True):
+            one.grad = Streams(0, step, [0]).normal("gradient", one.shape)[0]
+            other.grad = distribute_tensor(one.grad, other.device_mesh, other.placements)
+        alone.step()
+        ours.step()
+    for one, other in zip(whole.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(other.full_tensor(), one, rtol=0, atol=1e-6)
+        momentum = ours.state[other]["momentum_buffer"]
+        assert momentum.to_local().numel() < one.numel()
+        torch.testing.assert_close(momentum.full_tensor(), alone.state[one]["momentum_buffer"], rtol=0, atol=1e-6)
+
+
+def test_rows_that_do_not_divide_are_turned_as_torch_turns_whole_matrices(tmp_path: Path) -> None:
+    together(uneven, tmp_path)
+
+
 # ------------------------------------------------------------------ refusals
-
-
-def refuse_muon(world: World, folder: Path) -> None:
-    context = context_in(folder)
-    context.world = world
-    made = objective("flow", "video_dit", options_of("flow", muon_lr=0.02))
-    with pytest.raises(UserError, match="Muon turns whole matrices, and those of role 'student' are sharded"):
-        fit(made, samples(), made.options, context)
-
-
-def test_muon_over_sharded_matrices_is_refused(tmp_path: Path) -> None:
-    together(refuse_muon, tmp_path)
 
 
 def refuse_batch(world: World, folder: Path) -> None:

@@ -45,13 +45,15 @@ class Latents:
         self.options = options
 
     def prepare(self, cache: Path) -> None:
-        """Compare every shard with its checksum, once for as long as the index stays as it is.
+        """Compare every shard with its checksum, once for as long as the files stay as they are.
 
         Raises:
             UserError: no finished folder of shards, or one that is damaged, or holds no latents.
         """
         shards = Shards(self.options.path)
-        stamp = [self.options.path.joinpath(INDEX).stat().st_mtime_ns, len(shards)]
+        names = [INDEX, *(entry["file"] for entry in shards.index["shards"])]
+        stats = [self.options.path.joinpath(name).stat() for name in names]
+        stamp = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
         if (cache / _VERIFIED).is_file() and read_json(cache / _VERIFIED) == stamp:
             return
         if NAME not in shards.names():

@@ -18,8 +18,8 @@ class FfnGranularity:
         self.units = options.units
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """One axis per feed-forward."""
-        return [ffn_axis(feed_forward) for feed_forward in structure.feed_forwards]
+        """One axis per feed-forward of more than one channel."""
+        return [ffn_axis(feed_forward) for feed_forward in structure.feed_forwards if feed_forward.count > 1]
 
     def keep(self, axis: Axis) -> int | None:
         """Channels that stay."""

@@ -19,8 +19,8 @@ class HeadGranularity:
         self.options = options
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """One axis per attention."""
-        return [head_axis(attention) for attention in structure.attentions]
+        """One axis per attention of more than one head."""
+        return [head_axis(attention) for attention in structure.attentions if attention.count > 1]
 
     def keep(self, axis: Axis) -> int | None:
         """Heads that stay."""

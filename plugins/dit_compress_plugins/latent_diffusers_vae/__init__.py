@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 
 class DiffusersVAEOptions(Options):
@@ -17,7 +19,7 @@ class DiffusersVAEOptions(Options):
     decode_timestep: the noise level told to decoders that are conditioned on one (LTX 0.9.1 and later).
     """
 
-    path: str
+    path: Annotated[str, File(("vae",))]
     scaling_factor: float | None = Field(default=None, gt=0)
     tile: bool = False
     decode_timestep: float = Field(default=0.0, ge=0, le=1)

@@ -45,14 +45,18 @@ class VideoVAEStep:
         return after
 
     def run(self, context: Context) -> Result:
-        """Start from PCA, train, measure the latents' statistics, give the bundle."""
-        vae = self.create(context.seed)
+        """Start from PCA, train, measure the latents' statistics, give the bundle.
+
+        Of several processes the first looks at clips before and after training; the loop hands its VAE to the others.
+        """
+        vae, first = self.create(context.seed), not context.world.rank
         likeness = self.likeness(vae, context)
-        samples = context.pixels("train")
+        samples, held_out = context.pixels("train"), context.pixels("test")
         count = min(len(samples), self.options.pca_clips)
-        self.initialise(vae, chunks(samples, count))
-        held_out = context.pixels("test")
-        linear_db = round_trip_db(vae, held_out)
+        linear_db = 0.0
+        if first:
+            self.initialise(vae, chunks(samples, count))
+            linear_db = round_trip_db(vae, held_out)
         if self.options.steps:
             fit(self.objective(vae, likeness), samples, self.options, context)
         vae = self.finish(vae.float(), chunks(samples, count))

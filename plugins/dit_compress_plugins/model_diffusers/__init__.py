@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import PositiveFloat, model_validator
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
 """How a module takes its latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""
@@ -28,7 +28,7 @@ class DiffusersOptions(Options):
     rope_scale: ``rope_interpolation_scale`` where the module asks for it.
     """
 
-    path: str | None = None
+    path: Annotated[str | None, File(("transformer", "scheduler"))] = None
     class_name: str | None = None
     config: dict[str, Any] | None = None
     prediction: Literal["velocity", "reversed", "noise", "x0", "v"] | None = None

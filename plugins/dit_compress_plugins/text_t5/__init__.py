@@ -1,14 +1,18 @@
 """A frozen T5 encoder from a local folder."""
 
+from typing import Annotated
+
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 
 class T5Options(Options):
     """Where the encoder lies. Bundles refer to the folder; they never copy its gigabytes."""
 
-    path: str = Field(description="A local folder in transformers' layout: config.json, weights, tokenizer.")
+    path: Annotated[str, File()] = Field(
+        description="A local folder in transformers' layout: config.json, weights, tokenizer."
+    )
     width: int = Field(4096, ge=1, description="d_model; checked against the folder's config when it is loaded.")
     length: int = Field(128, ge=1, description="Tokens every caption is padded or cut to.")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
-from dit_compress.files import sha256_data, sha256_file
+from dit_compress.files import sha256_content
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,9 +43,7 @@ class T5Encoder(nn.Module):
 
     def digest(self) -> str:
         """sha256 of weights and tokenizer: names the cache of embeddings, so that other weights get another one."""
-        return sha256_data(
-            {file.name: sha256_file(file) for file in sorted(self._folder().iterdir()) if file.is_file()}
-        )
+        return sha256_content(self._folder())
 
     def _folder(self) -> Path:
         folder = Path(self.path)
