@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from dit_compress.errors import UserError
 from dit_compress.plugins import Registry, installed, use
 from dit_compress.recipe import load
 from dit_compress.scaffold import KINDS, TEMPLATES, new_package, package_of
+from dit_compress.testing.exporters import small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,8 +210,8 @@ def registry(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     """The plugins of this process, the site's among them."""
     monkeypatch.syspath_prepend(site)
     yield Registry.discover()
-    for package in PACKAGES.values():
-        sys.modules.pop(package, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES.values()]:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize("word", KINDS)
@@ -221,6 +223,21 @@ def test_the_recipe_of_the_readme_passes_the_check(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"name: begun\nmodel: {{use: video_dit}}\nsteps:\n  {step}", "utf-8")
     assert "my_own" in str(load(recipe, registry).steps[0].as_data())
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_exporters_check_names_operators_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"{PACKAGES['exporter']}.exporter")
+    exporter = module.MyOwnExport(importlib.import_module(PACKAGES["exporter"]).MyOwnOptions())
+    assert exporter.check(small(), exporter.profile) == []
+    monkeypatch.setattr(module, "KERNELS", frozenset({"aten.linear"}))
+    found = exporter.check(small(), exporter.profile)
+    assert "aten.silu" in {each.operator for each in found}
+    assert "aten.linear" not in {each.operator for each in found}
+    assert {each.severity for each in found} == {"error"}
+    assert all(each.path and each.mend for each in found)
+    monkeypatch.setattr(module, "KERNELS", frozenset(each.operator for each in found) | {"aten.linear"})
+    assert exporter.check(small(), exporter.profile) == []
 
 
 @pytest.mark.parametrize(
