@@ -111,7 +111,7 @@ def out(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "seeds"), [("3", 1), ("4", 1), ("5", 2), ("k", 1)])
+@pytest.mark.parametrize(("name", "seeds"), [("3", 1)])
 def test_a_tiny_table_runs(name, seeds, here, out, monkeypatch, capsys) -> None:
     given = ["--table", name, "--tier", "tiny", "--seeds", str(seeds), "--workers", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["tables.py", *given])
