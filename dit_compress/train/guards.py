@@ -94,15 +94,15 @@ class Limit:
 
 _LOSE_MOTION = "Add 'teacher_samples', lower 'adversarial_weight' or 'lr', or end earlier (validation: {result: best})"
 LIMITS = (
-    Limit("static", "motion", 0.1, 0.05, "videos stand still", _LOSE_MOTION),
+    Limit("static", "motion", 0.05, 0.02, "videos stand still", _LOSE_MOTION),
     Limit("slow", "motion", 0.5, None, "videos move at less than half the speed", _LOSE_MOTION),
     Limit("blank", "contrast", 0.4, 0.1, "videos have lost their contrast", "Lower 'lr', and look at the VAE's clips"),
     Limit("grey", "chroma", 0.4, 0.1, "videos have lost their colours", "Lower 'lr' or the guidance, raise 'ema'"),
     Limit(
         "alike",
         "diversity",
-        0.2,
-        0.02,
+        0.5,
+        0.01,
         "videos of one caption are all alike",
         "Lower 'adversarial_weight', or give the generator real clips again (reconstruction_weight)",
     ),
