@@ -13,7 +13,7 @@ from dit_compress.spec import ComponentSpec, Spec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.export.types import Component
+    from dit_compress.export.ahead import Networks
     from dit_compress.graph import Node
     from dit_compress.recipe.model import Recipe
 
@@ -39,7 +39,7 @@ def plan(recipe: Recipe, *, deep: bool = True) -> list[Planned]:
     figures: dict[str, dict[str, Any]] = {}
     rows: list[Planned] = []
     errors: list[UserError] = []
-    networks: dict[str, list[Component]] = {}
+    networks: dict[str, Networks] = {}
     for node in graph.nodes(recipe):
         source = node.inputs.get("input", "")
         try:
@@ -92,14 +92,14 @@ def _planned(node: Node, before: Spec) -> Spec:
     return after
 
 
-def _check_export(node: Node, spec: Spec, networks: dict[str, list[Component]]) -> tuple[str, ...]:
+def _check_export(node: Node, spec: Spec, networks: dict[str, Networks]) -> tuple[str, ...]:
     """What the exporter warns of; UserError where it would refuse a network.
 
     networks: by input; exporters of one input look at the same ones.
     """
-    from dit_compress.export.ahead import check_ahead
+    from dit_compress.export.ahead import Networks, check_ahead
 
-    made = networks.setdefault(node.inputs.get("input", ""), [])
+    made = networks.setdefault(node.inputs.get("input", ""), Networks(spec))
     return tuple(f"{found.path}: {found.message}" for found in check_ahead(node.part.build(), spec, made))
 
 

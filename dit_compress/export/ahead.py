@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,6 +13,8 @@ from dit_compress.export.components import dit_step, text_component, vae_decoder
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.step import CAPTIONS
+from dit_compress.export.tracing import count_weights
+from dit_compress.export.twin import shorten
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,25 +23,46 @@ if TYPE_CHECKING:
     from dit_compress.spec import Spec
 
 
-def check_ahead(exporter: Any, spec: Spec, made: list[Component] | None = None) -> list[Diagnostic]:
-    """Warnings of the exporter's check over the networks that ``spec`` describes, on the meta device.
+class Networks:
+    """The networks that a spec describes, as components without values; made and traced once for all exporters."""
 
-    made: takes the networks of ``spec``, or holds them: those of one list are traced once for all exporters.
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+
+    @cached_property
+    def short(self) -> list[Component]:
+        """With one block of each shape: traced in a fraction of the time."""
+        return components_ahead(self.spec, short=True)
+
+    @cached_property
+    def whole(self) -> list[Component]:
+        """With every block."""
+        return components_ahead(self.spec)
+
+
+def check_ahead(exporter: Any, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
+    """Warnings of the exporter's check over the networks that ``spec`` describes.
+
+    What it objects to is asked again of the whole networks: every place is named, and none for a block left out.
+
+    networks: those of ``spec``, where other exporters look at them too.
 
     Raises:
         UserError: the check found errors.
     """
     if not hasattr(exporter, "check"):
         return []
-    made = [] if made is None else made
-    if not made:
-        made += components_ahead(spec)
-    return check_components(exporter, made, exporter.profile)
+    networks = networks or Networks(spec)
+    try:
+        return check_components(exporter, networks.short, exporter.profile)
+    except UserError:
+        return check_components(exporter, networks.whole, exporter.profile)
 
 
-def components_ahead(spec: Spec) -> list[Component]:
+def components_ahead(spec: Spec, *, short: bool = False) -> list[Component]:
     """The components of an export, of the right shapes and without values: fake tensors, as tracers make them.
 
+    short: the denoiser has one block of each shape; its size is that of the whole.
     Not the meta device: what a network makes on the way (``like.new_tensor(...)``) is traced as on a CPU.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # torch.export itself has no other door
@@ -47,10 +72,12 @@ def components_ahead(spec: Spec) -> list[Component]:
         raise UserError("the bundle has no text encoder", mend="Name a 'text' in the recipe")
     encoder: Any = spec.text.build()
     tokens = {name: encoder.tokenize([caption]) for name, caption in CAPTIONS.items()} if on_device(encoder) else None
-    denoiser, codec, size = spec.build_denoiser(), cast("nn.Module", spec.codec()), spec.latent_size()
-    channels = spec.codec().channels
+    denoiser, codec, size = spec.build_denoiser(), spec.codec(), spec.latent_size()
+    channels, num_weights = codec.channels, count_weights(denoiser.module)
+    if short:
+        shorten(denoiser)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        for module in (denoiser.module, codec, *([encoder] if tokens else [])):
+        for module in (denoiser.module, cast("nn.Module", codec), *([encoder] if tokens else [])):
             module.to_empty(device="cpu")
         if tokens:
             typical: dict[str, Any] = {
@@ -58,6 +85,6 @@ def components_ahead(spec: Spec) -> list[Component]:
             }
             found.append(text_component(encoder, typical, ("text", "text_mask")))
         latent, _, cond = denoiser.example(1, size)
-        found.append(dit_step(denoiser, latent, dict(cond)))
-        found.append(vae_decoder(codec, torch.empty(1, channels, *size)))
+        found.append(replace(dit_step(denoiser, latent, dict(cond)), num_weights=num_weights))
+        found.append(vae_decoder(cast("nn.Module", codec), torch.empty(1, channels, *size)))
     return found

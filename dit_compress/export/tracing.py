@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,13 +16,13 @@ from dit_compress.export.types import Component, Diagnostic, Profile
 from dit_compress.rewrite import rewrite_graph, rewrite_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+Made = TypeVar("Made")
 RANDOM = ("rand", "randn", "randint", "bernoulli", "normal", "dropout", "rand_like", "randn_like", "normal_functional")
-_TRACED: WeakKeyDictionary[Component, ExportedProgram] = WeakKeyDictionary()
 LARGE = 2**16
 """Values of a tensor whose padding is worth a warning."""
 
@@ -38,6 +39,20 @@ class Named(nn.Module):
         return self.module(*inputs.values())
 
 
+def once(make: Callable[[Component], Made]) -> Callable[[Component], Made]:
+    """A function of a component that is called once for each; what it raises is not remembered."""
+    known: WeakKeyDictionary[Component, Made] = WeakKeyDictionary()
+
+    @wraps(make)
+    def made(component: Component) -> Made:
+        if component not in known:
+            known[component] = make(component)
+        return known[component]
+
+    return made
+
+
+@once
 def trace(component: Component) -> ExportedProgram:
     """Rewrite the modules, trace with fixed shapes, decompose, rewrite the graph. Works on the meta device.
 
@@ -46,12 +61,6 @@ def trace(component: Component) -> ExportedProgram:
     Raises:
         UserError: ``torch.export`` can't follow the module, for instance where control flow depends on values.
     """
-    if component not in _TRACED:
-        _TRACED[component] = _trace(component)
-    return _TRACED[component]
-
-
-def _trace(component: Component) -> ExportedProgram:
     module = Named(rewrite_modules(component.module))
     try:
         with torch.no_grad(), warnings.catch_warnings(), _plain_attention():
@@ -140,8 +149,8 @@ def _objections(node: Node, profile: Profile) -> Iterator[Diagnostic]:
 
 
 def _weights(component: Component, profile: Profile, *, splits: bool) -> Iterator[Diagnostic]:
-    tensors = {id(tensor): tensor for tensor in (*component.module.parameters(), *component.module.buffers())}
-    size = sum(tensor.numel() for tensor in tensors.values()) * profile.bits // 8
+    count = count_weights(component.module) if component.num_weights is None else component.num_weights
+    size = count * profile.bits // 8
     mend = "Prune more, or choose a smaller precision"
     if profile.memory_bytes is not None and size > profile.memory_bytes:
         message = f"weights of {_mib(size)}, the device has {_mib(profile.memory_bytes)}"
@@ -149,6 +158,12 @@ def _weights(component: Component, profile: Profile, *, splits: bool) -> Iterato
     elif profile.max_file_bytes is not None and size > profile.max_file_bytes and not splits:
         message = f"weights of {_mib(size)}, a file may have {_mib(profile.max_file_bytes)}"
         yield Diagnostic("", component.name, "error", message, mend)
+
+
+def count_weights(module: nn.Module) -> int:
+    """Values of all parameters and buffers, shared ones once."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _mib(size_bytes: int) -> str:
@@ -177,9 +192,7 @@ def _short_rows(program: ExportedProgram, profile: Profile) -> list[Diagnostic]:
     if not short:
         return []
     shape = list(short[0].meta["val"].shape)
-    message = (
-        f"{len(short)} large tensors end in less than {profile.alignment} values ({shape}, first): they are padded"
-    )
+    message = f"large tensors end in less than {profile.alignment} values ({shape}, first): they are padded"
     mend = "Put the longest axis last"
     return [Diagnostic(operator_name(short[0]), module_path(short[0]), "warning", message, mend)]
 

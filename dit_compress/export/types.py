@@ -38,6 +38,7 @@ class Component:
         ``1000·sigma`` need it: half precision moves the angle by up to a quarter of a radian.
     mask: the input that is 1 at real text and 0 at padding, for the padded input set.
     more: further input sets by name, each complete: other captions, say, where nothing can be scaled.
+    num_weights: values of its parameters and buffers, where the module is a stand-in with fewer.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Component:
     precise: tuple[str, ...] = ()
     mask: str | None = None
     more: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    num_weights: int | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dit_compress.denoiser import Denoiser
-    from dit_compress.structure.axes import Part
+    from dit_compress.structure.axes import Part, Stack
     from dit_compress.structure.stacks import Found
     from dit_compress.structure.trace import Trace
     from dit_compress.structure.units import Units
@@ -56,6 +56,12 @@ _BLOCKS: Known[_Block] = Known(512)
 def discover(denoiser: Denoiser) -> Structure:
     """Structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
     return observe(denoiser.module, first_call(denoiser))
+
+
+def find_stacks_of(denoiser: Denoiser) -> tuple[Stack, ...]:
+    """The stacks alone: nothing inside a block is probed. Raises what the module raises without its weights."""
+    _, (found, _) = _replicated(denoiser.module, first_call(denoiser))
+    return tuple(item.stack for item in found)
 
 
 def first_call(denoiser: Denoiser) -> Call:

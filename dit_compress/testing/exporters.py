@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import inspect as python
 import json
+import shutil
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +50,16 @@ def dit() -> Component:
     torch.manual_seed(1)
     latent, _, cond = denoiser.example(1, SIZE)
     return dit_step(denoiser, latent, dict(cond))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A component, its weights before, and what ``lower`` made of it in a folder."""
+
+    folder: Path
+    component: Component
+    before: dict[str, torch.Tensor]
+    artifacts: list[Artifact]
 
 
 class ExporterContract:
@@ -87,48 +99,53 @@ class ExporterContract:
 
     # -- lower
 
-    def test_lower_writes_what_it_names(self, tmp_path: Path) -> None:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def lowered(cls, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+        """The small component's files, written once; no test changes them."""
+        folder, component = tmp_path_factory.mktemp("lowered"), small()
+        before = {name: value.clone() for name, value in component.module.state_dict().items()}
+        kit = cls()
+        return Lowered(folder, component, before, kit.exporter().lower(component, kit.profile, folder))
+
+    def test_lower_writes_what_it_names(self, lowered: Lowered) -> None:
         """Artifacts lie in the folder, under the component's name."""
-        artifacts = self.exporter().lower(small(), self.profile, tmp_path)
-        assert artifacts
-        for artifact in artifacts:
+        assert lowered.artifacts
+        for artifact in lowered.artifacts:
             assert isinstance(artifact, Artifact)
             assert artifact.path.exists()
-            assert artifact.path.parent == tmp_path
+            assert artifact.path.parent == lowered.folder
             assert artifact.path.name.startswith("small")
             assert artifact.precision in ("float32", "float16")
             json.dumps(dict(artifact.details))
 
-    def test_lower_leaves_the_module_as_it_was(self, tmp_path: Path) -> None:
-        """The same weights, the same outputs."""
-        component = small()
-        before = {name: value.clone() for name, value in component.module.state_dict().items()}
-        self.exporter().lower(component, self.profile, tmp_path)
-        after = component.module.state_dict()
+    def test_lower_leaves_the_module_as_it_was(self, lowered: Lowered) -> None:
+        """The same weights."""
+        before, after = lowered.before, lowered.component.module.state_dict()
         assert before.keys() == after.keys()
         assert all(
             torch.equal(value, after[name]) and value.dtype == after[name].dtype for name, value in before.items()
         )
 
-    def test_equal_components_give_equal_bytes(self, tmp_path: Path) -> None:
+    def test_equal_components_give_equal_bytes(self, lowered: Lowered, tmp_path: Path) -> None:
         """Checksums shall say something."""
+        self.exporter().lower(small(), self.profile, tmp_path)
         written = []
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-            self.exporter().lower(small(), self.profile, tmp_path / name)
-            files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-            written.append([(path.relative_to(tmp_path / name), path.read_bytes()) for path in files])
+        for folder in (lowered.folder, tmp_path):
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            written.append([(path.relative_to(folder), path.read_bytes()) for path in files])
+        assert written[0]
         assert written[0] == written[1]
 
     # -- runner
 
-    def test_runner_executes_the_file_not_the_module(self, tmp_path: Path) -> None:
+    def test_runner_executes_the_file_not_the_module(self, lowered: Lowered, tmp_path: Path) -> None:
         """A damaged file is refused with a message, or gives another result."""
-        exporter = self.exporter()
-        artifact = exporter.lower(small(), self.profile, tmp_path)[0]
-        inputs = {"x": small().inputs["x"].numpy()}
-        runner = exporter.runner(artifact)
+        exporter, inputs = self.exporter(), {"x": lowered.component.inputs["x"].numpy()}
+        runner = exporter.runner(lowered.artifacts[0])
         right = runner(inputs, runner.arithmetics[0])["y"].copy()
+        shutil.copytree(lowered.folder, tmp_path / "damaged")
+        artifact = replace(lowered.artifacts[0], path=tmp_path / "damaged" / lowered.artifacts[0].path.name)
         paths = [artifact.path] if artifact.path.is_file() else [p for p in artifact.path.rglob("*") if p.is_file()]
         largest = max(paths, key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
@@ -140,15 +157,14 @@ class ExporterContract:
         noticed = artifact.path.name in message if message else not np.array_equal(wrong, right)
         assert noticed, f"the file was cut in half and nobody noticed, or nobody said which: {message}"
 
-    def test_runner_states_what_it_is(self, tmp_path: Path) -> None:
+    def test_runner_states_what_it_is(self, lowered: Lowered) -> None:
         """Fidelity and arithmetics out of the known words; outputs by name, float32, the same twice."""
-        exporter = self.exporter()
-        runner = exporter.runner(exporter.lower(small(), self.profile, tmp_path)[0])
+        runner = self.exporter().runner(lowered.artifacts[0])
         assert runner.fidelity in FIDELITIES
         assert runner.fidelity != "none", "nothing executes the file: no proof"
         assert runner.arithmetics
         assert set(runner.arithmetics) <= set(ARITHMETICS)
-        given = {"x": small().inputs["x"].numpy()}
+        given = {"x": lowered.component.inputs["x"].numpy()}
         first = {name: value.copy() for name, value in runner(given, runner.arithmetics[0]).items()}
         second = runner({"x": np.zeros_like(given["x"])}, runner.arithmetics[0])
         assert list(first) == ["y"], f"the component has the output y, the runner gives {list(first)}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,10 @@ from test_verify import command
 from toy import part
 
 from dit_compress.errors import UserError
-from dit_compress.export.ahead import check_ahead, components_ahead
+from dit_compress.export.ahead import Networks, check_ahead, components_ahead
+from dit_compress.export.package import check_components
+from dit_compress.export.profiles import profile_named
+from dit_compress.export.tracing import count_weights, inspected, operators, trace
 from dit_compress.plugins import use
 from dit_compress.spec import ComponentSpec, Spec
 from dit_compress.testing.models import _CONFIGS, MODELS
@@ -62,6 +67,51 @@ def test_good_networks_have_no_errors(name: str) -> None:
     assert list(made) == ["text_encoder", "dit_step", "vae_decoder"]
     assert tuple(made["dit_step"].inputs["latent"].shape) == (1, 8, 3, 2, 2)
     assert check_ahead(ONNXExport(ONNXOptions()), spec) == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_block_of_each_shape_speaks_for_the_others(name: str) -> None:
+    """Three equal blocks: one is traced, at its place; rank 3 is too much for each block, and all are named."""
+    spec = spec_of(name)
+    networks = Networks(spec)
+    strict = replace(profile_named("cpu"), max_rank=3)
+    (short, _), (whole, nodes) = (
+        inspected(next(each for each in made if each.name == "dit_step"), strict)
+        for made in (networks.short, networks.whole)
+    )
+    wanted, found = {(each.operator, each.path, each.message) for each in whole}, {each.path for each in short}
+    assert wanted >= {(each.operator, each.path, each.message) for each in short}
+    assert {re.sub(r"blocks\.\d+", "blocks.N", path) for path in found} == {
+        re.sub(r"blocks\.\d+", "blocks.N", path) for _, path, _ in wanted
+    }
+    assert {path.split("blocks.")[1][0] for path in found if "blocks." in path} == {"0"}
+    assert {path.split("blocks.")[1][0] for _, path, _ in wanted if "blocks." in path} == {"0", "1", "2"}
+    (twin,) = (each for each in networks.short if each.name == "dit_step")
+    (step,) = (each for each in networks.whole if each.name == "dit_step")
+    assert twin.num_weights == step.num_weights == count_weights(step.module) > count_weights(twin.module)
+    assert len(list(operators(trace(twin)))) < len(nodes) / 1.5
+
+
+def test_blocks_of_two_shapes_are_both_looked_at() -> None:
+    spec = spec_of("video_dit")
+    assert spec.denoiser is not None
+    config = {**spec.denoiser.config, "ffn": [64, 96, 64]}
+    spec = replace(spec, denoiser=replace(spec.denoiser, config=config))
+    (twin,) = (each for each in Networks(spec).short if each.name == "dit_step")
+    held = {path.split("_blocks.")[1][0] for path, _ in twin.module.named_parameters() if "_blocks." in path}
+    assert held == {"0", "1"}
+
+
+@pytest.mark.parametrize("limit", [{"max_rank": 3}, {"memory_bytes": 1000}])
+def test_what_is_refused_is_refused_in_every_block(limit: dict[str, Any], tmp_path: Path) -> None:
+    """The same words as for the whole network, checked as it was before there was a shorter one."""
+    spec = spec_of("video_dit")
+    exporter = ONNXExport(ONNXOptions(device=str(device(tmp_path, **limit))))
+    with pytest.raises(UserError) as found:
+        check_ahead(exporter, spec)
+    with pytest.raises(UserError) as wanted:
+        check_components(exporter, components_ahead(spec), exporter.profile)
+    assert found.value.problems == wanted.value.problems
 
 
 def test_a_step_that_is_no_exporter_is_not_asked() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError, root_cause
 from dit_compress.export.half import in_precision
-from dit_compress.export.tracing import module_path, operator_name, operators, trace
+from dit_compress.export.tracing import module_path, once, operator_name, operators, trace
 from dit_compress.export.types import Diagnostic
 from dit_compress.files import disk_errors
 from dit_compress.progress import quiet
@@ -57,7 +57,8 @@ def decomposed(component: Component) -> ExportedProgram:
     return trace(component).run_decompositions(get_decomp_table())
 
 
-def untranslated(component: Component) -> list[Diagnostic]:
+@once
+def untranslated(component: Component) -> tuple[Diagnostic, ...]:
     """Operators that coreai-torch has no lowering for."""
     with quiet():
         from coreai_torch._aten_to_core import _aten_to_core_resolver  # coreai-torch has no public way to ask
@@ -71,7 +72,7 @@ def untranslated(component: Component) -> list[Diagnostic]:
         and str(node.target).removeprefix("aten.") not in _aten_to_core_resolver
     }
     what = "coreai-torch has no lowering of it"
-    return [Diagnostic(name, path, "error", what, MEND) for name, path in sorted(missing)]
+    return tuple(Diagnostic(name, path, "error", what, MEND) for name, path in sorted(missing))
 
 
 def forget_date(path: Path) -> None:

@@ -43,7 +43,7 @@ class CoreAIExport(ExportStep):
         from dit_compress_plugins.export_coreai.convert import untranslated
 
         found, nodes = inspected(component, profile)
-        return found + (untranslated(component) if nodes else [])
+        return [*found, *(untranslated(component) if nodes else ())]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
         """One ``.aimodel``."""

@@ -7,17 +7,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from dit_compress.errors import UserError, root_cause
-from dit_compress.export.tracing import module_path, operator_name, operators, trace
+from dit_compress.export.tracing import module_path, once, operator_name, operators, trace
 from dit_compress.export.types import Diagnostic
 from dit_compress.progress import quiet
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
     from dit_compress.export.types import Component
 
 CONVOLUTION = torch.ops.aten.convolution.default
 MEND = "Write it with operators that ExecuTorch has, or export this component to another target"
 VIEWS = frozenset({"getitem", "aten.view", "aten.alias", "aten.detach", "aten.lift_fresh_copy"})
 """Operators of a traced program that become none, or another name, in ExecuTorch."""
+PACKED = frozenset(
+    getattr(torch.ops.aten, name) for name in ("linear", "conv1d", "conv2d", "convolution", "conv_transpose2d")
+)
+"""Operators whose weight and bias XNNPACK copies when a file is loaded."""
 INTERNAL = ("aten._assert", "aten.sym_", "<built-in")
 
 
@@ -32,14 +39,52 @@ def convert(component: Component) -> bytes:
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            edge = to_edge_transform_and_lower(trace(component), partitioner=[XnnpackPartitioner()])
+            edge = to_edge_transform_and_lower(apart(trace(component)), partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
         except Exception as error:
             what = f"ExecuTorch can't lower it: {root_cause(error)}"
             raise UserError(what, where=f"component {component.name}", mend=MEND) from error
 
 
-def without_kernel(component: Component) -> list[Diagnostic]:
+def apart(program: ExportedProgram) -> ExportedProgram:
+    """The program, its weights that are packed *and* read otherwise with a copy for the other readers.
+
+    XNNPACK frees what it has packed; who reads the same constant without packing it then reads freed memory, and the
+    process ends (ExecuTorch 1.5.1, files loaded from disk).
+    """
+    if not any(_others(node) for node in program.graph.nodes):
+        return program
+    from executorch.backends.transforms.utils import create_constant_placeholder, get_param_tensor
+    from torch.export.graph_signature import InputKind
+
+    program = program.run_decompositions({})  # another program: what was traced serves other exporters too
+    for node in [node for node in program.graph.nodes if _others(node)]:
+        others, tensor = _others(node), get_param_tensor(program, node)
+        if tensor is None:
+            continue  # an input of the component
+        with program.graph.inserting_before(node):
+            name, copied = f"{node.name}_unpacked", tensor.detach().clone()
+            own = create_constant_placeholder(program, program.graph, name, InputKind.CONSTANT_TENSOR, copied)
+        for user in others:
+            user.replace_input_with(node, own)
+    program.graph_module.recompile()
+    return program
+
+
+def _others(node: Node) -> list[Node]:
+    """Readers of a packed placeholder that do not pack it."""
+    if node.op != "placeholder":
+        return []
+    packing = [user for user in node.users if _packs(user, node)]
+    return [user for user in node.users if user not in packing] if packing else []
+
+
+def _packs(user: Node, node: Node) -> bool:
+    return getattr(user.target, "overloadpacket", None) in PACKED and node in user.args[1:3] and node != user.args[0]
+
+
+@once
+def without_kernel(component: Component) -> tuple[Diagnostic, ...]:
     """Operators that neither XNNPACK nor the portable library can run; the file would be written all the same.
 
     The program is decomposed to core operators, and each must be in the runtime's own registry. Convolutions
@@ -60,7 +105,7 @@ def without_kernel(component: Component) -> list[Diagnostic]:
         else:
             what = "ExecuTorch has no kernel for it"
         found.setdefault((name, path), Diagnostic(name, path, "error", what, MEND))
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _has_kernel(name: str, known: set[str]) -> bool:

@@ -38,7 +38,7 @@ class ExecuTorchExport(ExportStep):
         from dit_compress_plugins.export_executorch.convert import without_kernel
 
         found, nodes = inspected(component, profile)
-        return found + (without_kernel(component) if nodes else [])
+        return [*found, *(without_kernel(component) if nodes else ())]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
         """One ``.pte``."""
