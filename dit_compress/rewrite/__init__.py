@@ -10,6 +10,7 @@ the traced program.
 | masks of −inf, −1e4 or finfo.min → −4e4 | half precision turns them into −inf or NaN | 1e-6 |
 | boolean attention masks → additive | the same; not every target takes a boolean | 1e-6 |
 | ``zeros_like(x, dtype=…)`` → ``full(shape, …)`` | coremltools takes the dtype of x: a mask says the opposite | exact |
+| ``empty`` → zeros | it is written before it is read; Core AI has no such operator | exact |
 | ``1/x`` → a division | Core ML's ``inverse`` adds 1e-4 to x | exact |
 | ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | exact |
 """
