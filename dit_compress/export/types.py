@@ -25,6 +25,22 @@ Precision = Literal["float32", "float16"]
 Severity = Literal["error", "warning"]
 
 
+@dataclass(frozen=True)
+class Rewrites:
+    """What a traced program is rewritten to on request (``dit_compress/rewrite``).
+
+    max_rank: chains of views and permutations through more axes, in steps of so many (4 or more).
+    convolutions: learnt linears as 1×1 convolutions.
+    split_heads: attention head by head.
+    query_slice: attention over at most so many queries at a time.
+    """
+
+    max_rank: int | None = None
+    convolutions: bool = False
+    split_heads: bool = False
+    query_slice: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Component:
     """One network of the package, with typical inputs.
@@ -39,6 +55,7 @@ class Component:
     mask: the input that is 1 at real text and 0 at padding, for the padded input set.
     more: further input sets by name, each complete: other captions, say, where nothing can be scaled.
     num_weights: values of its parameters and buffers, where the module is a stand-in with fewer.
+    rewrites: what its trace gets beyond what all get; the engine sets it from the profile.
     """
 
     name: str
@@ -50,6 +67,7 @@ class Component:
     mask: str | None = None
     more: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     num_weights: int | None = None
+    rewrites: Rewrites = Rewrites()
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,8 @@ class Profile:
 
     precision: of arithmetic on the device.
     weight_bits: bits of one stored weight of a matrix.
-    max_rank: largest number of axes of a tensor.
+    max_rank: largest number of axes of a tensor; permutations through more are rewritten where that can be done.
+    convolutions, split_heads, query_slice: rewrites that the device gains from (see :class:`Rewrites`).
     max_file_bytes: largest weight file, None for no limit.
     memory_bytes: memory that an app may fill with weights, None where it is not known.
     dtypes: what inputs and outputs may be.
@@ -72,6 +91,9 @@ class Profile:
     precision: Precision = "float16"
     weight_bits: int | None = None
     max_rank: int = 5
+    convolutions: bool = False
+    split_heads: bool = False
+    query_slice: int | None = None
     max_file_bytes: int | None = None
     memory_bytes: int | None = None
     dtypes: tuple[str, ...] = ("float32", "float16", "int32")
@@ -79,6 +101,11 @@ class Profile:
     input_sets: tuple[str, ...] = ("typical", "zero", "tiny", "huge", "padded")
     measured: tuple[Mapping[str, Any], ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rewrites(self) -> Rewrites:
+        """What the device asks for."""
+        return Rewrites(self.max_rank, self.convolutions, self.split_heads, self.query_slice)
 
     @property
     def bits(self) -> int:

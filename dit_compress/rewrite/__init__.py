@@ -1,8 +1,10 @@
 """Exact rewrites that exporters share.
 
-Each changes how a model computes, not what: the equality is proven in ``tests/export/test_rewrite.py``
-with the bound stated there. ``rewrite_modules`` works on modules before tracing, ``rewrite_graph`` on
-the traced program.
+Each changes how a model computes, not what: the equality is proven in ``tests/export/test_rewrite.py`` and
+``test_rewrite_asked.py`` with the bound stated there. ``rewrite_modules`` works on modules before tracing, the
+others on the traced program.
+
+Every component gets these:
 
 | rewrite | why | bound in float32 |
 |---|---|---|
@@ -13,9 +15,33 @@ the traced program.
 | ``empty`` → zeros | it is written before it is read; Core AI has no such operator | exact |
 | ``1/x`` → a division | Core ML's ``inverse`` adds 1e-4 to x | exact |
 | ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | exact |
+
+These where the device's profile asks for them (``rewrite_for`` takes its ``Rewrites``):
+
+| rewrite | asked by | why | bound in float32 |
+|---|---|---|---|
+| views and permutations in steps of few axes | ``max_rank`` | too many can't be loaded | exact |
+| linear of I inputs → 1×1 convolution | ``convolutions`` | the form of neural engines | 2·I·2⁻²⁴·(Σ|w x| + |b|) |
+| attention head by head | ``split_heads`` | memory of the scores | 1e-6 · max|v| |
+| attention, so many queries at a time | ``query_slice`` | memory of the scores | 1e-6 · max|v| |
 """
 
+from dit_compress.rewrite.asked import rewrite_for, would_change
+from dit_compress.rewrite.attention import slice_attention
+from dit_compress.rewrite.convolutions import linears_as_convolutions
 from dit_compress.rewrite.graph import MASKED, GraphRewrite, rewrite_graph
 from dit_compress.rewrite.norms import ScaledRMSNorm, rewrite_modules
+from dit_compress.rewrite.ranks import lower_ranks
 
-__all__ = ["MASKED", "GraphRewrite", "ScaledRMSNorm", "rewrite_graph", "rewrite_modules"]
+__all__ = [
+    "MASKED",
+    "GraphRewrite",
+    "ScaledRMSNorm",
+    "linears_as_convolutions",
+    "lower_ranks",
+    "rewrite_for",
+    "rewrite_graph",
+    "rewrite_modules",
+    "slice_attention",
+    "would_change",
+]
