@@ -46,15 +46,9 @@ class CoreMLExport(ExportStep):
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
         """One ``.mlpackage``, or a folder of chunks where one would exceed the profile's limit."""
         from dit_compress_plugins.export_coreml.chunks import split
-        from dit_compress_plugins.export_coreml.compress import compress
-        from dit_compress_plugins.export_coreml.convert import convert
-        from dit_compress_plugins.export_coreml.package import save_package
 
-        model = convert(component, profile.precision, self.options.minimum_os)
-        if self.options.weights is not None:
-            model = compress(model, self.options.weights, component.name)
         path = folder / f"{component.name}.{KIND}"
-        save_package(model, path)
+        self._write(component, profile, path)
         path, chunks = split(path, profile.max_file_bytes)
         details = {
             "minimum_os": self.options.minimum_os,
@@ -63,6 +57,17 @@ class CoreMLExport(ExportStep):
             **({"chunks": chunks} if chunks else {}),
         }
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
+
+    def _write(self, component: Component, profile: Profile, path: Path) -> None:
+        """Convert and save. The program is let go before anything is cut: cutting takes thrice its memory."""
+        from dit_compress_plugins.export_coreml.compress import compress
+        from dit_compress_plugins.export_coreml.convert import convert
+        from dit_compress_plugins.export_coreml.package import save_package
+
+        model = convert(component, profile.precision, self.options.minimum_os)
+        if self.options.weights is not None:
+            model = compress(model, self.options.weights, component.name)
+        save_package(model, path)
 
     def runner(self, artifact: Artifact) -> Runner:
         """Core ML itself on a Mac, else the interpreter, over the package as it is on disk."""
