@@ -59,11 +59,11 @@ def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
     return {"where": "device", "tensors": shapes, "tokenizer": {**described, "folder": "tokenizer"}}
 
 
-def describe_rope(denoiser: Denoiser, latent_BCTHW: Sequence[int], folder: Path) -> dict[str, Any]:
+def describe_rope(denoiser: Denoiser, latent_CTHW: Sequence[int], folder: Path) -> dict[str, Any]:
     """The manifest's ``rope``; writes ``rope.safetensors`` where the model tells its tables."""
     from safetensors.torch import save_file
 
-    size_THW = (latent_BCTHW[2], latent_BCTHW[3], latent_BCTHW[4])
+    size_THW = (latent_CTHW[1], latent_CTHW[2], latent_CTHW[3])
     tables = {name: table.detach().cpu().float().contiguous() for name, table in denoiser.rope_tables(size_THW).items()}
     described: dict[str, Any] = {"where": "constants of dit_step", "inputs": []}
     if not tables:
