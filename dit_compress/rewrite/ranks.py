@@ -85,7 +85,7 @@ def _order(node: Node) -> tuple[int, ...] | None:
     """The permutation that a node makes, None where it makes none."""
     rank = len(shape_of(node) or ())
     if node.target is aten.permute.default:
-        return tuple(axis % rank for axis in node.args[1])  # type: ignore[union-attr, operator]
+        return tuple(axis % rank for axis in node.args[1])  # type: ignore[union-attr, operator, misc]
     if node.target is aten.transpose.int:
         order, (one, other) = list(range(rank)), (int(axis) % rank for axis in node.args[1:3])  # type: ignore[arg-type]
         order[one], order[other] = other, one
