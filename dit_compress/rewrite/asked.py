@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dit_compress.rewrite.attention import slice_attention
-from dit_compress.rewrite.convolutions import linears_as_convolutions
+from dit_compress.rewrite.convolutions import cuts_patches, linears_as_convolutions, patches_as_linears
 from dit_compress.rewrite.nodes import shape_of
 from dit_compress.rewrite.ranks import lower_ranks
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def rewrite_for(program: ExportedProgram, asked: Rewrites) -> None:
-    """Apply what is asked for, in place: ranks, then linears, then attention."""
+    """Apply what is asked for, in place: patches, then ranks, then linears, then attention."""
+    if asked.patch_linears:
+        patches_as_linears(program)
     if asked.max_rank is not None:
         lower_ranks(program, asked.max_rank)
     if asked.convolutions:
@@ -29,4 +31,5 @@ def would_change(program: ExportedProgram, asked: Rewrites) -> bool:
     """Whether anything is asked for that concerns this program."""
     limit = asked.max_rank
     tall = limit is not None and any(len(shape_of(node) or ()) > limit for node in program.graph_module.graph.nodes)
-    return tall or asked.convolutions or asked.split_heads or asked.query_slice is not None
+    patches = asked.patch_linears and any(map(cuts_patches, program.graph_module.graph.nodes))
+    return tall or patches or asked.convolutions or asked.split_heads or asked.query_slice is not None

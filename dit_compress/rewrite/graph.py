@@ -30,6 +30,7 @@ MASK_ARGUMENT = 3
 RECIPROCAL = aten.reciprocal.default
 FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_like.default: None}
 """Constants shaped like another tensor, and their value (None: the second argument)."""
+ALIAS = aten.alias.default
 EMPTY = (aten.empty.memory_format, aten.empty_like.default, aten.empty_permuted.default, aten.new_empty.default)
 
 
@@ -43,6 +44,7 @@ class GraphRewrite:
     fills: int = 0
     reciprocals: int = 0
     empties: int = 0
+    aliases: int = 0
 
 
 def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
@@ -50,6 +52,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     module = program.graph_module
     numbers = booleans = scales = 0
     fills = sum(_fill(module, node) for node in list(module.graph.nodes) if node.target in FILLS)
+    aliases = sum(_read_through(module, node) for node in list(module.graph.nodes) if node.target is ALIAS)
     empties = sum(_zero(module, node) for node in list(module.graph.nodes) if node.target in EMPTY)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
@@ -63,7 +66,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
         booleans += _additive(module, node, mask)
     module.graph.lint()
     module.recompile()
-    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties)
+    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases)
 
 
 def _fill(module: GraphModule, node: Node) -> int:
@@ -78,6 +81,16 @@ def _fill(module: GraphModule, node: Node) -> int:
         return 0
     exact = float(number) if value.is_floating_point() else bool(number) if value.dtype == torch.bool else int(number)  # type: ignore[arg-type]
     _replace_by_full(module, node, exact)
+    return 1
+
+
+def _read_through(module: GraphModule, node: Node) -> int:
+    """Another name of a tensor goes; that of an output, by which a program knows it, becomes a copy."""
+    if any(user.op == "output" for user in node.users):
+        node.target = aten.clone.default
+        return 1
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    module.graph.erase_node(node)
     return 1
 
 

@@ -19,7 +19,7 @@ from dit_compress.export import Component, Profile, check_components, dit_step, 
 from dit_compress.export.fitting import fitted
 from dit_compress.export.twin import shorten
 from dit_compress.plugins import use
-from dit_compress.rewrite import linears_as_convolutions, lower_ranks, slice_attention
+from dit_compress.rewrite import linears_as_convolutions, lower_ranks, patches_as_linears, slice_attention
 from dit_compress.rewrite.ranks import steps
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress_plugins.export_onnx import ONNXOptions
@@ -163,6 +163,26 @@ def test_linears_as_convolutions(seed: int, factor: float) -> None:
         assert ((wanted[index] - found[index]).abs() <= 2 * 12 * 2**-24 * terms).all()
     for one, other in zip(wanted[4:], found[4:], strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6 * max(factor, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"kernel_size": (1, 2, 2), "stride": (1, 2, 2)}, 1),
+        ({"kernel_size": (2, 3, 2), "stride": (2, 3, 2), "bias": False}, 1),
+        ({"kernel_size": (1, 2, 2), "stride": (1, 2, 1)}, 0),
+        ({"kernel_size": (3, 3, 3), "padding": 1}, 0),
+        ({"kernel_size": (1, 4, 4), "stride": (1, 4, 4)}, 0),  # leaves cells over
+        ({"kernel_size": (1, 2, 2), "stride": (1, 2, 2), "groups": 2}, 0),
+    ],
+)
+def test_patches_as_linears(options: dict[str, Any], count: int) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv3d(4, 6, **options), torch.randn(2, 4, 4, 6, 6)
+    program = torch.export.export(layer, (x,), strict=False).run_decompositions({})
+    assert patches_as_linears(program) == count
+    assert any("conv" in str(node.target) for node in program.graph.nodes) is not bool(count)
+    assert torch.allclose(program.module()(x), layer(x), rtol=0, atol=2e-6)
 
 
 # ------------------------------------------------------------------ attention
