@@ -7,6 +7,7 @@ together they compute what the whole does (``tests/plugins/test_export_coreml_fi
 from __future__ import annotations
 
 import ctypes
+import gc
 import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -75,6 +76,7 @@ def _cut(package: Path, limit_bytes: int, folder: Path) -> list[Path]:
 
 
 def _give_back_memory() -> None:
-    """What the conversion freed goes back to the system, where the C library can: cutting takes as much again."""
+    """What the conversion left goes back to the system, where the C library can: its programs hold each other."""
+    gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
