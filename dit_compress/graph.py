@@ -97,11 +97,6 @@ def made_of(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest:
     }
 
 
-def node_key(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> str:
-    """sha256 over everything that decides a node's result."""
-    return sha256_data(made_of(node, input_keys, recipe, manifest))
-
-
 def input_key(source: str, keys: Mapping[str, str]) -> str:
     """The key of an input: an earlier node's, or the digest of a bundle at a path and of what it refers to."""
     if source in keys:

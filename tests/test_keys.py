@@ -12,7 +12,7 @@ from toy import tiny_bundle
 
 from dit_compress import files
 from dit_compress.files import sha256_content, sha256_data, sha256_file
-from dit_compress.graph import Node, input_key, node_key, nodes
+from dit_compress.graph import Node, input_key, made_of, nodes
 from dit_compress.hooks import File, Options, files_of, options_as_data
 from dit_compress.plugins import installed
 from dit_compress.recipe import load, make_part
@@ -27,7 +27,7 @@ def key(tmp_path: Path, budget: dict[str, Any]) -> tuple[str, Node]:
     path.write_text(yaml.safe_dump(recipe))
     loaded = load(path, installed())
     node = nodes(loaded)[-1]
-    return node_key(node, {"input": "0"}, loaded, ""), node
+    return sha256_data(made_of(node, {"input": "0"}, loaded, "")), node
 
 
 BUDGETS: dict[str, Any] = {

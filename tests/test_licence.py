@@ -13,7 +13,8 @@ from toy import context_in, tiny_bundle
 from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
 from dit_compress.export.step import about
-from dit_compress.graph import Node, node_key, nodes
+from dit_compress.files import sha256_data
+from dit_compress.graph import Node, made_of, nodes
 from dit_compress.licence import licence_of
 from dit_compress.plugins import installed, use
 from dit_compress.recipe import dump, load, make_part
@@ -74,7 +75,7 @@ def test_only_exports_run_again_for_a_licence(tmp_path: Path) -> None:
     for more in ({}, {"licence": "Apache-2.0"}, {"licence": "MIT"}):
         made = recipe(tmp_path, **more)
         assert made.licence == more.get("licence")
-        keys.append([node_key(node, {"input": "0"}, made, "") for node in nodes(made)])
+        keys.append([sha256_data(made_of(node, {"input": "0"}, made, "")) for node in nodes(made)])
     (base, trained, exported), apache, mit = keys
     assert apache[:2] == mit[:2] == [base, trained]
     assert len({exported, apache[2], mit[2]}) == 3
