@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.rewrite.nodes import become
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -51,9 +53,9 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     """Make masks finite and additive, drop scales that are the default, fill tensors by shape and dtype, divide."""
     module = program.graph_module
     numbers = booleans = scales = 0
-    fills = sum(_fill(module, node) for node in list(module.graph.nodes) if node.target in FILLS)
-    aliases = sum(_read_through(module, node) for node in list(module.graph.nodes) if node.target is ALIAS)
-    empties = sum(_zero(module, node) for node in list(module.graph.nodes) if node.target in EMPTY)
+    fills = sum(_fill(node) for node in list(module.graph.nodes) if node.target in FILLS)
+    aliases = sum(_read_through(node) for node in list(module.graph.nodes) if node.target is ALIAS)
+    empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
@@ -69,7 +71,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases)
 
 
-def _fill(module: GraphModule, node: Node) -> int:
+def _fill(node: Node) -> int:
     """``zeros_like(x, dtype=…)`` as ``full(shape, 0, dtype=…)``: coremltools 9.0 gives it the dtype of x.
 
     ``zeros_like(boolean, dtype=float).masked_fill(boolean, -inf)``, the mask of ``nn.MultiheadAttention``, then
@@ -79,37 +81,30 @@ def _fill(module: GraphModule, node: Node) -> int:
     number = node.args[1] if FILLS[node.target] is None else FILLS[node.target]  # type: ignore[index]
     if value.dtype == node.args[0].meta["val"].dtype:  # type: ignore[union-attr]
         return 0
-    exact = float(number) if value.is_floating_point() else bool(number) if value.dtype == torch.bool else int(number)  # type: ignore[arg-type]
-    _replace_by_full(module, node, exact)
+    _become_full(node, number)
     return 1
 
 
-def _read_through(module: GraphModule, node: Node) -> int:
+def _read_through(node: Node) -> int:
     """Another name of a tensor goes; that of an output, by which a program knows it, becomes a copy."""
     if any(user.op == "output" for user in node.users):
-        node.target = aten.clone.default
+        become(node, aten.clone.default, *node.args)
         return 1
     node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-    module.graph.erase_node(node)
+    node.graph.erase_node(node)
     return 1
 
 
-def _zero(module: GraphModule, node: Node) -> int:
+def _zero(node: Node) -> int:
     """A tensor that is written before it is read, as zeros: targets have no memory of unknown content."""
-    value = node.meta["val"]
-    _replace_by_full(module, node, 0.0 if value.is_floating_point() else False if value.dtype == torch.bool else 0)
+    _become_full(node, 0)
     return 1
 
 
-def _replace_by_full(module: GraphModule, node: Node, number: float) -> None:
+def _become_full(node: Node, number: Any) -> None:
     value = node.meta["val"]
-    with module.graph.inserting_before(node):
-        filled = module.graph.call_function(
-            aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "pin_memory": False}
-        )
-    filled.meta = dict(node.meta)
-    node.replace_all_uses_with(filled)
-    module.graph.erase_node(node)
+    exact = float(number) if value.is_floating_point() else bool(number) if value.dtype == torch.bool else int(number)
+    become(node, aten.full.default, list(value.shape), exact, dtype=value.dtype, pin_memory=False)
 
 
 def _divide(module: GraphModule, node: Node) -> int:

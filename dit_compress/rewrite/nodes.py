@@ -24,9 +24,9 @@ def call(before: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     return node
 
 
-def become(node: Node, target: Any, *args: Any) -> None:
+def become(node: Node, target: Any, *args: Any, **kwargs: Any) -> None:
     """Let a node compute the same another way. It keeps its name: a program knows its outputs by their names."""
-    node.target, node.args, node.kwargs = target, args, {}
+    node.target, node.args, node.kwargs = target, args, kwargs
 
 
 def loosen(graph: Graph) -> None:
