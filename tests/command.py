@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
+    import pytest
+
 SMOKE = Path(__file__).parent / "recipes" / "smoke.yaml"
 SCRIPT = Path(sys.executable).with_name("dit-compress")
 _WARM = (
@@ -84,6 +86,19 @@ def real(*arguments: str | Path, **more: Any) -> Done:
     """Run the installed script."""
     made = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=300, **more)
     return Done(made.returncode, made.stdout + made.stderr)
+
+
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: Any) -> tuple[int, str, str]:
+    """The command in this process: exit status, output, errors."""
+    from dit_compress import cli
+
+    monkeypatch.setattr(sys, "argv", ["dit-compress", *map(str, words)])
+    try:
+        cli.main()
+        status: Any = 0
+    except SystemExit as left:
+        status = left.code
+    return status, *capsys.readouterr()
 
 
 def _command(arguments: list[str], log: str, die: Die | None, site: str | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.context import Context
 from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
@@ -13,11 +13,13 @@ from dit_compress.spec import ComponentSpec, Spec
 from dit_compress.testing.models import CAPTIONS, SIZE, tiny_denoiser
 from dit_compress.testing.models import tiny_batch as batch
 from dit_compress.testing.models import tiny_text as words
+from dit_compress.testing.steps import tiny_context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dit_compress.context import Context
     from dit_compress.denoiser import Denoiser
 
 __all__ = ["CAPTIONS", "SIZE", "batch", "context_in", "part", "tiny_bundle", "words"]
@@ -51,15 +53,4 @@ def tiny_bundle(
 
 def context_in(folder: Path, **bundles: Bundle) -> Context:
     """A step's context over some bundles."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return Context(
-        name="step",
-        seed=0,
-        folder=folder,
-        cache=folder,
-        bundles=bundles,
-        names={},
-        parts={},
-        record={"kind": "distill"},
-        video=None,
-    )
+    return replace(tiny_context(folder, **bundles), parts={}, record={"kind": "distill"}, video=None)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import here
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from dit_compress import cli
 from dit_compress.errors import UserError
 from dit_compress.export import Artifact, Component, Profile, export_components
 from dit_compress.export.verifying import verify_folder
@@ -96,14 +96,8 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: Any) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["dit-compress", *map(str, words)])
-    try:
-        cli.main()
-        status: Any = 0
-    except SystemExit as left:
-        status = left.code
-    printed = capsys.readouterr()
-    return status, printed.out + printed.err
+    status, out, err = here(capsys, monkeypatch, *words)
+    return status, out + err
 
 
 def test_it_needs_neither_torch_nor_the_bundle(package: Path) -> None:

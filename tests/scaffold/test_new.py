@@ -12,11 +12,12 @@ import sys
 import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from command import here
 
-from dit_compress import cli, scaffold
+from dit_compress import scaffold
 from dit_compress.errors import UserError
 from dit_compress.plugins import Registry, installed, use
 from dit_compress.recipe import load
@@ -259,21 +260,11 @@ def test_no_template_is_left_over() -> None:
 # ------------------------------------------------------------------ the command, and bad input
 
 
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["dit-compress", *map(str, words)])
-    try:
-        cli.main()
-        status: Any = 0
-    except SystemExit as left:
-        status = left.code
-    return status, *capsys.readouterr()
-
-
 def test_the_command_writes_beside_you(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, printed, told = command(monkeypatch, capsys, "new", "exporter", "my_npu")
+    status, printed, told = here(capsys, monkeypatch, "new", "exporter", "my_npu")
     assert (status, printed) == (0, "dit-export-my-npu\n")
     assert "pip install --no-deps -e dit-export-my-npu" in told
     assert [path.name for path in tmp_path.iterdir()] == ["dit-export-my-npu"]
@@ -309,7 +300,7 @@ def test_what_can_not_be_is_refused_and_nothing_is_written(
 ) -> None:
     words, message = REFUSED[case]
     monkeypatch.chdir(tmp_path)
-    status, printed, told = command(monkeypatch, capsys, "new", *words)
+    status, printed, told = here(capsys, monkeypatch, "new", *words)
     assert status == 2
     assert message in told
     assert "Traceback" not in told
