@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent / "exporting"))
 
 import targets
 
+from dit_compress.export.base import size_of
 from dit_compress.export.package import golden_of
 from dit_compress.export.proof import judged
 from dit_compress.plugins import installed
@@ -76,7 +77,7 @@ def swept(component: Any, stored: str | None, golden: Any) -> dict[str, Any]:
         runner = exporter.runner(artifact)
         found = {name: runner(each.inputs, "float16") for name, each in golden.items()}
         rows = judged(artifact, golden, found, "float16")
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        size = size_of(artifact.path)
     decibels = {row.input_set: row.comparison.psnr_db for row in rows}
     verdicts = {row.verdict for row in rows}
     return {
