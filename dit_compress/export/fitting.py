@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from dit_compress.errors import UserError
-from dit_compress.export.tracing import trace
+from dit_compress.export.tracing import asking, trace
 from dit_compress.rewrite import would_change
 
 if TYPE_CHECKING:
@@ -32,5 +31,5 @@ def fitted(component: Component, profile: Profile) -> Component:
             return component
         if not needed:
             return component
-        known[asked] = replace(component, rewrites=asked)
+        known[asked] = asking(component, asked)
     return known[asked]

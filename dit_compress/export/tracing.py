@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError, root_cause
-from dit_compress.export.types import Component, Diagnostic, Profile
+from dit_compress.export.types import Component, Diagnostic, Profile, Rewrites
 from dit_compress.rewrite import rewrite_for, rewrite_graph, rewrite_modules
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 Made = TypeVar("Made")
+_TRACED: WeakKeyDictionary[Component, ExportedProgram] = WeakKeyDictionary()
 RANDOM = ("rand", "randn", "randint", "bernoulli", "normal", "dropout", "rand_like", "randn_like", "normal_functional")
 LARGE = 2**16
 """Values of a tensor whose padding is worth a warning."""
@@ -52,7 +55,6 @@ def once(make: Callable[[Component], Made]) -> Callable[[Component], Made]:
     return made
 
 
-@once
 def trace(component: Component) -> ExportedProgram:
     """Rewrite the modules, trace with fixed shapes, decompose, rewrite the graph. Works on the meta device.
 
@@ -61,6 +63,29 @@ def trace(component: Component) -> ExportedProgram:
     Raises:
         UserError: ``torch.export`` can't follow the module, for instance where control flow depends on values.
     """
+    if component not in _TRACED:
+        _TRACED[component] = _traced(component)
+    return _TRACED[component]
+
+
+def asking(component: Component, rewrites: Rewrites) -> Component:
+    """The component with these rewrites. Its trace is a rewritten copy of the component's, not a second one.
+
+    Raises:
+        UserError: as of :func:`trace`.
+    """
+    program = trace(component)
+    weights = (*program.state_dict.values(), *program.constants.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = copy.deepcopy(program, {id(weight): weight for weight in weights})  # a graph of its own, no weights
+    rewrite_for(program, rewrites)
+    asked = replace(component, rewrites=rewrites)
+    _TRACED[asked] = program
+    return asked
+
+
+def _traced(component: Component) -> ExportedProgram:
     module = Named(rewrite_modules(component.module))
     try:
         with torch.no_grad(), warnings.catch_warnings(), _plain_attention():
