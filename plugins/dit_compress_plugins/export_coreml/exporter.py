@@ -44,7 +44,24 @@ class CoreMLExport(ExportStep):
         ]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """One ``.mlpackage``, or a folder of chunks where one would exceed the profile's limit."""
+        """One ``.mlpackage``, or a folder of chunks where one would exceed the profile's limit.
+
+        A component of several sizes becomes one function each, in the same packages.
+        """
+        from dit_compress_plugins.export_coreml.functions import describe, lower_sizes
+
+        path, chunks = lower_sizes(component, folder, lambda part, place: self._write(part, profile, place))
+        details = {
+            "minimum_os": self.options.minimum_os,
+            "compute_units": self.options.compute_units,
+            "weights": self.options.weights or profile.precision,
+            **({"chunks": chunks} if chunks else {}),
+            **({"functions": describe(component)} if component.sizes else {}),
+        }
+        return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
+
+    def _write(self, component: Component, profile: Profile, folder: Path) -> tuple[Path, list[str]]:
+        """A component of one size."""
         from dit_compress_plugins.export_coreml.chunks import split
         from dit_compress_plugins.export_coreml.compress import compress
         from dit_compress_plugins.export_coreml.convert import convert
@@ -55,14 +72,7 @@ class CoreMLExport(ExportStep):
             model = compress(model, self.options.weights, component.name)
         path = folder / f"{component.name}.{KIND}"
         save_package(model, path)
-        path, chunks = split(path, profile.max_file_bytes)
-        details = {
-            "minimum_os": self.options.minimum_os,
-            "compute_units": self.options.compute_units,
-            "weights": self.options.weights or profile.precision,
-            **({"chunks": chunks} if chunks else {}),
-        }
-        return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
+        return split(path, profile.max_file_bytes)
 
     def runner(self, artifact: Artifact) -> Runner:
         """Core ML itself on a Mac, else the interpreter, over the package as it is on disk."""
