@@ -108,6 +108,13 @@ class Denoiser(nn.Module):
     def patch(self) -> tuple[int, int, int]:
         """Latent cells per token along T, H, W."""
 
+    def rope_tables(self, size_THW: tuple[int, int, int]) -> dict[str, Tensor]:  # noqa: ARG002 - the contract
+        """What the module rotates queries and keys by, by name, for a latent of that size; empty where it tells none.
+
+        They are constants of an exported step; the package holds them as a file for engines written by hand.
+        """
+        return {}
+
     # -- what the engine gives
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:

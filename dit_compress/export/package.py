@@ -15,6 +15,7 @@ import numpy as np
 
 from dit_compress import SCHEMA, __version__
 from dit_compress.errors import UserError
+from dit_compress.export.fitting import fitted
 from dit_compress.export.folder import UNVERIFIED, summarise
 from dit_compress.export.headroom import headroom, shown
 from dit_compress.export.inputs import input_sets, reference_outputs
@@ -59,6 +60,7 @@ def export_components(
         UserError: the check found errors, or a file is refused. Nothing is written then.
     """
     warnings = check_components(exporter, components, profile)
+    components = [fitted(component, profile) for component in components]
     entries: list[dict[str, Any]] = []
     rows: list[Row] = []
     seconds: dict[str, float] = {}
@@ -90,9 +92,9 @@ def export_components(
 
 
 def check_components(exporter: Exporter, components: Sequence[Component], profile: Profile) -> list[Diagnostic]:
-    """Warnings of the exporter's check; its errors are raised together."""
+    """Warnings of the exporter's check over the components as the profile asks for them; its errors together."""
     errors, warnings = [], []
-    for component in components:
+    for component in (fitted(component, profile) for component in components):
         for found in exporter.check(component, profile):
             if found.severity == "warning":
                 warnings.append(found)

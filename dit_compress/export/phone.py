@@ -3,6 +3,7 @@
 - ``tokenizer/``: how captions become numbers, where the text encoder is part of the package.
 - ``golden/sample.safetensors``: one whole video as the toolkit makes it: ``tokens/…``, ``text/…``,
   ``null/…`` (where guidance is on), ``noise``, ``latent/1`` … one per step, ``video``.
+- ``rope.safetensors``: the tables by which ``dit_step`` rotates queries and keys, where the model tells them.
 - ``CHECKLIST.md``: what to compare on the device, in order.
 """
 
@@ -14,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.export.components import INPUT_NAMES
+from dit_compress.files import sha256_file
 from dit_compress.flow import guided
 from dit_compress.train.streams import Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from dit_compress.context import Context
+    from dit_compress.denoiser import Denoiser
 
 SAMPLE = "golden/sample.safetensors"
+ROPE = "rope.safetensors"
 SAMPLE_SEED = 0
 SAMPLE_STREAM = "sample"
 ALIKE_DB = 40.0
@@ -55,12 +59,24 @@ def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
     return {"where": "device", "tensors": shapes, "tokenizer": {**described, "folder": "tokenizer"}}
 
 
+def describe_rope(denoiser: Denoiser, latent_CTHW: Sequence[int], folder: Path) -> dict[str, Any]:
+    """The manifest's ``rope``; writes ``rope.safetensors`` where the model tells its tables."""
+    from safetensors.torch import save_file
+
+    size_THW = (latent_CTHW[1], latent_CTHW[2], latent_CTHW[3])
+    tables = {name: table.detach().cpu().float().contiguous() for name, table in denoiser.rope_tables(size_THW).items()}
+    described: dict[str, Any] = {"where": "constants of dit_step", "inputs": []}
+    if not tables:
+        return described
+    save_file(tables, folder / ROPE)
+    tensors = [{"name": name, "shape": list(table.shape), "dtype": "float32"} for name, table in tables.items()]
+    return {**described, "file": ROPE, "sha256": sha256_file(folder / ROPE), "tensors": tensors}
+
+
 @torch.no_grad()
-def golden_sample(context: Context, caption: str) -> tuple[dict[str, Tensor], float]:
+def golden_sample(context: Context, caption: str, denoiser: Denoiser) -> tuple[dict[str, Tensor], float]:
     """Every stage of one video as the toolkit makes it, and its guidance."""
-    bundle, text = context.input, context.text().eval()
-    denoiser, codec = bundle.denoiser().eval(), bundle.codec().eval()
-    flow = bundle.flow
+    text, codec, flow = context.text().eval(), context.input.codec().eval(), context.input.flow
     tokens = text.encoder.tokenize([caption])
     cond = text(tokens)
     x = Streams(SAMPLE_SEED, 0, [0]).normal(SAMPLE_STREAM, context.latent_shape())
@@ -78,10 +94,11 @@ def golden_sample(context: Context, caption: str) -> tuple[dict[str, Tensor], fl
 
 
 def write_phone_files(context: Context, caption: str, folder: Path) -> Mapping[str, Any]:
-    """Tokenizer, golden sample and checklist into the package; what the manifest says of them."""
+    """Tokenizer, golden sample, RoPE tables and checklist into the package; what the manifest says of them."""
     from safetensors.torch import save_file
 
-    stages, guidance = golden_sample(context, caption)
+    denoiser = context.input.denoiser().eval()
+    stages, guidance = golden_sample(context, caption, denoiser)
     save_file({name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
                for name, value in stages.items()}, folder / SAMPLE)  # fmt: skip
     text = describe_text(context.text().encoder, folder)
@@ -94,7 +111,7 @@ def write_phone_files(context: Context, caption: str, folder: Path) -> Mapping[s
             "shape": list(stages["noise"].shape),
             "golden": "any generator will do; the golden noise is in the golden sample",
         },
-        "rope": {"where": "constants of dit_step", "inputs": []},
+        "rope": describe_rope(denoiser, context.latent_shape(), folder),
         "sample": {
             "file": SAMPLE,
             "caption": caption,

@@ -54,7 +54,7 @@ def shapes_of(inputs: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 def further(videos: Sequence[Video], own: Video | None) -> list[Video]:
     """The sizes that are not the recipe's own, each once."""
-    return [video for video in dict.fromkeys(map(tuple, videos)) if video != own]  # type: ignore[comparison-overlap]
+    return [video for video in dict.fromkeys(videos) if video != own]
 
 
 def need_fitting(videos: Sequence[Video], spec: Spec) -> None:

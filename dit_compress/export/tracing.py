@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dit_compress.errors import UserError, root_cause
 from dit_compress.export.types import Component, Diagnostic, Profile
-from dit_compress.rewrite import rewrite_graph, rewrite_modules
+from dit_compress.rewrite import rewrite_for, rewrite_graph, rewrite_modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,6 +76,7 @@ def trace(component: Component) -> ExportedProgram:
             mend="Make control flow and shapes independent of values",
         ) from error
     rewrite_graph(program)
+    rewrite_for(program, component.rewrites)
     return program
 
 
@@ -137,7 +138,7 @@ def _objections(node: Node, profile: Profile) -> Iterator[Diagnostic]:
     values = [value for value in _flat(node.meta["val"]) if isinstance(value, Tensor)]
     rank = max((value.ndim for value in values), default=0)
     if rank > profile.max_rank:
-        mend = "Fold neighbouring axes into one before the reshape, and permute in two steps"
+        mend = "Fold neighbouring axes into one before computing on it"
         yield Diagnostic(name, path, "error", f"a tensor of rank {rank}, the target takes {profile.max_rank}", mend)
     if any(isinstance(size, torch.SymInt) for value in values for size in value.shape):
         mend = "Give every tensor a size that does not depend on values: a mask instead of a selection"

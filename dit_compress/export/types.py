@@ -26,6 +26,24 @@ Precision = Literal["float32", "float16"]
 Severity = Literal["error", "warning"]
 
 
+@dataclass(frozen=True)
+class Rewrites:
+    """What a traced program is rewritten to on request (``dit_compress/rewrite``).
+
+    max_rank: chains of views and permutations through more axes, in steps of so many (4 or more).
+    convolutions: learnt linears as 1×1 convolutions.
+    split_heads: attention head by head.
+    query_slice: attention over at most so many queries at a time.
+    patch_linears: convolutions over three axes that cut patches, as linears.
+    """
+
+    max_rank: int | None = None
+    convolutions: bool = False
+    split_heads: bool = False
+    query_slice: int | None = None
+    patch_linears: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Component:
     """One network of the package, with typical inputs.
@@ -41,6 +59,7 @@ class Component:
     more: further input sets by name, each complete: other captions, say, where nothing can be scaled.
     sizes: typical inputs of other shapes that the file takes too, by name (``video_9x64x96``), each complete.
     num_weights: values of its parameters and buffers, where the module is a stand-in with fewer.
+    rewrites: what its trace gets beyond what all get; the engine sets it from the profile.
     """
 
     name: str
@@ -53,6 +72,7 @@ class Component:
     more: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     num_weights: int | None = None
     sizes: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    rewrites: Rewrites = Rewrites()
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,8 @@ class Profile:
 
     precision: of arithmetic on the device.
     weight_bits: bits of one stored weight of a matrix.
-    max_rank: largest number of axes of a tensor.
+    max_rank: largest number of axes of a tensor; permutations through more are rewritten where that can be done.
+    convolutions, split_heads, query_slice, patch_linears: rewrites that the device gains from (see :class:`Rewrites`).
     max_file_bytes: largest weight file, None for no limit.
     memory_bytes: memory that an app may fill with weights, None where it is not known.
     dtypes: what inputs and outputs may be.
@@ -75,6 +96,10 @@ class Profile:
     precision: Precision = "float16"
     weight_bits: int | None = None
     max_rank: int = 5
+    convolutions: bool = False
+    split_heads: bool = False
+    query_slice: int | None = None
+    patch_linears: bool = False
     max_file_bytes: int | None = None
     memory_bytes: int | None = None
     dtypes: tuple[str, ...] = ("float32", "float16", "int32")
@@ -82,6 +107,11 @@ class Profile:
     input_sets: tuple[str, ...] = ("typical", "zero", "tiny", "huge", "padded")
     measured: tuple[Mapping[str, Any], ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rewrites(self) -> Rewrites:
+        """What the device asks for."""
+        return Rewrites(self.max_rank, self.convolutions, self.split_heads, self.query_slice, self.patch_linears)
 
     @property
     def bits(self) -> int:

@@ -30,6 +30,8 @@ MASK_ARGUMENT = 3
 RECIPROCAL = aten.reciprocal.default
 FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_like.default: None}
 """Constants shaped like another tensor, and their value (None: the second argument)."""
+ALIAS = aten.alias.default
+EMPTY = (aten.empty.memory_format, aten.empty_like.default, aten.empty_permuted.default, aten.new_empty.default)
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,17 @@ class GraphRewrite:
     scales: int
     fills: int = 0
     reciprocals: int = 0
+    empties: int = 0
+    aliases: int = 0
 
 
 def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
-    """Make masks finite and additive, drop scales that are the default, fill constants by shape and dtype, divide."""
+    """Make masks finite and additive, drop scales that are the default, fill tensors by shape and dtype, divide."""
     module = program.graph_module
     numbers = booleans = scales = 0
     fills = sum(_fill(module, node) for node in list(module.graph.nodes) if node.target in FILLS)
+    aliases = sum(_read_through(module, node) for node in list(module.graph.nodes) if node.target is ALIAS)
+    empties = sum(_zero(module, node) for node in list(module.graph.nodes) if node.target in EMPTY)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
@@ -60,7 +66,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
         booleans += _additive(module, node, mask)
     module.graph.lint()
     module.recompile()
-    return GraphRewrite(numbers, booleans, scales, fills, reciprocals)
+    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases)
 
 
 def _fill(module: GraphModule, node: Node) -> int:
@@ -74,14 +80,36 @@ def _fill(module: GraphModule, node: Node) -> int:
     if value.dtype == node.args[0].meta["val"].dtype:  # type: ignore[union-attr]
         return 0
     exact = float(number) if value.is_floating_point() else bool(number) if value.dtype == torch.bool else int(number)  # type: ignore[arg-type]
+    _replace_by_full(module, node, exact)
+    return 1
+
+
+def _read_through(module: GraphModule, node: Node) -> int:
+    """Another name of a tensor goes; that of an output, by which a program knows it, becomes a copy."""
+    if any(user.op == "output" for user in node.users):
+        node.target = aten.clone.default
+        return 1
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    module.graph.erase_node(node)
+    return 1
+
+
+def _zero(module: GraphModule, node: Node) -> int:
+    """A tensor that is written before it is read, as zeros: targets have no memory of unknown content."""
+    value = node.meta["val"]
+    _replace_by_full(module, node, 0.0 if value.is_floating_point() else False if value.dtype == torch.bool else 0)
+    return 1
+
+
+def _replace_by_full(module: GraphModule, node: Node, number: float) -> None:
+    value = node.meta["val"]
     with module.graph.inserting_before(node):
         filled = module.graph.call_function(
-            aten.full.default, (list(value.shape), exact), {"dtype": value.dtype, "pin_memory": False}
+            aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "pin_memory": False}
         )
     filled.meta = dict(node.meta)
     node.replace_all_uses_with(filled)
     module.graph.erase_node(node)
-    return 1
 
 
 def _divide(module: GraphModule, node: Node) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import shutil
 import sys
@@ -127,7 +129,7 @@ def test_the_manifest_follows_its_schema(made: str, request: pytest.FixtureReque
     assert data["text"]["tokenizer"]["length"] == 16
     assert {file["path"] for file in data["files"]} == {
         "CHECKLIST.md", "golden/dit_step.safetensors", "golden/sample.safetensors", "golden/text_encoder.safetensors",
-        "golden/vae_decoder.safetensors", "tokenizer/words.json",
+        "golden/vae_decoder.safetensors", "rope.safetensors", "tokenizer/words.json",
     }  # fmt: skip
 
 
@@ -140,6 +142,24 @@ def test_each_component_is_proven_on_at_least_four_sets(onnx: tuple[Any, Path]) 
         "dit_step": ["typical", "zero", "tiny", "huge", "padded"],
         "vae_decoder": ["typical", "zero", "tiny", "huge"],
     }
+
+
+def test_the_rope_tables_are_those_of_the_formula(onnx: tuple[Any, Path]) -> None:
+    """16 of a head are 8 pairs: 4 along time, 2 along height, 2 along width; angle = place · theta^(-i/pairs)."""
+    bundle, folder = onnx
+    rope = manifest_of(folder)["rope"]
+    assert rope["sha256"] == hashlib.sha256((folder / rope["file"]).read_bytes()).hexdigest()
+    found = load_file(folder / rope["file"])
+    assert [(each["name"], each["shape"], each["dtype"]) for each in rope["tensors"]] == [
+        ("cos", [8, 8], "float32"), ("sin", [8, 8], "float32"),
+    ]  # fmt: skip
+    theta = bundle.denoiser().module.rope_theta
+    assert theta == 10.0
+    for token, (t, h, w) in enumerate(itertools.product(range(2), range(2), range(2))):
+        angles = [t * theta ** (-i / 4) for i in range(4)]
+        angles += [place * theta ** (-i / 2) for place in (h, w) for i in range(2)]
+        np.testing.assert_allclose(found["cos"][token], np.cos(angles), atol=1e-6)
+        np.testing.assert_allclose(found["sin"][token], np.sin(angles), atol=1e-6)
 
 
 @pytest.mark.parametrize(("made", "least"), [("onnx", 90.0), ("guided", 40.0)])

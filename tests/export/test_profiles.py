@@ -46,6 +46,8 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
         ({"max_rank": 4}, "a device profile needs a 'name'"),
         ({"name": "x", "rank": 4}, "unknown key 'rank'"),
         ({"name": "x", "max_rank": "4"}, "'max_rank' is a whole number, not '4'"),
+        ({"name": "x", "query_slice": 0}, "'query_slice' is 1 or more, not 0"),
+        ({"name": "x", "split_heads": 1}, "'split_heads' is true or false, not 1"),
         ({"name": "x", "precision": "int8"}, "'precision' is float16 or float32, not 'int8'"),
         ({"name": "x", "measured": [{"ms": 3}]}, "a measured latency needs its 'source'"),
     ],

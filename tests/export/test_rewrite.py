@@ -149,3 +149,30 @@ def test_reciprocals_become_divisions() -> None:
     program = torch.export.export(Inverse(), (x,), strict=False).run_decompositions({})
     assert rewrite_graph(program).reciprocals == 2
     assert torch.equal(program.module()(x), Inverse()(x))
+
+
+def test_empty_tensors_are_zeros() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out = torch.empty_like(x)
+            out[..., 0::2] = -x[..., 1::2]
+            out[..., 1::2] = x[..., 0::2]
+            return out
+
+    x = torch.randn(2, 6)
+    program = torch.export.export(Turned(), (x,), strict=False).run_decompositions({})
+    assert rewrite_graph(program).empties == 1
+    assert not any("empty" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(x), torch.stack((-x[:, 1::2], x[:, 0::2]), dim=-1).flatten(1))
+
+
+def test_aliases_go_and_an_output_keeps_its_name() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.aten.alias.default(torch.ops.aten.alias.default(x) + 1.0)
+
+    x = torch.randn(2, 3)
+    program = torch.export.export(Named(), (x,), strict=False).run_decompositions({})
+    assert rewrite_graph(program).aliases == 2
+    assert not any("alias" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(x), x + 1.0)

@@ -157,6 +157,16 @@ IN_TORCH = [
         {"x": IMAGE, "weight": array(4, 3, 2, 2), "strides": [2, 2], "pad_type": "valid"},
         lambda x, weight: torch.conv_transpose2d(x, weight, stride=2),
     ),
+    (
+        "slice_update",
+        {"x": X, "update": array(2, 2, 3, seed=5), "begin": [0, 1, 3], "end": [2, 3, 0], "stride": [1, 1, -1]},
+        lambda x, update: torch.cat([x[:, :1], torch.cat([x[:, 1:, :1], update.flip(-1)], -1)], 1),
+    ),
+    (
+        "slice_update",
+        {"x": X, "update": array(3, 4, seed=5), "begin": [1, 0, 0], "end": [2, 3, 4], "squeeze_mask": [True, False, False]},
+        lambda x, update: torch.stack([x[0], update]),
+    ),
     ("silu", {"x": X}, lambda x: x * x.sigmoid()),
     ("layer_norm", {"x": X, "axes": [-1], "gamma": array(4), "beta": array(4, seed=2)},
      lambda x, gamma, beta: nn.functional.layer_norm(x, (4,), gamma, beta)),

@@ -318,9 +318,11 @@ def pruned(**options: Any) -> tuple[Denoiser, str]:
 
 
 def shape(denoiser: Denoiser) -> tuple[int, set[int], set[int]]:
-    structure = denoiser.structure()
-    widths = {feed_forward.width for feed_forward in structure.feed_forwards}
-    return structure.main.length, {attention.heads for attention in structure.attentions}, widths
+    """Blocks, heads of 64 and channels, read from the weights."""
+    shapes = {name: list(value.shape) for name, value in denoiser.module.named_parameters()}
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
+    heads = {shape[0] // 64 for name, shape in shapes.items() if name.endswith(".to_q.weight")}
+    return len(blocks), heads, {shape[0] for name, shape in shapes.items() if name.endswith(".ff.net.0.proj.weight")}
 
 
 def test_the_papers_counts() -> None:

@@ -48,6 +48,10 @@ def from_data(data: Any, where: str) -> Profile:
     for key, value in data.items():
         if key in _NUMBERS and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             problems.append(UserError(f"{key!r} is a whole number, not {value!r}", where=where))
+        if key in _SWITCHES and not isinstance(value, bool):
+            problems.append(UserError(f"{key!r} is true or false, not {value!r}", where=where))
+        if key == "query_slice" and isinstance(value, int) and value < 1:
+            problems.append(UserError(f"'query_slice' is 1 or more, not {value!r}", where=where))
         if key == "measured" and not all(isinstance(row, dict) and row.get("source") for row in value):
             problems.append(UserError("a measured latency needs its 'source'", where=where))
     if data.get("precision", "float16") not in ("float16", "float32"):
@@ -58,4 +62,5 @@ def from_data(data: Any, where: str) -> Profile:
     return Profile(**given)
 
 
-_NUMBERS = ("weight_bits", "max_rank", "max_file_bytes", "memory_bytes", "alignment")
+_NUMBERS = ("weight_bits", "max_rank", "max_file_bytes", "memory_bytes", "alignment", "query_slice")
+_SWITCHES = ("convolutions", "split_heads", "patch_linears")

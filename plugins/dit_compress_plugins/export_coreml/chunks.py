@@ -6,7 +6,10 @@ together they compute what the whole does (``tests/plugins/test_export_coreml_fi
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dit_compress.errors import UserError, root_cause
@@ -50,6 +53,7 @@ def _cut(package: Path, limit_bytes: int, folder: Path) -> list[Path]:
     place = folder / f"halves-{package.stem}"
     place.mkdir()
     before = weight_bytes(package)
+    _give_back_memory()
     try:
         with quiet():
             import coremltools
@@ -69,3 +73,10 @@ def _cut(package: Path, limit_bytes: int, folder: Path) -> list[Path]:
         raise UserError(what, where=package.name, mend="Choose fewer bits for the weights")
     shutil.rmtree(package)
     return [chunk for half in halves for chunk in _cut(half, limit_bytes, folder)]
+
+
+def _give_back_memory() -> None:
+    """What the conversion left goes back to the system, where the C library can: its programs hold each other."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -61,8 +61,15 @@ class CoreMLExport(ExportStep):
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def _write(self, component: Component, profile: Profile, folder: Path) -> tuple[Path, list[str]]:
-        """A component of one size."""
+        """A component of one size: its package, or a folder and its chunks."""
         from dit_compress_plugins.export_coreml.chunks import split
+
+        path = folder / f"{component.name}.{KIND}"
+        self._convert(component, profile, path)
+        return split(path, profile.max_file_bytes)
+
+    def _convert(self, component: Component, profile: Profile, path: Path) -> None:
+        """Convert and save. The program is let go before anything is cut: cutting takes thrice its memory."""
         from dit_compress_plugins.export_coreml.compress import compress
         from dit_compress_plugins.export_coreml.convert import convert
         from dit_compress_plugins.export_coreml.package import save_package
@@ -70,9 +77,7 @@ class CoreMLExport(ExportStep):
         model = convert(component, profile.precision, self.options.minimum_os)
         if self.options.weights is not None:
             model = compress(model, self.options.weights, component.name)
-        path = folder / f"{component.name}.{KIND}"
         save_package(model, path)
-        return split(path, profile.max_file_bytes)
 
     def runner(self, artifact: Artifact) -> Runner:
         """Core ML itself on a Mac, else the interpreter, over the package as it is on disk."""

@@ -29,8 +29,8 @@ class ExecuTorchExport(ExportStep):
 
     @property
     def profile(self) -> Profile:
-        """The device the options describe, in float32."""
-        return replace(super().profile, precision="float32")
+        """The device the options describe, in float32; without the 3D convolutions that ExecuTorch can't run."""
+        return replace(super().profile, precision="float32", patch_linears=True)
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What would break. ExecuTorch writes files that it can't load or run, so each operator needs a kernel here."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.denoiser import Cond, Denoiser
+from dit_compress_plugins.model_video_dit.layers import rope
 from dit_compress_plugins.model_video_dit.model import VideoDiT, config_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,13 @@ class VideoDiTDenoiser(Denoiser):
         first = (torch.arange(text_length, device=weight.device) == 0).to(weight.dtype)[None]
         null = {"embedding": torch.zeros_like(embedding[:1]), "mask": first}
         return torch.randn(batch, self.channels, *size_THW, **like), torch.rand(batch, **like), Cond(tensors, null)
+
+    def rope_tables(self, size_THW: tuple[int, int, int]) -> dict[str, Tensor]:
+        """``cos`` and ``sin [S,K/2]`` in float32; tokens count along T, then H, then W, the last fastest."""
+        t, h, w = (size // step for size, step in zip(size_THW, self.module.patch, strict=True))
+        like = torch.empty(0, device=self.module.proj_in.weight.device)
+        cos, sin = rope((t, h, w), self.module.head_width, self.module.rope_theta, like)
+        return {"cos": cos, "sin": sin}
 
     @property
     def channels(self) -> int:

@@ -81,19 +81,44 @@ def slice_by_index(
     squeeze_mask: Any = None,
 ) -> Tensor:
     """``x[begin:end:stride]`` per axis; a begin or end mask means "from the edge"; squeezed axes take one entry."""
+    chosen, drop = _chosen(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask))
+    for axis, entries in enumerate(chosen):
+        x = x.index_select(axis, entries)
+    return x.squeeze(drop) if drop else x
+
+
+@operator("slice_update")
+def slice_update(
+    x: Tensor,
+    update: Tensor,
+    begin: Any,
+    end: Any,
+    stride: Any = None,
+    begin_mask: Any = None,
+    end_mask: Any = None,
+    squeeze_mask: Any = None,
+) -> Tensor:
+    """``x`` with ``update`` at the entries that :func:`slice_by_index` takes."""
+    chosen, _ = _chosen(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask))
+    written = x.clone()
+    written[torch.meshgrid(*chosen, indexing="ij")] = update.reshape([len(entries) for entries in chosen])
+    return written
+
+
+def _chosen(
+    x: Tensor, begin: Any, end: Any, stride: Any, masks: tuple[Any, Any, Any]
+) -> tuple[list[Tensor], list[int]]:
+    """The entries of each axis, and the axes that are squeezed."""
     zeros = [0] * x.ndim
     steps = ints(stride) if stride is not None else [1] * x.ndim
-    masks = (begin_mask, end_mask, squeeze_mask)
     no_begin, no_end, drop = (ints(mask) if mask is not None else zeros for mask in masks)
+    found = []
     for axis, (first, last, step) in enumerate(zip(ints(begin), ints(end), steps, strict=True)):
         size = x.shape[axis]
-        if drop[axis]:
-            chosen = [first % size]
-        else:
-            cut = slice(None if no_begin[axis] else first, None if no_end[axis] else last, step)
-            chosen = list(range(size))[cut]
-        x = x.index_select(axis, torch.tensor(chosen, dtype=torch.int64))
-    return x.squeeze([axis for axis in range(x.ndim) if drop[axis]]) if any(drop) else x
+        cut = slice(None if no_begin[axis] else first, None if no_end[axis] else last, step)
+        chosen = [first % size] if drop[axis] else list(range(size))[cut]
+        found.append(torch.tensor(chosen, dtype=torch.int64))
+    return found, [axis for axis in range(x.ndim) if drop[axis]]
 
 
 @operator("slice_by_size")
