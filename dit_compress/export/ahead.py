@@ -12,6 +12,7 @@ from dit_compress.errors import UserError
 from dit_compress.export.components import dit_step, text_component, vae_decoder
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
+from dit_compress.export.sizes import further
 from dit_compress.export.step import CAPTIONS
 from dit_compress.export.tracing import count_weights
 from dit_compress.export.twin import shorten
@@ -52,7 +53,13 @@ def check_ahead(exporter: Any, spec: Spec, networks: Networks | None = None) -> 
     """
     if not hasattr(exporter, "check"):
         return []
-    networks = networks or Networks(spec)
+    found = _check(exporter, networks or Networks(spec))
+    for video in further(getattr(exporter, "sizes", ()), spec.video):
+        found += [each for each in _check(exporter, Networks(replace(spec, video=video))) if each not in found]
+    return found
+
+
+def _check(exporter: Any, networks: Networks) -> list[Diagnostic]:
     try:
         return check_components(exporter, networks.short, exporter.profile)
     except UserError:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ExportStep:
     """A step that exports. A plugin adds ``check``, ``lower`` and ``runner`` (see ``hooks.Exporter``).
 
-    Reads ``precision`` and ``device`` of the options where they have them.
+    Reads ``precision``, ``device`` and ``sizes`` of the options where they have them.
     """
 
     device = "cpu"
@@ -34,8 +34,16 @@ class ExportStep:
         found = profile_named(getattr(self.options, "device", None) or self.device)
         return replace(found, precision=getattr(self.options, "precision", found.precision))
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """Further videos (frames, height, width) that the files take."""
+        return getattr(self.options, "sizes", ())
+
     def plan(self, spec: Spec) -> Spec:
-        """Files change no bundle."""
+        """Files change no bundle. UserError where a further size does not fit the VAE."""
+        from dit_compress.export.sizes import need_fitting
+
+        need_fitting(self.sizes, spec)
         return spec
 
     def run(self, context: Context) -> Result:

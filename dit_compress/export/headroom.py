@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dit_compress.export.sizes import by_size, shapes_of
 from dit_compress.export.tracing import module_path, operator_name, trace
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ class _Watcher(torch.fx.Interpreter):
 
 def headroom(component: Component, input_sets: Mapping[str, Mapping[str, Tensor]]) -> list[Headroom]:
     """One entry per operator and module, the worst input set of each, the least headroom first."""
-    module = trace(component).module()
+    traced = [(shapes_of(part.inputs), trace(part).module()) for part in by_size(component).values()]
     worst: dict[tuple[str, str], Headroom] = {}
     for name, inputs in input_sets.items():
-        watcher = _Watcher(module)
+        watcher = _Watcher(next(module for shapes, module in traced if shapes == shapes_of(inputs)))
         with torch.no_grad():
             watcher.run(*inputs.values())
         for node, largest in watcher.largest.items():

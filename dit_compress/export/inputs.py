@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dit_compress.export.sizes import by_size
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -40,11 +42,16 @@ INPUT_SETS: dict[str, Callable[[Component], dict[str, Tensor]]] = {
 
 
 def input_sets(component: Component, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """The named sets and the component's own; one that equals an earlier one (nothing to mask) is left out."""
+    """The named sets and the component's own, at each of its sizes; one that equals an earlier one is left out.
+
+    Those of a further size are named ``<size>-<set>``.
+    """
     chosen: dict[str, dict[str, Tensor]] = {}
-    for name, inputs in [*((name, INPUT_SETS[name](component)) for name in names), *component.more.items()]:
-        if not any(_equal(inputs, earlier) for earlier in chosen.values()):
-            chosen[name] = inputs
+    for size, part in by_size(component).items():
+        before = f"{size}-" if size else ""
+        for name, inputs in [*((name, INPUT_SETS[name](part)) for name in names), *part.more.items()]:
+            if not any(_equal(inputs, earlier) for earlier in chosen.values()):
+                chosen[before + name] = inputs
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,12 +11,14 @@ from dit_compress.context import Result
 from dit_compress.export.components import dit_step, text_encoder, vae_decoder
 from dit_compress.export.package import describe_video, export_components
 from dit_compress.export.phone import on_device, write_phone_files
+from dit_compress.export.sizes import further, size_name, with_sizes
 from dit_compress.train.streams import Streams
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from dit_compress.context import Context
     from dit_compress.export.types import Component
@@ -42,7 +45,12 @@ def export(exporter: Any, context: Context) -> Result:
         return write_phone_files(context, TYPICAL_CAPTION, folder)
 
     report = export_components(
-        exporter, components(context), exporter.profile, context.folder / FOLDER, about(context), more
+        exporter,
+        components(context, getattr(exporter, "sizes", ())),
+        exporter.profile,
+        context.folder / FOLDER,
+        about(context),
+        more,
     )
     metrics = {key: report[key] for key in ("passed", "fidelity", "bytes")}
     metrics["psnr_db_min"] = min(
@@ -52,19 +60,29 @@ def export(exporter: Any, context: Context) -> Result:
     return Result(metrics=metrics, files={"manifest": f"{FOLDER}/manifest.json"})
 
 
-def components(context: Context) -> list[Component]:
-    """Text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur."""
-    shape = context.latent_shape()
-    latent = Streams(context.seed, 0, [0]).normal("export", shape)
+def components(context: Context, sizes: Sequence[tuple[int, int, int]] = ()) -> list[Component]:
+    """Text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur.
+
+    sizes: further videos (frames, height, width) that the files shall take.
+    """
+    own = context.video or context.input.spec.video
+    latent = _latent(context, own)
+    latents = {size_name(video): _latent(context, video) for video in further(sizes, own)}
     text = context.text().eval()
     with torch.no_grad():
         cond = dict(text.cond([TYPICAL_CAPTION]))
     encoders = [text_encoder(text.encoder, CAPTIONS)] if on_device(text.encoder) else []
     return [
         *encoders,
-        dit_step(context.input.denoiser().eval(), latent, cond),
-        vae_decoder(cast("nn.Module", context.input.codec().eval()), latent),
+        with_sizes(dit_step(context.input.denoiser().eval(), latent, cond), latents),
+        with_sizes(vae_decoder(cast("nn.Module", context.input.codec().eval()), latent), latents),
     ]
+
+
+def _latent(context: Context, video: tuple[int, int, int] | None) -> Tensor:
+    """A noise latent ``[1,C,T,H,W]`` of a video."""
+    shape = replace(context, video=video).latent_shape()
+    return Streams(context.seed, 0, [0]).normal("export", shape)
 
 
 def about(context: Context) -> dict[str, Any]:

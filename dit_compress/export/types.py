@@ -1,6 +1,7 @@
 """What goes into an exporter and what comes out. Imports no torch.
 
-Shapes: whatever the component's example inputs have; they are fixed in the exported files.
+Shapes: whatever the component's example inputs have (and those of its further sizes); they are fixed in the
+exported files.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Component:
         ``1000·sigma`` need it: half precision moves the angle by up to a quarter of a radian.
     mask: the input that is 1 at real text and 0 at padding, for the padded input set.
     more: further input sets by name, each complete: other captions, say, where nothing can be scaled.
+    sizes: typical inputs of other shapes that the file takes too, by name (``video_9x64x96``), each complete.
     num_weights: values of its parameters and buffers, where the module is a stand-in with fewer.
     rewrites: what its trace gets beyond what all get; the engine sets it from the profile.
     """
@@ -69,6 +71,7 @@ class Component:
     mask: str | None = None
     more: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     num_weights: int | None = None
+    sizes: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     rewrites: Rewrites = Rewrites()
 
 

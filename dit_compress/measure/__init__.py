@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from dit_compress.errors import UserError, root_cause
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +19,10 @@ TRAIN_COPIES = 4
 """fp32 training holds weights, gradients and AdamW's two moments."""
 
 
+class Uncountable(UserError):
+    """The FLOPs of a network that does not run without values."""
+
+
 def count_parameters(module: nn.Module) -> int:
     """Parameters of a module, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -26,7 +33,7 @@ def describe(spec: Spec) -> dict[str, Any]:
 
     ``flops`` counts multiply and add as two, attention included, for one sample. ``memory_bytes`` is
     what weights (bf16) and the largest activations of one call need; ``train_bytes`` what fp32 AdamW
-    holds per process.
+    holds per process. ``flops`` is missing for a network that looks at the values of its tensors.
     """
     figures: dict[str, Any] = {}
     if spec.text is not None:
@@ -45,18 +52,29 @@ def describe(spec: Spec) -> dict[str, Any]:
     if spec.latent is not None and spec.video is not None:
         size = spec.latent_size()
         figures["tokens"] = denoiser.tokens(size)
-        figures["flops"] = count_flops(denoiser, size)
+        with suppress(Uncountable):
+            figures["flops"] = count_flops(denoiser, size)
         widest = max([*figures["ffn"], *(attention.heads * attention.width for attention in structure.attentions)])
         figures["memory_bytes"] = BYTES_BF16 * (figures["params"] + 4 * figures["tokens"] * widest)
     return figures
 
 
 def count_flops(denoiser: Denoiser, size_THW: tuple[int, int, int], text_length: int = 32) -> int:
-    """FLOPs of one call for one sample, attention included, counted on the meta device."""
+    """FLOPs of one call for one sample, attention included, counted on the meta device.
+
+    Raises:
+        Uncountable: the network does not run there: it looks at the values of its tensors.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     denoiser = denoiser.to("meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoiser(*denoiser.example(1, size_THW, text_length=text_length))
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            denoiser(*denoiser.example(1, size_THW, text_length=text_length))
+    except RuntimeError as error:
+        raise Uncountable(
+            f"its FLOPs can't be counted without weights: {root_cause(error)}",
+            mend="Make control flow and shapes independent of values, or count parameters instead",
+        ) from error
     return counter.get_total_flops()

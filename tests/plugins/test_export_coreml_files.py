@@ -184,12 +184,13 @@ def test_on_a_mac_core_ml_itself_runs_the_chunks(tmp_path: Path, monkeypatch: py
     wanted = exporter.runner(artifact)(inputs, "float16")["y"]
 
     class Model:
-        def __init__(self, path: str, compute_units: Any) -> None:
+        def __init__(self, path: str, compute_units: Any, function_name: str | None) -> None:
             from pathlib import Path as Folder
 
             from dit_compress_plugins.export_coreml.mil import load_program
 
             assert compute_units.name == "CPU_AND_NE"
+            assert function_name is None
             self.program, self.spec = load_program(Folder(path)), coremltools.utils.load_spec(path)
 
         def get_spec(self) -> Any:

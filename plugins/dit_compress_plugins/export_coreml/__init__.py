@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import PositiveInt, model_validator
 
 from dit_compress.hooks import Options, Plugin, hookimpl
 
@@ -22,6 +22,7 @@ class CoreMLOptions(Options):
         needs iOS 18.
     device: a profile by name (``iphone-16-pro-max`` …) or a JSON file; its ``max_file_bytes`` decides where a
         component is split into chunks.
+    sizes: further videos (frames, height, width) that the files take beside the recipe's own; needs iOS 18.
     """
 
     precision: Literal["float16", "float32"] = "float16"
@@ -29,6 +30,7 @@ class CoreMLOptions(Options):
     compute_units: Literal["ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY"] = "CPU_AND_NE"
     weights: Weights | None = None
     device: str = "iphone-16-pro-max"
+    sizes: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> CoreMLOptions:
@@ -36,6 +38,8 @@ class CoreMLOptions(Options):
             raise ValueError("int4 weights per block need iOS 18: set 'minimum_os: iOS18', or take palette4")
         if self.weights in ("palette4", "palette6") and self.precision == "float32":
             raise ValueError("palettes are made of float16 weights: set 'precision: float16'")
+        if self.sizes and self.minimum_os != "iOS18":
+            raise ValueError("several sizes in one file need iOS 18: set 'minimum_os: iOS18', or leave 'sizes' out")
         return self
 
 

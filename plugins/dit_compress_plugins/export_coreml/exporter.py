@@ -44,21 +44,31 @@ class CoreMLExport(ExportStep):
         ]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """One ``.mlpackage``, or a folder of chunks where one would exceed the profile's limit."""
-        from dit_compress_plugins.export_coreml.chunks import split
+        """One ``.mlpackage``, or a folder of chunks where one would exceed the profile's limit.
 
-        path = folder / f"{component.name}.{KIND}"
-        self._write(component, profile, path)
-        path, chunks = split(path, profile.max_file_bytes)
+        A component of several sizes becomes one function each, in the same packages.
+        """
+        from dit_compress_plugins.export_coreml.functions import describe, lower_sizes
+
+        path, chunks = lower_sizes(component, folder, lambda part, place: self._write(part, profile, place))
         details = {
             "minimum_os": self.options.minimum_os,
             "compute_units": self.options.compute_units,
             "weights": self.options.weights or profile.precision,
             **({"chunks": chunks} if chunks else {}),
+            **({"functions": describe(component)} if component.sizes else {}),
         }
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
-    def _write(self, component: Component, profile: Profile, path: Path) -> None:
+    def _write(self, component: Component, profile: Profile, folder: Path) -> tuple[Path, list[str]]:
+        """A component of one size: its package, or a folder and its chunks."""
+        from dit_compress_plugins.export_coreml.chunks import split
+
+        path = folder / f"{component.name}.{KIND}"
+        self._convert(component, profile, path)
+        return split(path, profile.max_file_bytes)
+
+    def _convert(self, component: Component, profile: Profile, path: Path) -> None:
         """Convert and save. The program is let go before anything is cut: cutting takes thrice its memory."""
         from dit_compress_plugins.export_coreml.compress import compress
         from dit_compress_plugins.export_coreml.convert import convert

@@ -22,6 +22,23 @@ def parts_of(artifact: Artifact) -> list[Path]:
     return [artifact.path / name for name in chunks] if chunks else [artifact.path]
 
 
+def function_for(artifact: Artifact, inputs: Mapping[str, np.ndarray]) -> str:
+    """The function whose shapes the inputs have; ``main`` where the package has one only.
+
+    Raises:
+        UserError: the package has none for them.
+    """
+    functions = artifact.details.get("functions")
+    if not functions:
+        return "main"
+    given = {name: list(value.shape) for name, value in inputs.items()}
+    for function in functions:
+        if all(given.get(name) == list(shape) for name, shape in function["inputs"].items()):
+            return str(function["name"])
+    known = "; ".join(f"{each['name']}: {each['inputs']}" for each in functions)
+    raise UserError(f"no function takes inputs of {given}", where=str(artifact.path), mend=f"Give one of {known}")
+
+
 class MilRunner:
     """Executes a package with the interpreter, in float32 arithmetic and as the file says. Needs torch."""
 
@@ -29,19 +46,29 @@ class MilRunner:
 
     def __init__(self, artifact: Artifact) -> None:
         from dit_compress.progress import quiet
-        from dit_compress_plugins.export_coreml.mil import load_program
+        from dit_compress_plugins.export_coreml.mil import load_functions
 
+        self.artifact = artifact
         with quiet():
-            self.programs = [load_program(part) for part in parts_of(artifact)]
+            self.parts = [load_functions(part) for part in parts_of(artifact)]
+        self._need_functions()
         half = artifact.precision == "float16"
         self.arithmetics: tuple[Arithmetic, ...] = ("float32", "float16") if half else ("float32",)
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:
         """Outputs by name."""
+        name = function_for(self.artifact, inputs)
         values: dict[str, Any] = dict(inputs)
-        for program in self.programs:
-            values |= program.run(values, arithmetic)
-        return {name: values[name] for name in self.programs[-1].outputs}
+        for functions in self.parts:
+            values |= functions[name].run(values, arithmetic)
+        return {output: values[output] for output in self.parts[-1][name].outputs}
+
+    def _need_functions(self) -> None:
+        wanted = {each["name"] for each in self.artifact.details.get("functions", ())}
+        for part, functions in zip(parts_of(self.artifact), self.parts, strict=True):
+            if missing := sorted(wanted - functions.keys()):
+                what = f"the package has no function {', '.join(missing)}"
+                raise UserError(what, where=str(part), mend="Export the bundle again")
 
 
 class CoreMLRunner:
@@ -52,9 +79,17 @@ class CoreMLRunner:
     def __init__(self, artifact: Artifact) -> None:
         import coremltools
 
+        self.artifact = artifact
         units = getattr(coremltools.ComputeUnit, artifact.details.get("compute_units", "ALL"))
+        names = [each["name"] for each in artifact.details.get("functions", ())]
         try:
-            self.models = [coremltools.models.MLModel(str(part), compute_units=units) for part in parts_of(artifact)]
+            self.models = {
+                name or "main": [
+                    coremltools.models.MLModel(str(part), compute_units=units, function_name=name)
+                    for part in parts_of(artifact)
+                ]
+                for name in names or (None,)
+            }
         except Exception as error:
             what = f"Core ML can't load it: {root_cause(error)}"
             raise UserError(what, where=str(artifact.path), mend="Export the bundle again") from error
@@ -64,8 +99,15 @@ class CoreMLRunner:
         """Outputs by name."""
         values: dict[str, Any] = dict(inputs)
         found: dict[str, Any] = {}
-        for model in self.models:
-            wanted = [each.name for each in model.get_spec().description.input]
-            found = model.predict({name: values[name] for name in wanted})
+        function = function_for(self.artifact, inputs)
+        for model in self.models[function]:
+            found = model.predict({name: values[name] for name in _inputs_of(model, function)})
             values |= found
         return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _inputs_of(model: Any, function: str) -> list[str]:
+    """Names of a function's inputs: a package of several describes each by itself."""
+    description = model.get_spec().description
+    several = {each.name: each for each in description.functions}
+    return [each.name for each in several.get(function, description).input]

@@ -10,7 +10,7 @@ It proves what the file computes; which kernels a device takes for that is the d
 ``elementwise``, ``activations``, ``compressed``, ``contractions``, ``reductions``, ``shapes``.
 """
 
-from dit_compress_plugins.export_coreml.mil.program import MilProgram, load_program
+from dit_compress_plugins.export_coreml.mil.program import MilProgram, load_functions, load_program
 from dit_compress_plugins.export_coreml.mil.registry import OPERATORS, operator
 
-__all__ = ["OPERATORS", "MilProgram", "load_program", "operator"]
+__all__ = ["OPERATORS", "MilProgram", "load_functions", "load_program", "operator"]

@@ -106,7 +106,12 @@ class MilProgram:
 
 
 def load_program(package: Path) -> MilProgram:
-    """The main function of a ``.mlpackage`` on disk.
+    """The main function of a ``.mlpackage`` on disk; errors as of :func:`load_functions`."""
+    return load_functions(package)["main"]
+
+
+def load_functions(package: Path) -> dict[str, MilProgram]:
+    """Every function of a ``.mlpackage`` on disk, by name.
 
     Raises:
         UserError: the package is damaged, or has an operator that the interpreter lacks.
@@ -118,11 +123,11 @@ def load_program(package: Path) -> MilProgram:
         spec = coremltools.utils.load_spec(str(package))
         weights = package / "Data" / "com.apple.CoreML" / "weights"
         program = load(spec, spec.specificationVersion, str(weights))
-        function = program.functions["main"]
+        functions = {name: program.functions[name] for name in ("main", *program.functions)}
     except Exception as error:
         what = f"can't load the package: {root_cause(error)}"
         raise UserError(what, where=str(package), mend="Export the bundle again") from error
-    return MilProgram(function, str(package))
+    return {name: MilProgram(function, str(package)) for name, function in functions.items()}
 
 
 def _is_constant(operation: Any) -> bool:
