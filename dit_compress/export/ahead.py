@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from dit_compress.errors import UserError
-from dit_compress.export.components import dit_step, text_component, vae_decoder
+from dit_compress.export.components import DitStep, dit_step, text_component, vae_decoder
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.sizes import further
@@ -37,8 +37,9 @@ class Networks:
 
     @cached_property
     def whole(self) -> list[Component]:
-        """With every block."""
-        return components_ahead(self.spec)
+        """With every block; what has no blocks is the same as in ``short``."""
+        (step,) = (each for each in components_ahead(self.spec) if isinstance(each.module, DitStep))
+        return [step if isinstance(each.module, DitStep) else each for each in self.short]
 
 
 def check_ahead(exporter: Any, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:

@@ -19,7 +19,7 @@ TRAIN_COPIES = 4
 """fp32 training holds weights, gradients and AdamW's two moments."""
 
 
-class Uncountable(UserError):
+class UncountableError(UserError):
     """The FLOPs of a network that does not run without values."""
 
 
@@ -52,7 +52,7 @@ def describe(spec: Spec) -> dict[str, Any]:
     if spec.latent is not None and spec.video is not None:
         size = spec.latent_size()
         figures["tokens"] = denoiser.tokens(size)
-        with suppress(Uncountable):
+        with suppress(UncountableError):
             figures["flops"] = count_flops(denoiser, size)
         widest = max([*figures["ffn"], *(attention.heads * attention.width for attention in structure.attentions)])
         figures["memory_bytes"] = BYTES_BF16 * (figures["params"] + 4 * figures["tokens"] * widest)
@@ -63,7 +63,7 @@ def count_flops(denoiser: Denoiser, size_THW: tuple[int, int, int], text_length:
     """FLOPs of one call for one sample, attention included, counted on the meta device.
 
     Raises:
-        Uncountable: the network does not run there: it looks at the values of its tensors.
+        UncountableError: the network does not run there: it looks at the values of its tensors.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -73,7 +73,7 @@ def count_flops(denoiser: Denoiser, size_THW: tuple[int, int, int], text_length:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             denoiser(*denoiser.example(1, size_THW, text_length=text_length))
     except RuntimeError as error:
-        raise Uncountable(
+        raise UncountableError(
             f"its FLOPs can't be counted without weights: {root_cause(error)}",
             mend="Make control flow and shapes independent of values, or count parameters instead",
         ) from error
