@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Change = Callable[[str], str]
 
+pytestmark = pytest.mark.slow
 STEPS = ["base", "vae", "vae-psnr", "teacher", "pruned", "affine", "student", "quality", "speed", "files"]
 BUNDLES = ["base", "vae", "teacher", "pruned", "affine", "student"]
 AFTER_VAE = STEPS[1:]

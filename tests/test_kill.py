@@ -15,6 +15,7 @@ from dit_compress.bundle import Bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 TRACKER = "dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker.log"
 
 

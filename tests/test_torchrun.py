@@ -17,6 +17,7 @@ from command import Done, finish, start
 
 from dit_compress.bundle import Bundle
 
+pytestmark = pytest.mark.slow
 RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
 
 

@@ -27,6 +27,7 @@ from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("onnxruntime")
 torch.set_num_threads(1)
 

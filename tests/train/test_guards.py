@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------ measures, by hand
 
 
+pytestmark = pytest.mark.slow
+
+
 def video(*frames: tuple[float, float, float]) -> Tensor:
     """One video ``[1,3,F,1,2]``: the left pixel has the frame's colour, the right one is black."""
     left = torch.tensor(frames, dtype=torch.float32).T[None, :, :, None, None]
