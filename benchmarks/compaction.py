@@ -53,7 +53,8 @@ def edits_for(preset: str) -> tuple[list[Any], int]:
     from dit_compress.measure import count_parameters
     from dit_compress.plugins import installed
     from dit_compress.recipe import make_part
-    from dit_compress.structure.edits import apply_edits, compile_edits
+    from dit_compress.structure.apply import apply_edits
+    from dit_compress.structure.edits import compile_edits
 
     denoiser = denoiser_of(preset).to("meta")
     levels = {name: make_part("granularity", name, installed()).build() for name in REMOVE}
@@ -110,7 +111,7 @@ def load_slice_save(source: Path, target: Path, preset: str) -> float:
     """The peer: everything in memory, sliced, saved; nothing hashed."""
     from safetensors.torch import load_file, save_file
 
-    from dit_compress.structure.edits import edit_state
+    from dit_compress.structure.apply import edit_state
 
     edits, _ = edits_for(preset)
     start = time.perf_counter()

@@ -50,8 +50,9 @@ class ComponentSpec:
 
 def replay(module: nn.Module, log: tuple[dict[str, Any], ...]) -> None:
     """Repeat every transform of a log on a module without weights."""
+    from dit_compress.structure.apply import apply_edits
     from dit_compress.structure.compact import LOG_NAME
-    from dit_compress.structure.edits import apply_edits, edits_from_data
+    from dit_compress.structure.edits import edits_from_data
 
     for entry in log:
         if entry["name"] == LOG_NAME:

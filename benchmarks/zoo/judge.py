@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_compress.errors import UserError
+from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
 from dit_compress.structure.discover import observe
-from dit_compress.structure.edits import apply_edits, edits_from_data
+from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.precision import double_by_default
 from dit_compress.structure.record import Call

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import judge
 import torch
 
+from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import disagreement
-from dit_compress.structure.edits import SetAttribute, apply_edits, compile_edits
+from dit_compress.structure.edits import SetAttribute, compile_edits
 
 if TYPE_CHECKING:
     from torch import nn

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from dit_compress.errors import UserError
-from dit_compress.structure.edits import apply_edits, edits_from_data
+from dit_compress.structure.apply import apply_edits
+from dit_compress.structure.edits import edits_from_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

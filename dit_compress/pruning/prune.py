@@ -33,10 +33,11 @@ from dit_compress.pruning.recorded import RecordedDenoiser, size_of
 from dit_compress.pruning.step import find, run_step, step_part, world_of
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
 from dit_compress.spec import Spec
+from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import CompactionError
 from dit_compress.structure.copies import shared_copy, single_copy
 from dit_compress.structure.disk import SHARD_BYTES, prune_weights, refuse_quantised
-from dit_compress.structure.edits import apply_edits, edits_from_data
+from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.tensor_files import open_weights
 
 if TYPE_CHECKING:

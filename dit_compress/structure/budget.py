@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.measure import count_flops
 from dit_compress.structure.compact import compact
-from dit_compress.structure.edits import tensor_or_none
+from dit_compress.structure.places import tensor_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.errors import UserError
+from dit_compress.structure.apply import apply_edits, edit_state, replace_tensor
 from dit_compress.structure.axes import Axis
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.edits import (
     REVISION,
     Scale,
-    apply_edits,
     as_ranges,
     compile_edits,
-    edit_state,
     edits_as_data,
     from_ranges,
-    replace_tensor,
     settle_norms,
 )
 from dit_compress.structure.masks import hard_masks, masked

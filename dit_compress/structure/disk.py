@@ -17,7 +17,8 @@ import numpy as np
 
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, write_json
-from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take, edit_tensor, rename, unknown_edit
+from dit_compress.structure.apply import edit_tensor, rename, unknown_edit
+from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take
 from dit_compress.structure.tensor_files import (
     INDEX,
     ITEM_BYTES,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.edits import tensor_or_none
+from dit_compress.structure.places import tensor_or_none
 
 if TYPE_CHECKING:
     from dit_compress.structure.axes import Axis

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError
 from dit_compress.files import disk_errors, read_json, whole_folder, write_json
+from dit_compress.structure.apply import rename, unknown_edit
 from dit_compress.structure.disk import Piece, edited, write_file, write_pieces
-from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take, rename, unknown_edit
+from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take
 from dit_compress.structure.tensor_files import open_weights
 
 if TYPE_CHECKING:

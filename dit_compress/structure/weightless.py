@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.dispatch import Watcher
-from dit_compress.structure.edits import apply_edits, edit_state
 from dit_compress.structure.precision import WIDE, double_by_default
 from dit_compress.structure.record import Call, map_tensors
 from dit_compress.structure.trace import Change, DivergedError, Touch, Trace

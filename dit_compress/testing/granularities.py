@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from dit_compress.structure.compact import compact, example_output, masked_output, relative_error
-from dit_compress.structure.edits import tensor_or_none
 from dit_compress.structure.masks import masked
+from dit_compress.structure.places import tensor_or_none
 from dit_compress.testing.models import MODELS, tiny_denoiser
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from dit_compress.plugins import installed
 from dit_compress.pruning.folder import remember_log, shapes_of
 from dit_compress.pruning.prune import planned, prune_by_plan
 from dit_compress.recipe import make_part
+from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import LOG_NAME, compact, example_output, relative_error
-from dit_compress.structure.edits import KeepBlocks, apply_edits, edits_as_data, edits_from_data
+from dit_compress.structure.edits import KeepBlocks, edits_as_data, edits_from_data
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.worker import run_base
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_compress.denoiser import Denoiser
+from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.compact import (
     CompactionError,
     compact,
@@ -17,7 +18,7 @@ from dit_compress.structure.compact import (
     relative_error,
     truncated,
 )
-from dit_compress.structure.edits import apply_edits, compile_edits, edit_state, edits_as_data, edits_from_data
+from dit_compress.structure.edits import compile_edits, edits_as_data, edits_from_data
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress_plugins.granularity_block import BlockOptions
 from dit_compress_plugins.granularity_block.axes import BlockGranularity

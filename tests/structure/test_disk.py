@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save, save_file
 
 from dit_compress.errors import UserError
 from dit_compress.structure import disk
+from dit_compress.structure.apply import edit_state
 from dit_compress.structure.disk import prune_weights, write_file
-from dit_compress.structure.edits import KeepBlocks, Scale, SetAttribute, Take, edit_state
+from dit_compress.structure.edits import KeepBlocks, Scale, SetAttribute, Take
 from dit_compress.structure.tensor_files import open_weights
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ import dit_compress
 from dit_compress.errors import UserError
 from dit_compress.pruning.folder import shapes_of
 from dit_compress.structure import edits as table
+from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.axes import Axis, Structure
 from dit_compress.structure.compact import block_axis
 from dit_compress.structure.discover import observe
@@ -32,9 +33,7 @@ from dit_compress.structure.edits import (
     KeepBlocks,
     Scale,
     Take,
-    apply_edits,
     compile_edits,
-    edit_state,
     edits_as_data,
     edits_from_data,
 )

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from dit_compress.errors import UserError
 from dit_compress.pruning.folder import shapes_of
+from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import example_output, relative_error
-from dit_compress.structure.edits import KeepBlocks, Scale, Take, apply_edits
+from dit_compress.structure.edits import KeepBlocks, Scale, Take
 from dit_compress.structure.lora import prune_lora
 from dit_compress.testing.models import tiny_denoiser
 

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 import dit_compress
 from dit_compress.denoiser import Cond, Denoiser
 from dit_compress.errors import UserError
+from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.axes import Axis, FeedForward, Kept, MaskPoint, Member, Structure
 from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
 from dit_compress.structure.discover import observe
-from dit_compress.structure.edits import apply_edits, compile_edits, edits_from_data
+from dit_compress.structure.edits import compile_edits, edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.precision import in_double
 from dit_compress.structure.record import Call
