@@ -109,27 +109,31 @@ class CandidateLogits(nn.Module):
         self.cuts = cuts
         noise = torch.Generator().manual_seed(seed)
         self.table = nn.ParameterDict()
-        self.rows: dict[str, list[Tensor]] = {}
         for name, cut in cuts.items():
-            self.rows[name] = [cut.candidates(group) for group in range(len(cut.groups))]
-            for group, rows in enumerate(self.rows[name]):
+            for group in range(len(cut.groups)):
+                rows = cut.candidates(group)
+                self.register_buffer(_rows(name, group), rows, persistent=False)
                 self.table[_key(name, group)] = nn.Parameter(init * torch.randn(len(rows), generator=noise))
+
+    def groups(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """Logits ``[C]`` and candidates ``[C,P]`` of every group of an axis."""
+        numbers = range(len(self.cuts[name].groups))
+        return [(self.table[_key(name, number)], self.get_buffer(_rows(name, number))) for number in numbers]
 
     def draw(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
         """Masks ``[B, units]`` for every axis, drawn per sample."""
         values = {}
         for name, cut in self.cuts.items():
             drawn = []
-            for group, rows in enumerate(self.rows[name]):
+            for group, (logits, rows) in enumerate(self.groups(name)):
                 gumbel = gumbel_from(batch.streams.uniform(f"gumbel/{name}/{group}", (len(rows),)))
-                drawn.append(straight_through(self.table[_key(name, group)], gumbel, temperature) @ rows)
+                drawn.append(straight_through(logits, gumbel, temperature) @ rows)
             values[name] = spread(torch.stack(drawn).sum(dim=0), cut)
         return values
 
     def hard(self, name: str) -> Tensor:
         """The most likely candidates of an axis, over its parts."""
-        best = [rows[int(self.table[_key(name, group)].argmax())] for group, rows in enumerate(self.rows[name])]
-        return torch.stack(best).sum(dim=0)
+        return torch.stack([rows[int(logits.argmax())] for logits, rows in self.groups(name)]).sum(dim=0)
 
     def best(self) -> dict[str, list[float]]:
         """The winning parts of every axis."""
@@ -139,13 +143,8 @@ class CandidateLogits(nn.Module):
         """How likely each part of each axis is to stay."""
         with torch.no_grad():
             return {
-                name: torch.stack(
-                    [
-                        torch.softmax(self.table[_key(name, group)], 0) @ rows
-                        for group, rows in enumerate(self.rows[name])
-                    ]
-                )
-                .sum(dim=0)
+                name: torch.stack([torch.softmax(logits, 0) @ rows for logits, rows in self.groups(name)])
+                .sum(0)
                 .tolist()
                 for name in self.cuts
             }
@@ -155,11 +154,15 @@ def spread(mask: Tensor, cut: Cut) -> Tensor:
     """A mask over parts ``[B,P]`` → over units ``[B,U]``."""
     order = torch.tensor([unit for part in cut.parts for unit in part])
     repeated = mask.repeat_interleave(len(cut.parts[0]), dim=-1)
-    return repeated[..., torch.argsort(order)]
+    return repeated[..., torch.argsort(order).to(mask.device)]
 
 
 def _key(name: str, group: int) -> str:
     return f"{name.replace('.', '/')}#{group}"
+
+
+def _rows(name: str, group: int) -> str:
+    return f"rows:{_key(name, group)}"
 
 
 def read_notes(path: Path) -> list[dict[str, Any]]:
@@ -199,6 +202,7 @@ class MaskedObjective:
             with self.notes.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
         temperature = temperature_at(batch.step, steps, *self.options.temperature)
-        with masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **self.fixed}):
+        fixed = {name: value.to(batch.x0.device) for name, value in self.fixed.items()}
+        with masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **fixed}):
             losses = self.inner.loss(self.inner.phases[0], batch)
         return {**losses, "temperature": torch.tensor(temperature)}
