@@ -146,7 +146,7 @@ def read(saved: Saved, tensors: dict[str, Tensor], world: World) -> None:
     ]
     if errors:
         raise UserError.join(errors[:5])
-    with warnings.catch_warnings():
+    with _plain_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is not a mistake
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(saved.place)), no_dist=world.size == 1)
 
@@ -176,7 +176,19 @@ def _write(partial: Path, file: Path, tensors: dict[str, Tensor], world: World) 
     # With save_distributed False every process would write the same file, and half of the tensors be gone.
     writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
     ready = {name: value if is_sharded(value) else value.contiguous() for name, value in tensors.items()}
-    dcp.save(ready, storage_writer=writer)
+    with _plain_errors():
+        dcp.save(ready, storage_writer=writer)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What went wrong on one process, on all: DCP wraps it into a BaseException that nobody takes for a full disk."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
 
 
 def _records(file: Path, world: World) -> dict[str, dict[str, Any]]:

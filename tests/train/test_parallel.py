@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from toy import batch, context_in, words
 
 from dit_compress.encode import Samples
 from dit_compress.errors import UserError
+from dit_compress.files import full_disk
 from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
@@ -228,6 +231,24 @@ def test_two_that_were_interrupted_equal_two_that_were_not(written_by_two: Path,
         together(train, folder, 2, "flow", "video_dit")
     assert torch.equal(outcome(again)[0], outcome(whole)[0])
     assert outcome(again)[1] == outcome(whole)[1]
+
+
+def fill_the_disk(world: World, folder: Path) -> None:
+    """No space is left when the second process writes its shard: both are told, and nothing half-written stays."""
+    from torch.distributed.checkpoint import filesystem
+
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if world.rank:
+        filesystem._write_item = no_space
+    with pytest.raises(UserError, match="no space left on the disk. Free some space"), full_disk(folder):
+        train(world, folder, "flow", "video_dit")
+
+
+def test_a_disk_that_is_full_for_one_process_is_a_message_of_all(tmp_path: Path) -> None:
+    together(fill_the_disk, tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 # ------------------------------------------------------------------ Muon
