@@ -346,6 +346,22 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     assert said == [f"checkpoint step-00000004 is damaged ({seen[damage]}); looking for the one before it"]
 
 
+@pytest.mark.parametrize(("was", "now"), [('"step": 4', '"step": 6'), ('"format": 3', '"format": 1'), ("{", "[")])
+def test_a_changed_byte_among_the_scalars_is_damage(tmp_path: Path, was: str, now: str) -> None:
+    """Neither are steps left out in silence, nor is it taken for another version's."""
+    state = killed_at_5(tmp_path) / "step-00000004" / "state.json"
+    text = state.read_text()
+    assert was in text
+    state.write_text("[1]" if now == "[" else text.replace(was, now))
+    said: list[str] = []
+    found = checkpoint.newest(tmp_path / "checkpoints", None, World(), said.append)
+    assert found is not None
+    assert found.step == 2
+    assert said == [
+        "checkpoint step-00000004 is damaged (the checksum of state.json differs); looking for the one before it"
+    ]
+
+
 def test_no_whole_checkpoint_is_an_error_not_a_silent_fresh_start(tmp_path: Path) -> None:
     for place in killed_at_5(tmp_path).iterdir():
         next(place.glob("*.safetensors")).write_bytes(b"")
