@@ -312,6 +312,35 @@ def test_a_resumed_training_under_muon_equals_an_uninterrupted_one(tmp_path: Pat
         assert torch.equal(one, other)
 
 
+class Remembering(Noisy):
+    """What a discriminator may be made of: layers that remember things from pass to pass."""
+
+    def __init__(self, watch: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__(watch=watch)
+        torch.manual_seed(0)
+        norm = nn.utils.parametrizations.spectral_norm
+        self.net = nn.Sequential(norm(nn.Linear(3, 3)), nn.BatchNorm1d(3), nn.Linear(3, 3))
+        self.net.register_buffer("constant", torch.zeros(2), persistent=False)
+        self.roles = {"first": Role(self.net, lr=LR, ema=0.5), "teacher": Role(Weight(9.0))}
+        self.phases = (Phase("a", ("first",)),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        self.watch(batch.step)
+        return {"loss": (self.net(batch.streams.normal("noise", (4, 3)).flatten(0, 1)) - 1).square().mean()}
+
+
+def test_a_resumed_training_remembers_what_layers_do(tmp_path: Path) -> None:
+    whole, again = Remembering(), Remembering()
+    fit(whole, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(Remembering(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    fit(again, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    one, other = whole.net.state_dict(), again.net.state_dict()
+    assert int(one["1.num_batches_tracked"]) == 7
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
 def killed_at_5(folder: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
         fit(Noisy(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(folder))

@@ -6,12 +6,17 @@ import errno
 import json
 import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from processes import together
 from safetensors.torch import load_file, save_file
+from test_loop import Remembering, killer
+from test_loop import context_in as loop_context
+from test_loop import options as loop_options
+from test_loop import samples as loop_samples
 from torch.distributed.tensor import distribute_tensor
 from toy import batch, context_in, words
 
@@ -231,6 +236,30 @@ def test_two_that_were_interrupted_equal_two_that_were_not(written_by_two: Path,
         together(train, folder, 2, "flow", "video_dit")
     assert torch.equal(outcome(again)[0], outcome(whole)[0])
     assert outcome(again)[1] == outcome(whole)[1]
+
+
+def remember(world: World, folder: Path) -> None:
+    """A role with buffers that move, whole numbers among them; interrupted, then gone on with."""
+    for watch in (killer(5), lambda _: None):
+        context = loop_context(folder)
+        context.world = world
+        made = Remembering(watch=watch)
+        with suppress(KeyboardInterrupt):
+            fit(made, loop_samples(), loop_options(7, checkpoint_every=2), context)
+            state = made.net.state_dict()
+            assert int(state["1.num_batches_tracked"]) == 7
+            save_file({name: value.contiguous() for name, value in state.items()}, folder / "state.safetensors")
+
+
+def test_what_layers_remember_goes_through_the_shards_of_two(tmp_path: Path) -> None:
+    """Every process draws of its own samples; what is written is one process', and the resume reads it back."""
+    together(remember, tmp_path)
+    saved = [
+        {name: value for part in tensors_of(place) for name, value in part.items()}
+        for place in sorted((tmp_path / "checkpoints").iterdir())
+    ]
+    assert [int(tensors["first/buffer/1.num_batches_tracked"]) for tensors in saved] == [4, 6]
+    assert int(load_file(tmp_path / "state.safetensors")["1.num_batches_tracked"]) == 7
 
 
 def fill_the_disk(world: World, folder: Path) -> None:
