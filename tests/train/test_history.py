@@ -45,6 +45,19 @@ def edit(place: Path, **changes: Any) -> None:
     write_state(place, {**state, **changes})
 
 
+def test_a_second_training_of_a_step_begins_at_its_own_beginning(tmp_path: Path) -> None:
+    """Not where the first one's last checkpoint is; killed, each goes on from its own."""
+    context, steps = context_in(tmp_path), list[int]()
+    fit(Noisy(), samples(), options(5, checkpoint_every=2), context)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Noisy(watch=killer(3)), samples(), options(5, checkpoint_every=2), context)
+    again = context_in(tmp_path)
+    for _ in range(2):
+        fit(Noisy(watch=steps.append), samples(), options(5, checkpoint_every=2), again)
+    assert list(dict.fromkeys(steps)) == [4, 2, 3]
+    assert steps[0] == 4
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     killed(tmp_path)
     with pytest.raises(UserError, match="the checkpoint belongs to another recipe: other options, data or inputs"):
