@@ -198,7 +198,7 @@ def _phase(
             losses = objective.loss(phase, batch)
         loss = losses["loss"]
         if world.any(not torch.isfinite(loss)):
-            raise _not_finite(phase, batch, loss)
+            raise _not_finite(phase, batch, loss, world)
         (loss if len(parts) == 1 else loss / len(parts)).backward()
         for name, value in losses.items():
             values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
@@ -207,9 +207,12 @@ def _phase(
     return values
 
 
-def _not_finite(phase: Phase, batch: Batch, loss: Tensor) -> UserError:
-    what = f"the loss of phase {phase.name!r} is {float(loss.detach())} at step {batch.step}"
-    broken = [index for index, x0 in zip(batch.sample, batch.x0, strict=True) if not torch.isfinite(x0).all()]
-    if broken:
+def _not_finite(phase: Phase, batch: Batch, loss: Tensor, world: World) -> UserError:
+    """The same on every process: the mean loss, and whose samples are not finite."""
+    (value,) = world.mean({"loss": float(loss.detach())}).values()
+    what = f"the loss of phase {phase.name!r} is {value} at step {batch.step}"
+    rows = [[index, float(not torch.isfinite(x0).all())] for index, x0 in zip(batch.sample, batch.x0, strict=True)]
+    table = world.gather(torch.tensor(rows, dtype=torch.float64)).flatten(0, 1)
+    if broken := sorted({int(index) for index, bad in table.tolist() if bad}):
         return UserError(f"{what}: training samples {broken} hold NaN or infinity", mend="Remove or repair these clips")
     return UserError(what, mend="Lower the learning rate, or look for broken clips in the data")
