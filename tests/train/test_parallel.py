@@ -27,7 +27,9 @@ from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.models import tiny_denoiser
-from dit_compress.train.loop import fit
+from dit_compress.train.guards import Alarms
+from dit_compress.train.looks import Looks, Sampler, Validator
+from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Role
 from dit_compress.train.parallel import World
@@ -260,6 +262,58 @@ def test_what_layers_remember_goes_through_the_shards_of_two(tmp_path: Path) -> 
     ]
     assert [int(tensors["first/buffer/1.num_batches_tracked"]) for tensors in saved] == [4, 6]
     assert int(load_file(tmp_path / "state.safetensors")["1.num_batches_tracked"]) == 7
+
+
+def looked_at(world: World, folder: Path) -> None:
+    """A held-out loss of five samples, two at a time, and samples that are looked at."""
+    context = context_in(folder)
+    context.world, context.trackers = world, [make_part("tracker", "jsonl", installed())]
+    options = options_of("flow", validation={"every": 2, "samples": 5}, watch={"every": 2, "captions": 3})
+    made, given, alarms = objective("flow", "video_dit", options), samples(), Alarms(context)
+    asked: list[int] = []
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        asked.append(len(latent))
+        return latent[:, :3]
+
+    watch = Sampler(
+        made.student, made.text, Flow(3.0, 2, 2.0), given, options.watch, decode, seed=0, world=world, trained=True,
+        batch=4 // world.size,
+    )  # fmt: skip
+    validator = Validator(given, 5, 2, 0, world, bf16=False)
+    try:
+        fit(made, given, options, context, Looks(options, alarms, validator, watch))
+    finally:
+        assert asked == ([] if world.rank else [2, 1, *[2, 2, 2] * 3])  # real clips; before, and after 2 and 4 steps
+
+
+def test_two_processes_look_at_what_one_looks_at(tmp_path: Path) -> None:
+    for name, size in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        looked_at(ALONE, tmp_path / name) if size == 1 else together(looked_at, tmp_path / name)
+    one, two = ([*map(json.loads, (tmp_path / name / "curves.jsonl").open())] for name in ("one", "two"))
+    assert [line.keys() for line in one] == [line.keys() for line in two]
+    assert {"validation_loss", "watch/motion", "watch/diversity"} < one[1].keys()
+    for line_1, line_2 in zip(one, two, strict=True):
+        assert list(line_1.values()) == pytest.approx(list(line_2.values()), rel=1e-2, abs=1e-3)
+
+
+def break_a_sample(world: World, folder: Path) -> None:
+    """The last sample of the first batch, which the second process has, is broken: both say so."""
+    context = context_in(folder)
+    context.world = world
+    made, given = objective("flow", "video_dit", options_of("flow")), samples()
+    bad = batch_index(8, 4, context.seed, 0, [3])[0]
+    x0 = given.x0(range(8)).numpy().copy()
+    x0[bad] = float("nan")
+    given = Samples(x0, given.captions(range(8)), given.tokens(range(8)), pixels=False)
+    said = rf"the loss of phase 'flow' is nan at step 0: training samples \[{bad}\] hold NaN or infinity. Remove or"
+    with pytest.raises(UserError, match=said):
+        fit(made, given, made.options, context)
+
+
+def test_a_broken_sample_of_one_process_is_named_by_all(tmp_path: Path) -> None:
+    together(break_a_sample, tmp_path)
 
 
 def fill_the_disk(world: World, folder: Path) -> None:
