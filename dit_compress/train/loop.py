@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from dit_compress.train.options import TrainOptions
 
 
+MOST_LEFT = 0.2
+"""Share of the first weights in a moving average at the end above which the step warns."""
+
+
 def fit(
     objective: Objective, samples: Samples, options: TrainOptions, context: Context, looks: Looks | None = None
 ) -> None:
@@ -50,6 +54,7 @@ def fit(
         if options.checkpoint_activations:
             stack.enter_context(recomputing(objective.roles))
         trainees = _trainees(objective, world)
+        _warn_of_averages(objective, options, context)
         history = History(context, trainees, options.keep_checkpoints)
         if looks is not None:
             looks.begin(objective, trainees)
@@ -171,6 +176,20 @@ def _trainees(objective: Objective, world: World) -> dict[str, Trainee]:
             _silence_dropout(role.module)
             trainees[name] = Trainee(name, role, world)
     return trainees
+
+
+def _warn_of_averages(objective: Objective, options: TrainOptions, context: Context) -> None:
+    """An average over more steps than there are is mostly what the step began with, random weights perhaps."""
+    for name, role in objective.roles.items():
+        starts = [phase.start for phase in objective.phases if name in phase.updates]
+        if not role.ema or not starts:
+            continue
+        left = role.ema ** max(0, options.steps - min(starts))
+        if left > MOST_LEFT:
+            context.say(
+                f"warning, after {options.steps} steps the moving average of {name!r} will still be {left:.0%} the "
+                f"weights it began with. Lower 'ema' (now {role.ema}), or raise 'steps'"
+            )
 
 
 def _silence_dropout(module: nn.Module) -> None:

@@ -142,6 +142,20 @@ def test_the_moving_average_accumulates() -> None:
     assert trainee.parameters["value"].item() == pytest.approx(-0.6875 * LR, rel=1e-5)
 
 
+@pytest.mark.parametrize(("ema", "said"), [(0.99, [("first", "97%"), ("second", "98%")]), (0.5, []), (None, [])])
+def test_an_average_over_more_steps_than_there_are_is_told(
+    tmp_path: Path, ema: float | None, said: list[tuple[str, str]]
+) -> None:
+    """Three steps, two of the second role: 0.99³ and 0.99² are left; 0.5² and 0.5³ are little."""
+    context = context_in(tmp_path)
+    fit(Noisy(start=0 if ema == 0.5 else 1, ema=ema), samples(), options(3), context)
+    assert context.notes == [
+        f"warning, after 3 steps the moving average of {role!r} will still be {share} the weights it began with. "
+        f"Lower 'ema' (now {ema}), or raise 'steps'"
+        for role, share in said
+    ]
+
+
 def test_gradients_are_clipped_to_the_norm_and_the_norm_is_told() -> None:
     trainee = Trainee("role", Role(Weight(0.0, 0.0), lr=LR, clip=1.0))
     parameter = trainee.parameters["value"]
