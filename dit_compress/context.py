@@ -54,6 +54,7 @@ class Context:
     names: where they came from, an earlier step's name or a path.
     parts: the recipe's shared parts by kind: data, model, text, sampler.
     licence: of what goes into the bundle, as the recipe or the model's folder states it; else the input's stays.
+    trainings: how many the step has begun; each has checkpoints of its own.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Context:
     notes: list[str] = field(default_factory=list)
     stopping: bool = False
     saves_itself: bool = False
+    trainings: int = 0
 
     # -- bundles
 

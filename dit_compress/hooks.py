@@ -86,7 +86,8 @@ class Plugin:
     revision: raised when equal options and inputs give other results.
     requires: import names it needs beyond the core, checked before a run.
     extra: the extra of dit-compress that brings them (``pip install dit-compress[extra]``).
-    slots: bundles a step reads besides ``input`` (each an earlier step's name or a path).
+    slots: bundles a step reads besides ``input`` (each an earlier step's name or a path). An attribute ``needs`` of
+        the step names those that its options can't do without.
     world: ``all`` for a step that trains on every process, ``one`` for any other.
     data: whether a step reads the recipe's data.
     """

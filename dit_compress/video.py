@@ -26,7 +26,7 @@ _ENCODER = {"crf": "10", "preset": "veryfast", "x264-params": _X264}
 
 
 def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None = None) -> np.ndarray:
-    """The first frames of a video at a frame rate, resized to cover ``size`` and cropped at the centre.
+    """The first frames of a video at a frame rate, upright, resized to cover ``size`` and cropped at the centre.
 
     Args:
         path: any file that FFmpeg reads.
@@ -167,14 +167,18 @@ def _resample(decoded: Iterable[tuple[float, av.VideoFrame]], fps: float) -> Ite
 
 
 def _fit(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """Resize so that the frame covers ``size``, keeping its aspect, and crop the centre: ``[Y,X,3]``."""
-    height, width = size
+    """Turn as the file says, resize to cover ``size``, keeping the aspect, and crop the centre: ``[Y,X,3]``.
+
+    Telephones store what was filmed upright as it came from the sensor, lying, with a note how to turn it.
+    """
+    turns = round((frame.rotation or 0) / 90)  # against the clock, as numpy's
+    height, width = size if turns % 2 == 0 else size[::-1]
     scale = max(height / frame.height, width / frame.width)
     cover_y, cover_x = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
     way = "AREA" if scale < 1 else "BICUBIC"
     pixels = frame.reformat(width=cover_x, height=cover_y, format="rgb24", interpolation=way, threads=1).to_ndarray()
     top, left = (cover_y - height) // 2, (cover_x - width) // 2
-    return pixels[top : top + height, left : left + width]
+    return np.rot90(pixels[top : top + height, left : left + width], turns)
 
 
 _MEND_BROKEN = "Replace the file, take it out of the captions, or raise max_broken"

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from dit_compress.bundle import Bundle
 from dit_compress.clips import write_captions
 from dit_compress.files import read_json, sha256_file, write_json
+from dit_compress.train.checkpoint import write_state
 from dit_compress.video import write_video
 
 TRACKER = "dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker.log"
@@ -132,18 +133,20 @@ def test_a_half_done_step_of_another_recipe_is_refused_until_force(half: Half, t
     ("change", "said"),
     [
         ({"key": "0"}, "the checkpoint belongs to another recipe: other options, data or inputs"),
-        ({"engine": 0}, "written by another version of dit-compress (format 2, engine 0; this is format 2, engine "),
+        ({"engine": 0}, "written by another version of dit-compress (format 3, engine 0; this is format 3, engine "),
     ],
 )
 def test_a_checkpoint_of_another_recipe_or_version(
     half: Half, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     place = half.copy(tmp_path)
-    state = checkpoints(place)[-1] / "state.json"
-    write_json(state, read_json(state) | change)
+    last = checkpoints(place)[-1]
+    state = read_json(last / "state.json")
+    del state["sha256"]
+    write_state(last, state | change)
     line = refused(run(place), place)
-    assert line.startswith(f"{state.parent}: {said}")
-    assert line.lower().endswith(f"delete {state.parent.parent} to start the step afresh".lower())
+    assert line.startswith(f"{last}: {said}")
+    assert line.lower().endswith(f"delete {last.parent} to start the step afresh".lower())
 
 
 # ------------------------------------------------------------------ data

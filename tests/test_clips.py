@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,39 @@ def test_resize_keeps_the_aspect_and_crops_the_centre(tmp_path: Path) -> None:
     wide = read_video(tmp_path / "v.mp4", 2, (32, 64)).astype(int)
     assert wide[:, :, 18:46].min() > 240
     assert wide[:, :, :14].max() < 15
+
+
+def turned(content: bytes, matrix: tuple[int, ...]) -> bytes:
+    """An mp4 whose track header says how to turn its frames: nine 16.16 numbers after 40 bytes (ISO 14496-12)."""
+    start = content.index(b"tkhd") + 4 + 40
+    return content[:start] + struct.pack(">9i", *matrix) + content[start + 36 :]
+
+
+ONE, UNIT = 1 << 16, 1 << 30
+QUARTER = (0, ONE, 0, -ONE, 0, 0, 32 * ONE, 0, UNIT)  # what telephones write for what was filmed upright
+HALF = (-ONE, 0, 0, 0, -ONE, 0, 64 * ONE, 32 * ONE, UNIT)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size", "red", "blue"),
+    [
+        (QUARTER, (64, 32), (2, 16), (61, 16)),  # by the clock: what was left is above
+        (QUARTER, (32, 16), (1, 8), (30, 8)),
+        (HALF, (32, 64), (16, 61), (16, 2)),
+    ],
+)
+def test_a_video_is_turned_as_its_file_says(
+    tmp_path: Path, matrix: tuple[int, ...], size: tuple[int, int], red: tuple[int, int], blue: tuple[int, int]
+) -> None:
+    frames = np.zeros((3, 32, 64, 3), np.uint8)
+    frames[:, :, :32, 0], frames[:, :, 32:, 2] = 255, 255
+    path = tmp_path / "telephone.mp4"
+    write_video(path, frames, 8)
+    path.write_bytes(turned(path.read_bytes(), matrix))
+    found = read_video(path, 3, size)
+    assert found.shape == (3, *size, 3)
+    for (y, x), colour in ((red, (255, 0, 0)), (blue, (0, 0, 255))):
+        np.testing.assert_allclose(found[1, y, x], colour, atol=8)
 
 
 def test_a_short_video_is_named(tmp_path: Path) -> None:

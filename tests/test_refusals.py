@@ -82,6 +82,35 @@ PLANNED = {
         "    name: vae\n  - prune: {use: trilevel, levels: {block: {remove: 1}}, limit: {params: 9}, search: magnitude}\n",
         "r.yaml:8: the pruned model has ",
     ),
+    "knowledge of nobody": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: affine, steps: 2}\n",
+        "r.yaml:8: step 'affine' has no teacher. Add 'teacher: <an earlier step>'",
+    ),
+    "samples of nobody": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, teacher_samples: 4}\n",
+        "r.yaml:8: step 'adversarial' has no teacher. Add 'teacher: <an earlier step>'",
+    ),
+    "features of nobody": (
+        "channels: 32, steps: 2", "channels: 32, steps: 2, losses: {features: 1.0}",
+        "r.yaml:6: step 'vae' has no teacher. Add 'teacher: <an earlier step>'",
+    ),
+    "discriminator deeper than its generator": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, frozen_blocks: 1}\n",
+        "r.yaml:8: 1 frozen and 2 learnable blocks are more than the generator's 2. Lower 'frozen_blocks' or",
+    ),
+    "head deeper than its generator": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: adversarial, discriminator: {use: light_resblock3d, frozen_blocks: 3}}\n",
+        "r.yaml:8: 3 frozen blocks are more than the generator's 2. Lower 'frozen_blocks'",
+    ),
+    "a generator that is never trained": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, steps: 20}\n",
+        "r.yaml:8: distill 'adversarial': the discriminator warms up for 20 of 20 steps, and the generator is never ",
+    ),
+    "a best that is never looked for": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: flow, steps: 99, validation: {result: best}}\n",
+        "r.yaml:8: 'validation' of distill 'flow': 'every: 100' never comes in 99 steps",
+    ),
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 checkpoints/step-00000100/
   shard-00001-model-00001-of-00001.safetensors    one per process: what DCP's safetensors writer gives
-  state.json                                      step, key, names and shapes, size and sha256 of every file
+  state.json                                      step, key, names and shapes, size and sha256 of every file, its own
 
 Any number of processes reads what any other number wrote.
 """
@@ -19,7 +19,7 @@ import torch
 
 from dit_compress import REVISION
 from dit_compress.errors import UserError
-from dit_compress.files import read_json, sha256_file, whole_folder, write_json
+from dit_compress.files import read_json, sha256_data, sha256_file, whole_folder, write_json
 from dit_compress.train.parallel import World, is_sharded
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 """Raised when checkpoints are written in another way."""
 STATE = "state.json"
+_SHA = "sha256"
 _DIGEST = 32
 
 
@@ -65,11 +66,16 @@ def save(
         if not world.rank:
             head = {"step": step, "format": FORMAT, "engine": REVISION, "processes": world.size}
             shapes = {name: list(value.shape) for name, value in tensors.items()}
-            write_json(partial / STATE, {**head, **state, "tensors": shapes, "files": files})
+            write_state(partial, {**head, **state, "tensors": shapes, "files": files})
     if not world.rank:
         for old in _checkpoints(folder):
             if old != place and step_of(old) not in keep:
                 shutil.rmtree(old)
+
+
+def write_state(place: Path, state: dict[str, Any]) -> None:
+    """The scalars of a checkpoint and their sha256."""
+    write_json(place / STATE, {**state, _SHA: sha256_data(state)})
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -107,6 +113,9 @@ def opened(place: Path, key: str | None, world: World) -> tuple[Saved | None, st
         state = read_json(place / STATE)
     except UserError as error:
         return None, str(error.problems[0][1])
+    written = state.pop(_SHA, None) if isinstance(state, dict) else ""
+    if written is not None and written != sha256_data(state):
+        return None, f"the checksum of {STATE} differs"
     if state.get("format") != FORMAT or state.get("engine") != REVISION:
         theirs = f"format {state.get('format', 1)}, engine {state.get('engine', 'unknown')}"
         raise UserError(
@@ -146,7 +155,7 @@ def read(saved: Saved, tensors: dict[str, Tensor], world: World) -> None:
     ]
     if errors:
         raise UserError.join(errors[:5])
-    with warnings.catch_warnings():
+    with _plain_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is not a mistake
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(saved.place)), no_dist=world.size == 1)
 
@@ -176,7 +185,19 @@ def _write(partial: Path, file: Path, tensors: dict[str, Tensor], world: World) 
     # With save_distributed False every process would write the same file, and half of the tensors be gone.
     writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
     ready = {name: value if is_sharded(value) else value.contiguous() for name, value in tensors.items()}
-    dcp.save(ready, storage_writer=writer)
+    with _plain_errors():
+        dcp.save(ready, storage_writer=writer)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What went wrong on one process, on all: DCP wraps it into a BaseException that nobody takes for a full disk."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
 
 
 def _records(file: Path, world: World) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError
 from dit_compress.structure.compact import kept_blocks
@@ -12,6 +12,10 @@ from dit_compress.train.loop import fit
 from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from dit_compress.bundle import Bundle
     from dit_compress.context import Context, Result
     from dit_compress.denoiser import Denoiser
@@ -38,11 +42,10 @@ def looks(step: Distiller, context: Context, student: Denoiser, text: Captions) 
     if not isinstance(options, DistillOptions) or (options.validation is None and options.watch is None):
         return None
     held_out, world = context.latents("test", text), context.world
+    each = max(1, options.batch // (world.size * options.accumulate))  # as much memory as training has
     validator = sampler = None
     if options.validation is not None:
-        validator = Validator(
-            held_out, options.validation.samples, options.batch, context.seed, world, bf16=options.bf16
-        )
+        validator = Validator(held_out, options.validation.samples, each, context.seed, world, bf16=options.bf16)
     if options.watch is not None:
         sampler = Sampler(
             student,
@@ -50,14 +53,23 @@ def looks(step: Distiller, context: Context, student: Denoiser, text: Captions) 
             step.flow(context.input.flow),
             held_out,
             options.watch,
-            context.input.codec().eval().decode,
+            _decoder(context),
             seed=context.seed,
             world=world,
             trained=any(record["kind"] == "distill" for record in context.input.lineage),
             bf16=options.bf16,
+            batch=each,
         )
     alarms = Alarms(context, stop=options.watch is not None and options.watch.stop)
     return Looks(options, alarms, validator, sampler)
+
+
+def _decoder(context: Context) -> Callable[[Tensor], Tensor]:
+    """The VAE's decoder where the training is; only the first process asks for videos."""
+    if context.world.rank:
+        return lambda latent: latent
+    codec: Any = context.input.codec().eval()
+    return codec.to(context.world.device).decode
 
 
 def text_lr(context: Context, lr: float) -> float | None:

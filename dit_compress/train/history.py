@@ -20,7 +20,9 @@ class History:
 
     def __init__(self, context: Context, trainees: dict[str, Trainee], keep: int) -> None:
         self.context, self.trainees, self.keep = context, trainees, keep
-        self.folder = context.folder / "checkpoints"
+        context.trainings += 1
+        number = f"-{context.trainings}" if context.trainings > 1 else ""
+        self.folder = context.folder / f"checkpoints{number}"
         self.best: tuple[float, int] | None = None
 
     def resume(self) -> int:

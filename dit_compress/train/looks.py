@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.errors import UserError
 from dit_compress.flow import euler
 from dit_compress.train import measures
 from dit_compress.train.guards import Alarms, SampleGuards
@@ -99,7 +101,10 @@ def _averaged(trainees: Mapping[str, Trainee]) -> Iterator[None]:
 
 
 class Validator:
-    """The objective's last phase on held-out samples; noise and sigma are those of step 0, always."""
+    """The objective's last phase on held-out samples; noise and sigma are those of step 0, always.
+
+    batch: samples at a time on each process. The processes share ``count`` samples.
+    """
 
     def __init__(self, samples: Samples, count: int, batch: int, seed: int, world: World, *, bf16: bool) -> None:
         self.samples, self.count, self.batch = samples, min(count, len(samples)), batch
@@ -111,8 +116,7 @@ class Validator:
         if step <= phase.start:
             return None
         total = 0.0
-        for first in range(0, self.count, self.batch):
-            index = list(range(first, min(first + self.batch, self.count)))
+        for index, weight in self._parts():
             held_out = self.samples
             batch = Batch(
                 0,
@@ -124,12 +128,29 @@ class Validator:
             ).to(self.world.device)
             with _cast(self.world, self.bf16):
                 losses = objective.loss(phase, batch)
-            total += len(index) * float(losses[getattr(objective, "score", "loss")])
-        return total / self.count
+            total += weight * float(losses[getattr(objective, "score", "loss")])
+        score = float(self.world.sum(torch.tensor(total, dtype=torch.float64))) / self.count
+        if not math.isfinite(score):
+            raise UserError(
+                f"the held-out loss is {score} after {step} steps",
+                mend="Lower the learning rate, or look for broken clips in the data",
+            )
+        return score
+
+    def _parts(self) -> Iterator[tuple[list[int], int]]:
+        """This process' samples and their weight, as many parts on every process: a sharded model's calls are joint."""
+        mine = range(self.world.rank, self.count, self.world.size)
+        for first in range(0, -(-self.count // self.world.size), self.batch):
+            index = list(mine[first : first + self.batch])
+            yield index or [0], len(index)
 
 
 class Sampler:
-    """Videos of a few captions, always from the same noise."""
+    """Videos of a few captions, always from the same noise.
+
+    decode: latent → video, on the device; the first process alone calls it, and tells the others what it measured.
+    batch: about so many videos at a time, guidance counted; all at once where it is None.
+    """
 
     def __init__(
         self,
@@ -144,6 +165,7 @@ class Sampler:
         world: World,
         trained: bool,
         bf16: bool = False,
+        batch: int | None = None,
     ) -> None:
         self.student, self.text, self.schedule, self.decode = student, text, schedule, decode
         self.world, self.trained, self.bf16 = world, trained, bf16
@@ -151,14 +173,14 @@ class Sampler:
         self.clean = real.x0(range(count))
         self.captions = [caption for caption in real.captions(range(count)) for _ in range(TWINS)]
         self.noise = Streams(seed, 0, range(TWINS * count)).normal("watch", self.clean.shape[1:])
+        self.each = TWINS * max(1, (batch or 2 * len(self.noise)) // (2 * TWINS))
         steps = min(schedule.num_steps, options.sampling_steps or schedule.num_steps)
         self.sigmas = schedule.sigmas(steps)
 
     @torch.no_grad()
     def guards(self, alarms: Alarms) -> SampleGuards:
         """References: real clips, and for a trained model what it does before this step, where that is less."""
-        real = self.decode(self.clean).clamp(-1, 1)
-        found = _measures(real) | {"diversity": measures.diversity(real[None]) if len(real) > 1 else 0.0}
+        found = self._told(self.clean, lambda real: measures.diversity(real[None]) if len(real) > 1 else 0.0)
         if self.trained:
             before = self.measure()
             found = {name: min(value, before[name]) for name, value in found.items()}
@@ -167,19 +189,23 @@ class Sampler:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Motion, contrast, chroma and diversity of what the model gives now."""
-        noise = self.noise.to(self.world.device)
-        with _cast(self.world, self.bf16):
-            latent = euler(self.student, noise, self.text.cond(self.captions), self.sigmas, self.schedule.guidance)
-        video = self.decode(latent.float().cpu()).clamp(-1, 1)
-        return _measures(video) | {"diversity": measures.diversity(video.unflatten(0, (-1, TWINS)))}
+        made = []
+        for first in range(0, len(self.noise), self.each):
+            noise = self.noise[first : first + self.each].to(self.world.device)
+            cond = self.text.cond(self.captions[first : first + self.each]).to(self.world.device)
+            with _cast(self.world, self.bf16):
+                made.append(euler(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
+        return self._told(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
 
-
-def _measures(video_BCFYX: Tensor) -> dict[str, float]:
-    return {
-        "motion": measures.motion(video_BCFYX),
-        "contrast": measures.contrast(video_BCFYX),
-        "chroma": measures.chroma(video_BCFYX),
-    }
+    def _told(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:
+        """What the first process measures in the decoded latents, on every process."""
+        found = torch.zeros(4, dtype=torch.float64)
+        if not self.world.rank:
+            parts = latents.to(self.world.device).split(TWINS)
+            video = torch.cat([self.decode(part).clamp(-1, 1).cpu() for part in parts])
+            one_by_one = measures.motion(video), measures.contrast(video), measures.chroma(video)
+            found = torch.tensor([*one_by_one, diversity(video)], dtype=torch.float64)
+        return dict(zip(("motion", "contrast", "chroma", "diversity"), self.world.sum(found).tolist(), strict=True))
 
 
 def _cast(world: World, bf16: bool) -> Any:  # noqa: FBT001 - a switch

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from dit_compress.train.options import TrainOptions
 
 
+MOST_LEFT = 0.2
+"""Share of the first weights in a moving average at the end above which the step warns."""
+
+
 def fit(
     objective: Objective, samples: Samples, options: TrainOptions, context: Context, looks: Looks | None = None
 ) -> None:
@@ -50,6 +54,7 @@ def fit(
         if options.checkpoint_activations:
             stack.enter_context(recomputing(objective.roles))
         trainees = _trainees(objective, world)
+        _warn_of_averages(objective, options, context)
         history = History(context, trainees, options.keep_checkpoints)
         if looks is not None:
             looks.begin(objective, trainees)
@@ -173,6 +178,20 @@ def _trainees(objective: Objective, world: World) -> dict[str, Trainee]:
     return trainees
 
 
+def _warn_of_averages(objective: Objective, options: TrainOptions, context: Context) -> None:
+    """An average over more steps than there are is mostly what the step began with, random weights perhaps."""
+    for name, role in objective.roles.items():
+        starts = [phase.start for phase in objective.phases if name in phase.updates]
+        if not role.ema or not starts:
+            continue
+        left = role.ema ** max(0, options.steps - min(starts))
+        if left > MOST_LEFT:
+            context.say(
+                f"warning, after {options.steps} steps the moving average of {name!r} will still be {left:.0%} the "
+                f"weights it began with. Lower 'ema' (now {role.ema}), or raise 'steps'"
+            )
+
+
 def _silence_dropout(module: nn.Module) -> None:
     """Dropout draws from torch's global generator, so it is off: randomness is stateless."""
     for item in module.modules():
@@ -198,7 +217,7 @@ def _phase(
             losses = objective.loss(phase, batch)
         loss = losses["loss"]
         if world.any(not torch.isfinite(loss)):
-            raise _not_finite(phase, batch, loss)
+            raise _not_finite(phase, batch, loss, world)
         (loss if len(parts) == 1 else loss / len(parts)).backward()
         for name, value in losses.items():
             values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
@@ -207,9 +226,12 @@ def _phase(
     return values
 
 
-def _not_finite(phase: Phase, batch: Batch, loss: Tensor) -> UserError:
-    what = f"the loss of phase {phase.name!r} is {float(loss.detach())} at step {batch.step}"
-    broken = [index for index, x0 in zip(batch.sample, batch.x0, strict=True) if not torch.isfinite(x0).all()]
-    if broken:
+def _not_finite(phase: Phase, batch: Batch, loss: Tensor, world: World) -> UserError:
+    """The same on every process: the mean loss, and whose samples are not finite."""
+    (value,) = world.mean({"loss": float(loss.detach())}).values()
+    what = f"the loss of phase {phase.name!r} is {value} at step {batch.step}"
+    rows = [[index, float(not torch.isfinite(x0).all())] for index, x0 in zip(batch.sample, batch.x0, strict=True)]
+    table = world.gather(torch.tensor(rows, dtype=torch.float64)).flatten(0, 1)
+    if broken := sorted({int(index) for index, bad in table.tolist() if bad}):
         return UserError(f"{what}: training samples {broken} hold NaN or infinity", mend="Remove or repair these clips")
     return UserError(what, mend="Lower the learning rate, or look for broken clips in the data")

@@ -62,6 +62,14 @@ class DistillOptions(TrainOptions):
     validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
 
+    @field_validator("validation", "watch")
+    @classmethod
+    def _comes_to_pass(cls, look: Validation | Watch | None, info: ValidationInfo) -> Validation | Watch | None:
+        steps = info.data.get("steps", 0)
+        if look is not None and look.every > steps > 0:
+            raise ValueError(f"'every: {look.every}' never comes in {steps} steps")
+        return look
+
 
 class ProbeOptions(Options):
     """How much data a search looks at, where it measures losses and trains nothing."""

@@ -35,6 +35,10 @@ class Trainee:
         }
         if not self.parameters:
             raise ValueError(f"role {name!r} has a learning rate and nothing to train")
+        kept = role.module.state_dict().keys()
+        self.buffers: dict[str, Tensor] = {
+            key: value for key, value in role.module.named_buffers() if key in kept and value.numel()
+        }
         low = {str(value.dtype) for value in self.parameters.values() if value.dtype != torch.float32}
         if low:
             raise UserError(
@@ -92,6 +96,7 @@ class Trainee:
         """Every tensor a checkpoint needs, by name."""
         saved: dict[str, Tensor] = {f"{self.name}/weight/{key}": value for key, value in self.parameters.items()}
         saved |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
+        saved |= {f"{self.name}/buffer/{key}": value for key, value in self.buffers.items()}
         for key, slot, value in self._states():
             if slot != "step":
                 saved[f"{self.name}/{slot}/{key}"] = value
@@ -109,6 +114,7 @@ class Trainee:
         """
         wanted = {f"{self.name}/weight/{key}": value.detach() for key, value in self.parameters.items()}
         wanted |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
+        wanted |= {f"{self.name}/buffer/{key}": value for key, value in self.buffers.items()}
         for key, parameter, _, moments in self._owned():
             places = [f"{self.name}/{slot}/{key}" for slot in moments]
             if names.intersection(places):

@@ -154,11 +154,21 @@ def test_frozen_blocks_never_change_the_learnable_one_and_the_head_do(tmp_path: 
 
 
 def test_while_the_discriminator_warms_up_the_generator_and_its_average_stay(tmp_path: Path) -> None:
-    made = objective(steps=2, batch=2, discriminator_warmup=2, ema=0.95)
+    """Until the generator's first phase, in the third step; then the average goes a twentieth of one step."""
+    made = objective(steps=3, batch=2, discriminator_warmup=2, ema=0.95)
     student, judge = state(made.student), state(made.judge)
+    inner, seen = made.loss, []
+
+    def loss(phase: Phase, given: Batch) -> dict[str, Tensor]:
+        if phase.name == "generator":
+            seen.append((given.step, changed(made.student, student), bool(changed(made.judge, judge))))
+        return inner(phase, given)
+
+    made.loss = loss  # type: ignore[method-assign]
     fit(made, samples(made), made.options, context_in(tmp_path))
-    assert changed(made.student, student) == set()
-    assert changed(made.judge, judge) != set()
+    assert seen == [(2, set(), True)]
+    moved = (made.student.module.proj_out.weight - student["module.proj_out.weight"]).abs()
+    assert float(moved.detach().median()) == pytest.approx(1e-2 / 20, rel=1e-3)
 
 
 def test_the_average_moves_a_twentieth_of_the_way(tmp_path: Path) -> None:
@@ -284,3 +294,18 @@ def test_the_papers_defaults() -> None:
     assert (options.lr, options.discriminator_lr, options.ema, options.sampling_steps) == (1e-6, 1e-4, 0.95, 4)
     made = objective(lr=1e-6)
     assert {role.betas for role in made.roles.values()} == {(0.9, 0.999)}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sampling_steps": 1, "grid": "literal"}, "with one sampling step the literal grid has no t'"),
+        ({"steps": 20}, "warms up for 20 of 20 steps, and the generator is never trained"),
+        ({"steps": 30, "validation": {"every": 16}}, "no validation comes after 'discriminator_warmup'"),
+        ({"steps": 30, "watch": {"every": 31}}, "'every: 31' never comes in 30 steps"),
+    ],
+)
+def test_options_that_would_train_or_measure_nothing(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        AdversarialOptions(**given)
+    AdversarialOptions(steps=30, validation={"every": 10}, watch={"every": 30})

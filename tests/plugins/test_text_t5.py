@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toy import context_in
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -59,10 +61,15 @@ def test_a_bundle_holds_no_weights(folder: Path) -> None:
 
 
 def test_missing_folder_and_wrong_width_are_said(folder: Path, tmp_path: Path) -> None:
+    """When the base step makes it, before a VAE is trained; a plan does without the folder."""
     with pytest.raises(UserError, match="no T5 encoder here"):
-        T5(T5Options(path=str(tmp_path / "none"))).create().tokenize(["a"])
+        T5(T5Options(path=str(tmp_path / "none"))).create()
     with pytest.raises(UserError, match="16 wide, the recipe says 32"):
-        T5(T5Options(path=str(folder), width=32)).create().tokenize(["a"])
+        T5(T5Options(path=str(folder), width=32)).create()
+    with init_empty_weights():
+        encoder = T5(T5Options(path=str(tmp_path / "none"))).create()
+    with pytest.raises(UserError, match="no T5 encoder here"):
+        encoder.tokenize(["a"])
 
 
 def test_the_digest_is_that_of_the_weights_and_the_tokenizer(
@@ -107,6 +114,44 @@ def test_embeddings_are_cached_by_content(folder: Path, tmp_path_factory: pytest
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="no weights here in safetensors; a pickle is not read"):
+        T5(T5Options(path=str(folder), width=16)).create().tokenize(["a"])
+
+
+def test_without_a_tokenizer_no_caption_is_encoded(folder: Path) -> None:
+    """transformers would make up a tokenizer to which every word is unknown."""
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer here \(tokenizer.json or spiece.model\)"):
+        T5(T5Options(path=str(folder), width=16)).create().tokenize(["a"])
+
+
+def test_weights_saved_in_half_precision_compute_in_float32(folder: Path) -> None:
+    """In bfloat16 an embedding is off by a percent; in float16 T5 overflows."""
+    half = T5EncoderModel.from_pretrained(folder).to(torch.bfloat16)
+    half.save_pretrained(folder)
+    encoder = T5(T5Options(path=str(folder), width=16, length=6)).create()
+    embedding = encoder(encoder.tokenize(["a red circle"]))["embedding"][:1, :3]
+    with torch.no_grad():
+        expected = half.float()(input_ids=torch.tensor([[3, 4, 5]])).last_hidden_state
+    torch.testing.assert_close(embedding, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_are_not_all_there_are_not_made_up(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("encoder.block.0.layer.1.DenseReluDense.wi.weight", "encoder.final_layer_norm.weight"):
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"the weights lack encoder.block.0.layer.1.DenseReluDense.wi.weight and 1 more"
+    ):
+        T5(T5Options(path=str(folder), width=16)).create().tokenize(["a"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_file_that_breaks_off_is_a_message(folder: Path, file: str) -> None:
+    (folder / file).write_bytes((folder / file).read_bytes()[:40])
+    with pytest.raises(
+        UserError, match="the T5 encoder can't be read: .*Save it once more|config.json: not valid JSON"
+    ):
         T5(T5Options(path=str(folder), width=16)).create().tokenize(["a"])
 
 

@@ -330,3 +330,23 @@ def test_validation_is_logged_and_the_best_is_the_result(tmp_path: Path) -> None
     with torch.no_grad():
         found = Validator(clips(9, 100), 9, 9, 0, World(), bf16=False).loss(objective, 40)
     assert found == pytest.approx(losses[best], rel=1e-4)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_an_error_and_never_the_best(tmp_path: Path) -> None:
+    held_out = clips(9, 100)
+    x0 = held_out.x0(range(9)).numpy().copy()
+    x0[4] = float("nan")
+    broken = Samples(x0, held_out.captions(range(9)), held_out.tokens(range(9)), pixels=False)
+    options = FlowOptions(steps=4, batch=16, validation={"every": 2, "samples": 9, "result": "best"})
+    looks = Looks(options, Alarms(context_in(tmp_path)), Validator(broken, 9, 9, 0, World(), bf16=False), None)
+    with pytest.raises(UserError, match="the held-out loss is nan after 2 steps. Lower the learning rate, or look for"):
+        fit(FlowObjective(options, model(0), words(), None), clips(48, 0), options, context_in(tmp_path), looks)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_processes_share_the_held_out_samples_in_parts_as_small_as_in_training(size: int) -> None:
+    """Seven samples, two at a time: as many parts everywhere, each sample once; who has none left weighs nothing."""
+    parts = [list(Validator(clips(9, 100), 7, 2, 0, World(rank, size), bf16=False)._parts()) for rank in range(size)]
+    assert len({len(mine) for mine in parts}) == 1
+    assert sorted(i for mine in parts for index, weight in mine for i in index[:weight]) == list(range(7))
+    assert all(weight in (0, len(index)) and 1 <= len(index) <= 2 for mine in parts for index, weight in mine)

@@ -10,6 +10,7 @@ import torch
 from test_loop import Noisy, context_in, killer, options, samples
 
 from dit_compress.errors import UserError
+from dit_compress.train.checkpoint import write_state
 from dit_compress.train.history import History
 from dit_compress.train.loop import fit
 from dit_compress.train.memory import state_bytes
@@ -38,8 +39,23 @@ def resume(folder: Path, key: str = "one") -> Any:
 
 
 def edit(place: Path, **changes: Any) -> None:
-    path = place / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """As another version, or another recipe, would have written it."""
+    state = json.loads((place / "state.json").read_text())
+    del state["sha256"]
+    write_state(place, {**state, **changes})
+
+
+def test_a_second_training_of_a_step_begins_at_its_own_beginning(tmp_path: Path) -> None:
+    """Not where the first one's last checkpoint is; killed, each goes on from its own."""
+    context, steps = context_in(tmp_path), list[int]()
+    fit(Noisy(), samples(), options(5, checkpoint_every=2), context)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Noisy(watch=killer(3)), samples(), options(5, checkpoint_every=2), context)
+    again = context_in(tmp_path)
+    for _ in range(2):
+        fit(Noisy(watch=steps.append), samples(), options(5, checkpoint_every=2), again)
+    assert list(dict.fromkeys(steps)) == [4, 2, 3]
+    assert steps[0] == 4
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:

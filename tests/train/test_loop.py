@@ -142,6 +142,20 @@ def test_the_moving_average_accumulates() -> None:
     assert trainee.parameters["value"].item() == pytest.approx(-0.6875 * LR, rel=1e-5)
 
 
+@pytest.mark.parametrize(("ema", "said"), [(0.99, [("first", "97%"), ("second", "98%")]), (0.5, []), (None, [])])
+def test_an_average_over_more_steps_than_there_are_is_told(
+    tmp_path: Path, ema: float | None, said: list[tuple[str, str]]
+) -> None:
+    """Three steps, two of the second role: 0.99³ and 0.99² are left; 0.5² and 0.5³ are little."""
+    context = context_in(tmp_path)
+    fit(Noisy(start=0 if ema == 0.5 else 1, ema=ema), samples(), options(3), context)
+    assert context.notes == [
+        f"warning, after 3 steps the moving average of {role!r} will still be {share} the weights it began with. "
+        f"Lower 'ema' (now {ema}), or raise 'steps'"
+        for role, share in said
+    ]
+
+
 def test_gradients_are_clipped_to_the_norm_and_the_norm_is_told() -> None:
     trainee = Trainee("role", Role(Weight(0.0, 0.0), lr=LR, clip=1.0))
     parameter = trainee.parameters["value"]
@@ -312,6 +326,35 @@ def test_a_resumed_training_under_muon_equals_an_uninterrupted_one(tmp_path: Pat
         assert torch.equal(one, other)
 
 
+class Remembering(Noisy):
+    """What a discriminator may be made of: layers that remember things from pass to pass."""
+
+    def __init__(self, watch: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__(watch=watch)
+        torch.manual_seed(0)
+        norm = nn.utils.parametrizations.spectral_norm
+        self.net = nn.Sequential(norm(nn.Linear(3, 3)), nn.BatchNorm1d(3), nn.Linear(3, 3))
+        self.net.register_buffer("constant", torch.zeros(2), persistent=False)
+        self.roles = {"first": Role(self.net, lr=LR, ema=0.5), "teacher": Role(Weight(9.0))}
+        self.phases = (Phase("a", ("first",)),)
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        self.watch(batch.step)
+        return {"loss": (self.net(batch.streams.normal("noise", (4, 3)).flatten(0, 1)) - 1).square().mean()}
+
+
+def test_a_resumed_training_remembers_what_layers_do(tmp_path: Path) -> None:
+    whole, again = Remembering(), Remembering()
+    fit(whole, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(Remembering(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    fit(again, samples(), options(7, checkpoint_every=2), context_in(tmp_path / "killed"))
+    one, other = whole.net.state_dict(), again.net.state_dict()
+    assert int(one["1.num_batches_tracked"]) == 7
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
 def killed_at_5(folder: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
         fit(Noisy(watch=killer(5)), samples(), options(7, checkpoint_every=2), context_in(folder))
@@ -344,6 +387,22 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
         "state": "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
     }
     assert said == [f"checkpoint step-00000004 is damaged ({seen[damage]}); looking for the one before it"]
+
+
+@pytest.mark.parametrize(("was", "now"), [('"step": 4', '"step": 6'), ('"format": 3', '"format": 1'), ("{", "[")])
+def test_a_changed_byte_among_the_scalars_is_damage(tmp_path: Path, was: str, now: str) -> None:
+    """Neither are steps left out in silence, nor is it taken for another version's."""
+    state = killed_at_5(tmp_path) / "step-00000004" / "state.json"
+    text = state.read_text()
+    assert was in text
+    state.write_text("[1]" if now == "[" else text.replace(was, now))
+    said: list[str] = []
+    found = checkpoint.newest(tmp_path / "checkpoints", None, World(), said.append)
+    assert found is not None
+    assert found.step == 2
+    assert said == [
+        "checkpoint step-00000004 is damaged (the checksum of state.json differs); looking for the one before it"
+    ]
 
 
 def test_no_whole_checkpoint_is_an_error_not_a_silent_fresh_start(tmp_path: Path) -> None:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from processes import together
 from safetensors.torch import load_file, save_file
+from test_loop import Remembering, killer
+from test_loop import context_in as loop_context
+from test_loop import options as loop_options
+from test_loop import samples as loop_samples
 from torch.distributed.tensor import distribute_tensor
 from toy import batch, context_in, words
 
 from dit_compress.encode import Samples
 from dit_compress.errors import UserError
+from dit_compress.files import full_disk
 from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.models import tiny_denoiser
-from dit_compress.train.loop import fit
+from dit_compress.train.guards import Alarms
+from dit_compress.train.looks import Looks, Sampler, Validator
+from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Role
 from dit_compress.train.parallel import World
@@ -228,6 +238,100 @@ def test_two_that_were_interrupted_equal_two_that_were_not(written_by_two: Path,
         together(train, folder, 2, "flow", "video_dit")
     assert torch.equal(outcome(again)[0], outcome(whole)[0])
     assert outcome(again)[1] == outcome(whole)[1]
+
+
+def remember(world: World, folder: Path) -> None:
+    """A role with buffers that move, whole numbers among them; interrupted, then gone on with."""
+    for watch in (killer(5), lambda _: None):
+        context = loop_context(folder)
+        context.world = world
+        made = Remembering(watch=watch)
+        with suppress(KeyboardInterrupt):
+            fit(made, loop_samples(), loop_options(7, checkpoint_every=2), context)
+            state = made.net.state_dict()
+            assert int(state["1.num_batches_tracked"]) == 7
+            save_file({name: value.contiguous() for name, value in state.items()}, folder / "state.safetensors")
+
+
+def test_what_layers_remember_goes_through_the_shards_of_two(tmp_path: Path) -> None:
+    """Every process draws of its own samples; what is written is one process', and the resume reads it back."""
+    together(remember, tmp_path)
+    saved = [
+        {name: value for part in tensors_of(place) for name, value in part.items()}
+        for place in sorted((tmp_path / "checkpoints").iterdir())
+    ]
+    assert [int(tensors["first/buffer/1.num_batches_tracked"]) for tensors in saved] == [4, 6]
+    assert int(load_file(tmp_path / "state.safetensors")["1.num_batches_tracked"]) == 7
+
+
+def looked_at(world: World, folder: Path) -> None:
+    """A held-out loss of five samples, two at a time, and samples that are looked at."""
+    context = context_in(folder)
+    context.world, context.trackers = world, [make_part("tracker", "jsonl", installed())]
+    options = options_of("flow", validation={"every": 2, "samples": 5}, watch={"every": 2, "captions": 3})
+    made, given, alarms = objective("flow", "video_dit", options), samples(), Alarms(context)
+    asked: list[int] = []
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        asked.append(len(latent))
+        return latent[:, :3]
+
+    watch = Sampler(
+        made.student, made.text, Flow(3.0, 2, 2.0), given, options.watch, decode, seed=0, world=world, trained=True,
+        batch=4 // world.size,
+    )  # fmt: skip
+    validator = Validator(given, 5, 2, 0, world, bf16=False)
+    try:
+        fit(made, given, options, context, Looks(options, alarms, validator, watch))
+    finally:
+        assert asked == ([] if world.rank else [2, 1, *[2, 2, 2] * 3])  # real clips; before, and after 2 and 4 steps
+
+
+def test_two_processes_look_at_what_one_looks_at(tmp_path: Path) -> None:
+    for name, size in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        looked_at(ALONE, tmp_path / name) if size == 1 else together(looked_at, tmp_path / name)
+    one, two = ([*map(json.loads, (tmp_path / name / "curves.jsonl").open())] for name in ("one", "two"))
+    assert [line.keys() for line in one] == [line.keys() for line in two]
+    assert {"validation_loss", "watch/motion", "watch/diversity"} < one[1].keys()
+    for line_1, line_2 in zip(one, two, strict=True):
+        assert list(line_1.values()) == pytest.approx(list(line_2.values()), rel=1e-2, abs=1e-3)
+
+
+def break_a_sample(world: World, folder: Path) -> None:
+    """The last sample of the first batch, which the second process has, is broken: both say so."""
+    context = context_in(folder)
+    context.world = world
+    made, given = objective("flow", "video_dit", options_of("flow")), samples()
+    bad = batch_index(8, 4, context.seed, 0, [3])[0]
+    x0 = given.x0(range(8)).numpy().copy()
+    x0[bad] = float("nan")
+    given = Samples(x0, given.captions(range(8)), given.tokens(range(8)), pixels=False)
+    said = rf"the loss of phase 'flow' is nan at step 0: training samples \[{bad}\] hold NaN or infinity. Remove or"
+    with pytest.raises(UserError, match=said):
+        fit(made, given, made.options, context)
+
+
+def test_a_broken_sample_of_one_process_is_named_by_all(tmp_path: Path) -> None:
+    together(break_a_sample, tmp_path)
+
+
+def fill_the_disk(world: World, folder: Path) -> None:
+    """No space is left when the second process writes its shard: both are told, and nothing half-written stays."""
+    from torch.distributed.checkpoint import filesystem
+
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if world.rank:
+        filesystem._write_item = no_space
+    with pytest.raises(UserError, match="no space left on the disk. Free some space"), full_disk(folder):
+        train(world, folder, "flow", "video_dit")
+
+
+def test_a_disk_that_is_full_for_one_process_is_a_message_of_all(tmp_path: Path) -> None:
+    together(fill_the_disk, tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 # ------------------------------------------------------------------ Muon

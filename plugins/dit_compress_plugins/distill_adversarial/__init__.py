@@ -52,6 +52,20 @@ class AdversarialOptions(DistillOptions):
             raise ValueError("'frozen_blocks' belongs to the default discriminator; say it inside 'discriminator'")
         return self
 
+    @model_validator(mode="after")
+    def _trains_the_generator(self) -> Self:
+        if self.discriminator_warmup >= self.steps:
+            raise ValueError(
+                f"the discriminator warms up for {self.discriminator_warmup} of {self.steps} steps, and the generator "
+                "is never trained: lower 'discriminator_warmup' or raise 'steps'"
+            )
+        first = self.discriminator_warmup + 1
+        if self.validation is not None and self.steps // self.validation.every * self.validation.every < first:
+            raise ValueError("no validation comes after 'discriminator_warmup': lower 'every' in 'validation'")
+        if self.grid == "literal" and self.sampling_steps == 1:
+            raise ValueError("with one sampling step the literal grid has no t': take 'grid: with_zero'")
+        return self
+
 
 @hookimpl
 def distill() -> Plugin:

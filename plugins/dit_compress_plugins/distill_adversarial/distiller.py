@@ -6,6 +6,7 @@ literal grid the last sampling step (TN → 0) would never be trained; ``grid: l
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,10 +49,20 @@ class AdversarialDistiller:
     def __init__(self, options: AdversarialOptions) -> None:
         self.options = options
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Slots that must be filled."""
+        return ("teacher",) if self.options.teacher_samples else ()
+
     def plan(self, spec: Spec) -> Spec:
         """Training changes weights, and how the model is sampled."""
         spec.need_denoiser()
         spec.need_latent()
+        with (
+            suppress(NotImplementedError, RuntimeError),
+            torch.device("meta"),
+        ):  # a head that needs weights is made later
+            self.part().build().create(spec.build_denoiser())
         return replace(spec, flow=self.flow(spec.flow))
 
     def run(self, context: Context) -> Result:

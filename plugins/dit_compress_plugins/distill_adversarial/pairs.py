@@ -76,7 +76,7 @@ def _sample(
             index = list(range(first, min(first + BATCH, len(order))))
             noise = Streams(context.seed, 0, index).normal("teacher", shape)
             with torch.no_grad():
-                cond = text.cond(captions[first : first + BATCH])
+                cond = text.cond(captions[first : first + BATCH]).to(device)
                 latents.append(sampler(teacher, noise.to(device), cond, sigmas, flow.guidance).cpu())
             noises.append(noise)
             for _ in index:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class AffineDistiller:
     """Step ``distill: {use: affine}``; also a search's objective."""
 
+    needs = ("teacher",)
+
     def __init__(self, options: AffineOptions) -> None:
         self.options = options
 

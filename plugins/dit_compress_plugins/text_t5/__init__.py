@@ -24,6 +24,7 @@ def text() -> Plugin:
         name="t5",
         options=T5Options,
         load="dit_compress_plugins.text_t5.encoder:T5",
+        revision=2,
         requires=("transformers", "sentencepiece"),
         extra="t5",
         summary="a frozen T5 encoder from a local folder",

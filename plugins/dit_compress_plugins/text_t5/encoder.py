@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.errors import UserError
-from dit_compress.files import sha256_content
+from dit_compress.files import read_json, sha256_content
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress_plugins.text_t5 import T5Options
+
+
+TOKENIZERS = ("tokenizer.json", "spiece.model")
+"""What a T5 tokenizer is saved as, of which one must be there."""
 
 
 class T5Encoder(nn.Module):
@@ -45,6 +49,16 @@ class T5Encoder(nn.Module):
         """sha256 of weights and tokenizer: names the cache of embeddings, so that other weights get another one."""
         return sha256_content(self._folder())
 
+    def check(self) -> None:
+        """UserError unless the folder has what an encoder of this width needs; before anything else is paid for."""
+        width = read_json(self._folder() / "config.json").get("d_model", self.width)
+        if width != self.width:
+            raise UserError(
+                f"the encoder is {width} wide, the recipe says {self.width}",
+                where=self.path,
+                mend=f"Set text.width to {width}",
+            )
+
     def _folder(self) -> Path:
         folder = Path(self.path)
         if not (folder / "config.json").is_file():
@@ -59,24 +73,41 @@ class T5Encoder(nn.Module):
                 where=self.path,
                 mend="Load it with transformers once, and save_pretrained it into this folder",
             )
+        # Without these transformers makes up a tokenizer of a hundred pieces, and says nothing.
+        if not any((folder / name).is_file() for name in TOKENIZERS):
+            raise UserError(
+                f"no tokenizer here ({' or '.join(TOKENIZERS)})",
+                where=self.path,
+                mend="Put the tokenizer's files beside the weights",
+            )
         return folder
 
     def _load(self) -> tuple[Any, Any]:
-        """Tokenizer and model, read once, from this machine only."""
+        """Tokenizer and model in float32, read once, from this machine only."""
         if self._loaded is None:
+            from safetensors import SafetensorError
             from transformers import AutoTokenizer, T5EncoderModel
 
+            self.check()
             folder = self._folder()
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-            model = model.eval().requires_grad_(requires_grad=False)
-            if model.config.d_model != self.width:
-                raise UserError(
-                    f"the encoder is {model.config.d_model} wide, the recipe says {self.width}",
-                    where=self.path,
-                    mend=f"Set text.width to {model.config.d_model}",
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                model, report = T5EncoderModel.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
                 )
-            self._loaded = tokenizer, model
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise UserError(
+                    f"the T5 encoder can't be read: {str(error).splitlines()[0]}",
+                    where=self.path,
+                    mend="Save it once more with save_pretrained, tokenizer included",
+                ) from error
+            if missing := sorted(report["missing_keys"]):
+                raise UserError(
+                    f"the weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+                    where=self.path,
+                    mend="Save the whole encoder once more with save_pretrained",
+                )
+            self._loaded = tokenizer, model.eval().requires_grad_(requires_grad=False)
         return self._loaded
 
 
@@ -89,8 +120,11 @@ class T5:
         self.options = options
 
     def create(self) -> nn.Module:
-        """The encoder; nothing is read yet."""
-        return T5Encoder(**self.options.model_dump())
+        """The encoder; no weights are read yet. UserError where the folder can't be one; not on the meta device."""
+        encoder = T5Encoder(**self.options.model_dump())
+        if not next(nn.Linear(1, 1).parameters()).is_meta:  # as where accelerate's init_empty_weights is in force
+            encoder.check()
+        return encoder
 
     @staticmethod
     def config_of(module: T5Encoder) -> dict[str, Any]:
