@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -91,6 +92,9 @@ def about(context: Context) -> dict[str, Any]:
     config = getattr(codec, "config", {})
     step = context.record["parts"]["step"]
     options = {key: value for key, value in step["options"].items() if key != "use"}
+    device = options.get("device")
+    if isinstance(device, str) and device.endswith(".json"):
+        options["device"] = PurePath(device).name  # where it lies is nobody's business; what it says is in ``profile``
     licence = context.licence or context.input.data.get("licence")
     return {"exporter": {"plugin": step["plugin"], "options": options}} | describe_video(
         sigmas=context.input.flow.sigmas(),
