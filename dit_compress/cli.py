@@ -270,6 +270,10 @@ def play(
     text: Annotated[
         Path | None, typer.Option(help="Embeddings, where the text encoder is on a host: safetensors, text/<name>.")
     ] = None,
+    size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Frames, height, width, of the files' sizes; the first if absent."),
+    ] = None,
     golden: Annotated[bool, typer.Option("--golden", help="Play the golden sample, compare every stage.")] = False,  # noqa: FBT002 - a switch
     seed: int = 0,
     plugin: PluginFiles = None,
@@ -277,7 +281,7 @@ def play(
     """Make a video from an exported package alone: NumPy, and the runtime of its files."""
     from dit_compress.export.player import Player
 
-    player = Player(folder, _registry(plugin))
+    player = Player(folder, _registry(plugin), size)
     if golden:
         gate, stages = player.manifest["sample"]["gate_db"], player.golden()
         for stage, decibel in stages.items():

@@ -32,13 +32,17 @@ Tensors = dict[str, np.ndarray]
 
 
 class Player:
-    """A package, loaded: :meth:`video` gives the frames of a caption."""
+    """A package, loaded: :meth:`video` gives the frames of a caption.
 
-    def __init__(self, folder: Path, registry: Registry) -> None:
+    video_size: frames, height, width; one of the manifest's ``sizes``, the first where absent.
+    """
+
+    def __init__(self, folder: Path, registry: Registry, video_size: tuple[int, int, int] | None = None) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder, whole=True)
         check_files(folder, self.manifest)
         need_frames(folder, self.manifest)
+        self.size = size_of(folder, self.manifest, video_size)
         self.entries = {entry["component"]: entry for entry in self.manifest["artifacts"]}
         wanted = ["text_encoder"] * (self.manifest["text"]["where"] == "device") + ["dit_step", "vae_decoder"]
         if missing := [name for name in wanted if name not in self.entries]:
@@ -83,7 +87,7 @@ class Player:
 
     def noise(self, seed: int) -> np.ndarray:
         """The toolkit's own noise of a seed, ``[1,C,T,H,W]``."""
-        shape = self.manifest["noise"]["shape"]
+        shape = self.size["latent"]
         stream = self.manifest["sample"]["stream"]
         return generator(seed, stream, 0, 0).standard_normal(tuple(shape[1:]), dtype=np.float32)[None]
 
@@ -132,8 +136,15 @@ class Player:
         return _under(tensors, "text"), _under(tensors, "null") or None
 
     def golden(self) -> dict[str, float]:
-        """The golden sample played again: dB of every stage against the toolkit's own."""
+        """The golden sample played again: dB of every stage against the toolkit's own.
+
+        Raises:
+            UserError: another size than that of the sample was asked for.
+        """
         sample = self.manifest["sample"]
+        if self.size != self.manifest["sizes"][0]:
+            what = f"the golden sample is of size {_words(self.manifest['sizes'][0])}"
+            raise UserError(what, where=str(self.folder), mend="Leave --size out")
         wanted = read_tensors(self.folder / sample["file"])
         found: Tensors = {"noise": self.noise(sample["seed"])}
         text, null = _under(wanted, "text"), _under(wanted, "null") or None
@@ -146,12 +157,37 @@ class Player:
 
 
 def need_frames(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """UserError unless the noise has the latent frames of the video: ``1 + (F - lead)/ratio[0]``, F = lead + step·k."""
-    rule, frames, latent = manifest["frame_rule"], manifest["video"]["frames"], manifest["noise"]["shape"][2]
-    extra = frames - rule["lead"]
-    if extra < 0 or extra % rule["step"] or latent != 1 + extra // manifest["ratio"][0]:
-        what = f"the manifest contradicts itself: {frames} frames by {rule}, {latent} latent frames"
+    """UserError unless each latent has the frames of its video: ``1 + (F - lead)/ratio[0]``, F = lead + step·k."""
+    rule, own = manifest["frame_rule"], manifest["sizes"][0]
+    for size in manifest["sizes"]:
+        frames, latent = size["frames"], size["latent"][2]
+        extra = frames - rule["lead"]
+        if extra < 0 or extra % rule["step"] or latent != 1 + extra // manifest["ratio"][0]:
+            what = f"the manifest contradicts itself: {frames} frames by {rule}, {latent} latent frames"
+            raise UserError(what, where=str(folder), mend="Export the bundle again")
+    video = {name: manifest["video"][name] for name in ("frames", "height", "width")}
+    if own["latent"] != manifest["noise"]["shape"] or {**own, **video} != own:
+        what = f"the manifest contradicts itself: sizes[0] is {own}, video {video}, noise {manifest['noise']['shape']}"
         raise UserError(what, where=str(folder), mend="Export the bundle again")
+
+
+def size_of(folder: Path, manifest: Mapping[str, Any], video_size: tuple[int, int, int] | None) -> dict[str, Any]:
+    """The size of a video of (frames, height, width); the first where none is asked for.
+
+    Raises:
+        UserError: the files take no such size.
+    """
+    sizes: list[dict[str, Any]] = manifest["sizes"]
+    for size in sizes:
+        if video_size in (None, (size["frames"], size["height"], size["width"])):
+            return size
+    known = " or ".join(f"--size {_words(size)}" for size in sizes)
+    what = f"the files take no video of {' '.join(map(str, video_size or ()))} (frames, height, width)"
+    raise UserError(what, where=str(folder), mend=f"Take {known}, or export with 'sizes'")
+
+
+def _words(size: Mapping[str, Any]) -> str:
+    return f"{size['frames']} {size['height']} {size['width']}"
 
 
 def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensors:

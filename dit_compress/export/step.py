@@ -41,13 +41,14 @@ def export(exporter: Any, context: Context) -> Result:
 
     ``exporter`` follows ``hooks.Exporter`` and has a ``profile``. Raises UserError where a file is refused.
     """
+    sizes = getattr(exporter, "sizes", ())
 
     def more(folder: Path) -> Any:
-        return write_phone_files(context, TYPICAL_CAPTION, folder)
+        return write_phone_files(context, TYPICAL_CAPTION, folder, sizes)
 
     report = export_components(
         exporter,
-        components(context, getattr(exporter, "sizes", ())),
+        components(context, sizes),
         exporter.profile,
         context.folder / FOLDER,
         about(context),

@@ -352,12 +352,16 @@ def test_a_wrapped_vae_states_its_frame_rule_and_the_player_follows(tmp_path: Pa
     [
         ({"frame_rule": {"lead": 1, "step": 4}, "ratio": [4, 32, 32]}, "the manifest contradicts itself: 9 frames by"),
         ({"frame_rule": {"lead": 2, "step": 8}}, "the manifest contradicts itself"),
+        ({"video": {"frames": 17, "height": 64, "width": 64}}, r"sizes\[0\] is .*, video .*17"),
+        ({"noise": {"shape": [1, 16, 2, 2, 3]}}, r"the manifest contradicts itself: sizes\[0\]"),
     ],
 )
 def test_frames_that_do_not_fit_the_noise_are_refused(change: dict[str, Any], message: str) -> None:
+    size = {"frames": 9, "height": 64, "width": 64}
+    other = {"name": "video_17x64x64", "frames": 17, "height": 64, "width": 64, "latent": [1, 16, 3, 2, 2]}
     manifest = {
-        "frame_rule": {"lead": 1, "step": 8}, "ratio": [8, 32, 32], "video": {"frames": 9},
-        "noise": {"shape": [1, 16, 2, 2, 2]},
+        "frame_rule": {"lead": 1, "step": 8}, "ratio": [8, 32, 32], "video": {**size, "fps": 8.0},
+        "noise": {"shape": [1, 16, 2, 2, 2]}, "sizes": [{"name": "main", **size, "latent": [1, 16, 2, 2, 2]}, other],
     }  # fmt: skip
     need_frames(Path(), manifest)
     with pytest.raises(UserError, match=message):
