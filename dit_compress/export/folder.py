@@ -138,6 +138,17 @@ def runner_of(artifact: Artifact, manifest: Mapping[str, Any], registry: Registr
     return load_object(plugin.load)(options).runner(artifact)
 
 
+def below_gates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many rows of a proof did not reach their gates, and which is furthest below; empty where all did."""
+    low = [row for row in rows if row["verdict"] != "passed"]
+    if not low:
+        return ""
+    worst = min(low, key=lambda row: row["psnr_db"] - row["gate_db"])
+    where = f"{worst['component']}, {worst['input_set']} inputs, {worst['arithmetic']} arithmetic"
+    seen = f"{worst['psnr_db']:.1f} of {worst['gate_db']:.0f} dB"
+    return f"{len(low)} of {len(rows)} proofs are below their gates; {seen}: {where}"
+
+
 def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``passed`` and ``fidelity`` of a package: those of its weakest artifact."""
     weakest = min((entry["fidelity"] for entry in entries), key=FIDELITIES.index, default="none")
