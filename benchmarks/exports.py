@@ -3,7 +3,7 @@
     python benchmarks/exports.py [--targets coreml onnx] [--components "video_dit" "vae 8x32x32"]
 
 Components: the DiT step of video_dit, of a pruned video_dit, of LTX and of Wan (tiny, random weights), and the
-decoder of the video VAE at four ratios. Targets: Core ML, Core AI, ONNX in float32 and float16, ExecuTorch in float32.
+decoder of the video VAE at four ratios. Targets: Core ML, Core AI, ONNX, ExecuTorch, each in float32 and float16.
 Each cell goes through the toolkit's own export: check, lower, reload from disk, execute, compare on typical, zero,
 tiny, huge and padded inputs. A cell passes when every precision reaches its gates (70 dB in float32 arithmetic, 50 dB
 in float16). Refused: by ``check``, before lowering, with a reason. Failed late: anything else.

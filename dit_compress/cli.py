@@ -98,7 +98,7 @@ def run(
         if crew is not None:
             crew.dismiss(status)
     typer.echo(folder / "report.html")
-    _refuse_unverified(folder, parsed, allowed=allow_unverified)
+    _need_proven(folder, parsed, allow_unverified=allow_unverified)
 
 
 @app.command()
@@ -245,6 +245,7 @@ def verify(
     plugin: PluginFiles = None,
 ) -> None:
     """Prove an exported package on its saved inputs. Needs no torch; a stronger proof than the recorded one is kept."""
+    from dit_compress.export.folder import below_gates
     from dit_compress.export.verifying import verify_folder
     from dit_compress.show import proof_table
 
@@ -258,6 +259,8 @@ def verify(
     )
     if found.not_executed and not allow_unverified:
         typer.echo("UNVERIFIED. Verify where it can be executed, or give --allow-unverified")
+    if said := below_gates([row.as_data() for row in found.rows]):
+        typer.echo(said)
     executed = all(row.verdict == "passed" for row in found.rows)
     raise typer.Exit(0 if found.passed or (allow_unverified and executed) else 1)
 
@@ -270,6 +273,10 @@ def play(
     text: Annotated[
         Path | None, typer.Option(help="Embeddings, where the text encoder is on a host: safetensors, text/<name>.")
     ] = None,
+    size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Frames, height, width, of the files' sizes; the first if absent."),
+    ] = None,
     golden: Annotated[bool, typer.Option("--golden", help="Play the golden sample, compare every stage.")] = False,  # noqa: FBT002 - a switch
     seed: int = 0,
     plugin: PluginFiles = None,
@@ -277,7 +284,7 @@ def play(
     """Make a video from an exported package alone: NumPy, and the runtime of its files."""
     from dit_compress.export.player import Player
 
-    player = Player(folder, _registry(plugin))
+    player = Player(folder, _registry(plugin), size)
     if golden:
         gate, stages = player.manifest["sample"]["gate_db"], player.golden()
         for stage, decibel in stages.items():
@@ -353,18 +360,26 @@ def _load(path: Path, files: list[str] | None) -> Recipe:
     return load(path, _registry(files))
 
 
-def _refuse_unverified(folder: Path, recipe: Recipe, *, allowed: bool) -> None:
-    """Exit 1 where an export step wrote files that nothing executed."""
-    from dit_compress.export.folder import UNVERIFIED
+def _need_proven(folder: Path, recipe: Recipe, *, allow_unverified: bool) -> None:
+    """Exit 1 where an export step wrote files that nothing executed, or that are below their gates."""
+    from dit_compress.export.folder import UNVERIFIED, below_gates
     from dit_compress.files import read_json
 
-    manifests = {step.name: folder / "steps" / step.name / "files" / "manifest.json" for step in recipe.steps}
-    unproven = [
-        name for name, path in manifests.items() if path.is_file() and read_json(path).get("fidelity") == "none"
-    ]
-    for name in unproven:
-        typer.echo(f"{name}: {UNVERIFIED}. Nothing executed its files; run dit-compress verify where something can")
-    if unproven and not allowed:
+    failed = False
+    for step in recipe.steps:
+        path = folder / "steps" / step.name / "files" / "manifest.json"
+        manifest = read_json(path) if step.kind == "export" and path.is_file() else {}
+        if manifest.get("fidelity") == "none":
+            typer.echo(
+                f"{step.name}: {UNVERIFIED}. Nothing executed its files; run dit-compress verify where something can"
+            )
+            failed |= not allow_unverified
+        elif said := below_gates([row for entry in manifest.get("artifacts", ()) for row in entry["proof"]]):
+            typer.echo(
+                f"{step.name}: {said}. Choose more bits or float32, or train on: {path.parent} was written all the same"
+            )
+            failed = True
+    if failed:
         raise typer.Exit(1)
 
 

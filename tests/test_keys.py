@@ -153,6 +153,22 @@ def test_folders_of_models_count_by_content(
     assert part_key(kind, use, path=str(tmp_path)) != before
 
 
+@pytest.mark.parametrize("use", ["coreml", "coreai", "onnx", "executorch"])
+def test_a_device_of_ones_own_counts_by_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """An edited profile exports again; a folder that happens to be called as a profile is none."""
+    path = tmp_path / "my-phone.json"
+    path.write_text('{"name": "mine", "max_rank": 5}')
+    before, named = part_key("export", use, device=str(path)), part_key("export", use, device="cpu")
+    folder(tmp_path / "cpu", anything=b"1")
+    monkeypatch.chdir(tmp_path)
+    assert part_key("export", use, device="cpu") == named != part_key("export", use, device="generic-android")
+    assert part_key("export", use, device="my-phone.json") == before
+    path.write_text('{"name": "mine", "max_rank": 4}')
+    assert part_key("export", use, device=str(path)) != before
+
+
 def test_a_bundle_counts_with_the_folder_it_refers_to(tmp_path: Path) -> None:
     """A bundle holds where its T5 encoder lies, not the weights."""
     plain = tiny_bundle(tmp_path / "plain")

@@ -19,8 +19,7 @@ from dit_compress.testing.models import tiny_denoiser
 if TYPE_CHECKING:
     from dit_compress.denoiser import Denoiser
 
-TARGETS = {"coreml": ("float32", "float16"), "coreai": ("float32", "float16"), "onnx": ("float32", "float16"),
-           "executorch": ("float32",)}  # fmt: skip
+TARGETS = dict.fromkeys(("coreml", "coreai", "onnx", "executorch"), ("float32", "float16"))
 """Target → precisions it is exported in."""
 RATIOS = {"4x16x16": (4, 16, 16), "4x32x32": (4, 32, 32), "8x32x32": (8, 32, 32), "8x64x64": (8, 64, 64)}
 DITS = ("video_dit", "pruned video_dit", "ltx", "wan")

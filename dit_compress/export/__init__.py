@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dit_compress.export.base import ExportStep
     from dit_compress.export.components import dit_step, text_encoder, vae_decoder
     from dit_compress.export.package import check_components, describe_video, export_components
-    from dit_compress.export.profiles import profile_named
+    from dit_compress.export.profiles import Device, profile_named
     from dit_compress.export.step import export
     from dit_compress.export.tracing import inspect, trace
     from dit_compress.export.types import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Artifact": "types",
     "Component": "types",
+    "Device": "profiles",
     "Diagnostic": "types",
     "ExportStep": "base",
     "Fidelity": "types",
@@ -48,6 +49,7 @@ _PUBLIC = {
 __all__ = [
     "Artifact",
     "Component",
+    "Device",
     "Diagnostic",
     "ExportStep",
     "Fidelity",

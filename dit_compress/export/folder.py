@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from dit_compress import SCHEMA, __version__
 from dit_compress.errors import UserError
@@ -11,8 +15,7 @@ from dit_compress.files import read_json, sha256_file
 from dit_compress.hooks import load_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dit_compress.export.types import Runner
     from dit_compress.plugins import Registry
@@ -20,14 +23,26 @@ if TYPE_CHECKING:
 UNVERIFIED = "UNVERIFIED"
 _AGAIN = "Copy the package again, or export it anew"
 _KEYS = ("artifacts", "load_order", "fidelity", "passed", "files")
-_ENTRY = ("component", "kind", "precision", "path", "files", "golden", "fidelity")
+_MOST = 10
+"""Faults of a manifest that are named."""
+_WIDTH = 160
+"""Letters of one: a fault quotes what it is about."""
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """``manifest.json``, refused where it is not one or is too new.
+@cache
+def manifest_schema() -> dict[str, Any]:
+    """The JSON Schema of ``manifest.json``."""
+    found: dict[str, Any] = read_json(Path(__file__).parent / "manifest.schema.json")
+    return found
+
+
+def read_manifest(folder: Path, *, whole: bool = False) -> dict[str, Any]:
+    """``manifest.json``, refused where it is none, is too new, or does not follow its schema.
+
+    whole: what an app needs must be in it too, not only what a proof needs.
 
     Raises:
-        UserError: as above.
+        UserError: as above; the faults together.
     """
     path = folder / "manifest.json"
     if not path.is_file():
@@ -38,11 +53,44 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest["schema"] > SCHEMA:
         what = f"written with schema {manifest['schema']}; this toolkit ({__version__}) reads up to {SCHEMA}"
         raise UserError(what, where=where, mend="Upgrade dit-compress")
-    missing = [key for key in _KEYS if key not in manifest]
-    missing += [f"artifacts: {key}" for entry in manifest.get("artifacts", ()) for key in _ENTRY if key not in entry]
-    if missing:
-        raise UserError(f"not a whole manifest: {', '.join(missing)} missing", where=where, mend=_AGAIN)
+    wanted = manifest_schema()["required"] if whole else _KEYS
+    if missing := [key for key in wanted if key not in manifest]:
+        what = f"not a whole manifest: {', '.join(missing)} missing"
+        raise UserError(what, where=where, mend=_AGAIN)
+    need_schema(manifest, where, _AGAIN)
     return manifest
+
+
+def need_schema(manifest: Mapping[str, Any], where: str, mend: str) -> None:
+    """UserError where what the manifest says does not follow the schema, or no checksum covers a file it uses."""
+    faults = [*_faults(manifest)] or [*_strays(manifest)]
+    if faults:
+        raise UserError.join([UserError(fault, where=where, mend=mend) for fault in faults[:_MOST]])
+
+
+def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Where the manifest departs from the schema, and in what; keys that are not there are not missed."""
+    import jsonschema
+
+    for error in jsonschema.Draft202012Validator({**manifest_schema(), "required": []}).iter_errors(manifest):
+        said = "a path out of the folder" if error.validator == "not" else error.message
+        yield f"{error.json_path.removeprefix('$.')}: {said if len(said) <= _WIDTH else f'{said[:_WIDTH]} …'}"
+
+
+def _strays(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Files that the manifest uses, and no checksum covers."""
+    other = {file["path"] for file in manifest["files"]}
+    used = {f"artifacts[{place}].golden": each["golden"] for place, each in enumerate(manifest["artifacts"])}
+    used |= {key: manifest[key]["file"] for key in ("sample", "rope") if "file" in manifest.get(key, {})}
+    if tokenizer := manifest.get("text", {}).get("tokenizer"):
+        used["text.tokenizer"] = f"{tokenizer['folder']}/{tokenizer['file']}"
+    for where, path in used.items():
+        if path not in other:
+            yield f"{where}: {path} is not among 'files'"
+    for place, entry in enumerate(manifest["artifacts"]):
+        own = [PurePosixPath(file["path"]) for file in entry["files"]]
+        if not any(PurePosixPath(entry["path"]) in (path, *path.parents[:-1]) for path in own):
+            yield f"artifacts[{place}].path: {entry['path']} is not among its 'files'"
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -74,15 +122,31 @@ def runner_of(artifact: Artifact, manifest: Mapping[str, Any], registry: Registr
     """What executes an artifact on this machine.
 
     Raises:
-        UserError: the exporter is not installed, or refuses the file.
+        UserError: the exporter is not installed, is of another version, or refuses the file.
         ImportError: what executes it here needs a package that is not installed.
     """
     exporter = manifest.get("exporter")
     if not exporter:
         raise UserError("the manifest does not say which exporter wrote it", mend="Give the outputs with --outputs")
     plugin = registry.get("export", exporter["plugin"])
-    made = load_object(plugin.load)(plugin.options(**exporter["options"]))
-    return made.runner(artifact)
+    try:
+        options = plugin.options(**exporter["options"])
+    except ValidationError as error:
+        named = ", ".join(sorted({".".join(map(str, each["loc"])) or "together" for each in error.errors()}))
+        what = f"the installed exporter {plugin.name!r} does not take the options of the one that wrote it: {named}"
+        raise UserError(what, where=str(artifact.path), mend="Install the version that wrote it") from error
+    return load_object(plugin.load)(options).runner(artifact)
+
+
+def below_gates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many rows of a proof did not reach their gates, and which is furthest below; empty where all did."""
+    low = [row for row in rows if row["verdict"] != "passed"]
+    if not low:
+        return ""
+    worst = min(low, key=lambda row: row["psnr_db"] - row["gate_db"])
+    where = f"{worst['component']}, {worst['input_set']} inputs, {worst['arithmetic']} arithmetic"
+    seen = f"{worst['psnr_db']:.1f} of {worst['gate_db']:.0f} dB"
+    return f"{len(low)} of {len(rows)} proofs are below their gates; {seen}: {where}"
 
 
 def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from dit_compress import SCHEMA, __version__
 from dit_compress.errors import UserError
 from dit_compress.export.fitting import fitted
-from dit_compress.export.folder import UNVERIFIED, summarise
+from dit_compress.export.folder import UNVERIFIED, need_schema, summarise
 from dit_compress.export.headroom import headroom, shown
 from dit_compress.export.inputs import input_sets, reference_outputs
 from dit_compress.export.proof import Golden, prove, write_golden
@@ -57,7 +58,8 @@ def export_components(
         component, ``bytes``. The manifest holds the same without times.
 
     Raises:
-        UserError: the check found errors, or a file is refused. Nothing is written then.
+        UserError: the check found errors, a file is refused, or the manifest would not follow its schema. Nothing is
+            written then.
     """
     warnings = check_components(exporter, components, profile)
     components = [fitted(component, profile) for component in components]
@@ -79,6 +81,11 @@ def export_components(
                 rows += proof
         manifest = _manifest(entries, profile, {**(about or {}), **(more(partial) if more else {})})
         manifest["files"] = _other_files(partial, entries)
+        need_schema(
+            json.loads(json.dumps(manifest)),
+            "manifest.json",
+            "Report it to the authors of the exporter or text encoder",
+        )
         write_json(partial / "manifest.json", manifest)
     return {
         "passed": manifest["passed"],

@@ -3,18 +3,21 @@
 - ``tokenizer/``: how captions become numbers, where the text encoder is part of the package.
 - ``golden/sample.safetensors``: one whole video as the toolkit makes it: ``tokens/…``, ``text/…``,
   ``null/…`` (where guidance is on), ``noise``, ``latent/1`` … one per step, ``video``.
-- ``rope.safetensors``: the tables by which ``dit_step`` rotates queries and keys, where the model tells them.
+- ``rope.safetensors``: the tables by which ``dit_step`` rotates queries and keys, where the model tells them;
+  those of a further size are named ``<size>/<table>``.
 - ``CHECKLIST.md``: what to compare on the device, in order.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dit_compress.export.components import INPUT_NAMES
+from dit_compress.export.sizes import MAIN, further, size_name
 from dit_compress.files import sha256_file
 from dit_compress.flow import guided
 from dit_compress.train.streams import Streams
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from dit_compress.context import Context
     from dit_compress.denoiser import Denoiser
+    from dit_compress.export.sizes import Video
 
 SAMPLE = "golden/sample.safetensors"
 ROPE = "rope.safetensors"
@@ -59,12 +63,28 @@ def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
     return {"where": "device", "tensors": shapes, "tokenizer": {**described, "folder": "tokenizer"}}
 
 
-def describe_rope(denoiser: Denoiser, latent_CTHW: Sequence[int], folder: Path) -> dict[str, Any]:
+def describe_sizes(context: Context, videos: Sequence[Video] = ()) -> list[dict[str, Any]]:
+    """The manifest's ``sizes``: the recipe's own (``main``), then those that the files take too."""
+    own = context.video or context.input.spec.video
+    sized = {MAIN: context, **{size_name(video): replace(context, video=video) for video in further(videos, own)}}
+    found = []
+    for name, each in sized.items():
+        frames, height, width = each.video or each.input.spec.video or (0, 0, 0)
+        latent = [1, *each.latent_shape()]
+        found.append({"name": name, "frames": frames, "height": height, "width": width, "latent": latent})
+    return found
+
+
+def describe_rope(denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     """The manifest's ``rope``; writes ``rope.safetensors`` where the model tells its tables."""
     from safetensors.torch import save_file
 
-    size_THW = (latent_CTHW[1], latent_CTHW[2], latent_CTHW[3])
-    tables = {name: table.detach().cpu().float().contiguous() for name, table in denoiser.rope_tables(size_THW).items()}
+    tables: dict[str, Tensor] = {}
+    for size in sizes:
+        before = "" if size["name"] == MAIN else f"{size['name']}/"
+        time, height, width = size["latent"][2:]
+        found = denoiser.rope_tables((time, height, width))
+        tables |= {f"{before}{name}": table.detach().cpu().float().contiguous() for name, table in found.items()}
     described: dict[str, Any] = {"where": "constants of dit_step", "inputs": []}
     if not tables:
         return described
@@ -93,25 +113,29 @@ def golden_sample(context: Context, caption: str, denoiser: Denoiser) -> tuple[d
     return stages, flow.guidance
 
 
-def write_phone_files(context: Context, caption: str, folder: Path) -> Mapping[str, Any]:
-    """Tokenizer, golden sample, RoPE tables and checklist into the package; what the manifest says of them."""
+def write_phone_files(context: Context, caption: str, folder: Path, videos: Sequence[Video] = ()) -> Mapping[str, Any]:
+    """Tokenizer, golden sample, RoPE tables and checklist into the package; what the manifest says of them.
+
+    videos: further sizes that the files take.
+    """
     from safetensors.torch import save_file
 
     denoiser = context.input.denoiser().eval()
     stages, guidance = golden_sample(context, caption, denoiser)
     save_file({name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
                for name, value in stages.items()}, folder / SAMPLE)  # fmt: skip
-    text = describe_text(context.text().encoder, folder)
+    text, sizes = describe_text(context.text().encoder, folder), describe_sizes(context, videos)
     (folder / "CHECKLIST.md").write_text(_CHECKLIST, "utf-8")
     return {
         "text": text,
+        "sizes": sizes,
         "guidance": guidance,
         "noise": {
             "distribution": "standard normal, float32",
             "shape": list(stages["noise"].shape),
             "golden": "any generator will do; the golden noise is in the golden sample",
         },
-        "rope": describe_rope(denoiser, context.latent_shape(), folder),
+        "rope": describe_rope(denoiser, sizes, folder),
         "sample": {
             "file": SAMPLE,
             "caption": caption,
@@ -131,7 +155,8 @@ tensors named `<set>/inputs/<name>` and `<set>/outputs/<name>`; `golden/sample.s
 1. The sizes and sha256 of all files equal those in `manifest.json`.
 2. Every artifact loads in the order of `load_order`; peak memory stays under what the system grants the app.
 3. Each artifact gives its golden outputs on every set: `typical`, `zero`, `tiny`, `huge`, `padded` … at the `gate_db`
-   of its `proof`. Save the outputs as `<component>/<set>/<output>` in one safetensors file, copy it back and run
+   of its `proof`; the sets of a further size are named `<name of the size>-<set>`, for the function of that name.
+   Save the outputs as `<component>/<set>/<output>` in one safetensors file, copy it back and run
    `dit-compress verify FOLDER --outputs FILE`: the manifest then says `production`.
 4. The tokenizer gives `tokens/…` for `sample.caption`. With `text.where: host` the embeddings come from a server: they
    must equal `text/…`.

@@ -29,24 +29,27 @@ if TYPE_CHECKING:
     from dit_compress.plugins import Registry
 
 Tensors = dict[str, np.ndarray]
-_NEEDED = ("sigmas", "text", "noise", "video", "ratio", "frame_rule")
 
 
 class Player:
-    """A package, loaded: :meth:`video` gives the frames of a caption."""
+    """A package, loaded: :meth:`video` gives the frames of a caption.
 
-    def __init__(self, folder: Path, registry: Registry) -> None:
+    video_size: frames, height, width; one of the manifest's ``sizes``, the first where absent.
+    """
+
+    def __init__(self, folder: Path, registry: Registry, video_size: tuple[int, int, int] | None = None) -> None:
         self.folder = folder
-        self.manifest = read_manifest(folder)
+        self.manifest = read_manifest(folder, whole=True)
         check_files(folder, self.manifest)
-        missing = [key for key in _NEEDED if key not in self.manifest]
-        if missing:
-            what = f"the package can't be played: its manifest has no {', '.join(missing)}"
-            raise UserError(what, where=str(folder), mend="Export a whole bundle")
         need_frames(folder, self.manifest)
+        self.size = size_of(folder, self.manifest, video_size)
+        self.entries = {entry["component"]: entry for entry in self.manifest["artifacts"]}
+        wanted = ["text_encoder"] * (self.manifest["text"]["where"] == "device") + ["dit_step", "vae_decoder"]
+        if missing := [name for name in wanted if name not in self.entries]:
+            raise UserError(f"it has no {', '.join(missing)}", where=str(folder), mend="Export the bundle again")
         self.runners: dict[str, Runner] = {}
         self.precision: dict[str, Any] = {}
-        for entry in self.manifest["artifacts"]:
+        for entry in self.entries.values():
             artifact = artifact_of(folder, entry)
             try:
                 self.runners[artifact.component] = runner_of(artifact, self.manifest, registry)
@@ -56,10 +59,23 @@ class Player:
             self.precision[artifact.component] = artifact.precision
 
     def run(self, component: str, inputs: Mapping[str, np.ndarray]) -> Tensors:
-        """One execution of an artifact, with just the inputs it takes."""
-        entry = next(each for each in self.manifest["artifacts"] if each["component"] == component)
-        given = {each["name"]: inputs[each["name"]].astype(each["dtype"]) for each in entry["inputs"]}
-        return self.runners[component](given, self.precision[component])
+        """One execution of an artifact, with just the inputs it takes.
+
+        Raises:
+            UserError: it takes one that is not there, or gives values that are not finite.
+        """
+        wanted = {each["name"]: each["dtype"] for each in self.entries[component]["inputs"]}
+        if missing := sorted(wanted.keys() - inputs.keys()):
+            what = f"{component} takes {', '.join(missing)}, which nothing gives"
+            raise UserError(what, where=str(self.folder), mend="Export the bundle again")
+        given = {name: inputs[name].astype(dtype) for name, dtype in wanted.items()}
+        found = self.runners[component](given, self.precision[component])
+        if wrong := [name for name, value in found.items() if not np.isfinite(value).all()]:
+            what = f"{component} gives values that are not finite in {', '.join(wrong)}"
+            raise UserError(
+                what, where=str(self.folder), mend="Export it in float32, and look at headroom in the manifest"
+            )
+        return found
 
     def encode(self, caption: str) -> Tensors:
         """A caption as the tensors ``dit_step`` takes, where the text encoder is part of the package."""
@@ -71,7 +87,7 @@ class Player:
 
     def noise(self, seed: int) -> np.ndarray:
         """The toolkit's own noise of a seed, ``[1,C,T,H,W]``."""
-        shape = self.manifest["noise"]["shape"]
+        shape = self.size["latent"]
         stream = self.manifest["sample"]["stream"]
         return generator(seed, stream, 0, 0).standard_normal(tuple(shape[1:]), dtype=np.float32)[None]
 
@@ -91,8 +107,6 @@ class Player:
 
     def stages(self, text: Tensors, null: Tensors | None, noise_BCTHW: np.ndarray) -> Tensors:
         """``latent/1`` … and ``video [1,3,F,Y,X]``."""
-        if self.manifest["guidance"] != 1 and null is None:
-            raise UserError("guidance needs the embedding of the empty caption", mend="Save it as null/… in the file")
         latents = self.sample(noise_BCTHW, text, null if self.manifest["guidance"] != 1 else None)
         found = {f"latent/{step}": latent for step, latent in enumerate(latents, 1)}
         return found | {"video": self.run("vae_decoder", {"latent": latents[-1]})["video"]}
@@ -103,15 +117,34 @@ class Player:
             text = self.encode(caption)
             null = self.encode("") if self.manifest["guidance"] != 1 else None
         else:
-            tensors = read_tensors(given)
-            text, null = _under(tensors, "text"), _under(tensors, "null") or None
-            if not text:
-                raise UserError("there are no tensors text/…", where=str(given), mend="Name them text/<name>")
+            text, null = self.read_text(given)
         return to_pixels(self.stages(text, null, self.noise(seed))["video"])
 
+    def read_text(self, path: Path) -> tuple[Tensors, Tensors | None]:
+        """Embeddings ``text/…`` and, where guidance is on, ``null/…``.
+
+        Raises:
+            UserError: one is missing, has another shape or is not finite; all of them together.
+        """
+        tensors = read_tensors(path)
+        taken = {each["name"] for each in self.entries["dit_step"]["inputs"]}
+        shapes = {name: shape for name, shape in self.manifest["text"]["tensors"].items() if name in taken}
+        parts = ["text", "null"] if self.manifest["guidance"] != 1 else ["text"]
+        problems = [_unfit(f"{part}/{name}", shape, tensors, path) for part in parts for name, shape in shapes.items()]
+        if found := [each for each in problems if each is not None]:
+            raise UserError.join(found)
+        return _under(tensors, "text"), _under(tensors, "null") or None
+
     def golden(self) -> dict[str, float]:
-        """The golden sample played again: dB of every stage against the toolkit's own."""
+        """The golden sample played again: dB of every stage against the toolkit's own.
+
+        Raises:
+            UserError: another size than that of the sample was asked for.
+        """
         sample = self.manifest["sample"]
+        if self.size != self.manifest["sizes"][0]:
+            what = f"the golden sample is of size {_words(self.manifest['sizes'][0])}"
+            raise UserError(what, where=str(self.folder), mend="Leave --size out")
         wanted = read_tensors(self.folder / sample["file"])
         found: Tensors = {"noise": self.noise(sample["seed"])}
         text, null = _under(wanted, "text"), _under(wanted, "null") or None
@@ -124,15 +157,37 @@ class Player:
 
 
 def need_frames(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """UserError unless the noise has the latent frames of the video: ``1 + (F - lead)/ratio[0]``, F = lead + step·k."""
-    rule, frames, latent = manifest["frame_rule"], manifest["video"]["frames"], manifest["noise"]["shape"][2]
-    if not isinstance(rule, dict):
-        what = f"its frame_rule {rule!r} is that of an earlier, unreleased toolkit"
+    """UserError unless each latent has the frames of its video: ``1 + (F - lead)/ratio[0]``, F = lead + step·k."""
+    rule, own = manifest["frame_rule"], manifest["sizes"][0]
+    for size in manifest["sizes"]:
+        frames, latent = size["frames"], size["latent"][2]
+        extra = frames - rule["lead"]
+        if extra < 0 or extra % rule["step"] or latent != 1 + extra // manifest["ratio"][0]:
+            what = f"the manifest contradicts itself: {frames} frames by {rule}, {latent} latent frames"
+            raise UserError(what, where=str(folder), mend="Export the bundle again")
+    video = {name: manifest["video"][name] for name in ("frames", "height", "width")}
+    if own["latent"] != manifest["noise"]["shape"] or {**own, **video} != own:
+        what = f"the manifest contradicts itself: sizes[0] is {own}, video {video}, noise {manifest['noise']['shape']}"
         raise UserError(what, where=str(folder), mend="Export the bundle again")
-    extra = frames - rule["lead"]
-    if extra < 0 or extra % rule["step"] or latent != 1 + extra // manifest["ratio"][0]:
-        what = f"the manifest contradicts itself: {frames} frames by {rule}, {latent} latent frames"
-        raise UserError(what, where=str(folder), mend="Export the bundle again")
+
+
+def size_of(folder: Path, manifest: Mapping[str, Any], video_size: tuple[int, int, int] | None) -> dict[str, Any]:
+    """The size of a video of (frames, height, width); the first where none is asked for.
+
+    Raises:
+        UserError: the files take no such size.
+    """
+    sizes: list[dict[str, Any]] = manifest["sizes"]
+    for size in sizes:
+        if video_size in (None, (size["frames"], size["height"], size["width"])):
+            return size
+    known = " or ".join(f"--size {_words(size)}" for size in sizes)
+    what = f"the files take no video of {' '.join(map(str, video_size or ()))} (frames, height, width)"
+    raise UserError(what, where=str(folder), mend=f"Take {known}, or export with 'sizes'")
+
+
+def _words(size: Mapping[str, Any]) -> str:
+    return f"{size['frames']} {size['height']} {size['width']}"
 
 
 def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensors:
@@ -142,7 +197,8 @@ def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensor
         UserError: a kind of tokenizer that this player does not know.
     """
     if tokenizer["kind"] != "words":
-        raise UserError(f"this player has no tokenizer of kind {tokenizer['kind']!r}", where=str(folder))
+        what = f"this player has no tokenizer of kind {tokenizer['kind']!r}"
+        raise UserError(what, where=str(folder), mend="Give the embeddings with --text FILE.safetensors")
     data = json.loads((folder / tokenizer["folder"] / tokenizer["file"]).read_text("utf-8"))
     numbers = [
         data["vocabulary"].get(word, data["unknown"]) for word in re.findall(data["pattern"], caption.lower())
@@ -156,6 +212,22 @@ def to_pixels(video_BCFYX: np.ndarray) -> np.ndarray:
     """Video in [-1, 1] → uint8 ``[F,Y,X,3]``."""
     scaled = np.rint((np.clip(video_BCFYX[0], -1, 1) + 1) * 127.5)
     return np.ascontiguousarray(scaled.transpose(1, 2, 3, 0).astype(np.uint8))
+
+
+def _unfit(name: str, shape: list[int], tensors: Mapping[str, np.ndarray], path: Path) -> UserError | None:
+    """What is wrong with one of the embeddings."""
+    value, where = tensors.get(name), str(path)
+    if value is None:
+        empty = " (null is the empty caption, for guidance)" if name.startswith("null/") else ""
+        return UserError(
+            f"there is no tensor {name}{empty}", where=where, mend=f"Save it under this name, shape {shape}"
+        )
+    if list(value.shape) != shape:
+        mend = "Pad it to that length, with zeros in embedding and mask"
+        return UserError(f"{name} has the shape {list(value.shape)}, the package takes {shape}", where=where, mend=mend)
+    if not np.isfinite(value.astype(np.float32)).all():
+        return UserError(f"{name} has values that are not finite", where=where, mend="Encode the text in float32")
+    return None
 
 
 def _under(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OWN = ""
 """Name of the size that a component's ``inputs`` have."""
+MAIN = "main"
+"""The same in manifests and files."""
 Video = tuple[int, int, int]
 _KNOWN: WeakKeyDictionary[Component, dict[str, Component]] = WeakKeyDictionary()
 

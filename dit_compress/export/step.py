@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -40,13 +41,14 @@ def export(exporter: Any, context: Context) -> Result:
 
     ``exporter`` follows ``hooks.Exporter`` and has a ``profile``. Raises UserError where a file is refused.
     """
+    sizes = getattr(exporter, "sizes", ())
 
     def more(folder: Path) -> Any:
-        return write_phone_files(context, TYPICAL_CAPTION, folder)
+        return write_phone_files(context, TYPICAL_CAPTION, folder, sizes)
 
     report = export_components(
         exporter,
-        components(context, getattr(exporter, "sizes", ())),
+        components(context, sizes),
         exporter.profile,
         context.folder / FOLDER,
         about(context),
@@ -91,6 +93,9 @@ def about(context: Context) -> dict[str, Any]:
     config = getattr(codec, "config", {})
     step = context.record["parts"]["step"]
     options = {key: value for key, value in step["options"].items() if key != "use"}
+    device = options.get("device")
+    if isinstance(device, str) and device.endswith(".json"):
+        options["device"] = PurePath(device).name  # where it lies is nobody's business; what it says is in ``profile``
     licence = context.licence or context.input.data.get("licence")
     return {"exporter": {"plugin": step["plugin"], "options": options}} | describe_video(
         sigmas=context.input.flow.sigmas(),

@@ -25,6 +25,7 @@ from torch import nn
 from dit_compress.errors import UserError
 from dit_compress.export import Artifact, Component, Diagnostic, Profile, dit_step, export_components
 from dit_compress.export.types import FIDELITIES
+from dit_compress.hooks import marked
 from dit_compress.testing.corpus import CORPUS, Case, examine
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.verify import ARITHMETICS
@@ -187,6 +188,12 @@ class ExporterContract:
         found = examine(case, self.exporter(), tmp_path / "out", self.profile)
         assert found.stage not in ("missed", "crashed"), f"{case.fault}: {found}"
         assert found.stage == "right" or found.message
+
+    def test_an_edited_device_exports_again(self) -> None:
+        """A profile of one's own counts by what it says, not by its path."""
+        options = type(self.exporter().options)
+        wanted = 'write "device: Device" (from dit_compress.export import Device)'
+        assert "device" not in options.model_fields or "device" in marked(options), wanted
 
     def test_verify_can_make_it_anew(self) -> None:
         """``verify`` makes the exporter out of the options that the manifest holds, on machines without torch."""

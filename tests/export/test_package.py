@@ -111,6 +111,14 @@ def test_below_the_gate_is_written_and_not_passed(tmp_path: Path) -> None:
     assert {row["verdict"] for row in report["rows"]} == {"below", "passed"}
 
 
+def test_a_manifest_that_no_app_could_read_is_not_written(tmp_path: Path) -> None:
+    """What an exporter or a text encoder says of itself follows the schema, or nothing is left."""
+    about = {"text": {"where": "device", "tensors": {"text": [1, 4, 8]}, "tokenizer": {"kind": "mine"}}}
+    with pytest.raises(UserError, match=r"manifest.json: text.tokenizer: 'folder' is a required property"):
+        export_components(TableExporter(), [half()], Profile("test"), tmp_path / "out", about)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unverified_is_not_success(tmp_path: Path) -> None:
     report = export_components(TableExporter(fidelity="none"), [half()], Profile("test"), tmp_path / "out")
     assert (report["passed"], report["fidelity"], report["rows"]) == (False, "none", [])

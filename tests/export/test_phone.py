@@ -226,6 +226,93 @@ def test_embeddings_from_a_host(onnx: tuple[Any, Path], tmp_path: Path) -> None:
     assert min(player.golden().values()) > 40
 
 
+def harmed(tensors: dict[str, Any], harm: str) -> dict[str, Any]:
+    """Embeddings that a host may send by mistake."""
+    if harm == "missing":
+        return {name: value for name, value in tensors.items() if name != "text/text_mask"}
+    if harm == "null":
+        return {name: value for name, value in tensors.items() if not name.startswith("null/")}
+    if harm == "short":
+        return {name: value[:, :5] for name, value in tensors.items()}
+    return {**tensors, "text/text": tensors["text/text"] * np.float32(np.nan)}
+
+
+@pytest.mark.parametrize(
+    ("harm", "messages"),
+    [
+        ("missing", ["text.safetensors: there is no tensor text/text_mask. Save it under this name, shape [1, 16]"]),
+        (
+            "null",
+            ["there is no tensor null/text (null is the empty caption, for guidance)", "no tensor null/text_mask"],
+        ),
+        (
+            "short",
+            ["text/text has the shape [1, 5, 32], the package takes [1, 16, 32]. Pad it", "null/text_mask has the"],
+        ),
+        ("nan", ["text.safetensors: text/text has values that are not finite. Encode the text in float32"]),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused(
+    harm: str, messages: list[str], guided: tuple[Any, Path], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """All that is wrong with them at once, and no video."""
+    tensors = load_file(guided[1] / "golden" / "sample.safetensors")
+    texts = {name: value for name, value in tensors.items() if name.startswith(("text/", "null/"))}
+    save_file(harmed(texts, harm), tmp_path / "text.safetensors")
+    words = ("play", guided[1], "--text", tmp_path / "text.safetensors", "--out", tmp_path / "v.mp4")
+    status, printed = command(capsys, monkeypatch, *words)
+    assert status == 2, printed
+    assert all(message in printed for message in messages), printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "v.mp4").exists()
+
+
+def test_a_video_that_is_not_finite_is_refused(onnx: tuple[Any, Path]) -> None:
+    """An app that shows NaN shows black."""
+    player = Player(onnx[1], use())
+    sound = player.runners["vae_decoder"]
+    player.runners["vae_decoder"] = lambda inputs, arithmetic: {"video": sound(inputs, arithmetic)["video"] * np.inf}
+    with pytest.raises(UserError, match="vae_decoder gives values that are not finite in video"):
+        player.video("a circle", 0)
+
+
+def edited(folder: Path, change: Any) -> None:
+    """The manifest, changed in one place."""
+    data = manifest_of(folder)
+    change(data)
+    (folder / "manifest.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("sigmas"), "not a whole manifest: sigmas missing"),
+        (lambda data: data.update(frame_rule="1 + 8*k"), "frame_rule: '1 + 8*k' is not of type 'object'"),
+        (lambda data: data["text"].pop("where"), "text: 'where' is a required property"),
+        (lambda data: data["noise"].update(shape="2"), "noise.shape: '2' is not of type 'array'"),
+        (lambda data: data["files"].append(7), "files[7]: 7 is not of type 'object'"),
+        (lambda data: data["artifacts"][0].update(path="../x.onnx"), "artifacts[0].path: ../x.onnx is not among its 'files'"),
+        (lambda data: data["artifacts"][1].update(golden="/tmp/g"), "artifacts[1].golden: /tmp/g is not among 'files'"),
+        (lambda data: data["text"]["tokenizer"].update(file="a.json"), "text.tokenizer: tokenizer/a.json is not among"),
+        (lambda data: data["text"]["tokenizer"].update(kind="bpe"), "this player has no tokenizer of kind 'bpe'. Give the"),
+        (lambda data: data["exporter"]["options"].update(opset=99, level=3), "does not take the options of the one that "
+         "wrote it: level, opset. Install the version that wrote it"),
+        (lambda data: data["artifacts"].pop(), "it has no vae_decoder. Export the bundle again"),
+        (lambda data: data["artifacts"][1]["inputs"][0].update(name="x"), "dit_step takes x, which nothing gives"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_not_one_is_refused(
+    change: Any, message: str, onnx: tuple[Any, Path], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    folder = Path(shutil.copytree(onnx[1], tmp_path / "files"))
+    edited(folder, change)
+    status, printed = command(capsys, monkeypatch, "play", folder, "a circle", "--out", tmp_path / "v.mp4")
+    assert status == 2, printed
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "v.mp4").exists()
+
+
 def test_pixels_by_hand() -> None:
     video = np.array([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0], np.float32).reshape(1, 3, 1, 1, 2)
     assert to_pixels(video).tolist() == [[[[0, 128, 255], [0, 191, 255]]]]
@@ -265,13 +352,16 @@ def test_a_wrapped_vae_states_its_frame_rule_and_the_player_follows(tmp_path: Pa
     [
         ({"frame_rule": {"lead": 1, "step": 4}, "ratio": [4, 32, 32]}, "the manifest contradicts itself: 9 frames by"),
         ({"frame_rule": {"lead": 2, "step": 8}}, "the manifest contradicts itself"),
-        ({"frame_rule": "1 + 8*k"}, "its frame_rule '1 \\+ 8\\*k' is that of an earlier, unreleased toolkit"),
+        ({"video": {"frames": 17, "height": 64, "width": 64}}, r"sizes\[0\] is .*, video .*17"),
+        ({"noise": {"shape": [1, 16, 2, 2, 3]}}, r"the manifest contradicts itself: sizes\[0\]"),
     ],
 )
 def test_frames_that_do_not_fit_the_noise_are_refused(change: dict[str, Any], message: str) -> None:
+    size = {"frames": 9, "height": 64, "width": 64}
+    other = {"name": "video_17x64x64", "frames": 17, "height": 64, "width": 64, "latent": [1, 16, 3, 2, 2]}
     manifest = {
-        "frame_rule": {"lead": 1, "step": 8}, "ratio": [8, 32, 32], "video": {"frames": 9},
-        "noise": {"shape": [1, 16, 2, 2, 2]},
+        "frame_rule": {"lead": 1, "step": 8}, "ratio": [8, 32, 32], "video": {**size, "fps": 8.0},
+        "noise": {"shape": [1, 16, 2, 2, 2]}, "sizes": [{"name": "main", **size, "latent": [1, 16, 2, 2, 2]}, other],
     }  # fmt: skip
     need_frames(Path(), manifest)
     with pytest.raises(UserError, match=message):

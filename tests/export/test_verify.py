@@ -113,7 +113,7 @@ def test_it_needs_neither_torch_nor_the_bundle(package: Path) -> None:
 
 def test_what_is_recorded_is_raised_and_never_lowered(package: Path) -> None:
     data = manifest_of(package)
-    data["artifacts"][0].update(fidelity="interpreter", stamp="x")
+    data["artifacts"][0].update(fidelity="interpreter", stamp="UNVERIFIED")
     write_json(package / "manifest.json", {**data, "fidelity": "interpreter"})
     found = verify_folder(package, use())
     assert (found.recorded, found.passed) == (("interpreter", "production"), True)
@@ -153,7 +153,7 @@ def cut_golden(folder: Path) -> None:
 
 def outside(folder: Path) -> None:
     data = manifest_of(folder)
-    data["files"].append({"path": "../../etc/passwd", "bytes": 1, "sha256": ""})
+    data["files"].append({"path": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64})
     write_json(folder / "manifest.json", data)
 
 
@@ -164,7 +164,7 @@ def outside(folder: Path) -> None:
         (cut_golden, "golden/toy.safetensors: the checksum differs from the one written."),
         (other_golden, "component toy: the onnx file computes something else: "),
         (newer, "manifest.json: written with schema 99; this toolkit ("),
-        (outside, "the manifest names a file outside its folder"),
+        (outside, "manifest.json: files[1].path: a path out of the folder. Copy the package again"),
         (lambda folder: (folder / "toy.onnx").unlink(), "toy.onnx: the file is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "no exported package here (manifest.json is missing)"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: not valid JSON"),

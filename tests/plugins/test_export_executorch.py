@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_compress.export import Component, trace
+from dit_compress.errors import UserError
+from dit_compress.export import Component, export_components, trace
+from dit_compress.testing.exporters import small
 
 pytest.importorskip("executorch")
 
@@ -72,3 +75,37 @@ def test_the_file_with_shared_weights_runs(tmp_path: Path) -> None:
         found = runner({"x": x.numpy()}, "float32")["y"]
         with torch.no_grad():
             np.testing.assert_allclose(found, made.module(x).numpy(), atol=2e-6)
+
+
+def test_half_precision_halves_the_file_and_reaches_its_gates(tmp_path: Path) -> None:
+    """Weights and arithmetic of XNNPACK in float16; what the app gives and gets stays float32."""
+    sizes, dtypes = {}, {}
+    for precision in ("float32", "float16"):
+        exporter = ExecuTorchExport(ExecuTorchOptions(precision=precision))
+        torch.manual_seed(0)
+        inputs = {"x": torch.randn(4, 128)}
+        made = Component("wide", nn.Linear(128, 128).eval(), inputs, ("y",), varied=("x",))
+        report = export_components(exporter, [made, small()], exporter.profile, tmp_path / precision)
+        assert report["passed"], report["rows"]
+        assert {(row["arithmetic"], row["gate_db"]) for row in report["rows"]} == {
+            (precision, {"float32": 70.0, "float16": 50.0}[precision])
+        }
+        manifest = json.loads((tmp_path / precision / "manifest.json").read_text())
+        entry = manifest["artifacts"][0]
+        assert (entry["precision"], entry["weight_bits"]) == (precision, {"float32": 32, "float16": 16}[precision])
+        dtypes[precision] = [each["dtype"] for each in (*entry["inputs"], *entry["outputs"])]
+        sizes[precision] = entry["bytes"]
+    assert dtypes == {key: ["float32", "float32"] for key in dtypes}
+    assert 0.95 < (sizes["float32"] - sizes["float16"]) / (2 * 128 * 128) < 1.05, "two bytes a weight"
+    halves = min(row["psnr_db"] for row in report["rows"])
+    assert 55 < halves < 90, "whole arithmetic under another name would be above 90"
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_decoder_with_convolutions_over_three_axes_is_refused_before_lowering(precision: str, tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.SiLU()).eval()
+    made = Component("vae_decoder", layers, {"latent": torch.randn(1, 4, 3, 4, 4)}, ("video",), varied=("latent",))
+    exporter = ExecuTorchExport(ExecuTorchOptions(precision=precision))
+    with pytest.raises(UserError, match=r"component vae_decoder, 0: aten\.convolution: a convolution over three axes"):
+        export_components(exporter, [made], exporter.profile, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

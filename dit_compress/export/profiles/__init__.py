@@ -6,20 +6,40 @@ there is no estimator: the paper's three points on one phone do not fit any.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dit_compress.errors import UserError
 from dit_compress.export.types import Profile
 from dit_compress.files import read_json
+from dit_compress.hooks import File
 
 FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ProfileFile(File):
+    """Marks an option that names a profile: in a step's key stands what the profile says, whoever wrote it."""
+
+    def content(self, value: str) -> str:
+        """The sha256 of the profile's file; the value where there is no such profile."""
+        path = path_of(value)
+        return super().content(str(path)) if path.is_file() else value
+
+
+Device = Annotated[str, ProfileFile()]
+"""Type of the option ``device`` of exporters: ``device: Device = "cpu"``. An edited profile exports again."""
 
 
 def names() -> list[str]:
     """The profiles that come with the toolkit."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def path_of(name: str) -> Path:
+    """The file of a profile: one's own where the name ends in ``.json``, else one of this folder."""
+    return Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
 
 
 def profile_named(name: str) -> Profile:
@@ -28,7 +48,7 @@ def profile_named(name: str) -> Profile:
     Raises:
         UserError: there is no such profile, or the file is not one.
     """
-    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    path = path_of(name)
     if not path.is_file():
         known = ", ".join(names())
         raise UserError(f"no device profile {name!r}", mend=f"Take one of {known}, or the path of a .json file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dit_compress.export.profiles import Device
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 
@@ -15,7 +16,7 @@ class CoreAIOptions(Options):
     """
 
     precision: Literal["float16", "float32"] = "float16"
-    device: str = "iphone-16-pro-max"
+    device: Device = "iphone-16-pro-max"
 
 
 @hookimpl

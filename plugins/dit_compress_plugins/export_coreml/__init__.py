@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 
+from dit_compress.export.profiles import Device
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 Weights = Literal["int8", "int4", "palette6", "palette4"]
@@ -29,7 +30,7 @@ class CoreMLOptions(Options):
     minimum_os: Literal["iOS16", "iOS17", "iOS18"] = "iOS18"
     compute_units: Literal["ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY"] = "CPU_AND_NE"
     weights: Weights | None = None
-    device: str = "iphone-16-pro-max"
+    device: Device = "iphone-16-pro-max"
     sizes: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = ()
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError, root_cause
-from dit_compress.export.sizes import OWN, by_size, shapes_of
+from dit_compress.export.sizes import MAIN, OWN, by_size, shapes_of
 from dit_compress.progress import quiet
 from dit_compress_plugins.export_coreml.package import fix_bytes
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dit_compress.export.types import Component
 
     Write = Callable[[Component, Path], tuple[Path, list[str]]]
-
-MAIN = "main"
 
 
 def describe(component: Component) -> list[dict[str, Any]]:

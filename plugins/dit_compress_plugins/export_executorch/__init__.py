@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from dit_compress.export.profiles import Device
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class ExecuTorchOptions(Options):
-    """Options of ``executorch``. Weights and arithmetic are float32.
+    """Options of ``executorch``.
 
+    precision: of weights and arithmetic; inputs and outputs stay float32.
     device: a profile by name (``generic-android`` …) or a JSON file.
     """
 
-    device: str = "generic-android"
+    precision: Literal["float32", "float16"] = "float32"
+    device: Device = "generic-android"
 
 
 @hookimpl

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dit_compress.errors import UserError, root_cause
+from dit_compress.export.half import in_precision
 from dit_compress.export.tracing import module_path, once, operator_name, operators, trace
 from dit_compress.export.types import Diagnostic
 from dit_compress.progress import quiet
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-    from dit_compress.export.types import Component
+    from dit_compress.export.types import Component, Precision
 
 CONVOLUTION = torch.ops.aten.convolution.default
 MEND = "Write it with operators that ExecuTorch has, or export this component to another target"
@@ -28,7 +29,7 @@ PACKED = frozenset(
 INTERNAL = ("aten._assert", "aten.sym_", "<built-in")
 
 
-def convert(component: Component) -> bytes:
+def convert(component: Component, precision: Precision) -> bytes:
     """The component as a program with float32 inputs and outputs of fixed shapes.
 
     Raises:
@@ -39,8 +40,11 @@ def convert(component: Component) -> bytes:
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            edge = to_edge_transform_and_lower(apart(trace(component)), partitioner=[XnnpackPartitioner()])
+            program = apart(trace(in_precision(component, precision)))
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
+        except UserError:
+            raise
         except Exception as error:
             what = f"ExecuTorch can't lower it: {root_cause(error)}"
             raise UserError(what, where=f"component {component.name}", mend=MEND) from error

@@ -29,8 +29,8 @@ class ExecuTorchExport(ExportStep):
 
     @property
     def profile(self) -> Profile:
-        """The device the options describe, in float32; without the 3D convolutions that ExecuTorch can't run."""
-        return replace(super().profile, precision="float32", patch_linears=True)
+        """The device the options describe, without the 3D convolutions that ExecuTorch can't run."""
+        return replace(super().profile, patch_linears=True)
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What would break. ExecuTorch writes files that it can't load or run, so each operator needs a kernel here."""
@@ -46,10 +46,10 @@ class ExecuTorchExport(ExportStep):
 
         path = folder / f"{component.name}.{KIND}"
         with disk_errors(path):
-            path.write_bytes(convert(component))
+            path.write_bytes(convert(component, profile.precision))
         names = {"inputs": list(component.inputs), "outputs": list(component.outputs)}
         details = {"backend": "xnnpack", **names, "bytes": size_of(path)}
-        return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=32)]
+        return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def runner(self, artifact: Artifact) -> ExecuTorchRunner:
         """ExecuTorch's runtime, the one that apps use."""
@@ -60,13 +60,13 @@ class ExecuTorchRunner:
     """Executes a file with ExecuTorch's runtime. Its Python binding needs torch."""
 
     fidelity: Fidelity = "production"
-    arithmetics: tuple[Arithmetic, ...] = ("float32",)
 
     def __init__(self, artifact: Artifact) -> None:
         import torch
         from executorch.runtime import Runtime
 
         need_whole(artifact)
+        self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
         self._tensor = torch.from_numpy
         self.names, self.outputs = artifact.details["inputs"], artifact.details["outputs"]
         try:

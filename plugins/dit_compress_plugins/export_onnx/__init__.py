@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dit_compress.export.profiles import Device
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 
@@ -19,7 +20,7 @@ class ONNXOptions(Options):
 
     precision: Literal["float32", "float16"] = "float32"
     opset: int = Field(default=20, ge=18, le=23)
-    device: str = "cpu"
+    device: Device = "cpu"
 
 
 @hookimpl

@@ -1,12 +1,13 @@
 """``export: {use: openvino}``: OpenVINO IR for PCs, executed with OpenVINO's CPU plugin."""
 
+from dit_compress.export import Device
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class OpenVINOOptions(Options):
     """device: a profile by name, or a JSON file."""
 
-    device: str = "cpu"
+    device: Device = "cpu"
 
 
 @hookimpl
