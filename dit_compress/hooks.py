@@ -88,7 +88,7 @@ class Plugin:
     extra: the extra of dit-compress that brings them (``pip install dit-compress[extra]``).
     slots: bundles a step reads besides ``input`` (each an earlier step's name or a path). An attribute ``needs`` of
         the step names those that its options can't do without.
-    world: ``all`` for a step that trains on every process, ``one`` for any other.
+    world: ``all`` for a step that trains on every process, or a part that makes its step one; ``one`` for any other.
     data: whether a step reads the recipe's data.
     """
 
@@ -145,6 +145,13 @@ class Part:
     def name(self) -> str:
         """The plugin's name, as recipes say it."""
         return self.plugin.name
+
+    @property
+    def world(self) -> str:
+        """``all`` where the plugin, or that of a part in its options, trains on every process."""
+        held = [getattr(self.options, name) for name in slots_of(type(self.options))]
+        parts = [self, *(part for part in held if isinstance(part, Part))]
+        return "all" if any(part.plugin.world == "all" for part in parts) else "one"
 
     def build(self) -> Any:
         """Import the plugin's code and construct it with the options."""

@@ -149,7 +149,7 @@ class Runner:
         threads = (begun or {}).get("threads", self.threads)
         if threads != self.threads:
             self.say(f"{node.name}: going on with {threads} threads, as it began (not {self.threads})")
-        together = self.crew if node.kind != graph.BASE and node.part.plugin.world == "all" else None
+        together = self.crew if node.kind != graph.BASE and node.part.world == "all" else None
         with disk_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
             write_json(

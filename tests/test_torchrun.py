@@ -16,6 +16,7 @@ import pytest
 from command import Done, finish, start
 
 from dit_compress.bundle import Bundle
+from dit_compress.files import read_json
 
 pytestmark = pytest.mark.slow
 RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
@@ -108,7 +109,7 @@ def test_it_continued_from_a_checkpoint_both_had_written(story: Story) -> None:
     assert [line["step"] for line in lines(story.folder / "steps" / "teacher" / "curves.jsonl")] == list(range(40))
 
 
-@pytest.mark.parametrize("step", ["vae", "teacher", "student"])
+@pytest.mark.parametrize("step", ["vae", "teacher", "pruned", "student"])
 def test_the_curves_are_those_of_one_process(story: Story, alone: Path, step: str) -> None:
     two, one = (lines(run / "steps" / step / "curves.jsonl") for run in (story.folder, alone))
     assert len(two) == len(one) > 1
@@ -116,6 +117,12 @@ def test_the_curves_are_those_of_one_process(story: Story, alone: Path, step: st
         assert line_1.keys() == line_2.keys()
         losses = [name for name in line_1 if name.endswith("loss")]
         assert [line_1[name] for name in losses] == pytest.approx([line_2[name] for name in losses], rel=1e-2, abs=1e-3)
+
+
+def test_the_search_keeps_what_one_process_keeps(story: Story, alone: Path) -> None:
+    two, one = (read_json(run / "steps" / "pruned" / "kept.json") for run in (story.folder, alone))
+    assert two == one
+    assert len(lines(story.folder / "steps" / "pruned" / "probabilities.jsonl")) == 4, "one process notes them"
 
 
 def test_the_bundle_is_whole(story: Story, alone: Path) -> None:

@@ -17,7 +17,7 @@ from dit_compress.train.guards import Alarms, CurveGuards
 from dit_compress.train.history import History
 from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
-from dit_compress.train.parallel import World, gathered, resharded, spread
+from dit_compress.train.parallel import gathered, resharded, spread
 from dit_compress.train.streams import Streams, epoch_order
 from dit_compress.train.trainee import Trainee
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dit_compress.train.looks import Looks
     from dit_compress.train.objective import Objective, Phase
     from dit_compress.train.options import TrainOptions
+    from dit_compress.train.parallel import World
 
 
 MOST_LEFT = 0.2
@@ -64,8 +65,8 @@ def fit(
             history.use_best()
         for trainee in trainees.values():
             trainee.use_average()
-    context.world = World(device=world.device)
     gathered(objective.roles, blueprints, world)
+    context.world = world.disband()
 
 
 def _steps(

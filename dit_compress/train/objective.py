@@ -20,6 +20,7 @@ class Role:
 
     Every trainable tensor lives in a role's module, so that the loop can clip, average, save and
     shard it. ``lr`` None means frozen: the loop turns gradients off and never saves it.
+    ``whole``: every process holds all of it, where the blocks of a denoiser would be shared out.
     ``muon_lr``: the matrices of linears inside module lists are trained by Muon at this rate; None: AdamW for all.
     """
 
@@ -30,6 +31,7 @@ class Role:
     weight_decay: float = 0.0
     ema: float | None = None
     clip: float | None = 1.0
+    whole: bool = False
 
 
 @dataclass(frozen=True)

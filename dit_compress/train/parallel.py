@@ -1,13 +1,15 @@
 """The processes that train together, and how roles are spread over them.
 
 What stands inside a :class:`Denoiser` is sharded by FSDP2, block by block; every other module (aligners,
-masks, heads, a small text encoder) is whole on every process, and the loop averages its gradients. Each
+masks, heads, a small text encoder), and a role that says so, is whole on every process, and the loop averages its
+gradients. Each
 process takes its part of every batch, so that a step is the same whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
 from contextlib import contextmanager
@@ -85,6 +87,16 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
+    def disband(self) -> World:
+        """Part from the others, who are done (:class:`Done`); the world of the first, who goes on alone."""
+        if self.size == 1:
+            return self
+        self.barrier()
+        self.leave()
+        if self.rank:
+            raise Done
+        return World(device=self.device)
+
     # -- what is agreed upon
 
     def barrier(self) -> None:
@@ -116,6 +128,21 @@ class World:
         table = torch.zeros(self.size, *rows.shape, dtype=rows.dtype)
         table[self.rank] = rows
         return self.sum(table)
+
+    def agree(self, data: Any) -> Any:
+        """The first process' JSON data, on all: what each has measured differs."""
+        if self.size == 1:
+            return data
+        import torch.distributed as dist
+
+        text = json.dumps(data).encode()
+        length = torch.tensor(len(text))
+        dist.broadcast(length, 0)
+        given = torch.zeros(int(length), dtype=torch.uint8)
+        if not self.rank:
+            given.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        dist.broadcast(given, 0)
+        return json.loads(given.numpy().tobytes())
 
     @contextmanager
     def first(self) -> Iterator[None]:
@@ -203,17 +230,13 @@ def resharded(roles: Mapping[str, Role], world: World) -> None:
 
 @torch.no_grad()
 def gathered(roles: Mapping[str, Role], blueprints: list[tuple[Denoiser, nn.Module]], world: World) -> None:
-    """Whole modules on the CPU again, on the first process; the others are done and leave with :class:`Done`."""
+    """Whole modules on the CPU again, on the first process."""
     trained = {id(denoiser) for denoiser in _denoisers({k: r for k, r in roles.items() if r.lr is not None})}
     for denoiser, blueprint in blueprints:
         if id(denoiser) in trained:
             state = _whole_state(denoiser.module, world)
             if not world.rank:
                 denoiser.module = _filled(blueprint, state, denoiser.module)
-    world.barrier()
-    world.leave()
-    if world.rank:
-        raise Done
     if world.device != CPU:
         for role in roles.values():
             if role.lr is not None:
@@ -239,8 +262,18 @@ def _filled(blueprint: nn.Module, state: dict[str, Tensor], like: nn.Module) -> 
 
 
 def _denoisers(roles: Mapping[str, Role]) -> list[Denoiser]:
-    found = [item for role in roles.values() for item in role.module.modules() if isinstance(item, Denoiser)]
-    return list({id(denoiser): denoiser for denoiser in found}.values())
+    """The denoisers to shard."""
+    shared, whole = (
+        {
+            id(item): item
+            for role in roles.values()
+            if role.whole == wanted
+            for item in role.module.modules()
+            if isinstance(item, Denoiser)
+        }
+        for wanted in (False, True)
+    )
+    return [denoiser for key, denoiser in shared.items() if key not in whole]
 
 
 def _shard(denoiser: Denoiser, world: World) -> None:

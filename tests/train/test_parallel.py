@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +18,7 @@ from test_loop import context_in as loop_context
 from test_loop import options as loop_options
 from test_loop import samples as loop_samples
 from torch.distributed.tensor import distribute_tensor
-from toy import batch, context_in, words
+from toy import batch, context_in, part, words
 
 from dit_compress.encode import Samples
 from dit_compress.errors import UserError
@@ -26,6 +26,7 @@ from dit_compress.files import full_disk
 from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
+from dit_compress.structure.search import SearchProblem
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
 from dit_compress.train.looks import Looks, Sampler, Validator
@@ -39,6 +40,8 @@ from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+from dit_compress_plugins.search_groupwise.lora import adapted
+from dit_compress_plugins.search_groupwise.search import CandidateLogits, MaskedObjective
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
 ALONE = World()
 STEPS = 4
 FLOW = {"steps": STEPS, "batch": 4, "lr": 1e-3, "warmup": 0, "ema": 0.5, "checkpoint_every": 2}
+
+
+SEARCH = {"steps": STEPS, "batch": 4, "lr": 0.1, "ema": 0.5}
 
 
 class KilledError(Exception):
@@ -56,9 +62,8 @@ def objective(kind: str, name: str, options: Any) -> Any:
     if kind == "flow":
         return FlowObjective(options, tiny_denoiser(name).requires_grad_(), words(), 1e-3)
     student = tiny_denoiser(name)
-    part = make_part("discriminator", {"use": "dit_block", "frozen_blocks": 1, "learnable_blocks": 1}, installed())
     torch.manual_seed(2)
-    judge = part.build().create(student)
+    judge = part("discriminator", "dit_block", frozen_blocks=1, learnable_blocks=1).create(student)
     return AdversarialObjective(options, student, judge, words(), Flow(3.0, 4, 1.0), None)
 
 
@@ -139,6 +144,45 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
     together(train, tmp_path, 2, kind, name)
     assert_alike(tmp_path, alone(kind, name))
+
+
+def search(world: World, folder: Path, lora: bool) -> None:
+    """A short search; the first process writes logits, and what the masked model's loss was."""
+    context = context_in(folder)
+    context.world = world
+    context.trackers = [make_part("tracker", "jsonl", installed())]
+    inner = objective("flow", "video_dit", options_of("flow"))
+    levels = [part("granularity", level, remove=1) for level in ("block", "head", "ffn")]
+    stacks = inner.student.structure().stacks
+    axes = tuple(axis for level in levels for axis in level.axes(inner.student.structure()))
+    problem = SearchProblem(inner.student, axes, {axis.name: axis.units - 1 for axis in axes}, {"ffn": 4}, {})
+    more = {"lora": {"rank": 2, "lr": 1e-2}} if lora else {}
+    made = part("search", "groupwise", objective={"use": "flow"}, **{**SEARCH, **more})
+    logits = CandidateLogits({axis.name: made.cut(axis, problem) for axis in axes}, 0.1, 0)
+    with adapted(inner.student.module, stacks, made.options.lora, 0) if lora else nullcontext():
+        masked = MaskedObjective(inner, problem, logits, made.options, None)
+        fit(masked, samples(), made.options, context)
+        weights = {name: value.detach().clone() for name, value in logits.named_parameters()}
+        if lora:
+            named = inner.student.module.named_parameters()
+            weights |= {name: value.detach().clone() for name, value in named if "lora_B" in name}
+    save_file(weights, folder / "logits.safetensors")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_search_on_two_processes_equals_one(tmp_path: Path, lora: bool) -> None:
+    for folder in (two := tmp_path / "two", one := tmp_path / "one"):
+        folder.mkdir()
+    together(search, two, 2, lora)
+    search(ALONE, one, lora)
+    found, wanted = (load_file(folder / "logits.safetensors") for folder in (two, one))
+    assert found.keys() == wanted.keys()
+    assert any("lora_B" in name and float(value.abs().max()) > 1e-3 for name, value in wanted.items()) == lora
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+    lines = [[json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()] for folder in (two, one)]
+    assert len(lines[1]) == STEPS
+    assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["flow", "adversarial"])

@@ -132,7 +132,7 @@ def _within(
     counts: Counts,
 ) -> Counts:
     axes, files = counts.axes, {}
-    price, table = _price(budget, denoiser, spec, axes)
+    price, table = _price(budget, denoiser, spec, context, axes)
     if table is not None:
         files["latency"] = table
     curves, report = _curves(budget, denoiser, context, axes, price)
@@ -149,7 +149,9 @@ def _within(
     return replace(counts, keep=keep, blocks=blocks)
 
 
-def _price(budget: Budget, denoiser: Denoiser, spec: Spec, axes: Sequence[Axis]) -> tuple[Price, dict[str, Any] | None]:
+def _price(
+    budget: Budget, denoiser: Denoiser, spec: Spec, context: Context | None, axes: Sequence[Axis]
+) -> tuple[Price, dict[str, Any] | None]:
     """What pieces weigh in the budget's unit; and the latency table, where one was measured."""
     if budget.params is not None:
         return parameter_price(denoiser.module, axes), None
@@ -164,6 +166,8 @@ def _price(budget: Budget, denoiser: Denoiser, spec: Spec, axes: Sequence[Axis])
     if budget.latency.table is not None:
         return read_table(Path(budget.latency.table), axes, size, budget.latency.machine), None
     table = measured_table(empty, axes, size)
+    if context is not None:
+        table = context.world.agree(table)
     return Price.from_data(table), table
 
 
@@ -200,6 +204,7 @@ def _curves(
     for rows in report["levels"].values():
         for row in rows:
             row.pop("kept")
+    report = context.world.agree(report)
     return curves_from_report(report), report
 
 

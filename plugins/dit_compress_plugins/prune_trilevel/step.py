@@ -52,6 +52,7 @@ class TrilevelPruning:
         counts = settle(self.options, denoiser, replace(spec, video=context.video or spec.video), context)
         problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.units, counts.blocks)
         selection = self.options.search.build().search(problem, context)
+        context.world = context.world.disband()  # where the search had nothing to train
         kept = counts.kept(selection.kept)
         check_met(counts, self.options.budget, kept)
         entry = compact(denoiser, counts.axes, kept)

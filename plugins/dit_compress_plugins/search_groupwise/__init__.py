@@ -51,5 +51,6 @@ def search() -> Plugin:
         load="dit_compress_plugins.search_groupwise.search:GroupwiseSearch",
         revision=2,
         data=True,
+        world="all",
         summary="learned binary masks over candidate sets",
     )

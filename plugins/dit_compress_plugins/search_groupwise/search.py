@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +77,7 @@ class GroupwiseSearch:
         inner = self.options.objective.build().objective(context, student, shared_copy(student), text)
         stacks = student.structure().stacks
         with adapted(student.module, stacks, lora, context.seed) if lora else nullcontext():
-            objective = MaskedObjective(inner, problem, logits, self.options, notes)
+            objective = MaskedObjective(inner, problem, logits, self.options, None if context.world.rank else notes)
             fit(objective, context.latents("train", text), self.options, context)
         student.module.requires_grad_(requires_grad=False).eval()
 
@@ -172,7 +173,11 @@ def read_notes(path: Path) -> list[dict[str, Any]]:
 
 
 class MaskedObjective:
-    """A distiller's objective with the student masked; the masks, its aligners and LoRA move, nothing else."""
+    """A distiller's objective with the student masked; the masks, its aligners and LoRA move, nothing else.
+
+    Every process holds the whole model: student and teacher are one set of weights, and hooks mask what runs.
+    notes: where probabilities are noted for the report; one process does.
+    """
 
     def __init__(
         self,
@@ -180,7 +185,7 @@ class MaskedObjective:
         problem: SearchProblem,
         logits: CandidateLogits,
         options: GroupwiseOptions,
-        notes: Path,
+        notes: Path | None,
     ) -> None:
         self.inner, self.logits, self.options, self.notes = inner, logits, options, notes
         self.module, self.axes = problem.denoiser.module, problem.axes
@@ -194,11 +199,13 @@ class MaskedObjective:
             self.roles["student"] = Role(inner.roles["student"].module, lr=rate)
         moving = tuple(name for name, role in self.roles.items() if role.lr is not None)
         self.phases = (Phase("search", moving),)
+        self.roles = {name: replace(role, whole=True) for name, role in self.roles.items()}
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """The inner loss under one draw of masks per sample."""
         steps = self.options.steps
-        if batch.step % max(1, steps // NUM_SNAPSHOTS) == 0 or batch.step == steps - 1:
+        due = batch.step % max(1, steps // NUM_SNAPSHOTS) == 0 or batch.step == steps - 1
+        if self.notes is not None and due:
             with self.notes.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
         temperature = temperature_at(batch.step, steps, *self.options.temperature)
