@@ -8,7 +8,7 @@ gradient of a distiller's loss.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +77,10 @@ class GroupwiseSearch:
         stacks = student.structure().stacks
         with adapted(student.module, stacks, lora, context.seed) if lora else nullcontext():
             objective = MaskedObjective(inner, problem, logits, self.options, notes)
-            fit(objective, context.latents("train", text), self.options, context)
+            try:
+                fit(objective, context.latents("train", text), self.options, context)
+            finally:
+                objective.masks.close()
         student.module.requires_grad_(requires_grad=False).eval()
 
     def check_levels(self, problem: SearchProblem) -> None:
@@ -169,7 +172,10 @@ def read_notes(path: Path) -> list[dict[str, Any]]:
 
 
 class MaskedObjective:
-    """A distiller's objective with the student masked; the masks, its aligners and LoRA move, nothing else."""
+    """A distiller's objective with the student masked; the masks, its aligners and LoRA move, nothing else.
+
+    masks: those of the last loss; they stay until the next, since a backward pass may run blocks again.
+    """
 
     def __init__(
         self,
@@ -181,6 +187,7 @@ class MaskedObjective:
     ) -> None:
         self.inner, self.logits, self.options, self.notes = inner, logits, options, notes
         self.module, self.axes = problem.denoiser.module, problem.axes
+        self.masks = ExitStack()
         self.fixed = hard_masks(problem.axes, problem.fixed, next(self.module.parameters()))
         frozen = {
             name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()
@@ -199,6 +206,7 @@ class MaskedObjective:
             with self.notes.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
         temperature = temperature_at(batch.step, steps, *self.options.temperature)
-        with masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **self.fixed}):
-            losses = self.inner.loss(self.inner.phases[0], batch)
+        self.masks.close()
+        self.masks.enter_context(masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **self.fixed}))
+        losses = self.inner.loss(self.inner.phases[0], batch)
         return {**losses, "temperature": torch.tensor(temperature)}
