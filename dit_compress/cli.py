@@ -132,7 +132,7 @@ def plan(
     from dit_compress.show import plan_table
 
     parsed = _load(recipe, plugin)
-    _print(plan_table(planned(parsed), parsed, out or Path("runs") / parsed.name, processes))
+    _print(plan_table(planned(parsed, processes=processes or 1), parsed, out or Path("runs") / parsed.name, processes))
 
 
 @app.command()

@@ -147,11 +147,11 @@ class Part:
         return self.plugin.name
 
     @property
-    def world(self) -> str:
-        """``all`` where the plugin, or that of a part in its options, trains on every process."""
+    def together(self) -> list[Part]:
+        """What of a step trains on every process: the part itself, parts in its options."""
         held = [getattr(self.options, name) for name in slots_of(type(self.options))]
         parts = [self, *(part for part in held if isinstance(part, Part))]
-        return "all" if any(part.plugin.world == "all" for part in parts) else "one"
+        return [part for part in parts if part.plugin.world == "all"]
 
     def build(self) -> Any:
         """Import the plugin's code and construct it with the options."""

@@ -56,7 +56,7 @@ class Runner:
         from filelock import FileLock, Timeout
 
         if not (self.folder / "run.json").is_file():
-            _plan(self.recipe)
+            self._plan()
         with disk_errors(self.folder):
             (self.folder / "cache").mkdir(parents=True, exist_ok=True)
         try:
@@ -74,7 +74,7 @@ class Runner:
             raise UserError(f"no step {sorted(unknown)[0]!r}", mend=f"The steps are {[node.name for node in listed]}")
         manifest = self.manifest()
         if (self.folder / "run.json").is_file() and not self._all_finished(listed, manifest):
-            _plan(self.recipe)
+            self._plan()
         write_json(
             self.folder / "run.json",
             {"schema": SCHEMA, "name": self.recipe.name, "steps": [node.name for node in listed], "manifest": manifest},
@@ -97,6 +97,12 @@ class Runner:
             else:
                 self.say(f"{title}: not run")
         self._conclude(changed=ran > 0)
+
+    def _plan(self) -> None:
+        """Refuse what can't work before anything is written or paid for."""
+        from dit_compress.planning import plan
+
+        plan(self.recipe, processes=self.crew.size if self.crew else 1)
 
     def _all_finished(self, listed: Sequence[Node], manifest: str) -> bool:
         return all(finished(self.folder, node, self.key(node, manifest)) for node in listed)
@@ -149,7 +155,7 @@ class Runner:
         threads = (begun or {}).get("threads", self.threads)
         if threads != self.threads:
             self.say(f"{node.name}: going on with {threads} threads, as it began (not {self.threads})")
-        together = self.crew if node.kind != graph.BASE and node.part.world == "all" else None
+        together = self.crew if node.kind != graph.BASE and node.part.together else None
         with disk_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
             write_json(
@@ -205,13 +211,6 @@ def _need_inputs(node: Node, unfinished: set[str]) -> None:
                 f"the {slot} of {node.name!r}, step {source!r}, is not finished as the recipe has it now",
                 mend=f"Run it first: --only {source}",
             )
-
-
-def _plan(recipe: Recipe) -> None:
-    """Refuse what can't work before anything is written or paid for."""
-    from dit_compress.planning import plan
-
-    plan(recipe)
 
 
 def finished(run: Path, node: Node, key: str) -> bool:

@@ -9,6 +9,7 @@ from dit_compress import graph
 from dit_compress.bundle import Bundle
 from dit_compress.errors import UserError
 from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.train.options import check_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +29,10 @@ class Planned:
     notes: tuple[str, ...]
 
 
-def plan(recipe: Recipe, *, deep: bool = True) -> list[Planned]:
+def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
     """Every step's figures before and after. Raises one UserError that joins all steps' problems.
 
-    ``deep``: exporters say what would break on their targets, too.
+    ``deep``: exporters say what would break on their targets, too. ``processes``: that will train together.
     """
     from dit_compress.measure import describe
 
@@ -45,6 +46,8 @@ def plan(recipe: Recipe, *, deep: bool = True) -> list[Planned]:
         try:
             before = _input_spec(node, specs, recipe)
             base = node.kind == graph.BASE
+            for part in () if base else node.part.together:
+                check_parts(part.options, processes)
             after = base_spec(node.parts, recipe.video) if base else _planned(node, before or Spec(video=recipe.video))
             figures[node.name] = (
                 figures[source]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import pytest
+
+from dit_compress.errors import UserError
 from dit_compress.planning import plan
 from dit_compress.plugins import use
 from dit_compress.recipe import load
 from dit_compress.show import plan_table
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from dit_compress.train.options import check_parts
 
 RECIPE = """
 name: memory
@@ -40,3 +41,26 @@ def test_student_and_teacher_are_shared_out(tmp_path: Path) -> None:
     assert cells[:2] == ["–", "–"]
     assert cells[2:] == [f"{params * size / 4 / 2**20:.1f} MiB" for size in (16, 24)]
     assert all(column.header != "training, each of 4" for column in plan_table(rows, recipe, tmp_path).columns)
+
+
+def test_a_batch_that_so_many_can_not_share_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """The VAE's 4 over 8; flow's 32 goes."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    recipe = load(path, use())
+    plan(recipe, processes=4)
+    with pytest.raises(UserError) as refused:
+        plan(recipe, processes=8)
+    assert str(refused.value) == (
+        f"{path}:7: a batch of 4 can't be shared by 8 processes in 1 equal parts. Set 'batch' to a multiple of 8"
+    )
+
+
+@pytest.mark.parametrize("processes", [64, 128])
+def test_the_papers_recipe_is_one_for_a_cluster(processes: int) -> None:
+    """As docs/scale.md starts it."""
+    recipe = load(Path(__file__).parent.parent / "recipes" / "mobile_video.yaml", use())
+    trained = [(step.name, part) for step in recipe.steps for part in step.part.together]
+    assert [name for name, _ in trained] == ["vae", "server", "pruned", "compact", "mobile"]
+    for _, part in trained:
+        check_parts(part.options, processes)

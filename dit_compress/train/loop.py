@@ -17,6 +17,7 @@ from dit_compress.train.guards import Alarms, CurveGuards
 from dit_compress.train.history import History
 from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
+from dit_compress.train.options import check_parts
 from dit_compress.train.parallel import gathered, resharded, spread
 from dit_compress.train.streams import Streams, epoch_order
 from dit_compress.train.trainee import Trainee
@@ -48,7 +49,7 @@ def fit(
     # Nothing here reads memory it has not written; filling every new tensor costs more than it could show.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its class
     world = context.world
-    _check_parts(options, world)
+    check_parts(options, world.size)
     with ExitStack() as stack:
         stack.enter_context(memory_errors(objective, options, world))
         blueprints = spread(objective.roles, world)
@@ -155,15 +156,6 @@ def learning_rate(step: int, start: int, options: TrainOptions) -> float:
         return (done + 1) / (options.warmup + 1)
     share = (done - options.warmup) / max(1, options.steps - start - options.warmup)
     return options.decay + (1 - options.decay) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _check_parts(options: TrainOptions, world: World) -> None:
-    parts = world.size * options.accumulate
-    if options.batch % parts:
-        raise UserError(
-            f"a batch of {options.batch} can't be shared by {world.size} processes in {options.accumulate} equal parts",
-            mend=f"Set 'batch' to a multiple of {parts}",
-        )
 
 
 def _trainees(objective: Objective, world: World) -> dict[str, Trainee]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from dit_compress.denoiser import Denoiser
@@ -14,7 +15,7 @@ from dit_compress.errors import UserError
 from dit_compress.train.parallel import local
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from dit_compress.train.objective import Objective, Role
     from dit_compress.train.options import TrainOptions
@@ -73,18 +74,54 @@ def _mend(options: TrainOptions, world: World) -> str:
 
 @contextmanager
 def recomputing(roles: Mapping[str, Role]) -> Iterator[None]:
-    """Blocks of trained denoisers keep only their inputs, and run again in the backward pass.
+    """Blocks of denoisers keep only their inputs, and run again in the backward pass.
 
-    The block's own ``forward`` is replaced, so that hooks around the block (taps, FSDP) see one call, as before.
+    Also those of frozen ones: gradients go through them to masks, or to what a discriminator judges. The block's own
+    ``forward`` is replaced, so that hooks around the block (taps, FSDP) see one call, as before. What an objective
+    changes inside blocks (masks) must stay until its loss has been differentiated.
     """
-    blocks = [block for role in roles.values() if role.lr is not None for block in _blocks(role)]
+    blocks = {id(block): block for role in roles.values() for block in _blocks(role)}.values()
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(_run_again, block.forward)
     try:
         yield
     finally:
         for block in blocks:
             del block.forward
+
+
+def _run_again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A block's output; where a backward pass may come, nothing inside is kept for it."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=_same_attention, **kwargs)
+
+
+def _same_attention() -> tuple[Any, Any]:
+    """Around the first pass nothing; around every later one, the attention kernels that were allowed in the first."""
+    return nullcontext(), _Attention()
+
+
+class _Attention:
+    """The kernels allowed now, to be allowed again; twice where second derivatives are taken."""
+
+    def __init__(self) -> None:
+        cuda = torch.backends.cuda
+        allowed = {
+            SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(),
+            SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
+            SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled(),
+            SDPBackend.MATH: cuda.math_sdp_enabled(),
+        }
+        self.kernels = [kernel for kernel, on in allowed.items() if on]
+        self.open: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        self.open.append(ExitStack())
+        self.open[-1].enter_context(sdpa_kernel(self.kernels))
+
+    def __exit__(self, *_: object) -> None:
+        self.open.pop().close()
 
 
 def _blocks(role: Role) -> list[Any]:

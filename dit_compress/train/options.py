@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from dit_compress.errors import UserError
 from dit_compress.hooks import Options
 
 
@@ -37,6 +38,18 @@ class TrainOptions(Options):
         if batch % accumulate:
             raise ValueError(f"a batch of {batch} can't be cut into {accumulate} equal parts")
         return accumulate
+
+
+def check_parts(options: Options, processes: int) -> None:
+    """UserError unless so many processes can share a training step's batch equally, in its parts."""
+    if not isinstance(options, TrainOptions):
+        return
+    parts = processes * options.accumulate
+    if options.batch % parts:
+        raise UserError(
+            f"a batch of {options.batch} can't be shared by {processes} processes in {options.accumulate} equal parts",
+            mend=f"Set 'batch' to a multiple of {parts}",
+        )
 
 
 class Validation(Options):

@@ -20,6 +20,7 @@ from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.search import SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
+from dit_compress.train import memory
 from dit_compress.train.streams import Streams
 from dit_compress_plugins.search_groupwise.candidates import (
     candidate_rows,
@@ -270,6 +271,24 @@ def test_weights_that_give_way_lower_the_loss_of_the_masked_model(tmp_path: Path
         rows = [json.loads(line) for line in (tmp_path / name / "curves.jsonl").read_text().splitlines()]
         means.append(sum(row["loss"] for row in rows[30:]) / 30)
     assert means[1] < means[0]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_recomputed_activations_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, int] | None
+) -> None:
+    """Blocks run again in the backward pass under the masks of their first; in frozen models as well."""
+    calls: list[None] = []
+    again = memory.checkpoint
+    monkeypatch.setattr(memory, "checkpoint", lambda *given, **named: (calls.append(None), again(*given, **named))[1])
+    for name, on in (("kept", False), ("again", True)):
+        problem = problem_of(planted())
+        given = {"groups": {"block": 1, "head": 1}, "lora": lora, "checkpoint_activations": on}
+        search(tmp_path / name, problem, steps=6, **given)
+        assert not any(module._forward_hooks for module in problem.denoiser.module.modules())
+        assert bool(calls) is on
+    one, other = ((tmp_path / name / "curves.jsonl").read_text() for name in ("kept", "again"))
+    assert one == other
 
 
 def test_lora_without_peft_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,9 @@ def options_of(kind: str, **more: Any) -> Any:
     return (
         FlowOptions(**given)
         if kind == "flow"
-        else AdversarialOptions(discriminator_warmup=1, r1=0.1, r1_kind="approximate", r1_scale=0.1, **given)
+        else AdversarialOptions(
+            **{"discriminator_warmup": 1, "r1": 0.1, "r1_kind": "approximate", "r1_scale": 0.1, **given}
+        )
     )
 
 
@@ -189,6 +191,19 @@ def test_a_search_on_two_processes_equals_one(tmp_path: Path, lora: bool) -> Non
 def test_four_parts_of_a_quarter_equal_one_whole(tmp_path: Path, alone: Any, kind: str) -> None:
     train(ALONE, tmp_path, kind, "video_dit", None, {"accumulate": 4})
     assert_alike(tmp_path, alone(kind, "video_dit"))
+
+
+def test_recomputed_activations_change_nothing_under_exact_r1(tmp_path: Path) -> None:
+    """Its second derivatives go through plain attention, in the second pass as in the first."""
+    for name, on in (("kept", False), ("again", True)):
+        (tmp_path / name).mkdir()
+        train(
+            ALONE, tmp_path / name, "adversarial", "video_dit", None, {"r1_kind": "exact", "checkpoint_activations": on}
+        )
+    (answer_1, lines_1), (answer_2, lines_2) = outcome(tmp_path / "kept"), outcome(tmp_path / "again")
+    assert min(line["discriminator/r1"] for line in lines_1[1:]) > 0
+    assert torch.equal(answer_1, answer_2)
+    assert lines_1 == lines_2
 
 
 def test_recomputed_activations_change_nothing(tmp_path: Path, alone: Any) -> None:

@@ -58,11 +58,8 @@ class AdversarialDistiller:
         """Training changes weights, and how the model is sampled."""
         spec.need_denoiser()
         spec.need_latent()
-        with (
-            suppress(NotImplementedError, RuntimeError),
-            torch.device("meta"),
-        ):  # a head that needs weights is made later
-            self.part().build().create(spec.build_denoiser())
+        with suppress(NotImplementedError, RuntimeError):  # a head that needs weights is made when the step runs
+            self.part().build().create(spec.build_denoiser().to("meta"))
         return replace(spec, flow=self.flow(spec.flow))
 
     def run(self, context: Context) -> Result:

@@ -8,7 +8,7 @@ gradient of a distiller's loss.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,10 @@ class GroupwiseSearch:
         stacks = student.structure().stacks
         with adapted(student.module, stacks, lora, context.seed) if lora else nullcontext():
             objective = MaskedObjective(inner, problem, logits, self.options, None if context.world.rank else notes)
-            fit(objective, context.latents("train", text), self.options, context)
+            try:
+                fit(objective, context.latents("train", text), self.options, context)
+            finally:
+                objective.masks.close()
         student.module.requires_grad_(requires_grad=False).eval()
 
     def check_levels(self, problem: SearchProblem) -> None:
@@ -177,6 +180,7 @@ class MaskedObjective:
 
     Every process holds the whole model: student and teacher are one set of weights, and hooks mask what runs.
     notes: where probabilities are noted for the report; one process does.
+    masks: those of the last loss; they stay until the next, since a backward pass may run blocks again.
     """
 
     def __init__(
@@ -189,6 +193,7 @@ class MaskedObjective:
     ) -> None:
         self.inner, self.logits, self.options, self.notes = inner, logits, options, notes
         self.module, self.axes = problem.denoiser.module, problem.axes
+        self.masks = ExitStack()
         self.fixed = hard_masks(problem.axes, problem.fixed, next(self.module.parameters()))
         frozen = {
             name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()
@@ -210,6 +215,7 @@ class MaskedObjective:
                 handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
         temperature = temperature_at(batch.step, steps, *self.options.temperature)
         fixed = {name: value.to(batch.x0.device) for name, value in self.fixed.items()}
-        with masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **fixed}):
-            losses = self.inner.loss(self.inner.phases[0], batch)
+        self.masks.close()
+        self.masks.enter_context(masked(self.module, self.axes, {**self.logits.draw(batch, temperature), **fixed}))
+        losses = self.inner.loss(self.inner.phases[0], batch)
         return {**losses, "temperature": torch.tensor(temperature)}
