@@ -43,7 +43,8 @@ def start(recipe: Path, folder: Path, packages: Path | None) -> subprocess.Popen
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if packages is not None:
         environment["PYTHONPATH"] = str(packages)
-    command = [sys.executable, "-P", "-m", "dit_compress", "run", str(recipe), "--out", str(folder), "--threads", "1"]
+    command = [sys.executable, "-P", "-c", "from dit_compress.cli import main; main()", "run", str(recipe)]
+    command += ["--out", str(folder), "--threads", "1"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder.parent)
