@@ -466,7 +466,8 @@ class TextEncoder(Protocol):
     def save_tokenizer(self, folder: Path) -> dict[str, Any]:
         """Write what an app needs to tokenize; say its ``kind``, ``file``, ``length`` and ``padding``.
 
-        Optional: an encoder without it stays on the host, and an exported package takes embeddings.
+        Optional: an encoder without it, or without parameters of its own, stays on the host, and an exported package
+        takes embeddings.
         """
 
 

@@ -1,6 +1,6 @@
 """What makes an export a package for an app: tokenizer, golden sample, checklist, and the manifest's words on them.
 
-- ``tokenizer/``: how captions become numbers, where the text encoder is part of the package.
+- ``tokenizer/``: how captions become numbers, on the device or on the host of the text encoder.
 - ``golden/sample.safetensors``: one whole video as the toolkit makes it: ``tokens/…``, ``text/…``,
   ``null/…`` (where guidance is on), ``noise``, ``latent/1`` … one per step, ``video``.
 - ``rope.safetensors``: the tables by which ``dit_step`` rotates queries and keys, where the model tells them;
@@ -46,21 +46,19 @@ def on_device(encoder: Any) -> bool:
 
 
 def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
-    """The manifest's ``text``; writes ``tokenizer/`` where the encoder is part of the package."""
+    """The manifest's ``text``; writes ``tokenizer/`` where the encoder can, for the device or for its host."""
     with torch.no_grad():
         embedded = encoder(encoder.tokenize([""]))
     shapes = {INPUT_NAMES.get(name, name): list(value.shape) for name, value in embedded.items()}
+    found: dict[str, Any] = {"where": "device", "tensors": shapes}
     if not on_device(encoder):
-        return {
-            "where": "host",
-            "encoder": type(encoder).__name__,
-            "tensors": shapes,
-            "padding": "the embedding is 0 and the mask 0 at padding; the mask is 1 at real text",
-        }
-    place = folder / "tokenizer"
-    place.mkdir()
-    described = encoder.save_tokenizer(place)
-    return {"where": "device", "tensors": shapes, "tokenizer": {**described, "folder": "tokenizer"}}
+        padding = "the embedding is 0 and the mask 0 at padding; the mask is 1 at real text"
+        found |= {"where": "host", "encoder": type(encoder).__name__, "padding": padding}
+    if hasattr(encoder, "save_tokenizer"):
+        place = folder / "tokenizer"
+        place.mkdir()
+        found["tokenizer"] = {**encoder.save_tokenizer(place), "folder": "tokenizer"}
+    return found
 
 
 def describe_sizes(context: Context, videos: Sequence[Video] = ()) -> list[dict[str, Any]]:

@@ -43,8 +43,10 @@ SCHEMA = json.loads((Path(sys.modules["dit_compress"].__file__).parent / "export
 VIDEO = (9, 64, 64)
 
 
-def bundle_in(path: Path, guidance: float, vae: Any = None, video: tuple[int, int, int] = VIDEO) -> Any:
-    """A whole bundle of random weights: text encoder, DiT, VAE at 8×32×32, or a wrapped one."""
+def bundle_in(
+    path: Path, guidance: float, vae: Any = None, video: tuple[int, int, int] = VIDEO, text: Any = None
+) -> Any:
+    """A whole bundle of random weights: text encoder, DiT, VAE at 8×32×32, or a wrapped one; or another text encoder."""
     torch.manual_seed(0)
     channels = vae.channels if vae else 16
     made = {
@@ -60,6 +62,9 @@ def bundle_in(path: Path, guidance: float, vae: Any = None, video: tuple[int, in
         maker = part(kind, plugin, **options)
         modules[name] = maker.create()
         specs[name] = ComponentSpec(kind, plugin, maker.config_of(modules[name]))
+    if text:
+        modules["text"] = text.create()
+        specs["text"] = ComponentSpec("text", "t5", text.config_of(modules["text"]))
     from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 
     if vae:

@@ -45,6 +45,19 @@ class T5Encoder(nn.Module):
         mask_BL = tokens["mask"].to(hidden_BLD.dtype)
         return {"embedding": hidden_BLD * mask_BL[..., None], "mask": mask_BL}
 
+    def save_tokenizer(self, folder: Path) -> dict[str, Any]:
+        """Write ``tokenizer.json`` with its padding and its length: ``Tokenizer.from_file(…).encode(caption)`` is all.
+
+        The encoder itself has no parameters of its own and stays on the host: a package holds no T5.
+        """
+        tokenizer, _ = self._load()
+        plain = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        plain.enable_truncation(self.length)
+        plain.enable_padding(length=self.length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+        plain.save(str(folder / "tokenizer.json"))
+        padding = f"{tokenizer.pad_token_id} up to the length; longer captions are cut"
+        return {"kind": "tokenizers", "file": "tokenizer.json", "length": self.length, "padding": padding}
+
     def digest(self) -> str:
         """sha256 of weights and tokenizer: names the cache of embeddings, so that other weights get another one."""
         return sha256_content(self._folder())

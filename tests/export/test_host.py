@@ -1,0 +1,106 @@
+"""A T5 stays on its host: what the package says of it is enough to encode captions without this toolkit."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from test_phone import SCHEMA, bundle_in, exported, manifest_of
+from test_verify import command
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from toy import part
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from dit_compress.export.player import Player
+from dit_compress.plugins import use
+from dit_compress.sampling import Generator
+from dit_compress_plugins.export_onnx import ONNXOptions
+from dit_compress_plugins.export_onnx.exporter import ONNXExport
+
+pytest.importorskip("onnxruntime")
+torch.set_num_threads(1)
+
+PAGE = (Path(__file__).parents[2] / "docs" / "phone-package.md").read_text("utf-8")
+HOST = next(code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if "host.py" in code)
+CAPTION = "a red circle a red circle a red circle"
+"""Longer than the length: it is cut."""
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of random weights, as ``save_pretrained`` writes it, whose tokenizer adds an end."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("t5")
+    config = T5Config(vocab_size=10, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(path)
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "circle": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def package(t5: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    use()
+    folder = tmp_path_factory.mktemp("host")
+    text = part("text", "t5", path=str(t5), width=32, length=6)
+    bundle = bundle_in(folder / "bundle", 3.0, text=text)
+    return exported(folder, ONNXExport(ONNXOptions()), "onnx", bundle=bundle)
+
+
+def test_the_package_says_what_the_host_must_know(package: tuple[Any, Path]) -> None:
+    bundle, folder = package
+    data = manifest_of(folder)
+    jsonschema.validate(data, SCHEMA)
+    assert data["load_order"] == ["dit_step", "vae_decoder"]
+    assert data["text"] == {
+        "where": "host",
+        "encoder": "T5Encoder",
+        "tensors": {"text": [1, 6, 32], "text_mask": [1, 6]},
+        "padding": "the embedding is 0 and the mask 0 at padding; the mask is 1 at real text",
+        "tokenizer": {
+            "kind": "tokenizers", "file": "tokenizer.json", "folder": "tokenizer", "length": 6,
+            "padding": "0 up to the length; longer captions are cut",
+        },
+    }  # fmt: skip
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    for caption in ("", "red", "a red square", CAPTION):
+        wanted, found = bundle.text().tokenize([caption]), tokenizer.encode(caption)
+        assert (found.ids, found.attention_mask) == (wanted["ids"][0].tolist(), wanted["mask"][0].tolist())
+
+
+def test_without_embeddings_it_says_what_is_missing(package: tuple[Any, Path], capsys: Any, monkeypatch: Any) -> None:
+    status, printed = command(capsys, monkeypatch, "play", package[1], "a red circle")
+    assert status == 2
+    assert (
+        "the text encoder is not part of this package (text.where is host). Give the embeddings with --text" in printed
+    )
+
+
+def test_the_host_of_the_page_encodes_and_numpy_plays(package: tuple[Any, Path], t5: Path, tmp_path: Path) -> None:
+    """The listing as it stands, in a process that has no dit_compress; then what the toolkit samples."""
+    bundle, folder = package
+    (tmp_path / "host.py").write_text(f"import sys\nsys.modules['dit_compress'] = None\n{HOST}")
+    out = tmp_path / "text.safetensors"
+    command = [sys.executable, str(tmp_path / "host.py"), str(folder), str(t5), CAPTION, str(out)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    found = Player(folder, use()).video("", 7, out)
+    wanted = Generator(bundle, (16, 2, 2, 2))([CAPTION], seed=7, index=[0])[0]
+    error = np.square(found.astype(float) - wanted.astype(float)).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 60
+    assert min(Player(folder, use()).golden().values()) > 60
+    null = load_file(folder / "golden" / "sample.safetensors")["null/text"]
+    np.testing.assert_allclose(load_file(out)["null/text"], null, atol=1e-5)
