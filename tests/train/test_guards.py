@@ -17,6 +17,7 @@ from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.train import measures
+from dit_compress.train.distill import is_trained
 from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
 from dit_compress.train.looks import Looks, Sampler, Validator
 from dit_compress.train.loop import fit
@@ -347,3 +348,21 @@ def test_processes_share_the_held_out_samples_in_parts_as_small_as_in_training(s
     assert len({len(mine) for mine in parts}) == 1
     assert sorted(i for mine in parts for index, weight in mine for i in index[:weight]) == list(range(7))
     assert all(weight in (0, len(index)) and 1 <= len(index) <= 2 for mine in parts for index, weight in mine)
+
+
+@pytest.mark.parametrize(
+    ("model", "kinds", "expected"),
+    [
+        ({"use": "video_dit", "preset": "tiny"}, ["base", "latent"], False),
+        ({"use": "video_dit", "preset": "tiny"}, ["base", "latent", "distill"], True),
+        ({"use": "diffusers", "class_name": "LTXVideoTransformer3DModel"}, ["base", "latent"], False),
+        ({"use": "diffusers", "path": "ltx-video/"}, ["base", "latent"], True),
+    ],
+)
+def test_a_model_from_a_folder_is_held_to_what_it_can_do(
+    model: dict[str, str], kinds: list[str], expected: bool
+) -> None:
+    """Guards of a model that was trained elsewhere are those of one trained here: slow motion is an alarm."""
+    part = make_part("model", model, installed())
+    parts = {"model": {"plugin": part.name, "kind": "model", "options": part.as_data()}}
+    assert is_trained([{"kind": kind, "parts": parts if kind == "base" else {}} for kind in kinds]) is expected
