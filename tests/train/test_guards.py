@@ -366,3 +366,19 @@ def test_a_model_from_a_folder_is_held_to_what_it_can_do(
     part = make_part("model", model, installed())
     parts = {"model": {"plugin": part.name, "kind": "model", "options": part.as_data()}}
     assert is_trained([{"kind": kind, "parts": parts if kind == "base" else {}} for kind in kinds]) is expected
+
+
+@pytest.mark.parametrize(("frozen", "count"), [(True, 1), (False, 3)])
+def test_captions_of_a_frozen_encoder_are_encoded_once(frozen: bool, count: int) -> None:
+    """A large encoder takes longer than the samples; one in training is asked at every look."""
+    text, asked = words(), list[int]()
+    text.requires_grad_(not frozen)
+    inner = text.cond
+    text.cond = lambda captions: (asked.append(len(captions)), inner(captions))[1]
+    watch: Any = FlowOptions(watch=WATCH).watch
+    sampler = Sampler(
+        model(0), text, Flow(3.0, 2, 1.0), clips(9, 100), watch, lambda x: x, seed=0, world=World(), trained=False
+    )
+    looks = [sampler.measure() for _ in range(3)]
+    assert looks[0] == looks[1] == looks[2]
+    assert asked == [6] * count
