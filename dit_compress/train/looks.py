@@ -125,6 +125,7 @@ class Validator:
                 Streams(self.seed, 0, index),
                 held_out.captions(index),
                 held_out.tokens(index),
+                held_out=True,
             ).to(self.world.device)
             with _cast(self.world, self.bf16):
                 losses = objective.loss(phase, batch)
