@@ -180,9 +180,9 @@ class Context:
         """Latents of the input's VAE, encoded unless they are there."""
         made_by = {"vae": self.input.digest("latent")}
         key = sha256_data([self.manifest_digest, made_by])
-        writing = encode_latents(
-            self.cache / f"latents-{split}-{key[:16]}", clips, self.input.codec(), made_by, workers=self._workers()
-        )
+        folder, device = self.cache / f"latents-{split}-{key[:16]}", self.world.device
+        codec: Any = self.input.codec()
+        writing = encode_latents(folder, clips, codec.to(device), made_by, workers=self._workers(), device=device)
         with self.progress(f"encoding {split} clips", len(clips)) as advance:
             return write_together(writing, advance, self.world.rank, self.world.size).column("latent")
 
@@ -191,7 +191,8 @@ class Context:
         weights = text.encoder.digest() if hasattr(text.encoder, "digest") else None
         made_by = {"text": self.input.digest("text"), "weights": weights}
         key = sha256_data([made_by, list(captions)])
-        writing = encode_captions(self.cache / f"captions-{split}-{key[:16]}", captions, text, made_by)
+        folder, device = self.cache / f"captions-{split}-{key[:16]}", self.world.device
+        writing = encode_captions(folder, captions, text.to(device), made_by, device)
         with self.progress(f"encoding {split} captions", len(captions)) as advance:
             shards = write_together(writing, advance, self.world.rank, self.world.size)
         return {name: shards.column(name) for name in ("embedding", "mask")}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dit_compress.hooks import Codec
 
 ENCODE_BATCH = 8
+CPU = torch.device("cpu")
 
 
 class Rows(Protocol):
@@ -93,16 +94,24 @@ def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -
 
 
 def encode_latents(
-    folder: Path, clips: Sequence[Clip], codec: Codec, made_by: Mapping[str, Any], workers: int = 1
+    folder: Path,
+    clips: Sequence[Clip],
+    codec: Codec,
+    made_by: Mapping[str, Any],
+    workers: int = 1,
+    device: torch.device = CPU,
 ) -> Writing:
-    """What it takes to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead."""
+    """What it takes to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
+
+    device: where ``codec`` is.
+    """
     stream = ClipStream(clips, workers)
 
     def encode(first: int, last: int) -> dict[str, np.ndarray]:
         stream.prefetch(range(first, min(last + ENCODE_BATCH, len(clips))))
         with torch.no_grad():
             pixels = torch.from_numpy(stream[range(first, last)])
-            return {"latent": codec.encode(to_video(pixels)).float().numpy()}
+            return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu().numpy()}
 
     first = clips[0]
     size = latent_size((first.frames, *first.size), codec.ratio, getattr(codec, "frame_rule", None))
@@ -117,13 +126,19 @@ def encode_latents(
     )
 
 
-def encode_captions(folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any]) -> Writing:
-    """What it takes to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each."""
+def encode_captions(
+    folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any], device: torch.device = CPU
+) -> Writing:
+    """What it takes to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each.
+
+    device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
+    """
 
     def encode(first: int, last: int) -> dict[str, np.ndarray]:
+        tokens = {name: value.to(device) for name, value in text.encoder.tokenize(captions[first:last]).items()}
         with torch.no_grad():
-            encoded = text.encoder(text.encoder.tokenize(captions[first:last]))
-        return {name: encoded[name].float().numpy() for name in ("embedding", "mask")}
+            encoded = text.encoder(tokens)
+        return {name: encoded[name].float().cpu().numpy() for name in ("embedding", "mask")}
 
     length, width = next(iter(text.encoder.tokenize([""]).values())).shape[1], text.encoder.width
     return Writing(

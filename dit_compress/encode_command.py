@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress import graph
 from dit_compress.bundle import Bundle
@@ -12,6 +12,7 @@ from dit_compress.files import disk_errors
 from dit_compress.progress import progress
 from dit_compress.sharding import write_shards
 from dit_compress.shards import Shards
+from dit_compress.train.parallel import World
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,8 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     if (out / "index.json").is_file():
         Shards(out).need(made_by)
     workers = getattr(source, "workers", 0)
-    writing = encode_latents(out, clips, bundle.codec(), made_by, workers=workers)
+    device, codec = World.alone().device, cast("Any", bundle.codec())
+    writing = encode_latents(out, clips, codec.to(device), made_by, workers=workers, device=device)
     with progress("encoding", len(writing.samples)) as advance:
         whole = write_shards(writing, advance, rank=rank, world=world)
     if whole:

@@ -46,7 +46,7 @@ def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None
         with av.open(str(path)) as container:
             pixels = [_fit(frame, size) for _, frame in islice(_shown(container, path, fps), frames)]
     except (av.FFmpegError, OSError) as error:
-        raise _broken(path, error) from error
+        raise _broken(path, error, _MEND_LATER) from error
     _need_frames(path, len(pixels), frames, fps)
     return np.stack(pixels)
 
@@ -184,5 +184,8 @@ def _fit(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
 _MEND_BROKEN = "Replace the file, take it out of the captions, or raise max_broken"
 
 
-def _broken(path: Path, error: Exception) -> UserError:
-    return UserError(f"the video can't be decoded ({error})", where=str(path), mend=_MEND_BROKEN)
+_MEND_LATER = "Replace the file or take it out of the captions (only the first frame is looked at before a run)"
+
+
+def _broken(path: Path, error: Exception, mend: str = _MEND_BROKEN) -> UserError:
+    return UserError(f"the video can't be decoded ({error})", where=str(path), mend=mend)

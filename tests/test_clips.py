@@ -138,6 +138,22 @@ def test_a_broken_video_is_named(tmp_path: Path, content: bytes) -> None:
             reading()
 
 
+def test_what_is_broken_further_on_is_told_without_a_mend_that_would_not_help(tmp_path: Path) -> None:
+    """The first frame decodes, so max_broken would pass the file once more."""
+    path = tmp_path / "later.mp4"
+    write_video(path, np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), dtype=np.uint8), 8)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 4
+    content[middle : middle + 8000] = bytes(8000)
+    path.write_bytes(content)
+    check_video(path, 9)
+    with pytest.raises(
+        UserError, match=r"later\.mp4: the video can't be decoded .*Replace the file or take it out of"
+    ) as told:
+        read_video(path, 9, (64, 64))
+    assert "max_broken" not in str(told.value)
+
+
 def test_odd_sides_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="31x32"):
         write_video(tmp_path / "v.mp4", ramp(2, 31), 8)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError
+from dit_compress.hooks import marked
+from dit_compress.plugins import installed
 from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
 from dit_compress.train.looks import Looks, Sampler, Validator
@@ -12,7 +14,7 @@ from dit_compress.train.loop import fit
 from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -56,7 +58,7 @@ def looks(step: Distiller, context: Context, student: Denoiser, text: Captions) 
             _decoder(context),
             seed=context.seed,
             world=world,
-            trained=any(record["kind"] == "distill" for record in context.input.lineage),
+            trained=is_trained(context.input.lineage),
             bf16=options.bf16,
             batch=each,
         )
@@ -70,6 +72,19 @@ def _decoder(context: Context) -> Callable[[Tensor], Tensor]:
         return lambda latent: latent
     codec: Any = context.input.codec().eval()
     return codec.to(context.world.device).decode
+
+
+def is_trained(lineage: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a bundle's denoiser was trained before: by an earlier step, or by whoever made the folder it is from."""
+    for record in lineage:
+        model = record.get("parts", {}).get("model")
+        if record["kind"] == "distill":
+            return True
+        if model and any(
+            model["options"].get(name) is not None for name in marked(installed().get("model", model["plugin"]).options)
+        ):
+            return True
+    return False
 
 
 def text_lr(context: Context, lr: float) -> float | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.denoiser import Cond, Denoiser
     from dit_compress.encode import Captions, Samples
     from dit_compress.flow import Flow
     from dit_compress.train.objective import Objective
@@ -125,6 +125,7 @@ class Validator:
                 Streams(self.seed, 0, index),
                 held_out.captions(index),
                 held_out.tokens(index),
+                held_out=True,
             ).to(self.world.device)
             with _cast(self.world, self.bf16):
                 losses = objective.loss(phase, batch)
@@ -173,6 +174,8 @@ class Sampler:
         self.clean = real.x0(range(count))
         self.captions = [caption for caption in real.captions(range(count)) for _ in range(TWINS)]
         self.noise = Streams(seed, 0, range(TWINS * count)).normal("watch", self.clean.shape[1:])
+        self._cond: Cond | None = None
+        self._fixed = text.frozen
         self.each = TWINS * max(1, (batch or 2 * len(self.noise)) // (2 * TWINS))
         steps = min(schedule.num_steps, options.sampling_steps or schedule.num_steps)
         self.sigmas = schedule.sigmas(steps)
@@ -189,10 +192,12 @@ class Sampler:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Motion, contrast, chroma and diversity of what the model gives now."""
+        if self._cond is None or not self._fixed:
+            self._cond = self.text.cond(self.captions).to(self.world.device)
         made = []
         for first in range(0, len(self.noise), self.each):
-            noise = self.noise[first : first + self.each].to(self.world.device)
-            cond = self.text.cond(self.captions[first : first + self.each]).to(self.world.device)
+            some = slice(first, first + self.each)
+            noise, cond = self.noise[some].to(self.world.device), self._cond.take(some)
             with _cast(self.world, self.bf16):
                 made.append(euler(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
         return self._told(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))

@@ -51,6 +51,7 @@ class Batch:
     x0: clean latents ``[B,C,T,H,W]`` (or video ``[B,3,F,Y,X]`` where the step trains on pixels).
     tokens: what the text encoder's ``tokenize`` gave, or cached embeddings where it is frozen; leading B.
     streams: noise, sigma, dropout … as functions of (seed, step, sample, stream).
+    held_out: a validation's batch; ``sample`` is then the index among the held-out samples.
     """
 
     step: int
@@ -59,6 +60,7 @@ class Batch:
     streams: Streams
     captions: Sequence[str] = ()
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    held_out: bool = False
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device; what the streams draw arrives there, too."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from toy import batch, context_in, part, words
+from toy import CAPTIONS, SIZE, batch, context_in, part, words
 
 from dit_compress import flow
 from dit_compress.encode import Samples
 from dit_compress.errors import UserError
-from dit_compress.flow import Flow
+from dit_compress.flow import Flow, euler
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.loop import fit
 from dit_compress.train.objective import Batch, Phase
 from dit_compress.train.parallel import World
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective, logits_and_leaf
-from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs
+from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs, teacher_pairs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,6 +192,33 @@ def test_teacher_pairs_replace_the_data() -> None:
     x0, noise, _ = made.clean(given)
     assert x0.abs().max() == 0
     assert noise[:, 0, 0, 0, 0].tolist() == given.streams.integers("pair", 6).float().tolist()
+
+
+def test_a_validation_looks_at_pairs_of_held_out_captions(tmp_path: Path) -> None:
+    """Those that the student trains on say nothing of what it learned; they are the same with and without."""
+    made = objective()
+    held_out = Samples(
+        torch.zeros(3, 8, *SIZE).numpy(), CAPTIONS[1:4], made.text.encoder.tokenize(CAPTIONS[1:4]), pixels=False
+    )
+    context: Any = context_in(tmp_path)
+    context.latents = lambda split, _: samples(made) if split == "train" else held_out
+    context.bundles["input"] = SimpleNamespace(flow=Flow(3.0, 2, 1.0))
+    context.latent_shape = lambda: (8, *SIZE)
+    plain, looked = (
+        teacher_pairs(context, AdversarialOptions(teacher_samples=5, teacher_steps=2, **more), made.student, made.text)
+        for more in ({}, {"validation": {"samples": 2}})
+        if not (tmp_path / "teacher.safetensors").unlink(missing_ok=True)
+    )
+    assert plain.held_out is None
+    torch.testing.assert_close(plain.x0, looked.x0, rtol=1e-4, atol=1e-5)  # in batches of five and seven
+    assert len(looked.x0) == 5
+    validating = replace(batch(made.text), sample=[1, 0], held_out=True)
+    x0, noise, cond = looked.draw(validating, made.text)
+    assert torch.equal(x0, looked.held_out.x0[[1, 0]])
+    assert torch.equal(cond["embedding"], made.text.cond([CAPTIONS[2], CAPTIONS[1]])["embedding"])
+    with torch.no_grad():
+        again = euler(made.student.eval(), noise, cond, Flow(3.0, 2, 1.0).sigmas(2))
+    torch.testing.assert_close(x0, again, rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------ re-noising, R1

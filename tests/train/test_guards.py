@@ -17,6 +17,7 @@ from dit_compress.flow import Flow
 from dit_compress.plugins import installed
 from dit_compress.recipe import make_part
 from dit_compress.train import measures
+from dit_compress.train.distill import is_trained
 from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
 from dit_compress.train.looks import Looks, Sampler, Validator
 from dit_compress.train.loop import fit
@@ -350,3 +351,37 @@ def test_processes_share_the_held_out_samples_in_parts_as_small_as_in_training(s
     assert len({len(mine) for mine in parts}) == 1
     assert sorted(i for mine in parts for index, weight in mine for i in index[:weight]) == list(range(7))
     assert all(weight in (0, len(index)) and 1 <= len(index) <= 2 for mine in parts for index, weight in mine)
+
+
+@pytest.mark.parametrize(
+    ("model", "kinds", "expected"),
+    [
+        ({"use": "video_dit", "preset": "tiny"}, ["base", "latent"], False),
+        ({"use": "video_dit", "preset": "tiny"}, ["base", "latent", "distill"], True),
+        ({"use": "diffusers", "class_name": "LTXVideoTransformer3DModel"}, ["base", "latent"], False),
+        ({"use": "diffusers", "path": "ltx-video/"}, ["base", "latent"], True),
+    ],
+)
+def test_a_model_from_a_folder_is_held_to_what_it_can_do(
+    model: dict[str, str], kinds: list[str], expected: bool
+) -> None:
+    """Guards of a model that was trained elsewhere are those of one trained here: slow motion is an alarm."""
+    part = make_part("model", model, installed())
+    parts = {"model": {"plugin": part.name, "kind": "model", "options": part.as_data()}}
+    assert is_trained([{"kind": kind, "parts": parts if kind == "base" else {}} for kind in kinds]) is expected
+
+
+@pytest.mark.parametrize(("frozen", "count"), [(True, 1), (False, 3)])
+def test_captions_of_a_frozen_encoder_are_encoded_once(frozen: bool, count: int) -> None:
+    """A large encoder takes longer than the samples; one in training is asked at every look."""
+    text, asked = words(), list[int]()
+    text.requires_grad_(not frozen)
+    inner = text.cond
+    text.cond = lambda captions: (asked.append(len(captions)), inner(captions))[1]
+    watch: Any = FlowOptions(watch=WATCH).watch
+    sampler = Sampler(
+        model(0), text, Flow(3.0, 2, 1.0), clips(9, 100), watch, lambda x: x, seed=0, world=World(), trained=False
+    )
+    looks = [sampler.measure() for _ in range(3)]
+    assert looks[0] == looks[1] == looks[2]
+    assert asked == [6] * count

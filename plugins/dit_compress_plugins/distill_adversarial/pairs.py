@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,15 +24,24 @@ BATCH = 32
 
 @dataclass
 class TeacherPairs:
-    """What the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens."""
+    """What the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens.
+
+    held_out: pairs of held-out captions, one a sample, which a validation measures.
+    """
 
     noise: Tensor
     x0: Tensor
     tokens: dict[str, Tensor]
+    held_out: TeacherPairs | None = None
 
     def draw(self, batch: Batch, text: Captions) -> tuple[Tensor, Tensor, Cond]:
-        """A batch of pairs, as a function of the batch's streams."""
-        index = batch.streams.integers("pair", len(self.x0))
+        """A batch of pairs, as a function of the batch's streams; those of its samples in a validation."""
+        if batch.held_out and self.held_out is not None:
+            return self.held_out.take(torch.tensor(list(batch.sample), device=batch.x0.device), text)
+        return self.take(batch.streams.integers("pair", len(self.x0)), text)
+
+    def take(self, index: Tensor, text: Captions) -> tuple[Tensor, Tensor, Cond]:
+        """The pairs of some places, on the device of ``index``."""
         where, index = index.device, index.cpu()
         with torch.no_grad():
             cond = text({name: value[index].to(where) for name, value in self.tokens.items()})
@@ -44,16 +53,26 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     samples = context.latents("train", text)
     count = options.teacher_samples
     order = generator(context.seed, "teacher captions").integers(len(samples), size=count).tolist()
-    tokens = samples.tokens(order)
+    tokens, captions = samples.tokens(order), samples.captions(order)
+    if options.validation is not None:
+        held_out = context.latents("test", text)
+        places = range(min(options.validation.samples, len(held_out)))
+        more = held_out.tokens(places)
+        tokens = {name: torch.cat([value, more[name]]) for name, value in tokens.items()}
+        captions = [*captions, *held_out.captions(places)]
     path = context.folder / "teacher.safetensors"
     with context.world.first():
         if not path.is_file():
-            made = _sample(context, options, teacher, text, order, samples.captions(order))
+            made = _sample(context, options, teacher, text, captions)
             partial = path.with_suffix(".partial")
             save_file(made, partial)
             partial.replace(path)
     made = load_file(path)
-    return TeacherPairs(made["noise"], made["x0"], tokens)
+    held, rest = (
+        TeacherPairs(made["noise"][part], made["x0"][part], {name: value[part] for name, value in tokens.items()})
+        for part in (slice(count, None), slice(count))
+    )
+    return replace(rest, held_out=held if options.validation is not None else None)
 
 
 def _sample(
@@ -61,7 +80,6 @@ def _sample(
     options: AdversarialOptions,
     teacher: Denoiser,
     text: Captions,
-    order: list[int],
     captions: list[str],
 ) -> dict[str, Tensor]:
     bundle = context.slot("teacher")
@@ -71,9 +89,9 @@ def _sample(
     noises, latents = [], []
     teacher.eval().to(device)
     text.to(device)
-    with context.progress("teacher's samples", len(order)) as advance:
-        for first in range(0, len(order), BATCH):
-            index = list(range(first, min(first + BATCH, len(order))))
+    with context.progress("teacher's samples", len(captions)) as advance:
+        for first in range(0, len(captions), BATCH):
+            index = list(range(first, min(first + BATCH, len(captions))))
             noise = Streams(context.seed, 0, index).normal("teacher", shape)
             with torch.no_grad():
                 cond = text.cond(captions[first : first + BATCH]).to(device)

@@ -39,8 +39,9 @@ class T5Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens → ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]``."""
+        """Tokens → ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]``; computed where the tokens are."""
         _, model = self._load()
+        model.to(tokens["ids"].device)
         hidden_BLD = model(input_ids=tokens["ids"], attention_mask=tokens["mask"]).last_hidden_state.float()
         mask_BL = tokens["mask"].to(hidden_BLD.dtype)
         return {"embedding": hidden_BLD * mask_BL[..., None], "mask": mask_BL}
