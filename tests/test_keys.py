@@ -154,9 +154,7 @@ def test_folders_of_models_count_by_content(
 
 
 @pytest.mark.parametrize("use", ["coreml", "coreai", "onnx", "executorch"])
-def test_a_device_of_ones_own_counts_by_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
-) -> None:
+def test_a_device_of_ones_own_counts_by_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str) -> None:
     """An edited profile exports again; a folder that happens to be called as a profile is none."""
     path = tmp_path / "my-phone.json"
     path.write_text('{"name": "mine", "max_rank": 5}')
