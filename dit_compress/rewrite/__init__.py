@@ -15,7 +15,7 @@ Every component gets these:
 | ``alias`` → the tensor itself, or a copy at the output | it is one; coremltools has no such operator | exact |
 | ``empty`` → zeros | it is written before it is read; Core AI has no such operator | exact |
 | ``1/x`` → a division | Core ML's ``inverse`` adds 1e-4 to x | exact |
-| ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | exact |
+| ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | 1e-6 |
 
 These where the device's profile asks for them (``rewrite_for`` takes its ``Rewrites``):
 

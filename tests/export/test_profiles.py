@@ -22,7 +22,8 @@ def test_there_are_three_and_each_limit_says_where_it_comes_from() -> None:
     for name in names():
         profile = profile_named(name)
         data = json.loads((FOLDER / f"{name}.json").read_text())
-        stated = {key for key in ("max_file_bytes", "memory_bytes") if data[key] is not None} | {"max_rank"}
+        stated = {key for key in ("max_file_bytes", "memory_bytes") if data[key] is not None} | {"max_rank", "dtypes"}
+        stated |= {"alignment"} if data["alignment"] > 1 else set()
         assert profile.name == name
         assert stated <= profile.sources.keys()
         assert all(row["source"] for row in profile.measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ pytest.importorskip("onnxruntime")
 
 from dit_compress_plugins.export_onnx.convert import convert, save  # noqa: E402 - after importorskip
 from dit_compress_plugins.export_onnx.exporter import ONNXExport  # noqa: E402 - after importorskip
+from dit_compress_plugins.export_onnx.half import weight_bytes  # noqa: E402 - after importorskip
 
 torch.set_num_threads(1)
 
@@ -85,6 +87,24 @@ def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch
     assert (tmp_path / "out" / "wide.onnx.data").stat().st_size >= 64 * 64 * 4
 
 
+@pytest.mark.slow
+def test_a_model_above_two_gib_is_written(tmp_path: Path) -> None:
+    """Protobuf can neither write such a model nor measure it. The weights lie beside it, to the last byte."""
+    model, size = onnx.ModelProto(ir_version=9), 2**31 + 4096
+    model.graph.name = "wide"
+    weight = model.graph.initializer.add(name="table", data_type=onnx.TensorProto.FLOAT, dims=[size // 4096, 1024])
+    weight.raw_data = bytes(size - 4) + np.float32(7).tobytes()
+    assert weight_bytes(model) == size
+    with pytest.raises(Exception, match="Failed to serialize"):
+        model.ByteSize()
+    save(model, tmp_path / "wide.onnx")
+    assert (tmp_path / "wide.onnx").stat().st_size < 1000
+    with (tmp_path / "wide.onnx.data").open("rb") as data:
+        assert data.seek(-4, os.SEEK_END) == size - 4
+        assert np.frombuffer(data.read(), np.float32) == 7
+    (tmp_path / "wide.onnx.data").unlink()  # or pytest keeps three of them
+
+
 def test_check_refuses_attention_that_onnx_lacks() -> None:
     class Flat(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -96,6 +116,27 @@ def test_check_refuses_attention_that_onnx_lacks() -> None:
     assert [(each.operator, each.path, each.severity) for each in found] == [
         ("aten.scaled_dot_product_attention", "1", "error")
     ]
+
+
+class Root(nn.Module):
+    """Something that ONNX can't say, and torch can't take apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.cholesky(x @ x.mT + torch.eye(4, device=x.device)) + torch.special.bessel_j0(x)
+
+
+def test_check_names_operators_that_onnx_lacks() -> None:
+    """Before lowering, with the module they stand in; a component without values will do."""
+    exporter = ONNXExport(ONNXOptions())
+    layers = nn.Sequential(nn.Linear(4, 4), Root()).to("meta")
+    component = Component("root", layers, {"x": torch.empty(4, 4, device="meta")}, ("y",), varied=("x",))
+    found = exporter.check(component, exporter.profile)
+    assert {(each.path, each.severity, each.message) for each in found} == {
+        ("1", "error", "torch has no translation of it to ONNX")
+    }
+    assert {each.operator for each in found} >= {"aten.linalg_cholesky_ex"}
+    assert any("bessel" in each.operator for each in found)
+    assert all(each.mend for each in found)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

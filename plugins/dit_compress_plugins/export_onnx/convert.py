@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.errors import UserError, root_cause
-from dit_compress.export.tracing import trace
+from dit_compress.export.tracing import module_path, operator_name, operators, trace
+from dit_compress.export.types import Diagnostic
 from dit_compress.files import disk_errors
 from dit_compress.progress import quiet
-from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve
+from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve, weight_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,11 +52,39 @@ def convert(component: Component, precision: Precision, opset: int) -> ModelProt
         return halve(model, frozenset(component.precise))
 
 
+def untranslated(component: Component, opset: int) -> list[Diagnostic]:
+    """Operators that are left when torch has decomposed what ONNX lacks, and that it can't translate."""
+    from torch._ops import OpOverload
+
+    with quiet():
+        known, table = _translations(opset)
+        left = list(operators(trace(component).run_decompositions(table)))
+    what, mend = "torch has no translation of it to ONNX", "Write it with operators that ONNX has"
+    missing = {
+        (operator_name(node), module_path(node))
+        for node in left
+        if isinstance(node.target, OpOverload)
+        and not str(node.target).startswith(("aten._assert", "aten.sym_"))
+        and not known.is_registered(node.target)
+    }
+    return [Diagnostic(name, path, "error", what, mend) for name, path in sorted(missing)]
+
+
+@cache
+def _translations(opset: int) -> tuple[Any, Any]:
+    """The tables that ``torch.onnx.export`` takes: of translations, and of decompositions to what is in that."""
+    from torch.onnx._internal.exporter import _decomp, _registration  # torch has no public way to ask
+
+    known = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+    implemented = set(_decomp.get_onnx_implemented_overloads(known))
+    return known, _decomp.create_onnx_friendly_decomposition_table(implemented)
+
+
 def save(model: ModelProto, path: Path) -> None:
     """Write the model; above 2 GiB the weights go to ``<name>.onnx.data``."""
     import onnx
 
-    large = model.ByteSize() > PROTOBUF_LIMIT
+    large = weight_bytes(model) > PROTOBUF_LIMIT
     with disk_errors(path):
         if large:
             onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")

@@ -30,14 +30,18 @@ class ONNXExport(ExportStep):
         """What would break in ONNX. Needs no weights: the component may lie on the meta device."""
         from dit_compress.export.tracing import inspected, module_path, operator_name
         from dit_compress.rewrite.graph import ATTENTION
+        from dit_compress_plugins.export_onnx.convert import untranslated
 
         what, mend = "ONNX has attention of rank 4 only", "Add an axis of heads"
         found, nodes = inspected(component, profile, splits=True)
-        return found + [
+        found += [
             Diagnostic(operator_name(node), module_path(node), "error", what, mend)
             for node in nodes
             if node.target is ATTENTION and node.meta["val"].ndim != ATTENTION_RANK
         ]
+        if any(each.severity == "error" for each in found):
+            return found
+        return found + untranslated(component, self.options.opset)
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
         """One ``.onnx``, with the weights beside it above 2 GB."""

@@ -7,6 +7,7 @@ their way from one precise node to the next.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, NodeProto
 
-PROTOBUF_LIMIT = 2**31 - 2**20
-"""A protobuf holds less than 2 GiB."""
+PROTOBUF_LIMIT = 2**31 - 2**25
+"""A protobuf holds less than 2 GiB; 32 MiB of it are left for the graph."""
 CONTRACTIONS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention")
 HALF_MAX = 6e4
 """The converter clips constants to 1e4 unless told otherwise: it would change masks."""
@@ -34,13 +35,20 @@ def halve(model: ModelProto, precise: frozenset[str]) -> ModelProto:
         keep_io_types=True,
         max_finite_val=HALF_MAX,
         node_block_list=precise_nodes(model.graph.node, precise),
-        disable_shape_infer=model.ByteSize() > PROTOBUF_LIMIT,
+        disable_shape_infer=weight_bytes(model) > PROTOBUF_LIMIT,
     )
     nodes = in_order(shortened(once_each(halved.graph.node)), [output.name for output in halved.graph.output])
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del halved.graph.node[:]
     halved.graph.node.extend(copies)
     return halved
+
+
+def weight_bytes(model: ModelProto) -> int:
+    """Bytes of all weights. A model above 2 GiB can't say its own size: protobuf refuses to measure it."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return sum(prod(each.dims) * tensor_dtype_to_np_dtype(each.data_type).itemsize for each in model.graph.initializer)
 
 
 def precise_nodes(nodes: Iterable[NodeProto], precise: frozenset[str]) -> list[str]:
