@@ -176,7 +176,7 @@ def _flops(denoiser: Denoiser, axes: Sequence[Axis], size: tuple[int, int, int])
         )
     try:
         return flops_price(meta_copy(denoiser), axes, size)
-    except (UserError, ValueError, TypeError, AttributeError):
+    except (UserError, RuntimeError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -2,8 +2,7 @@
 
 What stands inside a :class:`Denoiser` is sharded by FSDP2, block by block; every other module (aligners,
 masks, heads, a small text encoder), and a role that says so, is whole on every process, and the loop averages its
-gradients. Each
-process takes its part of every batch, so that a step is the same whatever the number of processes.
+gradients. Each process takes its part of every batch, so that a step is the same whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -263,17 +262,9 @@ def _filled(blueprint: nn.Module, state: dict[str, Tensor], like: nn.Module) -> 
 
 def _denoisers(roles: Mapping[str, Role]) -> list[Denoiser]:
     """The denoisers to shard."""
-    shared, whole = (
-        {
-            id(item): item
-            for role in roles.values()
-            if role.whole == wanted
-            for item in role.module.modules()
-            if isinstance(item, Denoiser)
-        }
-        for wanted in (False, True)
-    )
-    return [denoiser for key, denoiser in shared.items() if key not in whole]
+    found = [(item, role) for role in roles.values() for item in role.module.modules() if isinstance(item, Denoiser)]
+    whole = {id(denoiser) for denoiser, role in found if role.whole}
+    return list({id(denoiser): denoiser for denoiser, _ in found if id(denoiser) not in whole}.values())
 
 
 def _shard(denoiser: Denoiser, world: World) -> None:

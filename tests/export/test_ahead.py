@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 
 RECIPE = """\
 name: ahead
-model: {{use: video_dit, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}}
+model: {{use: {model}, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}}
 text: {{use: words, width: 16, layers: 1, heads: 2}}
 data: {{use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}}
 steps:
@@ -41,7 +41,7 @@ steps:
     name: vae
   - distill: {{use: flow, steps: 2}}
     name: teacher
-  - export: {{use: onnx, device: {device}}}
+  - export: {{{export}}}
     name: phone
 """
 
@@ -118,6 +118,10 @@ def test_a_step_that_is_no_exporter_is_not_asked() -> None:
     assert check_ahead(object(), Spec()) == []
 
 
+def asked(chip: Path) -> str:
+    return RECIPE.format(model="video_dit", export=f"use: onnx, device: {chip}")
+
+
 def device(folder: Path, **limits: Any) -> Path:
     path = folder / "chip.json"
     path.write_text(json.dumps({"name": "chip", "precision": "float32", "max_rank": 8, **limits}))
@@ -129,7 +133,7 @@ def test_what_a_device_can_not_hold_is_refused_before_anything_is_paid_for(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(RECIPE.format(device=device(tmp_path, max_rank=3, memory_bytes=1000)))
+    recipe.write_text(asked(device(tmp_path, max_rank=3, memory_bytes=1000)))
     monkeypatch.chdir(tmp_path)
     status, printed = command(capsys, monkeypatch, *words, recipe)
     assert status == 2
@@ -143,7 +147,7 @@ def test_a_plain_check_does_not_ask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(RECIPE.format(device=device(tmp_path, max_rank=3)))
+    recipe.write_text(asked(device(tmp_path, max_rank=3)))
     assert command(capsys, monkeypatch, "check", recipe)[0] == 0
 
 

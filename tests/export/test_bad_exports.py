@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from test_ahead import device
+from test_ahead import RECIPE, device
 from test_verify import command
 
 if TYPE_CHECKING:
@@ -44,19 +44,6 @@ class OddModel(VideoDiTModel):
 @hookimpl
 def model():
     return Plugin(name="odd", options=VideoDiTOptions, load="odd:OddModel")
-"""
-RECIPE = """\
-name: odd
-model: {{use: {model}, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}}
-text: {{use: words, width: 16, layers: 1, heads: 2}}
-data: {{use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}}
-steps:
-  - latent: {{use: video_vae, channels: 32, steps: 2, widths: [8, 8, 8, 8]}}
-    name: vae
-  - distill: {{use: flow, steps: 2}}
-    name: teacher
-  - export: {{{export}}}
-    name: phone
 """
 CASES = {
     "control flow on values": (

@@ -198,13 +198,12 @@ class MaskedObjective:
         frozen = {
             name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()
         }
-        self.roles = {**frozen, "masks": Role(logits, lr=options.lr, ema=options.ema, clip=None)}
+        roles = {**frozen, "masks": Role(logits, lr=options.lr, ema=options.ema, clip=None)}
         if options.lora is not None:
             rate = options.lora.lr or options.lr / MASKS_OVER_LORA
-            self.roles["student"] = Role(inner.roles["student"].module, lr=rate)
-        moving = tuple(name for name, role in self.roles.items() if role.lr is not None)
-        self.phases = (Phase("search", moving),)
-        self.roles = {name: replace(role, whole=True) for name, role in self.roles.items()}
+            roles["student"] = Role(inner.roles["student"].module, lr=rate)
+        self.roles = {name: replace(role, whole=True) for name, role in roles.items()}
+        self.phases = (Phase("search", tuple(name for name, role in roles.items() if role.lr is not None)),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """The inner loss under one draw of masks per sample."""
