@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dit_compress.files import read_json
+from dit_compress.core.files import read_json
 
 ROOT = Path(__file__).parents[1]
 BEFORE = "6695381"
@@ -43,7 +43,7 @@ def start(recipe: Path, folder: Path, packages: Path | None) -> subprocess.Popen
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if packages is not None:
         environment["PYTHONPATH"] = str(packages)
-    command = [sys.executable, "-P", "-c", "from dit_compress.cli import main; main()", "run", str(recipe)]
+    command = [sys.executable, "-P", "-c", "from dit_compress.cli.app import main; main()", "run", str(recipe)]
     command += ["--out", str(folder), "--threads", "1"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("wb") as log:

@@ -38,7 +38,7 @@ def denoiser_of(preset: str) -> Any:
     """The model without weights."""
     from accelerate import init_empty_weights
 
-    from dit_compress.plugins import installed
+    from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
 
     maker = make_part("model", {"use": "video_dit", "preset": preset}, installed()).build()
@@ -50,8 +50,8 @@ def edits_for(preset: str) -> tuple[list[Any], int]:
     """The plan's edits, and the parameters it leaves."""
     import numpy as np
 
-    from dit_compress.measure import count_parameters
-    from dit_compress.plugins import installed
+    from dit_compress.model.figures import count_parameters
+    from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
     from dit_compress.structure.apply import apply_edits
     from dit_compress.structure.edits import compile_edits
@@ -99,7 +99,7 @@ def write_checkpoint(folder: Path, preset: str) -> int:
 
 def prune_on_disk(source: Path, target: Path, preset: str) -> float:
     """The toolkit: slice by slice, output hashed."""
-    from dit_compress.structure.disk import prune_weights
+    from dit_compress.structure.files.disk import prune_weights
 
     edits, _ = edits_for(preset)
     start = time.perf_counter()
@@ -126,8 +126,8 @@ def load_slice_save(source: Path, target: Path, preset: str) -> float:
 
 def must_read(source: Path, edits: list[Any]) -> int:
     """Bytes of the rows that stay: columns are picked out of whole rows."""
-    from dit_compress.structure.disk import pieces
-    from dit_compress.structure.tensor_files import open_weights
+    from dit_compress.structure.files.disk import pieces
+    from dit_compress.structure.files.tensor_files import open_weights
 
     total = 0
     for piece in pieces(open_weights(source), edits):

@@ -29,7 +29,7 @@ import targets
 from dit_compress.export.base import size_of
 from dit_compress.export.package import golden_of
 from dit_compress.export.proof import judged
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 
 STORED = (None, "int8", "palette6", "palette4", "int4")

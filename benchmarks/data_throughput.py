@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dit_compress import shards
-from dit_compress.clips import Clip
-from dit_compress.encode import Captions, Samples
-from dit_compress.flow import Flow
-from dit_compress.plugins import installed
+from dit_compress.core.randomness import Streams
+from dit_compress.data import shards
+from dit_compress.data.clips import Clip
+from dit_compress.data.encode import Captions, Samples
+from dit_compress.data.prefetch import ClipStream
+from dit_compress.data.shard_writer import Writing, count_bytes, write_shards
+from dit_compress.data.video import write_video
+from dit_compress.model.flow import Flow
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.sharding import Writing, count_bytes, write_shards
-from dit_compress.stream import ClipStream
 from dit_compress.train.objective import Batch
-from dit_compress.train.streams import Streams
-from dit_compress.video import write_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable

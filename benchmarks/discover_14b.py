@@ -22,8 +22,8 @@ from typing import Any
 import diffusers
 import torch
 
-from dit_compress.measure import count_parameters
-from dit_compress.show import open_denoiser
+from dit_compress.cli.tables import open_denoiser
+from dit_compress.model.figures import count_parameters
 
 GOAL_S = 60.0
 

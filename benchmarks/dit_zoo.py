@@ -85,7 +85,7 @@ def parsed() -> argparse.Namespace:
 
 def peer_of(name: str) -> str:
     """Torch-Pruning's result; a word where it is not installed."""
-    from dit_compress.structure.discover import observe
+    from dit_compress.structure.observe.discover import observe
     from dit_compress.structure.record import Call
 
     try:

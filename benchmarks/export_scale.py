@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "exporting"))
 import targets
 
 from dit_compress.export import check_components
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 
 GOALS = {"seconds": 150.0, "peak_rss_gib": 10.0}

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent / "exporting"))
 
 import targets
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.export import check_components, export_components
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit_compress.bundle import Bundle
-from dit_compress.files import link_tree, read_json
+from dit_compress.core.files import link_tree, read_json
+from dit_compress.model.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]
 POLL_S = 0.005

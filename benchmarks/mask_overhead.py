@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dit_compress.encode import Captions, Samples
-from dit_compress.flow import Flow
-from dit_compress.plugins import installed
+from dit_compress.data.encode import Captions, Samples
+from dit_compress.model.flow import Flow
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.search.problem import SearchProblem
 from dit_compress.structure.copies import shared_copy
-from dit_compress.structure.search import SearchProblem
 from dit_compress.train.loop import _trainees, train_step
 from dit_compress.train.parallel import World
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, GroupwiseSearch, MaskedObjective

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from dit_compress.files import link_tree
+from dit_compress.cli.sensitivity import opened
+from dit_compress.core.files import link_tree
 from dit_compress.measure.quality import data_grid
-from dit_compress.pipeline import Runner
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
-from dit_compress.sensitivity import opened
+from dit_compress.run.pipeline import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

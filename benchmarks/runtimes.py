@@ -26,16 +26,16 @@ sys.path.insert(0, str(Path(__file__).parent / "exporting"))
 
 import targets
 
-from dit_compress.plugins import installed
+from dit_compress.export import compare
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.verify import compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "xnnpack")
 AGREE_DB = 60.0

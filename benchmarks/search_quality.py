@@ -39,11 +39,11 @@ from typing import Any
 import numpy as np
 from paired import base_recipe, encode, judge, link_cache, parameters, quality, run, shared, single_thread
 
-from dit_compress.plugins import installed
+from dit_compress.cli.sensitivity import axes_of, opened
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.sensitivity import axes_of, opened
-from dit_compress.structure.search import SearchProblem
-from dit_compress.structure.trial import trial
+from dit_compress.search.problem import SearchProblem
+from dit_compress.search.trial import trial
 
 ALL = ["block", "head", "ffn"]
 OTHERS = ("magnitude", "taylor", "random", "depth_only", "head_only", "channel_only")

@@ -39,7 +39,7 @@ def denoisers(device: str, dtype: Any) -> dict[str, Any]:
     """Server and mobile with random weights; the mobile one is the server's compacted, by equal counts per block."""
     from accelerate import init_empty_weights
 
-    from dit_compress.plugins import installed
+    from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
     from dit_compress.structure.compact import compact
 
@@ -74,9 +74,9 @@ def randomised(module: Any, device: str, dtype: Any) -> Any:
 
 def decoder(device: str, dtype: Any) -> Any:
     """The VAE with random weights."""
-    from dit_compress.plugins import installed
+    from dit_compress.model.spec import Spec
+    from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
-    from dit_compress.spec import Spec
 
     component = make_part("latent", VAE, installed()).build().plan(Spec()).need_latent()
     return component.loader().from_config(component.config).to(device=device, dtype=dtype).eval()
@@ -93,7 +93,7 @@ def decoding_seconds(device: str, dtype: Any, size: tuple[int, int, int], runs: 
 
 def latent_size(video: tuple[int, int, int], ratio: str) -> tuple[int, int, int]:
     """Cells of a video."""
-    from dit_compress.spec import latent_size as cells
+    from dit_compress.model.spec import latent_size as cells
 
     time, height, width = map(int, ratio.split("x"))
     return cells(video, (time, height, width))
@@ -109,7 +109,7 @@ def seconds_of(call: Any, runs: int) -> float:
 
 def sampling_seconds(denoiser: Any, name: str, size: tuple[int, int, int], *, num_steps: int, runs: int) -> float:
     """Seconds of ``num_steps`` Euler steps, guided for the server."""
-    from dit_compress.flow import Flow, euler
+    from dit_compress.model.flow import Flow, euler
 
     noise, _, cond = denoiser.example(1, size, text_length=TEXT_LENGTH)
     sigmas = Flow().sigmas(num_steps)

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.measure import count_flops
-from dit_compress.plugins import installed
+from dit_compress.model.figures import count_flops
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.search.importance import magnitude, top
 from dit_compress.structure.compact import compact
-from dit_compress.structure.importance import magnitude, top
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 GOAL = 0.95
 TEXT_LENGTH = 32

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from paired import base_recipe, encode, link_cache, parameters, quality, run, shared, vae_of
 
-from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.files import read_json
-from dit_compress.flow import euler
+from dit_compress.cli.sensitivity import opened
+from dit_compress.core.files import read_json
+from dit_compress.core.randomness import Streams
 from dit_compress.measure.latency import timed
-from dit_compress.plugins import installed
+from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.flow import euler
+from dit_compress.model.spec import ComponentSpec
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.sensitivity import opened
-from dit_compress.spec import ComponentSpec
-from dit_compress.train.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -41,7 +41,7 @@ from typing import Any
 import tabled
 from paired import Row, Table, judge, single_thread
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.measure.latency import machine
 
 RATIOS = ("4x16x16", "4x32x32", "8x32x32", "8x64x64")

@@ -25,19 +25,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dit_compress.context import Context
-from dit_compress.encode import Captions, Samples
-from dit_compress.flow import Flow, interpolate, velocity
+from dit_compress.data.encode import Captions, Samples
 from dit_compress.measure.memory import LiveBytes
-from dit_compress.plugins import installed, use
+from dit_compress.model.flow import Flow, interpolate, velocity
+from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import make_part
+from dit_compress.step.context import Context
 from dit_compress.train.loop import fit
 from dit_compress.train.parallel import World
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 LEAST_THROUGHPUT, MOST_MEMORY = 0.97, 1.03
 BATCH, EMA, LR = 32, 0.99, 1e-4

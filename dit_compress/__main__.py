@@ -1,6 +1,6 @@
 """``python -m dit_compress``: what torchrun starts, and the same command as ``dit-compress``."""
 
-from dit_compress.cli import main
+from dit_compress.cli.app import main
 
 if __name__ == "__main__":
     main()

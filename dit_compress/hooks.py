@@ -1,6 +1,6 @@
 """The whole plugin contract, on one page.
 
-A plugin is a module found through the entry-point group ``dit_compress.plugins``. It implements one
+A plugin is a module found through the entry-point group ``dit_compress.plugin.registry``. It implements one
 hook, named after its kind, that returns a :class:`Plugin`: a name for recipes, an options class, and
 where the code is. The module imports no torch; the code at ``Plugin.load`` is imported when it is used.
 
@@ -31,26 +31,26 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import pluggy
 from pydantic import BaseModel, ConfigDict, InstanceOf
 
-from dit_compress.files import sha256_content
+from dit_compress.core.files import sha256_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from dit_compress.clips import Clip
-    from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Cond, Denoiser
-    from dit_compress.encode import Captions, Rows
+    from dit_compress.data.clips import Clip
+    from dit_compress.data.encode import Captions, Rows
     from dit_compress.export import Artifact, Component, Diagnostic, Profile, Runner
-    from dit_compress.flow import Flow
-    from dit_compress.spec import Spec
-    from dit_compress.structure.axes import Axis, Structure
-    from dit_compress.structure.search import SearchProblem, Selection
+    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
+    from dit_compress.search.problem import SearchProblem, Selection
+    from dit_compress.step.context import Context, Result
+    from dit_compress.structure.facts import Axis, Structure
     from dit_compress.train.objective import Objective
 
 PROJECT = "dit_compress"
-GROUP = "dit_compress.plugins"
+GROUP = "dit_compress.plugin.registry"
 NOTED = "__dit_compress_hooks__"
 """Where a module notes its hooks."""
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -319,7 +319,7 @@ class Step(Protocol):
     def plan(self, spec: Spec) -> Spec:
         """What the step makes of the bundle described by ``spec``; reads no weights.
 
-        Raises ``dit_compress.errors.UserError`` where the step can't work on such a bundle.
+        Raises ``dit_compress.core.errors.UserError`` where the step can't work on such a bundle.
         """
 
     def run(self, context: Context) -> Result:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SMOKE = Path(__file__).parent / "recipes" / "smoke.yaml"
 SCRIPT = Path(sys.executable).with_name("dit-compress")
 _WARM = (
-    "torch", "accelerate", "dit_compress.cli", "dit_compress.worker", "dit_compress.report", "dit_compress.planning",
+    "torch", "accelerate", "dit_compress.cli.app", "dit_compress.run.worker", "dit_compress.report", "dit_compress.run.plan",
     "dit_compress_plugins.model_video_dit.adapter", "dit_compress_plugins.latent_video_vae.step",
     "dit_compress_plugins.text_words.encoder", "dit_compress_plugins.data_shapes.data",
     "dit_compress_plugins.distill_adversarial.distiller", "dit_compress_plugins.prune_trilevel.step",
@@ -90,7 +90,7 @@ def real(*arguments: str | Path, **more: Any) -> Done:
 
 def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: Any) -> tuple[int, str, str]:
     """The command in this process: exit status, output, errors."""
-    from dit_compress import cli
+    from dit_compress.cli import app as cli
 
     monkeypatch.setattr(sys, "argv", ["dit-compress", *map(str, words)])
     try:
@@ -110,7 +110,8 @@ def _command(arguments: list[str], log: str, die: Die | None, site: str | None) 
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     if site is not None:
         sys.path.insert(0, site)
-    from dit_compress import cli, pipeline
+    from dit_compress.cli import app as cli
+    from dit_compress.run import pipeline
 
     pipeline.subprocess = SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))
     sys.argv = ["dit-compress", *arguments]
@@ -137,7 +138,7 @@ class _Worker:
 
 def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:
     """In the fork of the fork: become a worker."""
-    from dit_compress import worker
+    from dit_compress.run import worker
 
     os.environ.update(env)
     for number in (signal.SIGTERM, signal.SIGUSR1):

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from toy import CAPTIONS, SIZE, context_in, tiny_bundle, words
 
-from dit_compress.context import Context
-from dit_compress.encode import Captions, Samples
+from dit_compress.core.randomness import Streams
+from dit_compress.data.encode import Captions, Samples
 from dit_compress.hooks import Options, Part, Plugin
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.step.context import Context
 from dit_compress.structure.compact import block_axis
-from dit_compress.structure.search import SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
-from dit_compress.train.streams import Streams
 from dit_compress_plugins.granularity_ffn.axes import ffn_axis
 from dit_compress_plugins.granularity_head.axes import head_axis
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
     from dit_compress.train.objective import Batch
 
 

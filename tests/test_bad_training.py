@@ -14,11 +14,11 @@ import torch
 from command import Die, Done, finish, start
 from safetensors.torch import load_file, save_file
 
-from dit_compress.bundle import Bundle
-from dit_compress.clips import write_captions
-from dit_compress.files import read_json, sha256_file, write_json
+from dit_compress.core.files import read_json, sha256_file, write_json
+from dit_compress.data.clips import write_captions
+from dit_compress.data.video import write_video
+from dit_compress.model.bundle import Bundle
 from dit_compress.train.checkpoint import write_state
-from dit_compress.video import write_video
 
 TRACKER = "dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker.log"
 STEPS = 7

@@ -14,10 +14,10 @@ import torch
 from toy import tiny_bundle, words
 
 from dit_compress import SCHEMA
-from dit_compress.bundle import WEIGHTS, Bundle, write_bundle
-from dit_compress.errors import UserError
-from dit_compress.files import sha256_file
-from dit_compress.flow import Flow
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import sha256_file
+from dit_compress.model.bundle import WEIGHTS, Bundle, write_bundle
+from dit_compress.model.flow import Flow
 from dit_compress.structure.compact import example_output
 from dit_compress.testing.models import tiny_denoiser
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from command import SMOKE, finish, real, start
 
-from dit_compress import pipeline
-from dit_compress.bundle import Bundle
-from dit_compress.errors import UserError
-from dit_compress.files import publish, read_json, sha256_file, write_json
-from dit_compress.pipeline import Runner
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import publish, read_json, sha256_file, write_json
+from dit_compress.data.video import read_video
+from dit_compress.model.bundle import Bundle
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load
-from dit_compress.video import read_video
+from dit_compress.run import pipeline
+from dit_compress.run.pipeline import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -408,7 +408,7 @@ def without_torch(*arguments: str | Path) -> str:
     """What the command prints, in a process where importing torch is an error."""
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['dit-compress', *sys.argv[1:]]; "
-        "from dit_compress.cli import main; main()"
+        "from dit_compress.cli.app import main; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

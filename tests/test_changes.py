@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dit_compress.changes import data_change, need_same
-from dit_compress.errors import UserError
-from dit_compress.files import write_json
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import write_json
+from dit_compress.run.changes import data_change, need_same
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit_compress.clips import CAPTIONS, find_broken, read_folder, split_of, write_captions
-from dit_compress.errors import UserError
-from dit_compress.video import check_video, read_video, write_video
+from dit_compress.core.errors import UserError
+from dit_compress.data.clips import CAPTIONS, find_broken, read_folder, split_of, write_captions
+from dit_compress.data.video import check_video, read_video, write_video
 
 SHAPE = {"frames": 4, "size": (32, 32)}
 

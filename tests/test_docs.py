@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dit_compress import hooks
-from dit_compress.plugins import Registry, Source, installed, use
+from dit_compress.plugin.registry import Registry, Source, installed, use
 from dit_compress.recipe import load
 
 if TYPE_CHECKING:

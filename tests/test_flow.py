@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_compress.denoiser import Cond
-from dit_compress.flow import Flow, euler, expand, guided, interpolate, jump, predict_x0, velocity
+from dit_compress.model.denoiser import Cond
+from dit_compress.model.flow import Flow, euler, expand, guided, interpolate, jump, predict_x0, velocity
 
 SHAPE = (2, 3, 2, 1, 1)
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from toy import tiny_bundle
 
-from dit_compress import files
-from dit_compress.files import sha256_content, sha256_data, sha256_file
-from dit_compress.graph import Node, input_key, made_of, nodes
+from dit_compress.core import files
+from dit_compress.core.files import sha256_content, sha256_data, sha256_file
 from dit_compress.hooks import File, Options, files_of, options_as_data
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
+from dit_compress.run.keys import Node, input_key, made_of, nodes
 
 
 def key(tmp_path: Path, budget: dict[str, Any]) -> tuple[str, Node]:

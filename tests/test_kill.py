@@ -10,7 +10,7 @@ import pytest
 from command import SMOKE, Die, Done, finish, start
 from filelock import FileLock
 
-from dit_compress.bundle import Bundle
+from dit_compress.model.bundle import Bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     run.seen["pruned checkpoints"] = run.checkpoints("pruned")
     run.mark_first_line("pruned")
     # In the affine step, the bundle written and not published.
-    run.seen["affine"] = run.run(Die("affine", "dit_compress.worker.publish", after=False))
+    run.seen["affine"] = run.run(Die("affine", "dit_compress.run.worker.publish", after=False))
     run.seen["affine bundle"] = (run.partial("affine") / "bundle" / "bundle.json").is_file()
     # In the adversarial step, a polite signal first, then a kill in the phase of the generator.
     run.seen["stopped"] = run.run(Die("student", TRACKER, nth=2, by=signal.SIGTERM))

@@ -10,16 +10,16 @@ import pytest
 import yaml
 from toy import context_in, tiny_bundle
 
-from dit_compress.bundle import Bundle
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import sha256_data
 from dit_compress.export.step import about
-from dit_compress.files import sha256_data
-from dit_compress.graph import Node, made_of, nodes
-from dit_compress.licence import licence_of
-from dit_compress.plugins import installed, use
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.licence import licence_of
+from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import dump, load, make_part
+from dit_compress.run.keys import Node, made_of, nodes
+from dit_compress.run.worker import run_base
 from dit_compress.testing.steps import tiny_bundle as whole_bundle
-from dit_compress.worker import run_base
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dit_compress.errors import UserError
-from dit_compress.planning import plan
-from dit_compress.plugins import use
+from dit_compress.cli.tables import plan_table
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import use
 from dit_compress.recipe import load
-from dit_compress.show import plan_table
+from dit_compress.run.plan import plan
 from dit_compress.train.options import check_parts
 
 RECIPE = """

@@ -16,13 +16,13 @@ import pytest
 from command import SMOKE, Done, finish, start
 from toy import tiny_bundle
 
-from dit_compress import cli
-from dit_compress.bundle import WEIGHTS, Bundle
-from dit_compress.clips import write_captions
-from dit_compress.encode import pixel_cache
-from dit_compress.errors import UserError
-from dit_compress.files import disk_errors, full_disk, sha256_file, write_json
-from dit_compress.video import write_video
+from dit_compress.cli import app as cli
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import disk_errors, full_disk, sha256_file, write_json
+from dit_compress.data.clips import write_captions
+from dit_compress.data.encode import pixel_cache
+from dit_compress.data.video import write_video
+from dit_compress.model.bundle import WEIGHTS, Bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

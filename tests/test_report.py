@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.report import write_report
 from dit_compress.report.data import Series, read_run
 from dit_compress.report.figures import binned, curve, families

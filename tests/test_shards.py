@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dit_compress import sharding, shards
-from dit_compress.errors import UserError
-from dit_compress.sharding import Writing, write_shards, write_together
-from dit_compress.shards import Shards
+from dit_compress.core.errors import UserError
+from dit_compress.data import shard_writer as sharding
+from dit_compress.data import shards
+from dit_compress.data.shard_writer import Writing, write_shards, write_together
+from dit_compress.data.shards import Shards
 
 MADE_BY = {"vae": "a" * 64}
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dit_compress.encode import Samples
-from dit_compress.errors import UserError
-from dit_compress.stream import ClipStream
+from dit_compress.core.errors import UserError
+from dit_compress.data.encode import Samples
+from dit_compress.data.prefetch import ClipStream
 
 
 @dataclass

@@ -17,7 +17,7 @@ import paired
 import tabled
 import tables
 
-from dit_compress import pipeline, worker
+from dit_compress.run import pipeline, worker
 
 
 def test_sign_flip_counts_the_patterns_that_are_as_good() -> None:

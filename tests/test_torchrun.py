@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from command import Done, finish, start
 
-from dit_compress.bundle import Bundle
-from dit_compress.files import read_json
+from dit_compress.core.files import read_json
+from dit_compress.model.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
@@ -34,7 +34,7 @@ def worker(folder: Path, rank: int) -> int | None:
     for place in Path("/proc").glob("[0-9]*"):
         try:
             words = (place / "cmdline").read_bytes().split(b"\0")
-            ours = b"dit_compress.worker" in words and any(word.startswith(str(folder).encode()) for word in words)
+            ours = b"dit_compress.run.worker" in words and any(word.startswith(str(folder).encode()) for word in words)
             if ours and f"RANK={rank}".encode() in (place / "environ").read_bytes().split(b"\0"):
                 return int(place.name)
         except OSError:

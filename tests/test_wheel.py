@@ -121,7 +121,7 @@ def test_every_file_of_both_trees_is_in_the_wheel_and_nothing_else(wheel: Path) 
 def test_the_command_is_installed(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (entry_points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "dit-compress = dit_compress.cli:main" in archive.read(entry_points).decode()
+    assert "dit-compress = dit_compress.cli.app:main" in archive.read(entry_points).decode()
 
 
 def test_its_script_answers(site: Path) -> None:

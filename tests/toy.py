@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.flow import Flow
-from dit_compress.plugins import installed
+from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.flow import Flow
+from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.spec import ComponentSpec, Spec
 from dit_compress.testing.models import CAPTIONS, SIZE, tiny_denoiser
 from dit_compress.testing.models import tiny_batch as batch
 from dit_compress.testing.models import tiny_text as words
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from dit_compress.context import Context
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.step.context import Context
 
 __all__ = ["CAPTIONS", "SIZE", "batch", "context_in", "part", "tiny_bundle", "words"]
 

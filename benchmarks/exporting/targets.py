@@ -10,14 +10,14 @@ import torch
 
 from dit_compress.export import Component, dit_step, vae_decoder
 from dit_compress.hooks import load_object
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.search.importance import magnitude, top
 from dit_compress.structure.compact import compact
-from dit_compress.structure.importance import magnitude, top
 from dit_compress.testing.models import tiny_denoiser
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 TARGETS = dict.fromkeys(("coreml", "coreai", "onnx", "executorch"), ("float32", "float16"))
 """Target → precisions it is exported in."""

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
-from dit_compress.structure.discover import observe
 from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.precision import double_by_default
 from dit_compress.structure.record import Call
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
     from truth import Truth
 
-    from dit_compress.structure.axes import Axis, Kept, Structure
+    from dit_compress.structure.facts import Axis, Kept, Structure
 
 LEVELS = ("block", "head", "ffn")
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -20,7 +20,7 @@ from dit_compress.structure.edits import SetAttribute, compile_edits
 if TYPE_CHECKING:
     from torch import nn
 
-    from dit_compress.structure.axes import Axis, Structure
+    from dit_compress.structure.facts import Axis, Structure
     from dit_compress.structure.record import Call
 
 

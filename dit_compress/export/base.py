@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.export.profiles import profile_named
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dit_compress.context import Context, Result
     from dit_compress.export.types import Artifact, Profile
-    from dit_compress.spec import Spec
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
 
 
 class ExportStep:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.denoiser import Cond, Denoiser
 from dit_compress.export.types import Component
+from dit_compress.model.denoiser import Cond, Denoiser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.export.rewrite import would_change
 from dit_compress.export.tracing import asking, trace
-from dit_compress.rewrite import would_change
 
 if TYPE_CHECKING:
     from dit_compress.export.types import Component, Profile, Rewrites

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from dit_compress.rewrite import rewrite_modules
+from dit_compress.export.rewrite import rewrite_modules
 
 if TYPE_CHECKING:
     from dit_compress.export.types import Component

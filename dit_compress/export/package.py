@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_compress import SCHEMA, __version__
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import sha256_data, sha256_file, whole_folder, write_json
 from dit_compress.export.fitting import fitted
 from dit_compress.export.folder import UNVERIFIED, need_schema, summarise
 from dit_compress.export.headroom import headroom, shown
 from dit_compress.export.inputs import input_sets, reference_outputs
 from dit_compress.export.proof import Golden, prove, write_golden
-from dit_compress.files import sha256_data, sha256_file, whole_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.core.files import sha256_file
+from dit_compress.core.randomness import Streams
 from dit_compress.export.components import INPUT_NAMES
 from dit_compress.export.sizes import MAIN, further, size_name
-from dit_compress.files import sha256_file
-from dit_compress.flow import guided
-from dit_compress.train.streams import Streams
+from dit_compress.model.flow import guided
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.context import Context
-    from dit_compress.denoiser import Denoiser
     from dit_compress.export.sizes import Video
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.step.context import Context
 
 SAMPLE = "golden/sample.safetensors"
 ROPE = "rope.safetensors"

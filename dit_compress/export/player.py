@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.randomness import generator
+from dit_compress.export import compare
 from dit_compress.export.folder import artifact_of, check_files, read_manifest, runner_of
 from dit_compress.export.proof import read_tensors
-from dit_compress.train.streams import generator
-from dit_compress.verify import compare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from dit_compress.export.types import Runner
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
 
 Tensors = dict[str, np.ndarray]
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress.errors import UserError
-from dit_compress.verify import Comparison, compare, gate_db, judge, refused_below_db
+from dit_compress.core.errors import UserError
+from dit_compress.export import compare
+from dit_compress.export.compare import Comparison, gate_db, judge, refused_below_db
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from dit_compress.export.compare import Arithmetic, Verdict
     from dit_compress.export.types import Artifact, Runner
-    from dit_compress.verify import Arithmetic, Verdict
 
 TYPICAL = "typical"
 """The input set whose outputs give the range that PSNR is relative to."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from dit_compress.errors import UserError
-from dit_compress.spec import latent_size
+from dit_compress.core.errors import UserError
+from dit_compress.model.spec import latent_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dit_compress.export.types import Component
     from dit_compress.hooks import Codec
-    from dit_compress.spec import Spec
+    from dit_compress.model.spec import Spec
 
 OWN = ""
 """Name of the size that a component's ``inputs`` have."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from dit_compress.context import Result
+from dit_compress.core.randomness import Streams
 from dit_compress.export.components import dit_step, text_encoder, vae_decoder
 from dit_compress.export.package import describe_video, export_components
 from dit_compress.export.phone import on_device, write_phone_files
 from dit_compress.export.sizes import further, size_name, with_sizes
-from dit_compress.train.streams import Streams
+from dit_compress.step.context import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.context import Context
     from dit_compress.export.types import Component
+    from dit_compress.step.context import Context
 
 FOLDER = "files"
 DEFAULT_FPS = 8.0

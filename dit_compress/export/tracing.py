@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
+from dit_compress.export.rewrite import rewrite_for, rewrite_graph, rewrite_modules
 from dit_compress.export.types import Component, Diagnostic, Profile, Rewrites
-from dit_compress.rewrite import rewrite_for, rewrite_graph, rewrite_modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from dit_compress.verify.gates import Arithmetic
+    from dit_compress.export.compare import Arithmetic
 
 Fidelity = Literal["production", "reference", "interpreter", "none"]
 """What executed the file: the runtime apps use, the maker's reference runtime, an interpreter of the graph, nothing."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import write_json
 from dit_compress.export.folder import artifact_of, check_files, read_manifest, runner_of, summarise
 from dit_compress.export.proof import judged, prove, read_golden, read_tensors, refuse
 from dit_compress.export.types import FIDELITIES
-from dit_compress.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dit_compress.export.proof import Golden, Row
     from dit_compress.export.types import Artifact, Fidelity
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
 
 
 @dataclass(frozen=True)

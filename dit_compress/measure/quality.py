@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dit_compress import flow
+from dit_compress.core.randomness import Streams
+from dit_compress.model import flow
 from dit_compress.train.losses import flow_loss
-from dit_compress.train.streams import Streams
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.denoiser import Cond, Denoiser
-    from dit_compress.encode import Captions, Samples
-    from dit_compress.flow import Flow
+    from dit_compress.data.encode import Captions, Samples
+    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.flow import Flow
 
 NUM_SIGMAS = 8
 CHUNK = 16

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.measure import count_flops, count_parameters
 from dit_compress.measure.latency import interleaved
 from dit_compress.measure.memory import peak_bytes
-from dit_compress.structure.allocate import proportional
+from dit_compress.model.figures import count_flops, count_parameters
+from dit_compress.search.allocate import proportional
 from dit_compress.structure.compact import compact
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
@@ -18,9 +18,9 @@ from dit_compress.structure.masks import hard_masks, masked
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dit_compress.denoiser import Denoiser
     from dit_compress.measure.quality import Grid
-    from dit_compress.structure.axes import Axis, Kept
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.facts import Axis, Kept
 
     Levels = Mapping[str, Sequence[Axis]]
     Choose = Callable[[Sequence[Axis], Mapping[str, int]], Kept]

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.errors import UserError
-from dit_compress.files import read_json
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 from dit_compress.measure.latency import interleaved, machine
-from dit_compress.structure.budget import Price, assemble, block_kind, classes, gates, inside
+from dit_compress.search.budget import Price, assemble, block_kind, classes, gates, inside
 from dit_compress.structure.compact import block_axis, compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.structure.axes import Axis, Kept
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.facts import Axis, Kept
 
 SCHEMA = 1
 TEXT_LENGTH = 32

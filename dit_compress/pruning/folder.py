@@ -14,16 +14,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress import SCHEMA, __version__, graph
-from dit_compress.bundle import Bundle
-from dit_compress.errors import UserError
-from dit_compress.files import read_json, sha256_data, whole_folder
-from dit_compress.pruning import load_pruned
-from dit_compress.pruning.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
-from dit_compress.pruning.standalone import flat_source
+from dit_compress import SCHEMA, __version__
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json, sha256_data, whole_folder
+from dit_compress.model.bundle import Bundle
+from dit_compress.run import keys as graph
 from dit_compress.structure.compact import LOG_NAME
-from dit_compress.structure.disk import SHARD_BYTES
 from dit_compress.structure.edits import edits_from_data
+from dit_compress.structure.files import load_pruned
+from dit_compress.structure.files.disk import SHARD_BYTES
+from dit_compress.structure.files.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
+from dit_compress.structure.files.standalone import flat_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,7 +131,7 @@ def remember_log(module: nn.Module, base: Mapping[str, Sequence[int]], log: Sequ
     if log and (ordinary or saves is None) and all(entry["name"] == LOG_NAME for entry in log):
         config: Any = module.config if ordinary else {}
         record = record_of(load_pruned.class_name(module), dict(config), base, log)
-        remember(module, record, flat_source("dit_compress.pruning.load_pruned"))
+        remember(module, record, flat_source("dit_compress.structure.files.load_pruned"))
 
 
 def log_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -193,7 +194,7 @@ def write_record(folder: Path, record: Mapping[str, Any], files: Mapping[str, An
     shutil.copyfile(config, folder / "config.json")
     text = json.dumps({**record, "files": dict(files)}, separators=(",", ":"))
     (folder / PRUNING).write_text(text + "\n", "utf-8")
-    (folder / LOADER).write_text(flat_source("dit_compress.pruning.load_pruned"), "utf-8")
+    (folder / LOADER).write_text(flat_source("dit_compress.structure.files.load_pruned"), "utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress import REVISION
-from dit_compress.bundle import Bundle
-from dit_compress.context import Context
-from dit_compress.denoiser import Denoiser
-from dit_compress.errors import UserError
-from dit_compress.files import publish, sha256_data, whole_folder
-from dit_compress.graph import Node
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import publish, sha256_data, whole_folder
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.denoiser import Denoiser
+from dit_compress.model.spec import Spec
 from dit_compress.pruning.folder import (
     base_of,
     check_plan,
@@ -32,13 +31,14 @@ from dit_compress.pruning.folder import (
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
 from dit_compress.pruning.step import find, run_step, step_part, world_of
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
-from dit_compress.spec import Spec
+from dit_compress.run.keys import Node
+from dit_compress.step.context import Context
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import CompactionError
 from dit_compress.structure.copies import shared_copy, single_copy
-from dit_compress.structure.disk import SHARD_BYTES, prune_weights, refuse_quantised
 from dit_compress.structure.edits import edits_from_data
-from dit_compress.structure.tensor_files import open_weights
+from dit_compress.structure.files.disk import SHARD_BYTES, prune_weights, refuse_quantised
+from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.denoiser import Cond, Denoiser
-from dit_compress.errors import UserError
-from dit_compress.structure.discover import observe
+from dit_compress.core.errors import UserError
+from dit_compress.model.denoiser import Cond, Denoiser
+from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.record import tensors_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dit_compress.structure.axes import Structure
+    from dit_compress.structure.facts import Structure
     from dit_compress.structure.record import Call
 
 _HALF = (torch.float16, torch.bfloat16)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from dit_compress.context import Context, Result
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.step.context import Context, Result
 from dit_compress.structure.compact import CompactionError
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dit_compress.bundle import Bundle
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.flow import Flow
     from dit_compress.hooks import Part
-    from dit_compress.spec import Spec
+    from dit_compress.model.bundle import Bundle
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
 
 METHOD = "trilevel"
 """The prune plugin that a call without a recipe uses."""

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress import graph
-from dit_compress.bundle import Bundle
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.hooks import load_object
-from dit_compress.plugins import installed
-from dit_compress.pruning import load_pruned
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.registry import installed
 from dit_compress.pruning.folder import log_of, read_config
-from dit_compress.pruning.load_pruned import PRUNING
 from dit_compress.recipe import make_part
-from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.run import keys as graph
+from dit_compress.structure.files import load_pruned
+from dit_compress.structure.files.load_pruned import PRUNING
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 _FOLDERS = "diffusers"
 """The model plugin that reads folders of diffusers."""

@@ -10,7 +10,7 @@ from dit_compress.recipe.resolve import dump, resolve
 from dit_compress.recipe.validate import make_part
 
 if TYPE_CHECKING:
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.model import Recipe
 
 __all__ = ["dump", "load", "make_part"]

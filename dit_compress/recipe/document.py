@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
-from dit_compress.plugins import closest
+from dit_compress.plugin.registry import closest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.plugins import closest
+from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
 from dit_compress.recipe.messages import show, unknown_key
 from dit_compress.recipe.model import BASE, NO_BUNDLE, Recipe, StepEntry
@@ -15,7 +15,7 @@ from dit_compress.recipe.validate import Checker
 
 if TYPE_CHECKING:
     from dit_compress.hooks import Part
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.document import Document, Place
 
 TOP_KEYS = ("name", "seed", "licence", "model", "data", "text", "sampler", "trackers", "steps")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic_core import core_schema
 
     from dit_compress.hooks import Slot
-    from dit_compress.plugins import Entry, Registry
+    from dit_compress.plugin.registry import Entry, Registry
 
 _GROUPED = "^[-+]?[0-9]+(_[0-9]+)+$"
 """``100_000``, which a YAML 1.2 editor takes for text."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.hooks import Part, slots_of
 from dit_compress.recipe.document import Document
 from dit_compress.recipe.messages import findings, show
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dit_compress.hooks import Options, Plugin, Slot
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.document import Place
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.files import disk_errors, write_json
+from dit_compress.core.files import disk_errors, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
-from dit_compress.files import read_json
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -55,8 +55,8 @@ def _origin(step: Step, part: dict[str, Any]) -> Origin:
 
 def default_options(kind: str, plugin: str) -> dict[str, Any] | None:
     """Defaults of an installed plugin's options; None where it is not installed."""
-    from dit_compress.errors import UserError
-    from dit_compress.plugins import installed
+    from dit_compress.core.errors import UserError
+    from dit_compress.plugin.registry import installed
 
     try:
         fields = installed().get(kind, plugin).options.model_fields

@@ -111,7 +111,7 @@ def _check(row: dict[str, Any]) -> Check:
 
 def _as_artifact(component: dict[str, Any]) -> dict[str, Any]:
     """The short form of ``metrics["components"]`` in the manifest's words; verdicts by the toolkit's gates."""
-    from dit_compress.verify.gates import GATES_DB, REFUSED_BELOW_DB
+    from dit_compress.export.compare import GATES_DB, REFUSED_BELOW_DB
 
     def row(entry: dict[str, Any]) -> dict[str, Any]:
         gate: float = GATES_DB.get(entry["precision"], max(GATES_DB.values()))

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_compress.errors import UserError
-from dit_compress.files import whole_folder
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import whole_folder
 from dit_compress.hooks import PART_KINDS, RESERVED, STEP_KINDS
-from dit_compress.plugins import closest
+from dit_compress.plugin.registry import closest
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
 
 TEMPLATES = Path(__file__).parent / "templates"
 SUFFIX = ".j2"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.structure.edits import COMPUTING, GatherArgument, KeepBlocks, Scale, SetAttribute, Substitute, Take
-from dit_compress.structure.places import set_attribute, tensor_at
+from dit_compress.structure.lookup import set_attribute, tensor_at
 from dit_compress.structure.substitutes import substitute
 from dit_compress.structure.tombstone import Tombstone
 

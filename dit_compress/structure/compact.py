@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.structure.apply import apply_edits, edit_state, replace_tensor
-from dit_compress.structure.axes import Axis
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.edits import (
     REVISION,
@@ -23,8 +22,9 @@ from dit_compress.structure.edits import (
     from_ranges,
     settle_norms,
 )
+from dit_compress.structure.facts import Axis
+from dit_compress.structure.lookup import tensor_at
 from dit_compress.structure.masks import hard_masks, masked
-from dit_compress.structure.places import tensor_at
 from dit_compress.structure.precision import in_double
 from dit_compress.structure.record import tensors_in
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.structure.axes import Kept, Stack
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.facts import Kept, Stack
     from dit_compress.structure.record import Call
 
 LOG_NAME = "prune"

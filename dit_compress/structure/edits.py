@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dit_compress.errors import UserError
-from dit_compress.structure.places import attribute_at, tensor_at, tensor_or_none
+from dit_compress.core.errors import UserError
+from dit_compress.structure.lookup import attribute_at, tensor_at, tensor_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dit_compress.structure.axes import Axis, Kept, Norm, Stack
+    from dit_compress.structure.facts import Axis, Kept, Norm, Stack
 
 REVISION = 1
 

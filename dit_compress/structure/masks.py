@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
-from dit_compress.structure.places import argument_at
+from dit_compress.core.errors import UserError
+from dit_compress.structure.lookup import argument_at
 from dit_compress.structure.record import map_tensors
 from dit_compress.structure.tombstone import Skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dit_compress.structure.axes import Axis, Kept, MaskPoint
+    from dit_compress.structure.facts import Axis, Kept, MaskPoint
 
 
 @contextmanager

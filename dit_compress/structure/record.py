@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.places import argument_at
+from dit_compress.structure.lookup import argument_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
-from dit_compress.export import Component, check_components, export_components
+from dit_compress.core.errors import UserError
+from dit_compress.export import Component, check_components, compare, export_components
+from dit_compress.export.compare import Comparison, judge
 from dit_compress.export.inputs import reference_outputs
-from dit_compress.verify import Comparison, compare, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from dit_compress.testing.models import MODELS, tiny_denoiser
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
 
 SAME = 1e-4
 """Largest difference of equal computations in another order."""

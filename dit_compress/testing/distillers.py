@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.core.randomness import Streams
 from dit_compress.train.objective import Batch
-from dit_compress.train.streams import Streams
 from dit_compress.train.trainee import Trainee
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dit_compress.hooks import load_object
-from dit_compress.plugins import Registry
+from dit_compress.plugin.registry import Registry
 
 
 def assert_found(kind: str, name: str) -> None:

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from dit_compress.structure.compact import compact, example_output, masked_output, relative_error
+from dit_compress.structure.lookup import tensor_or_none
 from dit_compress.structure.masks import masked
-from dit_compress.structure.places import tensor_or_none
 from dit_compress.testing.models import MODELS, tiny_denoiser
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.structure.axes import Axis, Kept
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.facts import Axis, Kept
 
 SEEN = 1e-6
 """Relative change of the velocity below which a plan changed nothing."""

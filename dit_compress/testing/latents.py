@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dit_compress.bundle import Bundle
-from dit_compress.encode import to_video
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.data.encode import to_video
 from dit_compress.export.components import vae_decoder
 from dit_compress.export.profiles import profile_named
 from dit_compress.export.tracing import inspected
-from dit_compress.spec import Spec, latent_size
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.spec import Spec, latent_size
 from dit_compress.testing.steps import DrawnOptions, drawn, tiny_context
 
 if TYPE_CHECKING:

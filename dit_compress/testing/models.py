@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.encode import Captions
+    from dit_compress.data.encode import Captions
+    from dit_compress.model.denoiser import Denoiser
     from dit_compress.train.objective import Batch
 
 CHANNELS = 8
@@ -82,7 +82,7 @@ def tiny_text(width: int = 16) -> Captions:
     """A caption encoder of random weights, as wide as the tiny denoisers take."""
     import torch
 
-    from dit_compress.encode import Captions
+    from dit_compress.data.encode import Captions
 
     torch.manual_seed(1)
     options = {"width": width, "layers": 1, "heads": 2}
@@ -91,8 +91,8 @@ def tiny_text(width: int = 16) -> Captions:
 
 def tiny_batch(text: Captions, step: int = 0, size: int = 4, channels: int = CHANNELS) -> Batch:
     """A batch of random latents, the same for the same step."""
+    from dit_compress.core.randomness import Streams
     from dit_compress.train.objective import Batch
-    from dit_compress.train.streams import Streams
 
     streams = Streams(0, step, range(size))
     captions = [CAPTIONS[index % len(CAPTIONS)] for index in range(size)]

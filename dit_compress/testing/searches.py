@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import torch
 
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.search.problem import SearchProblem
 from dit_compress.structure.compact import compact, example_output
-from dit_compress.structure.search import SearchProblem
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.testing.steps import tiny_bundle, tiny_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.context import Context
-    from dit_compress.structure.axes import Axis
-    from dit_compress.structure.search import Selection
+    from dit_compress.search.problem import Selection
+    from dit_compress.step.context import Context
+    from dit_compress.structure.facts import Axis
 
 
 class SearchContract:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.clips import Clip
-from dit_compress.context import Context
-from dit_compress.flow import Flow
+from dit_compress.core.randomness import generator
+from dit_compress.data.clips import Clip
 from dit_compress.hooks import Options, Part, Plugin
-from dit_compress.plugins import installed
+from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.flow import Flow
+from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.step.context import Context
 from dit_compress.testing.models import CAPTIONS, CHANNELS, tiny_denoiser, tiny_text
-from dit_compress.train.streams import generator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +129,7 @@ def pca_codec() -> Codec:
     """The built-in VAE at its start: PCA of 8x16x16 patches, as many channels as the tiny denoisers take."""
     import torch
 
-    from dit_compress.encode import to_video
+    from dit_compress.data.encode import to_video
 
     given = {"use": "video_vae", "ratio": "8x16x16", "channels": CHANNELS, "widths": [8, 8], "blocks": 1}
     step = make_part("latent", given, installed()).build()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress import REVISION
-from dit_compress.errors import UserError
-from dit_compress.files import read_json, sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json, sha256_data, sha256_file, whole_folder, write_json
 from dit_compress.train.parallel import World, is_sharded
 
 if TYPE_CHECKING:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.hooks import marked
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
-from dit_compress.train.looks import Looks, Sampler, Validator
 from dit_compress.train.loop import fit
 from dit_compress.train.options import DistillOptions
+from dit_compress.train.validation import Looks, Sampler, Validator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from dit_compress.bundle import Bundle
-    from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.encode import Captions
+    from dit_compress.data.encode import Captions
     from dit_compress.hooks import Distiller
+    from dit_compress.model.bundle import Bundle
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.step.context import Context, Result
 
 
 def distill(step: Distiller, context: Context) -> Result:

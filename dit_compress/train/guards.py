@@ -10,12 +10,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.context import Context
+    from dit_compress.step.context import Context
 
 SURE_STEPS, BLIND_STEPS = 100, 200
 """Steps in a row after which an accuracy counts as pinned: at 1, and at 1/2 (every discriminator begins there)."""

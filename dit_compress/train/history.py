@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.train import checkpoint
 
 if TYPE_CHECKING:
-    from dit_compress.context import Context
+    from dit_compress.step.context import Context
     from dit_compress.train.checkpoint import Saved
     from dit_compress.train.trainee import Trainee
 

@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.randomness import Streams, epoch_order
 from dit_compress.train.guards import Alarms, CurveGuards
 from dit_compress.train.history import History
 from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
 from dit_compress.train.options import check_parts
 from dit_compress.train.parallel import gathered, resharded, spread
-from dit_compress.train.streams import Streams, epoch_order
 from dit_compress.train.trainee import Trainee
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dit_compress.context import Context
-    from dit_compress.encode import Samples
-    from dit_compress.train.looks import Looks
+    from dit_compress.data.encode import Samples
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Objective, Phase
     from dit_compress.train.options import TrainOptions
     from dit_compress.train.parallel import World
+    from dit_compress.train.validation import Looks
 
 
 MOST_LEFT = 0.2

@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from dit_compress.denoiser import Denoiser
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.model.denoiser import Denoiser
 from dit_compress.train.parallel import local
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from dit_compress.train.streams import Streams
+    from dit_compress.core.randomness import Streams
 
 
 @dataclass

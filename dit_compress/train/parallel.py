@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.denoiser import Denoiser
+from dit_compress.model.denoiser import Denoiser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

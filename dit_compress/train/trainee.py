@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.parallel import World, is_sharded, local
 

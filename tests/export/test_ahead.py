@@ -12,13 +12,13 @@ import torch
 from test_verify import command
 from toy import part
 
-from dit_compress.errors import UserError
-from dit_compress.export.ahead import Networks, check_ahead, components_ahead
+from dit_compress.core.errors import UserError
+from dit_compress.export.check_early import Networks, check_ahead, components_ahead
 from dit_compress.export.package import check_components
 from dit_compress.export.profiles import profile_named
 from dit_compress.export.tracing import count_weights, inspected, operators, trace
-from dit_compress.plugins import use
-from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.registry import use
 from dit_compress.testing.models import _CONFIGS, MODELS
 from dit_compress_plugins.export_onnx import ONNXOptions
 from dit_compress_plugins.export_onnx.exporter import ONNXExport

@@ -21,8 +21,8 @@ from toy import part
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from dit_compress.export.player import Player
-from dit_compress.plugins import use
-from dit_compress.sampling import Generator
+from dit_compress.plugin.registry import use
+from dit_compress.step.sampling import Generator
 from dit_compress_plugins.export_onnx import ONNXOptions
 from dit_compress_plugins.export_onnx.exporter import ONNXExport
 

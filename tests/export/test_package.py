@@ -11,7 +11,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import sha256_file
 from dit_compress.export import (
     Artifact,
     Component,
@@ -24,7 +25,6 @@ from dit_compress.export import (
 )
 from dit_compress.export.inputs import INPUT_SETS, input_sets
 from dit_compress.export.package import golden_of
-from dit_compress.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,16 +19,16 @@ from safetensors.numpy import load_file, save_file
 from test_verify import command
 from toy import part
 
-from dit_compress.bundle import write_bundle
-from dit_compress.context import Context
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.data.video import write_video
 from dit_compress.export.player import Player, need_frames, to_pixels, tokenize
 from dit_compress.export.step import CAPTIONS, export
-from dit_compress.flow import Flow
-from dit_compress.plugins import use
-from dit_compress.sampling import Generator
-from dit_compress.spec import ComponentSpec, Spec
-from dit_compress.video import write_video
+from dit_compress.model.bundle import write_bundle
+from dit_compress.model.flow import Flow
+from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.registry import use
+from dit_compress.step.context import Context
+from dit_compress.step.sampling import Generator
 from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_coreml.exporter import CoreMLExport
 from dit_compress_plugins.export_onnx import ONNXOptions

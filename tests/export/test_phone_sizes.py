@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from test_phone import SCHEMA, exported, manifest_of
 from test_verify import command
 
+from dit_compress.data.video import write_video
 from dit_compress.export.player import Player
-from dit_compress.plugins import use
-from dit_compress.sampling import Generator
-from dit_compress.video import write_video
+from dit_compress.plugin.registry import use
+from dit_compress.step.sampling import Generator
 from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_coreml.exporter import CoreMLExport
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.export import Component, Profile, inspect, profile_named, trace
 from dit_compress.export.profiles import FOLDER, from_data, names
 

@@ -1,4 +1,4 @@
-"""Every rewrite computes the same: the bounds stated in ``dit_compress.rewrite``."""
+"""Every rewrite computes the same: the bounds stated in ``dit_compress.export.rewrite``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from dit_compress.errors import UserError
-from dit_compress.rewrite import MASKED, ScaledRMSNorm, rewrite_graph, rewrite_modules
+from dit_compress.core.errors import UserError
+from dit_compress.export.rewrite import MASKED, ScaledRMSNorm, rewrite_graph, rewrite_modules
 from dit_compress_plugins.model_video_dit.layers import RMSNorm as ProjectRMSNorm
 
 WIDTH = 48

@@ -9,7 +9,7 @@ import torch
 from test_phone import bundle_in
 from test_verify import command
 
-from dit_compress.plugins import use
+from dit_compress.plugin.registry import use
 
 if TYPE_CHECKING:
     from pathlib import Path

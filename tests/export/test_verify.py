@@ -17,11 +17,11 @@ from command import here
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import sha256_file, write_json
 from dit_compress.export import Artifact, Component, Profile, export_components
 from dit_compress.export.verifying import verify_folder
-from dit_compress.files import sha256_file, write_json
-from dit_compress.plugins import use
+from dit_compress.plugin.registry import use
 from dit_compress_plugins.export_onnx import ONNXOptions
 from dit_compress_plugins.export_onnx.exporter import ONNXExport
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from toy import context_in, part, tiny_bundle
 
-from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.clips import split_of, write_captions
-from dit_compress.encode_command import encode_data
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.cli.encode import encode_data
+from dit_compress.core.errors import UserError
+from dit_compress.data.clips import split_of, write_captions
+from dit_compress.data.shards import Shards
+from dit_compress.data.video import write_video
+from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.spec import ComponentSpec
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
-from dit_compress.shards import Shards
-from dit_compress.spec import ComponentSpec
-from dit_compress.video import write_video
 from dit_compress_plugins.data_latents import LatentsOptions
 from dit_compress_plugins.data_latents.data import Latents
 from dit_compress_plugins.latent_video_vae.step import config_of
@@ -183,7 +183,7 @@ def test_data_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> Non
     folder = videos_folder(tmp_path / "clips", 3)
     data = {"use": "videos", "path": str(folder), "frames": 5, "size": [32, 32], "test_fraction": 0.0}
     given = context(tmp_path / "step", bundle_with_vae(tmp_path / "bundle"), data)
-    from dit_compress.graph import manifest_digest
+    from dit_compress.run.keys import manifest_digest
 
     source = given.parts["data"].build()
     given.manifest_digest = manifest_digest(source, given.data_folder(given.parts["data"]))

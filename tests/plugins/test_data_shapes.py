@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from dit_compress.clips import split_of
+from dit_compress.data.clips import split_of
 from dit_compress_plugins.data_shapes import ShapesOptions, data
 from dit_compress_plugins.data_shapes.data import Shapes
 from dit_compress_plugins.data_shapes.render import render
@@ -178,7 +178,7 @@ def test_other_sizes_scale() -> None:
 def test_the_plugin_names_its_code_and_imports_no_torch() -> None:
     assert data().load == f"{Shapes.__module__}:{Shapes.__name__}"
     code = (
-        "import sys, dit_compress.clips, dit_compress_plugins.data_shapes, dit_compress_plugins.data_videos, "
+        "import sys, dit_compress.data.clips, dit_compress_plugins.data_shapes, dit_compress_plugins.data_videos, "
         "dit_compress_plugins.evaluate_shapes, dit_compress_plugins.evaluate_psnr; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'av', 'scipy')))"
     )

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from toy import context_in
 
-from dit_compress.clips import CAPTIONS, split_of, write_captions
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.data.clips import CAPTIONS, split_of, write_captions
+from dit_compress.data.video import write_video
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.video import write_video
 from dit_compress_plugins.data_videos import VideosOptions
 from dit_compress_plugins.data_videos.data import Videos
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.models import MODELS, tiny_denoiser
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
 
 
 def discriminator(generator: Denoiser, **options: Any) -> nn.Module:

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.models import MODELS, tiny_denoiser
-from dit_compress.train.judges import groups_of, matched_width, reference_parameters
+from dit_compress.train.discriminators import groups_of, matched_width, reference_parameters
 from dit_compress_plugins.discriminator_light_resblock3d.discriminator import LightResBlock3D
 from dit_compress_plugins.discriminator_resblock2d_temporal.discriminator import ResBlock2DTemporal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
 
 HEADS = ("resblock2d_temporal", "light_resblock3d")
 

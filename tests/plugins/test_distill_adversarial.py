@@ -10,10 +10,10 @@ import pytest
 import torch
 from toy import CAPTIONS, SIZE, batch, context_in, part, words
 
-from dit_compress import flow
-from dit_compress.encode import Samples
-from dit_compress.errors import UserError
-from dit_compress.flow import Flow, euler
+from dit_compress.core.errors import UserError
+from dit_compress.data.encode import Samples
+from dit_compress.model import flow
+from dit_compress.model.flow import Flow, euler
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.loop import fit
 from dit_compress.train.objective import Batch, Phase

@@ -8,9 +8,9 @@ import pytest
 import torch
 from toy import batch, context_in, part, tiny_bundle, words
 
-from dit_compress import flow
-from dit_compress.errors import UserError
-from dit_compress.flow import Flow
+from dit_compress.core.errors import UserError
+from dit_compress.model import flow
+from dit_compress.model.flow import Flow
 from dit_compress.structure.compact import block_axis, compact
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.distill import block_pairs, last_of_groups
@@ -21,7 +21,7 @@ from dit_compress_plugins.distill_affine.distiller import AffineObjective, affin
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 PAIRS = [(0, 1), (1, 2)]
 

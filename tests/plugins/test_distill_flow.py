@@ -8,10 +8,10 @@ import pytest
 import torch
 from toy import batch, context_in, part, tiny_bundle, words
 
-from dit_compress import flow
-from dit_compress.errors import UserError
-from dit_compress.flow import Flow
-from dit_compress.spec import Spec
+from dit_compress.core.errors import UserError
+from dit_compress.model import flow
+from dit_compress.model.flow import Flow
+from dit_compress.model.spec import Spec
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.distill import text_lr
 from dit_compress_plugins.distill_flow import FlowOptions

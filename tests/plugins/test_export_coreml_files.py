@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.export import Artifact, Component, export_components
 from dit_compress_plugins.export_coreml import CoreMLOptions
 
@@ -164,7 +164,7 @@ def test_zeros_like_a_boolean_forget_their_dtype_in_coremltools(tmp_path: Path) 
 
     keep = torch.tensor([[1.0, 0.0, 1.0]])
     program = torch.export.export(Mask(), (keep,), strict=False).run_decompositions({})
-    from dit_compress.progress import quiet
+    from dit_compress.core.progress import quiet
 
     with quiet():
         plain = coremltools.convert(program, convert_to="mlprogram", skip_model_load=True)

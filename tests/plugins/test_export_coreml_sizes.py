@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
-from dit_compress.export import Component, export_components
+from dit_compress.core.errors import UserError
+from dit_compress.export import Component, compare, export_components
 from dit_compress.export.folder import artifact_of
 from dit_compress.export.inputs import input_sets
 from dit_compress.export.sizes import with_sizes
-from dit_compress.verify import compare
 from dit_compress_plugins.export_coreml import CoreMLOptions
 
 if TYPE_CHECKING:

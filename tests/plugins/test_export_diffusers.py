@@ -11,10 +11,10 @@ import torch
 from toy import context_in, part, tiny_bundle
 
 import dit_compress
-from dit_compress.bundle import Bundle, write_bundle
-from dit_compress.errors import UserError
-from dit_compress.flow import Flow
-from dit_compress.spec import ComponentSpec, Spec
+from dit_compress.core.errors import UserError
+from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.flow import Flow
+from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.testing.models import tiny_denoiser
 
 COUNTS: dict[str, Any] = {"remove": {"block": 1, "head": 1}, "keep": {"ffn": 0.75}}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.export import Component, export_components, trace
 from dit_compress.testing.exporters import small
 

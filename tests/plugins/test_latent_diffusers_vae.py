@@ -10,10 +10,10 @@ import pytest
 import torch
 from toy import context_in, part, tiny_bundle
 
-from dit_compress.bundle import Bundle
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.export.components import vae_decoder
-from dit_compress.spec import Spec, latent_size
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.spec import Spec, latent_size
 from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions
 from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 from dit_compress_plugins.latent_diffusers_vae.step import DiffusersVAEStep

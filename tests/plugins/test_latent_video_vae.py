@@ -13,14 +13,14 @@ import torch
 from torch.nn import functional
 from toy import context_in
 
-from dit_compress.clips import write_captions
-from dit_compress.encode import to_pixels
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.core.randomness import Streams
+from dit_compress.data.clips import write_captions
+from dit_compress.data.encode import to_pixels
+from dit_compress.data.video import write_video
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.train.objective import Batch
-from dit_compress.train.streams import Streams
-from dit_compress.video import write_video
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions, latent, losses, pca, tiles
 from dit_compress_plugins.latent_video_vae.blocks import CausalConv, EqualConv, FromPatches, merge_time, split_time
 from dit_compress_plugins.latent_video_vae.coders import rows_of, video_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.context import Result
+    from dit_compress.step.context import Result
 
 SMALL = {"channels": 6, "widths": (8, 8, 8, 8), "num_blocks": 1}
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from toy import context_in, part, tiny_bundle
 
-from dit_compress.context import Context
-from dit_compress.errors import UserError
-from dit_compress.measure import count_flops, count_parameters
+from dit_compress.cli.sensitivity import axes_of, opened
+from dit_compress.core.errors import UserError
 from dit_compress.measure.latency import machine
 from dit_compress.measure.table import table_of
-from dit_compress.plugins import installed
+from dit_compress.model.figures import count_flops, count_parameters
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.sensitivity import axes_of, opened
-from dit_compress.structure.budget import Price, flops_price, parameter_price
+from dit_compress.search.budget import Price, flops_price, parameter_price
+from dit_compress.step.context import Context
 from dit_compress_plugins.prune_trilevel import counts
 
 SIZE = (2, 2, 2)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from toy import context_in, part, tiny_bundle
 
-from dit_compress.bundle import Bundle
-from dit_compress.errors import UserError
-from dit_compress.measure import count_parameters
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.figures import count_parameters
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.compact import example_output
 from dit_compress.testing.models import tiny_denoiser
@@ -20,7 +20,7 @@ from dit_compress.testing.models import tiny_denoiser
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 LEVELS = {"block": {"remove": 1}, "head": {"remove": 1}, "ffn": {"keep": 0.75}}
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import pytest
 from planted import USELESS_BLOCK, USELESS_HEADS, latents_in, planted, problem_of, search
 
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.parts import parts_of
-from dit_compress.structure.search import SearchProblem
-from dit_compress.structure.trial import trial
+from dit_compress.search.parts import parts_of
+from dit_compress.search.problem import SearchProblem
+from dit_compress.search.trial import trial
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress_plugins.search_exhaustive.search import choices, num_choices, symmetric_sum
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 
 def small(denoiser: Denoiser) -> SearchProblem:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, latents_in, planted, problem_of, search
 
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.search import SearchProblem
-from dit_compress.structure.trial import trial
+from dit_compress.search.problem import SearchProblem
+from dit_compress.search.trial import trial
 from dit_compress.testing.models import tiny_denoiser
 
 if TYPE_CHECKING:

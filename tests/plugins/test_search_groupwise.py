@@ -15,13 +15,13 @@ from torch import nn
 
 import dit_compress_plugins.search_groupwise as package
 import dit_compress_plugins.search_groupwise.search as groupwise
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.core.randomness import Streams
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.search import SearchProblem, Selection
+from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train import memory
-from dit_compress.train.streams import Streams
 from dit_compress_plugins.search_groupwise.candidates import (
     candidate_rows,
     cut_axis,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.axes import Stack
+from dit_compress.search.importance import magnitude, top, unit_norms
+from dit_compress.search.problem import SearchProblem
 from dit_compress.structure.compact import block_axis
-from dit_compress.structure.importance import magnitude, top, unit_norms
-from dit_compress.structure.search import SearchProblem
+from dit_compress.structure.facts import Stack
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress_plugins.granularity_ffn.axes import ffn_axis
 from dit_compress_plugins.granularity_head.axes import head_axis

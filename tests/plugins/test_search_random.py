@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from dit_compress.plugins import Registry, installed
+from dit_compress.plugin.registry import Registry, installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.axes import Axis
-from dit_compress.structure.search import SearchProblem
+from dit_compress.search.problem import SearchProblem
+from dit_compress.structure.facts import Axis
 
 AXES = (Axis("head:a", "head", 8, "blocks"), Axis("head:b", "head", 8, "blocks"), Axis("ffn:a", "ffn", 16, "blocks"))
 KEEP = {"head:a": 5, "head:b": 5, "ffn:a": 16}

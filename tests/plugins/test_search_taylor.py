@@ -8,10 +8,10 @@ import pytest
 import torch
 from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, latents_in, planted, problem_of, search
 
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.search.trial import Trial, trial
 from dit_compress.structure.masks import masked
-from dit_compress.structure.trial import Trial, trial
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress_plugins.search_taylor.search import importance
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from toy import tiny_bundle
 
 import dit_compress
-from dit_compress import cli
-from dit_compress.files import write_json
-from dit_compress.measure import count_flops
+from dit_compress.cli import app as cli
+from dit_compress.core.files import write_json
+from dit_compress.model.figures import count_flops
 from dit_compress.structure.copies import meta_copy
 from dit_compress.testing.models import tiny_denoiser
 

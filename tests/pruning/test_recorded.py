@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from toy import tiny_bundle
 
 import dit_compress
-from dit_compress.errors import UserError
-from dit_compress.measure import count_flops, count_parameters
+from dit_compress.core.errors import UserError
+from dit_compress.model.figures import count_flops, count_parameters
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
+from dit_compress.search.importance import magnitude, top
 from dit_compress.structure.compact import relative_error
 from dit_compress.structure.copies import meta_copy
-from dit_compress.structure.discover import observe
-from dit_compress.structure.importance import magnitude, top
 from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.record import Call
 from dit_compress.testing.models import tiny_denoiser
 
@@ -218,7 +218,7 @@ def test_a_class_that_no_plugin_can_call(tmp_path: Path) -> None:
     dit_compress.prune(module, call=call, remove={"head": 1}, out=tmp_path / "small")
     record = json.loads((tmp_path / "small" / "pruning.json").read_text())
     assert record["class"] == "Odd"
-    from dit_compress.pruning.load_pruned import load
+    from dit_compress.structure.files.load_pruned import load
 
     again = load(tmp_path / "small", cls=Odd)
     assert torch.equal(call.replay(again), call.replay(module))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dit_compress.pruning import standalone
-from dit_compress.pruning.standalone import flat_source
 from dit_compress.structure import edits
+from dit_compress.structure.files import standalone
+from dit_compress.structure.files.standalone import flat_source
 
 
 def top_imports(source: str) -> set[str]:
@@ -25,7 +25,7 @@ def top_imports(source: str) -> set[str]:
 
 
 def test_the_loader_needs_torch_and_the_standard_library_at_its_top() -> None:
-    source = flat_source("dit_compress.pruning.load_pruned")
+    source = flat_source("dit_compress.structure.files.load_pruned")
     assert top_imports(source) - {"torch"} <= sys.stdlib_module_names
     assert "import dit_compress" not in source
     assert "from dit_compress" not in source
@@ -33,7 +33,7 @@ def test_the_loader_needs_torch_and_the_standard_library_at_its_top() -> None:
 
 
 def test_the_loader_knows_every_edit() -> None:
-    source = flat_source("dit_compress.pruning.load_pruned")
+    source = flat_source("dit_compress.structure.files.load_pruned")
     defined = {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     assert {kind.__name__ for kind in edits._KINDS.values()} <= defined
     assert "compile_edits" not in source, "only what is used is copied"

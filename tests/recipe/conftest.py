@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
-from dit_compress.plugins import Registry, Source
+from dit_compress.plugin.registry import Registry, Source
 from dit_compress.recipe import load
 
 if TYPE_CHECKING:

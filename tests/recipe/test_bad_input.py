@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.recipe import load, make_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.model import Recipe
 
     Load = Callable[[str], Recipe]

@@ -19,7 +19,7 @@ from dit_compress.recipe.resolve import resolve
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.model import Recipe
 
 WHOLE = """\
@@ -205,7 +205,7 @@ OURS = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_our_own_recipes_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the installed plugins; and their resolved form loads as the same."""
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
 
     monkeypatch.setattr(Registry, "require", staticmethod(lambda _plugin: None))
     registry = Registry.discover()
@@ -215,7 +215,7 @@ def test_our_own_recipes_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_checking_imports_no_torch() -> None:
     """``check`` answers at once because of it."""
-    code = "import sys; from dit_compress.plugins import use; import dit_compress.recipe.schema; use(); "
+    code = "import sys; from dit_compress.plugin.registry import use; import dit_compress.recipe.schema; use(); "
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

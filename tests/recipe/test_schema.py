@@ -14,7 +14,7 @@ from dit_compress.recipe.schema import recipe_schema
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dit_compress.plugins import Registry
+    from dit_compress.plugin.registry import Registry
 
 GOOD = """\
 model: {use: dit, preset: 2b}

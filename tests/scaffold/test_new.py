@@ -18,8 +18,8 @@ import pytest
 from command import here
 
 from dit_compress import scaffold
-from dit_compress.errors import UserError
-from dit_compress.plugins import Registry, installed, use
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import Registry, installed, use
 from dit_compress.recipe import load
 from dit_compress.scaffold import KINDS, TEMPLATES, new_package, package_of
 from dit_compress.testing.exporters import small
@@ -196,7 +196,7 @@ def test_a_project_is_whole(projects: Path, word: str) -> None:
         f"tests/test_{package}.py",
     } | extra  # fmt: skip
     project = tomllib.loads((projects / word / "pyproject.toml").read_text("utf-8"))
-    assert project["project"]["entry-points"] == {"dit_compress.plugins": {f"{template.kind}_my_own": package}}
+    assert project["project"]["entry-points"] == {"dit_compress.plugin.registry": {f"{template.kind}_my_own": package}}
     texts = {path: (projects / word / path).read_text("utf-8") for path in files}
     assert all("TODO" not in text and "NotImplementedError" not in text for text in texts.values())
     assert sum(text.count("Change this:") for path, text in texts.items() if path.endswith(".py")) >= 3

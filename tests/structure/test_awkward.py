@@ -13,11 +13,11 @@ from plain_dits import CHANNELS, HEADS, WIDTH, Model, attend
 from torch import Tensor, nn
 
 import dit_compress
-from dit_compress.errors import UserError
-from dit_compress.measure import count_parameters
-from dit_compress.structure.budget import parameter_price
+from dit_compress.core.errors import UserError
+from dit_compress.model.figures import count_parameters
+from dit_compress.search.budget import parameter_price
 from dit_compress.structure.compact import block_axis, compact_module, disagreement
-from dit_compress.structure.discover import observe
+from dit_compress.structure.observe.discover import observe
 
 if TYPE_CHECKING:
     from dit_compress.structure.record import Call

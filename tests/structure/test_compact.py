@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_compress.denoiser import Denoiser
+from dit_compress.model.denoiser import Denoiser
 from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.compact import (
     CompactionError,

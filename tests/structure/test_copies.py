@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import context_in
 
-from dit_compress.plugins import installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import example_output, truncated
@@ -72,8 +72,8 @@ def test_a_truncated_denoiser_has_weights_of_its_own() -> None:
 
 def test_the_teacher_of_a_search_takes_no_memory(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """The objective is given a teacher whose weights are the student's, and whose masks are its own."""
-    from dit_compress.structure import trial as module
-    from dit_compress.structure.search import SearchProblem
+    from dit_compress.search import trial as module
+    from dit_compress.search.problem import SearchProblem
 
     given = []
 

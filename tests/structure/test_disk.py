@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from dit_compress.errors import UserError
-from dit_compress.structure import disk
+from dit_compress.core.errors import UserError
 from dit_compress.structure.apply import edit_state
-from dit_compress.structure.disk import prune_weights, write_file
 from dit_compress.structure.edits import KeepBlocks, Scale, SetAttribute, Take
-from dit_compress.structure.tensor_files import open_weights
+from dit_compress.structure.files import disk
+from dit_compress.structure.files.disk import prune_weights, write_file
+from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -246,7 +246,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
         return write(handle, data)
 
-    monkeypatch.setattr("dit_compress.structure.tensor_files.os.write", full)
+    monkeypatch.setattr("dit_compress.structure.files.tensor_files.os.write", full)
     with pytest.raises(UserError, match="no space left on the disk"):
         prune_weights(tmp_path / "in", tmp_path / "out", EDITS)
     assert list((tmp_path / "out").iterdir()) == []

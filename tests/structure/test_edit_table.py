@@ -19,14 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import dit_compress
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.pruning.folder import shapes_of
 from dit_compress.structure import edits as table
 from dit_compress.structure.apply import apply_edits, edit_state
-from dit_compress.structure.axes import Axis, Structure
 from dit_compress.structure.compact import block_axis
-from dit_compress.structure.discover import observe
-from dit_compress.structure.disk import prune_weights
 from dit_compress.structure.edits import (
     COMPUTING,
     Edit,
@@ -37,7 +34,10 @@ from dit_compress.structure.edits import (
     edits_as_data,
     edits_from_data,
 )
-from dit_compress.structure.lora import prune_lora
+from dit_compress.structure.facts import Axis, Structure
+from dit_compress.structure.files.disk import prune_weights
+from dit_compress.structure.files.lora import prune_lora
+from dit_compress.structure.observe.discover import observe
 from dit_compress.testing.models import tiny_denoiser
 
 

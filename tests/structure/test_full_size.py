@@ -6,9 +6,9 @@ import resource
 
 import numpy as np
 
-from dit_compress.measure import count_parameters
-from dit_compress.show import open_denoiser
-from dit_compress.structure.budget import unit_cost
+from dit_compress.cli.tables import open_denoiser
+from dit_compress.model.figures import count_parameters
+from dit_compress.search.budget import unit_cost
 
 
 def test_wan_of_14_billion_parameters() -> None:

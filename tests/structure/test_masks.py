@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.axes import Axis, MaskPoint, Stack, everything
 from dit_compress.structure.compact import block_axis
+from dit_compress.structure.facts import Axis, MaskPoint, Stack, everything
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress_plugins.granularity_ffn.axes import ffn_axis
 from dit_compress_plugins.granularity_head.axes import head_axis
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
 
 SCATTERED = np.array([[0, 3], [1, 2]])
 """Unit 0 owns features 0 and 3, unit 1 owns 1 and 2."""

@@ -28,14 +28,14 @@ from plain_dits import (
 from torch import Tensor, nn
 
 import dit_compress
-from dit_compress.denoiser import Cond, Denoiser
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.model.denoiser import Cond, Denoiser
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.axes import Axis, FeedForward, Kept, MaskPoint, Member, Structure
 from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
-from dit_compress.structure.discover import observe
 from dit_compress.structure.edits import compile_edits, edits_from_data
+from dit_compress.structure.facts import Axis, FeedForward, Kept, MaskPoint, Member, Structure
 from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.precision import in_double
 from dit_compress.structure.record import Call
 from dit_compress.structure.tombstone import Tombstone
@@ -179,7 +179,7 @@ def test_the_weights_are_not_read_and_not_changed() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.fill_(float("nan"))
-    from dit_compress.structure import discover
+    from dit_compress.structure.observe import discover
 
     discover._STRUCTURES.found.clear()
     discover._BLOCKS.found.clear()

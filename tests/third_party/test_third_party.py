@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command import Done, finish, real, start
 
-from dit_compress.files import read_json
+from dit_compress.core.files import read_json
 
 HERE = Path(__file__).parent
 

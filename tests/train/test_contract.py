@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy import batch, words
 
-from dit_compress.flow import Flow
-from dit_compress.plugins import installed
+from dit_compress.model.flow import Flow
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.distillers import DistillerContract
 from dit_compress.testing.models import tiny_denoiser

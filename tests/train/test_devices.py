@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toy import batch, part, words
 
-from dit_compress.denoiser import Denoiser
-from dit_compress.flow import Flow
-from dit_compress.plugins import installed
+from dit_compress.core.randomness import Streams
+from dit_compress.model.denoiser import Denoiser
+from dit_compress.model.flow import Flow
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.search import SearchProblem
+from dit_compress.search.problem import SearchProblem
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.objective import Batch, Phase, Role
-from dit_compress.train.streams import Streams
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions

@@ -11,18 +11,18 @@ import torch
 from test_loop import context_in
 from toy import words
 
-from dit_compress.encode import Samples
-from dit_compress.errors import UserError
-from dit_compress.flow import Flow
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.core.randomness import generator
+from dit_compress.data.encode import Samples
+from dit_compress.model.flow import Flow
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.train import measures
 from dit_compress.train.distill import is_trained
 from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
-from dit_compress.train.looks import Looks, Sampler, Validator
 from dit_compress.train.loop import fit
 from dit_compress.train.parallel import World
-from dit_compress.train.streams import generator
+from dit_compress.train.validation import Looks, Sampler, Validator
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
 
 # ------------------------------------------------------------------ measures, by hand
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_loop import Noisy, context_in, killer, options, samples
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.train.checkpoint import write_state
 from dit_compress.train.history import History
 from dit_compress.train.loop import fit

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_compress.context import Context, Stopped
-from dit_compress.encode import Samples
-from dit_compress.errors import UserError
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.data.encode import Samples
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.step.context import Context, Stopped
 from dit_compress.train import checkpoint
 from dit_compress.train.loop import fit, learning_rate
 from dit_compress.train.objective import Phase, Role

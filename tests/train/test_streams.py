@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dit_compress.encode import Samples
+from dit_compress.core.randomness import Streams, epoch_order, generator
+from dit_compress.data.encode import Samples
 from dit_compress.train.loop import draw_batch
-from dit_compress.train.streams import Streams, epoch_order, generator
 
 
 def test_the_key_is_what_the_player_repeats() -> None:

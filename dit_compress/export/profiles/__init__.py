@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 from dit_compress.export.types import Profile
-from dit_compress.files import read_json
 from dit_compress.hooks import File
 
 FOLDER = Path(__file__).parent

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.clips import Clip, Split, split_of
-from dit_compress.errors import UserError
-from dit_compress.files import read_json, write_json
-from dit_compress.shards import INDEX, Column, Shards
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json, write_json
+from dit_compress.data.clips import Clip, Split, split_of
+from dit_compress.data.shards import INDEX, Column, Shards
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

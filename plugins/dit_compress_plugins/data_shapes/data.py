@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.clips import Clip, Split, read_folder, split_of, write_captions
-from dit_compress.video import write_video
+from dit_compress.data.clips import Clip, Split, read_folder, split_of, write_captions
+from dit_compress.data.video import write_video
 from dit_compress_plugins.data_shapes.render import render
 from dit_compress_plugins.data_shapes.world import Scene, draw_scene
 

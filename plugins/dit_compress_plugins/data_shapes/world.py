@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress.clips import split_of
-from dit_compress.train.streams import generator
+from dit_compress.core.randomness import generator
+from dit_compress.data.clips import split_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dit_compress.clips import Split
+    from dit_compress.data.clips import Split
 
 BACKGROUNDS = {"black": (16, 16, 16), "grey": (108, 108, 108), "white": (240, 240, 240)}
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 80, 220), "yellow": (240, 200, 40)}

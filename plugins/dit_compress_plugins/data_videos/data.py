@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.clips import Clip, Split, find_broken, read_folder, split_of
+from dit_compress.data.clips import Clip, Split, find_broken, read_folder, split_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

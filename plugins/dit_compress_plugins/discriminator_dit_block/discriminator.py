@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from dit_compress.structure.compact import truncated
-from dit_compress.train.judges import frozen_depth
+from dit_compress.train.discriminators import frozen_depth
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress_plugins.discriminator_dit_block import DitBlockOptions
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dit_compress.train.judges import grid_judge, groups_of
+from dit_compress.train.discriminators import grid_judge, groups_of
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
     from dit_compress_plugins.discriminator_light_resblock3d import LightResBlock3DOptions
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit_compress.train.judges import grid_judge, groups_of
+from dit_compress.train.discriminators import grid_judge, groups_of
 
 if TYPE_CHECKING:
-    from dit_compress.denoiser import Denoiser
+    from dit_compress.model.denoiser import Denoiser
     from dit_compress_plugins.discriminator_resblock2d_temporal import ResBlock2DTemporalOptions
 
 HEAD_WIDTH = 8

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dit_compress import flow
-from dit_compress.errors import UserError
-from dit_compress.flow import Flow
-from dit_compress.plugins import installed
+from dit_compress.core.errors import UserError
+from dit_compress.model import flow
+from dit_compress.model.flow import Flow
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.train.distill import distill
 from dit_compress.train.losses import (
@@ -34,11 +34,11 @@ from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs, teacher
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Cond, Denoiser
-    from dit_compress.encode import Captions
+    from dit_compress.data.encode import Captions
     from dit_compress.hooks import Part
-    from dit_compress.spec import Spec
+    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_adversarial import AdversarialOptions
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_compress.train.streams import Streams, generator
+from dit_compress.core.randomness import Streams, generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.context import Context
-    from dit_compress.denoiser import Cond, Denoiser
-    from dit_compress.encode import Captions
+    from dit_compress.data.encode import Captions
+    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_adversarial import AdversarialOptions
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dit_compress import flow
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
+from dit_compress.model import flow
 from dit_compress.train.distill import block_pairs, distill, last_of_groups
 from dit_compress.train.losses import cosine_distance, flow_loss
 from dit_compress.train.objective import Phase, Role
@@ -16,11 +16,11 @@ from dit_compress.train.objective import Phase, Role
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.encode import Captions
-    from dit_compress.flow import Flow
-    from dit_compress.spec import Spec
+    from dit_compress.data.encode import Captions
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_affine import AffineOptions
 

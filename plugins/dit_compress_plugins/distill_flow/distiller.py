@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dit_compress import flow
-from dit_compress.flow import Flow
+from dit_compress.model import flow
+from dit_compress.model.flow import Flow
 from dit_compress.train.distill import distill, text_lr
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
@@ -14,10 +14,10 @@ from dit_compress.train.objective import Phase, Role
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.encode import Captions
-    from dit_compress.spec import Spec
+    from dit_compress.data.encode import Captions
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_flow import FlowOptions
 

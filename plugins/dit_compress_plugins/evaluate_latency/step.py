@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_compress.context import Result
-from dit_compress.encode import Captions
+from dit_compress.data.encode import Captions
 from dit_compress.measure.latency import interleaved, latency
+from dit_compress.step.context import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from dit_compress.bundle import Bundle
-    from dit_compress.context import Context
-    from dit_compress.spec import Spec
+    from dit_compress.model.bundle import Bundle
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_latency import LatencyOptions
 
 

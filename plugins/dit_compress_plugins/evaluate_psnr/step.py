@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dit_compress.clips import distinct
-from dit_compress.context import Result
-from dit_compress.encode import to_pixels, to_video
-from dit_compress.gallery import Gallery
+from dit_compress.data.clips import distinct
+from dit_compress.data.encode import to_pixels, to_video
+from dit_compress.data.gallery import Gallery
+from dit_compress.step.context import Result
 from dit_compress_plugins.evaluate_psnr.psnr import PEAK_UINT8, psnr_per_clip, summarise
 
 if TYPE_CHECKING:
-    from dit_compress.context import Context
-    from dit_compress.spec import Spec
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_psnr import PsnrOptions
 
 

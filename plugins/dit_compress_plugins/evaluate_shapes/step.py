@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dit_compress.clips import distinct
-from dit_compress.context import Result
-from dit_compress.encode import to_pixels, to_video
-from dit_compress.errors import UserError
-from dit_compress.gallery import Gallery
-from dit_compress.sampling import Generator
+from dit_compress.core.errors import UserError
+from dit_compress.data.clips import distinct
+from dit_compress.data.encode import to_pixels, to_video
+from dit_compress.data.gallery import Gallery
+from dit_compress.step.context import Result
+from dit_compress.step.sampling import Generator
 from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, score, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from dit_compress.clips import Clip
-    from dit_compress.context import Context
-    from dit_compress.spec import Spec
+    from dit_compress.data.clips import Clip
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_shapes import ShapesEvaluationOptions
 
 

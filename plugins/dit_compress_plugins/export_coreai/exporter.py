@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
 from dit_compress.export.base import ExportStep, need_whole, size_of
 from dit_compress.export.types import Artifact, Diagnostic
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from dit_compress.export.compare import Arithmetic
     from dit_compress.export.types import Component, Fidelity, Profile
-    from dit_compress.verify import Arithmetic
 
 KIND = "aimodel"
 MAX_RANK = 8

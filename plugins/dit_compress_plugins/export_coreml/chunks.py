@@ -12,8 +12,8 @@ import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from dit_compress.errors import UserError, root_cause
-from dit_compress.progress import quiet
+from dit_compress.core.errors import UserError, root_cause
+from dit_compress.core.progress import quiet
 from dit_compress_plugins.export_coreml.package import fix_bytes
 
 if TYPE_CHECKING:

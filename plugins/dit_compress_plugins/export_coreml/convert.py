@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
+from dit_compress.core.progress import quiet
 from dit_compress.export.tracing import trace
-from dit_compress.progress import quiet
 
 if TYPE_CHECKING:
     from torch.fx import Node

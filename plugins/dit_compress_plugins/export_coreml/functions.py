@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
+from dit_compress.core.progress import quiet
 from dit_compress.export.sizes import MAIN, OWN, by_size, shapes_of
-from dit_compress.progress import quiet
 from dit_compress_plugins.export_coreml.package import fix_bytes
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.files import disk_errors
+from dit_compress.core.files import disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path

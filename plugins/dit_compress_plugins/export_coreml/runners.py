@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from dit_compress.export.compare import Arithmetic
     from dit_compress.export.types import Artifact, Fidelity
-    from dit_compress.verify import Arithmetic
 
 
 def parts_of(artifact: Artifact) -> list[Path]:
@@ -45,7 +45,7 @@ class MilRunner:
     fidelity: Fidelity = "interpreter"
 
     def __init__(self, artifact: Artifact) -> None:
-        from dit_compress.progress import quiet
+        from dit_compress.core.progress import quiet
         from dit_compress_plugins.export_coreml.mil import load_functions
 
         self.artifact = artifact

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.context import Result
-from dit_compress.errors import UserError
-from dit_compress.files import write_json
-from dit_compress.pruning.load_pruned import PRUNING, load
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import write_json
+from dit_compress.step.context import Result
+from dit_compress.structure.files.load_pruned import PRUNING, load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dit_compress.context import Context
-    from dit_compress.spec import Spec
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context
     from dit_compress_plugins.export_diffusers import DiffusersOptions
 
 

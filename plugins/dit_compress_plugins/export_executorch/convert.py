@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
+from dit_compress.core.progress import quiet
 from dit_compress.export.half import in_precision
 from dit_compress.export.tracing import module_path, once, operator_name, operators, trace
 from dit_compress.export.types import Diagnostic
-from dit_compress.progress import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

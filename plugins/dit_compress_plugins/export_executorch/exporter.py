@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
+from dit_compress.core.files import disk_errors
 from dit_compress.export.base import ExportStep, need_whole, size_of
 from dit_compress.export.types import Artifact, Diagnostic
-from dit_compress.files import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from dit_compress.export.compare import Arithmetic
     from dit_compress.export.types import Component, Fidelity, Profile
-    from dit_compress.verify import Arithmetic
 
 KIND = "pte"
 

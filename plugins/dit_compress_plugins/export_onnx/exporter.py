@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
 from dit_compress.export.base import ExportStep
 from dit_compress.export.types import Artifact, Diagnostic
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from dit_compress.export.compare import Arithmetic
     from dit_compress.export.types import Component, Fidelity, Profile
-    from dit_compress.verify import Arithmetic
 
 KIND = "onnx"
 ATTENTION_RANK = 4
@@ -28,8 +28,8 @@ class ONNXExport(ExportStep):
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What would break in ONNX. Needs no weights: the component may lie on the meta device."""
+        from dit_compress.export.rewrite.graph import ATTENTION
         from dit_compress.export.tracing import inspected, module_path, operator_name
-        from dit_compress.rewrite.graph import ATTENTION
         from dit_compress_plugins.export_onnx.convert import untranslated
 
         what, mend = "ONNX has attention of rank 4 only", "Add an axis of heads"

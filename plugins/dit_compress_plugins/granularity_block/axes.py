@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dit_compress.structure.compact import block_axis
 
 if TYPE_CHECKING:
-    from dit_compress.structure.axes import Axis, Structure
+    from dit_compress.structure.facts import Axis, Structure
     from dit_compress_plugins.granularity_block import BlockOptions
 
 

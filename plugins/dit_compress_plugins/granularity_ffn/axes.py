@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dit_compress.structure.axes import Axis, FeedForward, Structure
+    from dit_compress.structure.facts import Axis, FeedForward, Structure
     from dit_compress_plugins.granularity_ffn import FfnOptions
 
 

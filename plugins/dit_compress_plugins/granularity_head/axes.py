@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dit_compress.structure.axes import Attention, Axis, Structure
+    from dit_compress.structure.facts import Attention, Axis, Structure
     from dit_compress_plugins.granularity_head import HeadOptions
 
 

@@ -14,8 +14,8 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
-from dit_compress.files import read_json
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 from dit_compress_plugins.latent_diffusers_vae.facts import (
     FLAGS,
     class_named,

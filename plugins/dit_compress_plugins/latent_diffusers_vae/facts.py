@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 
-from dit_compress.errors import UserError
-from dit_compress.files import read_json
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

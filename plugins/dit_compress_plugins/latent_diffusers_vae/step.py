@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import init_empty_weights
 
-from dit_compress.errors import UserError
-from dit_compress.files import read_json
-from dit_compress.spec import ComponentSpec
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
+from dit_compress.model.spec import ComponentSpec
 from dit_compress_plugins.latent_diffusers_vae.codec import SETTINGS, DiffusersCodec, describe
 from dit_compress_plugins.latent_diffusers_vae.facts import empty, folder_of
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dit_compress.context import Context, Result
-    from dit_compress.spec import Spec
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
     from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions
 
 PLUGIN = "diffusers_vae"

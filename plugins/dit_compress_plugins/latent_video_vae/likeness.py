@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress.train.losses import cosine_distance
 
 if TYPE_CHECKING:

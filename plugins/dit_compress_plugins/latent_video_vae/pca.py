@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_compress.train.streams import generator
+from dit_compress.core.randomness import generator
 
 if TYPE_CHECKING:
     from torch import Tensor

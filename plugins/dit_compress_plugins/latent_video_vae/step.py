@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from dit_compress.errors import UserError
-from dit_compress.spec import ComponentSpec
+from dit_compress.core.errors import UserError
+from dit_compress.model.spec import ComponentSpec
 from dit_compress.train.loop import fit
 from dit_compress_plugins.latent_video_vae.likeness import Likeness
 from dit_compress_plugins.latent_video_vae.objective import (
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.context import Context, Result
-    from dit_compress.encode import Samples
-    from dit_compress.spec import Spec
+    from dit_compress.data.encode import Samples
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
     from dit_compress_plugins.latent_video_vae import VideoVAEOptions
 
 

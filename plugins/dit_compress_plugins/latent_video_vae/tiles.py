@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

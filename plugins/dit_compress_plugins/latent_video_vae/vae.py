@@ -13,7 +13,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress_plugins.latent_video_vae.blocks import Carried
 from dit_compress_plugins.latent_video_vae.coders import Decoder, Encoder
 from dit_compress_plugins.latent_video_vae.tiles import Place, Tiling, in_tiles

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.denoiser import Cond, Denoiser
-from dit_compress.flow import expand
-from dit_compress.licence import licence_of
+from dit_compress.model.denoiser import Cond, Denoiser
+from dit_compress.model.flow import expand
+from dit_compress.model.licence import licence_of
 from dit_compress_plugins.model_diffusers import load
 from dit_compress_plugins.model_diffusers.convention import Convention, channels_of, example_text, observe, patch_of
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.models.embeddings import Timesteps
 
-from dit_compress.errors import UserError
-from dit_compress.structure.weightless import run_weightless
+from dit_compress.core.errors import UserError
+from dit_compress.structure.observe.weightless import run_weightless
 from dit_compress_plugins.model_diffusers import LAYOUTS, LTX_ROPE_SCALE
 from dit_compress_plugins.model_diffusers.layouts import folds_frames
 from dit_compress_plugins.model_diffusers.signature import TEXT_WIDTHS, Call, arguments, parameters, text_width, unknown

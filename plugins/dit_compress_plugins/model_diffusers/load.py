@@ -11,9 +11,9 @@ import diffusers
 import torch
 from torch import nn
 
-from dit_compress.errors import UserError
-from dit_compress.pruning import load_pruned
-from dit_compress.pruning.load_pruned import PRUNING
+from dit_compress.core.errors import UserError
+from dit_compress.structure.files import load_pruned
+from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress_plugins.model_diffusers.convention import Convention, observe
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_compress.flow import expand
+from dit_compress.model.flow import expand
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.denoiser import Cond, Denoiser
+from dit_compress.model.denoiser import Cond, Denoiser
 from dit_compress_plugins.model_video_dit.layers import rope
 from dit_compress_plugins.model_video_dit.model import VideoDiT, config_of
 

@@ -6,27 +6,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
-from dit_compress.files import read_json
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 from dit_compress.measure.quality import data_grid
 from dit_compress.measure.sensitivity import quality_curves
 from dit_compress.measure.table import measured_table, read_table
-from dit_compress.plugins import closest, installed
+from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.allocate import SLACK, Question, allocate, allocate_each, show
-from dit_compress.structure.budget import Price, flops_price, parameter_price
+from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, show
+from dit_compress.search.budget import Price, flops_price, parameter_price
+from dit_compress.search.curves import Curves, curves_from_report, default_curves
+from dit_compress.search.importance import magnitude, top
 from dit_compress.structure.copies import meta_copy
-from dit_compress.structure.curves import Curves, curves_from_report, default_curves
-from dit_compress.structure.importance import magnitude, top
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dit_compress.context import Context
-    from dit_compress.denoiser import Denoiser
     from dit_compress.hooks import Granularity
-    from dit_compress.spec import Spec
-    from dit_compress.structure.axes import Axis, Kept
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context
+    from dit_compress.structure.facts import Axis, Kept
     from dit_compress_plugins.prune_trilevel import Budget, TrilevelOptions
 
 SAMPLES = 64

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
-from dit_compress.files import write_json
-from dit_compress.measure import count_parameters
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import write_json
+from dit_compress.model.figures import count_parameters
+from dit_compress.search.problem import SearchProblem
 from dit_compress.structure.compact import compact
-from dit_compress.structure.search import SearchProblem
 from dit_compress_plugins.prune_trilevel.counts import check_met, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.spec import Spec
-    from dit_compress.structure.axes import Axis
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
+    from dit_compress.structure.facts import Axis
     from dit_compress_plugins.prune_trilevel import TrilevelOptions
     from dit_compress_plugins.prune_trilevel.counts import Counts
 

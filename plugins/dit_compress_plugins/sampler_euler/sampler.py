@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.flow import euler
+from dit_compress.model.flow import euler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from dit_compress.denoiser import Cond, Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress_plugins.sampler_euler import EulerOptions
 
 

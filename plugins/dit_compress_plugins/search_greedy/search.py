@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError
-from dit_compress.structure.parts import complete, parts_of
-from dit_compress.structure.search import SearchProblem, Selection, outside_removed_blocks
-from dit_compress.structure.trial import trial
+from dit_compress.core.errors import UserError
+from dit_compress.search.parts import complete, parts_of
+from dit_compress.search.problem import SearchProblem, Selection, outside_removed_blocks
+from dit_compress.search.trial import trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.context import Context
-    from dit_compress.structure.axes import Axis, Kept
-    from dit_compress.structure.parts import Parts
+    from dit_compress.search.parts import Parts
+    from dit_compress.step.context import Context
+    from dit_compress.structure.facts import Axis, Kept
     from dit_compress_plugins.search_greedy import GreedyOptions
 
 

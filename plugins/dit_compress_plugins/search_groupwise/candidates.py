@@ -9,8 +9,8 @@ from itertools import combinations, pairwise
 import torch
 from torch import Tensor
 
-from dit_compress.errors import UserError
-from dit_compress.structure.parts import cut as cut_parts
+from dit_compress.core.errors import UserError
+from dit_compress.search.parts import cut as cut_parts
 
 MAX_CANDIDATES = 256
 

@@ -11,7 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dit_compress.structure.axes import Stack
+    from dit_compress.structure.facts import Stack
     from dit_compress_plugins.search_groupwise import Lora
 
 

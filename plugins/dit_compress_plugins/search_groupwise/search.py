@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
-from dit_compress.plugins import closest
+from dit_compress.core.errors import UserError
+from dit_compress.plugin.registry import closest
+from dit_compress.search.importance import magnitude
+from dit_compress.search.parts import complete
+from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.structure.copies import shared_copy
-from dit_compress.structure.importance import magnitude
 from dit_compress.structure.masks import hard_masks, masked
-from dit_compress.structure.parts import complete
-from dit_compress.structure.search import SearchProblem, Selection
 from dit_compress.train.loop import fit
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.search_groupwise import GROUPS
@@ -37,8 +37,8 @@ from dit_compress_plugins.search_groupwise.lora import adapted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dit_compress.context import Context
-    from dit_compress.structure.axes import Axis
+    from dit_compress.step.context import Context
+    from dit_compress.structure.facts import Axis
     from dit_compress.train.objective import Batch, Objective
     from dit_compress_plugins.search_groupwise import GroupwiseOptions
 

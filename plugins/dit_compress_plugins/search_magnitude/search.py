@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.structure.importance import magnitude, top
-from dit_compress.structure.search import SearchProblem, Selection
+from dit_compress.search.importance import magnitude, top
+from dit_compress.search.problem import SearchProblem, Selection
 
 if TYPE_CHECKING:
-    from dit_compress.context import Context
+    from dit_compress.step.context import Context
     from dit_compress_plugins.search_magnitude import MagnitudeOptions
 
 

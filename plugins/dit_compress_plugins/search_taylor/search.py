@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.structure.importance import top
-from dit_compress.structure.search import SearchProblem, Selection
-from dit_compress.structure.trial import trial
+from dit_compress.search.importance import top
+from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.trial import trial
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.context import Context
+    from dit_compress.step.context import Context
     from dit_compress_plugins.search_taylor import TaylorOptions
 
 

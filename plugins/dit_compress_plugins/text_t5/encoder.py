@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.errors import UserError
-from dit_compress.files import read_json, sha256_content
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json, sha256_content
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from dit_compress.files import write_json
+from dit_compress.core.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress_plugins.export_coreml.mil.registry import ints, number, operator
 
 

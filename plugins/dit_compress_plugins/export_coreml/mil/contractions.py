@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress_plugins.export_coreml.mil.registry import flag, ints, number, operator
 
 CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}

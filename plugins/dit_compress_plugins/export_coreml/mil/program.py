@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
 from dit_compress_plugins.export_coreml.mil import (
     activations,  # noqa: F401 - registers its operators
     compressed,  # noqa: F401 - registers its operators
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dit_compress.verify import Arithmetic
+    from dit_compress.export.compare import Arithmetic
 
 HALF = "fp16"
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_compress.errors import UserError
+from dit_compress.core.errors import UserError
 from dit_compress_plugins.export_coreml.mil.registry import flag, ints, number, operator
 
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "replicate"}

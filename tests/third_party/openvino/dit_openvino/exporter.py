@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.errors import UserError, root_cause
+from dit_compress.core.errors import UserError, root_cause
 from dit_compress.export import Artifact, ExportStep
 
 if TYPE_CHECKING:

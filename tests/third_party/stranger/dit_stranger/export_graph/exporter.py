@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dit_compress.context import Context, Result
     from dit_compress.export import Component, Diagnostic
-    from dit_compress.spec import Spec
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
     from dit_stranger.export_graph import GraphOptions
 
 KIND = "graph"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_compress.structure.axes import Axis, Follow, MaskPoint, Member
+from dit_compress.structure.facts import Axis, Follow, MaskPoint, Member
 
 if TYPE_CHECKING:
-    from dit_compress.structure.axes import FeedForward, Structure
+    from dit_compress.structure.facts import FeedForward, Structure
     from dit_stranger.granularity_ffn_pair import PairOptions
 
 

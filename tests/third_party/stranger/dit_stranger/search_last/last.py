@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.structure.search import SearchProblem, Selection
+from dit_compress.search.problem import SearchProblem, Selection
 
 if TYPE_CHECKING:
-    from dit_compress.context import Context
+    from dit_compress.step.context import Context
     from dit_stranger.search_last import LastOptions
 
 

@@ -11,9 +11,9 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.context import Context, Result
-    from dit_compress.denoiser import Denoiser
-    from dit_compress.spec import Spec
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context, Result
     from dit_stranger.transform_gate import GateOptions
 
 NAME, REVISION = "gate", 1

@@ -1,0 +1,148 @@
+"""``dit-compress prune``: a folder, a bundle or a LoRA, without a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dit_compress.core.errors import UserError
+
+Size = Annotated[str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9 or 915_000_000.")]
+Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13.")]
+Seconds = Annotated[float | None, typer.Option(min=1e-9, help="Seconds of one call that may stay.")]
+Table = Annotated[Path | None, typer.Option(help="Seconds per piece, a JSON file; measured here if absent.")]
+Machine = Annotated[str | None, typer.Option(help="The machine that the table is for; this one if absent.")]
+Cells = Annotated[
+    tuple[int, int, int] | None, typer.Option(help="Latent cells T H W of that call; a bundle's own if absent.")
+]
+Levels = Annotated[str | None, typer.Option(metavar="LEVEL,…", help="What a budget may cut; block,head,ffn if absent.")]
+Counts = Annotated[str | None, typer.Option(metavar="LEVEL=N,…", help="Units to remove, such as block=8,head=12.")]
+Shares = Annotated[str | None, typer.Option(metavar="LEVEL=X,…", help="Shares that stay, such as ffn=0.75.")]
+
+
+def prune(
+    path: Annotated[Path, typer.Argument(help="A diffusers folder, a bundle, a run; with --plan also a LoRA.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; must not exist yet.")] = None,
+    params: Size = None,
+    flops: Work = None,
+    latency: Seconds = None,
+    table: Table = None,
+    machine: Machine = None,
+    size: Cells = None,
+    levels: Levels = None,
+    remove: Counts = None,
+    keep: Shares = None,
+    search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = "magnitude",
+    plan: Annotated[
+        Path | None, typer.Option(help="Repeat the plan of a pruned folder (or its pruning.json) instead of a search.")
+    ] = None,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would stay; read and write no weights.")
+    ] = False,
+    seed: int = 0,
+    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin.")] = None,
+) -> None:
+    """Prune a model to a budget or to counts, without a recipe."""
+    from dit_compress.plugin.registry import use
+    from dit_compress.pruning.prune import planned
+
+    use(plugin or ())
+    if not path.exists():
+        raise UserError("there is no such path", where=str(path))
+    if out is None and not dry_run:
+        raise UserError("nothing says where to write", mend="Give --out, or --dry-run")
+    if plan is not None:
+        _by_plan(plan, path, out, asked=bool(params or flops or latency or remove or keep or dry_run))
+    else:
+        what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
+        what |= {"latency": _latency(latency, table, machine), "levels": levels.split(",") if levels else None}
+        what |= {"remove": _counts("--remove", remove, int), "keep": _counts("--keep", keep, float), "search": search}
+        if dry_run:
+            before, after = planned(path, **what)
+            log = after.need_denoiser().log[len(before.need_denoiser().log) :]
+            _print_plan(log, after.build_denoiser().module)
+        else:
+            _print_plan(*_pruned(path, what, out, seed))
+    if not dry_run:
+        typer.echo(out)
+
+
+def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tuple[Any, Any]:
+    """The last transform-log entry of the pruned model, and the model."""
+    from dit_compress.pruning.folder import read_log
+    from dit_compress.pruning.prune import prune as prune_model
+
+    assert out is not None
+    module = prune_model(path, **what, out=out, seed=seed)
+    return read_log(out)[-1:], module
+
+
+def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
+    from dit_compress.pruning.folder import edits_of, read_plan
+    from dit_compress.pruning.prune import free, prune_by_plan
+    from dit_compress.structure.files.lora import prune_lora
+
+    if asked or out is None:
+        raise UserError("a plan says already what stays", mend="Give --plan and --out alone")
+    if path.is_file() or (path / "adapter_config.json").is_file():
+        record = read_plan(plan)
+        prune_lora(path, free(out) or out, edits_of(record), record["base"])
+    else:
+        prune_by_plan(plan, path, out)
+
+
+def _number(option: str, text: str | None) -> float | None:
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        value = 0.0
+    if value is not None and not 1 <= value < float("inf"):
+        what = option.removeprefix("--").replace("params", "parameters").replace("flops", "FLOPs")
+        raise UserError(f"{option} takes a number of {what}, got {text!r}", mend="Write 1e9 or 915_000_000")
+    return value
+
+
+def _latency(seconds: float | None, table: Path | None, machine: str | None) -> dict[str, Any] | None:
+    """A latency budget as the step's options say it."""
+    if seconds is None:
+        if table or machine:
+            raise UserError("--table and --machine go with --latency", mend="Give --latency SECONDS")
+        return None
+    return {"seconds": seconds, "table": None if table is None else str(table), "machine": machine}
+
+
+def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dict[str, Any]:
+    """``block=8,head=12`` → ``{"block": 8, "head": 12}``."""
+    found = {}
+    for item in (text or "").split(",") if text else ():
+        level, _, value = item.partition("=")
+        try:
+            found[level.strip()] = kind(value)
+        except ValueError as error:
+            example = "block=8,head=12" if kind is int else "ffn=0.75"
+            raise UserError(
+                f"{option} takes LEVEL={'N' if kind is int else 'X'}, got {item!r}", mend=f"Write {example}"
+            ) from error
+    return found
+
+
+def _print_plan(log: Any, module: Any) -> None:
+    """One line per level, then the size."""
+    from dit_compress.model.figures import count_parameters
+    from dit_compress.structure.edits import from_ranges
+
+    counts: dict[str, list[tuple[int, int]]] = {}
+    for entry in log:
+        for name, record in entry["data"].get("kept", {}).items():
+            counts.setdefault(name.partition(":")[0], []).append((record["of"], len(from_ranges(record["units"]))))
+    for level, pairs in counts.items():
+        typer.echo(f"{level}: {_range(of for of, _ in pairs)} → {_range(stay for _, stay in pairs)}")
+    typer.echo(f"{count_parameters(module):,} parameters stay")
+
+
+def _range(values: Any) -> str:
+    listed = sorted(set(values))
+    return str(listed[0]) if len(listed) == 1 else f"{listed[0]}–{listed[-1]}"

@@ -1,0 +1,164 @@
+"""Files written whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_content(path: Path, within: Sequence[str] = ()) -> str:
+    """Hex digest of what is in a file or folder, whatever it is called.
+
+    within: of a folder that has any of these below it, only they count. Hidden files never do. A file that has not
+    changed since this process read it (size, times, inode) is not read again.
+    """
+    if not path.is_dir():
+        return _sha256_once(path)
+    roots = [path / name for name in within if (path / name).exists()] or [path]
+    found = {item for root in roots for item in ([root] if root.is_file() else root.rglob("*")) if item.is_file()}
+    names = {item.relative_to(path).as_posix(): item for item in found}
+    visible = {name: item for name, item in names.items() if not any(word[0] == "." for word in name.split("/"))}
+    return sha256_data({name: _sha256_once(item) for name, item in visible.items()})
+
+
+def _sha256_once(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_known(path.absolute(), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+
+
+@lru_cache(maxsize=4096)
+def _sha256_known(path: Path, stamp: tuple[int, ...]) -> str:  # noqa: ARG001 - the stamp is part of the cache's key
+    return sha256_file(path)
+
+
+def sha256_data(data: Any) -> str:
+    """Hex digest of JSON data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a file; UserError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid JSON: {error}", where=str(path)) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON into a file, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        _sync(partial)
+        partial.replace(path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full or read-only disk as one message."""
+    with full_disk(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise UserError(f"can't write: {error.strerror}", where=str(path)) from error
+            raise
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """A full disk as one message, whoever was writing."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors has an exception of its own, with the system's words in its text.
+        if getattr(error, "errno", None) not in _FULL and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        free = shutil.disk_usage(_existing(path)).free
+        raise UserError(
+            "no space left on the disk",
+            where=str(path),
+            mend=f"Free some space ({free / 2**20:.0f} MiB are left) and run the same command again",
+        ) from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it is written and synced.
+
+    An existing folder of that name is replaced at the end. On an error nothing is left behind.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with disk_errors(path):
+            partial.mkdir(parents=True)
+            yield partial
+            publish(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Sync a finished folder and give it its name, replacing an older one."""
+    for item in sorted(partial.rglob("*")):
+        if item.is_file():
+            _sync(item)
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(path)
+    _sync(path.parent)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """A copy of a folder made of hard links (plain copies where links can't be made)."""
+    for item in sorted(source.rglob("*")):
+        place = target / item.relative_to(source)
+        if item.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(item, place)
+        except OSError:
+            shutil.copy2(item, place)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

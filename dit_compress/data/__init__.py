@@ -1,0 +1,1 @@
+"""Clips, and what is encoded from them."""

@@ -1,0 +1,208 @@
+"""Captioned clips on disk: mp4 files beside one ``captions.jsonl``.
+
+A line of ``captions.jsonl`` is ``{"file": "0001.mp4", "caption": "a dog runs", "truth": {...}}``; ``truth``
+may be missing. Whatever is wrong with a folder is a ``UserError`` that names the file, and the line.
+
+Shapes: F frames of Y × X pixels, uint8, red green blue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from dit_compress.core.errors import UserError
+from dit_compress.data.video import check_video, read_video
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+CAPTIONS = "captions.jsonl"
+Split = Literal["train", "test"]
+_log = logging.getLogger(__name__)
+
+_NUM_NAMED = 10
+"""How many broken lines or files one error names."""
+_AT_A_TIME = 64
+"""Videos that are looked at before it is asked whether there is any use in going on."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One captioned video; its pixels are decoded when asked for.
+
+    path: the video file.
+    caption: what it shows.
+    truth: what is known of it beyond the caption, as JSON data.
+    frames, size, fps: what :meth:`pixels` gives; size is (Y, X), fps None keeps the file's own rate.
+    """
+
+    path: Path
+    caption: str
+    truth: Mapping[str, Any] | None = field(default=None, compare=False)
+    frames: int = 17
+    size: tuple[int, int] = (96, 96)
+    fps: float | None = None
+
+    def pixels(self) -> np.ndarray:
+        """Decode ``[F,Y,X,3]`` uint8; raises ``UserError`` naming the file where it can't."""
+        return read_video(self.path, self.frames, self.size, self.fps)
+
+    def record(self) -> dict[str, Any]:
+        """What is known of the clip, as JSON data."""
+        about = {"file": self.path.name, "caption": self.caption}
+        return about if self.truth is None else {**about, "truth": dict(self.truth)}
+
+    def identity(self) -> list[Any]:
+        """JSON that changes with the clip's pixels: the file's name, size and time, and what is taken of it."""
+        stat = self.path.stat()
+        return [self.path.name, stat.st_size, stat.st_mtime_ns, self.frames, list(self.size), self.fps]
+
+
+def split_of(caption: str, test_fraction: float) -> Split:
+    """The split a caption (or name) belongs to, by its hash: equal captions never part."""
+    share = int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") / 2**64
+    return "test" if share < test_fraction else "train"
+
+
+# ------------------------------------------------------------------ a folder
+
+
+def read_folder(
+    folder: Path, *, frames: int, size: tuple[int, int], fps: float | None = None, leave_out: Collection[Path] = ()
+) -> list[Clip]:
+    """The clips that a folder's ``captions.jsonl`` lists, in its order.
+
+    Args:
+        folder: mp4 files and ``captions.jsonl``.
+        frames, size, fps: what each clip's ``pixels`` gives.
+        leave_out: videos to pass over, as :func:`find_broken` gives them.
+
+    Raises:
+        UserError: no folder, no captions, a bad line (file and line), a caption without its video.
+    """
+    clips: list[Clip] = []
+    problems: list[UserError] = []
+    for where, record in _records(folder, problems):
+        path = folder / record["file"]
+        if path in leave_out:
+            continue
+        if not path.is_file():
+            problems.append(
+                UserError(
+                    f"a caption for '{record['file']}', which is not there",
+                    where=where,
+                    mend="Put the video there or delete the line",
+                )
+            )
+            continue
+        clips.append(Clip(path, record["caption"], record.get("truth"), frames, size, fps))
+    _raise_all(problems)
+    if not clips:
+        raise UserError("no clips", where=str(folder / CAPTIONS), mend="Add a line for each video")
+    return clips
+
+
+def find_broken(
+    paths: Sequence[Path], *, max_broken: int = 0, frames: int = 1, fps: float | None = None, workers: int = 1
+) -> dict[Path, str]:
+    """Open each video; path → what is wrong with it, logged as a warning.
+
+    Args:
+        paths: the videos.
+        max_broken: how many may be.
+        frames, fps: what each must have.
+        workers: threads that look.
+
+    Raises:
+        UserError: more than ``max_broken`` of them are broken or too short; names each, up to ten.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def look(path: Path) -> UserError | None:
+        try:
+            check_video(path, frames, fps)
+        except UserError as error:
+            return error
+        return None
+
+    broken: dict[Path, UserError] = {}
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in range(0, len(paths), _AT_A_TIME):
+            some = paths[start : start + _AT_A_TIME]
+            broken |= {path: error for path, error in zip(some, pool.map(look, some), strict=True) if error}
+            if len(broken) > max_broken + _NUM_NAMED:
+                break
+    problems = list(broken.values())
+    if len(problems) > max_broken:
+        _raise_all(problems)
+    for problem in problems:
+        _log.warning("left out: %s", problem)
+    return {path: str(error) for path, error in broken.items()}
+
+
+def write_captions(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``captions.jsonl``, one record a line, keys in order."""
+    lines = [json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records]
+    partial = folder / (CAPTIONS + ".partial")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(folder / CAPTIONS)
+
+
+def _records(folder: Path, problems: list[UserError]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, record) of each good line; the bad ones go to ``problems``."""
+    path = folder / CAPTIONS
+    if not folder.is_dir():
+        raise UserError("no such folder", where=str(folder), mend="Correct the path")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        seen = "an empty folder" if not any(folder.iterdir()) else f"a folder without {CAPTIONS}"
+        raise UserError(
+            seen, where=str(folder), mend=f'Write {CAPTIONS}, one {{"file": …, "caption": …}} a line'
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the captions can't be read ({error})", where=str(path), mend="Save them as UTF-8") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                yield where, _record(line, where)
+            except UserError as error:
+                problems.append(error)
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"not JSON ({error.msg}, column {error.colno})", where=where, mend="Write one JSON object a line"
+        ) from error
+    if not isinstance(record, dict):
+        raise UserError(f"JSON, but a {type(record).__name__}", where=where, mend="Write one JSON object a line")
+    for key in ("file", "caption"):
+        if not isinstance(record.get(key), str) or not record[key].strip():
+            raise UserError(f"no '{key}'", where=where, mend=f"Give '{key}' as text")
+    if not isinstance(record.get("truth", {}), dict):
+        raise UserError("'truth' is not an object", where=where, mend="Give an object or leave it out")
+    return record
+
+
+def _raise_all(problems: list[UserError]) -> None:
+    if len(problems) > _NUM_NAMED:
+        more = UserError(f"and {len(problems) - _NUM_NAMED} more like these")
+        raise UserError.join([*problems[:_NUM_NAMED], more])
+    if problems:
+        raise UserError.join(problems)
+
+
+def distinct(clips: Sequence[Clip]) -> list[Clip]:
+    """One clip per caption, in order."""
+    return list({clip.caption: clip for clip in reversed(clips)}.values())[::-1]

@@ -1,0 +1,176 @@
+"""Encode samples once into shards (``dit_compress.data.shards``), on one process or many; goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import disk_errors, read_json, sha256_data, sha256_file
+from dit_compress.data.shards import INDEX, SAMPLES, SCHEMA, Shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+SHARD_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What is to be encoded into a folder.
+
+    folder: where the shards go.
+    made_by: digests of what encodes them; JSON.
+    samples: one JSON record per sample, for ``samples.jsonl``.
+    identities: JSON per sample that changes with its content.
+    encode: (first, last) → tensors by name, rows ``last - first``; called for consecutive batches.
+    batch: samples per call of ``encode``; the same batches whatever is there already.
+    bytes_per_sample: of all tensors together; decides how many samples a shard holds.
+    """
+
+    folder: Path
+    made_by: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Any]]
+    identities: Sequence[Any]
+    encode: Callable[[int, int], Mapping[str, np.ndarray]]
+    batch: int
+    bytes_per_sample: int
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """First and last sample of every shard; whole batches to a shard."""
+        size = max(1, SHARD_BYTES // max(1, self.bytes_per_sample) // self.batch) * self.batch
+        total = len(self.samples)
+        return [(first, min(first + size, total)) for first in range(0, total, size)]
+
+    def path(self, first: int, last: int) -> Path:
+        """The file of one shard."""
+        key = sha256_data([dict(self.made_by), list(self.identities[first:last]), self.batch])
+        return self.folder / f"{key[:32]}.safetensors"
+
+
+def write_shards(writing: Writing, advance: Callable[[], Any], *, rank: int = 0, world: int = 1) -> bool:
+    """Encode what is missing; every ``world``-th shard, beginning with ``rank``. Returns whether all are there now.
+
+    Whoever writes the last missing shard writes the index. Killed at any instant it goes on where it was, and the
+    files are those of an uninterrupted run, byte for byte.
+
+    Raises:
+        UserError: a value that is not finite, with its sample.
+    """
+    with disk_errors(writing.folder):
+        writing.folder.mkdir(parents=True, exist_ok=True)
+    for number, (first, last) in enumerate(writing.ranges()):
+        if number % world == rank:
+            path = writing.path(first, last)
+            if not path.is_file() and not _take_over(path):
+                _write_shard(writing, path, first, last)
+            for _ in range(first, last):
+                advance()
+    paths = [writing.path(*each) for each in writing.ranges()]
+    if not all(path.is_file() for path in paths):
+        return False
+    index = _index(writing, paths)
+    if not (writing.folder / INDEX).is_file() or read_json(writing.folder / INDEX) != index:
+        lines = [json.dumps(dict(record), sort_keys=True, ensure_ascii=False) + "\n" for record in writing.samples]
+        for name, text in ((SAMPLES, "".join(lines)), (INDEX, json.dumps(index, indent=1) + "\n")):
+            with _whole_file(writing.folder / name) as partial:
+                partial.write_text(text, "utf-8")
+    return True
+
+
+def write_together(
+    writing: Writing, advance: Callable[[], Any], rank: int = 0, world: int = 1, wait_s: float = 1.0
+) -> Shards:
+    """Encode what is missing, each process of a training its share, and wait for the others'.
+
+    A process that dies is the launcher's to notice: it ends the ones that wait.
+    """
+    while not write_shards(writing, advance, rank=rank, world=world):
+        advance = _nothing
+        time.sleep(wait_s)
+    return Shards(writing.folder).need(writing.made_by)
+
+
+def _nothing() -> None:
+    """No progress to show."""
+
+
+def _take_over(path: Path) -> bool:
+    """Link the shard from a folder beside this one, where that holds it: the key says that it is the same."""
+    for twin in path.parent.parent.glob(f"*/{path.name}"):
+        try:
+            os.link(twin, path)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _write_shard(writing: Writing, path: Path, first: int, last: int) -> None:
+    from safetensors.numpy import save_file
+
+    parts = []
+    for start in range(first, last, writing.batch):
+        parts.append(writing.encode(start, min(start + writing.batch, last)))
+        for name, rows in parts[-1].items():
+            _need_finite(rows, name, writing, start)
+    tensors = {name: np.ascontiguousarray(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    with _whole_file(path) as partial:
+        save_file(tensors, partial)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file that appears when it is whole, under a name of its own until then: others may be writing it too."""
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:12]}.partial")
+    with disk_errors(path):
+        try:
+            yield partial
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _need_finite(rows: np.ndarray, name: str, writing: Writing, start: int) -> None:
+    for place, row in enumerate(rows):
+        if not np.isfinite(row).all():
+            sample = writing.samples[start + place]
+            raise UserError(
+                f"the {name} is not finite",
+                where=str(sample.get("file", sample.get("caption", start + place))),
+                mend="Take the sample out of the data; if all are like it, the encoder is damaged",
+            )
+
+
+def _index(writing: Writing, paths: Sequence[Path]) -> dict[str, Any]:
+    """What ``index.json`` says. Checksums that it says already are taken over: a shard's name is its content."""
+    path = writing.folder / INDEX
+    known = {entry["file"]: entry for entry in read_json(path)["shards"]} if path.is_file() else {}
+    entries = []
+    for file, (first, last) in zip(paths, writing.ranges(), strict=True):
+        size = file.stat().st_size
+        old = known.get(file.name, {})
+        digest = old["sha256"] if old.get("bytes") == size else sha256_file(file)
+        entries.append({"file": file.name, "count": last - first, "bytes": size, "sha256": digest})
+    return {
+        "schema": SCHEMA,
+        "made_by": dict(writing.made_by),
+        "count": len(writing.samples),
+        "samples": sha256_data([dict(record) for record in writing.samples]),
+        "shards": entries,
+    }
+
+
+def count_bytes(shapes: Sequence[Sequence[int]], itemsize: int = 4) -> int:
+    """Bytes of one sample's tensors."""
+    return sum(itemsize * int(np.prod(list(shape))) for shape in shapes)

@@ -1,0 +1,98 @@
+"""What would break an export, before anything is trained: ``check`` over components without weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from dit_compress.core.errors import UserError
+from dit_compress.export.components import DitStep, dit_step, text_component, vae_decoder
+from dit_compress.export.one_of_each import shorten
+from dit_compress.export.package import check_components
+from dit_compress.export.phone import on_device
+from dit_compress.export.sizes import further
+from dit_compress.export.step import CAPTIONS
+from dit_compress.export.tracing import count_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dit_compress.export.types import Component, Diagnostic
+    from dit_compress.model.spec import Spec
+
+
+class Networks:
+    """The networks that a spec describes, as components without values; made and traced once for all exporters."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+
+    @cached_property
+    def short(self) -> list[Component]:
+        """With one block of each shape: traced in a fraction of the time."""
+        return components_ahead(self.spec, short=True)
+
+    @cached_property
+    def whole(self) -> list[Component]:
+        """With every block; what has no blocks is the same as in ``short``."""
+        (step,) = (each for each in components_ahead(self.spec) if isinstance(each.module, DitStep))
+        return [step if isinstance(each.module, DitStep) else each for each in self.short]
+
+
+def check_ahead(exporter: Any, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
+    """Warnings of the exporter's check over the networks that ``spec`` describes.
+
+    What it objects to is asked again of the whole networks: every place is named, and none for a block left out.
+
+    networks: those of ``spec``, where other exporters look at them too.
+
+    Raises:
+        UserError: the check found errors.
+    """
+    if not hasattr(exporter, "check"):
+        return []
+    found = _check(exporter, networks or Networks(spec))
+    for video in further(getattr(exporter, "sizes", ()), spec.video):
+        found += [each for each in _check(exporter, Networks(replace(spec, video=video))) if each not in found]
+    return found
+
+
+def _check(exporter: Any, networks: Networks) -> list[Diagnostic]:
+    try:
+        return check_components(exporter, networks.short, exporter.profile)
+    except UserError:
+        return check_components(exporter, networks.whole, exporter.profile)
+
+
+def components_ahead(spec: Spec, *, short: bool = False) -> list[Component]:
+    """The components of an export, of the right shapes and without values: fake tensors, as tracers make them.
+
+    short: the denoiser has one block of each shape; its size is that of the whole.
+    Not the meta device: what a network makes on the way (``like.new_tensor(...)``) is traced as on a CPU.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # torch.export itself has no other door
+
+    found: list[Component] = []
+    if spec.text is None:
+        raise UserError("the bundle has no text encoder", mend="Name a 'text' in the recipe")
+    encoder: Any = spec.text.build()
+    tokens = {name: encoder.tokenize([caption]) for name, caption in CAPTIONS.items()} if on_device(encoder) else None
+    denoiser, codec, size = spec.build_denoiser(), spec.codec(), spec.latent_size()
+    channels, num_weights = codec.channels, count_weights(denoiser.module)
+    if short:
+        shorten(denoiser)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in (denoiser.module, cast("nn.Module", codec), *([encoder] if tokens else [])):
+            module.to_empty(device="cpu")
+        if tokens:
+            typical: dict[str, Any] = {
+                name: mode.from_tensor(value.to(torch.int32)) for name, value in tokens["typical"].items()
+            }
+            found.append(text_component(encoder, typical, ("text", "text_mask")))
+        latent, _, cond = denoiser.example(1, size)
+        found.append(replace(dit_step(denoiser, latent, dict(cond)), num_weights=num_weights))
+        found.append(vae_decoder(cast("nn.Module", codec), torch.empty(1, channels, *size)))
+    return found

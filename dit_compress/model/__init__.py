@@ -1,0 +1,1 @@
+"""A model in the engine's words: denoiser, flow, bundle."""

@@ -1,0 +1,227 @@
+"""A model on disk: denoiser, VAE, text encoder, flow settings, lineage. Whole and immutable.
+
+bundle/
+  bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence
+  denoiser/          config.json + diffusion_pytorch_model.safetensors
+  latent/  text/     likewise, where the bundle has them
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dit_compress import SCHEMA, __version__
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import link_tree, read_json, sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.model.flow import Flow
+from dit_compress.model.spec import ComponentSpec, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from dit_compress.hooks import Codec
+    from dit_compress.model.denoiser import Denoiser
+
+COMPONENTS = {"denoiser": "model", "latent": "latent", "text": "text"}
+"""Component → the kind of the plugin that loads it."""
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_AGAIN = "Copy the bundle again"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle opened for reading. Components are loaded, and their checksums compared, when asked for."""
+
+    path: Path
+    data: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Read ``bundle.json`` and refuse what can't be right."""
+        folder = Path(path)
+        if not (folder / "bundle.json").is_file():
+            raise UserError("no bundle here (bundle.json is missing)", where=str(folder))
+        data = read_json(folder / "bundle.json")
+        where = str(folder / "bundle.json")
+        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+            raise UserError("not a bundle: 'schema' is missing", where=where)
+        if data["schema"] > SCHEMA:
+            raise UserError(
+                f"written with schema {data['schema']}; this toolkit ({__version__}) reads up to {SCHEMA}",
+                where=where,
+                mend="Upgrade dit-compress",
+            )
+        missing = [name for name in ("components", "flow", "lineage") if name not in data]
+        if missing or not isinstance(data["components"], dict):
+            raise UserError(f"not a whole bundle: {missing or 'components'} missing", where=where, mend=_AGAIN)
+        for name, component in data["components"].items():
+            _check_component(name, component, where)
+        return cls(folder, data)
+
+    @property
+    def spec(self) -> Spec:
+        """The bundle without weights."""
+        video = self.data.get("video")
+        return Spec(
+            video=tuple(video) if video else None,
+            denoiser=self._component("denoiser"),
+            latent=self._component("latent"),
+            text=self._component("text"),
+            flow=self.flow,
+        )
+
+    @property
+    def flow(self) -> Flow:
+        """Schedule and sampling settings."""
+        return Flow.from_data(self.data["flow"])
+
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """Every step the bundle came through, oldest first."""
+        return self.data["lineage"]
+
+    def digest(self, component: str | None = None) -> str:
+        """Digest of one component's files, or of all."""
+        files = {name: entry["files"] for name, entry in self.data["components"].items()}
+        return sha256_data(files if component is None else files[component])
+
+    def denoiser(self) -> Denoiser:
+        """The denoiser with its weights."""
+        component = self._need("denoiser")
+        return component.loader().denoiser(self._load("denoiser", component))
+
+    def codec(self) -> Codec:
+        """The VAE with its weights."""
+        return cast("Codec", self._load("latent", self._need("latent")))
+
+    def text(self) -> nn.Module:
+        """The caption encoder (see ``hooks.TextEncoder``)."""
+        return self._load("text", self._need("text"))
+
+    def _component(self, name: str) -> ComponentSpec | None:
+        entry = self.data["components"].get(name)
+        if entry is None:
+            return None
+        return ComponentSpec(COMPONENTS[name], entry["plugin"], entry["config"], tuple(entry["log"]))
+
+    def _need(self, name: str) -> ComponentSpec:
+        component = self._component(name)
+        if component is None:
+            raise UserError(f"the bundle has no component {name!r}", where=str(self.path))
+        return component
+
+    def _load(self, name: str, component: ComponentSpec) -> nn.Module:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = self.path / name
+        for file, record in self.data["components"][name]["files"].items():
+            verify_file(folder / file, record)
+        try:
+            state = load_file(folder / WEIGHTS)
+        except SafetensorError as error:
+            raise UserError(f"not a whole safetensors file: {error}", where=str(folder / WEIGHTS)) from error
+        module = component.build()
+        try:
+            module.load_state_dict(state, strict=True, assign=True)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()[:200]
+            raise UserError(
+                f"the weights do not fit the model {component.plugin!r}: {first}",
+                where=str(folder / WEIGHTS),
+                mend="Make the bundle again: the plugin's code has changed since",
+            ) from error
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        return module
+
+
+def _check_component(name: str, component: Mapping[str, Any], where: str) -> None:
+    """UserError where a component is none of ours, or names files that are not its own."""
+    if name not in COMPONENTS:
+        raise UserError(f"component {name!r} is none of {', '.join(COMPONENTS)}", where=where)
+    if not isinstance(component, dict) or not {"plugin", "config", "log", "files"} <= component.keys():
+        raise UserError(f"component {name!r} is not whole", where=where, mend=_AGAIN)
+    if not all(_PLAIN_NAME.fullmatch(file) for file in component["files"]):
+        raise UserError(f"component {name!r} names a file outside its folder", where=where)
+    if WEIGHTS not in component["files"]:
+        raise UserError(f"component {name!r} has no {WEIGHTS}", where=where, mend=_AGAIN)
+
+
+def verify_file(path: Path, record: Mapping[str, Any]) -> None:
+    """UserError where a file is missing, shorter, or not the one that was written."""
+    if not path.is_file():
+        raise UserError("the file is missing", where=str(path), mend=_AGAIN)
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        raise UserError(
+            f"truncated or changed: {size} bytes, {record['bytes']} were written",
+            where=str(path),
+            mend=_AGAIN,
+        )
+    if sha256_file(path) != record["sha256"]:
+        raise UserError("the checksum differs from the one written", where=str(path), mend=_AGAIN)
+
+
+def file_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file directly in a folder."""
+    return {item.name: {"bytes": item.stat().st_size, "sha256": sha256_file(item)} for item in sorted(folder.iterdir())}
+
+
+def write_bundle(
+    path: Path,
+    spec: Spec,
+    modules: Mapping[str, nn.Module],
+    *,
+    base: Bundle | None,
+    lineage: Sequence[dict[str, Any]],
+    licence: str | None = None,
+) -> Bundle:
+    """Write a bundle atomically: new components from ``modules``, the others linked from ``base``."""
+    components: dict[str, Any] = {}
+    with whole_folder(path) as folder:
+        for name in COMPONENTS:
+            component: ComponentSpec | None = getattr(spec, name)
+            if component is None:
+                continue
+            if name in modules:
+                save_component(folder / name, modules[name], component.config)
+            elif base is not None:
+                link_tree(base.path / name, folder / name)
+            else:
+                raise KeyError(f"component {name!r} has neither a module nor a base bundle")
+            components[name] = {
+                "plugin": component.plugin,
+                "config": component.config,
+                "log": list(component.log),
+                "files": file_records(folder / name),
+            }
+        write_json(
+            folder / "bundle.json",
+            {
+                "schema": SCHEMA,
+                "components": components,
+                "flow": spec.flow.as_data(),
+                "video": list(spec.video) if spec.video else None,
+                "lineage": list(lineage),
+                "licence": licence if licence is not None else (base.data.get("licence") if base else None),
+            },
+        )
+    return Bundle.open(path)
+
+
+def save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
+    """``config.json`` and safetensors, byte for byte the same for equal weights."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    state = {name: value.detach().cpu().contiguous() for name, value in sorted(module.state_dict().items())}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})

@@ -1,0 +1,204 @@
+"""The denoiser contract: ``velocity = denoiser(latent, sigma, cond)``, whatever DiT stands behind it.
+
+What a particular DiT wants (packed tokens, timesteps in 0…1000, RoPE tables, noise- or v-prediction)
+is the business of its adapter: a subclass of :class:`Denoiser` with four methods.
+
+Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D width, L text length.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dit_compress.structure.facts import Structure
+
+
+class Cond(Mapping[str, Tensor]):
+    """What a denoiser is told besides latent and sigma: named tensors with leading B.
+
+    ``null`` holds the same names with leading 1: what "no caption" looks like to the text encoder.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> None:
+        self.tensors, self.null = dict(tensors), dict(null)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def drop(self, where_B: Tensor) -> Cond:
+        """The same with the caption removed where ``where_B`` is true."""
+
+        def swap(name: str, value: Tensor) -> Tensor:
+            where = where_B.reshape(-1, *[1] * (value.ndim - 1)).to(value.device)
+            return torch.where(where, self.null[name].to(value), value)
+
+        return self._map(swap)
+
+    def cat(self, other: Cond) -> Cond:
+        """Both along the batch."""
+        return self._map(lambda name, value: torch.cat([value, other[name]]))
+
+    def take(self, index: Tensor | slice) -> Cond:
+        """Some of the batch."""
+        return self._map(lambda _, value: value[index])
+
+    def to(self, *args: Any, **kwargs: Any) -> Cond:
+        """Moved (and, for floating tensors, cast) like ``Tensor.to``."""
+        moved = self._map(lambda _, value: value.to(*args, **kwargs))
+        moved.null = {name: value.to(*args, **kwargs) for name, value in self.null.items()}
+        return moved
+
+    def detach(self) -> Cond:
+        """Cut off from the graph."""
+        cut = self._map(lambda _, value: value.detach())
+        cut.null = {name: value.detach() for name, value in self.null.items()}
+        return cut
+
+    def _map(self, change: Any) -> Cond:
+        return Cond({name: change(name, value) for name, value in self.tensors.items()}, self.null)
+
+
+class Denoiser(nn.Module):
+    """A DiT behind the engine's one convention. A model plugin subclasses it.
+
+    module: the DiT itself, as its own library would save it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._structure: Structure | None = None
+
+    # -- what an adapter writes
+
+    @abstractmethod
+    def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the module for one call of the denoiser."""
+
+    @abstractmethod
+    def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """The module's output as velocity ``[B,C,T,H,W]``, by exact change of variables."""
+
+    @abstractmethod
+    def example(
+        self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
+    ) -> tuple[Tensor, Tensor, Cond]:
+        """Random ``(latent, sigma, cond)`` of the right shapes, on the module's device and dtype."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Latent channels C."""
+
+    @property
+    @abstractmethod
+    def patch(self) -> tuple[int, int, int]:
+        """Latent cells per token along T, H, W."""
+
+    def rope_tables(self, size_THW: tuple[int, int, int]) -> dict[str, Tensor]:  # noqa: ARG002 - the contract
+        """What the module rotates queries and keys by, by name, for a latent of that size; empty where it tells none.
+
+        They are constants of an exported step; the package holds them as a file for engines written by hand.
+        """
+        return {}
+
+    # -- what the engine gives
+
+    def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
+        """Velocity at ``sigma`` (``[B]``, in [0, 1])."""
+        args, kwargs = self.call(latent_BCTHW, sigma_B, cond)
+        return self.velocity(self.module(*args, **kwargs), latent_BCTHW, sigma_B)
+
+    def structure(self) -> Structure:
+        """Stacks, attentions and feed-forwards of the module; found once, until it is edited."""
+        from dit_compress.structure.observe.discover import discover
+
+        if self._structure is None:
+            self._structure = discover(self)
+        return self._structure
+
+    def forget_structure(self) -> None:
+        """To be called after an edit of the module."""
+        self._structure = None
+
+    def features(
+        self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond, at: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Velocity, and the stream ``[B,S,D]`` after the blocks ``at`` (positions in the main stack)."""
+        with self.tapped(at) as taken:
+            output = self(latent_BCTHW, sigma_B, cond)
+        return output, taken
+
+    @contextmanager
+    def tapped(self, at: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the stream after the blocks ``at`` for as long as the context is open."""
+        taken: dict[int, Tensor] = {}
+        stack = self.structure().main
+
+        def keep(index: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                taken[index] = output[stack.output] if stack.output is not None else output
+
+            return hook
+
+        blocks: Any = self.module.get_submodule(stack.path)
+        handles = [blocks[index].register_forward_hook(keep(index)) for index in at]
+        try:
+            yield taken
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def leaf(self, at: int) -> Iterator[list[Tensor]]:
+        """Cut the graph after block ``at`` for as long as the context is open.
+
+        The stream there becomes a leaf that requires grad, one per call, in the list.
+        """
+        leaves: list[Tensor] = []
+        stack = self.structure().main
+
+        def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
+            stream = output[stack.output] if stack.output is not None else output
+            leaves.append(stream.detach().requires_grad_())
+            if stack.output is None:
+                return leaves[-1]
+            parts = list(output)
+            parts[stack.output] = leaves[-1]
+            return tuple(parts)
+
+        handle = self.module.get_submodule(stack.block(at)).register_forward_hook(cut)
+        try:
+            yield leaves
+        finally:
+            handle.remove()
+
+    @property
+    def example_size(self) -> tuple[int, int, int]:
+        """The smallest latent size (T, H, W) with more than one token along every axis."""
+        t, h, w = self.patch
+        return 2 * t, 2 * h, 2 * w
+
+    @torch.no_grad()
+    def stream_width(self) -> int:
+        """Width D of the main stream, seen on one example."""
+        _, taken = self.features(*self.example(1, self.example_size), at=[0])
+        return taken[0].shape[-1]
+
+    def tokens(self, size_THW: tuple[int, int, int]) -> int:
+        """Tokens S of a latent of this size."""
+        t, h, w = (size // patch for size, patch in zip(size_THW, self.patch, strict=True))
+        return t * h * w

@@ -1,0 +1,80 @@
+"""Measurement: parameters, FLOPs, memory, latency. Sizes come from the meta device, no weights are read."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError, root_cause
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.spec import Spec
+
+BYTES_BF16 = 2
+BYTES_FP32 = 4
+TRAIN_COPIES = 4
+"""fp32 training holds weights, gradients and AdamW's two moments."""
+
+
+class UncountableError(UserError):
+    """The FLOPs of a network that does not run without values."""
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of a module, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe(spec: Spec) -> dict[str, Any]:
+    """Figures of a bundle without its weights: parameters, tokens, FLOPs of one denoiser call, memory.
+
+    ``flops`` counts multiply and add as two, attention included, for one sample. ``memory_bytes`` is
+    what weights (bf16) and the largest activations of one call need; ``train_bytes`` what fp32 AdamW
+    holds per process. ``flops`` is missing for a network that looks at the values of its tensors.
+    """
+    figures: dict[str, Any] = {}
+    if spec.text is not None:
+        figures["text_params"] = count_parameters(spec.text.build())
+    if spec.latent is not None:
+        figures["latent_params"] = count_parameters(spec.latent.build())
+    if spec.denoiser is None:
+        return figures
+    denoiser = spec.build_denoiser()
+    figures["params"] = count_parameters(denoiser)
+    figures["train_bytes"] = figures["params"] * BYTES_FP32 * TRAIN_COPIES
+    structure = denoiser.to("meta").structure()
+    figures["blocks"] = structure.main.length
+    figures["heads"] = [attention.heads for attention in structure.attentions]
+    figures["ffn"] = [feed_forward.width for feed_forward in structure.feed_forwards]
+    if spec.latent is not None and spec.video is not None:
+        size = spec.latent_size()
+        figures["tokens"] = denoiser.tokens(size)
+        with suppress(UncountableError):
+            figures["flops"] = count_flops(denoiser, size)
+        widest = max([*figures["ffn"], *(attention.heads * attention.width for attention in structure.attentions)])
+        figures["memory_bytes"] = BYTES_BF16 * (figures["params"] + 4 * figures["tokens"] * widest)
+    return figures
+
+
+def count_flops(denoiser: Denoiser, size_THW: tuple[int, int, int], text_length: int = 32) -> int:
+    """FLOPs of one call for one sample, attention included, counted on the meta device.
+
+    Raises:
+        UncountableError: the network does not run there: it looks at the values of its tensors.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    denoiser = denoiser.to("meta")
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            denoiser(*denoiser.example(1, size_THW, text_length=text_length))
+    except RuntimeError as error:
+        raise UncountableError(
+            f"its FLOPs can't be counted without weights: {root_cause(error)}",
+            mend="Make control flow and shapes independent of values, or count parameters instead",
+        ) from error
+    return counter.get_total_flops()

@@ -1,0 +1,100 @@
+"""The one flow convention and the one schedule.
+
+``x_sigma = (1 - sigma)·x0 + sigma·noise`` (Eq. 1); velocity = ``noise - x0`` (Eq. 2); sigma in [0, 1].
+Nothing else in the toolkit knows another convention: model adapters convert.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from dit_compress.model.denoiser import Cond, Denoiser
+
+
+def expand(sigma_B: Tensor, like: Tensor) -> Tensor:
+    """Sigma ``[B]`` (or ``[B,T]``) shaped to multiply a latent ``[B,C,T,H,W]``."""
+    if sigma_B.ndim == 2:
+        return sigma_B[:, None, :, None, None].to(like.dtype)
+    return sigma_B.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+
+
+def interpolate(x0: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
+    """``(1 - sigma)·x0 + sigma·noise`` (Eq. 1)."""
+    sigma = expand(sigma_B, x0)
+    return (1 - sigma) * x0 + sigma * noise
+
+
+def velocity(x0: Tensor, noise: Tensor) -> Tensor:
+    """``noise - x0``, the target of Eq. 2."""
+    return noise - x0
+
+
+def predict_x0(x_sigma: Tensor, velocity: Tensor, sigma_B: Tensor) -> Tensor:
+    """The clean latent a velocity points to: ``x_sigma - sigma·v``."""
+    return x_sigma - expand(sigma_B, x_sigma) * velocity
+
+
+def jump(x_sigma: Tensor, velocity: Tensor, sigma_B: Tensor, to_B: Tensor) -> Tensor:
+    """One Euler step, ``x_t + (t' - t)·v`` (the generated sample of Eq. 7)."""
+    return x_sigma + expand(to_B - sigma_B, x_sigma) * velocity
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Flow settings of a bundle: one object for training and sampling.
+
+    shift: ``s·u / (1 + (s-1)·u)`` moves sigmas towards noise.
+    num_steps, guidance: how the bundle is meant to be sampled.
+    """
+
+    shift: float = 3.0
+    num_steps: int = 40
+    guidance: float = 4.0
+
+    def warp(self, u: Any) -> Any:
+        """Uniform position → sigma; a number or a tensor."""
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def sigmas(self, num_steps: int | None = None) -> tuple[float, ...]:
+        """``num_steps + 1`` decreasing sigmas from 1 to 0; the grid T1 … TN of Eq. 7 and a final 0."""
+        count = num_steps or self.num_steps
+        return tuple(self.warp(1 - i / count) for i in range(count + 1))
+
+    def as_data(self) -> dict[str, Any]:
+        """The settings as bundle.json holds them, the sigmas included."""
+        return {**asdict(self), "sigmas": list(self.sigmas())}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Flow:
+        """Settings read back from bundle.json."""
+        return cls(shift=data["shift"], num_steps=data["num_steps"], guidance=data["guidance"])
+
+
+def guided(denoiser: Denoiser, x: Tensor, sigma_B: Tensor, cond: Cond, guidance: float) -> Tensor:
+    """Velocity with classifier-free guidance as one doubled batch; plain at guidance 1."""
+    import torch
+
+    if guidance == 1.0:
+        return denoiser(x, sigma_B, cond)
+    everything = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+    both = denoiser(torch.cat([x, x]), torch.cat([sigma_B, sigma_B]), cond.cat(cond.drop(everything)))
+    with_text, without = both.chunk(2)
+    return without + guidance * (with_text - without)
+
+
+def euler(denoiser: Denoiser, noise: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0) -> Tensor:
+    """Euler sampler from noise at ``sigmas[0]`` to ``sigmas[-1]``; differentiable."""
+    import torch
+
+    x = noise
+    for now, then in itertools.pairwise(sigmas):
+        sigma_B = torch.full((x.shape[0],), now, dtype=x.dtype, device=x.device)
+        x = x + (then - now) * guided(denoiser, x, sigma_B, cond, guidance)
+    return x

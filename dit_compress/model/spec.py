@@ -1,0 +1,124 @@
+"""What a bundle will be, before its weights exist: the currency of ``plan``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from dit_compress.core.errors import UserError
+from dit_compress.hooks import load_object
+from dit_compress.model.flow import Flow
+from dit_compress.plugin.registry import installed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dit_compress.hooks import Codec
+    from dit_compress.model.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One component: the plugin that loads it, its config, and its transform log."""
+
+    kind: str
+    plugin: str
+    config: dict[str, Any]
+    log: tuple[dict[str, Any], ...] = ()
+
+    def loader(self) -> Any:
+        """The plugin's class, imported."""
+        return load_object(installed().get(self.kind, self.plugin).load)
+
+    def build(self) -> nn.Module:
+        """The module without weights (parameters on the meta device), the log replayed."""
+        from accelerate import init_empty_weights
+
+        from dit_compress.pruning.folder import remember_log, shapes_of
+
+        with init_empty_weights(include_buffers=False):
+            module = self.loader().from_config(self.config)
+            base = shapes_of(module) if self.log else {}
+            replay(module, self.log)
+        remember_log(module, base, self.log)
+        return module.eval()
+
+    def appended(self, entry: dict[str, Any]) -> ComponentSpec:
+        """The same with one more transform."""
+        return replace(self, log=(*self.log, entry))
+
+
+def replay(module: nn.Module, log: tuple[dict[str, Any], ...]) -> None:
+    """Repeat every transform of a log on a module without weights."""
+    from dit_compress.structure.apply import apply_edits
+    from dit_compress.structure.compact import LOG_NAME
+    from dit_compress.structure.edits import edits_from_data
+
+    for entry in log:
+        if entry["name"] == LOG_NAME:
+            apply_edits(module, edits_from_data(entry["data"]["edits"]))
+        else:
+            load_object(installed().get("transform", entry["name"]).load).replay(module, entry["data"])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A bundle without weights, and the video it is meant for.
+
+    video: frames, height, width in pixels. reads: notes a step leaves for ``plan`` to print.
+    """
+
+    video: tuple[int, int, int] | None = None
+    denoiser: ComponentSpec | None = None
+    latent: ComponentSpec | None = None
+    text: ComponentSpec | None = None
+    flow: Flow = field(default_factory=Flow)
+    notes: tuple[str, ...] = ()
+
+    def need_denoiser(self) -> ComponentSpec:
+        """The denoiser, or an error that says what is missing."""
+        if self.denoiser is None:
+            raise UserError("the bundle has no denoiser", mend="Name a 'model' in the recipe")
+        return self.denoiser
+
+    def need_latent(self) -> ComponentSpec:
+        """The codec, or an error that says what is missing."""
+        if self.latent is None:
+            raise UserError("the bundle has no VAE", mend="Put a 'latent' step before this one")
+        return self.latent
+
+    def build_denoiser(self) -> Denoiser:
+        """The denoiser on the meta device."""
+        component = self.need_denoiser()
+        return component.loader().denoiser(component.build())
+
+    def codec(self) -> Codec:
+        """The VAE without weights."""
+        return cast("Codec", self.need_latent().build())
+
+    def latent_size(self) -> tuple[int, int, int]:
+        """Latent cells (T, H, W) of the video; UserError where the video does not fit the ratio."""
+        codec = self.codec()
+        if self.video is None:
+            raise UserError("the video size is unknown", mend="Name a 'data' source in the recipe")
+        return latent_size(self.video, codec.ratio, getattr(codec, "frame_rule", None))
+
+
+def latent_size(
+    video: tuple[int, int, int], ratio: tuple[int, int, int], rule: tuple[int, int] | None = None
+) -> tuple[int, int, int]:
+    """Cells (T, H, W) of ``video`` (frames, height, width): ``1 + (F-lead)/t``, ``Y/h``, ``X/w``.
+
+    ``rule`` is (lead, step) of a codec that takes ``lead + step·k`` frames; (1, t) where it is None.
+    """
+    (frames, height, width), (t, h, w) = video, ratio
+    lead, step = rule or (1, t)
+    if frames < lead or (frames - lead) % step:
+        below = max(lead, frames - (frames - lead) % step)
+        raise UserError(f"{frames} frames are not {lead} + {step}·k", mend=f"Take {below} or {below + step} frames")
+    if height % h or width % w:
+        raise UserError(
+            f"{height}×{width} pixels can't be divided by the ratio {h}×{w}",
+            mend=f"Take {max(h, height // h * h)}×{max(w, width // w * w)}",
+        )
+    return 1 + (frames - lead) // t, height // h, width // w

@@ -1,0 +1,320 @@
+"""Finding plugins: the entry points of installed distributions, and local files. Imports no torch.
+
+A plugin that can't be used is data (:class:`Broken`): it is listed with its reason and its mend, it is an
+error only where a recipe names it, and it never hinders another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from dit_compress.core.errors import UserError
+from dit_compress.hooks import (
+    GROUP,
+    NOTED,
+    PART_KINDS,
+    PROJECT,
+    RESERVED,
+    STEP_KINDS,
+    KindHooks,
+    Options,
+    PartHooks,
+    Plugin,
+    StepHooks,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import ModuleType
+
+LOCAL = "local file"
+"""What stands for the distribution of a plugin given by ``--plugin``."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that can't be used. name: of its entry point, or ``<kind>_<name>`` once that is known."""
+
+    name: str
+    distribution: str
+    reason: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that may hold plugins: an entry point or a file, not imported yet."""
+
+    name: str
+    distribution: str
+    version: str
+    load: Callable[[], ModuleType]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plugin, with where it comes from."""
+
+    kind: str
+    plugin: Plugin
+    distribution: str
+    version: str
+    module: ModuleType = field(repr=False)
+
+    def source_digest(self) -> str:
+        """sha256 over the .py files of the plugin's package (or its one file), names included."""
+        return _digest(self.module)
+
+
+class Registry:
+    """The plugins of a process, and the broken ones: a typed face of pluggy."""
+
+    def __init__(self) -> None:
+        self.broken: list[Broken] = []
+        self.step_kinds: tuple[str, ...] = STEP_KINDS
+        self.part_kinds: tuple[str, ...] = PART_KINDS
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._manager = pluggy.PluginManager(PROJECT)
+        for hooks in (KindHooks, StepHooks, PartHooks):
+            self._manager.add_hookspecs(hooks)
+
+    @classmethod
+    def discover(cls, extra_files: Iterable[str | Path] = ()) -> Registry:
+        """The plugins of every installed distribution, and of some files."""
+        registry = cls()
+        registry.add([*_entry_points(), *(_local(Path(path)) for path in extra_files)])
+        return registry
+
+    def add(self, sources: Iterable[Source]) -> None:
+        """Import, then let new kinds in, then ask each module for its plugins; each on its own."""
+        loaded = [(source, module) for source in sources if (module := self._load(source)) is not None]
+        for source, module in loaded:
+            self._add_kinds(source, module)
+        for source, module in loaded:
+            self._add_plugins(source, module)
+
+    # -- what there is
+
+    def entries(self, kind: str | None = None) -> list[Entry]:
+        """Every plugin (of one kind), by kind and name."""
+        return [self._entries[key] for key in sorted(self._entries) if kind in (None, key[0])]
+
+    def entry(self, kind: str, name: str) -> Entry:
+        """One plugin with its origin; UserError where there is none of that name, or it is broken."""
+        if (kind, name) in self._entries:
+            return self._entries[kind, name]
+        for broken in self.broken:
+            if broken.name == f"{kind}_{name}":
+                raise UserError(
+                    f"the {kind} plugin {name!r} ({broken.distribution}) is broken: {broken.reason}", mend=broken.mend
+                )
+        known = [entry.plugin.name for entry in self.entries(kind)]
+        listing = f"Known: {', '.join(known)}" if known else "None is installed"
+        if guess := closest(name, known):
+            listing = f"Did you mean {guess!r}? {listing}"
+        if self.broken:
+            listing += f" (and broken: {', '.join(broken.name for broken in self.broken)})"
+        raise UserError(f"unknown {kind} plugin {name!r}", mend=listing)
+
+    def get(self, kind: str, name: str) -> Plugin:
+        """One plugin; UserError where there is none of that name, or it is broken."""
+        return self.entry(kind, name).plugin
+
+    def source_digest(self, kind: str, name: str) -> str:
+        """sha256 of a plugin's sources, for lineage."""
+        return self.entry(kind, name).source_digest()
+
+    @staticmethod
+    def require(plugin: Plugin) -> None:
+        """UserError with the pip line where something the plugin needs is not installed."""
+        missing = [name for name in plugin.requires if not _importable(name)]
+        if missing:
+            wanted = f"dit-compress[{plugin.extra}]" if plugin.extra else " ".join(missing)
+            raise UserError(
+                f"the plugin {plugin.name!r} needs {', '.join(missing)}, not installed here",
+                mend=f'Run: pip install "{wanted}"',
+            )
+
+    # -- taking plugins in
+
+    def _load(self, source: Source) -> ModuleType | None:
+        try:
+            module = source.load()
+            vars(module).update(vars(module).get(NOTED, {}))
+            if self._manager.is_registered(module):
+                raise ImportError(f"{module.__name__} is the module of another entry point")
+            self._manager.register(module, name=f"{source.distribution}:{source.name}")
+        except pluggy.PluginValidationError as error:
+            self._manager.unregister(name=f"{source.distribution}:{source.name}")
+            self._break(source, _line(error), "Give the hook no arguments")
+        except ModuleNotFoundError as error:
+            self._break(source, _line(error), f"Install {error.name!r}, or uninstall {source.distribution!r}")
+        # A stranger's module may fail in any way, sys.exit included, and must not stop the others.
+        except (Exception, SystemExit) as error:
+            self._break(source, f"{type(error).__name__}: {_line(error)}", f"Mend or uninstall {source.distribution!r}")
+        else:
+            if self._manager.get_hookcallers(module):
+                return module
+            self._break(source, "it implements no hook", "Mark a function named after its kind with @hookimpl")
+        return None
+
+    def _add_kinds(self, source: Source, module: ModuleType) -> None:
+        for hook in ("step_kinds", "part_kinds"):
+            for function in _functions(self._manager, module, hook):
+                try:
+                    specs = function()
+                    self._manager.add_hookspecs(specs)
+                # As in _load: a stranger's code.
+                except Exception as error:
+                    self._break(source, f"its {hook} fail: {_line(error)}", "Return a class of new, marked hookspecs")
+                else:
+                    kinds = [name for name in vars(specs) if not name.startswith("_")]
+                    setattr(self, hook, (*getattr(self, hook), *kinds))
+
+    def _add_plugins(self, source: Source, module: ModuleType) -> None:
+        kinds = {*self.step_kinds, *self.part_kinds}
+        for caller in self._manager.get_hookcallers(module) or []:
+            if caller.name in kinds:
+                for function in _functions(self._manager, module, caller.name):
+                    self._add_plugin(source, module, caller.name, function)
+            elif caller.spec is None:
+                guess = closest(caller.name, kinds)
+                mend = f"Did you mean {guess!r}?" if guess else f"The kinds are {', '.join(sorted(kinds))}"
+                self._break(source, f"there is no hook {caller.name!r}", mend)
+
+    def _add_plugin(self, source: Source, module: ModuleType, kind: str, function: Callable[[], Any]) -> None:
+        try:
+            plugin = function()
+        # As in _load: a stranger's code.
+        except Exception as error:
+            self._break(
+                source,
+                f"its hook {kind!r} fails with {type(error).__name__}: {_line(error)}",
+                f"Mend or uninstall {source.distribution!r}",
+            )
+            return
+        if fault := _fault(plugin):
+            self._break(source, f"its hook {kind!r} {fault}", "See dit_compress.hooks.Plugin")
+        elif plugin.name in RESERVED.get(kind, ()):
+            self._break(source, f"no {kind} plugin may be named {plugin.name!r}: the engine uses it", "Rename it")
+        elif (kind, plugin.name) in self._entries:
+            other = self._entries[kind, plugin.name]
+            self._break(
+                source,
+                f"{source.distribution!r} and {other.distribution!r} both bring a {kind} plugin "
+                f"{plugin.name!r}; the one of {other.distribution!r} is used",
+                "Uninstall or rename one",
+            )
+        else:
+            self._entries[kind, plugin.name] = Entry(kind, plugin, source.distribution, source.version, module)
+
+    def _break(self, source: Source, reason: str, mend: str) -> None:
+        self.broken.append(Broken(source.name, source.distribution, reason, mend))
+
+
+_CURRENT: list[Registry] = []
+
+
+def use(extra_files: Iterable[str | Path] = ()) -> Registry:
+    """Discover plugins, and make them those of this process (:func:`installed`)."""
+    _CURRENT[:] = [Registry.discover(extra_files)]
+    return _CURRENT[0]
+
+
+def installed() -> Registry:
+    """The registry of this process."""
+    return _CURRENT[0] if _CURRENT else use()
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant, if any."""
+    found = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _entry_points() -> list[Source]:
+    """One source per entry point: those of dit-compress first, so that nobody can displace them."""
+    found = []
+    for entry in metadata.entry_points(group=GROUP):
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+        found.append(Source(entry.name, name, version, entry.load))
+    return sorted(found, key=lambda source: (source.distribution != "dit-compress", source.distribution, source.name))
+
+
+def _local(path: Path) -> Source:
+    """A file given by ``--plugin``; its module goes by the file's stem, so ``load="my_dit:MyDiT"`` resolves."""
+    path = path.resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError("not a Python file", where=str(path), mend="Give --plugin the .py file of a local plugin")
+    return Source(path.stem, LOCAL, "", lambda: _import_file(path))
+
+
+def _import_file(path: Path) -> ModuleType:
+    known = sys.modules.get(path.stem)
+    is_local = known is not None and hasattr(known, "__dit_compress_local__")
+    if not is_local and (known is not None or _importable(path.stem)):
+        raise ImportError(f"a module named {path.stem!r} exists already; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} can't be imported")
+    module = importlib.util.module_from_spec(spec)
+    module.__dict__["__dit_compress_local__"] = True
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
+
+
+def _functions(manager: pluggy.PluginManager, module: ModuleType, hook: str) -> list[Callable[[], Any]]:
+    """The module's implementations of one hook."""
+    caller = getattr(manager.hook, hook)
+    return [found.function for found in caller.get_hookimpls() if found.plugin is module]
+
+
+def _fault(plugin: Any) -> str | None:
+    """What is wrong with what a hook returned."""
+    if not isinstance(plugin, Plugin):
+        return f"returns {type(plugin).__name__}, not a Plugin"
+    if not re.fullmatch(r"\w[\w-]*", plugin.name):
+        return f"names its plugin {plugin.name!r}: use letters, digits and _"
+    if not (isinstance(plugin.options, type) and issubclass(plugin.options, Options)):
+        return "has options that are no subclass of Options"
+    if "use" in plugin.options.model_fields:
+        return "has an option 'use', the word by which recipes name plugins"
+    if not re.fullmatch(r"[\w.]+:\w+", plugin.load):
+        return f"has load={plugin.load!r}, not 'package.module:Class'"
+    return None
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _digest(module: ModuleType) -> str:
+    path = Path(module.__file__ or "")
+    root = path.parent
+    digest = hashlib.sha256()
+    for item in sorted(root.rglob("*.py")) if path.name == "__init__.py" else [path]:
+        digest.update(f"{item.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(item.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

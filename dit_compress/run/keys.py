@@ -1,0 +1,153 @@
+"""A recipe as a graph of nodes, each with a key: equal keys mean equal results. Imports no torch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress import REVISION
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json, sha256_data
+from dit_compress.hooks import marked, slots_of
+from dit_compress.model.bundle import COMPONENTS, Bundle
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe.model import BASE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.hooks import Data, Part
+    from dit_compress.recipe.model import Recipe
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of a run. inputs: slot → the name of an earlier node, or a path to a bundle."""
+
+    name: str
+    kind: str
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    line: int = 0
+
+    @property
+    def part(self) -> Part:
+        """The step's own plugin and options."""
+        return self.parts["step"]
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether the data manifest belongs to the key."""
+        return self.kind != BASE and any(part.plugin.data for part in with_inner(self.part))
+
+    def describe(self, *, contents: bool = False) -> dict[str, Any]:
+        """Plugins, revisions and options, as lineage holds them; as the key does with ``contents`` of files."""
+        return {
+            name: {
+                "plugin": part.name,
+                "kind": part.kind,
+                "options": part.as_data(contents=contents),
+                "revisions": {f"{inner.kind}:{inner.name}": inner.plugin.revision for inner in with_inner(part)},
+            }
+            for name, part in self.parts.items()
+        }
+
+
+def with_inner(part: Part) -> list[Part]:
+    """A part and the parts inside its options (a prune's search, its granularities)."""
+    found = [part]
+    for name, slot in slots_of(type(part.options)).items():
+        value = getattr(part.options, name)
+        inner = list(value.values()) if slot.many and value else [value] if value is not None else []
+        for item in inner:
+            found += with_inner(item)
+    return found
+
+
+def nodes(recipe: Recipe) -> list[Node]:
+    """The recipe's steps in order, the implicit first one included."""
+    listed = []
+    if recipe.model is not None:
+        parts = {"model": recipe.model} | ({"text": recipe.text} if recipe.text else {})
+        listed.append(Node(BASE, BASE, parts))
+    listed += [
+        Node(step.name, step.kind, {"step": step.part}, dict(step.inputs), step.line or 0) for step in recipe.steps
+    ]
+    return listed
+
+
+def made_of(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> dict[str, Any]:
+    """Everything that decides a node's result, as JSON: of files that options name, what is in them.
+
+    A licence that the recipe states counts for exports alone: nothing is trained again for it.
+    """
+    stated = {"licence": recipe.licence} if node.kind == "export" and recipe.licence is not None else {}
+    return {
+        "engine": REVISION,
+        "kind": node.kind,
+        "parts": node.describe(contents=True),
+        "inputs": dict(input_keys),
+        "seed": recipe.seed,
+        "video": recipe.video,
+        "manifest": manifest if node.reads_data else None,
+        "sampler": recipe.sampler.as_data() if recipe.sampler else None,
+        **stated,
+    }
+
+
+def input_key(source: str, keys: Mapping[str, str]) -> str:
+    """The key of an input: an earlier node's, or the digest of a bundle at a path and of what it refers to."""
+    if source in keys:
+        return keys[source]
+    bundle = Bundle.open(resolve_bundle(source))
+    outside = _outside(bundle)
+    return sha256_data([bundle.digest(), outside]) if outside else bundle.digest()
+
+
+def _outside(bundle: Bundle) -> dict[str, str]:
+    """Digests of what components of a bundle read where it lies, as a T5 encoder does its folder.
+
+    A component's config names it under the options of its plugin that are marked as files. A plugin that is missing
+    is told by the step that loads it.
+    """
+    found: dict[str, str] = {}
+    for name in COMPONENTS:
+        component = getattr(bundle.spec, name)
+        if component is not None:
+            with suppress(UserError):
+                marks = marked(installed().get(component.kind, component.plugin).options)
+                values = {option: component.config.get(option) for option in marks}
+                found |= {f"{name}.{key}": marks[key].content(value) for key, value in values.items() if value}
+    return found
+
+
+def bundle_of(run: Path, source: str) -> Path:
+    """Where the bundle of an input stands: in an earlier node's folder, or at a path."""
+    folder = step_folder(run, source)
+    return folder / "bundle" if (folder / "step.json").is_file() else resolve_bundle(source)
+
+
+def resolve_bundle(source: str | Path) -> Path:
+    """A bundle folder, or the last bundle of a run folder."""
+    path = Path(source)
+    if (path / "bundle.json").is_file() or not (path / "run.json").is_file():
+        return path
+    given = [name for name in read_json(path / "run.json")["steps"] if (step_folder(path, name) / "bundle").is_dir()]
+    return step_folder(path, given[-1]) / "bundle" if given else path
+
+
+def step_folder(run: Path, name: str) -> Path:
+    """The folder of a finished step."""
+    return run / "steps" / name
+
+
+def manifest_digest(source: Data, folder: Path) -> str:
+    """Digest of what a data source holds now."""
+    return sha256_data([dict(record) for record in source.manifest(folder)])
+
+
+def data_folder(cache: Path, part: Part) -> Path:
+    """The content-addressed folder of a data part: another world, another folder."""
+    return cache / f"data-{sha256_data([part.as_data(), part.plugin.revision])[:16]}"

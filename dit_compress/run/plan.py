@@ -1,0 +1,151 @@
+"""``plan``: walk the recipe without weights; what each step makes of the model, and what is cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.run import keys as graph
+from dit_compress.train.options import check_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.export.check_early import Networks
+    from dit_compress.recipe.model import Recipe
+    from dit_compress.run.keys import Node
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step's row: the bundle it reads and the one it makes, in figures."""
+
+    node: Node
+    before: dict[str, Any]
+    after: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
+    """Every step's figures before and after. Raises one UserError that joins all steps' problems.
+
+    ``deep``: exporters say what would break on their targets, too. ``processes``: that will train together.
+    """
+    from dit_compress.model.figures import describe
+
+    specs: dict[str, Spec] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    rows: list[Planned] = []
+    errors: list[UserError] = []
+    networks: dict[str, Networks] = {}
+    for node in graph.nodes(recipe):
+        source = node.inputs.get("input", "")
+        try:
+            before = _input_spec(node, specs, recipe)
+            base = node.kind == graph.BASE
+            for part in () if base else node.part.together:
+                check_parts(part.options, processes)
+            after = base_spec(node.parts, recipe.video) if base else _planned(node, before or Spec(video=recipe.video))
+            figures[node.name] = (
+                figures[source]
+                if source in figures and before is not None and _alike(before, after)
+                else describe(after)
+            )
+            fresh = after.notes[len(before.notes) :] if before else ()
+            if deep and node.kind == "export":
+                fresh += _check_export(node, after, networks)
+            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
+            specs[node.name] = after
+        except UserError as error:
+            if not _consequence(node, specs, recipe):
+                errors.append(_located(error, recipe, node))
+    if errors:
+        raise UserError.join(errors)
+    return rows
+
+
+def _alike(before: Spec, after: Spec) -> bool:
+    """Whether a step leaves every shape as it was."""
+    return replace(before, flow=after.flow, notes=after.notes) == after
+
+
+def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> Spec:
+    """The implicit first bundle, without weights."""
+    from accelerate import init_empty_weights
+
+    from dit_compress.pruning.folder import log_of
+
+    specs: dict[str, ComponentSpec] = {}
+    for kind in parts:
+        maker = parts[kind].build()
+        with init_empty_weights():
+            module = maker.create()
+            specs[kind] = ComponentSpec(kind, parts[kind].name, maker.config_of(module), log_of(module))
+    return Spec(video=video, denoiser=specs.get("model"), text=specs.get("text"))
+
+
+def _planned(node: Node, before: Spec) -> Spec:
+    step = node.part.build()
+    for slot in getattr(step, "needs", ()):
+        if slot not in node.inputs:
+            raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
+    after = step.plan(before)
+    if after.latent is not None and after.denoiser is not None and not _alike(before, after):
+        _check_fit(after)
+    return after
+
+
+def _check_export(node: Node, spec: Spec, networks: dict[str, Networks]) -> tuple[str, ...]:
+    """What the exporter warns of; UserError where it would refuse a network.
+
+    networks: by input; exporters of one input look at the same ones.
+    """
+    from dit_compress.export.check_early import Networks, check_ahead
+
+    made = networks.setdefault(node.inputs.get("input", ""), Networks(spec))
+    return tuple(f"{found.path}: {found.message}" for found in check_ahead(node.part.build(), spec, made))
+
+
+def _check_fit(spec: Spec) -> None:
+    """UserError where the denoiser does not take what the VAE gives."""
+    denoiser, channels = spec.build_denoiser(), spec.codec().channels
+    if denoiser.channels != channels:
+        raise UserError(
+            f"the denoiser takes {denoiser.channels} latent channels, the VAE gives {channels}",
+            mend=f"Set 'channels: {channels}' in 'model', or 'channels: {denoiser.channels}' in the latent step",
+        )
+    size = spec.latent_size() if spec.video else denoiser.patch
+    if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
+        raise UserError(
+            f"latent {size} can't be divided by the denoiser's patch {denoiser.patch}", mend="Change the video size"
+        )
+
+
+def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:
+    source = node.inputs.get("input")
+    if source is None:
+        return None
+    if source in specs:
+        return specs[source]
+    spec = Bundle.open(graph.resolve_bundle(source)).spec
+    return replace(spec, video=recipe.video or spec.video)
+
+
+def _consequence(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> bool:
+    """Whether a step failed only because an earlier one did."""
+    source = node.inputs.get("input")
+    return source in {step.name for step in recipe.steps} and source not in specs
+
+
+def _located(error: UserError, recipe: Recipe, node: Node) -> UserError:
+    """The same problems with the recipe's file and the step's line."""
+    place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
+    inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
+    error.problems = [
+        (f"{place}: {where}" if where and inside else where or place, what, mend)
+        for where, what, mend in error.problems
+    ]
+    return error

@@ -1,0 +1,164 @@
+"""The process of one step: ``python -m dit_compress.run.worker FOLDER`` with a job.json in it."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress import REVISION
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import full_disk, publish, read_json, write_json
+from dit_compress.core.progress import hush
+from dit_compress.model.bundle import Bundle
+from dit_compress.plugin.registry import installed, use
+from dit_compress.recipe import load, make_part
+from dit_compress.run import keys as graph
+from dit_compress.run.torchrun import ABANDONED, STOPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dit_compress.recipe.model import Recipe
+    from dit_compress.run.keys import Node
+    from dit_compress.step.context import Context, Result
+    from dit_compress.train.parallel import World
+
+
+def main(folder: Path) -> int:
+    """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable, 76 another process ended."""
+    from dit_compress.step.context import Stopped
+    from dit_compress.train.parallel import Done, World
+
+    hush()
+    job = read_json(folder / "job.json")
+    world = World.join(job["group"]) if job.get("group") else World.alone()
+    try:
+        registry = use(job["plugin_files"])
+        recipe = load(Path(job["run"]) / "recipe.yaml", registry)
+        node = next(node for node in graph.nodes(recipe) if node.name == job["name"])
+        with _alone(Path(job["run"])) if not world.rank else nullcontext(), full_disk(folder):
+            started = time.perf_counter()
+            context = _context(job, recipe, node, folder, world)
+            result = run_base(context, node) if node.kind == graph.BASE else node.part.build().run(context)
+            # Here the first process is alone: a step that did not train had nothing for the others to do.
+            if not world.rank:
+                _finish(folder, job, node, context, result, time.perf_counter() - started)
+    except Stopped:
+        return STOPPED
+    except Done:
+        return 0
+    except UserError as error:
+        world.tell(str(error)) if world.size > 1 else sys.stderr.write(f"{error}\n")
+        return 2
+    except RuntimeError as error:
+        if not world.broke(error):
+            raise
+        return ABANDONED
+    return 0
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """A worker may outlive a killed run; no second one may write beside it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / ".worker.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError("a step of an earlier run is still at work here", where=str(run), mend="Wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, world: World) -> Context:
+    import torch
+
+    from dit_compress.step.context import Context
+
+    torch.set_num_threads(job["threads"])
+    run = Path(job["run"])
+    record = {
+        "step": node.name,
+        "kind": node.kind,
+        "parts": node.describe(),
+        "inputs": job["input_keys"],
+        "key": job["key"],
+        "sources": job["sources"],
+        "engine": REVISION,
+        "seed": recipe.seed,
+        "torch": torch.__version__,
+        "device": world.device_name() or platform.machine(),
+        "threads": job["threads"],
+    }
+    context = Context(
+        name=node.name,
+        seed=recipe.seed,
+        folder=folder,
+        cache=run / "cache",
+        bundles={slot: Bundle.open(graph.bundle_of(run, source)) for slot, source in node.inputs.items()},
+        names=dict(node.inputs),
+        parts=dict(recipe.shared),
+        record=record,
+        video=recipe.video,
+        manifest_digest=job["manifest"],
+        licence=recipe.licence,
+        trackers=recipe.trackers or (make_part("tracker", "jsonl", installed()),),
+        world=world,
+    )
+    context.catch_signals()
+    torch.manual_seed(recipe.seed)  # for the first weights of new modules; all else draws from the streams
+    return context
+
+
+def run_base(context: Context, node: Node) -> Result:
+    """The implicit first step: denoiser and text encoder as the recipe says, random weights from its seed."""
+    from dit_compress.model.spec import ComponentSpec, Spec
+    from dit_compress.pruning.folder import log_of
+
+    modules: dict[str, Any] = {}
+    specs: dict[str, ComponentSpec] = {}
+    for kind, part in node.parts.items():
+        maker = part.build()
+        modules[kind] = maker.create()
+        specs[kind] = ComponentSpec(kind, part.name, maker.config_of(modules[kind]), log_of(modules[kind]))
+        if kind == "model" and context.licence is None and hasattr(maker, "licence"):
+            context.licence = maker.licence()
+    named = {"denoiser" if kind == "model" else kind: module for kind, module in modules.items()}
+    return context.give(named, spec=Spec(video=context.video, denoiser=specs.get("model"), text=specs.get("text")))
+
+
+def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, result: Result, seconds: float) -> None:
+    from dit_compress.model.figures import describe
+
+    record = {
+        "key": job["key"],
+        "name": node.name,
+        "kind": node.kind,
+        "parts": node.describe(),
+        "inputs": dict(node.inputs),
+        "read": {slot: bundle.digest() for slot, bundle in context.bundles.items()},
+        "sources": job["sources"],
+        "metrics": result.metrics,
+        "files": result.files,
+        "model": describe(result.bundle.spec) if result.bundle else None,
+        "bundle": result.bundle.digest() if result.bundle else None,
+        "seconds": round(seconds, 2),
+        "notes": context.notes,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "threads": context.record["threads"],
+    }
+    write_json(folder / "step.json", record)
+    (folder / "job.json").unlink()
+    publish(folder, folder.with_name(folder.name.removesuffix(".partial")))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

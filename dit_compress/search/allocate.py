@@ -1,0 +1,246 @@
+"""From a budget to counts, exactly: the plan that minimises summed sensitivity within 1% below the budget.
+
+Equal widths: one count per level, the same share in every axis; for each number of blocks a multiple-choice
+knapsack over the other levels. Widths per block: one count per axis and a choice of blocks, in one programme.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dit_compress.core.errors import UserError
+from dit_compress.search.budget import gates, inside
+from dit_compress.search.knapsack import Knapsack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from dit_compress.search.budget import Price
+    from dit_compress.search.curves import Curves
+    from dit_compress.structure.facts import Axis, Kept
+
+SLACK = 0.99
+"""A plan for a budget uses at least this share of it."""
+MOST_WIDTHS = 64
+"""How many widths an axis chooses among where every block may have its own."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be met: the axes that may be cut, the multiple of kept counts per level, price, curves, budget."""
+
+    axes: Sequence[Axis]
+    steps: Mapping[str, int]
+    price: Price
+    curves: Curves
+    budget: float
+
+    def fits(self, price: float) -> bool:
+        """Within 1% from below."""
+        return SLACK * self.budget <= price <= self.budget
+
+
+# ------------------------------------------------------------------ equal widths
+
+
+def allocate(question: Question) -> dict[str, int]:
+    """Units of each axis that stay, the same share in every axis of a level.
+
+    UserError names the nearest budget that can be met.
+    """
+    best: tuple[float, dict[str, int]] | None = None
+    low, plans = SLACK * question.budget, list(equal_plans(question))
+    bounds = [plan.loss + plan.sack.bound(low, question.budget) for plan in plans]
+    for bound, plan in sorted(zip(bounds, plans, strict=True), key=lambda pair: pair[0]):
+        if bound >= (best[0] if best else np.inf):
+            break
+        chosen = plan.sack.solve(low, question.budget, plan.sack.losses)
+        if chosen is None:
+            continue
+        loss = plan.loss + float(plan.sack.losses @ chosen)
+        if best is None or loss < best[0]:
+            best = (loss, plan.keep(chosen))
+    if best is None:
+        raise out_of_reach(question, [plan.sack for plan in plans])
+    return best[1]
+
+
+@dataclass(frozen=True)
+class EqualPlan:
+    """The choices left once the number of blocks is set: ``entries`` are (level, counts of its axes)."""
+
+    sack: Knapsack
+    loss: float
+    blocks: Mapping[str, int]
+    entries: Sequence[Mapping[str, int]]
+
+    def keep(self, chosen: np.ndarray) -> dict[str, int]:
+        """Counts of every axis."""
+        counts = dict(self.blocks)
+        for place in np.flatnonzero(chosen).tolist():
+            counts |= self.entries[place]
+        return counts
+
+
+def equal_plans(question: Question) -> Iterator[EqualPlan]:
+    """One knapsack per number of blocks."""
+    axes, curves = question.axes, question.curves
+    stacks = gates(axes)
+    deepest = max((gate.units for gate in stacks.values()), default=1)
+    levels = {axis.level: [a for a in axes if a.level == axis.level] for axis in axes if not axis.blocks}
+    for left in range(1, deepest + 1) if stacks else [1]:
+        blocks = {gate.name: proportional(left, deepest, gate.units, 1) for gate in stacks.values()}
+        shares = {gate.name: blocks[gate.name] / gate.units for gate in stacks.values()}
+        rest = sum(sum(question.price.blocks[name]) * share for name, share in shares.items())
+        loss = curves.level("block")(1 - left / deepest) if stacks else 0.0
+        prices, losses, groups, entries = [], [], [], []
+        for group, (level, members) in enumerate(levels.items()):
+            widest = max(axis.units for axis in members)
+            for count in counts_of(widest, question.steps.get(level, 1)):
+                step = question.steps.get(level, 1)
+                entry = {axis.name: proportional(count, widest, axis.units, step) for axis in members}
+                prices.append(sum(_weight(question.price, stacks, shares, axis, entry[axis.name]) for axis in members))
+                losses.append(curves.level(level)(1 - count / widest))
+                groups.append(group)
+                entries.append(entry)
+        sack = Knapsack(
+            np.array(prices),
+            np.array(losses),
+            np.array(groups, dtype=int),
+            np.full(len(levels), -1),
+            question.price.fixed + rest,
+        )
+        yield EqualPlan(sack, loss, blocks, entries)
+
+
+def _weight(price: Price, stacks: Mapping[str, Axis], shares: Mapping[str, float], axis: Axis, count: int) -> float:
+    gate = stacks.get(axis.stack)
+    return price.units[axis.name] * count * (shares[gate.name] if gate else 1.0)
+
+
+def counts_of(units: int, step: int) -> list[int]:
+    """Counts that may stay: the multiples of ``step``, and all of them."""
+    return sorted({*range(step, units, step), units})
+
+
+def proportional(count: int, of: int, units: int, step: int) -> int:
+    """``count`` of ``of`` as the same share of ``units``: a multiple of ``step``, at least one of them."""
+    if units == of:
+        return count
+    if count == of:
+        return units
+    return min(units, max(step, count * units // of // step * step))
+
+
+# ------------------------------------------------------------------ widths of each block
+
+
+def allocate_each(question: Question) -> Kept:
+    """Blocks that stay, and for each of their axes as many units (the first ones: which, a search decides).
+
+    Optimal to 0.01%, over at most ``MOST_WIDTHS`` widths per axis. UserError where the curves are not by axis.
+    """
+    stacks, names = gates(question.axes), {axis.name for axis in question.axes if not axis.blocks}
+    lacking = sorted(names - question.curves.axes.keys()) + sorted(
+        gate.name for gate in stacks.values() if gate.name not in question.curves.blocks
+    )
+    if lacking:
+        raise UserError(
+            f"widths of each block need curves of each axis; there is none for {lacking[0]}",
+            mend="Measure them: dit-compress sensitivity --each",
+        )
+    sack, entries = _each(question, stacks)
+    chosen = sack.solve(SLACK * question.budget, question.budget, sack.losses, gap=1e-4)
+    if chosen is None:
+        raise out_of_reach(question, [sack])
+    kept: dict[str, list[int]] = {gate.name: [] for gate in stacks.values()}
+    widths: Kept = {}
+    for place in np.flatnonzero(chosen):
+        axis, count = entries[place]
+        if axis.blocks and count >= 0:
+            kept[axis.name].append(count)
+        elif not axis.blocks:
+            widths[axis.name] = tuple(range(count))
+    return {**{name: tuple(index) for name, index in kept.items()}, **widths}
+
+
+def _each(question: Question, stacks: Mapping[str, Axis]) -> tuple[Knapsack, list[tuple[Axis, int]]]:
+    """Entries: (gate, block that stays), and (axis, count). Losses of blocks count where they go."""
+    price, curves = question.price, question.curves
+    prices: list[float] = []
+    losses: list[float] = []
+    groups: list[int] = []
+    gate_of: list[int] = []
+    entries: list[tuple[Axis, int]] = []
+
+    def widths(axis: Axis, gate: int) -> None:
+        counts = counts_of(axis.units, question.steps.get(axis.level, 1))
+        for count in thinned(counts):
+            prices.append(price.units[axis.name] * count)
+            losses.append(curves.axes[axis.name](1 - count / axis.units))
+            groups.append(len(gate_of))
+            entries.append((axis, count))
+        gate_of.append(gate)
+
+    for gate in stacks.values():
+        for index in range(gate.units):
+            place = len(entries)
+            prices.append(price.blocks[gate.name][index])
+            losses.append(-max(0.0, curves.blocks[gate.name][index]))
+            entries.append((gate, index))
+            # A block is an entry of a group of its own with a twin that says "gone".
+            groups.append(len(gate_of))
+            gate_of.append(-1)
+            prices.append(0.0)
+            losses.append(0.0)
+            groups.append(groups[-1])
+            entries.append((gate, -1))
+            for axis in inside(question.axes, gate, index):
+                widths(axis, place)
+    for axis in question.axes:
+        if not axis.blocks and axis.stack not in stacks:
+            widths(axis, -1)
+    some = tuple(
+        tuple(place for place, (axis, index) in enumerate(entries) if axis is gate and index >= 0)
+        for gate in stacks.values()
+    )
+    sack = Knapsack(np.array(prices), np.array(losses), np.array(groups), np.array(gate_of), price.fixed, some)
+    return sack, entries
+
+
+def thinned(counts: Sequence[int]) -> list[int]:
+    """At most ``MOST_WIDTHS`` of them, evenly, the first and the last included."""
+    if len(counts) <= MOST_WIDTHS:
+        return list(counts)
+    return [counts[round(place * (len(counts) - 1) / (MOST_WIDTHS - 1))] for place in range(MOST_WIDTHS)]
+
+
+# ------------------------------------------------------------------ what can't be met
+
+
+def out_of_reach(question: Question, sacks: Sequence[Knapsack]) -> UserError:
+    """The error that names the nearest that can be met; the ends above and below are asked for exactly."""
+    reached: list[float] = []
+    for sack in sacks:
+        below = sack.solve(-np.inf, question.budget, -sack.prices)
+        above = sack.solve(question.budget, np.inf, sack.prices)
+        reached += [sack.base + float(sack.prices @ chosen) for chosen in (below, above) if chosen is not None]
+    least, unit = min(reached), question.price.unit
+    nearest = min(reached, key=lambda price: abs(price - question.budget))
+    why = f": what can't be removed weighs {show(least, '')}" if question.budget < SLACK * least else ""
+    return UserError(
+        f"no plan comes within 1% of {show(question.budget, unit)} from below{why}",
+        mend=f"The nearest that can be met is {show(nearest, '')}",
+    )
+
+
+def show(amount: float, unit: str) -> str:
+    """``1,000 parameters``, ``2.3801e+13 FLOPs``, ``0.12500 seconds``; rounded up, so that it can be asked for."""
+    if unit == "parameters" or (not unit and 100 <= amount < 1e12):
+        return f"{math.ceil(amount - 1e-6):,} {unit}".strip()
+    digit = 10.0 ** (math.floor(math.log10(max(amount, 1e-12))) - 4)
+    return f"{math.ceil(amount / digit - 1e-6) * digit:.5g} {unit}".strip()

@@ -1,0 +1,107 @@
+"""Sensitivity curves: what it costs, in loss, to remove a share of a level (Figure 3 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dit_compress.core.errors import UserError
+from dit_compress.search.budget import gates
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dit_compress.search.budget import Price
+    from dit_compress.structure.facts import Axis
+
+BALANCE = {"block": 8 / 28, "head": 12 / 32, "ffn": 0.25}
+"""The paper's shares removed per level."""
+OTHER = 0.25
+"""The share taken for levels the paper has not."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Loss over the share removed: linear between points, never falling, from (0, 0) on.
+
+    Beyond the last point it goes on as steeply as between the last two.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __call__(self, share: float) -> float:
+        """Loss added where that share is removed."""
+        shares, losses = np.array(sorted({(0.0, 0.0), *self.points})).T
+        losses = np.maximum.accumulate(losses)
+        if share > shares[-1] and len(shares) > 1:
+            slope = (losses[-1] - losses[-2]) / (shares[-1] - shares[-2])
+            return float(losses[-1] + slope * (share - shares[-1]))
+        return float(np.interp(share, shares, losses))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One curve per level; per axis where they were measured so, and per block what its absence costs.
+
+    needs_measuring: they stand in, at plan time, for curves that are measured later.
+    """
+
+    levels: Mapping[str, Curve]
+    axes: Mapping[str, Curve] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    needs_measuring: bool = False
+
+    def level(self, name: str) -> Curve:
+        """A level's curve; UserError where there is none."""
+        if name not in self.levels:
+            raise UserError(
+                f"the sensitivity curves say nothing about level {name!r}",
+                mend=f"They have {', '.join(self.levels) or 'no level'}; measure them again",
+            )
+        return self.levels[name]
+
+
+def default_curves(price: Price, axes: Sequence[Axis]) -> Curves:
+    """Curves where none were measured: ``weight · share² / r``, with the paper's shares r and a level's weight.
+
+    At equal slopes, which is where a sum under a budget is least, every level then gives up its share in
+    proportion to r: what was removed per unit of price hurts alike at the paper's own plan.
+    """
+    weights: dict[str, float] = {}
+    stacks = gates(axes)
+    for axis in axes:
+        if axis.blocks:
+            weight = sum(price.blocks[axis.name])
+            weight += sum(price.units[a.name] * a.units for a in axes if not a.blocks and stacks.get(a.stack) is axis)
+        else:
+            weight = price.units[axis.name] * axis.units
+        weights[axis.level] = weights.get(axis.level, 0.0) + weight
+    total = sum(weights.values()) or 1.0
+    grid = np.linspace(0, 1, 257)
+    return Curves(
+        {
+            level: Curve(tuple((float(x), float(weight / total * x * x / BALANCE.get(level, OTHER))) for x in grid))
+            for level, weight in weights.items()
+        }
+    )
+
+
+def curves_from_report(report: Mapping[str, Any], where: str = "") -> Curves:
+    """The curves in what ``dit-compress sensitivity`` wrote; UserError where it is none of that."""
+    try:
+        quality = report["quality"]
+        whole = report["whole"][quality]
+
+        def curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
+            return Curve(tuple((row["removed"] / row["of"], row[quality] - whole) for row in rows))
+
+        levels = {name: curve(rows) for name, rows in report["levels"].items()}
+        axes = {name: curve(rows) for name, rows in report.get("axes", {}).items()}
+        blocks = {name: tuple(loss - whole for loss in losses) for name, losses in report.get("blocks", {}).items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"no sensitivity report: {error} is missing", where=where, mend="Write one: dit-compress sensitivity"
+        ) from error
+    return Curves(levels, axes, blocks)

@@ -1,0 +1,56 @@
+"""Parts: what a search removes at once. One block or head; many feed-forward channels, alike in magnitude."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dit_compress.core.errors import UserError
+from dit_compress.search.importance import magnitude, top
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import nn
+
+    from dit_compress.search.problem import SearchProblem
+    from dit_compress.structure.facts import Axis
+
+Parts = tuple[tuple[int, ...], ...]
+"""Disjoint tuples of an axis' units, ascending inside."""
+
+
+def parts_of(problem: SearchProblem, axis: Axis) -> Parts:
+    """The parts of one axis: as many as its granularity allows, else its single units."""
+    count = min(problem.units.get(axis.level, axis.units), axis.units)
+    if count == axis.units:
+        return tuple((unit,) for unit in range(axis.units))
+    scores = magnitude(problem.denoiser.module, axis)
+    return cut(torch.argsort(scores, descending=True, stable=True).tolist(), count, axis.name)
+
+
+def cut(order: Sequence[int], count: int, name: str) -> Parts:
+    """Units in the given order, cut into ``count`` runs of equal length."""
+    if len(order) % count:
+        raise UserError(
+            f"{name}: {len(order)} units can't be cut into {count} equal parts",
+            mend=f"Choose a divisor of {len(order)}",
+        )
+    size = len(order) // count
+    return tuple(tuple(sorted(order[first : first + size])) for first in range(0, len(order), size))
+
+
+def complete(
+    module: nn.Module, axis: Axis, chosen: Iterable[Sequence[int]], keep: int, among: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Exactly ``keep`` units: those of the chosen parts; magnitude fills what is missing (from ``among``)."""
+    kept = {unit for part in chosen for unit in part}
+    missing = keep - len(kept)
+    if missing > 0:
+        scores = magnitude(module, axis)
+        scores[list(kept)] = -torch.inf
+        if among is not None:
+            scores[[unit for unit in range(axis.units) if unit not in set(among)]] = -torch.inf
+        kept |= set(top(scores, missing))
+    return tuple(sorted(kept))

@@ -1,0 +1,47 @@
+"""What a search is given and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.facts import Axis, Kept
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """Keep exactly ``keep[axis.name]`` units of every axis.
+
+    units: per level, into how many equal parts a learned search may cut an axis (FFN channels).
+    fixed: axes whose units are settled already (blocks, where a budget gave each its own widths): a search
+    measures with these and leaves them.
+    """
+
+    denoiser: Denoiser
+    axes: tuple[Axis, ...]
+    keep: Mapping[str, int]
+    units: Mapping[str, int] = field(default_factory=dict)
+    fixed: Kept = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The units that stay, and what the report shows of how they were found."""
+
+    kept: Kept
+    history: dict[str, Any] = field(default_factory=dict)
+
+
+def outside_removed_blocks(axes: Sequence[Axis], kept: Kept) -> list[Axis]:
+    """The axes that still matter under a plan: those inside a removed block compute nothing."""
+    gone = {
+        (axis.blocks.path, index)
+        for axis in axes
+        if axis.blocks and axis.name in kept
+        for index in set(range(axis.units)) - set(kept[axis.name])
+    }
+    return [axis for axis in axes if axis.blocks or (axis.stack, axis.block) not in gone]

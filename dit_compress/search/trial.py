@@ -1,0 +1,85 @@
+"""What a choice of units costs: a distiller's loss of the masked model, on batches that are drawn once.
+
+Equal batches, noise and noise levels for every choice make the losses comparable.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from dit_compress.structure.copies import shared_copy
+from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.train.loop import draw_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from dit_compress.hooks import Part
+    from dit_compress.search.problem import SearchProblem
+    from dit_compress.step.context import Context
+    from dit_compress.structure.facts import Kept
+    from dit_compress.train.objective import Batch, Objective
+    from dit_compress.train.options import ProbeOptions
+
+
+class Trial:
+    """The loss of a problem's module under masks, mean over batches. ``count``: losses measured so far."""
+
+    def __init__(self, objective: Objective, problem: SearchProblem, batches: Sequence[Batch]) -> None:
+        self.objective, self.module, self.batches = objective, problem.denoiser.module, tuple(batches)
+        self.axes, self.fixed = problem.axes, problem.fixed
+        self.count = 0
+        self._like = next(self.module.parameters())
+
+    @torch.no_grad()
+    def loss(self, kept: Kept) -> float:
+        """Mean loss with only ``kept`` (axes not named stay whole)."""
+        self.count += 1
+        plan = {**kept, **self.fixed}
+        shortened = {a.name: plan[a.name] for a in self.axes if a.name in plan and len(plan[a.name]) < a.units}
+        with masked(self.module, self.axes, hard_masks(self.axes, shortened, self._like)):
+            return sum(float(self._loss(batch)) for batch in self.batches) / len(self.batches)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Per axis ``[samples, units]``: the derivative of each sample's loss by each mask, where nothing is masked.
+
+        A loss is a mean over its batch, so each sample's derivative is the batch size times what autograd gives.
+        """
+        found: dict[str, list[Tensor]] = {axis.name: [] for axis in self.axes if axis.name not in self.fixed}
+        for batch in self.batches:
+            size = len(batch.sample)
+            free = [axis for axis in self.axes if axis.name not in self.fixed]
+            ones = {axis.name: torch.ones(size, axis.units).to(self._like).requires_grad_() for axis in free}
+            values = {**ones, **hard_masks(self.axes, self.fixed, self._like)}
+            with torch.enable_grad(), masked(self.module, self.axes, values):
+                slopes = torch.autograd.grad(self._loss(batch), list(ones.values()), allow_unused=True)
+            for (name, mask), slope in zip(ones.items(), slopes, strict=True):
+                found[name].append(torch.zeros_like(mask) if slope is None else slope * size)
+        return {name: torch.cat(rows).detach() for name, rows in found.items()}
+
+    def _loss(self, batch: Batch) -> Tensor:
+        return self.objective.loss(self.objective.phases[0], batch)["loss"]
+
+
+@contextmanager
+def trial(problem: SearchProblem, context: Context, objective: Part, options: ProbeOptions) -> Iterator[Trial]:
+    """A trial of the problem's denoiser; the whole model is the teacher of objectives that have one, by shared weights.
+
+    The denoiser is in evaluation mode inside; it is left frozen, its weights untouched.
+    """
+    student, text = problem.denoiser, context.text()
+    training = student.training
+    built = objective.build().objective(context, student, shared_copy(student), text)
+    for role in built.roles.values():
+        role.module.requires_grad_(requires_grad=False).eval()
+    samples = context.latents("train", text)
+    batches = [draw_batch(samples, options.batch, context.seed, step) for step in range(options.batches)]
+    try:
+        yield Trial(built, problem, batches)
+    finally:
+        student.train(training)

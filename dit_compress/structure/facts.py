@@ -1,0 +1,251 @@
+"""Facts about a DiT, and the axes of removable units that granularities name out of them.
+
+Facts are neutral (discovery states them); an :class:`Axis` is data: for each unit, the slices of the
+named tensors that belong to it, the places where a mask multiplies, and what must follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dit_compress.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# ------------------------------------------------------------------ slices and places
+
+
+class _ByValue:
+    """Equality of dataclasses that hold index arrays."""
+
+    def _key(self) -> tuple[Any, ...]:
+        return tuple(
+            (value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value for value in vars(self).values()
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, _ByValue) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+@dataclass(frozen=True, eq=False)
+class Member(_ByValue):
+    """Slices of one tensor: unit u owns ``indices[u]`` along ``dim``."""
+
+    tensor: str
+    dim: int
+    indices: np.ndarray = field(repr=False)
+
+    @classmethod
+    def equal(cls, tensor: str, dim: int, units: int, width: int = 1, start: int = 0) -> Member:
+        """``units`` neighbours of ``width`` entries each, from ``start``."""
+        return cls(tensor, dim, start + np.arange(units * width).reshape(units, width))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPoint(_ByValue):
+    """Where a mask multiplies: along ``dim`` of a module's input or output; unit u owns ``indices[u]``.
+
+    What no unit owns is left alone. With the side ``parameter``, ``module`` names a parameter: a weight that
+    no module of its own applies, whose slices are multiplied (masks shared by the batch only).
+    """
+
+    module: str
+    side: Literal["input", "output", "parameter"]
+    indices: np.ndarray = field(repr=False)
+    dim: int = -1
+
+
+@dataclass(frozen=True)
+class Follow:
+    """An integer attribute that follows: ``step`` less for every unit that goes (None: in proportion).
+
+    attribute: may be dotted (``processor.heads``).
+    """
+
+    module: str
+    attribute: str
+    step: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Gather(_ByValue):
+    """Tensors in a call argument of a module, taken along ``dim`` by the kept indices.
+
+    argument: a position or a keyword. Every tensor in it that has as many entries along ``dim`` as the units
+    own is taken: a table, or a tuple of them.
+    """
+
+    module: str
+    argument: int | str
+    indices: np.ndarray = field(repr=False)
+    dim: int = -1
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation over all heads at once: it sees every head, so its statistics must follow.
+
+    eps: its attribute that is added to the mean square.
+    """
+
+    path: str
+    eps: str = "eps"
+
+
+# ------------------------------------------------------------------ facts
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of blocks through which one or more streams run.
+
+    path: the list. stream: the argument of a block that carries the main stream (a position or a keyword).
+    output: where a block returns it (None: it is the whole output). deletable: a block taken out equals a
+    block skipped (else a tombstone keeps its place). returns: what a skipped block gives for each of its
+    outputs: ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; empty for the main stream alone.
+    removable: False where the model doesn't run without a block. borrowed: parts of blocks, relative to the
+    list, that the model calls on its own: a tombstone keeps them. writes: whether blocks write into their arguments.
+    """
+
+    path: str
+    length: int
+    stream: int | str
+    output: int | None
+    deletable: bool = True
+    returns: tuple[tuple[str, int | str], ...] = ()
+    removable: bool = True
+    borrowed: tuple[str, ...] = ()
+    writes: bool = False
+
+    def block(self, index: int) -> str:
+        """Module path of one block."""
+        return f"{self.path}.{index}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A list of exchangeable units inside one block, as observed.
+
+    members: what each unit owns. masks: where a mask makes a unit contribute nothing, anywhere. follows,
+    gathers, across: what must follow when units go. substitutes: modules that need a stand-in to have fewer.
+    """
+
+    path: str
+    stack: str
+    block: int
+    count: int
+    members: tuple[Member, ...] = field(default=(), repr=False)
+    masks: tuple[MaskPoint, ...] = field(default=(), repr=False)
+    follows: tuple[Follow, ...] = ()
+    gathers: tuple[Gather, ...] = ()
+    across: tuple[Norm, ...] = ()
+    substitutes: tuple[str, ...] = ()
+
+    def axis(self, level: str) -> Axis:
+        """The axis of these units."""
+        return Axis(
+            f"{level}:{self.path}",
+            level,
+            self.count,
+            self.stack,
+            self.block,
+            self.members,
+            self.masks,
+            self.follows,
+            self.gathers,
+            self.across,
+            substitutes=self.substitutes,
+        )
+
+
+@dataclass(frozen=True)
+class Attention(Part):
+    """Heads: a unit is one head, or a key-value head with its query heads, of all streams that share it.
+
+    width: entries of a unit in the output projection's input.
+    """
+
+    width: int = 1
+
+    @property
+    def heads(self) -> int:
+        """Units."""
+        return self.count
+
+
+@dataclass(frozen=True)
+class FeedForward(Part):
+    """Channels: a unit is one channel before the output projection, with its gate where there is one."""
+
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return self.count
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A part that can't be removed exactly, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Everything discovery found in a module."""
+
+    stacks: tuple[Stack, ...]
+    attentions: tuple[Attention, ...]
+    feed_forwards: tuple[FeedForward, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def main(self) -> Stack:
+        """The stack that carries the latent's tokens: the longest one, the last of equals.
+
+        Raises UserError where no stack was found.
+        """
+        if not self.stacks:
+            raise UserError("no list of blocks was found through which a stream runs")
+        return max(reversed(self.stacks), key=lambda stack: stack.length)
+
+
+# ------------------------------------------------------------------ axes
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named list of exchangeable units.
+
+    name: unique, ``<level>:<module path>``. blocks: set only on a block axis.
+    """
+
+    name: str
+    level: str
+    units: int
+    stack: str
+    block: int | None = None
+    members: tuple[Member, ...] = ()
+    masks: tuple[MaskPoint, ...] = ()
+    follows: tuple[Follow, ...] = ()
+    gathers: tuple[Gather, ...] = ()
+    across: tuple[Norm, ...] = ()
+    blocks: Stack | None = None
+    substitutes: tuple[str, ...] = ()
+
+
+Kept = dict[str, tuple[int, ...]]
+"""A pruning plan: axis name → the units that stay, ascending."""
+
+
+def everything(axes: Sequence[Axis]) -> Kept:
+    """The plan that removes nothing."""
+    return {axis.name: tuple(range(axis.units)) for axis in axes}

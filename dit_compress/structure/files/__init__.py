@@ -1,0 +1,1 @@
+"""The edit table on files: weights, LoRAs, pruned folders."""

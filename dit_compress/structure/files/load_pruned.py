@@ -1,0 +1,227 @@
+"""Load a pruned model of diffusers as its original class, cut to the shapes of its weights.
+
+    from load_pruned import load
+
+    pipeline = LTXPipeline.from_pretrained("LTX-Video", transformer=load("pruned"))
+
+A pruned folder has ``config.json`` (that of the whole model: its class can't express what was removed), safetensors,
+and ``pruning.json`` with the edits. This file lies beside them and needs torch, safetensors and diffusers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dit_compress.core.errors import UserError
+from dit_compress.structure.apply import apply_edits
+from dit_compress.structure.edits import edits_from_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PRUNING = "pruning.json"
+LOADER = "load_pruned.py"
+ATTRIBUTE = "dit_compress_pruning"
+"""Where a module keeps its record and the text of this file, so that ``save_pretrained`` can write both."""
+READS = 1
+"""The newest schema of ``pruning.json`` that is understood."""
+
+
+def load(
+    folder: str | Path,
+    *,
+    torch_dtype: torch.dtype | None = None,
+    cls: Any = None,
+    module: nn.Module | None = None,
+    verify: bool = True,
+) -> nn.Module:
+    """The model of a pruned folder, in evaluation mode; ``save_pretrained`` writes such a folder again.
+
+    torch_dtype: None keeps the dtype of the file. cls: the class, where it is none of diffusers'. module: a whole
+    model of a class that no config describes; it is cut, and its weights replaced. verify: compare checksums (sizes
+    are compared in any case). Raises UserError where the folder is not whole, or of another model.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    for name, written in record["files"].items():
+        _check(folder / name, written, verify=verify)
+    edits: list[Any] = []
+    for entry in record["log"]:
+        if entry["name"] != "prune":
+            raise UserError(f"the transform {entry['name']!r} needs its plugin", where=str(folder / PRUNING))
+        edits += edits_from_data(entry["data"]["edits"])
+    with _parameters_on_meta():
+        module = _made(folder, record, cls) if module is None else _given(module, record, folder)
+        apply_edits(module, edits)
+    _fill(module, [folder / name for name in record["files"]])
+    if torch_dtype is not None:
+        cast(module, torch_dtype)
+    loader = folder / LOADER
+    remember(module, record, loader.read_text("utf-8") if loader.is_file() else "")
+    return module.eval()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``pruning.json``, complete and of a schema that is understood."""
+    record, where = _json(folder / PRUNING), str(folder / PRUNING)
+    if not isinstance(record, dict) or not {"schema", "class", "config", "base", "log", "files"} <= record.keys():
+        raise UserError("not a whole record of a pruning", where=where)
+    if record["schema"] > READS:
+        raise UserError(
+            f"written with schema {record['schema']}, read up to {READS}", where=where, mend="Upgrade dit-compress"
+        )
+    return record
+
+
+def remember(module: nn.Module, record: dict[str, Any], loader: str) -> None:
+    """From now on the module knows how it was pruned, and its ``save_pretrained`` writes a pruned folder."""
+    setattr(module, ATTRIBUTE, {"record": record, "loader": loader})
+    if hasattr(type(module), "save_pretrained"):
+        setattr(module, "save_pretrained", MethodType(save, module))  # noqa: B010 - no attribute of nn.Module's
+
+
+def save(module: Any, save_directory: str | Path, **options: Any) -> None:
+    """What ``save_pretrained`` of the class writes, and what it takes to load that again."""
+    if not options.get("safe_serialization", True):
+        raise UserError("a pruned model is saved as safetensors", mend="Leave 'safe_serialization' out")
+    folder, held = Path(save_directory), getattr(module, ATTRIBUTE)
+    type(module).save_pretrained(module, folder, **options)
+    write_record(folder, held["record"], held["loader"])
+
+
+def write_record(folder: Path, record: dict[str, Any], loader: str) -> None:
+    """``pruning.json`` beside weights that are written, and the text of this file."""
+    files = {item.name: {"bytes": item.stat().st_size, "sha256": _sha256(item)} for item in weight_files(folder)}
+    (folder / PRUNING).write_text(json.dumps({**record, "files": files}, separators=(",", ":")) + "\n", "utf-8")
+    (folder / LOADER).write_text(loader, "utf-8")
+
+
+def class_name(module: nn.Module) -> str:
+    """How a record names a module's class: a model of diffusers by its name, any other by its full one."""
+    kind = type(module)
+    return kind.__name__ if hasattr(kind, "from_config") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a folder; the shards that an index names, where there is one."""
+    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    if index is None:
+        return sorted(folder.glob("*.safetensors"))
+    return [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Floating tensors to a dtype, except those that the class keeps in float32 (as ``from_pretrained`` does)."""
+    precise = set(getattr(type(module), "_keep_in_fp32_modules", None) or ())
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if precise & set(name.split(".")) else dtype)
+
+
+def _fill(module: nn.Module, files: list[Path]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except SafetensorError as error:
+            raise UserError(f"not a whole safetensors file: {error}", where=str(file)) from error
+    try:
+        module.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()[:200]
+        raise UserError(f"the weights do not fit the plan: {first}", where=str(files[0].parent)) from error
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside hold no weights, but real buffers: not every buffer is in the file."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        empty = None if parameter is None else nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        register(module, name, empty)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
+    """The whole model of ``config.json``."""
+    if "." in record["class"]:
+        raise UserError(
+            f"{record['class']!r} is no class of diffusers", where=str(folder), mend="Give a whole one as 'module'"
+        )
+    config = _json(folder / "config.json")
+    if record["class"] != config.get("_class_name"):
+        raise UserError(
+            f"config.json is that of {config.get('_class_name')!r}, {PRUNING} of {record['class']!r}", where=str(folder)
+        )
+    return (cls or class_named(record["class"])).from_config(dict(config))
+
+
+def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module:
+    """The whole model that somebody made. UserError where it is another one."""
+    shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
+    other = next(
+        (name for name in sorted({*shapes, *record["base"]}) if shapes.get(name) != record["base"].get(name)), None
+    )
+    if class_name(module).rpartition(".")[2] != record["class"].rpartition(".")[2] or other is not None:
+        raise UserError(
+            f"{class_name(module)!r} is not the whole model that was pruned: "
+            + (f"{other!r} is {shapes.get(other)}, was {record['base'].get(other)}" if other else record["class"]),
+            where=str(folder),
+            mend="Make 'module' as the pruned model was made",
+        )
+    return module
+
+
+def class_named(name: str) -> Any:
+    """A model class of diffusers."""
+    import diffusers
+    from diffusers.models import transformers
+
+    found = getattr(diffusers, name, None) or getattr(transformers, name, None)
+    if found is None:
+        raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}", mend="Give the class as 'cls'")
+    return found
+
+
+def _check(path: Path, written: dict[str, Any], *, verify: bool) -> None:
+    if not path.is_file():
+        raise UserError("the file is missing", where=str(path), mend="Copy the folder again")
+    if path.stat().st_size != written["bytes"]:
+        raise UserError(
+            f"truncated or changed: {path.stat().st_size} bytes, {written['bytes']} were written",
+            where=str(path),
+            mend="Copy the folder again",
+        )
+    if verify and _sha256(path) != written["sha256"]:
+        raise UserError("the checksum differs from the one written", where=str(path), mend="Copy the folder again")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=str(path)) from error
+    except ValueError as error:
+        raise UserError(f"not valid JSON: {error}", where=str(path)) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,257 @@
+"""The edit table on a LoRA that was made for the model before it was pruned.
+
+``W + scale·B·A``: rows of W are rows of B, columns of W are columns of A, a factor on W is one on B. What peft and
+diffusers write is understood: ``<module>.lora_A.weight`` and ``lora_B``, ``lora.down`` and ``lora.up``, a bias of B,
+``alpha``, whole tensors that were trained (``modules_to_save``). Anything else is refused by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import disk_errors, read_json, whole_folder, write_json
+from dit_compress.structure.apply import rename, unknown_edit
+from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take
+from dit_compress.structure.files.disk import Piece, edited, write_file, write_pieces
+from dit_compress.structure.files.tensor_files import open_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dit_compress.structure.edits import Edit
+    from dit_compress.structure.files.tensor_files import TensorAt, Weights
+
+_KINDS = {
+    "down": r"\.(?:lora_A(?:\.[^.]+)?|lora\.down|lora_down)\.weight",
+    "up": r"\.(?:lora_B(?:\.[^.]+)?|lora\.up|lora_up)\.weight",
+    "bias": r"\.(?:lora_B(?:\.[^.]+)?|lora\.up|lora_up)\.bias",
+    "alpha": r"\.(?:lora\.)?(?:network_)?alpha",
+    "magnitude": r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)",
+}
+_SUFFIX = re.compile("(?P<module>.+?)(?:" + "|".join(f"(?P<{kind}>{text})" for kind, text in _KINDS.items()) + ")")
+_SAVED = "modules_to_save"
+_ADAPTER = "adapter_config.json"
+_PATHS = ("target_modules", _SAVED, "exclude_modules", "rank_pattern", "alpha_pattern")
+"""Entries of an adapter's config that may name modules by their full path."""
+_MERGE = "Merge the LoRA into the model, then prune the model"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a LoRA, and the model's ``tensor`` that it follows.
+
+    kind: what it is to that tensor (``whole``: the tensor itself). prefix, suffix: what stands around the module's
+    path in its name; inside: segments within the path (of ``modules_to_save``), and at which place.
+    """
+
+    tensor: str
+    kind: str
+    piece: Piece
+    prefix: str
+    suffix: str = ""
+    inside: tuple[int, tuple[str, ...]] = (0, ())
+
+    def named(self, tensor: str) -> str:
+        """Its name where its tensor has a new one."""
+        if self.kind != "whole":
+            return f"{self.prefix}{tensor.removesuffix('.weight')}{self.suffix}"
+        segments, (place, inserted) = tensor.split("."), self.inside
+        return self.prefix + ".".join([*segments[:place], *inserted, *segments[place:]])
+
+
+def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[str, Sequence[int]]) -> None:
+    """Make a LoRA of the whole model one of the pruned model.
+
+    source: a safetensors file, or a folder of peft (with ``adapter_config.json``); target: likewise, new.
+    base: shapes of the whole model. Raises UserError, with nothing written, where the LoRA was made for another
+    model, or is a DoRA whose columns are cut (its magnitudes are norms over all columns).
+    """
+    weights = open_weights(source)
+    parts, others = read_parts(weights, base)
+    kept = [*_pruned(parts, edits), *others]
+    metadata = {name: _metadata(text, base, edits) for name, text in weights.metadata.items()}
+    if not source.is_dir():
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_file(kept, target, metadata)
+        return
+    with whole_folder(target) as folder:
+        write_pieces(kept, folder, weights.stem, metadata)
+        if (source / _ADAPTER).is_file():
+            write_json(folder / _ADAPTER, _config(read_json(source / _ADAPTER), base, edits))
+
+
+def read_parts(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[Part], list[Piece]]:
+    """The tensors that belong to the model, and those of a text encoder, which stay as they are."""
+    parts, others = [], []
+    for name, tensor in weights.tensors.items():
+        if name.startswith("text_encoder"):
+            others.append(Piece(tensor, name, {}))
+            continue
+        part = _factor(tensor, base) or _whole(tensor, base)
+        if part is None:
+            raise _foreign(tensor, base)
+        parts.append(_checked(part, base))
+    return parts, others
+
+
+def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
+    """A factor of a LoRA, or what stands beside it; None for anything else."""
+    match = _SUFFIX.fullmatch(source.name)
+    module = _ending(match["module"], base, ".weight") if match else None
+    if match is None or module is None:
+        return None
+    kind = next(kind for kind in _KINDS if match[kind])
+    prefix = match["module"].removesuffix(module)
+    return Part(f"{module}.weight", kind, Piece(source, source.name, {}), prefix, match[kind])
+
+
+def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
+    """A tensor of the model that was trained whole; None for anything else."""
+    segments = source.name.split(".")
+    place = segments.index(_SAVED) if _SAVED in segments else len(segments)
+    # peft may put the adapter's name after the word.
+    for count in (0, 1, 2) if place < len(segments) else (0,):
+        tensor = _ending(".".join([*segments[:place], *segments[place + count :]]), base)
+        if tensor is not None:
+            around = len(segments) - count - tensor.count(".") - 1
+            prefix = "".join(f"{segment}." for segment in segments[:around])
+            inside = (place - around, tuple(segments[place : place + count]))
+            return Part(tensor, "whole", Piece(source, source.name, {}), prefix, inside=inside)
+    return None
+
+
+def _ending(path: str, base: Mapping[str, Sequence[int]], leaf: str = "") -> str | None:
+    """The module or tensor of the model that a name ends with, after ``transformer.`` or ``base_model.model.``."""
+    while path:
+        if f"{path}{leaf}" in base:
+            return path
+        path = path.partition(".")[2]
+    return None
+
+
+def _foreign(source: TensorAt, base: Mapping[str, Sequence[int]]) -> UserError:
+    """The error for a tensor that can't follow."""
+    match = _SUFFIX.fullmatch(source.name)
+    attention = _ending(match["module"], base, ".in_proj_weight") if match else None
+    if attention is not None:
+        return UserError(
+            f"{source.name!r} changes '{attention}.in_proj_weight', which can't follow",
+            where=str(source.file),
+            mend=_MERGE,
+        )
+    return UserError(
+        f"{source.name!r} belongs to no module of the model that the plan is for",
+        where=str(source.file),
+        mend="Give a LoRA of that model, saved by peft or diffusers",
+    )
+
+
+def _checked(part: Part, base: Mapping[str, Sequence[int]]) -> Part:
+    """UserError where a tensor does not fit the one it is for."""
+    shape, found = list(base[part.tensor]), list(part.piece.source.shape)
+    wanted = {"down": (1, shape[-1] if len(shape) < 2 else shape[1]), "up": (0, shape[0]), "bias": (0, shape[0])}
+    dim, size = wanted.get(part.kind, (0, None))
+    wrong = found != shape if part.kind == "whole" else size is not None and (len(found) <= dim or found[dim] != size)
+    if wrong:
+        raise UserError(
+            f"{part.piece.name!r} is {found}, the model's {part.tensor!r} {shape}",
+            where=str(part.piece.source.file),
+            mend="Give a LoRA of the model that the plan is for",
+        )
+    return part
+
+
+def _pruned(parts: Sequence[Part], edits: Sequence[Edit]) -> list[Piece]:
+    """What is left of the parts after the edits of their tensors, under the new names."""
+    state = dict(enumerate(parts))
+    for edit in edits:
+        if isinstance(edit, KeepBlocks):
+            moved = {place: rename(part.tensor, edit) for place, part in state.items()}
+            state = {place: replace(state[place], tensor=new) for place, new in moved.items() if new is not None}
+        elif isinstance(edit, Take | Scale):
+            module, _, leaf = edit.tensor.rpartition(".")
+            for place, part in state.items():
+                if part.tensor.rpartition(".")[0] == module:
+                    state[place] = replace(part, piece=_follow(part, edit, leaf))
+        elif not isinstance(edit, COMPUTING):
+            raise unknown_edit(edit)
+    return [replace(part.piece, name=part.named(part.tensor)) for part in state.values()]
+
+
+def _follow(part: Part, edit: Take | Scale, leaf: str) -> Piece:
+    """One part after one edit of its module's ``leaf`` (weight or bias)."""
+    if part.kind == "whole":
+        return edited(part.piece, edit) if part.tensor == edit.tensor else part.piece
+    if part.kind == "bias":
+        # Its rows are those of the weight: the model's linear may have no bias itself.
+        follows = leaf == ("weight" if isinstance(edit, Take) else "bias") and getattr(edit, "dim", 0) == 0
+        return edited(part.piece, edit) if follows else part.piece
+    if part.kind == "alpha" or leaf != "weight":
+        return part.piece
+    if isinstance(edit, Take) and edit.dim > 1:
+        raise UserError(
+            f"{part.piece.name!r}: axis {edit.dim} of its weight is cut, a LoRA has factors for the first two",
+            where=str(part.piece.source.file),
+            mend=_MERGE,
+        )
+    if part.kind == "magnitude" and (isinstance(edit, Scale) or edit.dim > 0):
+        raise UserError(
+            f"{part.piece.name!r} is a DoRA magnitude, the norm of a whole row, and columns of that row are cut",
+            where=str(part.piece.source.file),
+            mend="Merge the DoRA into the model, then prune the model",
+        )
+    if isinstance(edit, Scale):
+        return edited(part.piece, edit) if part.kind == "up" else part.piece
+    rows = edit.dim == 0
+    return edited(part.piece, edit) if rows == (part.kind in ("up", "magnitude")) else part.piece
+
+
+# ------------------------------------------------------------------ configs that name modules
+
+
+def _metadata(text: str, base: Mapping[str, Sequence[int]], edits: Sequence[Edit]) -> str:
+    """A metadata entry; diffusers keeps the adapter's config there, as JSON with prefixed keys."""
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return text
+    return json.dumps(_config(config, base, edits), indent=2, sort_keys=True) if isinstance(config, dict) else text
+
+
+def _config(config: Mapping[str, Any], base: Mapping[str, Sequence[int]], edits: Sequence[Edit]) -> dict[str, Any]:
+    """An adapter's config with the modules named by full path renamed or left out."""
+
+    def listed(names: Any) -> Any:
+        if isinstance(names, list):
+            return [new for name in names if (new := path(name)) is not None]
+        if isinstance(names, dict):
+            return {new: value for name, value in names.items() if (new := path(name)) is not None}
+        return names
+
+    modules = {name.rpartition(".")[0] for name in base}
+    holders = {module[: match.start()] for module in modules for match in re.finditer(r"\.|$", module)}
+
+    def path(name: str) -> str | None:
+        module = name
+        while module and module not in holders:
+            module = module.partition(".")[2]
+        new = _moved(module, edits)
+        return None if new is None else name.removesuffix(module) + new
+
+    return {key: listed(value) if key.rpartition(".")[2] in _PATHS else value for key, value in config.items()}
+
+
+def _moved(module: str, edits: Sequence[Edit]) -> str | None:
+    """A module's path after the block edits; None where it went with its block (or stands for a tombstone)."""
+    new: str | None = module
+    for edit in edits:
+        if isinstance(edit, KeepBlocks) and new is not None and new.startswith(f"{edit.stack}."):
+            new = rename(f"{new}.", edit)
+            new = None if new is None else new.removesuffix(".")
+    return new

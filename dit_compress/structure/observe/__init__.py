@@ -1,0 +1,1 @@
+"""Find the structure of a module by watching one call of it."""

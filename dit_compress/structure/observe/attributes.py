@@ -1,0 +1,157 @@
+"""Which integer attributes must follow when units go: the fewest that make compact equal masked.
+
+A stale head count is silently wrong in most attention code, so nothing is taken from an attribute's name:
+each candidate set is tried on the edited block, and every matmul's input must be what the masked block gives.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from dit_compress.structure.edits import SetAttribute, Substitute, compile_edits
+from dit_compress.structure.facts import Follow
+from dit_compress.structure.lookup import attribute_at, set_attribute
+from dit_compress.structure.observe.probe import outputs_differ
+from dit_compress.structure.observe.trace import Change, DivergedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from dit_compress.structure.facts import Part
+    from dit_compress.structure.observe.trace import Touch, Trace
+    from dit_compress.structure.observe.units import Units
+    from dit_compress.structure.observe.weightless import Replica
+
+LARGEST = 3
+"""Attributes that may have to follow together."""
+EXACT = 1e-10
+"""Largest max|Δ| / max|reference| between masked and compact in float64."""
+
+
+def solve(replica: Replica, part: Part, units: Units) -> Part | None:
+    """The part with the attributes that follow; None if no set of them makes compact equal masked.
+
+    Raises DivergedError where they make it equal for the recorded arguments, and not for others.
+    """
+    if part.count == 1:
+        return part
+    replica = replica.edited([Substitute(path) for path in part.substitutes])
+    base = replica.run()
+    trials = [_Trial(replica, base, part, units, kept) for kept in plans(part.count)]
+    candidates = list(_candidates(replica.module, part))
+    for size in range(min(LARGEST, len(candidates)) + 1):
+        for follows in combinations(candidates, size):
+            if all(trial.exact(follows) for trial in trials):
+                if not _exact_elsewhere(replica, part, units, follows):
+                    raise DivergedError("with other arguments the block does something else")
+                return replace(part, follows=follows)
+    return None
+
+
+def _exact_elsewhere(replica: Replica, part: Part, units: Units, follows: tuple[Follow, ...]) -> bool:
+    """Whether the same holds for the negated arguments, as far as the block takes them."""
+    other = copy.copy(replica)
+    other.call = replica.call.map(lambda value: -value if value.is_floating_point() else value)
+    try:
+        trial = _Trial(other, other.run(), part, units, plans(part.count)[0])
+    except (DivergedError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError):
+        return True
+    return trial.exact(follows)
+
+
+def plans(count: int) -> list[tuple[int, ...]]:
+    """Two plans that keep different units and different numbers of them."""
+    most = tuple(range(1, count))
+    few = tuple(range(1, count, 2))
+    return [most] if few == most else [most, few]
+
+
+class _Trial:
+    """One plan: the masked run, and the edited block before its attributes are set."""
+
+    def __init__(self, replica: Replica, base: Trace, part: Part, units: Units, kept: tuple[int, ...]) -> None:
+        self.gone = np.setdiff1d(np.arange(part.count), kept)
+        removed = {key: units.owned[key][self.gone].ravel() for key in (*units.rows, *units.cols)}
+        self.removed = removed
+        zero = {key: removed[key] for key in units.rows if key[1] != ("out",)}
+        self.masked = replica.run(base, Change(rows=zero, zero=True))
+        axis = replace(part, stack="").axis("trial")
+        edits = compile_edits(replica.module, [axis], {axis.name: kept})
+        self.compact = replica.edited([edit for edit in edits if not isinstance(edit, SetAttribute) or part.across])
+        self.before: dict[Follow, int] = {}
+
+    def exact(self, follows: tuple[Follow, ...]) -> bool:
+        """Whether the edited block with these attributes gives what the masked one gives, everywhere."""
+        module = self.compact.module
+        before = {follow: int(attribute_at(module, follow.module, follow.attribute)) for follow in follows}
+        for follow, value in before.items():
+            after = value - (follow.step or 0) * len(self.gone)
+            set_attribute(module, follow.module, follow.attribute, after)
+        try:
+            trace = self.compact.run(self.masked, outputs=self._output)
+        except (DivergedError, RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+            return False
+        finally:
+            for follow, value in before.items():
+                set_attribute(module, follow.module, follow.attribute, value)
+        pairs = zip(self.masked.touches, trace.touches, strict=True)
+        return all(self._same(*pair) for pair in pairs) and not outputs_differ(self.masked.output, trace.output)
+
+    def _output(self, _note: Touch, before: Touch) -> Tensor:
+        return before.output[..., self._kept(before.rows.key, before.rows.index)]
+
+    def _same(self, before: Touch, after: Touch) -> bool:
+        if before.input is None or after.input is None or before.cols is None:
+            return True
+        reference = before.input[..., self._kept(before.cols.key, before.cols.index)]
+        if reference.shape != after.input.shape:
+            return False
+        scale = reference.abs().max().clamp_min(1e-300) if reference.numel() else torch.tensor(1.0)
+        return bool((torch.nan_to_num(reference - after.input).abs() <= EXACT * scale).all())
+
+    def _kept(self, key: object, index: np.ndarray) -> Tensor:
+        gone = self.removed.get(key, np.empty(0, int))  # type: ignore[call-overload]
+        return torch.from_numpy(~np.isin(index, gone))
+
+
+def _candidates(module: nn.Module, part: Part) -> Iterator[Follow]:
+    """Integer attributes whose value counts units or their entries; those of the part's own module first."""
+    entries = {1, *(member.indices.shape[1] for member in part.members)}
+    whole = {
+        (tensor.shape[member.dim], member.indices.shape[1])
+        for member in part.members
+        for tensor in [attribute_at(module, "", member.tensor)]
+    }
+    found = []
+    for path, owner in module.named_modules():
+        if type(owner).__module__.startswith("torch.nn"):
+            continue
+        for name, value in _integers(owner):
+            steps = {step for step in entries if value == step * part.count}
+            steps |= {step for size, step in whole if value == size}
+            if value % part.count == 0 and 1 < value // part.count <= max(entries):
+                steps.add(value // part.count)
+            distance = 0 if path == part.path else 1 if part.path.startswith(path) else 2
+            found += [(distance, "head" not in name, path, name, step) for step in sorted(steps)]
+    for _, _, path, name, step in sorted(found):
+        yield Follow(path, name, step)
+
+
+def _integers(owner: object, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Integers on a module and on the plain objects that it holds (attention processors)."""
+    for name, value in vars(owner).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield prefix + name, value
+        elif not prefix and hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type):
+            yield from _integers(value, f"{name}.")

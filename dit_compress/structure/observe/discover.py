@@ -1,0 +1,285 @@
+"""Find the structure of any module from one recorded call, by observation (see ``docs/decisions``).
+
+Stacks by tensor identity; heads, channels and what belongs to them by perturbing one block per distinct
+shape without its weights; integer attributes by trying. Nothing depends on the name of a class.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.core.errors import UserError
+from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
+from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_part
+from dit_compress.structure.observe.attributes import solve
+from dit_compress.structure.observe.refusals import promised, unexplained, unused
+from dit_compress.structure.observe.stacks import find_stacks
+from dit_compress.structure.observe.trace import Change, DivergedError
+from dit_compress.structure.observe.units import Observer
+from dit_compress.structure.observe.watch import watch
+from dit_compress.structure.observe.weightless import Replica, hollow_copy
+from dit_compress.structure.record import Call, record
+from dit_compress.structure.signature import Known, signature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.facts import Part, Stack
+    from dit_compress.structure.observe.stacks import Found
+    from dit_compress.structure.observe.trace import Trace
+    from dit_compress.structure.observe.units import Units
+    from dit_compress.structure.observe.watch import Seen
+
+
+@dataclass
+class _Block:
+    """What was found in one block, paths relative to it."""
+
+    parts: list[Part] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
+"""What somebody else's module may raise."""
+_STRUCTURES: Known[Structure] = Known(64)
+_BLOCKS: Known[_Block] = Known(512)
+"""What was found before: structure depends on classes and shapes, not on weights."""
+
+
+def discover(denoiser: Denoiser) -> Structure:
+    """Structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
+    return observe(denoiser.module, first_call(denoiser))
+
+
+def find_stacks_of(denoiser: Denoiser) -> tuple[Stack, ...]:
+    """The stacks alone: nothing inside a block is probed. Raises what the module raises without its weights."""
+    _, (found, _) = _replicated(denoiser.module, first_call(denoiser))
+    return tuple(item.stack for item in found)
+
+
+def first_call(denoiser: Denoiser) -> Call:
+    """How the denoiser calls its module on its example, on the CPU. Neither the module nor its weights are touched."""
+    stand_in = copy.copy(denoiser)
+    own = stand_in._modules  # noqa: SLF001 - a copy shares its children with the original
+    stand_in.__dict__["_modules"] = {**own, "module": hollow_copy(denoiser.module)}
+    with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
+        torch.manual_seed(0)
+        stand_in.module.register_forward_pre_hook(_stop)
+        stand_in(*stand_in.example(1, stand_in.example_size))
+    return call
+
+
+class _StoppedError(Exception):
+    """The call was recorded."""
+
+
+def _stop(_module: nn.Module, _args: Any) -> None:
+    raise _StoppedError
+
+
+def observe(module: nn.Module, call: Call) -> Structure:
+    """Structure of any module from one recorded call. Reads no weights.
+
+    Raises UserError where the module can't be run without its weights.
+    """
+    key = signature(module, dict(enumerate((call.args, call.kwargs))))
+    return _STRUCTURES.get(key, lambda: _observe(module, call))
+
+
+def _observe(module: nn.Module, call: Call) -> Structure:
+    try:
+        replica, (found, refusals) = _replicated(module, call)
+    except FAILURES as error:
+        raise UserError(
+            f"the recorded call fails on a copy without weights: {type(error).__name__}: {error}",
+            where=type(module).__name__,
+            mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
+        ) from error
+    parts: list[Part] = []
+    names = _all_names(module)
+    for item in found:
+        for index, seen in enumerate(item.calls):
+            head = item.stack.block(index)
+            block = _observed(replica.module.get_submodule(head), seen, item)
+            for part in (_placed(part, item, index) for part in block.parts):
+                other = _used_elsewhere(part, f"{head}.", names)
+                if other:
+                    refusals.append(Refusal(part.path, f"its weights are those of {other}, too"))
+                else:
+                    parts.append(part)
+            refusals += [Refusal(f"{head}.{bad.path}".rstrip("."), bad.reason) for bad in block.refusals]
+    return Structure(
+        tuple(item.stack for item in found),
+        tuple(part for part in parts if isinstance(part, Attention)),
+        tuple(part for part in parts if isinstance(part, FeedForward)),
+        tuple(refusals),
+    )
+
+
+def _all_names(module: nn.Module) -> dict[str, list[str]]:
+    """Every name of each parameter, by each of its names: several where modules or weights are shared."""
+    listed: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        listed.setdefault(id(parameter), []).append(name)
+    return {name: names for names in listed.values() for name in names}
+
+
+def _used_elsewhere(part: Part, head: str, names: Mapping[str, list[str]]) -> str:
+    """A name, outside the part's block, of one of its parameters; cutting it there would cut another block."""
+    held = (name for member in part.members for name in names.get(member.tensor, ()))
+    return next((name for name in held if not name.startswith(head)), "")
+
+
+def _replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
+    """The module's weightless copy and its stacks."""
+    try:
+        replica = Replica(module, call)
+        return replica, find_stacks(replica)
+    except FAILURES:
+        replica = Replica(module, call, real=True)
+        return replica, find_stacks(replica)
+
+
+def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
+    """What is in a block; blocks of one signature share one probe."""
+    return _BLOCKS.get((signature(block, seen.inputs()), item.streams), lambda: _observe_block(block, seen, item))
+
+
+def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
+    """Probe one block, and solve every part for the attributes that follow."""
+    found = _Block()
+    replica = Replica(block, seen.call)
+    try:
+        seen_inside, base = watch(replica)
+        calls = {path: call.call for path, call in seen_inside.items()}
+        replica.cuts = norms_across(replica, base, seen_inside)
+        base = replica.run()
+        observer = Observer(replica, base, item.streams)
+        listed = observer.units()
+    except FAILURES as error:
+        found.refusals.append(Refusal("", f"can't be observed: {type(error).__name__}: {error}"))
+        return found
+    for units in listed:
+        if units.reads:
+            _settle(found, replica, base, observer, units, calls)
+    known = [part.path for part in found.parts if isinstance(part, Attention)]
+    found.refusals += promised(block, [*known, *(item.path for item in found.refusals)], calls)
+    found.refusals += unexplained(replica, observer.unexplained(listed), [item.path for item in found.refusals])
+    if observer.prober.diverged and not found.parts and not found.refusals:
+        found.refusals.append(Refusal("", "its control flow depends on values: no units can be told apart"))
+    elif not observer.prober.diverged:
+        found.refusals += unused(replica, base)
+    _name_apart(found)
+    return found
+
+
+def _settle(
+    found: _Block, replica: Replica, base: Trace, observer: Observer, units: Units, calls: Mapping[str, Call]
+) -> None:
+    """Make a part of the units, or a refusal."""
+    path = common_path(replica.module, [key[0] for key in units.owned], replica.cuts)
+    try:
+        solved = None
+        for variant in observer.variants(units):
+            part = make_part(replica, base, variant, calls)
+            if part.path in calls and part.count > 1:
+                part = replace(part, gathers=gathers(observer.prober, part, variant, calls[part.path]))
+            solved = solved or solve(replica.edited([]), part, variant)
+    except UnsliceableError as error:
+        found.refusals.append(Refusal(path, str(error)))
+        return
+    except DivergedError as error:
+        found.refusals.append(Refusal(path, f"its control flow depends on values: {error}"))
+        return
+    except FAILURES as error:
+        found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))
+        return
+    if units.count == 1:
+        found.refusals.append(Refusal(path, "all of it hangs together: one unit, and one must stay"))
+    if solved is None:
+        what = f"{units.count} heads" if isinstance(part, Attention) else f"{units.count} channels"
+        found.refusals.append(Refusal(path, f"{what}: no set of attributes makes compact equal masked"))
+    else:
+        found.parts.append(solved)
+
+
+def norms_across(replica: Replica, base: Trace, seen: Mapping[str, Seen]) -> tuple[str, ...]:
+    """Norms that run over a whole projection: their input is a matmul's output, and each entry moves all others."""
+    cuts = []
+    for path, call in seen.items():
+        module = replica.module.get_submodule(path)
+        x = call.args[0] if call.args else None
+        if list(module.children()) or not isinstance(x, Tensor) or not isinstance(call.output, Tensor):
+            continue
+        if x.shape != call.output.shape or x.ndim < 2:
+            continue
+        key = _projection(base, x)
+        if key is not None and _dense(replica, base, path, key, call):
+            cuts.append(path)
+    return tuple(cuts)
+
+
+def _projection(base: Trace, x: Tensor) -> tuple[Any, int] | None:
+    """The matmul whose output, or neighbouring features of it, are ``x``; and the first of these features."""
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    for touch in base.touches:
+        output = touch.output.reshape(-1, touch.output.shape[-1])
+        if output.shape[0] != rows.shape[0] or output.shape[1] < width:
+            continue
+        for start in (output[0] == rows[0, 0]).nonzero().flatten().tolist():
+            if start + width <= output.shape[1] and torch.equal(output[:, start : start + width], rows):
+                return touch.rows, start
+    return None
+
+
+def _dense(replica: Replica, base: Trace, path: str, key: tuple[Any, int], call: Seen) -> bool:
+    rows, start = key
+    taken: list[Tensor] = []
+    handle = replica.module.get_submodule(path).register_forward_hook(lambda _m, _a, output: taken.append(output))
+    try:
+        replica.run(base, Change(rows={rows.key: rows.index[start : start + 1]}))
+    except (DivergedError, *FAILURES):
+        return False
+    finally:
+        handle.remove()
+    changed = (taken[0] != call.output).reshape(-1, taken[0].shape[-1]).any(0)
+    return bool(changed.all()) and len(changed) > 1
+
+
+def _name_apart(found: _Block) -> None:
+    """Parts of one kind and place get different names."""
+    taken: dict[tuple[type, str], int] = {}
+    for place, part in enumerate(found.parts):
+        key = (type(part), part.path)
+        taken[key] = taken.get(key, 0) + 1
+        if taken[key] > 1:
+            found.parts[place] = replace(part, path=f"{part.path}#{taken[key]}")
+
+
+def _placed(part: Part, item: Found, index: int) -> Part:
+    """The part with full paths."""
+    head = item.stack.block(index)
+
+    def full(path: str) -> str:
+        return f"{head}.{path}".rstrip(".")
+
+    return replace(
+        part,
+        path=full(part.path),
+        stack=item.stack.path,
+        block=index,
+        members=tuple(replace(member, tensor=full(member.tensor)) for member in part.members),
+        masks=tuple(replace(point, module=full(point.module)) for point in part.masks),
+        follows=tuple(replace(follow, module=full(follow.module)) for follow in part.follows),
+        gathers=tuple(replace(gather, module=full(gather.module)) for gather in part.gathers),
+        across=tuple(replace(norm, path=full(norm.path)) for norm in part.across),
+        substitutes=tuple(map(full, part.substitutes)),
+    )

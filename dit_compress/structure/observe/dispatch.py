@@ -1,0 +1,167 @@
+"""Watch every operation of a run, and put recorded or random numbers in the place of matmuls with parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dit_compress.structure.observe.matmuls import MATMULS
+from dit_compress.structure.observe.origins import Origins
+from dit_compress.structure.observe.trace import Change, DivergedError, Side, Touch, Trace
+from dit_compress.structure.precision import widened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dit_compress.structure.observe.weightless import Replica
+
+_aten = torch.ops.aten
+_COPIES = {_aten.clone.default, _aten._to_copy.default}  # noqa: SLF001 - the name of the operator
+_ADDS = {_aten.add.Tensor, _aten.add_.Tensor}
+_ALIASES = {_aten._unsafe_view.default, _aten.detach.default, _aten.lift_fresh.default}  # noqa: SLF001
+
+
+class Watcher(TorchDispatchMode):
+    """Sees every operation of a run."""
+
+    supports_higher_order_operators = True
+
+    def __init__(
+        self,
+        replica: Replica,
+        canned: Trace | None,
+        change: Change,
+        outputs: Callable[[Touch, Touch], Tensor] | None,
+    ) -> None:
+        super().__init__()
+        self.replica, self.canned, self.change, self.outputs = replica, canned, change, outputs
+        self.trace = Trace()
+        self.random = torch.Generator().manual_seed(replica.seed)
+        self.noise = torch.Generator().manual_seed(replica.seed + 1)
+        self.origins = Origins(replica.module, replica.sides)
+        self.fresh: dict[int, Touch] = {}
+        self.hold: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {name: widened(value) for name, value in kwargs.items()} if kwargs else {}
+        tensors = [value for value in _flat(args) if isinstance(value, Tensor)]
+        metas = sum(value.is_meta for value in tensors)
+        if not metas:
+            return func(*args, **kwargs)
+        if metas == len(tensors):
+            if func.is_view or func in _ALIASES:
+                return func(*args, **kwargs)
+            if func in _COPIES:
+                return self.origins.copied(args[0], kwargs)
+        if func in _ADDS and (added := self._bias_added(*args)) is not None:
+            return added
+        touched = MATMULS.get(func)
+        if touched is not None:
+            result = touched(self, func, args, kwargs)
+            if result is not None:
+                return result
+        real = [self.realised(value) for value in args]
+        return func(*real, **{name: self.realised(value) for name, value in kwargs.items()})
+
+    def realised(self, value: Any) -> Any:
+        """A view of a parameter, with its random values."""
+        if isinstance(value, list | tuple):
+            return type(value)(self.realised(item) for item in value)
+        if not (isinstance(value, Tensor) and value.is_meta):
+            return value
+        origin = self.origins.origin(value)
+        if origin is None:
+            raise DivergedError("a tensor without values is neither a parameter nor a view of one")
+        self.trace.read.add(origin.name)
+        source = self.change.values.get(origin.name)
+        if source is None:
+            source = self.replica.value(origin.name, origin.shape)
+        return self.origins.values(value, origin, source)
+
+    def _bias_added(self, output: Any, bias: Any) -> Tensor | None:
+        """The output of a matmul to which a bias is added in a step of its own: it counts as one with the matmul."""
+        note = self.fresh.get(output.untyped_storage()._cdata) if isinstance(output, Tensor) else None  # noqa: SLF001
+        fits = isinstance(bias, Tensor) and bias.is_meta and bias.ndim == 1 and not output.is_meta
+        if note is None or not fits or not bias.shape[0] == output.shape[-1] == note.output.shape[-1]:
+            return None
+        note.bias = note.bias or self._bias(bias)
+        return output
+
+    def matmul(self, shape: Any, weight: Tensor, out: int, x: Tensor | None, bias: Any = None) -> Tensor | None:
+        """Note one use of a weight, whose outputs run along ``out`` (-1 or 0, then inputs along the other axis).
+
+        Gives the output ``[..., out]``; None if the weight is no plain view of a parameter.
+        """
+        other = {-1: -2, -2: -1, 0: 1, 1: 0}[out]
+        if self.canned is not None and self.outputs is None:
+            # A replay of the same module: the geometry is known.
+            place = len(self.trace.touches)
+            origin = self.origins.origin(weight)
+            if origin is None or place >= len(self.canned.touches):
+                raise DivergedError("a replay took another way through the module")
+            before = self.canned.touches[place]
+            if before.rows.key[0] != origin.name:
+                raise DivergedError("a replay took another way through the module")
+            return self.touch(shape, before.rows, before.cols, before.bias, x)
+        rows, cols = self.origins.side(weight, out, other), None if x is None else self.origins.side(weight, other, out)
+        if rows is None or (x is not None and cols is None):
+            return None
+        return self.touch(shape, rows, cols, self._bias(bias), x)
+
+    def touch(self, shape: Any, rows: Side, cols: Side | None, bias: Side | None, x: Tensor | None) -> Tensor:
+        """Note one use of a weight and give its output."""
+        note = Touch(rows, cols, bias, None if x is None else x.clone(), torch.empty(0))
+        note.output = self._output(note, shape)
+        self.trace.touches.append(note)
+        # A module may write into what it gets: the recorded numbers stay as they are.
+        given = note.output.clone()
+        self.hold.append(given)
+        self.fresh[given.untyped_storage()._cdata] = note  # noqa: SLF001
+        return given
+
+    def _output(self, note: Touch, shape: Any) -> Tensor:
+        place = len(self.trace.touches)
+        if self.canned is None:
+            output = torch.randn(tuple(shape), generator=self.random, dtype=torch.float64)
+        else:
+            if place >= len(self.canned.touches) or self.canned.touches[place].rows.key[0] != note.rows.key[0]:
+                raise DivergedError("a replay took another way through the module")
+            before = self.canned.touches[place]
+            output = before.output if self.outputs is None else self.outputs(note, before)
+            if output.shape != tuple(shape):
+                raise DivergedError("a replay met other shapes")
+        return self._changed(output, note.rows)
+
+    def _changed(self, output: Tensor, rows: Side) -> Tensor:
+        changed = self.change.rows.get(rows.key)
+        if changed is None:
+            return output
+        where = torch.from_numpy(np.isin(rows.index, changed))
+        if self.change.zero:
+            return output * ~where
+        noise = torch.randn(output.shape, generator=self.noise, dtype=torch.float64) * 2
+        return torch.where(where, noise, output)
+
+    def _bias(self, bias: Any) -> Side | None:
+        if not (isinstance(bias, Tensor) and bias.is_meta and bias.ndim >= 1):
+            return None
+        return self.origins.side(bias.reshape(-1)[None], 1, 0)
+
+    def cut(self, path: str) -> Callable[..., Tensor]:
+        """A hook that replays a module's output and notes its input."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            index = np.arange(output.shape[-1])
+            rows, cols = (Side((path, (tag,)), (len(index),), index) for tag in ("out", "in"))
+            return self.touch(output.shape, rows, cols, None, args[0])
+
+        return hook
+
+
+def _flat(args: Any) -> list[Any]:
+    """Arguments of an operator: tensors and lists of tensors."""
+    return [item for value in args for item in (value if isinstance(value, list | tuple) else (value,))]

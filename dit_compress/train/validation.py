@@ -1,0 +1,217 @@
+"""Looks at a model while it trains: a held-out loss at fixed noise, and samples for the guards."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.core.errors import UserError
+from dit_compress.core.randomness import Streams
+from dit_compress.model.flow import euler
+from dit_compress.train import measures
+from dit_compress.train.guards import Alarms, SampleGuards
+from dit_compress.train.objective import Batch
+from dit_compress.train.parallel import resharded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from dit_compress.data.encode import Captions, Samples
+    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.flow import Flow
+    from dit_compress.train.objective import Objective
+    from dit_compress.train.options import DistillOptions, Validation, Watch
+    from dit_compress.train.parallel import World
+    from dit_compress.train.trainee import Trainee
+
+TWINS = 2
+"""Videos of each caption."""
+
+
+class Looks:
+    """Validation and watch of one training step; either may be off."""
+
+    def __init__(
+        self, options: DistillOptions, alarms: Alarms, validator: Validator | None, watch: Sampler | None
+    ) -> None:
+        self.options, self.alarms, self.validator, self.watch = options, alarms, validator, watch
+        self.score: float | None = None
+        self.guards: SampleGuards | None = None
+        self.trainees: dict[str, Trainee] = {}
+        self.objective: Objective | None = None
+
+    @property
+    def wants_best(self) -> bool:
+        """Whether the weights of the best validation become the result."""
+        return self.options.validation is not None and self.options.validation.result == "best"
+
+    def begin(self, objective: Objective, trainees: dict[str, Trainee]) -> None:
+        """Measure real clips, and the model as the step finds it."""
+        self.objective, self.trainees = objective, trainees
+        if self.watch is not None:
+            self.guards = self.watch.guards(self.alarms)
+
+    @torch.no_grad()
+    def look(self, step: int) -> dict[str, float]:
+        """What is due after ``step`` steps, by the moving averages: figures to log."""
+        found: dict[str, float] = {}
+        self.score = None
+        with ExitStack() as stack:
+            if _due(self.options.validation, step) or _due(self.options.watch, step):
+                stack.enter_context(_averaged(self.trainees))
+                stack.callback(self._forget)
+                self._forget()
+            if self.validator is not None and self.objective is not None and _due(self.options.validation, step):
+                self.score = self.validator.loss(self.objective, step)
+                found |= {} if self.score is None else {"validation_loss": self.score}
+            if self.watch is not None and self.guards is not None and _due(self.options.watch, step):
+                shares = self.guards.look(step, self.watch.measure())
+                found |= {f"watch/{name}": share for name, share in shares.items()}
+        return found
+
+    def _forget(self) -> None:
+        if self.objective is not None:
+            for trainee in self.trainees.values():
+                resharded(self.objective.roles, trainee.world)
+
+    def saves(self) -> bool:
+        """Whether the step just looked at should have a checkpoint: the best one may be this."""
+        return self.score is not None or (self.alarms.stop and bool(self.alarms.raised))
+
+
+def _due(options: Validation | Watch | None, step: int) -> bool:
+    return options is not None and step % options.every == 0
+
+
+@contextmanager
+def _averaged(trainees: Mapping[str, Trainee]) -> Iterator[None]:
+    """Averages in place, modules in evaluation."""
+    with ExitStack() as stack:
+        for trainee in trainees.values():
+            stack.enter_context(trainee.averaged())
+            training = trainee.role.module.training
+            trainee.role.module.eval()
+            stack.callback(trainee.role.module.train, training)
+        yield
+
+
+class Validator:
+    """The objective's last phase on held-out samples; noise and sigma are those of step 0, always.
+
+    batch: samples at a time on each process. The processes share ``count`` samples.
+    """
+
+    def __init__(self, samples: Samples, count: int, batch: int, seed: int, world: World, *, bf16: bool) -> None:
+        self.samples, self.count, self.batch = samples, min(count, len(samples)), batch
+        self.seed, self.world, self.bf16 = seed, world, bf16
+
+    def loss(self, objective: Objective, step: int) -> float | None:
+        """Mean of the entry the objective names as its ``score`` (else ``loss``); None before its phase begins."""
+        phase = objective.phases[-1]
+        if step <= phase.start:
+            return None
+        total = 0.0
+        for index, weight in self._parts():
+            held_out = self.samples
+            batch = Batch(
+                0,
+                index,
+                held_out.x0(index),
+                Streams(self.seed, 0, index),
+                held_out.captions(index),
+                held_out.tokens(index),
+                held_out=True,
+            ).to(self.world.device)
+            with _cast(self.world, self.bf16):
+                losses = objective.loss(phase, batch)
+            total += weight * float(losses[getattr(objective, "score", "loss")])
+        score = float(self.world.sum(torch.tensor(total, dtype=torch.float64))) / self.count
+        if not math.isfinite(score):
+            raise UserError(
+                f"the held-out loss is {score} after {step} steps",
+                mend="Lower the learning rate, or look for broken clips in the data",
+            )
+        return score
+
+    def _parts(self) -> Iterator[tuple[list[int], int]]:
+        """This process' samples and their weight, as many parts on every process: a sharded model's calls are joint."""
+        mine = range(self.world.rank, self.count, self.world.size)
+        for first in range(0, -(-self.count // self.world.size), self.batch):
+            index = list(mine[first : first + self.batch])
+            yield index or [0], len(index)
+
+
+class Sampler:
+    """Videos of a few captions, always from the same noise.
+
+    decode: latent → video, on the device; the first process alone calls it, and tells the others what it measured.
+    batch: about so many videos at a time, guidance counted; all at once where it is None.
+    """
+
+    def __init__(
+        self,
+        student: Denoiser,
+        text: Captions,
+        schedule: Flow,
+        real: Samples,
+        options: Watch,
+        decode: Callable[[Tensor], Tensor],
+        *,
+        seed: int,
+        world: World,
+        trained: bool,
+        bf16: bool = False,
+        batch: int | None = None,
+    ) -> None:
+        self.student, self.text, self.schedule, self.decode = student, text, schedule, decode
+        self.world, self.trained, self.bf16 = world, trained, bf16
+        count = min(options.captions, len(real))
+        self.clean = real.x0(range(count))
+        self.captions = [caption for caption in real.captions(range(count)) for _ in range(TWINS)]
+        self.noise = Streams(seed, 0, range(TWINS * count)).normal("watch", self.clean.shape[1:])
+        self._cond: Cond | None = None
+        self._fixed = text.frozen
+        self.each = TWINS * max(1, (batch or 2 * len(self.noise)) // (2 * TWINS))
+        steps = min(schedule.num_steps, options.sampling_steps or schedule.num_steps)
+        self.sigmas = schedule.sigmas(steps)
+
+    @torch.no_grad()
+    def guards(self, alarms: Alarms) -> SampleGuards:
+        """References: real clips, and for a trained model what it does before this step, where that is less."""
+        found = self._told(self.clean, lambda real: measures.diversity(real[None]) if len(real) > 1 else 0.0)
+        if self.trained:
+            before = self.measure()
+            found = {name: min(value, before[name]) for name, value in found.items()}
+        return SampleGuards(alarms, found, self.trained)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Motion, contrast, chroma and diversity of what the model gives now."""
+        if self._cond is None or not self._fixed:
+            self._cond = self.text.cond(self.captions).to(self.world.device)
+        made = []
+        for first in range(0, len(self.noise), self.each):
+            some = slice(first, first + self.each)
+            noise, cond = self.noise[some].to(self.world.device), self._cond.take(some)
+            with _cast(self.world, self.bf16):
+                made.append(euler(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
+        return self._told(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
+
+    def _told(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:
+        """What the first process measures in the decoded latents, on every process."""
+        found = torch.zeros(4, dtype=torch.float64)
+        if not self.world.rank:
+            parts = latents.to(self.world.device).split(TWINS)
+            video = torch.cat([self.decode(part).clamp(-1, 1).cpu() for part in parts])
+            one_by_one = measures.motion(video), measures.contrast(video), measures.chroma(video)
+            found = torch.tensor([*one_by_one, diversity(video)], dtype=torch.float64)
+        return dict(zip(("motion", "contrast", "chroma", "diversity"), self.world.sum(found).tolist(), strict=True))
+
+
+def _cast(world: World, bf16: bool) -> Any:  # noqa: FBT001 - a switch
+    return torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()
