@@ -28,11 +28,12 @@ import torch
 from dit_compress.core.randomness import Streams
 from dit_compress.data import shards
 from dit_compress.data.clips import Clip
-from dit_compress.data.encode import Captions, Samples
 from dit_compress.data.prefetch import ClipStream
+from dit_compress.data.samples import Samples
 from dit_compress.data.shard_writer import Writing, count_bytes, write_shards
 from dit_compress.data.video import write_video
 from dit_compress.model.flow import Flow
+from dit_compress.model.text import Captions
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.train.objective import Batch

@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dit_compress.data.encode import Captions, Samples
+from dit_compress.data.samples import Samples
 from dit_compress.model.flow import Flow
+from dit_compress.model.text import Captions
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
+from dit_compress.step.world import World
 from dit_compress.structure.copies import shared_copy
 from dit_compress.train.loop import _trainees, train_step
-from dit_compress.train.parallel import World
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, GroupwiseSearch, MaskedObjective
 
 if TYPE_CHECKING:

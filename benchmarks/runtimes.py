@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent / "exporting"))
 
 import targets
 
-from dit_compress.export import compare
+from dit_compress.export.compare import compare
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 

@@ -39,9 +39,9 @@ def denoisers(device: str, dtype: Any) -> dict[str, Any]:
     """Server and mobile with random weights; the mobile one is the server's compacted, by equal counts per block."""
     from accelerate import init_empty_weights
 
+    from dit_compress.model.cut import compact
     from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
-    from dit_compress.structure.compact import compact
 
     found = {}
     for name in STEPS:

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_flops
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.importance import magnitude, top
-from dit_compress.structure.compact import compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dit_compress.data.encode import Captions, Samples
+from dit_compress.data.samples import Samples
 from dit_compress.measure.memory import LiveBytes
 from dit_compress.model.flow import Flow, interpolate, velocity
+from dit_compress.model.text import Captions
 from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context
+from dit_compress.step.world import World
 from dit_compress.train.loop import fit
-from dit_compress.train.parallel import World
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
-SCHEMA = 1
-"""Version of every file the toolkit writes (bundle.json, run.json, manifest.json)."""
-REVISION = 1
-"""Revision of the engine's results: raised when equal inputs would give other numbers."""
+from dit_compress.core.version import __version__
+
+__all__ = ["__version__", "load", "prune", "record", "save"]
 
 _PUBLIC = {
     "load": "dit_compress.pruning.folder:load",
@@ -28,7 +26,7 @@ _PUBLIC = {
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'dit_compress' has no attribute {name!r}")
-    from dit_compress.hooks import load_object
+    from dit_compress.plugin.options import load_object
 
     return load_object(_PUBLIC[name])
 

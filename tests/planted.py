@@ -8,8 +8,9 @@ import torch
 from toy import CAPTIONS, SIZE, context_in, tiny_bundle, words
 
 from dit_compress.core.randomness import Streams
-from dit_compress.data.encode import Captions, Samples
-from dit_compress.hooks import Options, Part, Plugin
+from dit_compress.data.samples import Samples
+from dit_compress.model.text import Captions
+from dit_compress.plugin.options import Options, Part, Plugin
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem, Selection

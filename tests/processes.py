@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed import TCPStore
 
-from dit_compress.train.parallel import Done, World
+from dit_compress.step.world import Done, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,12 +13,12 @@ import pytest
 import torch
 from toy import tiny_bundle, words
 
-from dit_compress import SCHEMA
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_file
+from dit_compress.core.version import SCHEMA
 from dit_compress.model.bundle import WEIGHTS, Bundle, write_bundle
+from dit_compress.model.cut import example_output
 from dit_compress.model.flow import Flow
-from dit_compress.structure.compact import example_output
 from dit_compress.testing.models import tiny_denoiser
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from toy import tiny_bundle
 
 from dit_compress.core import files
 from dit_compress.core.files import sha256_content, sha256_data, sha256_file
-from dit_compress.hooks import File, Options, files_of, options_as_data
+from dit_compress.plugin.options import File, Options, files_of, options_as_data
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
 from dit_compress.run.keys import Node, input_key, made_of, nodes

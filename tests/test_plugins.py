@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dit_compress.core.errors import UserError
-from dit_compress.hooks import RESERVED, Options, Plugin, load_object
+from dit_compress.plugin.kinds import RESERVED
+from dit_compress.plugin.options import Options, Plugin, load_object
 from dit_compress.plugin.registry import LOCAL, Registry, closest, installed, use
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
         lines = [f"{entry} = fake_{entry}" for entry in modules]
-        (info / "entry_points.txt").write_text("[dit_compress.plugin.registry]\n" + "\n".join(lines) + "\n")
+        (info / "entry_points.txt").write_text("[dit_compress.plugins]\n" + "\n".join(lines) + "\n")
         for entry, text in modules.items():
             if text is not None:
                 package = tmp_path / f"fake_{entry}"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dit_compress.core.errors import UserError
-from dit_compress.data.encode import Samples
 from dit_compress.data.prefetch import ClipStream
+from dit_compress.data.samples import Samples
 
 
 @dataclass

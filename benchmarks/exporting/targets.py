@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.export import Component, dit_step, vae_decoder
-from dit_compress.hooks import load_object
+from dit_compress.model.cut import compact
+from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.importance import magnitude, top
-from dit_compress.structure.compact import compact
 from dit_compress.testing.models import tiny_denoiser
 
 if TYPE_CHECKING:

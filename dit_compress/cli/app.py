@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dit_compress import __version__
 from dit_compress.cli.prune import prune
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import hush
+from dit_compress.core.version import __version__
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
@@ -200,8 +200,8 @@ def generate(
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
+    from dit_compress.cli.generate import generate_file
     from dit_compress.recipe import make_part
-    from dit_compress.step.sampling import generate_file
 
     sample = make_part("sampler", {"use": sampler}, _registry(plugin), "--sampler").build().sample
     generate_file(

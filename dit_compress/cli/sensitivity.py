@@ -10,9 +10,9 @@ from rich.table import Table
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.paths import resolve_bundle
 from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import load, make_part
-from dit_compress.run import keys as graph
 from dit_compress.search.problem import SearchProblem
 from dit_compress.step.context import Context
 
@@ -81,7 +81,7 @@ def sensitivity(target: str, out: Path, settings: Settings) -> dict[str, Any]:
 
 def opened(target: str, out: Path) -> tuple[Context, Denoiser]:
     """The bundle in a context: with the run's data where it belongs to a run, with none elsewhere."""
-    path = graph.resolve_bundle(target)
+    path = resolve_bundle(target)
     bundle = Bundle.open(path)
     run = next(
         (folder for folder in (path.resolve(), *path.resolve().parents) if (folder / "run.json").is_file()), None

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from dit_compress.core.errors import UserError
+from dit_compress.data.source import data_folder
 from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
+from dit_compress.model.paths import resolve_bundle
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.run import keys as graph
+from dit_compress.recipe.model import BASE
+from dit_compress.run.keys import nodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +41,7 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
     for row in rows:
         table.add_row(
             row.node.name,
-            row.node.kind if row.node.kind == graph.BASE else f"{row.node.kind}: {row.node.part.name}",
+            row.node.kind if row.node.kind == BASE else f"{row.node.kind}: {row.node.part.name}",
             _change(row, "params", lambda value: f"{value / 1e6:,.{1 if value > 1e8 else 2}f}M"),
             _change(row, "flops", lambda value: f"{value / 1e9:,.{0 if value > 1e12 else 3}f}"),
             _change(row, "tokens", lambda value: f"{value:,}"),
@@ -92,12 +95,12 @@ def _cached(recipe: Recipe, run: Path) -> set[str]:
     runner = Runner(recipe, run, 1)
     manifest = read_json(run / "run.json").get("manifest", "")
     if recipe.data is not None:
-        folder = graph.data_folder(run / "cache", recipe.data)
+        folder = data_folder(run / "cache", recipe.data)
         try:
             manifest = sha256_data([dict(record) for record in recipe.data.build().manifest(folder)])
         except UserError:
             return set()
-    return {node.name for node in graph.nodes(recipe) if finished(run, node, runner.key(node, manifest))}
+    return {node.name for node in nodes(recipe) if finished(run, node, runner.key(node, manifest))}
 
 
 def open_denoiser(target: str) -> Denoiser:
@@ -105,7 +108,7 @@ def open_denoiser(target: str) -> Denoiser:
     from dit_compress.model.bundle import Bundle
 
     path = Path(target)
-    bundle = graph.resolve_bundle(path)
+    bundle = resolve_bundle(path)
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle).spec.build_denoiser().to("meta")
     options: dict[str, Any] = {"class_name": target}

@@ -14,15 +14,7 @@ if TYPE_CHECKING:
     from dit_compress.export.profiles import Device, profile_named
     from dit_compress.export.step import export
     from dit_compress.export.tracing import inspect, trace
-    from dit_compress.export.types import (
-        Artifact,
-        Component,
-        Diagnostic,
-        Fidelity,
-        Precision,
-        Profile,
-        Runner,
-    )
+    from dit_compress.export.types import Artifact, Component, Diagnostic, Fidelity, Precision, Profile, Runner
 
 _PUBLIC = {
     "Artifact": "types",
@@ -72,6 +64,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'dit_compress.export' has no attribute {name!r}")
-    from dit_compress.hooks import load_object
+    from dit_compress.plugin.options import load_object
 
     return load_object(f"dit_compress.export.{_PUBLIC[name]}:{name}")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dit_compress import SCHEMA, __version__
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, sha256_file
+from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.export.types import FIDELITIES, Artifact
-from dit_compress.hooks import load_object
+from dit_compress.plugin.options import load_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

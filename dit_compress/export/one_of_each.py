@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.denoiser import find_stacks_of
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.edits import KeepBlocks
-from dit_compress.structure.observe.discover import FAILURES, find_stacks_of
+from dit_compress.structure.observe.discover import FAILURES
 from dit_compress.structure.signature import signature
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress import SCHEMA, __version__
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.export.fitting import fitted
 from dit_compress.export.folder import UNVERIFIED, need_schema, summarise
 from dit_compress.export.headroom import headroom, shown
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from dit_compress.export.proof import Row
-    from dit_compress.export.types import Artifact, Component, Diagnostic, Profile, Runner
-    from dit_compress.hooks import Exporter
+    from dit_compress.export.types import Artifact, Component, Diagnostic, Exporter, Profile, Runner
 
 
 def export_components(

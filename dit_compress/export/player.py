@@ -17,7 +17,7 @@ import numpy as np
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import generator
-from dit_compress.export import compare
+from dit_compress.export.compare import compare
 from dit_compress.export.folder import artifact_of, check_files, read_manifest, runner_of
 from dit_compress.export.proof import read_tensors
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.export import compare
-from dit_compress.export.compare import Comparison, gate_db, judge, refused_below_db
+from dit_compress.export.compare import Comparison, compare, gate_db, judge, refused_below_db
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

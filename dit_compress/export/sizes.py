@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.export.types import Component
-    from dit_compress.hooks import Codec
+    from dit_compress.model.protocols import Codec
     from dit_compress.model.spec import Spec
 
 OWN = ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from dit_compress.step.protocols import Step
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -169,3 +171,28 @@ class Runner(Protocol):
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:
         """Outputs by name."""
+
+
+class Exporter(Step, Protocol):
+    """Files for a device. A subclass of ``dit_compress.export.ExportStep`` adds three methods to the engine's own work.
+
+    profile: the device, as the options describe it.
+    """
+
+    profile: Profile
+
+    def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
+        """What would break on the target, each with operator, module path, severity and mend.
+
+        ``plan``, ``check --deep`` and ``run`` ask before any training is paid for: the component then lies on
+        the meta device, without weights. They ask again before ``lower``.
+        """
+
+    def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
+        """Write the component's files into the folder. UserError where that fails."""
+
+    def runner(self, artifact: Artifact) -> Runner:
+        """Something that executes the file just as it is on disk, with its fidelity.
+
+        ``verify`` and ``play`` ask on other machines: the module at ``load`` imports torch only where it needs it.
+        """

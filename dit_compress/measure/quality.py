@@ -14,9 +14,10 @@ from dit_compress.train.losses import flow_loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.data.encode import Captions, Samples
+    from dit_compress.data.samples import Samples
     from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.flow import Flow
+    from dit_compress.model.text import Captions
 
 NUM_SIGMAS = 8
 CHUNK = 16

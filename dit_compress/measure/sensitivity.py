@@ -9,9 +9,9 @@ import torch
 
 from dit_compress.measure.latency import interleaved
 from dit_compress.measure.memory import peak_bytes
+from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_flops, count_parameters
 from dit_compress.search.allocate import proportional
-from dit_compress.structure.compact import compact
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 

@@ -16,8 +16,9 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.measure.latency import interleaved, machine
+from dit_compress.model.cut import compact
 from dit_compress.search.budget import Price, assemble, block_kind, classes, gates, inside
-from dit_compress.structure.compact import block_axis, compact
+from dit_compress.structure.compact import block_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

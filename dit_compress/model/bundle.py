@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from dit_compress import SCHEMA, __version__
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import link_tree, read_json, sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dit_compress.hooks import Codec
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.protocols import Codec
 
 COMPONENTS = {"denoiser": "model", "latent": "latent", "text": "text"}
 """Component → the kind of the plugin that loads it."""

@@ -8,16 +8,21 @@ Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D wid
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from dit_compress.structure.observe.discover import observe, replicated
+from dit_compress.structure.observe.weightless import hollow_copy
+from dit_compress.structure.record import Call, record
+
 if TYPE_CHECKING:
-    from dit_compress.structure.facts import Structure
+    from dit_compress.structure.facts import Stack, Structure
 
 
 class Cond(Mapping[str, Tensor]):
@@ -124,7 +129,7 @@ class Denoiser(nn.Module):
 
     def structure(self) -> Structure:
         """Stacks, attentions and feed-forwards of the module; found once, until it is edited."""
-        from dit_compress.structure.observe.discover import discover
+        from dit_compress.model.denoiser import discover
 
         if self._structure is None:
             self._structure = discover(self)
@@ -202,3 +207,34 @@ class Denoiser(nn.Module):
         """Tokens S of a latent of this size."""
         t, h, w = (size // patch for size, patch in zip(size_THW, self.patch, strict=True))
         return t * h * w
+
+
+def discover(denoiser: Denoiser) -> Structure:
+    """Structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
+    return observe(denoiser.module, first_call(denoiser))
+
+
+def find_stacks_of(denoiser: Denoiser) -> tuple[Stack, ...]:
+    """The stacks alone: nothing inside a block is probed. Raises what the module raises without its weights."""
+    _, (found, _) = replicated(denoiser.module, first_call(denoiser))
+    return tuple(item.stack for item in found)
+
+
+def first_call(denoiser: Denoiser) -> Call:
+    """How the denoiser calls its module on its example, on the CPU. Neither the module nor its weights are touched."""
+    stand_in = copy.copy(denoiser)
+    own = stand_in._modules  # noqa: SLF001 - a copy shares its children with the original
+    stand_in.__dict__["_modules"] = {**own, "module": hollow_copy(denoiser.module)}
+    with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
+        torch.manual_seed(0)
+        stand_in.module.register_forward_pre_hook(_stop)
+        stand_in(*stand_in.example(1, stand_in.example_size))
+    return call
+
+
+class _StoppedError(Exception):
+    """The call was recorded."""
+
+
+def _stop(_module: nn.Module, _args: Any) -> None:
+    raise _StoppedError

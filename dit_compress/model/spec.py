@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
-from dit_compress.hooks import load_object
 from dit_compress.model.flow import Flow
+from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dit_compress.hooks import Codec
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.protocols import Codec
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ComponentSpec:
         """The module without weights (parameters on the meta device), the log replayed."""
         from accelerate import init_empty_weights
 
-        from dit_compress.pruning.folder import remember_log, shapes_of
+        from dit_compress.structure.files.pruned import remember_log, shapes_of
 
         with init_empty_weights(include_buffers=False):
             module = self.loader().from_config(self.config)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from dit_compress.core.errors import UserError
-from dit_compress.hooks import (
+from dit_compress.plugin.kinds import (
     GROUP,
     NOTED,
     PART_KINDS,
@@ -27,11 +27,10 @@ from dit_compress.hooks import (
     RESERVED,
     STEP_KINDS,
     KindHooks,
-    Options,
     PartHooks,
-    Plugin,
     StepHooks,
 )
+from dit_compress.plugin.options import Options, Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -204,7 +203,7 @@ class Registry:
             )
             return
         if fault := _fault(plugin):
-            self._break(source, f"its hook {kind!r} {fault}", "See dit_compress.hooks.Plugin")
+            self._break(source, f"its hook {kind!r} {fault}", "See dit_compress.plugin.options.Plugin")
         elif plugin.name in RESERVED.get(kind, ()):
             self._break(source, f"no {kind} plugin may be named {plugin.name!r}: the engine uses it", "Rename it")
         elif (kind, plugin.name) in self._entries:

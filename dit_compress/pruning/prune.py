@@ -9,25 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress import REVISION
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import publish, sha256_data, whole_folder
+from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.spec import Spec
-from dit_compress.pruning.folder import (
-    base_of,
-    check_plan,
-    edits_of,
-    load,
-    log_of,
-    read_config,
-    read_plan,
-    record_of,
-    remember_log,
-    save,
-    write_record,
-)
+from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
 from dit_compress.pruning.step import find, run_step, step_part, world_of
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
@@ -38,6 +26,17 @@ from dit_compress.structure.compact import CompactionError
 from dit_compress.structure.copies import shared_copy, single_copy
 from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.files.disk import SHARD_BYTES, prune_weights, refuse_quantised
+from dit_compress.structure.files.pruned import (
+    base_of,
+    check_plan,
+    edits_of,
+    log_of,
+    read_config,
+    read_plan,
+    record_of,
+    remember_log,
+    write_record,
+)
 from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dit_compress.hooks import Part
+    from dit_compress.plugin.options import Part
     from dit_compress.structure.edits import Edit
     from dit_compress.structure.record import Call
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dit_compress.hooks import Part
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
+    from dit_compress.plugin.options import Part
 
 METHOD = "trilevel"
 """The prune plugin that a call without a recipe uses."""

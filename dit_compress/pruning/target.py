@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.hooks import load_object
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
-from dit_compress.pruning.folder import log_of, read_config
 from dit_compress.recipe import make_part
-from dit_compress.run import keys as graph
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
+from dit_compress.structure.files.pruned import log_of, read_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ class Folder:
 
 def open_target(path: str | Path) -> Folder | Bundle:
     """What stands at a path: a bundle, a run's last bundle, or a folder of diffusers; UserError for anything else."""
-    bundle = graph.resolve_bundle(path)
+    bundle = resolve_bundle(path)
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle)
     return Folder(Path(path), component_folder(Path(path)))

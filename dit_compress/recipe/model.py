@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.hooks import Part
+    from dit_compress.plugin.options import Part
 
 BASE = "base"
 """The implicit first step, where a recipe has a ``model``: denoiser and text encoder, made from their options."""

@@ -14,7 +14,7 @@ from dit_compress.recipe.model import BASE, NO_BUNDLE, Recipe, StepEntry
 from dit_compress.recipe.validate import Checker
 
 if TYPE_CHECKING:
-    from dit_compress.hooks import Part
+    from dit_compress.plugin.options import Part
     from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.document import Document, Place
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from dit_compress.hooks import Part, slots_of
+from dit_compress.plugin.options import Part, slots_of
 from dit_compress.recipe.model import SHARED
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import core_schema
 
-    from dit_compress.hooks import Slot
+    from dit_compress.plugin.options import Slot
     from dit_compress.plugin.registry import Entry, Registry
 
 _GROUPED = "^[-+]?[0-9]+(_[0-9]+)+$"

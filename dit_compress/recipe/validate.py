@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dit_compress.core.errors import UserError
-from dit_compress.hooks import Part, slots_of
+from dit_compress.plugin.options import Part, slots_of
 from dit_compress.recipe.document import Document
 from dit_compress.recipe.messages import findings, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.hooks import Options, Plugin, Slot
+    from dit_compress.plugin.options import Options, Plugin, Slot
     from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.document import Place
 

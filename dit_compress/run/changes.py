@@ -40,7 +40,7 @@ def _name_of(record: Mapping[str, Any]) -> str:
 
 
 def need_same(partial: Path, step: str, now: Mapping[str, Any]) -> None:
-    """UserError where a step has checkpoints that were made of something else than ``now`` (``graph.made_of``).
+    """UserError where a step has checkpoints that were made of something else than ``now`` (see ``made_of``).
 
     There is a way to say that they may go; a fresh start is never silent.
     """

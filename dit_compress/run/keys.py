@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress import REVISION
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_data
-from dit_compress.hooks import marked, slots_of
+from dit_compress.core.files import sha256_data
+from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import COMPONENTS, Bundle
+from dit_compress.model.paths import resolve_bundle
+from dit_compress.plugin.options import marked, slots_of
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe.model import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dit_compress.hooks import Data, Part
+    from dit_compress.plugin.options import Part
     from dit_compress.recipe.model import Recipe
 
 
@@ -121,33 +121,3 @@ def _outside(bundle: Bundle) -> dict[str, str]:
                 values = {option: component.config.get(option) for option in marks}
                 found |= {f"{name}.{key}": marks[key].content(value) for key, value in values.items() if value}
     return found
-
-
-def bundle_of(run: Path, source: str) -> Path:
-    """Where the bundle of an input stands: in an earlier node's folder, or at a path."""
-    folder = step_folder(run, source)
-    return folder / "bundle" if (folder / "step.json").is_file() else resolve_bundle(source)
-
-
-def resolve_bundle(source: str | Path) -> Path:
-    """A bundle folder, or the last bundle of a run folder."""
-    path = Path(source)
-    if (path / "bundle.json").is_file() or not (path / "run.json").is_file():
-        return path
-    given = [name for name in read_json(path / "run.json")["steps"] if (step_folder(path, name) / "bundle").is_dir()]
-    return step_folder(path, given[-1]) / "bundle" if given else path
-
-
-def step_folder(run: Path, name: str) -> Path:
-    """The folder of a finished step."""
-    return run / "steps" / name
-
-
-def manifest_digest(source: Data, folder: Path) -> str:
-    """Digest of what a data source holds now."""
-    return sha256_data([dict(record) for record in source.manifest(folder)])
-
-
-def data_folder(cache: Path, part: Part) -> Path:
-    """The content-addressed folder of a data part: another world, another folder."""
-    return cache / f"data-{sha256_data([part.as_data(), part.plugin.revision])[:16]}"

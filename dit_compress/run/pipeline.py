@@ -16,14 +16,17 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dit_compress import SCHEMA
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors, full_disk, read_json, sha256_data, write_json
 from dit_compress.core.progress import progress
+from dit_compress.core.version import SCHEMA
+from dit_compress.data.source import data_folder
+from dit_compress.model.paths import step_folder
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import dump
-from dit_compress.run import keys as graph
+from dit_compress.recipe.model import BASE
 from dit_compress.run.changes import data_change, need_same
+from dit_compress.run.keys import input_key, made_of, nodes, with_inner
 from dit_compress.run.torchrun import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ class Runner:
             ) from error
 
     def _run(self, only: str | None) -> None:
-        listed = graph.nodes(self.recipe)
+        listed = nodes(self.recipe)
         unknown = ({only} if only else set()) | set(self.force)
         if unknown := unknown - {node.name for node in listed}:
             raise UserError(f"no step {sorted(unknown)[0]!r}", mend=f"The steps are {[node.name for node in listed]}")
@@ -120,7 +123,7 @@ class Runner:
         part = self.recipe.data
         if part is None:
             return ""
-        source, folder = part.build(), graph.data_folder(self.folder / "cache", part)
+        source, folder = part.build(), data_folder(self.folder / "cache", part)
         with progress("preparing data", 1) as advance:
             source.prepare(folder)
             advance()
@@ -132,13 +135,13 @@ class Runner:
 
     def key(self, node: Node, manifest: str) -> str:
         """The node's key; remembered for the nodes that read it."""
-        inputs = {slot: graph.input_key(source, self.keys) for slot, source in node.inputs.items()}
-        self.made_of[node.name] = graph.made_of(node, inputs, self.recipe, manifest)
+        inputs = {slot: input_key(source, self.keys) for slot, source in node.inputs.items()}
+        self.made_of[node.name] = made_of(node, inputs, self.recipe, manifest)
         self.keys[node.name] = sha256_data(self.made_of[node.name])
         return self.keys[node.name]
 
     def _reuse(self, node: Node, title: str) -> None:
-        record = read_json(graph.step_folder(self.folder, node.name) / "step.json")
+        record = read_json(step_folder(self.folder, node.name) / "step.json")
         changed = [
             name for name, digest in source_digests(node).items() if record["sources"].get(name) not in (None, digest)
         ]
@@ -146,7 +149,7 @@ class Runner:
         self.say(f"{title}: reused{note}")
 
     def _execute(self, node: Node, key: str, manifest: str) -> None:
-        place = graph.step_folder(self.folder, node.name)
+        place = step_folder(self.folder, node.name)
         partial = place.with_name(f"{place.name}.partial")
         begun = _begun(partial, key)
         if partial.is_dir() and begun is None:
@@ -156,7 +159,7 @@ class Runner:
         threads = (begun or {}).get("threads", self.threads)
         if threads != self.threads:
             self.say(f"{node.name}: going on with {threads} threads, as it began (not {self.threads})")
-        together = self.crew if node.kind != graph.BASE and node.part.together else None
+        together = self.crew if node.kind != BASE and node.part.together else None
         with disk_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
             write_json(
@@ -219,7 +222,7 @@ def finished(run: Path, node: Node, key: str) -> bool:
 
     The key names how an input was made; after ``--force`` with changed code it may be another bundle.
     """
-    path = graph.step_folder(run, node.name) / "step.json"
+    path = step_folder(run, node.name) / "step.json"
     if not path.is_file():
         return False
     record = read_json(path)
@@ -231,13 +234,13 @@ def finished(run: Path, node: Node, key: str) -> bool:
 
 def _given(run: Path, name: str) -> str | None:
     """Digest of the bundle that a finished step gave."""
-    path = graph.step_folder(run, name) / "step.json"
+    path = step_folder(run, name) / "step.json"
     return read_json(path).get("bundle") if path.is_file() else None
 
 
 def headline(run: Path, name: str) -> str:
     """A finished step in a few words."""
-    record = read_json(graph.step_folder(run, name) / "step.json")
+    record = read_json(step_folder(run, name) / "step.json")
     model = record.get("model") or {}
     size = f", {model['params'] / 1e6:.2f}M parameters" if "params" in model else ""
     figures = ", ".join(
@@ -248,7 +251,7 @@ def headline(run: Path, name: str) -> str:
 
 def source_digests(node: Node) -> dict[str, str]:
     """Digest of the code of every plugin a node uses, for the record."""
-    parts = [inner for part in node.parts.values() for inner in graph.with_inner(part)]
+    parts = [inner for part in node.parts.values() for inner in with_inner(part)]
     return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in parts}
 
 

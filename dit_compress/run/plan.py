@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
-from dit_compress.run import keys as graph
+from dit_compress.recipe.model import BASE
+from dit_compress.run.keys import nodes
 from dit_compress.train.options import check_parts
 
 if TYPE_CHECKING:
@@ -41,11 +43,11 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
     rows: list[Planned] = []
     errors: list[UserError] = []
     networks: dict[str, Networks] = {}
-    for node in graph.nodes(recipe):
+    for node in nodes(recipe):
         source = node.inputs.get("input", "")
         try:
             before = _input_spec(node, specs, recipe)
-            base = node.kind == graph.BASE
+            base = node.kind == BASE
             for part in () if base else node.part.together:
                 check_parts(part.options, processes)
             after = base_spec(node.parts, recipe.video) if base else _planned(node, before or Spec(video=recipe.video))
@@ -76,7 +78,7 @@ def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> S
     """The implicit first bundle, without weights."""
     from accelerate import init_empty_weights
 
-    from dit_compress.pruning.folder import log_of
+    from dit_compress.structure.files.pruned import log_of
 
     specs: dict[str, ComponentSpec] = {}
     for kind in parts:
@@ -130,7 +132,7 @@ def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec |
         return None
     if source in specs:
         return specs[source]
-    spec = Bundle.open(graph.resolve_bundle(source)).spec
+    spec = Bundle.open(resolve_bundle(source)).spec
     return replace(spec, video=recipe.video or spec.video)
 
 

@@ -10,14 +10,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress import REVISION
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import full_disk, publish, read_json, write_json
 from dit_compress.core.progress import hush
+from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.paths import bundle_of
 from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import load, make_part
-from dit_compress.run import keys as graph
+from dit_compress.recipe.model import BASE
+from dit_compress.run.keys import nodes
 from dit_compress.run.torchrun import ABANDONED, STOPPED
 
 if TYPE_CHECKING:
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
     from dit_compress.run.keys import Node
     from dit_compress.step.context import Context, Result
-    from dit_compress.train.parallel import World
+    from dit_compress.step.world import World
 
 
 def main(folder: Path) -> int:
     """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable, 76 another process ended."""
     from dit_compress.step.context import Stopped
-    from dit_compress.train.parallel import Done, World
+    from dit_compress.step.world import Done, World
 
     hush()
     job = read_json(folder / "job.json")
@@ -40,11 +42,11 @@ def main(folder: Path) -> int:
     try:
         registry = use(job["plugin_files"])
         recipe = load(Path(job["run"]) / "recipe.yaml", registry)
-        node = next(node for node in graph.nodes(recipe) if node.name == job["name"])
+        node = next(node for node in nodes(recipe) if node.name == job["name"])
         with _alone(Path(job["run"])) if not world.rank else nullcontext(), full_disk(folder):
             started = time.perf_counter()
             context = _context(job, recipe, node, folder, world)
-            result = run_base(context, node) if node.kind == graph.BASE else node.part.build().run(context)
+            result = run_base(context, node) if node.kind == BASE else node.part.build().run(context)
             # Here the first process is alone: a step that did not train had nothing for the others to do.
             if not world.rank:
                 _finish(folder, job, node, context, result, time.perf_counter() - started)
@@ -103,7 +105,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, worl
         seed=recipe.seed,
         folder=folder,
         cache=run / "cache",
-        bundles={slot: Bundle.open(graph.bundle_of(run, source)) for slot, source in node.inputs.items()},
+        bundles={slot: Bundle.open(bundle_of(run, source)) for slot, source in node.inputs.items()},
         names=dict(node.inputs),
         parts=dict(recipe.shared),
         record=record,
@@ -121,7 +123,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, worl
 def run_base(context: Context, node: Node) -> Result:
     """The implicit first step: denoiser and text encoder as the recipe says, random weights from its seed."""
     from dit_compress.model.spec import ComponentSpec, Spec
-    from dit_compress.pruning.folder import log_of
+    from dit_compress.structure.files.pruned import log_of
 
     modules: dict[str, Any] = {}
     specs: dict[str, ComponentSpec] = {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_folder
-from dit_compress.hooks import PART_KINDS, RESERVED, STEP_KINDS
+from dit_compress.plugin.kinds import PART_KINDS, RESERVED, STEP_KINDS
 from dit_compress.plugin.registry import closest
 
 if TYPE_CHECKING:

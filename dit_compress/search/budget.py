@@ -10,8 +10,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_flops
-from dit_compress.structure.compact import compact
 from dit_compress.structure.lookup import tensor_or_none
 
 if TYPE_CHECKING:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.step.context import Context
     from dit_compress.structure.facts import Axis, Kept
 
 
@@ -45,3 +46,10 @@ def outside_removed_blocks(axes: Sequence[Axis], kept: Kept) -> list[Axis]:
         for index in set(range(axis.units)) - set(kept[axis.name])
     }
     return [axis for axis in axes if axis.blocks or (axis.stack, axis.block) not in gone]
+
+
+class Search(Protocol):
+    """Chooses which units stay."""
+
+    def search(self, problem: SearchProblem, context: Context) -> Selection:
+        """Kept units for every axis of the problem, exactly ``problem.keep[axis]`` of each."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.hooks import Part
+    from dit_compress.plugin.options import Part
     from dit_compress.search.problem import SearchProblem
     from dit_compress.step.context import Context
     from dit_compress.structure.facts import Kept

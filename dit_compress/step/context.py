@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_data
 from dit_compress.core.progress import progress
-from dit_compress.data.encode import Captions, Samples, encode_captions, encode_latents, pixel_cache
+from dit_compress.data.encode import encode_captions, encode_latents, pixel_cache
 from dit_compress.data.prefetch import ClipStream
+from dit_compress.data.samples import Samples
 from dit_compress.data.shard_writer import write_together
+from dit_compress.data.source import data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.spec import Spec
-from dit_compress.run.keys import data_folder, manifest_digest
-from dit_compress.train.parallel import Done, World
+from dit_compress.model.text import Captions
+from dit_compress.step.world import Done, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 
     from dit_compress.data.clips import Clip
     from dit_compress.data.shards import Column
-    from dit_compress.hooks import Part, Tracker
     from dit_compress.model.flow import Flow
+    from dit_compress.plugin.options import Part
+    from dit_compress.step.protocols import Tracker
 
 Split = Literal["train", "test"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import nullcontext
 from itertools import zip_longest
@@ -12,7 +11,6 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.structure.apply import apply_edits, edit_state, replace_tensor
-from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.edits import (
     REVISION,
     Scale,
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.model.denoiser import Denoiser
     from dit_compress.structure.facts import Kept, Stack
     from dit_compress.structure.record import Call
 
@@ -49,22 +46,13 @@ class CompactionError(RuntimeError):
     """Masked and compact disagree: the structure was not understood. Nothing was written."""
 
 
-def compact(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
-    """Prune the denoiser in place and give the transform-log entry that repeats it.
-
-    Proven on the denoiser's example: the masked model and the compacted one must agree, else CompactionError.
-    """
-    entry = _compact(denoiser.module, lambda: example_output(denoiser), axes, kept)
-    denoiser.forget_structure()
-    return entry
-
-
 def compact_module(module: nn.Module, call: Call, axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
     """The same for any module, proven on a recorded call (see :func:`dit_compress.record`)."""
-    return _compact(module, lambda: call.replay(module), axes, kept)
+    return compact_proven(module, lambda: call.replay(module), axes, kept)
 
 
-def _compact(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
+def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
+    """Prune the module in place, proven on what ``run`` gives before, under masks, and after."""
     settle_norms(module, axes)
     edits = compile_edits(module, axes, kept)
     parameter = next(module.parameters())
@@ -134,37 +122,10 @@ def kept_blocks(log: Sequence[dict[str, Any]], stack: str) -> tuple[int, ...] | 
     return origin
 
 
-def masked_output(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Tensor:
-    """The example's velocity under the plan's masks."""
-    parameter = next(denoiser.module.parameters())
-    with masked(denoiser.module, axes, hard_masks(axes, kept, parameter)):
-        return example_output(denoiser)
-
-
-def example_output(denoiser: Denoiser) -> Tensor:
-    """Velocity of the denoiser's own example, a function of the model alone."""
-    training = denoiser.training
-    denoiser.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        output = denoiser(*denoiser.example(2, denoiser.example_size))
-    denoiser.train(training)
-    return output
-
-
 def relative_error(candidate: Tensor, reference: Tensor) -> float:
     """max|Δ| / max|reference|."""
     scale = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
     return float((candidate - reference).abs().max() / scale)
-
-
-def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
-    """A copy of the denoiser that ends after its first ``num_blocks`` blocks (Fig. 4 of the paper)."""
-    copied = shared_copy(denoiser)
-    axis = block_axis(copied.structure().main)
-    apply_edits(copied.module, compile_edits(copied.module, [axis], {axis.name: tuple(range(num_blocks))}))
-    copied.forget_structure()
-    return copy.deepcopy(copied)
 
 
 def block_axis(stack: Stack) -> Axis:

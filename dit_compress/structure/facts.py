@@ -7,7 +7,7 @@ named tensors that belong to it, the places where a mask multiplies, and what mu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -249,3 +249,17 @@ Kept = dict[str, tuple[int, ...]]
 def everything(axes: Sequence[Axis]) -> Kept:
     """The plan that removes nothing."""
     return {axis.name: tuple(range(axis.units)) for axis in axes}
+
+
+class Granularity(Protocol):
+    """Names axes of removable units out of the facts that discovery states."""
+
+    multiple_of: int
+    units: int | None
+    """Into how many equal parts a learned search may cut an axis; None for its single units."""
+
+    def axes(self, structure: Structure) -> list[Axis]:
+        """Every axis of this level, as data."""
+
+    def keep(self, axis: Axis) -> int | None:
+        """How many of the axis' units the options keep; None where the options leave it to a budget."""

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.export import Component, check_components, compare, export_components
-from dit_compress.export.compare import Comparison, judge
+from dit_compress.export import Component, check_components, export_components
+from dit_compress.export.compare import Comparison, compare, judge
 from dit_compress.export.inputs import reference_outputs
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dit_compress.structure.compact import example_output
+from dit_compress.model.cut import example_output
 from dit_compress.testing.models import MODELS, tiny_denoiser
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.export import Artifact, Component, Diagnostic, Profile, dit_step, export_components
 from dit_compress.export.compare import ARITHMETICS
 from dit_compress.export.types import FIDELITIES
-from dit_compress.hooks import marked
+from dit_compress.plugin.options import marked
 from dit_compress.testing.corpus import CORPUS, Case, examine
 from dit_compress.testing.models import tiny_denoiser
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_compress.hooks import load_object
+from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import Registry
 
 

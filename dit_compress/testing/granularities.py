@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dit_compress.structure.compact import compact, example_output, masked_output, relative_error
+from dit_compress.model.cut import compact, example_output, masked_output
+from dit_compress.structure.compact import relative_error
 from dit_compress.structure.lookup import tensor_or_none
 from dit_compress.structure.masks import masked
 from dit_compress.testing.models import MODELS, tiny_denoiser

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.data.encode import to_video
+from dit_compress.data.samples import to_video
 from dit_compress.export.components import vae_decoder
 from dit_compress.export.profiles import profile_named
 from dit_compress.export.tracing import inspected
@@ -31,7 +31,7 @@ from dit_compress.testing.steps import DrawnOptions, drawn, tiny_context
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.hooks import Part
+    from dit_compress.plugin.options import Part
 
 SAME = 1e-4
 """Largest difference of equal computations in another order, for values of size 1."""

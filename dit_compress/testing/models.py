@@ -11,8 +11,8 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 
 if TYPE_CHECKING:
-    from dit_compress.data.encode import Captions
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.text import Captions
     from dit_compress.train.objective import Batch
 
 CHANNELS = 8
@@ -82,7 +82,7 @@ def tiny_text(width: int = 16) -> Captions:
     """A caption encoder of random weights, as wide as the tiny denoisers take."""
     import torch
 
-    from dit_compress.data.encode import Captions
+    from dit_compress.model.text import Captions
 
     torch.manual_seed(1)
     options = {"width": width, "layers": 1, "heads": 2}

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import torch
 
+from dit_compress.model.cut import compact, example_output
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
-from dit_compress.structure.compact import compact, example_output
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.testing.steps import tiny_bundle, tiny_context
 

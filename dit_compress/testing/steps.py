@@ -13,10 +13,10 @@ import numpy as np
 
 from dit_compress.core.randomness import generator
 from dit_compress.data.clips import Clip
-from dit_compress.hooks import Options, Part, Plugin
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.options import Options, Part, Plugin
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context
@@ -25,7 +25,7 @@ from dit_compress.testing.models import CAPTIONS, CHANNELS, tiny_denoiser, tiny_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dit_compress.hooks import Codec
+    from dit_compress.model.protocols import Codec
 
 GRAIN = 12.0
 """Standard deviation of the clips' noise, of 255: no two pixels are the same thing twice."""
@@ -129,7 +129,7 @@ def pca_codec() -> Codec:
     """The built-in VAE at its start: PCA of 8x16x16 patches, as many channels as the tiny denoisers take."""
     import torch
 
-    from dit_compress.data.encode import to_video
+    from dit_compress.data.samples import to_video
 
     given = {"use": "video_vae", "ratio": "8x16x16", "channels": CHANNELS, "widths": [8, 8], "blocks": 1}
     step = make_part("latent", given, installed()).build()

@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress import REVISION
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, sha256_data, sha256_file, whole_folder, write_json
-from dit_compress.train.parallel import World, is_sharded
+from dit_compress.core.version import REVISION
+from dit_compress.train.parallel import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import Tensor
+
+    from dit_compress.step.world import World
 
 FORMAT = 3
 """Raised when checkpoints are written in another way."""

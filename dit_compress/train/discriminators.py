@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.structure.compact import truncated
+from dit_compress.model.cut import truncated
 
 if TYPE_CHECKING:
     from collections.abc import Callable

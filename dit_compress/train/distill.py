@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.hooks import marked
+from dit_compress.plugin.options import marked
 from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.data.encode import Captions
-    from dit_compress.hooks import Distiller
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
+    from dit_compress.train.objective import Distiller
 
 
 def distill(step: Distiller, context: Context) -> Result:

@@ -25,11 +25,11 @@ from dit_compress.train.trainee import Trainee
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dit_compress.data.encode import Samples
+    from dit_compress.data.samples import Samples
     from dit_compress.step.context import Context
+    from dit_compress.step.world import World
     from dit_compress.train.objective import Objective, Phase
     from dit_compress.train.options import TrainOptions
-    from dit_compress.train.parallel import World
     from dit_compress.train.validation import Looks
 
 

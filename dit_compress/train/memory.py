@@ -17,9 +17,9 @@ from dit_compress.train.parallel import local
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from dit_compress.step.world import World
     from dit_compress.train.objective import Objective, Role
     from dit_compress.train.options import TrainOptions
-    from dit_compress.train.parallel import World
 
 MOMENTS = 2
 """What AdamW holds of each weight besides itself and its gradient."""

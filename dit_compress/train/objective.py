@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dit_compress.step.protocols import Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.core.randomness import Streams
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.flow import Flow
+    from dit_compress.model.text import Captions
+    from dit_compress.step.context import Context
 
 
 @dataclass
@@ -87,3 +93,25 @@ class Objective(Protocol):
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
         """The loss of one phase on one batch."""
+
+
+class Distiller(Step, Protocol):
+    """A training step. ``run`` is normally ``return dit_compress.train.distill.distill(self, context)``.
+
+    options: of a subclass of ``dit_compress.train.options.TrainOptions``.
+    """
+
+    options: Any
+
+    def objective(self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions) -> Objective:
+        """Roles, phases and losses over the loaded models; a search calls it with a masked student."""
+
+    def flow(self, before: Flow) -> Flow:
+        """How the result is meant to be sampled."""
+
+
+class DiscriminatorPart(Protocol):
+    """Makes a discriminator out of a frozen copy of the generator."""
+
+    def create(self, generator: Denoiser) -> nn.Module:
+        """Module ``(latent_BCTHW, sigma_B, cond) -> logits [B,S]``; its trainable parameters require grad."""

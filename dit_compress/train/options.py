@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dit_compress.core.errors import UserError
-from dit_compress.hooks import Options
+from dit_compress.plugin.options import Options
 
 
 class TrainOptions(Options):

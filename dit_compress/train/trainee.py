@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
+from dit_compress.step.world import World
 from dit_compress.train.muon import ShardedMuon
-from dit_compress.train.parallel import World, is_sharded, local
+from dit_compress.train.parallel import average_gradients, clip_gradients, is_sharded, local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +58,8 @@ class Trainee:
     def update(self, factor: float) -> float:
         """Clip, step, average; returns the gradient norm. UserError where it is not finite."""
         parameters = list(self.parameters.values())
-        self.world.average_gradients(parameters)
-        norm = self.world.clip(parameters, self.role.clip or math.inf)
+        average_gradients(parameters, self.world)
+        norm = clip_gradients(parameters, self.role.clip or math.inf, self.world)
         if not math.isfinite(norm):
             raise UserError(f"the gradient of role {self.name!r} is not finite", mend="Lower the learning rate")
         for optimizer in self.optimizers:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.data.encode import Captions, Samples
+    from dit_compress.data.samples import Samples
     from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.flow import Flow
+    from dit_compress.model.text import Captions
+    from dit_compress.step.world import World
     from dit_compress.train.objective import Objective
     from dit_compress.train.options import DistillOptions, Validation, Watch
-    from dit_compress.train.parallel import World
     from dit_compress.train.trainee import Trainee
 
 TWINS = 2

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from dit_compress.core.errors import UserError
-from dit_compress.export import compare
-from dit_compress.export.compare import MAX_DB, Comparison, gate_db, judge
+from dit_compress.export.compare import MAX_DB, Comparison, compare, gate_db, judge
 
 
 def test_values_by_hand() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dit_compress
-from dit_compress import SCHEMA
+from dit_compress.core.version import SCHEMA
 from dit_compress.export import player
 from dit_compress.testing.exporters import dit
 

@@ -14,17 +14,17 @@ from toy import CAPTIONS, SIZE, tiny_bundle, words
 from dit_compress.cli.sensitivity import Settings, axes_of, opened, sensitivity
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams, generator
-from dit_compress.data.encode import Samples
+from dit_compress.data.samples import Samples
 from dit_compress.measure.memory import LiveBytes, peak_bytes, weight_bytes
 from dit_compress.measure.quality import data_grid, drift_grid, sigmas
 from dit_compress.measure.sensitivity import quality_curves, steps_of
 from dit_compress.model import flow
+from dit_compress.model.cut import compact
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.figures import count_flops, count_parameters
 from dit_compress.model.flow import Flow
 from dit_compress.search.curves import curves_from_report
 from dit_compress.search.importance import magnitude, top
-from dit_compress.structure.compact import compact
 from dit_compress.structure.facts import Axis
 from dit_compress.testing.models import MODELS, tiny_denoiser
 

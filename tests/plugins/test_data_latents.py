@@ -183,7 +183,7 @@ def test_data_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> Non
     folder = videos_folder(tmp_path / "clips", 3)
     data = {"use": "videos", "path": str(folder), "frames": 5, "size": [32, 32], "test_fraction": 0.0}
     given = context(tmp_path / "step", bundle_with_vae(tmp_path / "bundle"), data)
-    from dit_compress.run.keys import manifest_digest
+    from dit_compress.data.source import manifest_digest
 
     source = given.parts["data"].build()
     given.manifest_digest = manifest_digest(source, given.data_folder(given.parts["data"]))

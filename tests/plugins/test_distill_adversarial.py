@@ -11,13 +11,13 @@ import torch
 from toy import CAPTIONS, SIZE, batch, context_in, part, words
 
 from dit_compress.core.errors import UserError
-from dit_compress.data.encode import Samples
+from dit_compress.data.samples import Samples
 from dit_compress.model import flow
 from dit_compress.model.flow import Flow, euler
+from dit_compress.step.world import World
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.loop import fit
 from dit_compress.train.objective import Batch, Phase
-from dit_compress.train.parallel import World
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective, logits_and_leaf
 from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs, teacher_pairs

@@ -10,8 +10,9 @@ from toy import batch, context_in, part, tiny_bundle, words
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
+from dit_compress.model.cut import compact
 from dit_compress.model.flow import Flow
-from dit_compress.structure.compact import block_axis, compact
+from dit_compress.structure.compact import block_axis
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.distill import block_pairs, last_of_groups
 from dit_compress.train.losses import cosine_distance, flow_loss

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import quiet
-from dit_compress.export import Artifact, Component, Profile, compare, export_components
+from dit_compress.export import Artifact, Component, Profile, export_components
+from dit_compress.export.compare import compare
 from dit_compress_plugins.export_coreml import CoreMLOptions
 
 coremltools = pytest.importorskip("coremltools")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.export import Component, compare, export_components
+from dit_compress.export import Component, export_components
+from dit_compress.export.compare import compare
 from dit_compress.export.folder import artifact_of
 from dit_compress.export.inputs import input_sets
 from dit_compress.export.sizes import with_sizes

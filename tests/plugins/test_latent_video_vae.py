@@ -16,7 +16,7 @@ from toy import context_in
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
 from dit_compress.data.clips import write_captions
-from dit_compress.data.encode import to_pixels
+from dit_compress.data.samples import to_pixels
 from dit_compress.data.video import write_video
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part

@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from dit_compress.core.errors import UserError
-from dit_compress.structure.compact import compact, example_output, masked_output, relative_error
+from dit_compress.model.cut import compact, example_output, masked_output
+from dit_compress.structure.compact import relative_error
 from dit_compress_plugins.granularity_ffn import FfnOptions
 from dit_compress_plugins.granularity_ffn.axes import FfnGranularity
 from dit_compress_plugins.granularity_head import HeadOptions

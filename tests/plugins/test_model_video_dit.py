@@ -8,8 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from dit_compress.model.cut import compact, example_output, masked_output
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.compact import compact, example_output, masked_output, relative_error
+from dit_compress.structure.compact import relative_error
 from dit_compress.structure.edits import SetAttribute, Take
 from dit_compress_plugins.granularity_block import BlockOptions
 from dit_compress_plugins.granularity_block.axes import BlockGranularity

@@ -11,10 +11,10 @@ from toy import context_in, part, tiny_bundle
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.cut import example_output
 from dit_compress.model.figures import count_parameters
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.structure.compact import example_output
 from dit_compress.testing.models import tiny_denoiser
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from toy import context_in
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from dit_compress.core.errors import UserError
-from dit_compress.data.encode import Captions, encode_captions
+from dit_compress.data.encode import encode_captions
 from dit_compress.data.shard_writer import write_shards
 from dit_compress.model.bundle import write_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.model.text import Captions
 from dit_compress_plugins.text_t5 import T5Options
 from dit_compress_plugins.text_t5.encoder import T5
 

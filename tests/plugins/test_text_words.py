@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dit_compress.hooks import load_object
+from dit_compress.plugin.options import load_object
 from dit_compress_plugins.text_words import WordsOptions, text
 from dit_compress_plugins.text_words.encoder import NULL, NUM_SPECIAL, PAD, UNKNOWN, Words, WordsEncoder
 

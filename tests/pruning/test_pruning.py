@@ -20,17 +20,18 @@ import dit_compress
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_file
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.cut import compact, example_output
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.figures import count_parameters
 from dit_compress.plugin.registry import installed
-from dit_compress.pruning.folder import remember_log, shapes_of
 from dit_compress.pruning.prune import planned, prune_by_plan
 from dit_compress.recipe import make_part
 from dit_compress.run.keys import BASE, Node
 from dit_compress.run.worker import run_base
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.compact import LOG_NAME, compact, example_output, relative_error
+from dit_compress.structure.compact import LOG_NAME, relative_error
 from dit_compress.structure.edits import KeepBlocks, edits_as_data, edits_from_data
+from dit_compress.structure.files.pruned import remember_log, shapes_of
 from dit_compress.testing.models import tiny_denoiser
 
 COUNTS: dict[str, Any] = {"remove": {"block": 1, "head": 1}, "keep": {"ffn": 0.75}}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import pytest
 from pydantic import Field, model_validator
 
-from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, PartField, Plugin, Slot
 from dit_compress.plugin.registry import Registry, Source
 from dit_compress.recipe import load
 

@@ -196,7 +196,7 @@ def test_a_project_is_whole(projects: Path, word: str) -> None:
         f"tests/test_{package}.py",
     } | extra  # fmt: skip
     project = tomllib.loads((projects / word / "pyproject.toml").read_text("utf-8"))
-    assert project["project"]["entry-points"] == {"dit_compress.plugin.registry": {f"{template.kind}_my_own": package}}
+    assert project["project"]["entry-points"] == {"dit_compress.plugins": {f"{template.kind}_my_own": package}}
     texts = {path: (projects / word / path).read_text("utf-8") for path in files}
     assert all("TODO" not in text and "NotImplementedError" not in text for text in texts.values())
     assert sum(text.count("Change this:") for path, text in texts.items() if path.endswith(".py")) >= 3

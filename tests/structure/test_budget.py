@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.cut import compact
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.figures import count_flops, count_parameters
 from dit_compress.model.spec import ComponentSpec, Spec
@@ -21,7 +22,6 @@ from dit_compress.recipe import make_part
 from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, counts_of, proportional, thinned
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curve, Curves, curves_from_report, default_curves
-from dit_compress.structure.compact import compact
 from dit_compress.structure.facts import Axis, Stack
 from dit_compress.testing.models import MODELS, tiny_denoiser
 

@@ -7,17 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dit_compress.model.cut import compact, example_output, masked_output, truncated
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.structure.apply import apply_edits, edit_state
-from dit_compress.structure.compact import (
-    CompactionError,
-    compact,
-    example_output,
-    kept_blocks,
-    masked_output,
-    relative_error,
-    truncated,
-)
+from dit_compress.structure.compact import CompactionError, kept_blocks, relative_error
 from dit_compress.structure.edits import compile_edits, edits_as_data, edits_from_data
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress_plugins.granularity_block import BlockOptions

@@ -6,10 +6,10 @@ import pytest
 import torch
 from toy import context_in
 
+from dit_compress.model.cut import example_output, truncated
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.compact import example_output, truncated
 from dit_compress.structure.copies import meta_copy, shared_copy, single_copy
 from dit_compress.structure.edits import KeepBlocks, Scale, SetAttribute, Take
 from dit_compress.testing.models import tiny_denoiser

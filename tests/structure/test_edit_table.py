@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 import dit_compress
 from dit_compress.core.errors import UserError
-from dit_compress.pruning.folder import shapes_of
 from dit_compress.structure import edits as table
 from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.compact import block_axis
@@ -37,6 +36,7 @@ from dit_compress.structure.edits import (
 from dit_compress.structure.facts import Axis, Structure
 from dit_compress.structure.files.disk import prune_weights
 from dit_compress.structure.files.lora import prune_lora
+from dit_compress.structure.files.pruned import shapes_of
 from dit_compress.structure.observe.discover import observe
 from dit_compress.testing.models import tiny_denoiser
 

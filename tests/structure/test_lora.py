@@ -14,11 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dit_compress.core.errors import UserError
-from dit_compress.pruning.folder import shapes_of
+from dit_compress.model.cut import example_output
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.compact import example_output, relative_error
+from dit_compress.structure.compact import relative_error
 from dit_compress.structure.edits import KeepBlocks, Scale, Take
 from dit_compress.structure.files.lora import prune_lora
+from dit_compress.structure.files.pruned import shapes_of
 from dit_compress.testing.models import tiny_denoiser
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_out"]

@@ -41,7 +41,7 @@ from dit_compress_plugins.search_groupwise.search import CandidateLogits, Masked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dit_compress.train.parallel import World
+    from dit_compress.step.world import World
 
 THERE = "elsewhere:0"
 HEADS = ("dit_block", "resblock2d_temporal", "light_resblock3d")

@@ -13,15 +13,15 @@ from toy import words
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import generator
-from dit_compress.data.encode import Samples
+from dit_compress.data.samples import Samples
 from dit_compress.model.flow import Flow
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.step.world import World
 from dit_compress.train import measures
 from dit_compress.train.distill import is_trained
 from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
 from dit_compress.train.loop import fit
-from dit_compress.train.parallel import World
 from dit_compress.train.validation import Looks, Sampler, Validator
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective

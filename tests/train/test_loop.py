@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.data.encode import Samples
+from dit_compress.data.samples import Samples
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context, Stopped
+from dit_compress.step.world import World
 from dit_compress.train import checkpoint
 from dit_compress.train.loop import fit, learning_rate
 from dit_compress.train.objective import Phase, Role
 from dit_compress.train.options import TrainOptions
-from dit_compress.train.parallel import World
 from dit_compress.train.trainee import Trainee
 
 if TYPE_CHECKING:

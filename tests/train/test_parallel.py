@@ -23,17 +23,17 @@ from toy import batch, context_in, part, words
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import full_disk
 from dit_compress.core.randomness import Streams
-from dit_compress.data.encode import Samples
+from dit_compress.data.samples import Samples
 from dit_compress.model.flow import Flow
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
+from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Role
-from dit_compress.train.parallel import World
 from dit_compress.train.trainee import Trainee
 from dit_compress.train.validation import Looks, Sampler, Validator
 from dit_compress_plugins.distill_adversarial import AdversarialOptions

@@ -13,15 +13,15 @@ from processes import together
 from toy import context_in
 
 from dit_compress.data.clips import Clip, write_captions
-from dit_compress.data.encode import Samples
 from dit_compress.data.prefetch import ClipStream
+from dit_compress.data.samples import Samples
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import Bundle
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context
+from dit_compress.step.world import World
 from dit_compress.train.loop import batch_index
-from dit_compress.train.parallel import World
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions
 from dit_compress_plugins.latent_video_vae.step import VideoVAEStep
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dit_compress.core.randomness import Streams, epoch_order, generator
-from dit_compress.data.encode import Samples
+from dit_compress.data.samples import Samples
 from dit_compress.train.loop import draw_batch
 
 

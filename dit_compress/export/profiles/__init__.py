@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.export.types import Profile
-from dit_compress.hooks import File
+from dit_compress.plugin.options import File
 
 FOLDER = Path(__file__).parent
 

@@ -6,8 +6,6 @@ shape without its weights; integer attributes by trying. Nothing depends on the 
 
 from __future__ import annotations
 
-import copy
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +16,21 @@ from dit_compress.core.errors import UserError
 from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_part
 from dit_compress.structure.observe.attributes import solve
-from dit_compress.structure.observe.refusals import promised, unexplained, unused
 from dit_compress.structure.observe.stacks import find_stacks
 from dit_compress.structure.observe.trace import Change, DivergedError
 from dit_compress.structure.observe.units import Observer
-from dit_compress.structure.observe.watch import watch
-from dit_compress.structure.observe.weightless import Replica, hollow_copy
-from dit_compress.structure.record import Call, record
+from dit_compress.structure.observe.weightless import Replica, watch
 from dit_compress.structure.signature import Known, signature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from dit_compress.model.denoiser import Denoiser
-    from dit_compress.structure.facts import Part, Stack
+    from dit_compress.structure.facts import Part
     from dit_compress.structure.observe.stacks import Found
     from dit_compress.structure.observe.trace import Trace
     from dit_compress.structure.observe.units import Units
-    from dit_compress.structure.observe.watch import Seen
+    from dit_compress.structure.observe.weightless import Seen
+    from dit_compress.structure.record import Call
 
 
 @dataclass
@@ -53,37 +48,6 @@ _BLOCKS: Known[_Block] = Known(512)
 """What was found before: structure depends on classes and shapes, not on weights."""
 
 
-def discover(denoiser: Denoiser) -> Structure:
-    """Structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
-    return observe(denoiser.module, first_call(denoiser))
-
-
-def find_stacks_of(denoiser: Denoiser) -> tuple[Stack, ...]:
-    """The stacks alone: nothing inside a block is probed. Raises what the module raises without its weights."""
-    _, (found, _) = _replicated(denoiser.module, first_call(denoiser))
-    return tuple(item.stack for item in found)
-
-
-def first_call(denoiser: Denoiser) -> Call:
-    """How the denoiser calls its module on its example, on the CPU. Neither the module nor its weights are touched."""
-    stand_in = copy.copy(denoiser)
-    own = stand_in._modules  # noqa: SLF001 - a copy shares its children with the original
-    stand_in.__dict__["_modules"] = {**own, "module": hollow_copy(denoiser.module)}
-    with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
-        torch.manual_seed(0)
-        stand_in.module.register_forward_pre_hook(_stop)
-        stand_in(*stand_in.example(1, stand_in.example_size))
-    return call
-
-
-class _StoppedError(Exception):
-    """The call was recorded."""
-
-
-def _stop(_module: nn.Module, _args: Any) -> None:
-    raise _StoppedError
-
-
 def observe(module: nn.Module, call: Call) -> Structure:
     """Structure of any module from one recorded call. Reads no weights.
 
@@ -95,7 +59,7 @@ def observe(module: nn.Module, call: Call) -> Structure:
 
 def _observe(module: nn.Module, call: Call) -> Structure:
     try:
-        replica, (found, refusals) = _replicated(module, call)
+        replica, (found, refusals) = replicated(module, call)
     except FAILURES as error:
         raise UserError(
             f"the recorded call fails on a copy without weights: {type(error).__name__}: {error}",
@@ -137,7 +101,7 @@ def _used_elsewhere(part: Part, head: str, names: Mapping[str, list[str]]) -> st
     return next((name for name in held if not name.startswith(head)), "")
 
 
-def _replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
+def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
     """The module's weightless copy and its stacks."""
     try:
         replica = Replica(module, call)
@@ -283,3 +247,42 @@ def _placed(part: Part, item: Found, index: int) -> Part:
         across=tuple(replace(norm, path=full(norm.path)) for norm in part.across),
         substitutes=tuple(map(full, part.substitutes)),
     )
+
+
+HINTS = ("heads", "num_heads", "num_attention_heads", "n_heads", "nheads")
+
+
+def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) -> list[Refusal]:
+    """Attentions that the block's attributes promise and the probe did not find: a hint, told and not used.
+
+    known: paths of the attentions that were found, and of what was refused.
+    """
+    missing = []
+    for path, owner in block.named_modules():
+        heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
+        inside = any(_holds(path, item) or _holds(item, path) for item in known)
+        weighs = next(owner.parameters(), None) is not None
+        if heads > 1 and path in calls and weighs and not inside:
+            missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
+    return missing
+
+
+def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
+    """Matmuls that read what the streams' matmuls give, and that no part accounts for (``Observer.unexplained``)."""
+    paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
+    told = [path for path in refused if path]
+    reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
+    return [Refusal(path, reason) for path in paths if not any(_holds(outer, path) for outer in told)]
+
+
+def unused(replica: Replica, base: Trace) -> list[Refusal]:
+    """Matrices that the recorded call does not read: what they would do with fewer units is not known."""
+    read = {touch.rows.key[0] for touch in base.touches} | base.read
+    matrices = [name for name, parameter in replica.module.named_parameters() if parameter.ndim > 1]
+    names = [name for name in matrices if name not in read]
+    return [Refusal(common_path(replica.module, names, ()), "the recorded call does not use it")] if names else []
+
+
+def _holds(outer: str, inner: str) -> bool:
+    """Whether a module path lies inside another, or is it."""
+    return not outer or inner == outer or inner.startswith(f"{outer}.")

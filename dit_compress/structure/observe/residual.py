@@ -16,8 +16,7 @@ from torch import Tensor
 
 from dit_compress.structure.observe.probe import outputs_differ
 from dit_compress.structure.observe.trace import Change, DivergedError
-from dit_compress.structure.observe.watch import Seen
-from dit_compress.structure.observe.weightless import Replica
+from dit_compress.structure.observe.weightless import Replica, Seen
 from dit_compress.structure.record import map_tensors, tensors_in
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dit_compress.structure.compact import truncated
+from dit_compress.model.cut import truncated
 from dit_compress.train.discriminators import frozen_depth
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from dit_compress.core.randomness import Streams, generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.data.encode import Captions
     from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_adversarial import AdversarialOptions

@@ -16,10 +16,10 @@ from dit_compress.train.objective import Phase, Role
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.data.encode import Captions
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
+    from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_affine import AffineOptions

@@ -14,9 +14,9 @@ from dit_compress.train.objective import Phase, Role
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_compress.data.encode import Captions
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.spec import Spec
+    from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_flow import FlowOptions

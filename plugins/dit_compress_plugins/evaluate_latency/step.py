@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_compress.data.encode import Captions
 from dit_compress.measure.latency import interleaved, latency
+from dit_compress.model.text import Captions
 from dit_compress.step.context import Result
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class PsnrOptions(Options):

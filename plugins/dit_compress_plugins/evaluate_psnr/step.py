@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from dit_compress.data.clips import distinct
-from dit_compress.data.encode import to_pixels, to_video
-from dit_compress.data.gallery import Gallery
+from dit_compress.data.samples import to_pixels, to_video
+from dit_compress.data.video import Gallery
 from dit_compress.step.context import Result
 from dit_compress_plugins.evaluate_psnr.psnr import PEAK_UINT8, psnr_per_clip, summarise
 

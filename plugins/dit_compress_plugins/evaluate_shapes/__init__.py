@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class ShapesEvaluationOptions(Options):

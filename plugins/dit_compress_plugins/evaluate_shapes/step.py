@@ -9,8 +9,8 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import distinct
-from dit_compress.data.encode import to_pixels, to_video
-from dit_compress.data.gallery import Gallery
+from dit_compress.data.samples import to_pixels, to_video
+from dit_compress.data.video import Gallery
 from dit_compress.step.context import Result
 from dit_compress.step.sampling import Generator
 from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, score, summarise

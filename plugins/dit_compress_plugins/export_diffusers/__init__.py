@@ -1,6 +1,7 @@
 """The components as ordinary folders of their own library, readable without this toolkit."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class DiffusersOptions(Options):

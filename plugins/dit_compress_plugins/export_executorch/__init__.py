@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from dit_compress.export.profiles import Device
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class ExecuTorchOptions(Options):

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dit_compress.hooks import File, Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import File, Options, Plugin
 
 
 class DiffusersVAEOptions(Options):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.data.encode import Samples
+    from dit_compress.data.samples import Samples
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context, Result
     from dit_compress_plugins.latent_video_vae import VideoVAEOptions

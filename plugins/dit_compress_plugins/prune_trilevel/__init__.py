@@ -4,7 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dit_compress.hooks import File, Options, PartField, Plugin, Slot, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import File, Options, PartField, Plugin, Slot
 
 
 class Latency(Options):

@@ -22,11 +22,10 @@ from dit_compress.structure.copies import meta_copy
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dit_compress.hooks import Granularity
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
-    from dit_compress.structure.facts import Axis, Kept
+    from dit_compress.structure.facts import Axis, Granularity, Kept
     from dit_compress_plugins.prune_trilevel import Budget, TrilevelOptions
 
 SAMPLES = 64

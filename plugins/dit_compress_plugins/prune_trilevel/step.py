@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import write_json
+from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_parameters
 from dit_compress.search.problem import SearchProblem
-from dit_compress.structure.compact import compact
 from dit_compress_plugins.prune_trilevel.counts import check_met, settle
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Euler sampler: straight steps along the velocity."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class EulerOptions(Options):

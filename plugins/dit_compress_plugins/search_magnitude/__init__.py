@@ -1,6 +1,7 @@
 """Keep the units with the largest weights."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class MagnitudeOptions(Options):

@@ -1,6 +1,7 @@
 """Random choice: the baseline every other search must beat."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class RandomOptions(Options):

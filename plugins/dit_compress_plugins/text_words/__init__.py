@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 SHAPES_WORLD = (
     "a an the and with on in of to then background scene video "

@@ -1,6 +1,7 @@
 """Implements a hook that does not exist."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 @hookimpl

@@ -1,6 +1,7 @@
 """Weights as safetensors, the graph as JSON."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class GraphOptions(Options):

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class PairOptions(Options):

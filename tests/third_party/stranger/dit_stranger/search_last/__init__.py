@@ -1,6 +1,7 @@
 """A search of a stranger: the last units of every axis stay."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.plugin.kinds import hookimpl
+from dit_compress.plugin.options import Options, Plugin
 
 
 class LastOptions(Options):

@@ -1,0 +1,70 @@
+"""Training samples by index."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_compress.data.prefetch import ClipStream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Rows(Protocol):
+    """Samples' tensors by index: an array, a tensor, a stream of clips, a column of shards."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Rows ``[B, …]``."""
+
+
+class Samples:
+    """Training samples by index: clean tensors, captions, and the captions' tokens."""
+
+    def __init__(self, x0: Rows, captions: Sequence[str], tokens: Mapping[str, Rows], *, pixels: bool) -> None:
+        self._x0, self._captions, self._tokens, self._pixels = x0, list(captions), dict(tokens), pixels
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether clips are decoded as they are asked for."""
+        return isinstance(self._x0, ClipStream)
+
+    def prefetch(self, index: Sequence[int]) -> None:
+        """Begin to decode clips that will be asked for, where they are streamed."""
+        if isinstance(self._x0, ClipStream):
+            self._x0.prefetch(index)
+
+    def x0(self, index: Sequence[int]) -> Tensor:
+        """Latents ``[B,C,T,H,W]``, or video ``[B,3,F,Y,X]`` in [-1, 1]."""
+        taken = _rows(self._x0, index)
+        return to_video(taken) if self._pixels else taken
+
+    def captions(self, index: Sequence[int]) -> list[str]:
+        """The captions."""
+        return [self._captions[i] for i in index]
+
+    def tokens(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """The text encoder's tokens (or cached embeddings), leading B."""
+        return {name: _rows(value, index) for name, value in self._tokens.items()}
+
+
+def _rows(source: Rows, index: Sequence[int]) -> Tensor:
+    taken = source[np.asarray(index)]
+    return torch.from_numpy(taken) if isinstance(taken, np.ndarray) else taken
+
+
+def to_video(pixels_BFYX3: Tensor) -> Tensor:
+    """uint8 ``[B,F,Y,X,3]`` → float ``[B,3,F,Y,X]`` in [-1, 1]."""
+    return pixels_BFYX3.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def to_pixels(video_BCFYX: Tensor) -> np.ndarray:
+    """Float ``[B,3,F,Y,X]`` in [-1, 1] → uint8 ``[B,F,Y,X,3]``."""
+    scaled = ((video_BCFYX.clamp(-1, 1) + 1) * 127.5).round()
+    return scaled.permute(0, 2, 3, 4, 1).to(torch.uint8).cpu().numpy()

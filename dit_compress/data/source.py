@@ -1,0 +1,52 @@
+"""Sources of captioned clips."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from dit_compress.core.files import sha256_data
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dit_compress.data.clips import Clip
+    from dit_compress.data.samples import Rows
+    from dit_compress.plugin.options import Part
+
+
+class Data(Protocol):
+    """A source of captioned clips; one of latents is an :class:`EncodedData`.
+
+    A source with an attribute ``workers`` above 0 is streamed where a step trains on pixels: so many threads decode
+    its clips as they are needed. Without it, clips are decoded once and kept.
+    """
+
+    def prepare(self, cache: Path) -> None:
+        """Write what must be written once (``cache`` is content-addressed by the options)."""
+
+    def manifest(self, cache: Path) -> Sequence[Mapping[str, Any]]:
+        """One JSON record per sample: path, size, caption. Part of every step key that reads data."""
+
+    def clips(self, cache: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
+        """The samples; a clip's pixels are decoded when asked for."""
+
+
+class EncodedData(Data, Protocol):
+    """Clips of which only the latents are there: ``pixels()`` of its clips raises."""
+
+    def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows:
+        """Latents ``[C,T,H,W]`` by index, in the order of ``clips``; UserError unless ``vae`` encoded them.
+
+        ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it.
+        """
+
+
+def manifest_digest(source: Data, folder: Path) -> str:
+    """Digest of what a data source holds now."""
+    return sha256_data([dict(record) for record in source.manifest(folder)])
+
+
+def data_folder(cache: Path, part: Part) -> Path:
+    """The content-addressed folder of a data part: another world, another folder."""
+    return cache / f"data-{sha256_data([part.as_data(), part.plugin.revision])[:16]}"

@@ -1,0 +1,108 @@
+"""What a model, a VAE, a text encoder and a sampler are to the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from dit_compress.model.denoiser import Cond, Denoiser
+
+
+class Codec(Protocol):
+    """What stands between pixels and latents; an ``nn.Module``.
+
+    A codec whose videos are not of ``1 + ratio[0]·k`` frames also has ``frame_rule: (lead, step)``: they are of
+    ``lead + step·k``, and ``1 + (F - lead)/ratio[0]`` latent frames. One that can teach another's decoder has
+    ``features(latent) -> [stream, …]``.
+    """
+
+    ratio: tuple[int, int, int]
+    channels: int
+
+    def eval(self) -> Self:
+        """``nn.Module.eval``."""
+
+    def encode(self, video_BCFYX: Tensor) -> Tensor:
+        """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (mean 0, std 1 over the training set)."""
+
+    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+        """Normalised latent → video in [-1, 1], clipped by the caller; may work in tiles."""
+
+    def forward(self, latent_BCTHW: Tensor) -> Tensor:
+        """The same in one piece: what exporters trace."""
+
+
+class Model(Protocol):
+    """Makes a denoiser: the module, its config, and the adapter around it."""
+
+    def create(self) -> nn.Module:
+        """The module the options ask for: random weights, or those of the folder they name."""
+
+    def licence(self) -> str | None:
+        """Of the weights that the options name, as their folder states it; None where there are none, or nothing does.
+
+        Optional: a recipe's own ``licence`` goes before it.
+        """
+
+    @staticmethod
+    def config_of(module: nn.Module) -> dict[str, Any]:
+        """JSON config from which :meth:`from_config` makes the same *unpruned* module."""
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> nn.Module:
+        """An empty module of the base class, called on the meta device."""
+
+    @staticmethod
+    def denoiser(module: nn.Module) -> Denoiser:
+        """The module behind the engine's one convention."""
+
+
+class Text(Protocol):
+    """Makes a caption encoder."""
+
+    trainable: bool
+    """True if the encoder is trained together with the denoiser in the first ``distill`` step."""
+
+    def create(self) -> nn.Module:
+        """The encoder; it follows :class:`TextEncoder`."""
+
+    @staticmethod
+    def config_of(module: nn.Module) -> dict[str, Any]:
+        """JSON config from which :meth:`from_config` makes the same encoder."""
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> nn.Module:
+        """An empty encoder, called on the meta device."""
+
+
+class TextEncoder(Protocol):
+    """An ``nn.Module``: captions to the tensors a denoiser takes."""
+
+    width: int
+
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Captions → integer tensors with leading B, padded to one fixed length."""
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens → ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
+
+    def save_tokenizer(self, folder: Path) -> dict[str, Any]:
+        """Write what an app needs to tokenize; say its ``kind``, ``file``, ``length`` and ``padding``.
+
+        Optional: an encoder without it, or without parameters of its own, stays on the host, and an exported package
+        takes embeddings.
+        """
+
+
+class Sampler(Protocol):
+    """Turns noise into a latent."""
+
+    def sample(
+        self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0
+    ) -> Tensor:
+        """Differentiable; guidance as one doubled batch, none at 1.0."""

@@ -1,0 +1,51 @@
+"""A text encoder as training sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.model.denoiser import Cond
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Captions(nn.Module):
+    """A text encoder as the trainer sees it: tokens in, :class:`Cond` out, the null caption included."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        self._null: dict[str, Tensor] | None = None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing in the encoder is being trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> Cond:
+        """Tokens (or cached embeddings) → conditions."""
+        encoded = tokens if "embedding" in tokens else self.encoder(self._placed(tokens))
+        return Cond(dict(encoded), self.null())
+
+    def null(self) -> dict[str, Tensor]:
+        """The empty caption, leading 1; computed once while the encoder is frozen."""
+        if not self.frozen:
+            return self.encoder(self._placed(self.encoder.tokenize([""])))
+        if self._null is None:
+            with torch.no_grad():
+                self._null = self.encoder(self._placed(self.encoder.tokenize([""])))
+        self._null = self._placed(self._null)
+        return self._null
+
+    def cond(self, captions: Sequence[str]) -> Cond:
+        """Captions → conditions."""
+        return self(self._placed(self.encoder.tokenize(captions)))
+
+    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where the encoder is."""
+        device = next((parameter.device for parameter in self.encoder.parameters()), None)
+        return {name: value if device is None else value.to(device) for name, value in tensors.items()}

@@ -1,0 +1,163 @@
+"""What a plugin says of itself: name, options, where its code is; and the options' marks for parts and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, InstanceOf
+
+from dit_compress.core.files import sha256_content
+
+
+class Options(BaseModel):
+    """Base of every options class: unknown keys, infinities and NaN are errors, values can't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One plugin, described without importing its code.
+
+    name: the word a recipe says after ``use:``.
+    options: what a recipe may say beside it.
+    load: ``package.module:Class``, imported when the plugin is used.
+    revision: raised when equal options and inputs give other results.
+    requires: import names it needs beyond the core, checked before a run.
+    extra: the extra of dit-compress that brings them (``pip install dit-compress[extra]``).
+    slots: bundles a step reads besides ``input`` (each an earlier step's name or a path). An attribute ``needs`` of
+        the step names those that its options can't do without.
+    world: ``all`` for a step that trains on every process, or a part that makes its step one; ``one`` for any other.
+    data: whether a step reads the recipe's data.
+    """
+
+    name: str
+    options: type[Options]
+    load: str
+    revision: int = 1
+    requires: tuple[str, ...] = ()
+    extra: str | None = None
+    slots: tuple[str, ...] = ()
+    world: Literal["one", "all"] = "one"
+    data: bool = False
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Marks an option that holds a part of another kind: ``search: {use: magnitude}``.
+
+    With ``many`` the option is a mapping from plugin name to its options:
+    ``levels: {block: {remove: 8}, head: {remove: 12}}``.
+    """
+
+    kind: str
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """Marks an option that may name a file or folder: in a step's key stands what is in it, not its path.
+
+    ``table: Annotated[str | None, File()] = None``. A value that names neither counts as it is. ``within``: of a
+    folder that has any of these below it, only they count: ``File(("vae",))`` of a pipeline's folder.
+    """
+
+    within: tuple[str, ...] = ()
+
+    def content(self, value: str) -> str:
+        """The sha256 of what a value names; the value where it names nothing."""
+        path = Path(value)
+        return sha256_content(path, self.within) if path.exists() else value
+
+
+@dataclass(frozen=True)
+class Part:
+    """A validated part of a recipe: a plugin and its options. ``build`` imports and makes it."""
+
+    kind: str
+    plugin: Plugin
+    options: Options
+    where: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The plugin's name, as recipes say it."""
+        return self.plugin.name
+
+    @property
+    def together(self) -> list[Part]:
+        """What of a step trains on every process: the part itself, parts in its options."""
+        held = [getattr(self.options, name) for name in slots_of(type(self.options))]
+        parts = [self, *(part for part in held if isinstance(part, Part))]
+        return [part for part in parts if part.plugin.world == "all"]
+
+    def build(self) -> Any:
+        """Import the plugin's code and construct it with the options."""
+        return load_object(self.plugin.load)(self.options)
+
+    def as_data(self, *, contents: bool = False) -> dict[str, Any]:
+        """The part as a recipe would say it, with every default; ``contents`` as for :func:`options_as_data`."""
+        return {"use": self.name, **options_as_data(self.options, contents=contents)}
+
+
+PartField = InstanceOf[Part]
+"""Type of an option with a slot: ``search: Annotated[PartField, Slot("search")]``."""
+
+
+def slots_of(options: type[Options]) -> dict[str, Slot]:
+    """The options that hold parts, by field name."""
+    found = {}
+    for name, info in options.model_fields.items():
+        for mark in info.metadata:
+            if isinstance(mark, Slot):
+                found[name] = mark
+    return found
+
+
+def options_as_data(options: Options, *, contents: bool = False) -> dict[str, Any]:
+    """Options as JSON data, parts included; with ``contents`` the sha256 of what :class:`File` options name."""
+    slots = slots_of(type(options))
+    data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
+    for names, (mark, value) in files_of(options).items() if contents else ():
+        *outer, leaf = names.split(".")
+        reduce(getitem, outer, data)[leaf] = mark.content(value)
+    for name, slot in slots.items():
+        value = getattr(options, name)
+        if value is None:
+            data[name] = None
+        elif slot.many:
+            data[name] = {key: options_as_data(part.options, contents=contents) for key, part in value.items()}
+        else:
+            data[name] = value.as_data(contents=contents)
+    return data
+
+
+def marked(options: type[Options]) -> dict[str, File]:
+    """The options that may name a file or folder, by field name."""
+    marks = ((name, mark) for name, info in options.model_fields.items() for mark in info.metadata)
+    return {name: mark for name, mark in marks if isinstance(mark, File)}
+
+
+def files_of(options: Options) -> dict[str, tuple[File, str]]:
+    """What the options marked with :class:`File` name, those of options inside included: dotted name → mark, value."""
+    marks, found = marked(type(options)), dict[str, tuple[File, str]]()
+    for name in type(options).model_fields:
+        value = getattr(options, name)
+        if isinstance(value, Options):
+            found |= {f"{name}.{inner}": named for inner, named in files_of(value).items()}
+        elif name in marks and value is not None:
+            found[name] = (marks[name], str(value))
+    return found
+
+
+def load_object(path: str) -> Any:
+    """Import ``package.module:Name``."""
+    from importlib import import_module
+
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,134 @@
+"""``pruning.json``: what was done to a model, of which model it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json, sha256_data
+from dit_compress.core.version import SCHEMA, __version__
+from dit_compress.structure.compact import LOG_NAME
+from dit_compress.structure.edits import edits_from_data
+from dit_compress.structure.files import load_pruned
+from dit_compress.structure.files.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
+from dit_compress.structure.files.standalone import flat_source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from dit_compress.structure.edits import Edit
+
+_OTHER = "Use the plan with the model it was made for"
+
+
+def shapes_of(module: nn.Module) -> dict[str, list[int]]:
+    """Shape of every tensor of a module's state."""
+    return {name: list(value.shape) for name, value in module.state_dict().items()}
+
+
+def record_of(
+    class_name: str, config: Mapping[str, Any], base: Mapping[str, Sequence[int]], log: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """``pruning.json`` but for the files: of which model it is, and what was done to it.
+
+    base: shapes before the first entry of the log.
+    """
+    return {
+        "schema": SCHEMA,
+        "toolkit": __version__,
+        "class": class_name,
+        "config": config_digest(config),
+        "base": {name: list(shape) for name, shape in sorted(base.items())},
+        "log": list(log),
+        "files": {},
+    }
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Checksum of a config, whatever version of diffusers wrote it."""
+    own = {name: value for name, value in config.items() if not name.startswith("_")}
+    return sha256_data(json.loads(json.dumps(own, default=str)))
+
+
+def remember_log(module: nn.Module, base: Mapping[str, Sequence[int]], log: Sequence[dict[str, Any]]) -> None:
+    """Let a pruned module remember how it was pruned; one of diffusers then saves itself as a pruned folder.
+
+    A class with a ``save_pretrained`` of its own is left to it: it can state the pruned shape in its config.
+    """
+    from diffusers import ModelMixin
+
+    saves = getattr(type(module), "save_pretrained", None)
+    ordinary = isinstance(module, ModelMixin) and saves is ModelMixin.save_pretrained
+    if log and (ordinary or saves is None) and all(entry["name"] == LOG_NAME for entry in log):
+        config: Any = module.config if ordinary else {}
+        record = record_of(load_pruned.class_name(module), dict(config), base, log)
+        remember(module, record, flat_source("dit_compress.structure.files.load_pruned"))
+
+
+def log_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """The transform log of a module that came from a pruned folder; empty for any other."""
+    held = getattr(module, ATTRIBUTE, None)
+    return tuple(held["record"]["log"]) if held else ()
+
+
+def base_of(module: nn.Module) -> dict[str, list[int]]:
+    """Shapes before the first pruning."""
+    held = getattr(module, ATTRIBUTE, None)
+    return held["record"]["base"] if held else shapes_of(module)
+
+
+def edits_of(record: Mapping[str, Any]) -> list[Edit]:
+    """Every edit of a record, in order. Raises UserError where another transform stands among them."""
+    for entry in record["log"]:
+        if entry["name"] != LOG_NAME:
+            raise UserError(f"the transform {entry['name']!r} is no table of edits")
+    return [edit for entry in record["log"] for edit in edits_from_data(entry["data"]["edits"])]
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The record of a pruned folder, or of its ``pruning.json`` alone."""
+    return read_record(path if path.is_dir() else path.parent)
+
+
+def check_plan(
+    record: Mapping[str, Any],
+    class_name: str,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    where: str,
+) -> None:
+    """UserError where a plan was made for another class, config, or for other tensors."""
+    if record["class"] != class_name:
+        raise UserError(f"the plan is for {record['class']}, this is {class_name!r}", where=where, mend=_OTHER)
+    base = record["base"]
+    for name in sorted(base.keys() | shapes.keys()):
+        planned, found = base.get(name), shapes.get(name)
+        if planned is None or found is None or list(planned) != list(found):
+            said = "has no such tensor" if planned is None else f"says {list(planned)}"
+            seen = "is missing" if found is None else f"is {list(found)}"
+            raise UserError(
+                f"the plan is for another model: {name!r} {seen}, the plan {said}", where=where, mend=_OTHER
+            )
+    if record["config"] != config_digest(config):
+        raise UserError("the plan is for another config: its checksum differs", where=where, mend=_OTHER)
+
+
+def write_record(folder: Path, record: Mapping[str, Any], files: Mapping[str, Any], config: Path) -> None:
+    """Everything of a pruned folder but the weights; ``config`` is copied as it is."""
+    shutil.copyfile(config, folder / "config.json")
+    text = json.dumps({**record, "files": dict(files)}, separators=(",", ":"))
+    (folder / PRUNING).write_text(text + "\n", "utf-8")
+    (folder / LOADER).write_text(flat_source("dit_compress.structure.files.load_pruned"), "utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model's folder."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise UserError("no config of a diffusers model", where=str(folder / "config.json"))
+    return config
