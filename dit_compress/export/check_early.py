@@ -33,16 +33,16 @@ class Networks:
     @cached_property
     def short(self) -> list[Component]:
         """With one block of each shape: traced in a fraction of the time."""
-        return components_ahead(self.spec, short=True)
+        return components_early(self.spec, short=True)
 
     @cached_property
     def whole(self) -> list[Component]:
         """With every block; what has no blocks is the same as in ``short``."""
-        (step,) = (each for each in components_ahead(self.spec) if isinstance(each.module, DitStep))
+        (step,) = (each for each in components_early(self.spec) if isinstance(each.module, DitStep))
         return [step if isinstance(each.module, DitStep) else each for each in self.short]
 
 
-def check_ahead(exporter: Any, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
+def check_early(exporter: Any, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
     """Warnings of the exporter's check over the networks that ``spec`` describes.
 
     What it objects to is asked again of the whole networks: every place is named, and none for a block left out.
@@ -67,7 +67,7 @@ def _check(exporter: Any, networks: Networks) -> list[Diagnostic]:
         return check_components(exporter, networks.whole, exporter.profile)
 
 
-def components_ahead(spec: Spec, *, short: bool = False) -> list[Component]:
+def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
     """The components of an export, of the right shapes and without values: fake tensors, as tracers make them.
 
     short: the denoiser has one block of each shape; its size is that of the whole.

@@ -105,10 +105,10 @@ def _check_export(node: Node, spec: Spec, networks: dict[str, Networks]) -> tupl
 
     networks: by input; exporters of one input look at the same ones.
     """
-    from dit_compress.export.check_early import Networks, check_ahead
+    from dit_compress.export.check_early import Networks, check_early
 
     made = networks.setdefault(node.inputs.get("input", ""), Networks(spec))
-    return tuple(f"{found.path}: {found.message}" for found in check_ahead(node.part.build(), spec, made))
+    return tuple(f"{found.path}: {found.message}" for found in check_early(node.part.build(), spec, made))
 
 
 def _check_fit(spec: Spec) -> None:

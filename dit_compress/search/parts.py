@@ -23,7 +23,7 @@ Parts = tuple[tuple[int, ...], ...]
 
 def parts_of(problem: SearchProblem, axis: Axis) -> Parts:
     """The parts of one axis: as many as its granularity allows, else its single units."""
-    count = min(problem.units.get(axis.level, axis.units), axis.units)
+    count = min(problem.num_parts.get(axis.level, axis.units), axis.units)
     if count == axis.units:
         return tuple((unit,) for unit in range(axis.units))
     scores = magnitude(problem.denoiser.module, axis)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class SearchProblem:
     """Keep exactly ``keep[axis.name]`` units of every axis.
 
-    units: per level, into how many equal parts a learned search may cut an axis (FFN channels).
+    num_parts: per level, into how many equal parts a learned search may cut an axis (FFN channels).
     fixed: axes whose units are settled already (blocks, where a budget gave each its own widths): a search
     measures with these and leaves them.
     """
@@ -25,7 +25,7 @@ class SearchProblem:
     denoiser: Denoiser
     axes: tuple[Axis, ...]
     keep: Mapping[str, int]
-    units: Mapping[str, int] = field(default_factory=dict)
+    num_parts: Mapping[str, int] = field(default_factory=dict)
     fixed: Kept = field(default_factory=dict)
 
 

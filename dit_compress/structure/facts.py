@@ -130,7 +130,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitList:
     """A list of exchangeable units inside one block, as observed.
 
     members: what each unit owns. masks: where a mask makes a unit contribute nothing, anywhere. follows,
@@ -166,7 +166,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Attention(Part):
+class Attention(UnitList):
     """Heads: a unit is one head, or a key-value head with its query heads, of all streams that share it.
 
     width: entries of a unit in the output projection's input.
@@ -181,7 +181,7 @@ class Attention(Part):
 
 
 @dataclass(frozen=True)
-class FeedForward(Part):
+class FeedForward(UnitList):
     """Channels: a unit is one channel before the output projection, with its gate where there is one."""
 
     @property
@@ -255,7 +255,7 @@ class Granularity(Protocol):
     """Names axes of removable units out of the facts that discovery states."""
 
     multiple_of: int
-    units: int | None
+    num_parts: int | None
     """Into how many equal parts a learned search may cut an axis; None for its single units."""
 
     def axes(self, structure: Structure) -> list[Axis]:

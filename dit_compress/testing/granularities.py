@@ -114,4 +114,4 @@ class GranularityContract:
             keep = granularity.keep(axis)
             assert keep is None or (isinstance(keep, int) and 1 <= keep <= axis.units), f"{axis.name} would keep {keep}"
         assert granularity.multiple_of >= 1
-        assert granularity.units is None or granularity.units >= 1
+        assert granularity.num_parts is None or granularity.num_parts >= 1

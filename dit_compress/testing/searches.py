@@ -62,7 +62,7 @@ class SearchContract:
             found = level.axes(structure)
             axes += found
             keep |= {axis.name: axis.units if whole else level.keep(axis) for axis in found}
-            units |= {} if level.units is None else {name: level.units}
+            units |= {} if level.num_parts is None else {name: level.num_parts}
         return SearchProblem(denoiser, tuple(axes), keep, units)
 
     def select(self, problem: SearchProblem, context: Context) -> Selection:

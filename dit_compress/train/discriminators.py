@@ -36,7 +36,7 @@ def frozen_depth(generator: Denoiser, asked: int | None, learnable: int) -> int:
     return frozen
 
 
-class GridJudge(nn.Module):
+class GridDiscriminator(nn.Module):
     """``(latent_BCTHW, sigma_B, cond) → logits [B,S]``: a head on the feature after K frozen blocks.
 
     head: ``[B,D,T,H,W] → [B,1,T,H,W]``; it runs in float32, whatever the rest runs in: convolutions in
@@ -60,9 +60,9 @@ class GridJudge(nn.Module):
             return self.head(feature_BDTHW.float()).flatten(1)
 
 
-def grid_judge(
+def grid_discriminator(
     generator: Denoiser, frozen_blocks: int | None, width: int | None, head: Callable[[int, int], nn.Module]
-) -> GridJudge:
+) -> GridDiscriminator:
     """A discriminator from a frozen copy of the generator as it is now.
 
     head: made of the stream's width and its own; as many parameters as the paper's where ``width`` is None.
@@ -70,7 +70,7 @@ def grid_judge(
     frozen = frozen_depth(generator, frozen_blocks, 0)
     stream = generator.stream_width()
     width = width or matched_width(lambda width: head(stream, width), reference_parameters(generator, frozen))
-    return GridJudge(generator, frozen, head(stream, width))
+    return GridDiscriminator(generator, frozen, head(stream, width))
 
 
 def matched_width(make: Callable[[int], nn.Module], target: int, *, multiple_of: int = 8) -> int:

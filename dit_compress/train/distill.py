@@ -11,7 +11,7 @@ from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import fit
 from dit_compress.train.options import DistillOptions
-from dit_compress.train.validation import Looks, Sampler, Validator
+from dit_compress.train.validation import Monitors, Validator, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,14 +31,14 @@ def distill(step: Distiller, context: Context) -> Result:
     given = context.slot("teacher")
     teacher = given.denoiser() if given else None
     objective = step.objective(context, student, teacher, text)
-    fit(objective, context.latents("train", text), step.options, context, looks(step, context, student, text))
+    fit(objective, context.latents("train", text), step.options, context, monitors(step, context, student, text))
     modules = {"denoiser": student.module}
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder
     return context.give(modules, flow=step.flow(context.input.flow))
 
 
-def looks(step: Distiller, context: Context, student: Denoiser, text: Captions) -> Looks | None:
+def monitors(step: Distiller, context: Context, student: Denoiser, text: Captions) -> Monitors | None:
     """Validation and watch, where the step's options ask for them."""
     options = step.options
     if not isinstance(options, DistillOptions) or (options.validation is None and options.watch is None):
@@ -49,7 +49,7 @@ def looks(step: Distiller, context: Context, student: Denoiser, text: Captions) 
     if options.validation is not None:
         validator = Validator(held_out, options.validation.samples, each, context.seed, world, bf16=options.bf16)
     if options.watch is not None:
-        sampler = Sampler(
+        sampler = Watcher(
             student,
             text,
             step.flow(context.input.flow),
@@ -63,7 +63,7 @@ def looks(step: Distiller, context: Context, student: Denoiser, text: Captions) 
             batch=each,
         )
     alarms = Alarms(context, stop=options.watch is not None and options.watch.stop)
-    return Looks(options, alarms, validator, sampler)
+    return Monitors(options, alarms, validator, sampler)
 
 
 def _decoder(context: Context) -> Callable[[Tensor], Tensor]:

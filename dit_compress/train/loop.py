@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dit_compress.step.world import World
     from dit_compress.train.objective import Objective, Phase
     from dit_compress.train.options import TrainOptions
-    from dit_compress.train.validation import Looks
+    from dit_compress.train.validation import Monitors
 
 
 MOST_LEFT = 0.2
@@ -38,7 +38,7 @@ MOST_LEFT = 0.2
 
 
 def fit(
-    objective: Objective, samples: Samples, options: TrainOptions, context: Context, looks: Looks | None = None
+    objective: Objective, samples: Samples, options: TrainOptions, context: Context, monitors: Monitors | None = None
 ) -> None:
     """Train the objective's roles in place, for ``options.steps`` steps, resuming where a kill left off.
 
@@ -58,11 +58,11 @@ def fit(
         trainees = _trainees(objective, world)
         _warn_of_averages(objective, options, context)
         history = History(context, trainees, options.keep_checkpoints)
-        if looks is not None:
-            looks.begin(objective, trainees)
+        if monitors is not None:
+            monitors.begin(objective, trainees)
         start = history.resume()
-        _steps(objective, trainees, samples, options, context, history, looks, start)
-        if looks is not None and looks.wants_best:
+        _steps(objective, trainees, samples, options, context, history, monitors, start)
+        if monitors is not None and monitors.wants_best:
             history.use_best()
         for trainee in trainees.values():
             trainee.use_average()
@@ -77,27 +77,27 @@ def _steps(
     options: TrainOptions,
     context: Context,
     history: History,
-    looks: Looks | None,
+    monitors: Monitors | None,
     start: int,
 ) -> None:
     """Everything from the first step that is left to the last one."""
     trackers = context.open_trackers(resume_step=start)
-    alarms = looks.alarms if looks is not None else Alarms(context)
+    alarms = monitors.alarms if monitors is not None else Alarms(context)
     guards = CurveGuards(alarms)
     context.saves_itself = True
     with context.progress(context.name, total=options.steps, done=start) as advance:
         for step in range(start, options.steps):
             values = train_step(objective, trainees, samples, options, context, step)
             guards.look(step, values)
-            seen = looks.look(step + 1) if looks is not None else {}
+            seen = monitors.look(step + 1) if monitors is not None else {}
             for tracker in trackers:
                 tracker.log(step, {**values, **seen})
             advance(values)
             if context.world.any(context.stopping):
                 context.stopping = True  # a signal to one process stops all
             due = (step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps
-            if context.stopping or due or (looks is not None and looks.saves()):
-                history.save(step + 1, looks.score if looks is not None else None)
+            if context.stopping or due or (monitors is not None and monitors.saves()):
+                history.save(step + 1, monitors.score if monitors is not None else None)
                 context.stop_if_asked()
                 alarms.stop_if_asked()
     context.saves_itself = False

@@ -1,4 +1,4 @@
-"""Looks at a model while it trains: a held-out loss at fixed noise, and samples for the guards."""
+"""Monitors at a model while it trains: a held-out loss at fixed noise, and samples for the guards."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ TWINS = 2
 """Videos of each caption."""
 
 
-class Looks:
+class Monitors:
     """Validation and watch of one training step; either may be off."""
 
     def __init__(
-        self, options: DistillOptions, alarms: Alarms, validator: Validator | None, watch: Sampler | None
+        self, options: DistillOptions, alarms: Alarms, validator: Validator | None, watch: Watcher | None
     ) -> None:
         self.options, self.alarms, self.validator, self.watch = options, alarms, validator, watch
         self.score: float | None = None
@@ -147,7 +147,7 @@ class Validator:
             yield index or [0], len(index)
 
 
-class Sampler:
+class Watcher:
     """Videos of a few captions, always from the same noise.
 
     decode: latent → video, on the device; the first process alone calls it, and tells the others what it measured.

@@ -13,7 +13,7 @@ from test_verify import command
 from toy import part
 
 from dit_compress.core.errors import UserError
-from dit_compress.export.check_early import Networks, check_ahead, components_ahead
+from dit_compress.export.check_early import Networks, check_early, components_early
 from dit_compress.export.package import check_components
 from dit_compress.export.profiles import profile_named
 from dit_compress.export.tracing import count_weights, inspected, operators, trace
@@ -64,10 +64,10 @@ def spec_of(name: str) -> Spec:
 @pytest.mark.parametrize("name", MODELS)
 def test_good_networks_have_no_errors(name: str) -> None:
     spec = spec_of(name)
-    made = {component.name: component for component in components_ahead(spec)}
+    made = {component.name: component for component in components_early(spec)}
     assert list(made) == ["text_encoder", "dit_step", "vae_decoder"]
     assert tuple(made["dit_step"].inputs["latent"].shape) == (1, 8, 3, 2, 2)
-    assert check_ahead(ONNXExport(ONNXOptions()), spec) == []
+    assert check_early(ONNXExport(ONNXOptions()), spec) == []
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -108,14 +108,14 @@ def test_what_is_refused_is_refused_in_every_block(tmp_path: Path) -> None:
     spec = spec_of("video_dit")
     exporter = ONNXExport(ONNXOptions(device=str(device(tmp_path, max_rank=3, memory_bytes=1000))))
     with pytest.raises(UserError) as found:
-        check_ahead(exporter, spec)
+        check_early(exporter, spec)
     with pytest.raises(UserError) as wanted:
-        check_components(exporter, components_ahead(spec), exporter.profile)
+        check_components(exporter, components_early(spec), exporter.profile)
     assert found.value.problems == wanted.value.problems
 
 
 def test_a_step_that_is_no_exporter_is_not_asked() -> None:
-    assert check_ahead(object(), Spec()) == []
+    assert check_early(object(), Spec()) == []
 
 
 def asked(chip: Path) -> str:
@@ -153,4 +153,4 @@ def test_a_plain_check_does_not_ask(
 
 def test_an_unknown_device_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no device profile 'fridge'"):
-        check_ahead(ONNXExport(ONNXOptions(device="fridge")), spec_of("video_dit"))
+        check_early(ONNXExport(ONNXOptions(device="fridge")), spec_of("video_dit"))

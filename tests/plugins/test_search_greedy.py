@@ -60,7 +60,7 @@ def test_several_at_once_measure_less(tmp_path: Path) -> None:
 def test_counts_are_exact_where_parts_do_not_divide_them(tmp_path: Path) -> None:
     problem = problem_of(planted())
     keep = {name: 43 if name.startswith("ffn") else count for name, count in problem.keep.items()}
-    odd = SearchProblem(problem.denoiser, problem.axes, keep, problem.units)
+    odd = SearchProblem(problem.denoiser, problem.axes, keep, problem.num_parts)
     kept = search(tmp_path, odd, "greedy", batches=1, at_once=8).kept
     assert {name: len(units) for name, units in kept.items()} == keep
 

@@ -182,7 +182,7 @@ def test_counts_are_exact_where_parts_do_not_divide_them(tmp_path: Path) -> None
     """Keeping 43 of 64 channels in parts of 8: five parts, and the three best channels of the rest."""
     problem = problem_of(planted())
     keep = {name: 43 if name.startswith("ffn") else count for name, count in problem.keep.items()}
-    odd = SearchProblem(problem.denoiser, problem.axes, keep, problem.units)
+    odd = SearchProblem(problem.denoiser, problem.axes, keep, problem.num_parts)
     kept = search(tmp_path, odd, steps=2, groups={"block": 1, "head": 1, "ffn": 2}).kept
     assert {name: len(units) for name, units in kept.items()} == keep
 

@@ -69,7 +69,7 @@ BROKEN = {
         "block:transformer_blocks: 3 units stay, 2 were asked for",
     ),
     "discriminator": (
-        "judge.py",
+        "discriminator.py",
         "self.trunk.features(latent_BCTHW, sigma_B",
         "self.trunk.features(latent_BCTHW.detach(), sigma_B",
         "test_it_looks_at_the_latent[video_dit]",

@@ -22,7 +22,7 @@ from dit_compress.train import measures
 from dit_compress.train.distill import is_trained
 from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
 from dit_compress.train.loop import fit
-from dit_compress.train.validation import Looks, Sampler, Validator
+from dit_compress.train.validation import Monitors, Sampler, Validator
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -208,7 +208,7 @@ def trained(
         student, text, schedule, held_out, options.watch, lambda x: x, seed=seed, world=World(), trained=before
     )
     validator = Validator(held_out, 9, 9, seed, World(), bf16=False) if options.validation else None
-    looks = Looks(options, Alarms(context), validator, watch)
+    looks = Monitors(options, Alarms(context), validator, watch)
     if isinstance(options, AdversarialOptions):
         part = make_part("discriminator", {"use": "dit_block", "frozen_blocks": 1, "learnable_blocks": 1}, installed())
         judge = part.build().create(student)
@@ -339,7 +339,7 @@ def test_a_held_out_loss_that_is_not_finite_is_an_error_and_never_the_best(tmp_p
     x0[4] = float("nan")
     broken = Samples(x0, held_out.captions(range(9)), held_out.tokens(range(9)), pixels=False)
     options = FlowOptions(steps=4, batch=16, validation={"every": 2, "samples": 9, "result": "best"})
-    looks = Looks(options, Alarms(context_in(tmp_path)), Validator(broken, 9, 9, 0, World(), bf16=False), None)
+    looks = Monitors(options, Alarms(context_in(tmp_path)), Validator(broken, 9, 9, 0, World(), bf16=False), None)
     with pytest.raises(UserError, match="the held-out loss is nan after 2 steps. Lower the learning rate, or look for"):
         fit(FlowObjective(options, model(0), words(), None), clips(48, 0), options, context_in(tmp_path), looks)
 

@@ -35,7 +35,7 @@ from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Role
 from dit_compress.train.trainee import Trainee
-from dit_compress.train.validation import Looks, Sampler, Validator
+from dit_compress.train.validation import Monitors, Sampler, Validator
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -341,7 +341,7 @@ def looked_at(world: World, folder: Path) -> None:
     )  # fmt: skip
     validator = Validator(given, 5, 2, 0, world, bf16=False)
     try:
-        fit(made, given, options, context, Looks(options, alarms, validator, watch))
+        fit(made, given, options, context, Monitors(options, alarms, validator, watch))
     finally:
         assert asked == ([] if world.rank else [2, 1, *[2, 2, 2] * 3])  # real clips; before, and after 2 and 4 steps
 

@@ -42,7 +42,7 @@ _MERGE = "Merge the LoRA into the model, then prune the model"
 
 
 @dataclass(frozen=True)
-class Part:
+class Factor:
     """One tensor of a LoRA, and the model's ``tensor`` that it follows.
 
     kind: what it is to that tensor (``whole``: the tensor itself). prefix, suffix: what stands around the module's
@@ -72,8 +72,8 @@ def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[
     model, or is a DoRA whose columns are cut (its magnitudes are norms over all columns).
     """
     weights = open_weights(source)
-    parts, others = read_parts(weights, base)
-    kept = [*_pruned(parts, edits), *others]
+    factors, others = read_factors(weights, base)
+    kept = [*_pruned(factors, edits), *others]
     metadata = {name: _metadata(text, base, edits) for name, text in weights.metadata.items()}
     if not source.is_dir():
         with disk_errors(target):
@@ -86,21 +86,21 @@ def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[
             write_json(folder / _ADAPTER, _config(read_json(source / _ADAPTER), base, edits))
 
 
-def read_parts(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[Part], list[Piece]]:
+def read_factors(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[Factor], list[Piece]]:
     """The tensors that belong to the model, and those of a text encoder, which stay as they are."""
-    parts, others = [], []
+    factors, others = [], []
     for name, tensor in weights.tensors.items():
         if name.startswith("text_encoder"):
             others.append(Piece(tensor, name, {}))
             continue
-        part = _factor(tensor, base) or _whole(tensor, base)
-        if part is None:
+        factor = _factor(tensor, base) or _whole(tensor, base)
+        if factor is None:
             raise _foreign(tensor, base)
-        parts.append(_checked(part, base))
-    return parts, others
+        factors.append(_checked(factor, base))
+    return factors, others
 
 
-def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
+def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
     """A factor of a LoRA, or what stands beside it; None for anything else."""
     match = _SUFFIX.fullmatch(source.name)
     module = _ending(match["module"], base, ".weight") if match else None
@@ -108,10 +108,10 @@ def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
         return None
     kind = next(kind for kind in _KINDS if match[kind])
     prefix = match["module"].removesuffix(module)
-    return Part(f"{module}.weight", kind, Piece(source, source.name, {}), prefix, match[kind])
+    return Factor(f"{module}.weight", kind, Piece(source, source.name, {}), prefix, match[kind])
 
 
-def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
+def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
     """A tensor of the model that was trained whole; None for anything else."""
     segments = source.name.split(".")
     place = segments.index(_SAVED) if _SAVED in segments else len(segments)
@@ -122,7 +122,7 @@ def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Part | None:
             around = len(segments) - count - tensor.count(".") - 1
             prefix = "".join(f"{segment}." for segment in segments[:around])
             inside = (place - around, tuple(segments[place : place + count]))
-            return Part(tensor, "whole", Piece(source, source.name, {}), prefix, inside=inside)
+            return Factor(tensor, "whole", Piece(source, source.name, {}), prefix, inside=inside)
     return None
 
 
@@ -152,64 +152,64 @@ def _foreign(source: TensorAt, base: Mapping[str, Sequence[int]]) -> UserError:
     )
 
 
-def _checked(part: Part, base: Mapping[str, Sequence[int]]) -> Part:
+def _checked(factor: Factor, base: Mapping[str, Sequence[int]]) -> Factor:
     """UserError where a tensor does not fit the one it is for."""
-    shape, found = list(base[part.tensor]), list(part.piece.source.shape)
+    shape, found = list(base[factor.tensor]), list(factor.piece.source.shape)
     wanted = {"down": (1, shape[-1] if len(shape) < 2 else shape[1]), "up": (0, shape[0]), "bias": (0, shape[0])}
-    dim, size = wanted.get(part.kind, (0, None))
-    wrong = found != shape if part.kind == "whole" else size is not None and (len(found) <= dim or found[dim] != size)
+    dim, size = wanted.get(factor.kind, (0, None))
+    wrong = found != shape if factor.kind == "whole" else size is not None and (len(found) <= dim or found[dim] != size)
     if wrong:
         raise UserError(
-            f"{part.piece.name!r} is {found}, the model's {part.tensor!r} {shape}",
-            where=str(part.piece.source.file),
+            f"{factor.piece.name!r} is {found}, the model's {factor.tensor!r} {shape}",
+            where=str(factor.piece.source.file),
             mend="Give a LoRA of the model that the plan is for",
         )
-    return part
+    return factor
 
 
-def _pruned(parts: Sequence[Part], edits: Sequence[Edit]) -> list[Piece]:
-    """What is left of the parts after the edits of their tensors, under the new names."""
-    state = dict(enumerate(parts))
+def _pruned(factors: Sequence[Factor], edits: Sequence[Edit]) -> list[Piece]:
+    """What is left of the factors after the edits of their tensors, under the new names."""
+    state = dict(enumerate(factors))
     for edit in edits:
         if isinstance(edit, KeepBlocks):
-            moved = {place: rename(part.tensor, edit) for place, part in state.items()}
+            moved = {place: rename(factor.tensor, edit) for place, factor in state.items()}
             state = {place: replace(state[place], tensor=new) for place, new in moved.items() if new is not None}
         elif isinstance(edit, Take | Scale):
             module, _, leaf = edit.tensor.rpartition(".")
-            for place, part in state.items():
-                if part.tensor.rpartition(".")[0] == module:
-                    state[place] = replace(part, piece=_follow(part, edit, leaf))
+            for place, factor in state.items():
+                if factor.tensor.rpartition(".")[0] == module:
+                    state[place] = replace(factor, piece=_follow(factor, edit, leaf))
         elif not isinstance(edit, COMPUTING):
             raise unknown_edit(edit)
-    return [replace(part.piece, name=part.named(part.tensor)) for part in state.values()]
+    return [replace(factor.piece, name=factor.named(factor.tensor)) for factor in state.values()]
 
 
-def _follow(part: Part, edit: Take | Scale, leaf: str) -> Piece:
-    """One part after one edit of its module's ``leaf`` (weight or bias)."""
-    if part.kind == "whole":
-        return edited(part.piece, edit) if part.tensor == edit.tensor else part.piece
-    if part.kind == "bias":
+def _follow(factor: Factor, edit: Take | Scale, leaf: str) -> Piece:
+    """One factor after one edit of its module's ``leaf`` (weight or bias)."""
+    if factor.kind == "whole":
+        return edited(factor.piece, edit) if factor.tensor == edit.tensor else factor.piece
+    if factor.kind == "bias":
         # Its rows are those of the weight: the model's linear may have no bias itself.
         follows = leaf == ("weight" if isinstance(edit, Take) else "bias") and getattr(edit, "dim", 0) == 0
-        return edited(part.piece, edit) if follows else part.piece
-    if part.kind == "alpha" or leaf != "weight":
-        return part.piece
+        return edited(factor.piece, edit) if follows else factor.piece
+    if factor.kind == "alpha" or leaf != "weight":
+        return factor.piece
     if isinstance(edit, Take) and edit.dim > 1:
         raise UserError(
-            f"{part.piece.name!r}: axis {edit.dim} of its weight is cut, a LoRA has factors for the first two",
-            where=str(part.piece.source.file),
+            f"{factor.piece.name!r}: axis {edit.dim} of its weight is cut, a LoRA has factors for the first two",
+            where=str(factor.piece.source.file),
             mend=_MERGE,
         )
-    if part.kind == "magnitude" and (isinstance(edit, Scale) or edit.dim > 0):
+    if factor.kind == "magnitude" and (isinstance(edit, Scale) or edit.dim > 0):
         raise UserError(
-            f"{part.piece.name!r} is a DoRA magnitude, the norm of a whole row, and columns of that row are cut",
-            where=str(part.piece.source.file),
+            f"{factor.piece.name!r} is a DoRA magnitude, the norm of a whole row, and columns of that row are cut",
+            where=str(factor.piece.source.file),
             mend="Merge the DoRA into the model, then prune the model",
         )
     if isinstance(edit, Scale):
-        return edited(part.piece, edit) if part.kind == "up" else part.piece
+        return edited(factor.piece, edit) if factor.kind == "up" else factor.piece
     rows = edit.dim == 0
-    return edited(part.piece, edit) if rows == (part.kind in ("up", "magnitude")) else part.piece
+    return edited(factor.piece, edit) if rows == (factor.kind in ("up", "magnitude")) else factor.piece
 
 
 # ------------------------------------------------------------------ configs that name modules

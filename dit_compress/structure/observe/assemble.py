@@ -1,4 +1,4 @@
-"""From units to parts: the members, masks and tables of a list of units, as facts about one block.
+"""From units to facts: the members, masks and tables of a list of units, as facts about one block.
 
 Paths are relative to the block here; :mod:`dit_compress.structure.observe.discover` puts them in their places.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.facts import Attention, FeedForward, Gather, MaskPoint, Member, Norm, Part
+from dit_compress.structure.facts import Attention, FeedForward, Gather, MaskPoint, Member, Norm, UnitList
 from dit_compress.structure.observe.probe import Prober, merged
 from dit_compress.structure.observe.trace import Change, Key, Trace
 from dit_compress.structure.observe.units import Units, owners
@@ -33,8 +33,8 @@ class UnsliceableError(ValueError):
     """A unit is no slice of a parameter along one dimension."""
 
 
-def make_part(replica: Replica, base: Trace, units: Units, calls: Mapping[str, Call]) -> Part:
-    """The part that a list of units is. Raises UnsliceableError where the entries of a unit are no slices.
+def make_unit_list(replica: Replica, base: Trace, units: Units, calls: Mapping[str, Call]) -> UnitList:
+    """Describe units as a fact about one block. Raises UnsliceableError where the entries of a unit are no slices.
 
     calls: arguments of every module of the block that was called.
     """
@@ -51,8 +51,8 @@ def make_part(replica: Replica, base: Trace, units: Units, calls: Mapping[str, C
         for name, owner in replica.module.named_modules()
         if type(owner) in SUBSTITUTES and any(item == name or item.startswith(f"{name}.") for item in owners_of)
     )
-    part = made(path, "", 0, units.count, members, tuple(masks), across=across, substitutes=stands)
-    return replace(part, width=width) if isinstance(part, Attention) else part
+    unit_list = made(path, "", 0, units.count, members, tuple(masks), across=across, substitutes=stands)
+    return replace(unit_list, width=width) if isinstance(unit_list, Attention) else unit_list
 
 
 def common_path(module: nn.Module, names: Sequence[str], modules: Sequence[str]) -> str:
@@ -152,14 +152,14 @@ def _norm(module: nn.Module, path: str) -> Norm:
 # ------------------------------------------------------------------ tables among the call arguments
 
 
-def gathers(prober: Prober, part: Part, units: Units, call: Call) -> tuple[Gather, ...]:
-    """Arguments of the part's module that hold entries of units: RoPE over the inner width, tables per head."""
+def gathers(prober: Prober, unit_list: UnitList, units: Units, call: Call) -> tuple[Gather, ...]:
+    """Arguments of the module of the units that hold entries of units: RoPE over the inner width, tables per head."""
     columns = set(units.cols)
     found = []
     arguments: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     for key, value in arguments:
         tensors = [tensor for tensor in tensors_in(value) if tensor.is_floating_point() and tensor.ndim]
-        if not tensors or not columns & prober.effect(_argument(part.path, key, None, None)).keys():
+        if not tensors or not columns & prober.effect(_argument(unit_list.path, key, None, None)).keys():
             continue
         places = {
             (dim, tensor.shape[dim])
@@ -167,20 +167,20 @@ def gathers(prober: Prober, part: Part, units: Units, call: Call) -> tuple[Gathe
             for dim in range(-tensor.ndim, 0)
             if tensor.shape[dim] > 1 and tensor.shape[dim] % units.count == 0
         }
-        tried = (_gather(prober, part, units, key, *place) for place in sorted(places))
+        tried = (_gather(prober, unit_list, units, key, *place) for place in sorted(places))
         found += [gather for gather in tried if gather is not None]
     return tuple(found)
 
 
-def _gather(prober: Prober, part: Part, units: Units, key: int | str, dim: int, size: int) -> Gather | None:
+def _gather(prober: Prober, unit_list: UnitList, units: Units, key: int | str, dim: int, size: int) -> Gather | None:
     def perturb(chosen: np.ndarray) -> Change:
-        return _argument(part.path, key, dim, (size, chosen))
+        return _argument(unit_list.path, key, dim, (size, chosen))
 
     if not _in_one_unit(units, prober.effect(perturb(np.array([0])))):
         return None
     runs = prober.runs({("", ("argument",)): (size, perturb)})["", ("argument",)]
     owned = owners(units, [merged(runs, [entry]) for entry in range(size)])
-    return None if owned is None else Gather(part.path, key, owned, dim)
+    return None if owned is None else Gather(unit_list.path, key, owned, dim)
 
 
 def _in_one_unit(units: Units, effect: Mapping[Key, frozenset[int]]) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.structure.facts import Part
+    from dit_compress.structure.facts import UnitList
     from dit_compress.structure.observe.trace import Touch, Trace
     from dit_compress.structure.observe.units import Units
     from dit_compress.structure.observe.weightless import Replica
@@ -37,32 +37,32 @@ EXACT = 1e-10
 """Largest max|Δ| / max|reference| between masked and compact in float64."""
 
 
-def solve(replica: Replica, part: Part, units: Units) -> Part | None:
-    """The part with the attributes that follow; None if no set of them makes compact equal masked.
+def solve(replica: Replica, unit_list: UnitList, units: Units) -> UnitList | None:
+    """The list of units with the attributes that follow; None if no set of them makes compact equal masked.
 
     Raises DivergedError where they make it equal for the recorded arguments, and not for others.
     """
-    if part.count == 1:
-        return part
-    replica = replica.edited([Substitute(path) for path in part.substitutes])
+    if unit_list.count == 1:
+        return unit_list
+    replica = replica.edited([Substitute(path) for path in unit_list.substitutes])
     base = replica.run()
-    trials = [_Trial(replica, base, part, units, kept) for kept in plans(part.count)]
-    candidates = list(_candidates(replica.module, part))
+    trials = [_Trial(replica, base, unit_list, units, kept) for kept in plans(unit_list.count)]
+    candidates = list(_candidates(replica.module, unit_list))
     for size in range(min(LARGEST, len(candidates)) + 1):
         for follows in combinations(candidates, size):
             if all(trial.exact(follows) for trial in trials):
-                if not _exact_elsewhere(replica, part, units, follows):
+                if not _exact_elsewhere(replica, unit_list, units, follows):
                     raise DivergedError("with other arguments the block does something else")
-                return replace(part, follows=follows)
+                return replace(unit_list, follows=follows)
     return None
 
 
-def _exact_elsewhere(replica: Replica, part: Part, units: Units, follows: tuple[Follow, ...]) -> bool:
+def _exact_elsewhere(replica: Replica, unit_list: UnitList, units: Units, follows: tuple[Follow, ...]) -> bool:
     """Whether the same holds for the negated arguments, as far as the block takes them."""
     other = copy.copy(replica)
     other.call = replica.call.map(lambda value: -value if value.is_floating_point() else value)
     try:
-        trial = _Trial(other, other.run(), part, units, plans(part.count)[0])
+        trial = _Trial(other, other.run(), unit_list, units, plans(unit_list.count)[0])
     except (DivergedError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError):
         return True
     return trial.exact(follows)
@@ -78,15 +78,17 @@ def plans(count: int) -> list[tuple[int, ...]]:
 class _Trial:
     """One plan: the masked run, and the edited block before its attributes are set."""
 
-    def __init__(self, replica: Replica, base: Trace, part: Part, units: Units, kept: tuple[int, ...]) -> None:
-        self.gone = np.setdiff1d(np.arange(part.count), kept)
+    def __init__(self, replica: Replica, base: Trace, unit_list: UnitList, units: Units, kept: tuple[int, ...]) -> None:
+        self.gone = np.setdiff1d(np.arange(unit_list.count), kept)
         removed = {key: units.owned[key][self.gone].ravel() for key in (*units.rows, *units.cols)}
         self.removed = removed
         zero = {key: removed[key] for key in units.rows if key[1] != ("out",)}
         self.masked = replica.run(base, Change(rows=zero, zero=True))
-        axis = replace(part, stack="").axis("trial")
+        axis = replace(unit_list, stack="").axis("trial")
         edits = compile_edits(replica.module, [axis], {axis.name: kept})
-        self.compact = replica.edited([edit for edit in edits if not isinstance(edit, SetAttribute) or part.across])
+        self.compact = replica.edited(
+            [edit for edit in edits if not isinstance(edit, SetAttribute) or unit_list.across]
+        )
         self.before: dict[Follow, int] = {}
 
     def exact(self, follows: tuple[Follow, ...]) -> bool:
@@ -123,12 +125,12 @@ class _Trial:
         return torch.from_numpy(~np.isin(index, gone))
 
 
-def _candidates(module: nn.Module, part: Part) -> Iterator[Follow]:
-    """Integer attributes whose value counts units or their entries; those of the part's own module first."""
-    entries = {1, *(member.indices.shape[1] for member in part.members)}
+def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
+    """Integer attributes whose value counts units or their entries; those of the list's own module first."""
+    entries = {1, *(member.indices.shape[1] for member in unit_list.members)}
     whole = {
         (tensor.shape[member.dim], member.indices.shape[1])
-        for member in part.members
+        for member in unit_list.members
         for tensor in [attribute_at(module, "", member.tensor)]
     }
     found = []
@@ -136,11 +138,11 @@ def _candidates(module: nn.Module, part: Part) -> Iterator[Follow]:
         if type(owner).__module__.startswith("torch.nn"):
             continue
         for name, value in _integers(owner):
-            steps = {step for step in entries if value == step * part.count}
+            steps = {step for step in entries if value == step * unit_list.count}
             steps |= {step for size, step in whole if value == size}
-            if value % part.count == 0 and 1 < value // part.count <= max(entries):
-                steps.add(value // part.count)
-            distance = 0 if path == part.path else 1 if part.path.startswith(path) else 2
+            if value % unit_list.count == 0 and 1 < value // unit_list.count <= max(entries):
+                steps.add(value // unit_list.count)
+            distance = 0 if path == unit_list.path else 1 if unit_list.path.startswith(path) else 2
             found += [(distance, "head" not in name, path, name, step) for step in sorted(steps)]
     for _, _, path, name, step in sorted(found):
         yield Follow(path, name, step)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
-from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_part
+from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_unit_list
 from dit_compress.structure.observe.attributes import solve
 from dit_compress.structure.observe.stacks import find_stacks
 from dit_compress.structure.observe.trace import Change, DivergedError
@@ -25,7 +25,7 @@ from dit_compress.structure.signature import Known, signature
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dit_compress.structure.facts import Part
+    from dit_compress.structure.facts import UnitList
     from dit_compress.structure.observe.stacks import Found
     from dit_compress.structure.observe.trace import Trace
     from dit_compress.structure.observe.units import Units
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class _Block:
     """What was found in one block, paths relative to it."""
 
-    parts: list[Part] = field(default_factory=list)
+    unit_lists: list[UnitList] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
 
@@ -66,23 +66,23 @@ def _observe(module: nn.Module, call: Call) -> Structure:
             where=type(module).__name__,
             mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
         ) from error
-    parts: list[Part] = []
+    unit_lists: list[UnitList] = []
     names = _all_names(module)
     for item in found:
         for index, seen in enumerate(item.calls):
             head = item.stack.block(index)
             block = _observed(replica.module.get_submodule(head), seen, item)
-            for part in (_placed(part, item, index) for part in block.parts):
-                other = _used_elsewhere(part, f"{head}.", names)
+            for unit_list in (_placed(unit_list, item, index) for unit_list in block.unit_lists):
+                other = _used_elsewhere(unit_list, f"{head}.", names)
                 if other:
-                    refusals.append(Refusal(part.path, f"its weights are those of {other}, too"))
+                    refusals.append(Refusal(unit_list.path, f"its weights are those of {other}, too"))
                 else:
-                    parts.append(part)
+                    unit_lists.append(unit_list)
             refusals += [Refusal(f"{head}.{bad.path}".rstrip("."), bad.reason) for bad in block.refusals]
     return Structure(
         tuple(item.stack for item in found),
-        tuple(part for part in parts if isinstance(part, Attention)),
-        tuple(part for part in parts if isinstance(part, FeedForward)),
+        tuple(unit_list for unit_list in unit_lists if isinstance(unit_list, Attention)),
+        tuple(unit_list for unit_list in unit_lists if isinstance(unit_list, FeedForward)),
         tuple(refusals),
     )
 
@@ -95,9 +95,9 @@ def _all_names(module: nn.Module) -> dict[str, list[str]]:
     return {name: names for names in listed.values() for name in names}
 
 
-def _used_elsewhere(part: Part, head: str, names: Mapping[str, list[str]]) -> str:
-    """A name, outside the part's block, of one of its parameters; cutting it there would cut another block."""
-    held = (name for member in part.members for name in names.get(member.tensor, ()))
+def _used_elsewhere(unit_list: UnitList, head: str, names: Mapping[str, list[str]]) -> str:
+    """A name, outside the block, of one of its parameters; cutting it there would cut another block."""
+    held = (name for member in unit_list.members for name in names.get(member.tensor, ()))
     return next((name for name in held if not name.startswith(head)), "")
 
 
@@ -117,7 +117,7 @@ def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
 
 
 def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
-    """Probe one block, and solve every part for the attributes that follow."""
+    """Probe one block, and solve every list of units for the attributes that follow."""
     found = _Block()
     replica = Replica(block, seen.call)
     try:
@@ -133,10 +133,10 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
     for units in listed:
         if units.reads:
             _settle(found, replica, base, observer, units, calls)
-    known = [part.path for part in found.parts if isinstance(part, Attention)]
+    known = [unit_list.path for unit_list in found.unit_lists if isinstance(unit_list, Attention)]
     found.refusals += promised(block, [*known, *(item.path for item in found.refusals)], calls)
     found.refusals += unexplained(replica, observer.unexplained(listed), [item.path for item in found.refusals])
-    if observer.prober.diverged and not found.parts and not found.refusals:
+    if observer.prober.diverged and not found.unit_lists and not found.refusals:
         found.refusals.append(Refusal("", "its control flow depends on values: no units can be told apart"))
     elif not observer.prober.diverged:
         found.refusals += unused(replica, base)
@@ -147,15 +147,17 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
 def _settle(
     found: _Block, replica: Replica, base: Trace, observer: Observer, units: Units, calls: Mapping[str, Call]
 ) -> None:
-    """Make a part of the units, or a refusal."""
+    """Make a list of the units, or a refusal."""
     path = common_path(replica.module, [key[0] for key in units.owned], replica.cuts)
     try:
         solved = None
         for variant in observer.variants(units):
-            part = make_part(replica, base, variant, calls)
-            if part.path in calls and part.count > 1:
-                part = replace(part, gathers=gathers(observer.prober, part, variant, calls[part.path]))
-            solved = solved or solve(replica.edited([]), part, variant)
+            unit_list = make_unit_list(replica, base, variant, calls)
+            if unit_list.path in calls and unit_list.count > 1:
+                unit_list = replace(
+                    unit_list, gathers=gathers(observer.prober, unit_list, variant, calls[unit_list.path])
+                )
+            solved = solved or solve(replica.edited([]), unit_list, variant)
     except UnsliceableError as error:
         found.refusals.append(Refusal(path, str(error)))
         return
@@ -168,10 +170,10 @@ def _settle(
     if units.count == 1:
         found.refusals.append(Refusal(path, "all of it hangs together: one unit, and one must stay"))
     if solved is None:
-        what = f"{units.count} heads" if isinstance(part, Attention) else f"{units.count} channels"
+        what = f"{units.count} heads" if isinstance(unit_list, Attention) else f"{units.count} channels"
         found.refusals.append(Refusal(path, f"{what}: no set of attributes makes compact equal masked"))
     else:
-        found.parts.append(solved)
+        found.unit_lists.append(solved)
 
 
 def norms_across(replica: Replica, base: Trace, seen: Mapping[str, Seen]) -> tuple[str, ...]:
@@ -221,31 +223,31 @@ def _dense(replica: Replica, base: Trace, path: str, key: tuple[Any, int], call:
 def _name_apart(found: _Block) -> None:
     """Parts of one kind and place get different names."""
     taken: dict[tuple[type, str], int] = {}
-    for place, part in enumerate(found.parts):
-        key = (type(part), part.path)
+    for place, unit_list in enumerate(found.unit_lists):
+        key = (type(unit_list), unit_list.path)
         taken[key] = taken.get(key, 0) + 1
         if taken[key] > 1:
-            found.parts[place] = replace(part, path=f"{part.path}#{taken[key]}")
+            found.unit_lists[place] = replace(unit_list, path=f"{unit_list.path}#{taken[key]}")
 
 
-def _placed(part: Part, item: Found, index: int) -> Part:
-    """The part with full paths."""
+def _placed(unit_list: UnitList, item: Found, index: int) -> UnitList:
+    """The list of units with full paths."""
     head = item.stack.block(index)
 
     def full(path: str) -> str:
         return f"{head}.{path}".rstrip(".")
 
     return replace(
-        part,
-        path=full(part.path),
+        unit_list,
+        path=full(unit_list.path),
         stack=item.stack.path,
         block=index,
-        members=tuple(replace(member, tensor=full(member.tensor)) for member in part.members),
-        masks=tuple(replace(point, module=full(point.module)) for point in part.masks),
-        follows=tuple(replace(follow, module=full(follow.module)) for follow in part.follows),
-        gathers=tuple(replace(gather, module=full(gather.module)) for gather in part.gathers),
-        across=tuple(replace(norm, path=full(norm.path)) for norm in part.across),
-        substitutes=tuple(map(full, part.substitutes)),
+        members=tuple(replace(member, tensor=full(member.tensor)) for member in unit_list.members),
+        masks=tuple(replace(point, module=full(point.module)) for point in unit_list.masks),
+        follows=tuple(replace(follow, module=full(follow.module)) for follow in unit_list.follows),
+        gathers=tuple(replace(gather, module=full(gather.module)) for gather in unit_list.gathers),
+        across=tuple(replace(norm, path=full(norm.path)) for norm in unit_list.across),
+        substitutes=tuple(map(full, unit_list.substitutes)),
     )
 
 
@@ -268,7 +270,7 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
 
 
 def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
-    """Matmuls that read what the streams' matmuls give, and that no part accounts for (``Observer.unexplained``)."""
+    """Matmuls that read what the streams' matmuls give, and that no list of units accounts for (``Observer.unexplained``)."""
     paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
     told = [path for path in refused if path]
     reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"

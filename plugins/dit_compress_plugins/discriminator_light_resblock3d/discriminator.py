@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dit_compress.train.discriminators import grid_judge, groups_of
+from dit_compress.train.discriminators import grid_discriminator, groups_of
 
 if TYPE_CHECKING:
     from dit_compress.model.denoiser import Denoiser
@@ -21,7 +21,7 @@ class LightResBlock3DPart:
 
     def create(self, generator: Denoiser) -> nn.Module:
         """A discriminator from a frozen copy of the generator as it is now."""
-        return grid_judge(generator, self.options.frozen_blocks, self.options.width, LightResBlock3D)
+        return grid_discriminator(generator, self.options.frozen_blocks, self.options.width, LightResBlock3D)
 
 
 class LightResBlock3D(nn.Module):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit_compress.train.discriminators import grid_judge, groups_of
+from dit_compress.train.discriminators import grid_discriminator, groups_of
 
 if TYPE_CHECKING:
     from dit_compress.model.denoiser import Denoiser
@@ -25,7 +25,7 @@ class ResBlock2DTemporalPart:
 
     def create(self, generator: Denoiser) -> nn.Module:
         """A discriminator from a frozen copy of the generator as it is now."""
-        return grid_judge(generator, self.options.frozen_blocks, self.options.width, ResBlock2DTemporal)
+        return grid_discriminator(generator, self.options.frozen_blocks, self.options.width, ResBlock2DTemporal)
 
 
 class ResBlock2DTemporal(nn.Module):

@@ -15,7 +15,7 @@ class BlockGranularity:
     """Blocks of the main stack; ``y = m·block(x) + (1 - m)·x`` (Eq. 3) compacts to absence."""
 
     multiple_of = 1
-    units = None
+    num_parts = None
 
     def __init__(self, options: BlockOptions) -> None:
         self.options = options

@@ -15,7 +15,7 @@ class FfnGranularity:
     def __init__(self, options: FfnOptions) -> None:
         self.options = options
         self.multiple_of = options.multiple_of
-        self.units = options.units
+        self.num_parts = options.units
 
     def axes(self, structure: Structure) -> list[Axis]:
         """One axis per feed-forward of more than one channel."""

@@ -13,7 +13,7 @@ class HeadGranularity:
     """Heads of every attention inside the stacks."""
 
     multiple_of = 1
-    units = None
+    num_parts = None
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options

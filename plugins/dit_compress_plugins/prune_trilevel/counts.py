@@ -36,14 +36,14 @@ SAMPLES = 64
 class Counts:
     """What is settled before a search.
 
-    axes: all that may be cut. keep: axis name → how many stay. units: into how many parts a learned search
+    axes: all that may be cut. keep: axis name → how many stay. num_parts: into how many parts a learned search
     may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
     files: name → JSON data that belongs beside the result.
     """
 
     axes: tuple[Axis, ...]
     keep: Mapping[str, int]
-    units: Mapping[str, int]
+    num_parts: Mapping[str, int]
     blocks: Kept = field(default_factory=dict)
     price: Price | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
@@ -62,11 +62,11 @@ def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, context: Co
     levels = granularities(options)
     by_level = found_axes(levels, denoiser)
     axes = tuple(axis for found in by_level.values() for axis in found)
-    units = {name: level.units for name, level in levels.items() if level.units}
+    num_parts = {name: level.num_parts for name, level in levels.items() if level.num_parts}
     if options.budget is None:
         keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
-        return Counts(axes, keep, units)
-    return _within(options.budget, denoiser, spec, context, levels, Counts(axes, {}, units))
+        return Counts(axes, keep, num_parts)
+    return _within(options.budget, denoiser, spec, context, levels, Counts(axes, {}, num_parts))
 
 
 def granularities(options: TrilevelOptions) -> dict[str, Granularity]:

@@ -50,7 +50,7 @@ class TrilevelPruning:
         before = count_parameters(denoiser.module)
         spec = context.input.spec
         counts = settle(self.options, denoiser, replace(spec, video=context.video or spec.video), context)
-        problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.units, counts.blocks)
+        problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.num_parts, counts.blocks)
         selection = self.options.search.build().search(problem, context)
         context.world = context.world.disband()  # where the search had nothing to train
         kept = counts.kept(selection.kept)

@@ -97,7 +97,7 @@ class GroupwiseSearch:
 
     def cut(self, axis: Axis, problem: SearchProblem) -> Cut:
         """Groups and candidates of one axis."""
-        parts = problem.units.get(axis.level, axis.units)
+        parts = problem.num_parts.get(axis.level, axis.units)
         order = list(range(axis.units))
         if parts < axis.units:
             scores = magnitude(problem.denoiser.module, axis)

@@ -20,7 +20,7 @@ class PairGranularity:
     """Pairs of channels."""
 
     multiple_of = 1
-    units = None
+    num_parts = None
 
     def __init__(self, options: PairOptions) -> None:
         self.options = options
