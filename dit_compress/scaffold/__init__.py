@@ -46,7 +46,9 @@ KINDS = {
     "search": Template(
         "search", "search", "- prune: {use: trilevel, levels: {block: {remove: 1}}, search: {use: NAME}}"
     ),
-    "discriminator": Template("discriminator", "discriminator", "- distill: {use: adversarial, discriminator: {use: NAME}}"),
+    "discriminator": Template(
+        "discriminator", "discriminator", "- distill: {use: adversarial, discriminator: {use: NAME}}"
+    ),
 }
 """What ``new`` is told → what it writes."""
 

@@ -270,7 +270,7 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
 
 
 def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
-    """Matmuls that read what the streams' matmuls give, and that no list of units accounts for (``Observer.unexplained``)."""
+    """Matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
     paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
     told = [path for path in refused if path]
     reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
