@@ -2,8 +2,7 @@
 
 from pydantic import Field
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class ResBlock2DTemporalOptions(Options):

@@ -34,10 +34,10 @@ from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs, teacher
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dit_compress.hooks import Part
     from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.plugin.options import Part
     from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_adversarial import AdversarialOptions

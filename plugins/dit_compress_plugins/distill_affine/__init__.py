@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Plugin
+from dit_compress.hooks import Plugin, hookimpl
 from dit_compress.train.options import DistillOptions
 
 

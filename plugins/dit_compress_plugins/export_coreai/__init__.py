@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dit_compress.export.profiles import Device
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class CoreAIOptions(Options):

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt, model_validator
 
 from dit_compress.export.profiles import Device
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 Weights = Literal["int8", "int4", "palette6", "palette4"]
 WEIGHT_BITS: dict[str | None, int] = {"int8": 8, "int4": 4, "palette6": 6, "palette4": 4}

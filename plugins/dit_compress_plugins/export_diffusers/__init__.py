@@ -1,7 +1,6 @@
 """The components as ordinary folders of their own library, readable without this toolkit."""
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class DiffusersOptions(Options):

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 from dit_compress.train.options import TrainOptions
 
 

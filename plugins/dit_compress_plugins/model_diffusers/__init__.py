@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PositiveFloat, model_validator
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import File, Options, Plugin
+from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
 """How a module takes its latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"layers": 4, "heads": 4, "head_width": 32, "text_width": 128, "rope_theta": 10.0},

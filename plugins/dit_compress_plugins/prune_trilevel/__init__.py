@@ -4,8 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import File, Options, PartField, Plugin, Slot
+from dit_compress.hooks import File, Options, PartField, Plugin, Slot, hookimpl
 
 
 class Latency(Options):

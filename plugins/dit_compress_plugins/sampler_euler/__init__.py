@@ -1,7 +1,6 @@
 """Euler sampler: straight steps along the velocity."""
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class EulerOptions(Options):

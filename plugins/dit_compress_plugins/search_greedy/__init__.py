@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import PartField, Plugin, Slot
+from dit_compress.hooks import PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import ProbeOptions
 
 

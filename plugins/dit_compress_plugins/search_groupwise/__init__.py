@@ -5,8 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, PartField, Plugin, Slot
+from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import TrainOptions
 
 GROUPS = {"block": 4, "head": 4, "ffn": 8}

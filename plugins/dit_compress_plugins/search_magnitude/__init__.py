@@ -1,7 +1,6 @@
 """Keep the units with the largest weights."""
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class MagnitudeOptions(Options):

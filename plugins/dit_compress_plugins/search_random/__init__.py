@@ -1,7 +1,6 @@
 """Random choice: the baseline every other search must beat."""
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class RandomOptions(Options):

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import File, Options, Plugin
+from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 
 class T5Options(Options):

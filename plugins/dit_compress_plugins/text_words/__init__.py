@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 SHAPES_WORLD = (
     "a an the and with on in of to then background scene video "

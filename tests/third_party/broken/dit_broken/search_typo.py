@@ -1,7 +1,6 @@
 """Implements a hook that does not exist."""
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 @hookimpl

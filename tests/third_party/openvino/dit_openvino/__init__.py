@@ -1,8 +1,7 @@
 """``export: {use: openvino}``: OpenVINO IR for PCs, executed with OpenVINO's CPU plugin."""
 
 from dit_compress.export import Device
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class OpenVINOOptions(Options):

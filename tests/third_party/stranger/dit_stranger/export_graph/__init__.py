@@ -1,7 +1,6 @@
 """Weights as safetensors, the graph as JSON."""
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class GraphOptions(Options):

@@ -1,7 +1,6 @@
 """A search of a stranger: the last units of every axis stay."""
 
-from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class LastOptions(Options):
