@@ -117,10 +117,10 @@ def open_denoiser(target: str) -> Denoiser:
 
         component_folder(path)
         options = {"path": target}
-    from accelerate import init_empty_weights
+    from dit_compress.structure.empty import empty_weights
 
     maker = make_part("model", {"use": "diffusers", **options}, installed()).build()
-    with init_empty_weights():
+    with empty_weights():
         module = maker.create()
     return maker.denoiser(module).to("meta")
 

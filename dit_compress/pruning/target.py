@@ -54,9 +54,9 @@ class Folder:
     @property
     def spec(self) -> Spec:
         """The model without weights; none is read."""
-        from accelerate import init_empty_weights
+        from dit_compress.structure.empty import empty_weights
 
-        with init_empty_weights():
+        with empty_weights():
             return self.load()[1]
 
 
@@ -81,14 +81,14 @@ def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
 
     Raises UserError where no plugin does, with what each of them said.
     """
-    from accelerate import init_empty_weights
+    from dit_compress.structure.empty import empty_weights
 
     said = []
     for entry in installed().entries("model"):
         maker: Any = load_object(entry.plugin.load)
         try:
             config = maker.config_of(module)
-            with init_empty_weights():
+            with empty_weights():
                 like = maker.from_config(config)
         except Exception as error:  # noqa: BLE001 - a plugin may fail in any way on a module that is not its own
             said.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")

@@ -76,14 +76,13 @@ def _alike(before: Spec, after: Spec) -> bool:
 
 def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> Spec:
     """The implicit first bundle, without weights."""
-    from accelerate import init_empty_weights
-
+    from dit_compress.structure.empty import empty_weights
     from dit_compress.structure.files.pruned import log_of
 
     specs: dict[str, ComponentSpec] = {}
     for kind in parts:
         maker = parts[kind].build()
-        with init_empty_weights():
+        with empty_weights():
             module = maker.create()
             specs[kind] = ComponentSpec(kind, parts[kind].name, maker.config_of(module), log_of(module))
     return Spec(video=video, denoiser=specs.get("model"), text=specs.get("text"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
+from dit_compress.core.files import whole_file
 from dit_compress.core.randomness import Streams, generator
 
 if TYPE_CHECKING:
@@ -64,9 +65,8 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     with context.world.first():
         if not path.is_file():
             made = _sample(context, options, teacher, text, captions)
-            partial = path.with_suffix(".partial")
-            save_file(made, partial)
-            partial.replace(path)
+            with whole_file(path) as partial:
+                save_file(made, partial)
     made = load_file(path)
     held, rest = (
         TeacherPairs(made["noise"][part], made["x0"][part], {name: value[part] for name, value in tokens.items()})
