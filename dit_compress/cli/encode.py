@@ -12,7 +12,6 @@ from dit_compress.data.shard_writer import write_shards
 from dit_compress.data.shards import Shards
 from dit_compress.data.source import data_folder
 from dit_compress.model.bundle import Bundle
-from dit_compress.model.paths import resolve_bundle
 from dit_compress.step.world import World
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
         raise UserError(f"rank {rank} of {world}", mend=f"Give a rank from 0 to {world - 1}")
     if recipe.data is None:
         raise UserError("the recipe has no data", where=recipe.path, mend="Name a 'data' source in the recipe")
-    bundle = Bundle.open(resolve_bundle(vae))
+    bundle = Bundle.open(vae)
     source, cache = recipe.data.build(), data_folder(out / "source", recipe.data)
     with disk_errors(out):
         cache.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,11 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import Bundle
-from dit_compress.run import keys as graph
+from dit_compress.step.sampling import Generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-from dit_compress.step.sampling import Generator
 
 
 def generate_file(
@@ -32,7 +30,7 @@ def generate_file(
     seed: int,
 ) -> None:
     """One caption, one mp4."""
-    bundle = Bundle.open(graph.resolve_bundle(model))
+    bundle = Bundle.open(model)
     video = bundle.spec.video
     if frames or size:
         base = video or (17, 0, 0)

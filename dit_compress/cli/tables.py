@@ -13,7 +13,6 @@ from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
 from dit_compress.model.paths import resolve_bundle
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.recipe.model import BASE
 from dit_compress.run.keys import nodes
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
     for row in rows:
         table.add_row(
             row.node.name,
-            row.node.kind if row.node.kind == BASE else f"{row.node.kind}: {row.node.part.name}",
+            row.node.title,
             _change(row, "params", lambda value: f"{value / 1e6:,.{1 if value > 1e8 else 2}f}M"),
             _change(row, "flops", lambda value: f"{value / 1e9:,.{0 if value > 1e12 else 3}f}"),
             _change(row, "tokens", lambda value: f"{value:,}"),

@@ -11,17 +11,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import check_file, file_record, link_tree, read_json, sha256_data, whole_folder, write_json
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.model.flow import Flow
+from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import nn
 
@@ -44,8 +45,8 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
-        """Read ``bundle.json`` and refuse what can't be right."""
-        folder = Path(path)
+        """Read ``bundle.json``, of a run that of its last bundle, and refuse what can't be right."""
+        folder = resolve_bundle(path)
         if not (folder / "bundle.json").is_file():
             raise UserError("no bundle here (bundle.json is missing)", where=str(folder))
         data = read_json(folder / "bundle.json")

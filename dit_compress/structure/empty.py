@@ -24,7 +24,7 @@ def empty_weights() -> Iterator[None]:
         empty = None if param is None else nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
         register(module, name, empty)
 
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dit_compress.core.files import whole_file
+from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams, generator
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _sample(
     noises, latents = [], []
     teacher.eval().to(device)
     text.to(device)
-    with context.progress("teacher's samples", len(captions)) as advance:
+    with progress("teacher's samples", len(captions), silent=context.world.rank > 0) as advance:
         for first in range(0, len(captions), BATCH):
             index = list(range(first, min(first + BATCH, len(captions))))
             noise = Streams(context.seed, 0, index).normal("teacher", shape)
