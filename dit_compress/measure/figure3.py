@@ -91,6 +91,7 @@ def opened(target: str, out: Path) -> tuple[Context, Denoiser]:
         folder=out,
         cache=(run or out) / "cache",
         bundles={"input": bundle},
+        names={"input": target},
         **shared,
     )
     return context, bundle.denoiser().eval()
