@@ -36,13 +36,12 @@ WORK = {"copy": "copy_bytes", "prune": "prune_on_disk", "peer": "load_slice_save
 
 def denoiser_of(preset: str) -> Any:
     """The model without weights."""
-    from accelerate import init_empty_weights
-
     from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
+    from dit_compress.structure.empty import empty_weights
 
     maker = make_part("model", {"use": "video_dit", "preset": preset}, installed()).build()
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         return maker.denoiser(maker.create())
 
 

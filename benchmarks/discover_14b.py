@@ -22,8 +22,8 @@ from typing import Any
 import diffusers
 import torch
 
-from dit_compress.cli.tables import open_denoiser
 from dit_compress.model.figures import count_parameters
+from dit_compress.pruning.target import empty_denoiser
 
 GOAL_S = 60.0
 
@@ -45,7 +45,7 @@ def main() -> int:
 def measured(name: str) -> dict[str, Any]:
     """Seconds for building and observing, and what was found."""
     wall, start = time.monotonic(), time.process_time()
-    denoiser = open_denoiser(name)
+    denoiser = empty_denoiser(name)
     built = time.process_time() - start
     structure = denoiser.structure()
     seconds = time.process_time() - start

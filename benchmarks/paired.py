@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from dit_compress.cli.sensitivity import opened
 from dit_compress.core.files import link_tree
+from dit_compress.measure.figure3 import opened
 from dit_compress.measure.quality import data_grid
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part

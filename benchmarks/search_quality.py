@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from paired import base_recipe, encode, judge, link_cache, parameters, quality, run, shared, single_thread
 
-from dit_compress.cli.sensitivity import axes_of, opened
+from dit_compress.measure.figure3 import axes_of, opened
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem

@@ -37,16 +37,15 @@ TEXT_LENGTH = 128
 
 def denoisers(device: str, dtype: Any) -> dict[str, Any]:
     """Server and mobile with random weights; the mobile one is the server's compacted, by equal counts per block."""
-    from accelerate import init_empty_weights
-
     from dit_compress.model.cut import compact
     from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
+    from dit_compress.structure.empty import empty_weights
 
     found = {}
     for name in STEPS:
         maker = make_part("model", {"use": "video_dit", "preset": "2b"}, installed()).build()
-        with init_empty_weights():
+        with empty_weights():
             denoiser = maker.denoiser(maker.create())
         if name == "mobile":
             levels = {

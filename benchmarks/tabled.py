@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from paired import base_recipe, encode, link_cache, parameters, quality, run, shared, vae_of
 
-from dit_compress.cli.sensitivity import opened
 from dit_compress.core.files import read_json
 from dit_compress.core.randomness import Streams
+from dit_compress.measure.figure3 import opened
 from dit_compress.measure.latency import timed
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.flow import euler

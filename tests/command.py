@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SMOKE = Path(__file__).parent / "recipes" / "smoke.yaml"
 SCRIPT = Path(sys.executable).with_name("dit-compress")
 _WARM = (
-    "torch", "accelerate", "dit_compress.cli.app", "dit_compress.run.worker", "dit_compress.report", "dit_compress.run.plan",
+    "torch", "dit_compress.cli.app", "dit_compress.run.worker", "dit_compress.report", "dit_compress.run.plan",
     "dit_compress_plugins.model_video_dit.adapter", "dit_compress_plugins.latent_video_vae.step",
     "dit_compress_plugins.text_words.encoder", "dit_compress_plugins.data_shapes.data",
     "dit_compress_plugins.distill_adversarial.distiller", "dit_compress_plugins.prune_trilevel.step",

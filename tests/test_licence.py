@@ -17,8 +17,8 @@ from dit_compress.model.bundle import Bundle
 from dit_compress.model.licence import licence_of
 from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import dump, load, make_part
-from dit_compress.run.keys import Node, made_of, nodes
-from dit_compress.run.worker import run_base
+from dit_compress.run.base import BaseStep
+from dit_compress.run.keys import made_of, nodes
 from dit_compress.testing.steps import tiny_bundle as whole_bundle
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def test_the_models_folder_is_asked_and_the_recipe_goes_before_it(tmp_path: Path
     part = make_part("model", {"use": "diffusers", "path": str(tmp_path / "ltx")}, installed())
     for stated, wanted in ((None, "ltxv (https://example.org/l)"), ("Apache-2.0", "Apache-2.0")):
         context = replace(context_in(tmp_path / str(stated)), licence=stated)
-        bundle = run_base(context, Node("base", "base", {"model": part})).bundle
+        bundle = BaseStep({"model": part}).run(context).bundle
         assert bundle is not None
         assert bundle.data["licence"] == wanted
     later = replace(context_in(tmp_path / "later", input=bundle)).give({}).bundle

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_compress.cli.tables import plan_table
+from dit_compress.cli.plan import plan_table
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import use
 from dit_compress.recipe import load

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import typer
+
+from dit_compress.cli.options import PluginFiles, load_recipe
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors
 from dit_compress.core.progress import progress
-from dit_compress.data.encode import encode_latents
-from dit_compress.data.shard_writer import write_shards
-from dit_compress.data.shards import Shards
-from dit_compress.data.source import data_folder
-from dit_compress.model.bundle import Bundle
-from dit_compress.model.paths import resolve_bundle
-from dit_compress.step.world import World
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dit_compress.recipe.model import Recipe
+
+
+def encode(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; its data is encoded.")],
+    vae: Annotated[Path, typer.Option(help="A bundle with the VAE, or a run folder (its last bundle).")],
+    out: Annotated[Path, typer.Option(help="The folder for the shards; data: {use: latents} reads it.")],
+    rank: Annotated[int, typer.Option(min=0, help="Which share of the shards to write …")] = 0,
+    world: Annotated[int, typer.Option(min=1, help="… of how many; one machine each.")] = 1,
+    plugin: PluginFiles = None,
+) -> None:
+    """Encode a recipe's clips once, into shards that other runs read; goes on where it was broken off."""
+    typer.echo(encode_data(load_recipe(recipe, plugin), vae, out, rank=rank, world=world))
 
 
 def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: int = 1) -> str:
@@ -36,11 +43,18 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     """
     from filelock import FileLock
 
+    from dit_compress.data.encode import encode_latents
+    from dit_compress.data.shard_writer import write_shards
+    from dit_compress.data.shards import Shards
+    from dit_compress.data.source import data_folder
+    from dit_compress.model.bundle import Bundle
+    from dit_compress.step.world import World
+
     if rank >= world:
         raise UserError(f"rank {rank} of {world}", mend=f"Give a rank from 0 to {world - 1}")
     if recipe.data is None:
         raise UserError("the recipe has no data", where=recipe.path, mend="Name a 'data' source in the recipe")
-    bundle = Bundle.open(resolve_bundle(vae))
+    bundle = Bundle.open(vae)
     source, cache = recipe.data.build(), data_folder(out / "source", recipe.data)
     with disk_errors(out):
         cache.mkdir(parents=True, exist_ok=True)

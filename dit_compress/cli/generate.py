@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from dit_compress.cli.options import PluginFiles, registry
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
-from dit_compress.data.video import write_video
-from dit_compress.model.bundle import Bundle
-from dit_compress.run import keys as graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-from dit_compress.step.sampling import Generator
+
+def generate(
+    caption: Annotated[str, typer.Argument(help="What the video shows.")],
+    model: Annotated[Path, typer.Option(help="A bundle, or a run folder (its last bundle).")],
+    out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("video.mp4"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the bundle's if absent.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Guidance; the bundle's if absent.")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames, as the VAE takes them (1 + ratio·k, mostly); the bundle's if absent."),
+    ] = None,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
+    fps: Annotated[float, typer.Option(min=1)] = 8.0,
+    seed: int = 0,
+    sampler: Annotated[str, typer.Option(help="A sampler plugin.")] = "euler",
+    plugin: PluginFiles = None,
+) -> None:
+    """Make a video from a caption."""
+    from dit_compress.recipe import make_part
+
+    sample = make_part("sampler", {"use": sampler}, registry(plugin), "--sampler").build().sample
+    generate_file(
+        caption, model, out, sample, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed
+    )
+    typer.echo(out)
 
 
 def generate_file(
@@ -32,7 +56,11 @@ def generate_file(
     seed: int,
 ) -> None:
     """One caption, one mp4."""
-    bundle = Bundle.open(graph.resolve_bundle(model))
+    from dit_compress.data.video import write_video
+    from dit_compress.model.bundle import Bundle
+    from dit_compress.step.sampling import Generator
+
+    bundle = Bundle.open(model)
     video = bundle.spec.video
     if frames or size:
         base = video or (17, 0, 0)

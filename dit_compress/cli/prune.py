@@ -132,17 +132,12 @@ def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dic
 def _print_plan(log: Any, module: Any) -> None:
     """One line per level, then the size."""
     from dit_compress.model.figures import count_parameters
-    from dit_compress.structure.edits import from_ranges
+    from dit_compress.structure.edits import from_ranges, span
 
     counts: dict[str, list[tuple[int, int]]] = {}
     for entry in log:
         for name, record in entry["data"].get("kept", {}).items():
             counts.setdefault(name.partition(":")[0], []).append((record["of"], len(from_ranges(record["units"]))))
     for level, pairs in counts.items():
-        typer.echo(f"{level}: {_range(of for of, _ in pairs)} → {_range(stay for _, stay in pairs)}")
+        typer.echo(f"{level}: {span(of for of, _ in pairs)} → {span(stay for _, stay in pairs)}")
     typer.echo(f"{count_parameters(module):,} parameters stay")
-
-
-def _range(values: Any) -> str:
-    listed = sorted(set(values))
-    return str(listed[0]) if len(listed) == 1 else f"{listed[0]}–{listed[-1]}"

@@ -2,170 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
-from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, write_json
-from dit_compress.model.bundle import Bundle
-from dit_compress.model.paths import resolve_bundle
-from dit_compress.plugin.registry import closest, installed
-from dit_compress.recipe import load, make_part
-from dit_compress.search.problem import SearchProblem
-from dit_compress.step.context import Context
+from dit_compress.cli.options import PluginFiles, registry, show
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from dit_compress.measure.quality import Grid
-    from dit_compress.model.denoiser import Denoiser
-    from dit_compress.structure.facts import Axis, Kept
-
-REPORT = "sensitivity.json"
-FIGURE = "sensitivity.png"
+    from collections.abc import Mapping
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is measured. shares: of each level, removed. size: latent cells (T, H, W); the recipe's if None.
-
-    each: curves of each axis, too. table: where to write a latency table of the whole model, if anywhere.
-    """
-
-    levels: Sequence[str] = ("block", "head", "ffn")
-    search: str = "magnitude"
-    shares: Sequence[float] = (0.125, 0.25, 0.375, 0.5)
-    samples: int = 64
-    size: tuple[int, int, int] | None = None
-    rounds: int = 7
-    each: bool = False
-    table: Path | None = None
-
-
-def sensitivity(target: str, out: Path, settings: Settings) -> dict[str, Any]:
-    """Measure, write ``sensitivity.json`` and ``sensitivity.png`` into ``out``, give the report.
-
-    Quality is the flow-matching loss on a fixed grid where the target belongs to a run with data, else the
-    drift from the whole model's velocity.
-    """
-    from dit_compress.measure.figure import four_panels
-    from dit_compress.measure.latency import machine
-    from dit_compress.measure.sensitivity import measure, quality_curves
-
-    shares = sorted(settings.shares)
-    if not shares or not 0 < shares[0] <= shares[-1] < 1:
-        raise UserError(f"shares to remove must lie between 0 and 1, got {list(shares)}")
-    context, denoiser = opened(target, out)
-    levels = axes_of(denoiser, settings.levels)
-    size = settings.size or latent_size(context, denoiser)
-    if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
-        raise UserError(f"latent {size} can't be divided by the patch {denoiser.patch}", mend="Give another --size")
-    chooser = Chooser(settings.search, denoiser, context)
-    if settings.table is not None:
-        write_table(settings.table, context, levels, size, settings.rounds)
-    grid = grid_of(context, denoiser, size, settings.samples)
-    report = quality_curves(denoiser, levels, chooser, grid, shares, each=settings.each)
-    measure(denoiser, levels, report, size, settings.rounds)
-    report |= {"model": target, "size": list(size), "machine": machine(), "search": settings.search}
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / REPORT, report)
-    four_panels(report, out / FIGURE)
-    return report
-
-
-# ------------------------------------------------------------------ what it works on
-
-
-def opened(target: str, out: Path) -> tuple[Context, Denoiser]:
-    """The bundle in a context: with the run's data where it belongs to a run, with none elsewhere."""
-    path = resolve_bundle(target)
-    bundle = Bundle.open(path)
-    run = next(
-        (folder for folder in (path.resolve(), *path.resolve().parents) if (folder / "run.json").is_file()), None
-    )
-    shared: dict[str, Any] = {"parts": {}, "video": bundle.spec.video, "seed": 0, "manifest_digest": ""}
-    if run is not None:
-        recipe = load(run / "recipe.yaml", installed())
-        manifest = read_json(run / "run.json").get("manifest", "")
-        video = recipe.video or bundle.spec.video
-        shared = {"parts": dict(recipe.shared), "video": video, "seed": recipe.seed, "manifest_digest": manifest}
-    context = Context(
-        name="sensitivity",
-        folder=out,
-        cache=(run or out) / "cache",
-        bundles={"input": bundle},
-        names={"input": target},
-        record={},
-        **shared,
-    )
-    return context, bundle.denoiser().eval()
-
-
-def axes_of(denoiser: Denoiser, names: Sequence[str]) -> dict[str, list[Axis]]:
-    """The axes of each level that is named; UserError for an unknown level, and for one that finds nothing."""
-    known = [entry.plugin.name for entry in installed().entries("granularity")]
-    structure, levels = denoiser.structure(), {}
-    for name in names:
-        if name not in known:
-            meant = closest(name, known)
-            raise UserError(
-                f"there is no level {name!r}; there are {', '.join(sorted(known))}",
-                mend=f"Did you mean {meant!r}?" if meant else "",
-            )
-        levels[name] = make_part("granularity", name, installed()).build().axes(structure)
-        if not levels[name]:
-            raise UserError(f"granularity {name!r} finds nothing to remove in this model", mend="Leave it out")
-    return levels
-
-
-def latent_size(context: Context, denoiser: Denoiser) -> tuple[int, int, int]:
-    """Latent cells of the bundle's video; the smallest example where it has no VAE."""
-    spec = context.input.spec
-    if spec.latent is None or context.video is None:
-        return denoiser.example_size
-    _, *size = context.latent_shape()
-    return (size[0], size[1], size[2])
-
-
-def grid_of(context: Context, denoiser: Denoiser, size: tuple[int, int, int], samples: int) -> Grid:
-    """Held-out clips where there are some, else noise and the whole model's answers."""
-    from dit_compress.measure.quality import data_grid, drift_grid
-
-    spec, flow = context.input.spec, context.input.flow
-    if spec.latent is None or spec.text is None or "data" not in context.parts:
-        return drift_grid(denoiser, size, samples, flow)
-    text = context.text()
-    return data_grid(context.latents("test", text), text, flow, samples)
-
-
-class Chooser:
-    """Which units go, by a search plugin."""
-
-    def __init__(self, name: str, denoiser: Denoiser, context: Context) -> None:
-        self.search = make_part("search", name, installed()).build()
-        self.denoiser, self.context = denoiser, context
-
-    def __call__(self, axes: Sequence[Axis], keep: Mapping[str, int]) -> Kept:
-        """Units of some axes, the others whole."""
-        return dict(self.search.search(SearchProblem(self.denoiser, tuple(axes), dict(keep)), self.context).kept)
-
-
-def write_table(
-    path: Path, context: Context, levels: Mapping[str, Sequence[Axis]], size: tuple[int, int, int], rounds: int
+def sensitivity(
+    target: Annotated[str, typer.Argument(help="A bundle, or a run folder (its last bundle).")],
+    out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("sensitivity"),
+    level: Annotated[
+        list[str] | None, typer.Option(help="A level; may be repeated. block, head, ffn if absent.")
+    ] = None,
+    share: Annotated[list[float] | None, typer.Option(help="A share to remove; may be repeated.")] = None,
+    search: Annotated[str, typer.Option(help="Which units go.")] = "magnitude",
+    samples: Annotated[int, typer.Option(min=1, help="Clips on which quality is measured.")] = 64,
+    size: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Latent cells T H W; the bundle's if absent.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Paired timings per point.")] = 7,
+    each: Annotated[bool, typer.Option("--each", help="Curves of each axis, for widths of each block.")] = False,
+    table: Annotated[Path | None, typer.Option(help="Write a latency table of this machine, too.")] = None,
+    plugin: PluginFiles = None,
 ) -> None:
-    """Measure the latency table and write it."""
-    from dit_compress.measure.table import measured_table
+    """Prune each level by and by; measure FLOPs, memory, latency and quality (Figure 3)."""
+    from dit_compress.measure import figure3
 
-    axes = [axis for found in levels.values() for axis in found]
-    table = measured_table(context.input.spec.build_denoiser().to("meta"), axes, size, rounds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, table)
-
-
-# ------------------------------------------------------------------ what it shows
+    registry(plugin)
+    settings = figure3.Settings(search=search, samples=samples, size=size, rounds=rounds, each=each, table=table)
+    settings = replace(settings, levels=level or settings.levels, shares=share or settings.shares)
+    report = figure3.sensitivity(target, out, settings)
+    show(table_of(report))
+    typer.echo(out / figure3.FIGURE)
 
 
 def table_of(report: Mapping[str, Any]) -> Table:

@@ -10,11 +10,12 @@ import shutil
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -24,6 +25,34 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Give size and sha256 of a file, as :func:`check_file` compares them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bool = True) -> None:
+    """Refuse a file that is not the one recorded.
+
+    Args:
+        path: the file.
+        record: its ``bytes`` (not compared if absent) and ``sha256``.
+        mend: what the user can do.
+        contents: compare the checksum, too.
+
+    Raises:
+        UserError: the file is missing, truncated or changed.
+    """
+    if not path.is_file():
+        raise UserError("the file is missing", where=str(path), mend=mend)
+    size = path.stat().st_size
+    if size != record.get("bytes", size):
+        raise UserError(
+            f"truncated or changed: {size} bytes, {record['bytes']} were written", where=str(path), mend=mend
+        )
+    if contents and sha256_file(path) != record["sha256"]:
+        raise UserError("the checksum differs from the one written", where=str(path), mend=mend)
 
 
 def sha256_content(path: Path, within: Sequence[str] = ()) -> str:
@@ -68,11 +97,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, data: Any) -> None:
     """JSON into a file, atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    with disk_errors(path):
+    with whole_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        _sync(partial)
-        partial.replace(path)
 
 
 @contextmanager
@@ -102,6 +128,22 @@ def full_disk(path: Path) -> Iterator[None]:
             where=str(path),
             mend=f"Free some space ({free / 2**20:.0f} MiB are left) and run the same command again",
         ) from error
+
+
+@contextmanager
+def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Give a path to write to; the file appears under its own name when it is whole and synced.
+
+    shared: other processes may write the same file meanwhile. On an error nothing is left behind.
+    """
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial" if shared else f".{path.name}.partial")
+    with disk_errors(path):
+        try:
+            yield partial
+            _sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -36,9 +36,12 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar on stderr; call the given function once per unit, optionally with values to show."""
-    if not sys.stderr.isatty():
+def progress(title: str, total: int, done: int = 0, *, silent: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar on stderr; call the given function once per unit, optionally with values to show.
+
+    silent: show none, as where another process does.
+    """
+    if silent or not sys.stderr.isatty():
         yield lambda *_: None
         return
     from rich.console import Console

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import whole_file
 from dit_compress.data.video import check_video, read_video
 
 if TYPE_CHECKING:
@@ -150,9 +151,8 @@ def find_broken(
 def write_captions(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write ``captions.jsonl``, one record a line, keys in order."""
     lines = [json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records]
-    partial = folder / (CAPTIONS + ".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(folder / CAPTIONS)
+    with whole_file(folder / CAPTIONS) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
 
 
 def _records(folder: Path, problems: list[UserError]) -> Iterator[tuple[str, dict[str, Any]]]:

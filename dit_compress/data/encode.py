@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dit_compress.core.files import disk_errors
+from dit_compress.core.files import whole_file
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import to_video
 from dit_compress.data.shard_writer import Writing, count_bytes
@@ -101,22 +101,16 @@ def _fill(path: Path, total: int, dtype: Any, parts: Any, advance: Callable[[], 
 
     Written, not mapped: a full disk kills whoever writes through a map.
     """
-    partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with disk_errors(path), partial.open("wb") as handle:
-            done = 0
-            for part in parts:
-                if not done:
-                    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (total, *part.shape[1:])}
-                    np.lib.format.write_array_header_1_0(handle, header)
-                handle.write(np.ascontiguousarray(part, dtype).data)
-                done += len(part)
-                for _ in range(len(part)):
-                    advance()
+    with whole_file(path) as partial, partial.open("wb") as handle:
+        done = 0
+        for part in parts:
             if not done:
-                raise ValueError("nothing to cache")
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (total, *part.shape[1:])}
+                np.lib.format.write_array_header_1_0(handle, header)
+            handle.write(np.ascontiguousarray(part, dtype).data)
+            done += len(part)
+            for _ in range(len(part)):
+                advance()
+        if not done:
+            raise ValueError("nothing to cache")

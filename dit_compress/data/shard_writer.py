@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import disk_errors, read_json, sha256_data, sha256_file
+from dit_compress.core.files import disk_errors, read_json, sha256_data, sha256_file, whole_file
 from dit_compress.data.shards import INDEX, SAMPLES, SCHEMA, Shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 SHARD_BYTES = 64 * 2**20
@@ -81,7 +79,7 @@ def write_shards(writing: Writing, advance: Callable[[], Any], *, rank: int = 0,
     if not (writing.folder / INDEX).is_file() or read_json(writing.folder / INDEX) != index:
         lines = [json.dumps(dict(record), sort_keys=True, ensure_ascii=False) + "\n" for record in writing.samples]
         for name, text in ((SAMPLES, "".join(lines)), (INDEX, json.dumps(index, indent=1) + "\n")):
-            with _whole_file(writing.folder / name) as partial:
+            with whole_file(writing.folder / name, shared=True) as partial:
                 partial.write_text(text, "utf-8")
     return True
 
@@ -123,22 +121,8 @@ def _write_shard(writing: Writing, path: Path, first: int, last: int) -> None:
         for name, rows in parts[-1].items():
             _need_finite(rows, name, writing, start)
     tensors = {name: np.ascontiguousarray(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-    with _whole_file(path) as partial:
+    with whole_file(path, shared=True) as partial:
         save_file(tensors, partial)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A file that appears when it is whole, under a name of its own until then: others may be writing it too."""
-    partial = path.with_name(f"{path.name}.{uuid4().hex[:12]}.partial")
-    with disk_errors(path):
-        try:
-            yield partial
-            with partial.open("rb") as handle:
-                os.fsync(handle.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _need_finite(rows: np.ndarray, name: str, writing: Writing, start: int) -> None:

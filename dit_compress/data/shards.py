@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_data, sha256_file
+from dit_compress.core.files import check_file, read_json, sha256_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -84,12 +84,7 @@ class Shards:
     def verify(self) -> None:
         """UserError unless every shard has the checksum written."""
         for entry in self.index["shards"]:
-            if sha256_file(self.folder / entry["file"]) != entry["sha256"]:
-                raise UserError(
-                    "the checksum differs from the one written",
-                    where=str(self.folder / entry["file"]),
-                    mend=_AGAIN,
-                )
+            check_file(self.folder / entry["file"], entry, _AGAIN)
 
     def samples(self) -> list[dict[str, Any]]:
         """One record per sample."""

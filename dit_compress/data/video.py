@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import write_json
+from dit_compress.core.files import whole_file, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -115,9 +115,8 @@ def write_video(path: Path, frames_FYX3: np.ndarray, fps: float) -> None:
     height, width = frames_FYX3.shape[1:3]
     if height % 2 or width % 2:
         raise UserError(f"a frame of {height}x{width} pixels", where=str(path), mend="Make both sides even")
-    partial = path.with_name(path.name + ".partial")
-    _encode(partial, frames_FYX3, fps)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        _encode(partial, frames_FYX3, fps)
 
 
 def _encode(path: Path, frames_FYX3: np.ndarray, fps: float) -> None:

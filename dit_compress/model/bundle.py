@@ -11,17 +11,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import link_tree, read_json, sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.files import check_file, file_record, link_tree, read_json, sha256_data, whole_folder, write_json
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.model.flow import Flow
+from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import nn
 
@@ -44,8 +45,8 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
-        """Read ``bundle.json`` and refuse what can't be right."""
-        folder = Path(path)
+        """Read ``bundle.json``, of a run that of its last bundle, and refuse what can't be right."""
+        folder = resolve_bundle(path)
         if not (folder / "bundle.json").is_file():
             raise UserError("no bundle here (bundle.json is missing)", where=str(folder))
         data = read_json(folder / "bundle.json")
@@ -123,7 +124,7 @@ class Bundle:
 
         folder = self.path / name
         for file, record in self.data["components"][name]["files"].items():
-            verify_file(folder / file, record)
+            check_file(folder / file, record, _AGAIN)
         try:
             state = load_file(folder / WEIGHTS)
         except SafetensorError as error:
@@ -155,26 +156,6 @@ def _check_component(name: str, component: Mapping[str, Any], where: str) -> Non
         raise UserError(f"component {name!r} has no {WEIGHTS}", where=where, mend=_AGAIN)
 
 
-def verify_file(path: Path, record: Mapping[str, Any]) -> None:
-    """UserError where a file is missing, shorter, or not the one that was written."""
-    if not path.is_file():
-        raise UserError("the file is missing", where=str(path), mend=_AGAIN)
-    size = path.stat().st_size
-    if size != record["bytes"]:
-        raise UserError(
-            f"truncated or changed: {size} bytes, {record['bytes']} were written",
-            where=str(path),
-            mend=_AGAIN,
-        )
-    if sha256_file(path) != record["sha256"]:
-        raise UserError("the checksum differs from the one written", where=str(path), mend=_AGAIN)
-
-
-def file_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file directly in a folder."""
-    return {item.name: {"bytes": item.stat().st_size, "sha256": sha256_file(item)} for item in sorted(folder.iterdir())}
-
-
 def write_bundle(
     path: Path,
     spec: Spec,
@@ -201,7 +182,7 @@ def write_bundle(
                 "plugin": component.plugin,
                 "config": component.config,
                 "log": list(component.log),
-                "files": file_records(folder / name),
+                "files": {item.name: file_record(item) for item in sorted((folder / name).iterdir())},
             }
         write_json(
             folder / "bundle.json",

@@ -32,11 +32,10 @@ class ComponentSpec:
 
     def build(self) -> nn.Module:
         """The module without weights (parameters on the meta device), the log replayed."""
-        from accelerate import init_empty_weights
-
+        from dit_compress.structure.empty import empty_weights
         from dit_compress.structure.files.pruned import remember_log, shapes_of
 
-        with init_empty_weights(include_buffers=False):
+        with empty_weights():
             module = self.loader().from_config(self.config)
             base = shapes_of(module) if self.log else {}
             replay(module, self.log)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,9 @@ from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.spec import Spec
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
-from dit_compress.pruning.step import find, run_step, step_part, world_of
+from dit_compress.pruning.step import find, step_part, understood
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
-from dit_compress.run.keys import Node
+from dit_compress.run.keys import Node, lineage_entry
 from dit_compress.step.context import Context
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import CompactionError
@@ -226,9 +225,10 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        bundles, names = {"input": bundle}, {"input": str(bundle.path)}
-        context = Context(**world_of(work, seed), bundles=bundles, names=names, record=_record(bundle, part, seed))
-        run_step(part, context)
+        record = _record(bundle, part, seed)
+        context = Context(name="prune", seed=seed, folder=work, cache=work, bundles={"input": bundle}, record=record)
+        with understood():
+            part.build().run(context)
         publish(work / "bundle", out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -238,17 +238,5 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
 def _record(bundle: Bundle, part: Part, seed: int) -> dict[str, Any]:
     """The lineage entry."""
     node, inputs = Node("prune", "prune", {"step": part}), {"input": bundle.digest()}
-    parts = node.describe()
-    return {
-        "step": "prune",
-        "kind": "prune",
-        "parts": parts,
-        "inputs": inputs,
-        "key": sha256_data([REVISION, node.describe(contents=True), inputs, seed]),
-        "sources": {},
-        "engine": REVISION,
-        "seed": seed,
-        "torch": torch.__version__,
-        "device": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
+    key = sha256_data([REVISION, node.describe(contents=True), inputs, seed])
+    return lineage_entry(node, key=key, inputs=inputs, sources={}, seed=seed)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.step.context import Context, Result
+from dit_compress.step.workplace import Workplace
 from dit_compress.structure.compact import CompactionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from torch import nn
-
-    from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
     from dit_compress.plugin.options import Part
+    from dit_compress.step.context import Result
 
 METHOD = "trilevel"
 """The prune plugin that a call without a recipe uses."""
@@ -72,56 +69,25 @@ def step_part(
     return part
 
 
-@dataclass(frozen=True)
-class Held:
-    """A denoiser in memory where a step expects a bundle."""
+class Pruning(Protocol):
+    """A prune step that can work without a run."""
 
-    held: Denoiser
-    spec: Spec
-
-    def denoiser(self) -> Denoiser:
-        """The denoiser."""
-        return self.held
-
-
-@dataclass
-class ModelContext(Context):
-    """A step's context over one denoiser in memory: what the step gives is kept here, and nothing is written."""
-
-    given: list[dict[str, Any]] = field(default_factory=list)
-
-    def give(
-        self,
-        modules: dict[str, nn.Module],  # noqa: ARG002 - as Context.give
-        *,
-        log: Sequence[dict[str, Any]] = (),
-        flow: Flow | None = None,  # noqa: ARG002
-        spec: Spec | None = None,  # noqa: ARG002
-        metrics: dict[str, Any] | None = None,
-    ) -> Result:
-        """Keep the transform-log entries."""
-        self.given.extend(log)
-        return Result(None, metrics or {})
+    def prune(self, denoiser: Denoiser, spec: Spec, place: Workplace) -> tuple[dict[str, Any], Result]:
+        """Prune a denoiser in place and prove it; the entry of its transform log, figures and files in the folder."""
 
 
 def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
     """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven."""
-    with tempfile.TemporaryDirectory() as work:
-        context = ModelContext(
-            **world_of(Path(work), seed), bundles={"input": cast("Bundle", Held(denoiser, spec))}, names={}, record={}
-        )
-        run_step(part, context)
-    return context.given
+    with tempfile.TemporaryDirectory() as work, understood():
+        step: Pruning = part.build()
+        entry, _ = step.prune(denoiser, spec, Workplace(name="prune", seed=seed, folder=Path(work)))
+    return [entry]
 
 
-def world_of(work: Path, seed: int) -> dict[str, Any]:
-    """What a context needs beside its bundles, where there is no run."""
-    return {"name": "prune", "seed": seed, "folder": work, "cache": work, "parts": {}, "video": None}
-
-
-def run_step(part: Part, context: Context) -> Result:
-    """Run the step; a compaction that is not exact is a UserError."""
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turn a compaction that is not exact into a UserError."""
     try:
-        return part.build().run(context)
+        yield
     except CompactionError as error:
         raise UserError(f"{error}: the structure was not understood", mend="Write a model plugin for it") from error

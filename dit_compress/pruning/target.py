@@ -13,6 +13,7 @@ from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress.structure.files.pruned import log_of, read_config
@@ -54,9 +55,7 @@ class Folder:
     @property
     def spec(self) -> Spec:
         """The model without weights; none is read."""
-        from accelerate import init_empty_weights
-
-        with init_empty_weights():
+        with empty_weights():
             return self.load()[1]
 
 
@@ -66,6 +65,19 @@ def open_target(path: str | Path) -> Folder | Bundle:
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle)
     return Folder(Path(path), component_folder(Path(path)))
+
+
+def empty_denoiser(target: str) -> Denoiser:
+    """A denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
+    if not Path(target).exists() and target.isidentifier():
+        maker = make_part("model", {"use": _FOLDERS, "class_name": target}, installed()).build()
+        with empty_weights():
+            return maker.denoiser(maker.create()).to("meta")
+    found = open_target(target)
+    if isinstance(found, Bundle):
+        return found.spec.build_denoiser().to("meta")
+    with empty_weights():
+        return found.load()[0].to("meta")
 
 
 def component_folder(path: Path) -> Path:
@@ -81,14 +93,12 @@ def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
 
     Raises UserError where no plugin does, with what each of them said.
     """
-    from accelerate import init_empty_weights
-
     said = []
     for entry in installed().entries("model"):
         maker: Any = load_object(entry.plugin.load)
         try:
             config = maker.config_of(module)
-            with init_empty_weights():
+            with empty_weights():
                 like = maker.from_config(config)
         except Exception as error:  # noqa: BLE001 - a plugin may fail in any way on a module that is not its own
             said.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.core.files import disk_errors, write_json
+from dit_compress.core.files import whole_file, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +38,6 @@ def write_report(run: Path) -> Path:
     result = outcome(found)
     write_json(run / "summary.json", summarise(found, result))
     path = run / "report.html"
-    partial = run / ".report.html.partial"
-    with disk_errors(path):
+    with whole_file(path) as partial:
         partial.write_text(render(found, result), "utf-8")
-        partial.replace(path)
     return path

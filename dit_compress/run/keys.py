@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,6 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_data
 from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import COMPONENTS, Bundle
-from dit_compress.model.paths import resolve_bundle
 from dit_compress.plugin.options import marked, slots_of
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe.model import BASE
@@ -34,13 +34,34 @@ class Node:
 
     @property
     def part(self) -> Part:
-        """The step's own plugin and options."""
+        """The step's own plugin and options; the first step has none."""
         return self.parts["step"]
+
+    @property
+    def title(self) -> str:
+        """Kind and plugin, as a table shows them."""
+        return f"{self.kind}: {self.part.name}" if "step" in self.parts else self.kind
+
+    @property
+    def together(self) -> list[Part]:
+        """What of the step trains on every process."""
+        return [part for own in self.parts.values() for part in own.together]
+
+    @property
+    def inner(self) -> list[Part]:
+        """The step's parts and the parts inside their options."""
+        return [part for own in self.parts.values() for part in with_inner(own)]
 
     @property
     def reads_data(self) -> bool:
         """Whether the data manifest belongs to the key."""
-        return self.kind != BASE and any(part.plugin.data for part in with_inner(self.part))
+        return any(part.plugin.data for part in self.inner)
+
+    def build(self) -> Any:
+        """The step, constructed with its options."""
+        from dit_compress.run.base import BaseStep
+
+        return self.part.build() if "step" in self.parts else BaseStep(self.parts)
 
     def describe(self, *, contents: bool = False) -> dict[str, Any]:
         """Plugins, revisions and options, as lineage holds them; as the key does with ``contents`` of files."""
@@ -97,11 +118,32 @@ def made_of(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest:
     }
 
 
+def lineage_entry(
+    node: Node, *, key: str, inputs: Mapping[str, str], sources: Mapping[str, str], seed: int, device: str = ""
+) -> dict[str, Any]:
+    """What a bundle's lineage says of a step. inputs: the key of each; device: a GPU's name."""
+    import torch
+
+    return {
+        "step": node.name,
+        "kind": node.kind,
+        "parts": node.describe(),
+        "inputs": dict(inputs),
+        "key": key,
+        "sources": dict(sources),
+        "engine": REVISION,
+        "seed": seed,
+        "torch": torch.__version__,
+        "device": device or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def input_key(source: str, keys: Mapping[str, str]) -> str:
     """The key of an input: an earlier node's, or the digest of a bundle at a path and of what it refers to."""
     if source in keys:
         return keys[source]
-    bundle = Bundle.open(resolve_bundle(source))
+    bundle = Bundle.open(source)
     outside = _outside(bundle)
     return sha256_data([bundle.digest(), outside]) if outside else bundle.digest()
 

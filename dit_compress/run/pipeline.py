@@ -24,9 +24,8 @@ from dit_compress.data.source import data_folder
 from dit_compress.model.paths import step_folder
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import dump
-from dit_compress.recipe.model import BASE
 from dit_compress.run.changes import data_change, need_same
-from dit_compress.run.keys import input_key, made_of, nodes, with_inner
+from dit_compress.run.keys import input_key, made_of, nodes
 from dit_compress.run.torchrun import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class Runner:
         threads = (begun or {}).get("threads", self.threads)
         if threads != self.threads:
             self.say(f"{node.name}: going on with {threads} threads, as it began (not {self.threads})")
-        together = self.crew if node.kind != BASE and node.part.together else None
+        together = self.crew if node.together else None
         with disk_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
             write_json(
@@ -251,8 +250,7 @@ def headline(run: Path, name: str) -> str:
 
 def source_digests(node: Node) -> dict[str, str]:
     """Digest of the code of every plugin a node uses, for the record."""
-    parts = [inner for part in node.parts.values() for inner in with_inner(part)]
-    return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in parts}
+    return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in node.inner}
 
 
 def _begun(partial: Path, key: str) -> dict[str, Any] | None:

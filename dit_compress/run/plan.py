@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
-from dit_compress.model.paths import resolve_bundle
-from dit_compress.model.spec import ComponentSpec, Spec
-from dit_compress.recipe.model import BASE
+from dit_compress.model.spec import Spec
 from dit_compress.run.keys import nodes
 from dit_compress.train.options import check_parts
 
@@ -47,10 +45,9 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
         source = node.inputs.get("input", "")
         try:
             before = _input_spec(node, specs, recipe)
-            base = node.kind == BASE
-            for part in () if base else node.part.together:
+            for part in node.together:
                 check_parts(part.options, processes)
-            after = base_spec(node.parts, recipe.video) if base else _planned(node, before or Spec(video=recipe.video))
+            after = _planned(node, before or Spec(video=recipe.video))
             figures[node.name] = (
                 figures[source]
                 if source in figures and before is not None and _alike(before, after)
@@ -74,23 +71,8 @@ def _alike(before: Spec, after: Spec) -> bool:
     return replace(before, flow=after.flow, notes=after.notes) == after
 
 
-def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> Spec:
-    """The implicit first bundle, without weights."""
-    from accelerate import init_empty_weights
-
-    from dit_compress.structure.files.pruned import log_of
-
-    specs: dict[str, ComponentSpec] = {}
-    for kind in parts:
-        maker = parts[kind].build()
-        with init_empty_weights():
-            module = maker.create()
-            specs[kind] = ComponentSpec(kind, parts[kind].name, maker.config_of(module), log_of(module))
-    return Spec(video=video, denoiser=specs.get("model"), text=specs.get("text"))
-
-
 def _planned(node: Node, before: Spec) -> Spec:
-    step = node.part.build()
+    step = node.build()
     for slot in getattr(step, "needs", ()):
         if slot not in node.inputs:
             raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
@@ -108,7 +90,7 @@ def _check_export(node: Node, spec: Spec, networks: dict[str, Networks]) -> tupl
     from dit_compress.export.check_early import Networks, check_early
 
     made = networks.setdefault(node.inputs.get("input", ""), Networks(spec))
-    return tuple(f"{found.path}: {found.message}" for found in check_early(node.part.build(), spec, made))
+    return tuple(f"{found.path}: {found.message}" for found in check_early(node.build(), spec, made))
 
 
 def _check_fit(spec: Spec) -> None:
@@ -132,7 +114,7 @@ def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec |
         return None
     if source in specs:
         return specs[source]
-    spec = Bundle.open(resolve_bundle(source)).spec
+    spec = Bundle.open(source).spec
     return replace(spec, video=recipe.video or spec.video)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 import time
@@ -13,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import full_disk, publish, read_json, write_json
 from dit_compress.core.progress import hush
-from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.paths import bundle_of
 from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import load, make_part
-from dit_compress.recipe.model import BASE
-from dit_compress.run.keys import nodes
+from dit_compress.run.keys import lineage_entry, nodes
 from dit_compress.run.torchrun import ABANDONED, STOPPED
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 
 def main(folder: Path) -> int:
     """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable, 76 another process ended."""
-    from dit_compress.step.context import Stopped
+    from dit_compress.step.workplace import Stopped
     from dit_compress.step.world import Done, World
 
     hush()
@@ -46,7 +43,7 @@ def main(folder: Path) -> int:
         with _alone(Path(job["run"])) if not world.rank else nullcontext(), full_disk(folder):
             started = time.perf_counter()
             context = _context(job, recipe, node, folder, world)
-            result = run_base(context, node) if node.kind == BASE else node.part.build().run(context)
+            result = node.build().run(context)
             # Here the first process is alone: a step that did not train had nothing for the others to do.
             if not world.rank:
                 _finish(folder, job, node, context, result, time.perf_counter() - started)
@@ -87,19 +84,14 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, worl
 
     torch.set_num_threads(job["threads"])
     run = Path(job["run"])
-    record = {
-        "step": node.name,
-        "kind": node.kind,
-        "parts": node.describe(),
-        "inputs": job["input_keys"],
-        "key": job["key"],
-        "sources": job["sources"],
-        "engine": REVISION,
-        "seed": recipe.seed,
-        "torch": torch.__version__,
-        "device": world.device_name() or platform.machine(),
-        "threads": job["threads"],
-    }
+    record = lineage_entry(
+        node,
+        key=job["key"],
+        inputs=job["input_keys"],
+        sources=job["sources"],
+        seed=recipe.seed,
+        device=world.device_name(),
+    )
     context = Context(
         name=node.name,
         seed=recipe.seed,
@@ -115,26 +107,9 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, worl
         trackers=recipe.trackers or (make_part("tracker", "jsonl", installed()),),
         world=world,
     )
-    context.catch_signals()
+    context.stopping.catch_signals()
     torch.manual_seed(recipe.seed)  # for the first weights of new modules; all else draws from the streams
     return context
-
-
-def run_base(context: Context, node: Node) -> Result:
-    """The implicit first step: denoiser and text encoder as the recipe says, random weights from its seed."""
-    from dit_compress.model.spec import ComponentSpec, Spec
-    from dit_compress.structure.files.pruned import log_of
-
-    modules: dict[str, Any] = {}
-    specs: dict[str, ComponentSpec] = {}
-    for kind, part in node.parts.items():
-        maker = part.build()
-        modules[kind] = maker.create()
-        specs[kind] = ComponentSpec(kind, part.name, maker.config_of(modules[kind]), log_of(modules[kind]))
-        if kind == "model" and context.licence is None and hasattr(maker, "licence"):
-            context.licence = maker.licence()
-    named = {"denoiser" if kind == "model" else kind: module for kind, module in modules.items()}
-    return context.give(named, spec=Spec(video=context.video, denoiser=specs.get("model"), text=specs.get("text")))
 
 
 def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, result: Result, seconds: float) -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.step.context import Context
+    from dit_compress.step.workplace import Workplace
     from dit_compress.structure.facts import Axis, Kept
 
 
@@ -51,5 +51,8 @@ def outside_removed_blocks(axes: Sequence[Axis], kept: Kept) -> list[Axis]:
 class Search(Protocol):
     """Chooses which units stay."""
 
-    def search(self, problem: SearchProblem, context: Context) -> Selection:
-        """Kept units for every axis of the problem, exactly ``problem.keep[axis]`` of each."""
+    def search(self, problem: SearchProblem, context: Workplace) -> Selection:
+        """Kept units for every axis of the problem, exactly ``problem.keep[axis]`` of each.
+
+        context: where the search works; that of the prune step (a ``Context``) for a plugin with ``data=True``.
+        """

@@ -253,3 +253,9 @@ def as_ranges(index: Sequence[int]) -> list[list[int]]:
 def from_ranges(ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """``[[0, 3], [5, 6]]`` → ``(0, 1, 2, 5)``."""
     return tuple(value for start, stop in ranges for value in range(start, stop))
+
+
+def span(values: Iterable[int]) -> str:
+    """``8`` where all are equal, else ``4–8``."""
+    listed = sorted(set(values))
+    return str(listed[0]) if len(listed) == 1 else f"{listed[0]}–{listed[-1]}"

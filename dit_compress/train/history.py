@@ -11,6 +11,7 @@ from dit_compress.train import checkpoint
 
 if TYPE_CHECKING:
     from dit_compress.step.context import Context
+    from dit_compress.step.protocols import Tracker
     from dit_compress.train.checkpoint import Saved
     from dit_compress.train.trainee import Trainee
 
@@ -95,3 +96,13 @@ class History:
         checkpoint.read(saved, tensors, self.context.world)
         for name, trainee in self.trainees.items():
             trainee.adopt(tensors, saved.state["updates"][name])
+
+
+def open_trackers(context: Context, resume_step: int) -> list[Tracker]:
+    """Open the recipe's trackers in the step's folder; the first process alone has any."""
+    if context.world.rank:
+        return []
+    opened = [part.build() for part in context.trackers]
+    for tracker in opened:
+        tracker.open(context.folder, resume_step=resume_step)
+    return opened

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams, epoch_order
 from dit_compress.train.guards import Alarms, CurveGuards
-from dit_compress.train.history import History
+from dit_compress.train.history import History, open_trackers
 from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
 from dit_compress.train.options import check_parts
@@ -81,11 +82,12 @@ def _steps(
     start: int,
 ) -> None:
     """Everything from the first step that is left to the last one."""
-    trackers = context.open_trackers(resume_step=start)
+    trackers = open_trackers(context, resume_step=start)
     alarms = monitors.alarms if monitors is not None else Alarms(context)
     guards = CurveGuards(alarms)
-    context.saves_itself = True
-    with context.progress(context.name, total=options.steps, done=start) as advance:
+    stopping = context.stopping
+    stopping.saves_itself = True
+    with progress(context.name, options.steps, start, silent=context.world.rank > 0) as advance:
         for step in range(start, options.steps):
             values = train_step(objective, trainees, samples, options, context, step)
             guards.look(step, values)
@@ -93,14 +95,14 @@ def _steps(
             for tracker in trackers:
                 tracker.log(step, {**values, **seen})
             advance(values)
-            if context.world.any(context.stopping):
-                context.stopping = True  # a signal to one process stops all
+            if context.world.any(stopping.asked):
+                stopping.asked = True  # a signal to one process stops all
             due = (step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps
-            if context.stopping or due or (monitors is not None and monitors.saves()):
+            if stopping.asked or due or (monitors is not None and monitors.saves()):
                 history.save(step + 1, monitors.score if monitors is not None else None)
-                context.stop_if_asked()
+                stopping.leave_if_asked()
                 alarms.stop_if_asked()
-    context.saves_itself = False
+    stopping.saves_itself = False
     for tracker in trackers:
         tracker.close()
 

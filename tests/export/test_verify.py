@@ -39,7 +39,7 @@ class Blocked:
 
 
 sys.meta_path.insert(0, Blocked())
-from dit_compress.cli import main
+from dit_compress.cli.app import main
 main()
 """
 

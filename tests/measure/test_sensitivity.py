@@ -11,10 +11,10 @@ import torch
 from command import finish, start
 from toy import CAPTIONS, SIZE, tiny_bundle, words
 
-from dit_compress.cli.sensitivity import Settings, axes_of, opened, sensitivity
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams, generator
 from dit_compress.data.samples import Samples
+from dit_compress.measure.figure3 import Settings, axes_of, opened, sensitivity
 from dit_compress.measure.memory import LiveBytes, peak_bytes, weight_bytes
 from dit_compress.measure.quality import data_grid, drift_grid, sigmas
 from dit_compress.measure.sensitivity import quality_curves, steps_of

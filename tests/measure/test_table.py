@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dit_compress.cli.sensitivity import axes_of
 from dit_compress.core.errors import UserError
+from dit_compress.measure import table
+from dit_compress.measure.figure3 import axes_of
 from dit_compress.measure.latency import machine
 from dit_compress.measure.table import measured_table, read_table, table_of
-from dit_compress.model.figures import table
 from dit_compress.search.budget import Price
 from dit_compress.structure.facts import Axis
 from dit_compress.testing.models import MODELS, tiny_denoiser

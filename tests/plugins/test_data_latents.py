@@ -14,6 +14,7 @@ from dit_compress.cli.encode import encode_data
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import split_of, write_captions
 from dit_compress.data.shards import Shards
+from dit_compress.data.source import data_folder, manifest_digest
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.spec import ComponentSpec
@@ -79,7 +80,7 @@ def context(folder: Path, bundle: Bundle, data: dict[str, Any]) -> Any:
     given = replace(context_in(folder, input=bundle), parts={"data": make_part("data", data, installed())})
     given.video = (5, 32, 32)
     built = given.parts["data"].build()
-    built.prepare(given.data_folder(given.parts["data"]))
+    built.prepare(data_folder(given.cache, given.parts["data"]))
     return given
 
 
@@ -183,10 +184,8 @@ def test_data_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> Non
     folder = videos_folder(tmp_path / "clips", 3)
     data = {"use": "videos", "path": str(folder), "frames": 5, "size": [32, 32], "test_fraction": 0.0}
     given = context(tmp_path / "step", bundle_with_vae(tmp_path / "bundle"), data)
-    from dit_compress.data.source import manifest_digest
-
     source = given.parts["data"].build()
-    given.manifest_digest = manifest_digest(source, given.data_folder(given.parts["data"]))
+    given.manifest_digest = manifest_digest(source, data_folder(given.cache, given.parts["data"]))
     assert len(given.clips("train")) == 3
     write_video(folder / "1.mp4", np.zeros((7, 32, 32, 3), dtype=np.uint8), 8)
     with pytest.raises(UserError, match="the data has changed since the run began"):

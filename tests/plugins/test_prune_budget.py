@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from toy import context_in, part, tiny_bundle
 
-from dit_compress.cli.sensitivity import axes_of, opened
 from dit_compress.core.errors import UserError
+from dit_compress.measure.figure3 import axes_of, opened
 from dit_compress.measure.latency import machine
 from dit_compress.measure.table import table_of
 from dit_compress.model.figures import count_flops, count_parameters

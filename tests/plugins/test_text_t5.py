@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toy import context_in
@@ -19,6 +18,7 @@ from dit_compress.data.shard_writer import write_shards
 from dit_compress.model.bundle import write_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.model.text import Captions
+from dit_compress.structure.empty import empty_weights
 from dit_compress_plugins.text_t5 import T5Options
 from dit_compress_plugins.text_t5.encoder import T5
 
@@ -67,7 +67,7 @@ def test_missing_folder_and_wrong_width_are_said(folder: Path, tmp_path: Path) -
         T5(T5Options(path=str(tmp_path / "none"))).create()
     with pytest.raises(UserError, match="16 wide, the recipe says 32"):
         T5(T5Options(path=str(folder), width=32)).create()
-    with init_empty_weights():
+    with empty_weights():
         encoder = T5(T5Options(path=str(tmp_path / "none"))).create()
     with pytest.raises(UserError, match="no T5 encoder here"):
         encoder.tokenize(["a"])

@@ -26,8 +26,7 @@ from dit_compress.model.figures import count_parameters
 from dit_compress.plugin.registry import installed
 from dit_compress.pruning.prune import planned, prune_by_plan
 from dit_compress.recipe import make_part
-from dit_compress.run.keys import BASE, Node
-from dit_compress.run.worker import run_base
+from dit_compress.run.base import BaseStep
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import LOG_NAME, relative_error
 from dit_compress.structure.edits import KeepBlocks, edits_as_data, edits_from_data
@@ -359,7 +358,7 @@ def test_a_pruned_folder_starts_a_recipe(tmp_path: Path) -> None:
     save_tiny(tmp_path / "whole", "wan")
     made = dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "small")
     part = make_part("model", {"use": "diffusers", "path": str(tmp_path / "small")}, installed())
-    bundle = run_base(context_in(tmp_path / "step"), Node(BASE, BASE, {"model": part})).bundle
+    bundle = BaseStep({"model": part}).run(context_in(tmp_path / "step")).bundle
     same_state(bundle.denoiser().module, made)
 
 

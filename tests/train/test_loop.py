@@ -14,7 +14,8 @@ from dit_compress.core.errors import UserError
 from dit_compress.data.samples import Samples
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.step.context import Context, Stopped
+from dit_compress.step.context import Context
+from dit_compress.step.workplace import Stopped
 from dit_compress.step.world import World
 from dit_compress.train import checkpoint
 from dit_compress.train.loop import fit, learning_rate
@@ -432,7 +433,7 @@ def test_a_stop_saves_at_once_and_can_be_continued(tmp_path: Path) -> None:
     context = context_in(tmp_path)
 
     def ask(step: int) -> None:
-        context.stopping = context.stopping or step == 3
+        context.stopping.asked = context.stopping.asked or step == 3
 
     with pytest.raises(Stopped):
         fit(Noisy(watch=ask), samples(), options(7), context)

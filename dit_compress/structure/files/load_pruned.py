@@ -10,22 +10,19 @@ and ``pruning.json`` with the edits. This file lies beside them and needs torch,
 
 from __future__ import annotations
 
-import hashlib
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import check_file, file_record, read_json
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.edits import edits_from_data
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from dit_compress.structure.empty import empty_weights
 
 PRUNING = "pruning.json"
 LOADER = "load_pruned.py"
@@ -52,13 +49,13 @@ def load(
     folder = Path(folder)
     record = read_record(folder)
     for name, written in record["files"].items():
-        _check(folder / name, written, verify=verify)
+        check_file(folder / name, written, "Copy the folder again", contents=verify)
     edits: list[Any] = []
     for entry in record["log"]:
         if entry["name"] != "prune":
             raise UserError(f"the transform {entry['name']!r} needs its plugin", where=str(folder / PRUNING))
         edits += edits_from_data(entry["data"]["edits"])
-    with _parameters_on_meta():
+    with empty_weights():
         module = _made(folder, record, cls) if module is None else _given(module, record, folder)
         apply_edits(module, edits)
     _fill(module, [folder / name for name in record["files"]])
@@ -71,7 +68,7 @@ def load(
 
 def read_record(folder: Path) -> dict[str, Any]:
     """``pruning.json``, complete and of a schema that is understood."""
-    record, where = _json(folder / PRUNING), str(folder / PRUNING)
+    record, where = read_json(folder / PRUNING), str(folder / PRUNING)
     if not isinstance(record, dict) or not {"schema", "class", "config", "base", "log", "files"} <= record.keys():
         raise UserError("not a whole record of a pruning", where=where)
     if record["schema"] > READS:
@@ -99,7 +96,7 @@ def save(module: Any, save_directory: str | Path, **options: Any) -> None:
 
 def write_record(folder: Path, record: dict[str, Any], loader: str) -> None:
     """``pruning.json`` beside weights that are written, and the text of this file."""
-    files = {item.name: {"bytes": item.stat().st_size, "sha256": _sha256(item)} for item in weight_files(folder)}
+    files = {item.name: file_record(item) for item in weight_files(folder)}
     (folder / PRUNING).write_text(json.dumps({**record, "files": files}, separators=(",", ":")) + "\n", "utf-8")
     (folder / LOADER).write_text(loader, "utf-8")
 
@@ -115,7 +112,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index is None:
         return sorted(folder.glob("*.safetensors"))
-    return [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+    return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
@@ -143,29 +140,13 @@ def _fill(module: nn.Module, files: list[Path]) -> None:
         raise UserError(f"the weights do not fit the plan: {first}", where=str(files[0].parent)) from error
 
 
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Modules made inside hold no weights, but real buffers: not every buffer is in the file."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        empty = None if parameter is None else nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-        register(module, name, empty)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
 def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
     """The whole model of ``config.json``."""
     if "." in record["class"]:
         raise UserError(
             f"{record['class']!r} is no class of diffusers", where=str(folder), mend="Give a whole one as 'module'"
         )
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if record["class"] != config.get("_class_name"):
         raise UserError(
             f"config.json is that of {config.get('_class_name')!r}, {PRUNING} of {record['class']!r}", where=str(folder)
@@ -198,30 +179,3 @@ def class_named(name: str) -> Any:
     if found is None:
         raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}", mend="Give the class as 'cls'")
     return found
-
-
-def _check(path: Path, written: dict[str, Any], *, verify: bool) -> None:
-    if not path.is_file():
-        raise UserError("the file is missing", where=str(path), mend="Copy the folder again")
-    if path.stat().st_size != written["bytes"]:
-        raise UserError(
-            f"truncated or changed: {path.stat().st_size} bytes, {written['bytes']} were written",
-            where=str(path),
-            mend="Copy the folder again",
-        )
-    if verify and _sha256(path) != written["sha256"]:
-        raise UserError("the checksum differs from the one written", where=str(path), mend="Copy the folder again")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except ValueError as error:
-        raise UserError(f"not valid JSON: {error}", where=str(path)) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

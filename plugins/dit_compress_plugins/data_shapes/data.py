@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.files import whole_folder
 from dit_compress.data.clips import Clip, Split, read_folder, split_of, write_captions
 from dit_compress.data.video import write_video
 from dit_compress_plugins.data_shapes.render import render
@@ -44,17 +44,14 @@ class Shapes:
         folder = cache / _FOLDER
         if folder.exists():
             return
-        partial = cache / (_FOLDER + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         records = []
         total = self.options.num_clips + self.options.num_test
-        for record in self._draw(partial):
-            records.append(record)
-            if progress is not None:
-                progress(len(records), total)
-        write_captions(partial, records)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            for record in self._draw(partial):
+                records.append(record)
+                if progress is not None:
+                    progress(len(records), total)
+            write_captions(partial, records)
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
         """File, size and caption of every clip."""

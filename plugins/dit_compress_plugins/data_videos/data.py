@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.files import whole_file
 from dit_compress.data.clips import Clip, Split, find_broken, read_folder, split_of
 
 if TYPE_CHECKING:
@@ -46,9 +47,8 @@ class Videos:
         for path in fresh:
             seen[str(path)] = {"stamp": stamps[str(path)], "problem": problems.get(path)}
         cache.mkdir(parents=True, exist_ok=True)
-        partial = cache / (_BROKEN + ".partial")
-        partial.write_text(json.dumps(seen, sort_keys=True), encoding="utf-8")
-        partial.replace(cache / _BROKEN)
+        with whole_file(cache / _BROKEN) as partial:
+            partial.write_text(json.dumps(seen, sort_keys=True), encoding="utf-8")
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
         """File, size, time and caption of every clip that is not broken."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
+from dit_compress.core.files import whole_file
+from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams, generator
 
 if TYPE_CHECKING:
@@ -64,9 +66,8 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     with context.world.first():
         if not path.is_file():
             made = _sample(context, options, teacher, text, captions)
-            partial = path.with_suffix(".partial")
-            save_file(made, partial)
-            partial.replace(path)
+            with whole_file(path) as partial:
+                save_file(made, partial)
     made = load_file(path)
     held, rest = (
         TeacherPairs(made["noise"][part], made["x0"][part], {name: value[part] for name, value in tokens.items()})
@@ -89,7 +90,7 @@ def _sample(
     noises, latents = [], []
     teacher.eval().to(device)
     text.to(device)
-    with context.progress("teacher's samples", len(captions)) as advance:
+    with progress("teacher's samples", len(captions), silent=context.world.rank > 0) as advance:
         for first in range(0, len(captions), BATCH):
             index = list(range(first, min(first + BATCH, len(captions))))
             noise = Streams(context.seed, 0, index).normal("teacher", shape)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dit_compress.core.progress import progress
 from dit_compress.data.clips import distinct
 from dit_compress.data.samples import to_pixels, to_video
 from dit_compress.data.video import Gallery
@@ -36,7 +37,7 @@ class PsnrEvaluation:
         codec = context.input.codec().eval()
         gallery = Gallery(context.folder)
         decibels: list[float] = []
-        with context.progress(context.name, len(clips)) as advance:
+        with progress(context.name, len(clips)) as advance:
             for first in range(0, len(clips), self.options.batch):
                 chunk = clips[first : first + self.options.batch]
                 real = np.stack([clip.pixels() for clip in chunk])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.progress import progress
 from dit_compress.data.clips import distinct
 from dit_compress.data.samples import to_pixels, to_video
 from dit_compress.data.video import Gallery
@@ -69,7 +70,7 @@ class ShapesEvaluation:
         each = self.options.videos_per_caption
         captions = [clip.caption for clip in clips for _ in range(each)]
         made: list[np.ndarray] = []
-        with context.progress(context.name, len(captions)) as advance:
+        with progress(context.name, len(captions)) as advance:
             for first in range(0, len(captions), self.options.batch):
                 chunk = captions[first : first + self.options.batch]
                 index = range(first, first + len(chunk))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
+from dit_compress.structure.empty import empty_weights
 from dit_compress_plugins.latent_diffusers_vae.facts import (
     FLAGS,
     class_named,
@@ -171,7 +171,7 @@ def describe(
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
     about = {"class_name": type(vae).__name__, "vae": config, "tile": tile, "decode_timestep": decode_timestep}
     unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         probe = DiffusersCodec.from_config(about | unknown).to("meta")  # buffers may be copies of constants
     found = observe(probe.vae, probe.decode_raw)
     mean, std = statistics(vae, found.channels, scaling_factor)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.model.spec import ComponentSpec
+from dit_compress.structure.empty import empty_weights
 from dit_compress_plugins.latent_diffusers_vae.codec import SETTINGS, DiffusersCodec, describe
 from dit_compress_plugins.latent_diffusers_vae.facts import empty, folder_of
 
@@ -36,7 +36,7 @@ class DiffusersVAEStep:
     def plan(self, spec: Spec) -> Spec:
         """The bundle gets a codec; the video must fit. Reads config.json alone."""
         config = read_json(folder_of(Path(self.options.path)) / "config.json")
-        with init_empty_weights(include_buffers=False):
+        with empty_weights():
             vae = empty(config["_class_name"], config)
         after = replace(spec, latent=ComponentSpec("latent", PLUGIN, describe(vae, **self.settings())))
         if spec.video is not None:

@@ -38,7 +38,7 @@ def class_named(name: str) -> Any:
 def load_module(options: DiffusersOptions) -> nn.Module:
     """The module of the options. Reads local files only, and never a pickle; no weights where none are asked for.
 
-    None are where accelerate's ``init_empty_weights`` puts new parameters on the meta device.
+    None are where ``empty_weights`` puts new parameters on the meta device.
     """
     if options.class_name is not None:
         return class_named(options.class_name)(**(options.config or {}))

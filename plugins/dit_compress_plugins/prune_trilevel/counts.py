@@ -17,6 +17,7 @@ from dit_compress.search.allocate import SLACK, Question, allocate, allocate_eac
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curves, curves_from_report, default_curves
 from dit_compress.search.importance import magnitude, top
+from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.spec import Spec
-    from dit_compress.step.context import Context
+    from dit_compress.step.workplace import Workplace
     from dit_compress.structure.facts import Axis, Granularity, Kept
     from dit_compress_plugins.prune_trilevel import Budget, TrilevelOptions
 
@@ -57,8 +58,8 @@ class Counts:
         return self.kept({name: tuple(range(keep)) for name, keep in self.keep.items()})
 
 
-def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, context: Context | None) -> Counts:
-    """Counts for a denoiser (with weights where there is a context, else on the meta device)."""
+def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Workplace | None) -> Counts:
+    """Counts for a denoiser (with weights where there is a place to work at, else on the meta device)."""
     levels = granularities(options)
     by_level = found_axes(levels, denoiser)
     axes = tuple(axis for found in by_level.values() for axis in found)
@@ -66,7 +67,7 @@ def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, context: Co
     if options.budget is None:
         keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
         return Counts(axes, keep, num_parts)
-    return _within(options.budget, denoiser, spec, context, levels, Counts(axes, {}, num_parts))
+    return _within(options.budget, denoiser, spec, place, levels, Counts(axes, {}, num_parts))
 
 
 def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
@@ -126,15 +127,15 @@ def _within(
     budget: Budget,
     denoiser: Denoiser,
     spec: Spec,
-    context: Context | None,
+    place: Workplace | None,
     levels: Mapping[str, Granularity],
     counts: Counts,
 ) -> Counts:
     axes, files = counts.axes, {}
-    price, table = _price(budget, denoiser, spec, context, axes)
+    price, table = _price(budget, denoiser, spec, place, axes)
     if table is not None:
         files["latency"] = table
-    curves, report = _curves(budget, denoiser, context, axes, price)
+    curves, report = _curves(budget, denoiser, place, axes, price)
     if report is not None:
         files["sensitivity"] = report
     steps = {name: level.multiple_of for name, level in levels.items()}
@@ -149,7 +150,7 @@ def _within(
 
 
 def _price(
-    budget: Budget, denoiser: Denoiser, spec: Spec, context: Context | None, axes: Sequence[Axis]
+    budget: Budget, denoiser: Denoiser, spec: Spec, place: Workplace | None, axes: Sequence[Axis]
 ) -> tuple[Price, dict[str, Any] | None]:
     """What pieces weigh in the budget's unit; and the latency table, where one was measured."""
     if budget.params is not None:
@@ -165,8 +166,8 @@ def _price(
     if budget.latency.table is not None:
         return read_table(Path(budget.latency.table), axes, size, budget.latency.machine), None
     table = measured_table(empty, axes, size)
-    if context is not None:
-        table = context.world.agree(table)
+    if place is not None:
+        table = place.world.agree(table)
     return Price.from_data(table), table
 
 
@@ -181,17 +182,21 @@ def _size_of(spec: Spec) -> tuple[int, int, int]:
 
 
 def _curves(
-    budget: Budget, denoiser: Denoiser, context: Context | None, axes: Sequence[Axis], price: Price
+    budget: Budget, denoiser: Denoiser, place: Workplace | None, axes: Sequence[Axis], price: Price
 ) -> tuple[Curves, dict[str, Any] | None]:
     """The budget's curves; the default ones at plan time, where they are measured when the step runs."""
     if budget.curves == "default":
         return default_curves(price, axes), None
     if budget.curves != "measured":
         return curves_from_report(read_json(Path(budget.curves)), budget.curves), None
-    if context is None:
+    if place is None:
         return replace(default_curves(price, axes), needs_measuring=True), None
-    text = context.text()
-    grid = data_grid(context.latents("train", text), text, context.input.flow, SAMPLES)
+    if not isinstance(place, Context):
+        raise UserError(
+            "'curves: measured' looks at data, and a call without a recipe has none", mend="Give a report of curves"
+        )
+    text = place.text()
+    grid = data_grid(place.latents("train", text), text, place.input.flow, SAMPLES)
     by_level: dict[str, list[Axis]] = {}
     for axis in axes:
         by_level.setdefault(axis.level, []).append(axis)
@@ -203,7 +208,7 @@ def _curves(
     for rows in report["levels"].values():
         for row in rows:
             row.pop("kept")
-    report = context.world.agree(report)
+    report = place.world.agree(report)
     return curves_from_report(report), report
 
 

@@ -10,14 +10,17 @@ from dit_compress.core.files import write_json
 from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_parameters
 from dit_compress.search.problem import SearchProblem
+from dit_compress.step.context import Result
+from dit_compress.structure.edits import span
 from dit_compress_plugins.prune_trilevel.counts import check_met, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.spec import Spec
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
+    from dit_compress.step.workplace import Workplace
     from dit_compress.structure.facts import Axis
     from dit_compress_plugins.prune_trilevel import TrilevelOptions
     from dit_compress_plugins.prune_trilevel.counts import Counts
@@ -33,7 +36,7 @@ class TrilevelPruning:
         """The pruned model's shape: the counts are settled, which units go does not matter for it."""
         denoiser = spec.build_denoiser().to("meta")
         before = count_parameters(denoiser.module)
-        counts = settle(self.options, denoiser, spec, context=None)
+        counts = settle(self.options, denoiser, spec, place=None)
         entry = compact(denoiser, counts.axes, counts.first())
         after = self.within_limit(denoiser)
         note = f"{before:,} → {after:,} parameters"
@@ -45,30 +48,34 @@ class TrilevelPruning:
         return replace(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, note))
 
     def run(self, context: Context) -> Result:
-        """Search, compact, prove on a recorded call, write."""
-        denoiser = context.input.denoiser()
+        """Prune the input's denoiser and write a bundle."""
+        denoiser, spec = context.input.denoiser(), context.input.spec
+        entry, found = self.prune(denoiser, replace(spec, video=context.video or spec.video), context)
+        given = context.give({"denoiser": denoiser.module}, log=[entry], metrics=found.metrics)
+        return replace(given, files=found.files)
+
+    def prune(self, denoiser: Denoiser, spec: Spec, place: Workplace) -> tuple[dict[str, Any], Result]:
+        """Search, compact in place, prove on a recorded call. Works without a run, where nothing asks for data."""
         before = count_parameters(denoiser.module)
-        spec = context.input.spec
-        counts = settle(self.options, denoiser, replace(spec, video=context.video or spec.video), context)
+        counts = settle(self.options, denoiser, spec, place)
         problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.num_parts, counts.blocks)
-        selection = self.options.search.build().search(problem, context)
-        context.world = context.world.disband()  # where the search had nothing to train
+        selection = self.options.search.build().search(problem, place)
+        place.world = place.world.disband()  # where the search had nothing to train
         kept = counts.kept(selection.kept)
         check_met(counts, self.options.budget, kept)
         entry = compact(denoiser, counts.axes, kept)
         after = self.within_limit(denoiser)
-        write_json(context.folder / "search.json", selection.history)
+        write_json(place.folder / "search.json", selection.history)
         record = dict(entry["data"]["kept"].items())
-        write_json(context.folder / "kept.json", {"axes": _layout(counts.axes), "kept": record})
+        write_json(place.folder / "kept.json", {"axes": _layout(counts.axes), "kept": record})
         files = {"search": "search.json", "kept": "kept.json"}
         for name, data in counts.files.items():
-            write_json(context.folder / f"{name}.json", data)
+            write_json(place.folder / f"{name}.json", data)
             files[name] = f"{name}.json"
         metrics = {"params_before": before, "params_after": after, "params_kept": after / before}
         if counts.price is not None and counts.price.unit != "parameters":
             metrics[counts.price.unit.lower()] = counts.price.of(counts.axes, kept)
-        result = context.give({"denoiser": denoiser.module}, log=[entry], metrics=metrics)
-        return replace(result, files=files)
+        return entry, Result(metrics=metrics, files=files)
 
     def within_limit(self, denoiser: Denoiser) -> int:
         """Parameters of the pruned model; UserError above ``limit``."""
@@ -88,14 +95,8 @@ def told(counts: Counts) -> str:
     for axis in counts.axes:
         found.setdefault(axis.level, {})[counts.keep[axis.name], axis.units] = None
     return ", ".join(
-        f"{_range(keep for keep, _ in sizes)} of {_range(of for _, of in sizes)} {level}"
-        for level, sizes in found.items()
+        f"{span(keep for keep, _ in sizes)} of {span(of for _, of in sizes)} {level}" for level, sizes in found.items()
     )
-
-
-def _range(values: Iterable[int]) -> str:
-    listed = sorted(set(values))
-    return str(listed[0]) if len(listed) == 1 else f"{listed[0]}–{listed[-1]}"
 
 
 def _layout(axes: Sequence[Axis]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dit_compress.search.importance import magnitude, top
 from dit_compress.search.problem import SearchProblem, Selection
 
 if TYPE_CHECKING:
-    from dit_compress.step.context import Context
+    from dit_compress.step.workplace import Workplace
     from dit_compress_plugins.search_magnitude import MagnitudeOptions
 
 
@@ -18,7 +18,7 @@ class MagnitudeSearch:
     def __init__(self, options: MagnitudeOptions) -> None:
         self.options = options
 
-    def search(self, problem: SearchProblem, context: Context) -> Selection:  # noqa: ARG002 - the contract's signature
+    def search(self, problem: SearchProblem, context: Workplace) -> Selection:  # noqa: ARG002 - the contract's signature
         """Rank within each axis."""
         scores = {axis.name: magnitude(problem.denoiser.module, axis) for axis in problem.axes}
         kept = {name: top(score, problem.keep[name]) for name, score in scores.items()}

@@ -8,7 +8,7 @@ from dit_compress.core.randomness import generator
 from dit_compress.search.problem import SearchProblem, Selection
 
 if TYPE_CHECKING:
-    from dit_compress.step.context import Context
+    from dit_compress.step.workplace import Workplace
     from dit_compress_plugins.search_random import RandomOptions
 
 
@@ -18,7 +18,7 @@ class RandomSearch:
     def __init__(self, options: RandomOptions) -> None:
         self.options = options
 
-    def search(self, problem: SearchProblem, context: Context) -> Selection:
+    def search(self, problem: SearchProblem, context: Workplace) -> Selection:
         """Draw from the stream named after the axis."""
         kept = {}
         for axis in problem.axes:

@@ -136,7 +136,7 @@ class T5:
     def create(self) -> nn.Module:
         """The encoder; no weights are read yet. UserError where the folder can't be one; not on the meta device."""
         encoder = T5Encoder(**self.options.model_dump())
-        if not next(nn.Linear(1, 1).parameters()).is_meta:  # as where accelerate's init_empty_weights is in force
+        if not next(nn.Linear(1, 1).parameters()).is_meta:  # as inside empty_weights
             encoder.check()
         return encoder
 

@@ -1,0 +1,115 @@
+"""``dit-compress inspect``: what a model consists of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dit_compress.cli.options import PluginFiles, registry, show
+from dit_compress.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.search.budget import Price
+    from dit_compress.structure.facts import Axis
+
+
+def inspect(
+    target: Annotated[str, typer.Argument(help="A bundle or run folder, a diffusers folder, or a class of diffusers.")],
+    size: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Latent cells T H W that FLOPs are for; the smallest if absent.")
+    ] = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Show what a model consists of: axes, parameters and FLOPs by component, what can be removed and what stays."""
+    from dit_compress.pruning.target import empty_denoiser
+
+    registry(plugin)
+    show(axes_table(empty_denoiser(target), size))
+
+
+def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None) -> Table:
+    """Axes by component (those alike in one row): units, parameters and FLOPs of one call; then what stays, and why.
+
+    size_THW: latent cells of that call; the smallest example if None. A block's figures include its heads and channels.
+    """
+    from dit_compress.model.figures import count_parameters
+    from dit_compress.search.budget import axis_kind, classes, inside, parameter_price
+
+    structure, module = denoiser.structure(), denoiser.module
+    axes = [axis for level in _granularities().values() for axis in level.axes(structure)]
+    size = size_THW or denoiser.example_size
+    prices = [parameter_price(module, axes), _flops(denoiser, axes, size)]
+    totals = [None if price is None else price.of(axes, {}) for price in prices]
+    title = f"{type(module).__name__}: {count_parameters(module):,} parameters"
+    if totals[1] is not None:
+        title += f"; {totals[1] / 1e9:,.3f} GFLOPs a call, latent {'x'.join(map(str, size))}"
+    columns = ("axis", "level", "units", "parameters/unit", "share", "MFLOPs/unit", "share")
+    table = Table(*columns, box=None, title_justify="left", title=title)
+
+    def cells(each: list[float | None], count: int) -> list[str]:
+        parameters, flops = each
+        shares = [_share(None if x is None else x * count, whole) for x, whole in zip(each, totals, strict=True)]
+        return [f"{parameters:,.0f}", shares[0], "–" if flops is None else f"{flops / 1e6:,.4f}", shares[1]]
+
+    for alike in classes(axes, lambda axis: axis_kind(module, axis)):
+        axis = alike[0]
+        each: list[float | None] = []
+        for price in prices:
+            if price is None or not axis.blocks:
+                each.append(None if price is None else price.units[axis.name])
+                continue
+            within = [one for index in range(axis.units) for one in inside(axes, axis, index)]
+            whole = sum(price.blocks[axis.name]) + sum(price.units[one.name] * one.units for one in within)
+            each.append(whole / axis.units)
+        units = axis.units * len(alike)
+        table.add_row(_named(alike), axis.level, str(axis.units), *cells(each, units))
+    fixed = [None if price is None else price.fixed for price in prices]
+    table.add_row("remainder", "–", "–", *cells(fixed, 1))
+    for refusal in structure.refusals:
+        table.add_row(refusal.path, "–", "–", "–", f"stays: {refusal.reason}")
+    return table
+
+
+def _flops(denoiser: Denoiser, axes: Sequence[Axis], size: tuple[int, int, int]) -> Price | None:
+    """FLOPs of a call by component; None for a model that does not run on the meta device."""
+    from dit_compress.search.budget import flops_price
+    from dit_compress.structure.copies import meta_copy
+
+    if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
+        raise UserError(
+            f"latent {list(size)} can't be divided by the patch {denoiser.patch}", mend="Give another --size"
+        )
+    try:
+        return flops_price(meta_copy(denoiser), axes, size)
+    except (UserError, RuntimeError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return f"{100 * part / whole:.1f}%" if part is not None and whole else "–"
+
+
+def _named(alike: Sequence[Axis]) -> str:
+    """``blocks.0–39.ffn``: the name of the first axis, with the blocks of all."""
+    from dit_compress.structure.edits import as_ranges
+
+    name = alike[0].name.partition(":")[2]
+    if len(alike) == 1 or alike[0].block is None:
+        return name
+    blocks = as_ranges(sorted({axis.block for axis in alike if axis.block is not None}))
+    spans = ",".join(str(start) if stop - start == 1 else f"{start}–{stop - 1}" for start, stop in blocks)
+    head = f"{alike[0].stack}."
+    return f"{head}{spans}{name.removeprefix(f'{head}{alike[0].block}')}"
+
+
+def _granularities() -> dict[str, Any]:
+    from dit_compress.plugin.registry import installed
+    from dit_compress.recipe import make_part
+
+    names = [entry.plugin.name for entry in installed().entries() if entry.kind == "granularity"]
+    return {name: make_part("granularity", name, installed()).build() for name in names}

@@ -1,0 +1,118 @@
+"""``dit-compress check`` and ``plan``: what a recipe would do, without data and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dit_compress.cli.options import PluginFiles, RecipePath, RunFolder, load_recipe, show
+from dit_compress.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dit_compress.recipe.model import Recipe
+    from dit_compress.run.plan import Planned
+
+
+def check(
+    recipe: RecipePath,
+    deep: Annotated[bool, typer.Option("--deep", help="Plan every step, and ask the exporters, too.")] = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Validate a recipe: every error at once, with its line. Reads no data and no weights."""
+    parsed = load_recipe(recipe, plugin)
+    if deep:
+        from dit_compress.run.plan import plan as planned
+
+        for row in planned(parsed):
+            for note in row.notes:
+                typer.echo(f"{row.node.name}: {note}")
+    typer.echo(f"{recipe}: {len(parsed.steps)} steps, no errors")
+
+
+def plan(
+    recipe: RecipePath,
+    out: RunFolder = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Show what training holds on each of so many processes.")
+    ] = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Print what each step makes of the model, without reading weights."""
+    from dit_compress.run.plan import plan as planned
+
+    parsed = load_recipe(recipe, plugin)
+    show(plan_table(planned(parsed, processes=processes or 1), parsed, out or Path("runs") / parsed.name, processes))
+
+
+def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: int | None = None) -> Table:
+    """One row per step: what goes in, what comes out, and whether it is there already.
+
+    processes: adds what student and teacher hold on each of so many while they train.
+    """
+    columns: tuple[str, ...] = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
+    if processes:
+        columns = (*columns[:6], f"training, each of {processes}", *columns[6:])
+    sizes = {row.node.name: row.after.get("params", 0) for row in rows}
+    table = Table(*columns, title=recipe.name, box=None, title_justify="left")
+    cached = _cached(recipe, run)
+    for row in rows:
+        table.add_row(
+            row.node.name,
+            row.node.title,
+            _change(row, "params", lambda value: f"{value / 1e6:,.{1 if value > 1e8 else 2}f}M"),
+            _change(row, "flops", lambda value: f"{value / 1e9:,.{0 if value > 1e12 else 3}f}"),
+            _change(row, "tokens", lambda value: f"{value:,}"),
+            _change(row, "memory_bytes", _memory),
+            *([_training(row, sizes, processes)] if processes else []),
+            "yes" if row.node.name in cached else "no",
+            "; ".join(row.notes),
+        )
+    return table
+
+
+def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
+    """Weights, gradients, moments and average of the student, and the teacher's weights, in float32, shared out."""
+    if row.node.kind != "distill" or row.node.part.plugin.world != "all":
+        return "–"
+    from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
+
+    copies = TRAIN_COPIES + bool(getattr(row.node.part.options, "ema", 0))
+    weights = copies * row.after.get("params", 0) + sizes.get(row.node.inputs.get("teacher", ""), 0)
+    return _memory(BYTES_FP32 * weights / processes)
+
+
+def _change(row: Planned, name: str, show: Any) -> str:
+    before, after = row.before.get(name), row.after.get(name)
+    if after is None:
+        return "–"
+    return show(after) if before in (None, after) else f"{show(before)} → {show(after)}"
+
+
+def _cached(recipe: Recipe, run: Path) -> set[str]:
+    """Steps whose finished folder has the key this recipe gives them (data prepared earlier, as found)."""
+    from dit_compress.core.files import read_json
+    from dit_compress.data.source import data_folder, manifest_digest
+    from dit_compress.run.keys import nodes
+    from dit_compress.run.pipeline import Runner, finished
+
+    if not (run / "run.json").is_file():
+        return set()
+    runner = Runner(recipe, run, 1)
+    manifest = read_json(run / "run.json").get("manifest", "")
+    if recipe.data is not None:
+        folder = data_folder(run / "cache", recipe.data)
+        try:
+            manifest = manifest_digest(recipe.data.build(), folder)
+        except UserError:
+            return set()
+    return {node.name for node in nodes(recipe) if finished(run, node, runner.key(node, manifest))}
+
+
+def _memory(size_bytes: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"

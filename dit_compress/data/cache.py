@@ -1,0 +1,87 @@
+"""The clips of one split as training reads them: encoded once, kept in the run's cache under a digest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.files import sha256_data
+from dit_compress.core.progress import progress
+from dit_compress.data.encode import CPU, encode_captions, encode_latents, pixel_cache
+from dit_compress.data.prefetch import ClipStream
+from dit_compress.data.samples import Samples
+from dit_compress.data.shard_writer import write_together
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import torch
+
+    from dit_compress.data.clips import Clip
+    from dit_compress.data.samples import Rows
+    from dit_compress.data.shard_writer import Writing
+    from dit_compress.data.shards import Column, Shards
+    from dit_compress.model.bundle import Bundle
+    from dit_compress.model.text import Captions
+
+
+@dataclass(frozen=True)
+class ClipCache:
+    """Clips of one split, and where they are kept.
+
+    folder: the run's cache. manifest: digest of all the data. workers: threads by which clips are decoded as they are
+    needed; 0 to decode them once. rank, size: which of how many processes encodes here, on ``device``.
+    """
+
+    folder: Path
+    split: str
+    clips: Sequence[Clip]
+    manifest: str
+    workers: int = 0
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @property
+    def captions(self) -> list[str]:
+        """The clips' captions."""
+        return [clip.caption for clip in self.clips]
+
+    def pixels(self) -> Samples:
+        """Give the clips in pixel space: streamed where there are workers, else decoded once."""
+        if self.workers:
+            return Samples(ClipStream(self.clips, self.workers), self.captions, {}, pixels=True)
+        path = self.folder / f"pixels-{self.split}-{self.manifest[:16]}.npy"
+        with self._progress(f"decoding {self.split} clips") as advance:
+            return Samples(pixel_cache(path, self.clips, advance), self.captions, {}, pixels=True)
+
+    def latents(self, bundle: Bundle) -> Column:
+        """Give latents of a bundle's VAE, encoded unless they are there."""
+        made_by = {"vae": bundle.digest("latent")}
+        folder = self.folder / f"latents-{self.split}-{sha256_data([self.manifest, made_by])[:16]}"
+        codec: Any = bundle.codec()
+        writing = encode_latents(
+            folder, self.clips, codec.to(self.device), made_by, workers=self.workers, device=self.device
+        )
+        return self._written(writing, f"encoding {self.split} clips").column("latent")
+
+    def samples(self, latents: Rows, bundle: Bundle, text: Captions) -> Samples:
+        """Join latents with captions: tokens, or embeddings where the bundle's encoder is frozen."""
+        if not text.frozen:
+            return Samples(latents, self.captions, text.encoder.tokenize(self.captions), pixels=False)
+        weights = text.encoder.digest() if hasattr(text.encoder, "digest") else None
+        made_by = {"text": bundle.digest("text"), "weights": weights}
+        folder = self.folder / f"captions-{self.split}-{sha256_data([made_by, self.captions])[:16]}"
+        writing = encode_captions(folder, self.captions, text.to(self.device), made_by, self.device)
+        shards = self._written(writing, f"encoding {self.split} captions")
+        embedded = {name: shards.column(name) for name in ("embedding", "mask")}
+        return Samples(latents, self.captions, embedded, pixels=False)
+
+    def _written(self, writing: Writing, title: str) -> Shards:
+        with self._progress(title) as advance:
+            return write_together(writing, advance, self.rank, self.size)
+
+    def _progress(self, title: str) -> AbstractContextManager[Any]:
+        return progress(title, len(self.clips), silent=self.rank > 0)
