@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     import numpy as np
     from dit_compress.structure.facts import Axis, FeedForward, Structure
 
-    from {{ package }} import {{ camel }}Options
+    from dit_compress.scaffold.samples.granularity import ExampleOptions
 
-LEVEL = "{{ name }}"
+LEVEL = "example"
 
 
-class {{ camel }}Granularity:
+class ExampleGranularity:
     """One axis per feed-forward: its runs of ``options.run`` channels."""
 
     multiple_of = 1
     num_parts = None
 
-    def __init__(self, options: {{ camel }}Options) -> None:
+    def __init__(self, options: ExampleOptions) -> None:
         self.options = options
 
     def axes(self, structure: Structure) -> list[Axis]:

@@ -1,6 +1,6 @@
 """Flow matching: the student learns the velocity of the straight path between noise and data (Eq. 2).
 
-One hook makes another method of it: :meth:`{{ camel }}Objective.target`.
+One hook makes another method of it: :meth:`ExampleObjective.target`.
 
 Shapes: B batch, C channels, T H W latent frames, height, width.
 """
@@ -9,27 +9,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress import flow
+from dit_compress.model import flow
 from dit_compress.train.distill import distill
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 
 if TYPE_CHECKING:
-    from dit_compress.step.context import Context, Result
     from dit_compress.model.denoiser import Cond, Denoiser
-    from dit_compress.model.text import Captions
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
+    from dit_compress.model.text import Captions
+    from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from torch import Tensor
 
-    from {{ package }} import {{ camel }}Options
+    from dit_compress.scaffold.samples.distill import ExampleOptions
 
 
-class {{ camel }}Distiller:
-    """Step ``distill: {use: {{ name }}}``."""
+class ExampleDistiller:
+    """Step ``distill: {use: example}``."""
 
-    def __init__(self, options: {{ camel }}Options) -> None:
+    def __init__(self, options: ExampleOptions) -> None:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
@@ -48,21 +48,21 @@ class {{ camel }}Distiller:
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
-    ) -> {{ camel }}Objective:
+    ) -> ExampleObjective:
         """Roles, phases and losses over the loaded models."""
-        return {{ camel }}Objective(self.options, student, text, context.input.flow)
+        return ExampleObjective(self.options, student, text, context.input.flow)
 
 
-class {{ camel }}Objective:
+class ExampleObjective:
     """The student learns; the text encoder is frozen.
 
     Every tensor that learns lives in the module of a role with a rate. Change this: further roles (a teacher is
     ``Role(teacher)``, frozen), and further phases, each with the roles that it updates.
     """
 
-    phases: tuple[Phase, ...] = (Phase("{{ name }}", ("student",)),)
+    phases: tuple[Phase, ...] = (Phase("example", ("student",)),)
 
-    def __init__(self, options: {{ camel }}Options, student: Denoiser, text: Captions, schedule: Flow) -> None:
+    def __init__(self, options: ExampleOptions, student: Denoiser, text: Captions, schedule: Flow) -> None:
         self.options, self.student, self.text, self.schedule = options, student, text, schedule
         student.requires_grad_()
         self.roles = {
