@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from dit_compress.data.prefetch import ClipStream
@@ -61,10 +62,10 @@ def _rows(source: Rows, index: Sequence[int]) -> Tensor:
 
 def to_video(pixels_BFYX3: Tensor) -> Tensor:
     """uint8 ``[B,F,Y,X,3]`` → float ``[B,3,F,Y,X]`` in [-1, 1]."""
-    return pixels_BFYX3.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    return rearrange(pixels_BFYX3, "B F Y X c -> B c F Y X").float() / 127.5 - 1
 
 
 def to_pixels(video_BCFYX: Tensor) -> np.ndarray:
     """Float ``[B,3,F,Y,X]`` in [-1, 1] → uint8 ``[B,F,Y,X,3]``."""
     scaled = ((video_BCFYX.clamp(-1, 1) + 1) * 127.5).round()
-    return scaled.permute(0, 2, 3, 4, 1).to(torch.uint8).cpu().numpy()
+    return rearrange(scaled, "B c F Y X -> B F Y X c").to(torch.uint8).cpu().numpy()

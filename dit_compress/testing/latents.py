@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from einops import rearrange
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.samples import to_video
@@ -100,7 +101,7 @@ class LatentContract:
         """Mean 0, standard deviation 1 of every channel over the training clips: noise levels rest on it."""
         with torch.no_grad():
             latent = made.codec().eval().encode(video_BCFYX)
-        channels = latent.transpose(0, 1).flatten(1)
+        channels = rearrange(latent, "B C T H W -> C (B T H W)")
         mean, std = channels.mean(1), channels.std(1)
         assert mean.abs().max() < CENTRED, f"channel {int(mean.abs().argmax())} has mean {float(mean.abs().max()):.2f}"
         worst = (std - 1).abs()

@@ -24,8 +24,7 @@ from dit_compress_plugins.data_shapes.world import (
 
 def render(scene: Scene, num_frames: int, size: tuple[int, int]) -> np.ndarray:
     """The clip of a scene, ``[F,Y,X,3]`` uint8."""
-    row = np.tile(np.array(BACKGROUNDS[scene.background], dtype=np.uint8), size[1])
-    video = np.tile(row, (num_frames, size[0], 1)).reshape(num_frames, *size, 3)
+    video = np.tile(np.array(BACKGROUNDS[scene.background], dtype=np.uint8), (num_frames, *size, 1))
     for thing in scene.things:
         _draw(video, thing)
     return video

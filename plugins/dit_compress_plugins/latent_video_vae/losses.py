@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def haar(video: Tensor, target: Tensor, epsilon: float, levels: int = 1) -> Tens
 
 def multiscale(video: Tensor, target: Tensor, epsilon: float, levels: int = 1) -> Tensor:
     """Smooth L1 between frames averaged over 2 × 2, 4 × 4 … pixels, a mean over ``levels`` scales."""
-    error_NCYX, terms = (video - target).transpose(1, 2).flatten(0, 1), []
+    error_NCYX, terms = rearrange(video - target, "B C F Y X -> (B F) C Y X"), []
     for _ in range(levels):
         error_NCYX = functional.avg_pool2d(error_NCYX, 2)
         terms.append(pixel(error_NCYX, torch.zeros_like(error_NCYX), epsilon))

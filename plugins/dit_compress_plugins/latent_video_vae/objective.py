@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch.nn import functional
 
 from dit_compress.train.objective import Batch, Phase, Role
@@ -119,7 +120,7 @@ def _patches(videos: Iterable[Tensor], group: int, size: int) -> tuple[Tensor, T
 
 def _cut(row_NCYX: Tensor, size: int) -> Tensor:
     """Rows of pixels → patches ``[N·H·W, D]``, in the order of a convolution's weight."""
-    return functional.pixel_unshuffle(row_NCYX, size).permute(0, 2, 3, 1).flatten(0, 2)
+    return rearrange(functional.pixel_unshuffle(row_NCYX, size), "N D H W -> (N H W) D")
 
 
 def _write(basis: Basis, analysis: nn.Module, synthesis: nn.Module) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from einops import rearrange
 
 from dit_compress.core.errors import UserError
 from dit_compress_plugins.latent_video_vae.blocks import Carried
@@ -166,6 +167,6 @@ def check_ratio(ratio: Sequence[int]) -> None:
 
 def channel_statistics(raw_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and std per channel ``[C]``; std at least a hundredth of the largest."""
-    values_CN = raw_BCTHW.float().transpose(0, 1).flatten(1)
+    values_CN = rearrange(raw_BCTHW.float(), "B C T H W -> C (B T H W)")
     std_C = values_CN.std(1)
     return values_CN.mean(1), torch.maximum(std_C, std_C.max() * 0.01)
