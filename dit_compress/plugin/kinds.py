@@ -79,7 +79,7 @@ class PartHooks:
 
     @hookspec
     def data(self) -> Plugin:
-        """Captioned clips; see :class:`Data`."""
+        """Give captioned clips; see :class:`Data`."""
 
     @hookspec
     def granularity(self) -> Plugin:
@@ -110,11 +110,11 @@ class KindHooks:
 
     @hookspec
     def step_kinds(self) -> type:
-        """A class of hookspecs, one per new kind of step."""
+        """Add kinds of steps: a class of hookspecs, one per kind."""
 
     @hookspec
     def part_kinds(self) -> type:
-        """A class of hookspecs, one per new kind of part."""
+        """Add kinds of parts: a class of hookspecs, one per kind."""
 
 
 STEP_KINDS = tuple(name for name in vars(StepHooks) if not name.startswith("_"))

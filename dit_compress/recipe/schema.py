@@ -26,7 +26,7 @@ _GROUPED = "^[-+]?[0-9]+(_[0-9]+)+$"
 
 
 def recipe_schema(registry: Registry) -> dict[str, Any]:
-    """The schema of a recipe, with one definition per plugin and one per kind."""
+    """Return the schema of a recipe, with one definition per plugin and one per kind."""
     definitions: dict[str, Any] = {}
     for entry in registry.entries():
         definitions |= _plugin_definitions(entry, registry)
@@ -90,7 +90,7 @@ def _step(registry: Registry) -> dict[str, Any]:
 
 
 def _kind(kind: str, registry: Registry) -> dict[str, Any]:
-    """A part: a name alone, where nothing is required, or ``use`` with the options of that plugin."""
+    """Describe a part: a name alone, where nothing is required, or ``use`` with the options of that plugin."""
     entries = registry.entries(kind)
     bare = [entry.plugin.name for entry in entries if not _has_required(entry)]
     if not entries:
@@ -118,7 +118,7 @@ def _has_required(entry: Entry) -> bool:
 
 
 def _plugin_definitions(entry: Entry, registry: Registry) -> dict[str, Any]:
-    """The options of a plugin, once with ``use`` and once without, and what they refer to."""
+    """Describe the options of a plugin, once with ``use`` and once without, and what they refer to."""
     key = f"{entry.kind}.{entry.plugin.name}"
     options = entry.plugin.options
     schema = options.model_json_schema(schema_generator=_Generator, ref_template=f"#/$defs/{key}.{{model}}")
@@ -153,7 +153,7 @@ def _slot(slot: Slot, registry: Registry) -> dict[str, Any]:
 
 
 def _grouped_numbers(schema: Any) -> Any:
-    """The schema with ``100_000`` let in wherever a number is."""
+    """Let ``100_000`` into the schema wherever a number is."""
     if isinstance(schema, list):
         return [_grouped_numbers(item) for item in schema]
     if not isinstance(schema, dict):
