@@ -23,7 +23,7 @@ class Skip:
     returns: tuple[tuple[str, int | str], ...] = ()
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The skipped block's output."""
+        """Return the skipped block's output."""
         if self.output is None:
             return self._one(("pass", self.stream), args, kwargs)
         # Without a list of returns: the streams are the block's first arguments, in the order it returns them.
@@ -64,12 +64,12 @@ class Tombstone(nn.Module):
         self.skips = Skip(stream, output, tuple((str(kind), key) for kind, key in returns))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the block would have returned, had it added nothing."""
+        """Return what the block would have returned, had it added nothing."""
         return self.skips(args, kwargs)
 
 
 def _take_attributes(to: nn.Module, block: nn.Module, borrowed: Sequence[str]) -> None:
-    """Attributes of a module and its children, tensors left out; of the borrowed children everything."""
+    """Take attributes of a module and its children, tensors left out; of the borrowed children everything."""
     for name, value in vars(block).items():
         if not name.startswith("_") and name != "training" and not isinstance(value, Tensor):
             setattr(to, name, value)

@@ -62,7 +62,7 @@ class Change:
     zero: bool = False
 
     def with_(self, other: Change) -> Change:
-        """Both changes."""
+        """Join both changes."""
         return Change(
             {**self.rows, **other.rows}, {**self.values, **other.values}, self.argument or other.argument, self.zero
         )
