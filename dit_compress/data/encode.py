@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -> np.ndarray:
-    """All clips decoded once: uint8 ``[N,F,Y,X,3]``, memory-mapped."""
+    """Decode all clips once: uint8 ``[N,F,Y,X,3]``, memory-mapped."""
     if not path.is_file():
         _fill(path, len(clips), np.uint8, (clip.pixels()[None] for clip in clips), advance)
     return np.load(path, mmap_mode="r")
@@ -45,7 +45,7 @@ def encode_latents(
     workers: int = 1,
     device: torch.device = CPU,
 ) -> Writing:
-    """What it takes to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
+    """Prepare to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
 
     device: where ``codec`` is.
     """
@@ -73,7 +73,7 @@ def encode_latents(
 def encode_captions(
     folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any], device: torch.device = CPU
 ) -> Writing:
-    """What it takes to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each.
+    """Prepare to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each.
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """

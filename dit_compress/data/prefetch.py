@@ -37,7 +37,7 @@ class ClipStream:
         return len(self.clips)
 
     def __getitem__(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Decoded clips, in the order asked for; whatever a clip raises."""
+        """Decode clips, in the order asked for; raise whatever a clip raises."""
         wanted = [int(i) for i in np.asarray(index)]
         self._begin(wanted)
         rows = [self._begun[i].result() for i in wanted]

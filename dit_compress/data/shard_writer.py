@@ -45,13 +45,13 @@ class Writing:
     bytes_per_sample: int
 
     def ranges(self) -> list[tuple[int, int]]:
-        """First and last sample of every shard; whole batches to a shard."""
+        """Return first and last sample of every shard; whole batches to a shard."""
         size = max(1, SHARD_BYTES // max(1, self.bytes_per_sample) // self.batch) * self.batch
         total = len(self.samples)
         return [(first, min(first + size, total)) for first in range(0, total, size)]
 
     def path(self, first: int, last: int) -> Path:
-        """The file of one shard."""
+        """Return the file of one shard."""
         key = sha256_data([dict(self.made_by), list(self.identities[first:last]), self.batch])
         return self.folder / f"{key[:32]}.safetensors"
 
@@ -100,7 +100,7 @@ def write_together(
 
 
 def _nothing() -> None:
-    """No progress to show."""
+    """Show no progress."""
 
 
 def _take_over(path: Path) -> bool:
@@ -129,7 +129,7 @@ def _write_shard(writing: Writing, path: Path, first: int, last: int) -> None:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """A file that appears when it is whole, under a name of its own until then: others may be writing it too."""
+    """Make a file that appears when it is whole, under a name of its own until then: others may be writing it too."""
     partial = path.with_name(f"{path.name}.{uuid4().hex[:12]}.partial")
     with disk_errors(path):
         try:
@@ -153,7 +153,7 @@ def _need_finite(rows: np.ndarray, name: str, writing: Writing, start: int) -> N
 
 
 def _index(writing: Writing, paths: Sequence[Path]) -> dict[str, Any]:
-    """What ``index.json`` says. Checksums that it says already are taken over: a shard's name is its content."""
+    """Make the data of ``index.json``; checksums that it has already are taken over: a shard's name is its content."""
     path = writing.folder / INDEX
     known = {entry["file"]: entry for entry in read_json(path)["shards"]} if path.is_file() else {}
     entries = []
@@ -172,5 +172,5 @@ def _index(writing: Writing, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def count_bytes(shapes: Sequence[Sequence[int]], itemsize: int = 4) -> int:
-    """Bytes of one sample's tensors."""
+    """Count the bytes of one sample's tensors."""
     return sum(itemsize * int(np.prod(list(shape))) for shape in shapes)

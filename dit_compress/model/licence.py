@@ -13,7 +13,7 @@ _FENCE = "---"
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence that a model's or a pipeline's folder states, None where it states none.
+    """Return the licence that a model's or a pipeline's folder states, None where it states none.
 
     Looked for in the front matter of ``README.md`` (``license``; with ``other`` its ``license_name``, and
     ``license_link`` behind it), then as ``license`` in ``model_index.json`` and ``config.json``; for a component of a
@@ -28,7 +28,7 @@ def licence_of(folder: Path) -> str | None:
 
 
 def _told(stated: Any) -> str | None:
-    """``apache-2.0``, or ``ltxv (https://…)`` where the card says ``other``."""
+    """Return ``apache-2.0``, or ``ltxv (https://…)`` where the card names it ``other``."""
     if not isinstance(stated, dict):
         return None
     given = stated.get("license")
@@ -41,7 +41,7 @@ def _told(stated: Any) -> str | None:
 
 
 def _card(path: Path) -> Any:
-    """The front matter of a model card."""
+    """Read the front matter of a model card."""
     import yaml
 
     try:
