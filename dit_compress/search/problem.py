@@ -38,7 +38,7 @@ class Selection:
 
 
 def outside_removed_blocks(axes: Sequence[Axis], kept: Kept) -> list[Axis]:
-    """The axes that still matter under a plan: those inside a removed block compute nothing."""
+    """Return the axes that still matter under a plan: those inside a removed block compute nothing."""
     gone = {
         (axis.blocks.path, index)
         for axis in axes
@@ -52,4 +52,4 @@ class Search(Protocol):
     """Chooses which units stay."""
 
     def search(self, problem: SearchProblem, context: Context) -> Selection:
-        """Kept units for every axis of the problem, exactly ``problem.keep[axis]`` of each."""
+        """Choose the units of every axis of the problem, exactly ``problem.keep[axis]`` of each."""
