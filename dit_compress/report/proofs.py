@@ -48,7 +48,7 @@ class Proof:
         return min((check.verdict for check in self.checks), key=_rank)
 
     def check(self, input_set: str) -> Check | None:
-        """The check on one set of inputs."""
+        """Return the check on one set of inputs."""
         return next((check for check in self.checks if check.input_set == input_set), None)
 
 
@@ -57,7 +57,7 @@ def _rank(verdict: str) -> int:
 
 
 def verdict(step: Step) -> bool | None:
-    """Whether an export step passed; None where it says nothing."""
+    """Tell whether an export step passed; None where it holds no verdict."""
     for source in (step.metrics, step.manifest or {}):
         if isinstance(said := source.get("passed"), bool):
             return said
@@ -66,12 +66,12 @@ def verdict(step: Step) -> bool | None:
 
 
 def proofs(run: Run) -> list[Proof]:
-    """All proofs, in the order of the steps."""
+    """Return all proofs, in the order of the steps."""
     return [proof for step in run.of_kind("export") for proof in _proofs_of(step)]
 
 
 def input_sets(found: list[Proof]) -> list[str]:
-    """The sets of inputs, in the order of their first appearance."""
+    """Return the sets of inputs, in the order of their first appearance."""
     return list(dict.fromkeys(check.input_set for proof in found for check in proof.checks))
 
 
@@ -85,7 +85,7 @@ def _proofs_of(step: Step) -> Iterator[Proof]:
 
 
 def _of_artifact(step: Step, artifact: dict[str, Any]) -> Iterator[Proof]:
-    """One proof per arithmetic; one without checks where nothing was executed."""
+    """Yield one proof per arithmetic; one without checks where nothing was executed."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in artifact.get("proof") or []:
         rows.setdefault(row["arithmetic"], []).append(row)
@@ -110,7 +110,7 @@ def _check(row: dict[str, Any]) -> Check:
 
 
 def _as_artifact(component: dict[str, Any]) -> dict[str, Any]:
-    """The short form of ``metrics["components"]`` in the manifest's words; verdicts by the toolkit's gates."""
+    """Write the short form of ``metrics["components"]`` in the manifest's words; verdicts by the toolkit's gates."""
     from dit_compress.export.compare import GATES_DB, REFUSED_BELOW_DB
 
     def row(entry: dict[str, Any]) -> dict[str, Any]:
