@@ -38,7 +38,7 @@ class Computes(nn.Module):
         self.parts = nn.ModuleDict(parts)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Whatever the function gives; it is called with the modules and the inputs."""
+        """Call the function with the modules and the inputs."""
         return self.compute(self.parts, *inputs)
 
 
@@ -79,7 +79,7 @@ def _case(
 
 
 def _attend(q: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Self-attention of two heads over normalised tokens, as DiTs have it: scores stay small, whatever the input."""
+    """Attend with two heads over normalised tokens, as DiTs do: scores stay small, whatever the input."""
     heads = F.layer_norm(q, q.shape[-1:]).unflatten(-1, (2, -1)).transpose(1, 2)
     return F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
 
@@ -99,7 +99,7 @@ def _keep() -> dict[str, Tensor]:
 
 
 def _like_a_boolean(_parts: Any, x: Tensor, keep: Tensor) -> Tensor:
-    """The mask of ``nn.MultiheadAttention``."""
+    """Return the mask of ``nn.MultiheadAttention``."""
     padding = keep < 0.5
     bias = torch.zeros_like(padding, dtype=x.dtype).masked_fill(padding, -torch.inf)
     return _attend(x, bias[:, None, None])
@@ -265,7 +265,7 @@ def _on_fresh_inputs(case: Case, component: Component, exporter: Any, lowered: l
 
 
 def fresh(component: Component) -> dict[str, Tensor]:
-    """Inputs of the same shapes that the proof never saw: values drawn anew, masks and numbers turned round."""
+    """Make inputs of the same shapes that the proof never saw: values drawn anew, masks and numbers turned round."""
     torch.manual_seed(99)
     found = {}
     for name, value in component.inputs.items():

@@ -39,14 +39,14 @@ ANY_TARGET = ("random_numbers", "control_flow", "dynamic_shape", "unused_input",
 
 
 def small() -> Component:
-    """A linear, an activation, a norm: what any exporter must manage."""
+    """Make a linear, an activation, a norm: what any exporter must manage."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.RMSNorm(32, eps=1e-6), nn.Linear(32, 16)).eval()
     return Component("small", module, {"x": torch.randn(4, 16)}, ("y",), varied=("x",))
 
 
 def dit() -> Component:
-    """A whole DiT step at the size of seconds."""
+    """Make a whole DiT step at the size of seconds."""
     denoiser = tiny_denoiser("video_dit")
     torch.manual_seed(1)
     latent, _, cond = denoiser.example(1, SIZE)
@@ -67,7 +67,7 @@ class ExporterContract:
     """What ``check``, ``lower`` and ``runner`` promise (see ``hooks.Exporter``)."""
 
     def exporter(self) -> Any:
-        """The exporter under test, with the options that shall be tested."""
+        """Return the exporter under test, with the options that shall be tested."""
         raise NotImplementedError("Return your exporter: def exporter(self): return MyExport(MyOptions())")
 
     @property
@@ -103,7 +103,7 @@ class ExporterContract:
     @pytest.fixture(scope="class")
     @classmethod
     def lowered(cls, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
-        """The small component's files, written once; no test changes them."""
+        """Write the small component's files once; no test changes them."""
         folder, component = tmp_path_factory.mktemp("lowered"), small()
         before = {name: value.clone() for name, value in component.module.state_dict().items()}
         kit = cls()

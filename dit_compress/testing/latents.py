@@ -44,28 +44,28 @@ class LatentContract:
     """Geometry without weights, normalised latents, a bundle that gives the codec back, a decoder for exporters."""
 
     def step(self) -> Any:
-        """The step under test, with options that take seconds."""
+        """Return the step under test, with options that take seconds."""
         raise NotImplementedError("Return your step: def step(self): return MyStep(MyOptions())")
 
     def data(self) -> Part:
-        """Clips whose frames and size fit the ratio."""
+        """Return clips whose frames and size fit the ratio."""
         return drawn()
 
     @pytest.fixture(scope="class")
     def made(self, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-        """The bundle of one run, opened from disk."""
+        """Return the bundle of one run, opened from disk."""
         result = self.step().run(tiny_context(tmp_path_factory.mktemp("latent"), data=self.data()))
         assert result.bundle is not None, "run gives no bundle: return context.give({'latent': codec}, spec=…)"
         return Bundle.open(result.bundle.path)
 
     @pytest.fixture(scope="class")
     def video_BCFYX(self) -> Tensor:
-        """The training clips, in [-1, 1]."""
+        """Return the training clips, in [-1, 1]."""
         clips = self.data().build().clips(Path(), "train")
         return to_video(torch.stack([torch.from_numpy(clip.pixels()) for clip in clips]))
 
     def planned(self) -> Spec:
-        """What ``plan`` makes of a bundle that has nothing but a video."""
+        """Plan a bundle that has nothing but a video."""
         options = self.data().options
         assert isinstance(options, DrawnOptions)
         return self.step().plan(Spec(video=(options.frames, *options.size)))

@@ -41,17 +41,17 @@ class SearchContract:
     }
 
     def search(self) -> Any:
-        """The search under test, with the options that shall be tested."""
+        """Return the search under test, with the options that shall be tested."""
         raise NotImplementedError("Return your search: def search(self): return MySearch(MyOptions())")
 
     @pytest.fixture(scope="class")
     def context(self, tmp_path_factory: pytest.TempPathFactory) -> Context:
-        """A step over a whole bundle and drawn clips, for searches that measure losses."""
+        """Make a step over a whole bundle and drawn clips, for searches that measure losses."""
         folder = tmp_path_factory.mktemp("search")
         return tiny_context(folder / "step", input=tiny_bundle(folder / "bundle"))
 
     def problem(self, *, whole: bool = False) -> SearchProblem:
-        """Every level of a tiny model; ``whole`` asks for all units."""
+        """Make a problem of every level of a tiny model; ``whole`` asks for all units."""
         denoiser = tiny_denoiser(self.model).requires_grad_(requires_grad=False).eval()
         structure = denoiser.structure()
         axes: list[Axis] = []
@@ -66,7 +66,7 @@ class SearchContract:
         return SearchProblem(denoiser, tuple(axes), keep, units)
 
     def select(self, problem: SearchProblem, context: Context) -> Selection:
-        """One search, made anew."""
+        """Run one search, made anew."""
         return self.search().search(problem, context)
 
     def test_exactly_as_many_units_stay_as_are_asked_for(self, context: Context) -> None:

@@ -24,7 +24,7 @@ class ExamplePart:
         self.options = options
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """A discriminator over a frozen copy of the generator as it is now."""
+        """Make a discriminator over a frozen copy of the generator as it is now."""
         depth = frozen_depth(generator, self.options.frozen_blocks, 0)
         return ExampleDiscriminator(generator, depth, self.options.hidden)
 
@@ -44,7 +44,7 @@ class ExampleDiscriminator(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
-        """One logit per token."""
+        """Return one logit per token."""
         last = self.frozen_blocks - 1
         _, taken = self.trunk.features(latent_BCTHW, sigma_B, cond, at=[last])
         return self.head(taken[last]).squeeze(-1)

@@ -33,23 +33,23 @@ class ExampleDistiller:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Training changes weights only."""
+        """Give the spec unchanged: training changes weights only."""
         spec.need_denoiser()
         spec.need_latent()
         return spec
 
     def run(self, context: Context) -> Result:
-        """The one training loop: optimisers, averages, checkpoints, resume, several processes."""
+        """Run the one training loop: optimisers, averages, checkpoints, resume, several processes."""
         return distill(self, context)
 
     def flow(self, before: Flow) -> Flow:
-        """How the result is meant to be sampled: as before. Change this: fewer steps, where you distill steps."""
+        """Return how the result is meant to be sampled. Change this: fewer steps, where you distill steps."""
         return before
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
     ) -> ExampleObjective:
-        """Roles, phases and losses over the loaded models."""
+        """Make roles, phases and losses over the loaded models."""
         return ExampleObjective(self.options, student, text, context.input.flow)
 
 
@@ -71,7 +71,7 @@ class ExampleObjective:
         }
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, a mean over samples, is differentiated; any other entry is logged.
+        """Return ``loss``, a mean over samples, which is differentiated; any other entry is logged.
 
         Random numbers come from ``batch.streams`` alone, so that a resumed training repeats them.
         """
@@ -83,7 +83,7 @@ class ExampleObjective:
         return {"loss": flow_loss(self.student(x_BCTHW, sigma_B, cond), target_BCTHW)}
 
     def target(self, batch: Batch, noise_BCTHW: Tensor, x_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
-        """The velocity ``[B,C,T,H,W]`` that the student learns at ``x``.
+        """Return the velocity ``[B,C,T,H,W]`` that the student learns at ``x``.
 
         Change this: a teacher's velocity is ``with torch.no_grad(): return self.teacher(x_BCTHW, sigma_B, cond)``.
         """

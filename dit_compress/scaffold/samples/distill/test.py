@@ -19,7 +19,7 @@ class TestExample(DistillerContract):
         return ExampleObjective(ExampleOptions(), student, text, Flow())
 
     def batch(self) -> Batch:
-        """Three samples."""
+        """Return three samples."""
         return tiny_batch(tiny_text(), size=3)
 
 

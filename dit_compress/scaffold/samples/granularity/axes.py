@@ -33,15 +33,15 @@ class ExampleGranularity:
         return [in_runs(found, run) for found in fitting]
 
     def keep(self, axis: Axis) -> int | None:
-        """Runs that stay; None where the options leave it open."""
+        """Return how many runs stay; None where the options leave it open."""
         return None if self.options.remove is None else axis.units - self.options.remove
 
 
 def in_runs(found: FeedForward, run: int) -> Axis:
-    """Whatever the channels of a run own, the run owns. Change this: what one unit is."""
+    """Give the run whatever its channels own. Change this: what one unit is."""
 
     def joined(indices: np.ndarray) -> np.ndarray:
-        """``[channels, entries]`` → ``[channels / run, run * entries]``."""
+        """Join ``[channels, entries]`` to ``[channels / run, run * entries]``."""
         return indices.reshape(-1, run * indices.shape[1])
 
     one = found.axis(LEVEL)

@@ -43,18 +43,18 @@ class ExampleCodec(nn.Module):
         self.analysis, self.synthesis = nn.Conv2d(patch, channels, 1), nn.Conv2d(channels, patch, 1)
 
     def patches(self, video_BCFYX: Tensor) -> Tensor:
-        """Video ``[B,3,F,Y,X]`` → one row of P values per latent cell, ``[B·T,P,H,W]``."""
+        """Cut video ``[B,3,F,Y,X]`` into one row of P values per latent cell, ``[B·T,P,H,W]``."""
         time, cell, _ = self.ratio
         frames = torch.cat([video_BCFYX[:, :, :1].expand(-1, -1, time - 1, -1, -1), video_BCFYX], 2).transpose(1, 2)
         return functional.pixel_unshuffle(frames.reshape(-1, 3 * time, *frames.shape[-2:]), cell)
 
     def encode(self, video_BCFYX: Tensor) -> Tensor:
-        """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]``."""
+        """Encode video in [-1, 1] to a normalised latent ``[B,C,T,H,W]``."""
         found = self.analysis(self.patches(video_BCFYX))
         return found.unflatten(0, (video_BCFYX.shape[0], -1)).transpose(1, 2)
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latent → video: what exporters trace."""
+        """Decode a normalised latent to video: what exporters trace."""
         time, cell, _ = self.ratio
         rows = self.synthesis(latent_BCTHW.transpose(1, 2).flatten(0, 1))
         frames = functional.pixel_shuffle(rows, cell)
@@ -62,7 +62,7 @@ class ExampleCodec(nn.Module):
         return video[:, :, time - 1 :]
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """The same; a codec for large videos may work in tiles here."""
+        """Do the same; a codec for large videos may work in tiles here."""
         return self(latent_BCTHW)
 
 
@@ -73,7 +73,7 @@ class ExampleStep:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """The bundle gets a codec; the video must fit its ratio."""
+        """Give the bundle a codec; the video must fit its ratio."""
         ratio = [self.options.frames, self.options.cell, self.options.cell]
         config = {"ratio": ratio, "channels": self.options.channels}
         after = replace(spec, latent=ComponentSpec("latent", "example", config))
@@ -92,7 +92,7 @@ class ExampleStep:
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> ExampleCodec:
-        """A codec without weights; works on the meta device."""
+        """Make a codec without weights; works on the meta device."""
         return ExampleCodec(config["ratio"], config["channels"])
 
 

@@ -28,7 +28,7 @@ class ExampleSearch:
         self.options = options
 
     def search(self, problem: SearchProblem, context: Context) -> Selection:
-        """Exactly ``problem.keep[axis.name]`` units of every axis; axes in ``problem.fixed`` are settled already.
+        """Keep exactly ``problem.keep[axis.name]`` units of every axis; those in ``problem.fixed`` are settled already.
 
         ``context`` gives clips, latents and a seed. Random numbers come from
         ``dit_compress.core.randomness.generator(context.seed, "example", ...)``.
@@ -40,7 +40,7 @@ class ExampleSearch:
 
     @torch.no_grad()
     def score(self, module: nn.Module, axis: Axis) -> Tensor:
-        """What each unit is worth, ``[U]``; the largest stay. Change this: the one idea of your search."""
+        """Score each unit, ``[U]``; the largest stay. Change this: the one idea of your search."""
         if axis.blocks is not None:
             blocks = [module.get_submodule(axis.blocks.block(index)) for index in range(axis.units)]
             return torch.stack([self.norm([each.flatten() for each in block.parameters()]) for block in blocks])
@@ -51,11 +51,11 @@ class ExampleSearch:
         )
 
     def norm(self, pieces: list[Tensor]) -> Tensor:
-        """``(Σ |w|^power)^(1 / power)`` over all pieces."""
+        """Return ``(Σ |w|^power)^(1 / power)`` over all pieces."""
         return torch.linalg.vector_norm(torch.cat(pieces).float(), self.options.power)
 
     @staticmethod
     def slices(tensors: Mapping[str, Tensor], member: Member, unit: int) -> Tensor:
-        """What one unit owns of one tensor, flat."""
+        """Return the entries that one unit owns of one tensor, flat."""
         index = torch.from_numpy(member.indices[unit])
         return tensors[member.tensor].index_select(member.dim, index).flatten()
