@@ -25,7 +25,7 @@ class ResBlock2DTemporalPart:
         self.options = options
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """A discriminator from a frozen copy of the generator as it is now."""
+        """Make a discriminator from a frozen copy of the generator as it is now."""
         return grid_discriminator(generator, self.options.frozen_blocks, self.options.width, ResBlock2DTemporal)
 
 

@@ -26,12 +26,12 @@ class PsnrEvaluation:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Needs a VAE."""
+        """Check that there is a VAE."""
         spec.need_latent()
         return spec
 
     def run(self, context: Context) -> Result:
-        """PSNR over test clips."""
+        """Measure PSNR over test clips."""
         clips = distinct(context.clips("test"))[: self.options.num_clips]
         codec = context.input.codec().eval()
         gallery = Gallery(context.folder)

@@ -28,7 +28,7 @@ class DiffusersVAEOptions(Options):
 
 @hookimpl
 def latent() -> Plugin:
-    """The step that wraps the VAE."""
+    """Describe the step that wraps the VAE."""
     return Plugin(
         name="diffusers_vae",
         options=DiffusersVAEOptions,

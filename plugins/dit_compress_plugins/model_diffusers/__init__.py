@@ -50,7 +50,7 @@ class DiffusersOptions(Options):
 
 @hookimpl
 def model() -> Plugin:
-    """``model: {use: diffusers, path: ltx-video/}``."""
+    """Describe ``model: {use: diffusers, path: ltx-video/}``."""
     return Plugin(
         name="diffusers",
         options=DiffusersOptions,

@@ -30,7 +30,7 @@ class TrilevelPruning:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """The pruned model's shape: the counts are settled, which units go does not matter for it."""
+        """Return the pruned model's shape: the counts are settled, which units go does not matter for it."""
         denoiser = spec.build_denoiser().to("meta")
         before = count_parameters(denoiser.module)
         counts = settle(self.options, denoiser, spec, context=None)
@@ -71,7 +71,7 @@ class TrilevelPruning:
         return replace(result, files=files)
 
     def within_limit(self, denoiser: Denoiser) -> int:
-        """Parameters of the pruned model; UserError above ``limit``."""
+        """Count parameters of the pruned model; raise a UserError above ``limit``."""
         params = count_parameters(denoiser.module)
         limit = self.options.limit
         if limit is not None and params > limit.params:
@@ -83,7 +83,7 @@ class TrilevelPruning:
 
 
 def told(counts: Counts) -> str:
-    """``20 of 28 block, 20 of 32 head, 6144 of 8192 ffn``; ranges where axes differ."""
+    """Show ``20 of 28 block, 20 of 32 head, 6144 of 8192 ffn``; ranges where axes differ."""
     found: dict[str, dict[tuple[int, int], None]] = {}
     for axis in counts.axes:
         found.setdefault(axis.level, {})[counts.keep[axis.name], axis.units] = None
@@ -99,5 +99,5 @@ def _range(values: Iterable[int]) -> str:
 
 
 def _layout(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """Where each axis stands, for the report's picture."""
+    """Return where each axis stands, for the report's picture."""
     return [{"name": a.name, "level": a.level, "units": a.units, "stack": a.stack, "block": a.block} for a in axes]
