@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """What was seen, where, and the mend. The command line prints it without a traceback and exits 2.
+    """An error with what was seen, where, and the mend. The command line prints it without a traceback and exits 2.
 
     Several independent problems travel together: ``UserError.join(errors)``.
     """

@@ -28,7 +28,7 @@ Split = Literal["train", "test"]
 _log = logging.getLogger(__name__)
 
 _NUM_NAMED = 10
-"""How many broken lines or files one error names."""
+"""The number of broken lines or files that one error names."""
 _AT_A_TIME = 64
 """Videos that are looked at before it is asked whether there is any use in going on."""
 

@@ -1,4 +1,4 @@
-"""What training reads: pixels, latents and captions, encoded once and cached by content.
+"""The data that training reads: pixels, latents and captions, encoded once and cached by content.
 
 The name of a cache is a digest of everything it depends on (the codec's weights, the data manifest),
 so a stale one is never read: another digest is another name. Latents and embeddings lie in shards
@@ -99,7 +99,7 @@ def encode_captions(
 def _fill(path: Path, total: int, dtype: Any, parts: Any, advance: Callable[[], Any]) -> None:
     """Write consecutive parts into one .npy file that appears when it is whole.
 
-    Written, not mapped: a full disk kills whoever writes through a map.
+    Written, not mapped: a full disk kills a process that writes through a map.
     """
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class ClipStream:
         self._begin(index)
 
     def close(self) -> None:
-        """Forget what nobody asked for."""
+        """Forget the batches that were not asked for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, index: Iterable[int]) -> None:

@@ -25,7 +25,7 @@ SHARD_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Writing:
-    """What is to be encoded into a folder.
+    """The samples to encode into a folder, and how.
 
     folder: where the shards go.
     made_by: digests of what encodes them; JSON.
@@ -104,7 +104,7 @@ def _nothing() -> None:
 
 
 def _take_over(path: Path) -> bool:
-    """Link the shard from a folder beside this one, where that holds it: the key says that it is the same."""
+    """Link the shard from a folder beside this one, where that holds it: an equal key means equal content."""
     for twin in path.parent.parent.glob(f"*/{path.name}"):
         try:
             os.link(twin, path)

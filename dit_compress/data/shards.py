@@ -41,7 +41,7 @@ class Shards:
     """A folder of shards, opened for reading."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the index; UserError where it is missing or a shard is not as it says."""
+        """Read the index; UserError where it is missing or a shard does not agree with it."""
         if not (folder / INDEX).is_file():
             raise UserError(
                 f"no encoded samples here ({INDEX} is missing)",
@@ -62,7 +62,7 @@ class Shards:
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What encoded the samples."""
+        """The encoder of the samples."""
         return self.index["made_by"]
 
     def need(self, made_by: Mapping[str, Any]) -> Shards:

@@ -168,7 +168,7 @@ def _resample(decoded: Iterable[tuple[float, av.VideoFrame]], fps: float) -> Ite
 
 
 def _fit(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """Turn as the file says, resize to cover ``size``, keeping the aspect, and crop the centre: ``[Y,X,3]``.
+    """Turn as the file demands, resize to cover ``size``, keeping the aspect, and crop the centre: ``[Y,X,3]``.
 
     Telephones store what was filmed upright as it came from the sensor, lying, with a note how to turn it.
     """

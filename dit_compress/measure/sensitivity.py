@@ -1,4 +1,4 @@
-"""Figure 3 of the paper: prune each level by and by, measure FLOPs, memory, latency and quality."""
+"""Figure 3 of the paper: prune each level step by step, measure FLOPs, memory, latency and quality."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Choose = Callable[[Sequence[Axis], Mapping[str, int]], Kept]
 
 SHARES = (0.125, 0.25, 0.375, 0.5)
-"""What is removed of a level, where nothing else is asked for."""
+"""The shares of a level that are removed by default."""
 
 
 def quality_curves(

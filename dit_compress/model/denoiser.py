@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Cond(Mapping[str, Tensor]):
-    """What a denoiser is told besides latent and sigma: named tensors with leading B.
+    """A denoiser's conditions besides latent and sigma: named tensors with leading B.
 
     ``null`` holds the same names with leading 1: what "no caption" looks like to the text encoder.
     """

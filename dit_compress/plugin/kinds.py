@@ -17,7 +17,7 @@ PROJECT = "dit_compress"
 GROUP = "dit_compress.plugins"
 
 NOTED = "__dit_compress_hooks__"
-"""Where a module notes its hooks."""
+"""The attribute in which a module notes its hooks."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -103,7 +103,7 @@ class PartHooks:
 
 
 class KindHooks:
-    """How a plugin adds kinds of its own: a class like the two above, each method marked with ``hookspec``.
+    """Hooks by which a plugin adds kinds: a class like the two above, each method marked with ``hookspec``.
 
     Any plugin may then implement them, and any option hold such a part: ``Slot("my_kind")``.
     """

@@ -1,4 +1,4 @@
-"""What a plugin says of itself: name, options, where its code is; and the options' marks for parts and files."""
+"""A plugin's description of itself: name, options, where its code is; and the options' marks for parts and files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Options(BaseModel):
 class Plugin:
     """One plugin, described without importing its code.
 
-    name: the word a recipe says after ``use:``.
-    options: what a recipe may say beside it.
+    name: the word that a recipe has after ``use:``.
+    options: what a recipe may set beside it.
     load: ``package.module:Class``, imported when the plugin is used.
     revision: raised when equal options and inputs give other results.
     requires: import names it needs beyond the core, checked before a run.
@@ -86,12 +86,12 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The plugin's name, as recipes say it."""
+        """The plugin's name, as recipes have it."""
         return self.plugin.name
 
     @property
     def together(self) -> list[Part]:
-        """What of a step trains on every process: the part itself, parts in its options."""
+        """Everything of a step that trains on every process: the part itself, parts in its options."""
         held = [getattr(self.options, name) for name in slots_of(type(self.options))]
         parts = [self, *(part for part in held if isinstance(part, Part))]
         return [part for part in parts if part.plugin.world == "all"]

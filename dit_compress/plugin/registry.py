@@ -1,7 +1,7 @@
 """Finding plugins: the entry points of installed distributions, and local files. Imports no torch.
 
 A plugin that can't be used is data (:class:`Broken`): it is listed with its reason and its mend, it is an
-error only where a recipe names it, and it never hinders another one.
+error only where a recipe names it; all others keep working.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LOCAL = "local file"
-"""What stands for the distribution of a plugin given by ``--plugin``."""
+"""The word for the distribution of a plugin given by ``--plugin``."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class StepEntry:
 class Recipe:
     """A validated recipe: every part checked, every step named, every input resolved.
 
-    source: the bundle that the first step reads, where the recipe says ``model: {from: PATH}``.
+    source: the bundle that the first step reads, where the recipe has ``model: {from: PATH}``.
     licence: of the weights that go in; bundles and manifests carry it.
     path: the file it came from, for messages.
     """

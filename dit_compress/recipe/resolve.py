@@ -267,7 +267,7 @@ class _Inputs:
                 self.checker.fault(place, f"there is no folder {value!r} for {slot!r}", "Give a bundle or a run folder")
                 return None
             return _as_path(value)
-        # Where a step has an error, its name may be the unknown one, and nothing more is said.
+        # Where a step has an error, its name may be the unknown one, and nothing more is reported.
         if all(draft.name for draft in self.drafts) or closest(value, self.index):
             self._fault_of_unknown(index, slot, value)
         return None

@@ -1,6 +1,6 @@
 """JSON Schema of recipes, installed plugins included, so that an editor completes and checks them.
 
-What it can't say (a name of an earlier step, two options that exclude each other) ``check`` says.
+What it can't express (a name of an earlier step, two options that exclude each other) ``check`` finds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Says nothing about options that hold parts: the slot says it."""
+    """Leaves out the options that hold parts: the slot describes them."""
 
     def json_or_python_schema(self, schema: core_schema.JsonOrPythonSchema) -> JsonSchemaValue:
         """Hide :class:`Part`, which is made from a mapping before pydantic sees it."""
@@ -126,10 +126,10 @@ def _plugin_definitions(entry: Entry, registry: Registry) -> dict[str, Any]:
     schema.setdefault("properties", {})
     for name, slot in slots_of(options).items():
         field = options.model_fields[name]
-        told = {"description": field.description} if field.description else {}
+        described = {"description": field.description} if field.description else {}
         holder = _slot(slot, registry)
         schema["properties"][field.alias or name] = (
-            {**holder, **told} if field.is_required() else {"anyOf": [holder, {"type": "null"}], **told}
+            {**holder, **described} if field.is_required() else {"anyOf": [holder, {"type": "null"}], **described}
         )
     schema = _grouped_numbers(schema)
     named = {**schema, "properties": {"use": {"const": entry.plugin.name}, **schema["properties"]}}
@@ -158,8 +158,8 @@ def _grouped_numbers(schema: Any) -> Any:
         return [_grouped_numbers(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    told = {key: _grouped_numbers(value) for key, value in schema.items() if key not in ("default", "examples")}
-    told |= {key: schema[key] for key in ("default", "examples") if key in schema}
+    grouped = {key: _grouped_numbers(value) for key, value in schema.items() if key not in ("default", "examples")}
+    grouped |= {key: schema[key] for key in ("default", "examples") if key in schema}
     if schema.get("type") in ("integer", "number"):
-        told |= {"type": [schema["type"], "string"], "pattern": _GROUPED}
-    return told
+        grouped |= {"type": [schema["type"], "string"], "pattern": _GROUPED}
+    return grouped

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Checker:
-    """Walks a document. A method returns None where it has noted an error, so that one mistake is told once."""
+    """Walks a document. A method returns None where it has noted an error, so that one mistake is reported once."""
 
     def __init__(self, document: Document, registry: Registry) -> None:
         self.document = document

@@ -39,7 +39,7 @@ class Video:
 
 @dataclass(frozen=True)
 class AxisLayout:
-    """Where an axis stands: its level, how many units it had, its stack and block (None for a block axis)."""
+    """The place of an axis: its level, how many units it had, its stack and block (None for a block axis)."""
 
     name: str
     level: str
@@ -49,14 +49,14 @@ class AxisLayout:
 
     @property
     def leaf(self) -> str:
-        """What tells axes of one level and block apart: ``attn1``, ``attn2``."""
+        """The name that distinguishes axes of one level and block: ``attn1``, ``attn2``."""
         path = self.name.partition(":")[2]
         return path.removeprefix(f"{self.stack}.{self.block}.") if self.block is not None else path
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a prune step decided, and how the search came to it.
+    """The decision of a prune step, and how the search came to it.
 
     kept: axis name → units that stay. snapshots: (search step, axis name → probability of each part to stay).
     """
@@ -78,7 +78,7 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: what step.json says, and the files that only the report reads."""
+    """One finished step: the content of step.json, and the files that only the report reads."""
 
     name: str
     kind: str

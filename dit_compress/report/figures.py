@@ -136,7 +136,7 @@ def decided(pruning: Pruning, searched: dict[str, list[AxisLayout]], name: str) 
 def probabilities(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str) -> Markup:
     """Draw parts (rows, block by block) over the search (columns): full colour stays for sure; beside it the choice.
 
-    Parts too many to be told apart are sorted inside their block, the likeliest to stay first.
+    Parts too many to be distinguished are sorted inside their block, the likeliest to stay first.
     """
     tables = [np.array([keep[axis.name] for _, keep in pruning.snapshots]).T for axis in members]
     choices, sizes = [np.asarray(pruning.chosen[axis.name]) for axis in members], [len(table) for table in tables]

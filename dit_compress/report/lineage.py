@@ -1,4 +1,4 @@
-"""How each step was made: plugin, revision, and the options that somebody chose."""
+"""The origin of each step: plugin, revision, and the options that were chosen."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def as_yaml(data: dict[str, Any]) -> str:
     """Write options as a recipe would, one a line."""
     import yaml
 
-    def said(value: Any) -> str:
+    def written(value: Any) -> str:
         text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=92)
         return text.removesuffix("...\n").strip().replace("\n", "\n  ")
 
-    return "\n".join(f"{key}: {said(value)}" for key, value in data.items())
+    return "\n".join(f"{key}: {written(value)}" for key, value in data.items())
 
 
 def _plain(value: Any) -> Any:

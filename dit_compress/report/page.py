@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TEMPLATE = "template.html.j2"
 GRADIENT = "grad_"
 HEADLINES = ("attribute_accuracy", "total_score", "psnr_db")
-"""Of an evaluate step's metrics, the one that says how good: the first it has."""
+"""Metrics that measure how good a model is; the first that an evaluate step has is its headline."""
 MINUTE, MILLION, HUNDRED_MILLION, LARGE = 60, 1e6, 1e8, 1e4
 
 
@@ -65,7 +65,7 @@ def environment() -> Environment:
 def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
     """Collect latency and quality that evaluate steps found of a step's bundle (or, of an evaluate step, its own).
 
-    What was read off real clips says nothing about a bundle.
+    Figures of real clips are no property of a bundle.
     """
     found: dict[str, list[tuple[str, str]]] = {"latency": [], "quality": []}
     for other in run.of_kind("evaluate"):
@@ -76,8 +76,8 @@ def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
         who = "" if other is step else other.name
         if isinstance(latency_ms := other.metrics.get("dit_call_ms"), int | float):
             found["latency"].append((f"{latency_ms:,.1f}", who))
-        said = ((key, other.metrics[key]) for key in HEADLINES if isinstance(other.metrics.get(key), int | float))
-        for key, value in islice(said, 1):
+        scored = ((key, other.metrics[key]) for key in HEADLINES if isinstance(other.metrics.get(key), int | float))
+        for key, value in islice(scored, 1):
             found["quality"].append((f"{value:.1f} dB" if key.endswith("_db") else f"{value:.3f}", who))
     return found
 

@@ -1,4 +1,4 @@
-"""What the export steps proved: per component and arithmetic, the agreement on every set of inputs."""
+"""The proofs of the export steps: per component and arithmetic, the agreement on every set of inputs."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def _rank(verdict: str) -> int:
 def verdict(step: Step) -> bool | None:
     """Tell whether an export step passed; None where it holds no verdict."""
     for source in (step.metrics, step.manifest or {}):
-        if isinstance(said := source.get("passed"), bool):
-            return said
+        if isinstance(passed := source.get("passed"), bool):
+            return passed
     found = list(_proofs_of(step))
     return all(proof.verdict == PASSED for proof in found) if found else None
 

@@ -1,4 +1,4 @@
-"""What came out: teacher and student, quality per arm, speed, in figures and in one sentence."""
+"""The result: teacher and student, quality per arm, speed, in figures and in one sentence."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def _sampled(run: Run, step: Step) -> dict[str, Any]:
     """Return sampling steps and guidance of an evaluation: its own, else those of its bundle."""
     source = run.step(step.source)
     flow = source.flow if source else {}
-    said = [
+    chosen = [
         next((place[key] for place in (step.metrics, step.options) if place.get(key) is not None), flow.get(key))
         for key in ("num_steps", "guidance")
     ]
-    return {"num_steps": said[0], "guidance": said[1]}
+    return {"num_steps": chosen[0], "guidance": chosen[1]}
 
 
 def _scored(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Found]:

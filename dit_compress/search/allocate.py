@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 SLACK = 0.99
 """A plan for a budget uses at least this share of it."""
 MOST_WIDTHS = 64
-"""How many widths an axis chooses among where every block may have its own."""
+"""The number of widths an axis chooses among where every block may have its own."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be met: the axes that may be cut, the multiple of kept counts per level, price, curves, budget."""
+    """An allocation to find: the axes that may be cut, the multiple of kept counts per level, price, curves, budget."""
 
     axes: Sequence[Axis]
     steps: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""What a plan weighs, in parameters, FLOPs or seconds: separable over blocks and units, exact per block.
+"""The price of a plan, in parameters, FLOPs or seconds: separable over blocks and units, exact per block.
 
 ``fixed + Σ over blocks that stay of (rest + Σ over the block's axes of kept · unit)``. Axes that stand in
 no stack whose blocks may go count with the fixed part.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Price:
-    """What each piece of a model weighs.
+    """The weight of each piece of a model.
 
     fixed: what no plan removes. blocks: block axis name → what each block weighs without its units.
     units: axis name → one unit. unit: what is counted (``parameters``, ``FLOPs``, ``seconds``).

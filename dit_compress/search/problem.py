@@ -1,4 +1,4 @@
-"""What a search is given and what it gives."""
+"""A search's problem and its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a choice of units costs: a distiller's loss of the masked model, on batches that are drawn once.
+"""The cost of a choice of units: a distiller's loss of the masked model, on batches that are drawn once.
 
 Equal batches, noise and noise levels for every choice make the losses comparable.
 """

@@ -50,7 +50,7 @@ class Member(_ByValue):
 
 @dataclass(frozen=True, eq=False)
 class MaskPoint(_ByValue):
-    """Where a mask multiplies: along ``dim`` of a module's input or output; unit u owns ``indices[u]``.
+    """A point where a mask multiplies: along ``dim`` of a module's input or output; unit u owns ``indices[u]``.
 
     What no unit owns is left alone. With the side ``parameter``, ``module`` names a parameter: a weight that
     no module of its own applies, whose slices are multiplied (masks shared by the batch only).

@@ -1,4 +1,4 @@
-"""What a module's structure depends on: classes, shapes and plain attributes, but no weights."""
+"""Everything a module's structure depends on: classes, shapes and plain attributes, but no weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _attributes(owner: object) -> str:
 
 
 SKIPPED = frozenset(vars(nn.Module())) - {"training"}
-"""What every module holds: its children, parameters and hooks."""
+"""Attributes of every module: its children, parameters and hooks."""
 
 
 def _described(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What stands for a removed block: a parameter-free pass-through."""
+"""The stand-in for a removed block: a parameter-free pass-through."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skip:
-    """What a block gives if it is skipped, made of its arguments; see ``Stack``."""
+    """The output of a block that is skipped, made of its arguments; see ``Stack``."""
 
     stream: int | str
     output: int | None

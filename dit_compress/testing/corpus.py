@@ -2,7 +2,7 @@
 
 A case is right in one of three ways: ``check`` names what is wrong before anything is written; ``lower`` or
 the proof refuses the file; or the export passes and the file agrees with the source on *fresh* inputs too.
-An export that passes and disagrees there is missed: :func:`examine` says which it was.
+An export that passes and disagrees there is missed: :func:`examine` returns which it was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dit_compress.export import Profile
 
 Stage = Literal["right", "check", "lower", "verify", "missed", "crashed"]
-"""Where a case ended: the file is right; caught by check, lower or the proof; a wrong file passed; an exception."""
+"""The ends of a case: the file is right; caught by check, lower or the proof; a wrong file passed; an exception."""
 
 
 class Computes(nn.Module):
@@ -204,7 +204,7 @@ CORPUS: tuple[Case, ...] = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case. psnr_db: on fresh inputs, where a file passed."""
+    """The end of a case. psnr_db: on fresh inputs, where a file passed."""
 
     case: str
     stage: Stage

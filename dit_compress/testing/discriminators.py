@@ -1,4 +1,4 @@
-"""What every discriminator must keep to, as a class of tests: subclass it, name yours, run pytest.
+"""The contract of discriminators, as a class of tests: subclass it, name yours, run pytest.
 
 from dit_compress.testing.discriminators import DiscriminatorContract
 

@@ -1,4 +1,4 @@
-"""What every distiller must keep to, as a class of tests: subclass it, say how yours is made, run pytest.
+"""The contract of distillers, as a class of tests: subclass it, make yours, run pytest.
 
 from dit_compress.testing.distillers import DistillerContract
 

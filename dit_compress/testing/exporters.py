@@ -6,7 +6,7 @@
         def exporter(self):
             return MyExport(MyOptions())
 
-Every test says what it expects of the three methods; a new exporter is ready when all pass.
+Every test names what it expects of the three methods; a new exporter is ready when all pass.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Lowered:
 
 
 class ExporterContract:
-    """What ``check``, ``lower`` and ``runner`` promise (see ``hooks.Exporter``)."""
+    """The promises of ``check``, ``lower`` and ``runner`` (see ``hooks.Exporter``)."""
 
     def exporter(self) -> Any:
         """Return the exporter under test, with the options that shall be tested."""
@@ -129,7 +129,7 @@ class ExporterContract:
         )
 
     def test_equal_components_give_equal_bytes(self, lowered: Lowered, tmp_path: Path) -> None:
-        """Checksums shall say something."""
+        """Without this, checksums would mean nothing."""
         self.exporter().lower(small(), self.profile, tmp_path)
         written = []
         for folder in (lowered.folder, tmp_path):
@@ -190,7 +190,7 @@ class ExporterContract:
         assert found.stage == "right" or found.message
 
     def test_an_edited_device_exports_again(self) -> None:
-        """A profile of one's own counts by what it says, not by its path."""
+        """A profile of one's own counts by its content, not by its path."""
         options = type(self.exporter().options)
         wanted = 'write "device: Device" (from dit_compress.export import Device)'
         assert "device" not in options.model_fields or "device" in marked(options), wanted

@@ -1,4 +1,4 @@
-"""Whether a plugin is installed and found, with what to do where it is not."""
+"""The test that a plugin is installed and found, with what to do where it is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every granularity must keep to, as a class of tests: subclass it, name yours, run pytest.
+"""The contract of granularities, as a class of tests: subclass it, name yours, run pytest.
 
     from dit_compress.testing.granularities import GranularityContract
 

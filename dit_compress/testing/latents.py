@@ -1,4 +1,4 @@
-"""What every latent step and its codec must keep to, as a class of tests: subclass it, name yours, run pytest.
+"""The contract of latent steps and their codecs, as a class of tests: subclass it, name yours, run pytest.
 
     from dit_compress.testing.latents import LatentContract
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SAME = 1e-4
 """Largest difference of equal computations in another order, for values of size 1."""
 CENTRED, SPREAD = 0.1, 0.2
-"""How far a channel's mean may lie from 0, and its standard deviation from 1, over the training clips."""
+"""Largest distance of a channel's mean from 0, and of its standard deviation from 1, over the training clips."""
 
 
 class LatentContract:
@@ -126,7 +126,7 @@ class LatentContract:
             assert (codec.decode(both) - torch.cat([codec.decode(each[None]) for each in both])).abs().max() < SAME
 
     def test_forward_decodes_in_one_piece(self, made: Bundle, video_BCFYX: Tensor) -> None:
-        """What exporters trace is what ``decode`` gives."""
+        """Exporters trace ``forward``: it gives the same as ``decode``."""
         codec: Any = made.codec().eval()
         with torch.no_grad():
             latent = codec.encode(video_BCFYX[:1])

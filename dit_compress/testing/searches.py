@@ -1,4 +1,4 @@
-"""What every search must keep to, as a class of tests: subclass it, name your search, run pytest.
+"""The contract of searches, as a class of tests: subclass it, name your search, run pytest.
 
 from dit_compress.testing.searches import SearchContract
 
@@ -82,7 +82,7 @@ class SearchContract:
             assert set(stay) <= set(range(axis.units)), f"{axis.name} has units 0 to {axis.units - 1}: {stay}"
 
     def test_what_stays_whole_stays_whole(self, context: Context) -> None:
-        """Where every unit is asked for, every unit stays."""
+        """Every unit stays where every unit is asked for."""
         problem = self.problem(whole=True)
         kept = self.select(problem, context).kept
         cut = {axis.name: kept.get(axis.name, ()) for axis in problem.axes}
@@ -101,7 +101,7 @@ class SearchContract:
         assert torch.equal(example_output(denoiser), output), "the velocity differs: is a hook left in the model?"
 
     def test_an_equal_problem_gives_an_equal_choice(self, context: Context) -> None:
-        """Whatever torch's and NumPy's own generators did meanwhile: draws come from ``train.streams.generator``."""
+        """Draws come from ``core.randomness.generator``, not from torch's and NumPy's own generators."""
         torch.manual_seed(1)
         first = self.select(self.problem(), context).kept
         torch.manual_seed(2)

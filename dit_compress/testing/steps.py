@@ -1,4 +1,4 @@
-"""What a step is given, at the size of seconds: clips drawn in memory, a bundle on disk, a context over both.
+"""The context of a step at the size of seconds: clips drawn in memory, a bundle on disk, a context over both.
 
 Nothing here needs a video file or the packages that decode one.
 """

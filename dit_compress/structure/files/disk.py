@@ -59,7 +59,7 @@ class Piece:
 
     @property
     def described(self) -> Described:
-        """What the new file's header says."""
+        """The entry in the new file's header."""
         shape = [len(self.takes[dim]) if dim in self.takes else size for dim, size in enumerate(self.source.shape)]
         return Described(self.name, self.source.dtype, tuple(shape))
 

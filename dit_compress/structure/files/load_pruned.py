@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PRUNING = "pruning.json"
 LOADER = "load_pruned.py"
 ATTRIBUTE = "dit_compress_pruning"
-"""Where a module keeps its record and the text of this file, so that ``save_pretrained`` can write both."""
+"""The attribute with a module's record and the text of this file; ``save_pretrained`` writes both."""
 READS = 1
 """The newest schema of ``pruning.json`` that is understood."""
 

@@ -109,10 +109,10 @@ def check_plan(
     for name in sorted(base.keys() | shapes.keys()):
         planned, found = base.get(name), shapes.get(name)
         if planned is None or found is None or list(planned) != list(found):
-            said = "has no such tensor" if planned is None else f"says {list(planned)}"
+            recorded = "has no such tensor" if planned is None else f"says {list(planned)}"
             seen = "is missing" if found is None else f"is {list(found)}"
             raise UserError(
-                f"the plan is for another model: {name!r} {seen}, the plan {said}", where=where, mend=_OTHER
+                f"the plan is for another model: {name!r} {seen}, the plan {recorded}", where=where, mend=_OTHER
             )
     if record["config"] != config_digest(config):
         raise UserError("the plan is for another config: its checksum differs", where=where, mend=_OTHER)

@@ -148,7 +148,7 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any], base: int) -> Tenso
 
 @dataclass(frozen=True)
 class Described:
-    """A tensor that will be written: what the header says of it."""
+    """A tensor that will be written: its entry in the header."""
 
     name: str
     dtype: str
@@ -161,7 +161,7 @@ class Described:
 
     @property
     def rank(self) -> tuple[int, str]:
-        """Where safetensors puts it: wide dtypes first (so that every tensor is aligned), then by name."""
+        """Its place in safetensors' order: wide dtypes first (so that every tensor is aligned), then by name."""
         return -list(ITEM_BYTES).index(self.dtype), self.name
 
 

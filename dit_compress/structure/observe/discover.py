@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Block:
-    """What was found in one block, paths relative to it."""
+    """Everything found in one block, paths relative to it."""
 
     unit_lists: list[UnitList] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
 
 FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
-"""What somebody else's module may raise."""
+"""Errors that a foreign module may raise."""
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
-"""What was found before: structure depends on classes and shapes, not on weights."""
+"""Structures found before: they depend on classes and shapes, not on weights."""
 
 
 def observe(module: nn.Module, call: Call) -> Structure:
@@ -272,9 +272,9 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
 def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
     """Report matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
     paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
-    told = [path for path in refused if path]
+    named = [path for path in refused if path]
     reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
-    return [Refusal(path, reason) for path in paths if not any(_holds(outer, path) for outer in told)]
+    return [Refusal(path, reason) for path in paths if not any(_holds(outer, path) for outer in named)]
 
 
 def unused(replica: Replica, base: Trace) -> list[Refusal]:

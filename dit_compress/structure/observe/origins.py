@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the entries of a meta storage come from: entry i is entry ``index[i]`` (or i) of the parameter."""
+    """The source of the entries of a meta storage: entry i is entry ``index[i]`` (or i) of the parameter."""
 
     name: str
     shape: tuple[int, ...]

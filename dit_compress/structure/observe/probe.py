@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Perturb = Callable[[np.ndarray], Change]
 
 OUTPUT: Key = ("", ("output",))
-"""What leaves the block; entries that reach it directly belong to a stream."""
+"""The key of all that leaves the block; entries that reach it directly belong to a stream."""
 TOLERANCE = 1e-9
 DRAWS = 12
 """Random subsets on which guessed runs are tested; a wrong edge escapes one with probability 3/4 at most."""

@@ -35,7 +35,7 @@ class Units:
 
     @property
     def count(self) -> int:
-        """How many."""
+        """The number of units."""
         return len(next(iter(self.owned.values())))
 
 

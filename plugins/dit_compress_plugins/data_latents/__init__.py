@@ -12,7 +12,7 @@ from dit_compress.plugin.options import Options, Plugin
 
 
 class LatentsOptions(Options):
-    """Where the shards are, and what they were encoded from.
+    """The shards, and what they were encoded from.
 
     path: a folder that ``dit-compress encode`` wrote, or a run's ``cache/latents-…``.
     frames, size, fps: of the clips that were encoded; size is (Y, X).

@@ -11,7 +11,7 @@ from dit_compress.plugin.options import Options, Plugin
 
 
 class ShapesOptions(Options):
-    """What the world holds.
+    """The content of the world.
 
     num_clips, num_test: clips of the train and of the test split.
     frames, size, fps: of every clip; size is (Y, X).

@@ -1,4 +1,4 @@
-"""The world of moving shapes: its vocabulary, how a scene is drawn by lot, what its caption says.
+"""The world of moving shapes: its vocabulary, how a scene is drawn by lot, and its caption.
 
 Every attribute of a scene is spelled in its caption. Positions alone are free.
 
@@ -29,7 +29,7 @@ SHAPES = {"circle": 24, "square": 4, "triangle": 3}
 SIZES = {"small": 26 / 96, "large": 36 / 96}
 """Square root of the area, as a share of the frame's short side."""
 SPEEDS = {"slow": 8 / 96, "fast": 20 / 96}
-"""How far an object moves from the first to the last frame, as a share of the frame's short side."""
+"""The distance an object moves from the first to the last frame, as a share of the frame's short side."""
 ADVERBS = {"slow": "slowly", "fast": "fast"}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 """(y, x), y pointing down."""
@@ -63,7 +63,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one clip shows. The things stand in the order of the caption."""
+    """The content of one clip. The things stand in the order of the caption."""
 
     background: str
     things: tuple[Thing, ...]

@@ -9,7 +9,7 @@ from dit_compress.plugin.options import Options, Plugin
 
 
 class PsnrOptions(Options):
-    """What is encoded and decoded.
+    """The clips to encode and decode.
 
     num_clips: how many clips of the test split.
     batch: clips encoded at once.

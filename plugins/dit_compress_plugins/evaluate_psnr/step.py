@@ -1,4 +1,4 @@
-"""Encode and decode test clips, and say how near the result is. Its videos are the report's first two columns."""
+"""Encode and decode test clips, and measure how near the result is. Its videos are the report's first two columns."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dit_compress.plugin.options import Options, Plugin
 
 
 class ShapesEvaluationOptions(Options):
-    """What is generated and read.
+    """The videos to generate and read.
 
     num_captions: how many captions of the test split.
     videos_per_caption: videos of each; two or more give ``diversity``.

@@ -60,7 +60,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one video shows. ``covered_FYX`` is the share of each pixel that is not background."""
+    """The content of one video. ``covered_FYX`` is the share of each pixel that is not background."""
 
     background: str | None
     tracks: tuple[Track, ...]

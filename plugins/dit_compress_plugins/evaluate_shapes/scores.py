@@ -1,4 +1,4 @@
-"""What was read from a video against what its caption asked for.
+"""Scores: what was read from a video against what its caption asked for.
 
 Every score but ``flicker``, ``displacement_ratio`` and ``diversity`` is a share in 0 … 1, 1 best. A missing
 object has all its attributes wrong; one too many makes ``count`` wrong alone.

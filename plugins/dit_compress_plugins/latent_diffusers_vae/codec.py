@@ -148,7 +148,7 @@ class DiffusersCodec(nn.Module):
 
     @contextmanager
     def _divided(self) -> Iterator[None]:
-        """Let the VAE divide large videos, where the options say so."""
+        """Let the VAE divide large videos, where the options ask for it."""
         before = {name: getattr(self.vae, name) for name in FLAGS if hasattr(self.vae, name)}
         try:
             if self.config["tile"]:

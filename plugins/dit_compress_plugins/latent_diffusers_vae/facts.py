@@ -1,4 +1,4 @@
-"""What a VAE of diffusers is: its class, its latent statistics, its ratio and its frame rule.
+"""Facts about a VAE of diffusers: its class, its latent statistics, its ratio and its frame rule.
 
 Statistics stand in config or buffers, under one of three names. Ratio and frame rule are stated differently by every
 class, and now and then wrongly, so they are observed: encoder and decoder are run on the meta device, where shapes

@@ -82,7 +82,7 @@ class EqualConv(nn.Conv2d):
 
 
 class Carried:
-    """What a causal network remembers between two chunks of one video: the last inputs of its convolutions.
+    """The memory of a causal network between two chunks of one video: the last inputs of its convolutions.
 
     past: per convolution ``[B, taps-1, C, H, W]``. begun: whether a chunk has been given already.
     """

@@ -1,4 +1,4 @@
-"""What training the VAE means: one role, one phase; and its starting point, PCA.
+"""The training of the VAE: one role, one phase; and its starting point, PCA.
 
 Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``; N patches, D values of a patch.
 """

@@ -77,7 +77,7 @@ class DiffusersDenoiser(Denoiser):
 
     @property
     def layout(self) -> str:
-        """How the module takes its latent."""
+        """The layout in which the module takes its latent."""
         return self.convention.layout or ""
 
     @property
@@ -105,7 +105,7 @@ class DiffusersDenoiser(Denoiser):
 
 
 class DiffusersModel:
-    """What ``model: {use: diffusers}`` stands for. The convention travels on the module."""
+    """The part ``model: {use: diffusers}``. The convention travels on the module."""
 
     def __init__(self, options: DiffusersOptions) -> None:
         self.options = options

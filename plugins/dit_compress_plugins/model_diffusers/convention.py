@@ -1,4 +1,4 @@
-"""How one module wants to be called: layout, clock and prediction. Observed once, then kept as data.
+"""The convention by which one module is called: layout, clock and prediction. Observed once, then kept as data.
 
 Shapes: B batch, C channels, T H W latent frames, height, width.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WRITE_A_PLUGIN = "Write a 'model' plugin for this class (dit-compress new model)"
 FULL_CLOCK = 1000.0
-"""What the sinusoids of a flow model see at sigma 1."""
+"""The number that reaches the sinusoids of a flow model at sigma 1."""
 
 
 @dataclass(frozen=True)

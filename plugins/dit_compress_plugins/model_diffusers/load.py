@@ -57,10 +57,10 @@ def convention(options: DiffusersOptions) -> Convention:
     scheduler = options.scheduler or (_read(file) if options.path and file.is_file() else {})
     flow = "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or scheduler.get("use_flow_sigmas", False)
     inverted = bool(scheduler.get("invert_sigmas", False))
-    told = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
+    stated = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
     if flow:
-        told = "reversed" if inverted else "velocity"
-    prediction = options.prediction or told
+        stated = "reversed" if inverted else "velocity"
+    prediction = options.prediction or stated
     if prediction is None:
         raise UserError(f"the scheduler predicts {scheduler.get('prediction_type')!r}", mend="Say 'prediction'")
     preserving = prediction in ("noise", "x0", "v")

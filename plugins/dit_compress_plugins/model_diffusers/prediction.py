@@ -1,4 +1,4 @@
-"""What a module predicts → velocity, by exact change of variables. No module state here.
+"""From a module's prediction to velocity, by exact change of variables. No module state here.
 
 A variance-preserving model (DDPM) was trained on ``a·x0 + s·noise`` with ``a² + s² = 1``. The engine's
 ``x = (1 - sigma)·x0 + sigma·noise`` is that input times ``n = sqrt((1 - sigma)² + sigma²)``, at the

@@ -66,7 +66,7 @@ class VideoDiTDenoiser(Denoiser):
 
 
 class VideoDiTModel:
-    """What ``model: {use: video_dit}`` stands for."""
+    """The part ``model: {use: video_dit}``."""
 
     def __init__(self, options: VideoDiTOptions) -> None:
         self.options = options

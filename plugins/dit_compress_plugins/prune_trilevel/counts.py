@@ -1,4 +1,4 @@
-"""How many units of each axis stay: as the options say, or as a budget allows."""
+"""The number of units of each axis that stay: as the options have it, or as a budget allows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class Counts:
-    """What is settled before a search.
+    """The numbers that are settled before a search.
 
     axes: all that may be cut. keep: axis name → how many stay. num_parts: into how many parts a learned search
     may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
@@ -92,9 +92,9 @@ def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[st
     for name, axes in by_level.items():
         if not axes:
             reasons = "; ".join(f"{item.path}: {item.reason}" for item in structure.refusals[:3])
-            told = f" ({reasons})" if reasons else ""
+            because = f" ({reasons})" if reasons else ""
             raise UserError(
-                f"granularity {name!r} finds nothing to remove in this model{told}", mend="Leave it out of 'levels'"
+                f"granularity {name!r} finds nothing to remove in this model{because}", mend="Leave it out of 'levels'"
             )
     return by_level
 

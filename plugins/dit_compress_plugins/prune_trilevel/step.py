@@ -39,7 +39,7 @@ class TrilevelPruning:
         note = f"{before:,} → {after:,} parameters"
         budget = self.options.budget
         if budget is not None:
-            note = f"{note}: {told(counts)}"
+            note = f"{note}: {described(counts)}"
             if budget.curves == "measured":
                 note += ", by default curves; sensitivity is measured when the step runs"
         return replace(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, note))
@@ -82,7 +82,7 @@ class TrilevelPruning:
         return params
 
 
-def told(counts: Counts) -> str:
+def described(counts: Counts) -> str:
     """Show ``20 of 28 block, 20 of 32 head, 6144 of 8192 ffn``; ranges where axes differ."""
     found: dict[str, dict[tuple[int, int], None]] = {}
     for axis in counts.axes:

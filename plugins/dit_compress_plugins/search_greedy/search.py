@@ -62,7 +62,7 @@ class GreedySearch:
 
 @dataclass
 class State:
-    """What has gone so far: axis name → places among its parts, in the order they went."""
+    """The parts that have gone so far: axis name → places among its parts, in the order they went."""
 
     parts: Mapping[str, Parts]
     keep: Mapping[str, int]

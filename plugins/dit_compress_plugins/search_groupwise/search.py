@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from dit_compress_plugins.search_groupwise import GroupwiseOptions
 
 NUM_SNAPSHOTS = 24
-"""How often the probabilities are noted for the report."""
+"""Steps between two notes of the probabilities for the report."""
 MASKS_OVER_LORA = 10
-"""The masks' learning rate over that of LoRA, where a recipe says nothing."""
+"""The masks' learning rate over that of LoRA, by default."""
 
 
 class GroupwiseSearch:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 TOKENIZERS = ("tokenizer.json", "spiece.model")
-"""What a T5 tokenizer is saved as, of which one must be there."""
+"""Files that a T5 tokenizer is saved as, of which one must be there."""
 
 
 class T5Encoder(nn.Module):
@@ -87,7 +87,7 @@ class T5Encoder(nn.Module):
                 where=self.path,
                 mend="Load it with transformers once, and save_pretrained it into this folder",
             )
-        # Without these transformers makes up a tokenizer of a hundred pieces, and says nothing.
+        # Without these transformers makes up a tokenizer of a hundred pieces without a word.
         if not any((folder / name).is_file() for name in TOKENIZERS):
             raise UserError(
                 f"no tokenizer here ({' or '.join(TOKENIZERS)})",
@@ -126,7 +126,7 @@ class T5Encoder(nn.Module):
 
 
 class T5:
-    """What ``text: {use: t5}`` stands for."""
+    """The part ``text: {use: t5}``."""
 
     trainable = False
 

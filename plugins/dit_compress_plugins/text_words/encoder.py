@@ -82,7 +82,7 @@ class WordsEncoder(ModelMixin, ConfigMixin):
 
 
 class Words:
-    """What ``text: {use: words}`` stands for."""
+    """The part ``text: {use: words}``."""
 
     trainable = True
 

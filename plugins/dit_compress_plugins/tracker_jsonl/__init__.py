@@ -7,7 +7,7 @@ from dit_compress.plugin.options import Options, Plugin
 
 
 class JsonlOptions(Options):
-    """How often to write."""
+    """The interval of writing."""
 
     every: int = Field(1, ge=1, description="Steps between lines.")
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 
 class ExampleOptions(DistillOptions):
-    """What every training step has, and what this one adds. Change this: whatever your loss needs."""
+    """Options of every training step, and those that this one adds. Change this: whatever your loss needs."""
 
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="Share of captions dropped, which makes guidance work.")
 

@@ -28,7 +28,7 @@ class ExampleExport(ExportStep):
     """Step ``export: {use: example}``. The engine traces, proves and packs around these three methods."""
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """Say what any target objects to, and the operators that this one lacks. Asked before anything is trained."""
+        """List what any target objects to, and the operators that this one lacks. Asked before anything is trained."""
         from dit_compress.export.tracing import inspected, module_path, operator_name
 
         found, operators = inspected(component, profile)
@@ -40,7 +40,7 @@ class ExampleExport(ExportStep):
         ]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """Change this: call your converter on the traced program, and say what it wrote."""
+        """Change this: call your converter on the traced program, and list what it wrote."""
         from dit_compress.export import trace
 
         from dit_compress.scaffold.samples.export.graph import write_graph

@@ -8,7 +8,7 @@ from dit_compress.scaffold.samples.export.exporter import ExampleExport
 
 
 class TestExample(ExporterContract):
-    """What ``check``, ``lower`` and ``runner`` promise."""
+    """The promises of ``check``, ``lower`` and ``runner``."""
 
     def exporter(self) -> ExampleExport:
         """Change this: the options that shall be tested; one class for each set of them."""
