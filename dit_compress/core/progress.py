@@ -17,7 +17,7 @@ CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torch
 
 
 def hush() -> None:
-    """Let libraries log errors only, which would otherwise speak between the lines of a command."""
+    """Let libraries log errors only: warnings would stand between the lines of a command."""
     for name in CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _NUM_NAMED = 10
 """The number of broken lines or files that one error names."""
 _AT_A_TIME = 64
-"""Videos that are looked at before it is asked whether there is any use in going on."""
+"""Videos that are checked between two looks at whether too many are broken to go on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Clip:
 
 
 def split_of(caption: str, test_fraction: float) -> Split:
-    """Return the split a caption (or name) belongs to, by its hash: equal captions never part."""
+    """Return the split a caption (or name) belongs to, by its hash: equal captions share a split."""
     share = int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") / 2**64
     return "test" if share < test_fraction else "train"
 

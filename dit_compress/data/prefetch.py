@@ -46,13 +46,13 @@ class ClipStream:
         return np.stack(rows)
 
     def prefetch(self, index: Sequence[int]) -> None:
-        """Begin to decode the clips that will be asked for next; what was begun and is not among them is forgotten."""
+        """Begin to decode the clips that are read next; cancel those that were begun and are not among them."""
         for i in self._begun.keys() - set(index):
             self._begun.pop(i).cancel()
         self._begin(index)
 
     def close(self) -> None:
-        """Forget the batches that were not asked for."""
+        """Cancel the clips that were not read."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, index: Iterable[int]) -> None:

@@ -33,11 +33,11 @@ class Samples:
 
     @property
     def streamed(self) -> bool:
-        """Whether clips are decoded as they are asked for."""
+        """Whether clips are decoded as they are read."""
         return isinstance(self._x0, ClipStream)
 
     def prefetch(self, index: Sequence[int]) -> None:
-        """Begin to decode clips that will be asked for, where they are streamed."""
+        """Begin to decode clips that are read next, where they are streamed."""
         if isinstance(self._x0, ClipStream):
             self._x0.prefetch(index)
 

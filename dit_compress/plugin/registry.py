@@ -158,7 +158,7 @@ class Registry:
             self._break(source, _line(error), "Give the hook no arguments")
         except ModuleNotFoundError as error:
             self._break(source, _line(error), f"Install {error.name!r}, or uninstall {source.distribution!r}")
-        # A stranger's module may fail in any way, sys.exit included, and must not stop the others.
+        # A plugin's module may fail in any way, sys.exit included, and must not stop the others.
         except (Exception, SystemExit) as error:
             self._break(source, f"{type(error).__name__}: {_line(error)}", f"Mend or uninstall {source.distribution!r}")
         else:
@@ -173,7 +173,7 @@ class Registry:
                 try:
                     specs = function()
                     self._manager.add_hookspecs(specs)
-                # As in _load: a stranger's code.
+                # As in _load: a plugin's code.
                 except Exception as error:
                     self._break(source, f"its {hook} fail: {_line(error)}", "Return a class of new, marked hookspecs")
                 else:
@@ -194,7 +194,7 @@ class Registry:
     def _add_plugin(self, source: Source, module: ModuleType, kind: str, function: Callable[[], Any]) -> None:
         try:
             plugin = function()
-        # As in _load: a stranger's code.
+        # As in _load: a plugin's code.
         except Exception as error:
             self._break(
                 source,

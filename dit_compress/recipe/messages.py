@@ -92,7 +92,7 @@ def findings(error: ValidationError, data: Mapping[str, Any], options: type[Base
 
 
 def unknown_key(key: str, known: list[str], whose: str) -> tuple[str, str]:
-    """Return what and mend of a key that nobody knows."""
+    """Describe an unknown key: what and mend."""
     guess = closest(key, known)
     mend = f"Did you mean {guess!r}?" if guess else f"Known keys: {', '.join(known)}" if known else "It has no keys"
     return f"unknown key {key!r} in {whose}", mend

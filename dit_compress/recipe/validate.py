@@ -146,7 +146,7 @@ class Checker:
         return self.parts(slot.kind, value, place) if slot.many else self.part(slot.kind, value, place)
 
     def _mend_of_misplaced(self, kind: str, plugin: Plugin, place: Place) -> str | None:
-        """Return the mend where somebody wrote a key of the step among the options of its plugin."""
+        """Return the mend where a key of the step stands among the options of its plugin."""
         of_step = {"name", "input", *plugin.slots} - set(plugin.options.model_fields)
         if kind in self.registry.step_kinds and len(place) == 1 and place[0] in of_step:
             return f"It belongs to the step: write it beside '{kind}:', not inside"

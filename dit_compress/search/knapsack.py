@@ -29,7 +29,7 @@ class Knapsack:
     def solve(self, low: float, high: float, aim: np.ndarray, gap: float = 0.0) -> np.ndarray | None:
         """Find the entries (0, 1) that minimise ``aim`` with a price in [low, high]; None where there are none.
 
-        The solver's tolerance may let a price by that is out of bounds; such a choice is cut off and asked again.
+        The solver's tolerance may accept a price that is out of bounds; such a choice is excluded and solved again.
         """
         from scipy.optimize import LinearConstraint
 

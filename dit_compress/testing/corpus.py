@@ -265,7 +265,7 @@ def _on_fresh_inputs(case: Case, component: Component, exporter: Any, lowered: l
 
 
 def fresh(component: Component) -> dict[str, Tensor]:
-    """Make inputs of the same shapes that the proof never saw: values drawn anew, masks and numbers turned round."""
+    """Make inputs of the same shapes that the proof never saw: values drawn anew, masks and numbers inverted."""
     torch.manual_seed(99)
     found = {}
     for name, value in component.inputs.items():

@@ -93,7 +93,7 @@ class ExporterContract:
         assert all(isinstance(each, Diagnostic) and each.path and each.message and each.mend for each in errors)
 
     def test_check_writes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is asked before a run has a folder."""
+        """``check`` runs before a run has a folder."""
         monkeypatch.chdir(tmp_path)
         self.exporter().check(small(), self.profile)
         assert list(tmp_path.iterdir()) == []
@@ -190,7 +190,7 @@ class ExporterContract:
         assert found.stage == "right" or found.message
 
     def test_an_edited_device_exports_again(self) -> None:
-        """A profile of one's own counts by its content, not by its path."""
+        """A profile from a file counts by its content, not by its path."""
         options = type(self.exporter().options)
         wanted = 'write "device: Device" (from dit_compress.export import Device)'
         assert "device" not in options.model_fields or "device" in marked(options), wanted

@@ -190,7 +190,7 @@ def write_file(listed: Sequence[Piece], path: Path, metadata: Mapping[str, str])
 
 
 class Buffers:
-    """Memory used again and again: two buffers in turn for what is written, two for what is still to be cut."""
+    """Reused memory: two buffers in turn for what is written, two for what is still to be cut."""
 
     def __init__(self) -> None:
         self._turns = {"written": 0, "scratch": 0}

@@ -1,4 +1,4 @@
-"""The world of moving shapes: its vocabulary, how a scene is drawn by lot, and its caption.
+"""The world of moving shapes: its vocabulary, how a scene is drawn at random, and its caption.
 
 Every attribute of a scene is spelled in its caption. Positions alone are free.
 

@@ -32,7 +32,7 @@ class ExamplePart:
 class ExampleDiscriminator(nn.Module):
     """``(latent_BCTHW, sigma_B, cond) → logits [B,S]``: real goes to −1 and below, fake to 1 and above.
 
-    ``trunk`` and ``frozen_blocks`` tell the loop where learning begins: R1 is taken there.
+    ``trunk`` and ``frozen_blocks`` show the loop where learning begins: R1 is taken there.
     """
 
     def __init__(self, generator: Denoiser, frozen_blocks: int, hidden: int) -> None:
