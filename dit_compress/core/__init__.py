@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, files, progress, randomness."""
+"""The ground of everything else: errors, files, progress, randomness."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """What was seen, where, and the mend. The command line prints it without a traceback and exits 2.
+    """An error with what was seen, where, and the mend. The command line prints it without a traceback and exits 2.
 
     Several independent problems travel together: ``UserError.join(errors)``.
     """
@@ -15,7 +15,7 @@ class UserError(Exception):
 
     @classmethod
     def join(cls, errors: list[UserError]) -> UserError:
-        """One error that carries all problems of several."""
+        """Join several errors into one that carries all their problems."""
         joined = cls("")
         joined.problems = [problem for error in errors for problem in error.problems]
         return joined
@@ -30,7 +30,7 @@ def _line(where: str, what: str, mend: str) -> str:
 
 
 def root_cause(error: BaseException) -> str:
-    """First line of the exception that started it."""
+    """Return the first line of the exception that started it."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -22,7 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex digest of a file."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -56,7 +56,7 @@ def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bo
 
 
 def sha256_content(path: Path, within: Sequence[str] = ()) -> str:
-    """Hex digest of what is in a file or folder, whatever it is called.
+    """Return the hex digest of what is in a file or folder, whatever it is called.
 
     within: of a folder that has any of these below it, only they count. Hidden files never do. A file that has not
     changed since this process read it (size, times, inode) is not read again.
@@ -81,12 +81,12 @@ def _sha256_known(path: Path, stamp: tuple[int, ...]) -> str:  # noqa: ARG001 - 
 
 
 def sha256_data(data: Any) -> str:
-    """Hex digest of JSON data, whatever the order of its keys."""
+    """Return the hex digest of JSON data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """JSON of a file; UserError where it is missing or broken."""
+    """Read the JSON of a file; raise a UserError where it is missing or broken."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -96,14 +96,14 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """JSON into a file, atomically."""
+    """Write JSON into a file, atomically."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full or read-only disk as one message."""
+    """Report a full or read-only disk in one message."""
     with full_disk(path):
         try:
             yield
@@ -115,7 +115,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """A full disk as one message, whoever was writing."""
+    """Report a full disk in one message, whoever was writing."""
     try:
         yield
     except Exception as error:
@@ -148,7 +148,7 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when everything in it is written and synced.
+    """Make a folder that appears under its name only when everything in it is written and synced.
 
     An existing folder of that name is replaced at the end. On an error nothing is left behind.
     """
@@ -181,7 +181,7 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """A copy of a folder made of hard links (plain copies where links can't be made)."""
+    """Copy a folder by hard links (plain copies where links can't be made)."""
     for item in sorted(source.rglob("*")):
         place = target / item.relative_to(source)
         if item.is_dir():

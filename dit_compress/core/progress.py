@@ -17,14 +17,14 @@ CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torch
 
 
 def hush() -> None:
-    """Only errors from libraries that would speak between the lines of a command."""
+    """Let libraries log errors only: warnings would stand between the lines of a command."""
     for name in CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without a library's progress bars, logs below critical ones, warnings and prints; its errors are exceptions."""
+    """Silence a library's progress bars, logs below critical ones, warnings and prints; its errors are exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0, *, silent: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar on stderr; call the given function once per unit, optionally with values to show.
+    """Show a bar on stderr; call the given function once per unit, optionally with values to show.
 
     silent: show none, as where another process does.
     """

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
-    """The generator of one stream at one place."""
+    """Return the generator of one stream at one place."""
     words = repr((int(seed), stream, *map(int, counters))).encode()
     key = np.frombuffer(hashlib.sha256(words).digest()[:16], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """The order in which an epoch visits the samples."""
+    """Return the order in which an epoch visits the samples."""
     return generator(seed, "order", epoch).permutation(num_samples)
 
 
@@ -37,25 +37,25 @@ class Streams:
         self.seed, self.step, self.sample, self.device = seed, step, list(sample), device
 
     def to(self, device: torch.device) -> Streams:
-        """The same numbers, given on a device."""
+        """Move the streams to a device; the numbers stay the same."""
         return Streams(self.seed, self.step, self.sample, device)
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal ``[B, *shape]``, float32."""
+        """Draw standard normal numbers ``[B, *shape]``, float32."""
         return self._draw(stream, lambda rng: rng.standard_normal(tuple(shape), dtype=np.float32))
 
     def uniform(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
-        """Uniform in [0, 1) ``[B, *shape]``, float32."""
+        """Draw uniform numbers in [0, 1), ``[B, *shape]``, float32."""
         return self._draw(stream, lambda rng: np.asarray(rng.random(tuple(shape), dtype=np.float32)))
 
     def positions(self, kind: str) -> Tensor:
-        """Places on the schedule, ``[B]`` in (0, 1): ``uniform`` or ``logit_normal``."""
+        """Draw places on the schedule, ``[B]`` in (0, 1): ``uniform`` or ``logit_normal``."""
         import torch
 
         return self.uniform("sigma") if kind == "uniform" else torch.sigmoid(self.normal("sigma", ()))
 
     def integers(self, stream: str, high: int) -> Tensor:
-        """Integers in 0 … high-1, ``[B]``."""
+        """Draw integers in 0 … high-1, ``[B]``."""
         return self._draw(stream, lambda rng: np.asarray(rng.integers(high)))
 
     def _draw(self, stream: str, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:

@@ -29,9 +29,9 @@ Split = Literal["train", "test"]
 _log = logging.getLogger(__name__)
 
 _NUM_NAMED = 10
-"""How many broken lines or files one error names."""
+"""The number of broken lines or files that one error names."""
 _AT_A_TIME = 64
-"""Videos that are looked at before it is asked whether there is any use in going on."""
+"""Videos that are checked between two looks at whether too many are broken to go on."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,18 @@ class Clip:
         return read_video(self.path, self.frames, self.size, self.fps)
 
     def record(self) -> dict[str, Any]:
-        """What is known of the clip, as JSON data."""
+        """Describe the clip as JSON data."""
         about = {"file": self.path.name, "caption": self.caption}
         return about if self.truth is None else {**about, "truth": dict(self.truth)}
 
     def identity(self) -> list[Any]:
-        """JSON that changes with the clip's pixels: the file's name, size and time, and what is taken of it."""
+        """Return JSON that changes with the clip's pixels: the file's name, size and time, and what is taken of it."""
         stat = self.path.stat()
         return [self.path.name, stat.st_size, stat.st_mtime_ns, self.frames, list(self.size), self.fps]
 
 
 def split_of(caption: str, test_fraction: float) -> Split:
-    """The split a caption (or name) belongs to, by its hash: equal captions never part."""
+    """Return the split a caption (or name) belongs to, by its hash: equal captions share a split."""
     share = int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") / 2**64
     return "test" if share < test_fraction else "train"
 
@@ -78,7 +78,7 @@ def split_of(caption: str, test_fraction: float) -> Split:
 def read_folder(
     folder: Path, *, frames: int, size: tuple[int, int], fps: float | None = None, leave_out: Collection[Path] = ()
 ) -> list[Clip]:
-    """The clips that a folder's ``captions.jsonl`` lists, in its order.
+    """Return the clips that a folder's ``captions.jsonl`` lists, in its order.
 
     Args:
         folder: mp4 files and ``captions.jsonl``.
@@ -156,7 +156,7 @@ def write_captions(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _records(folder: Path, problems: list[UserError]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, record) of each good line; the bad ones go to ``problems``."""
+    """Yield (file:line, record) of each good line; the bad ones go to ``problems``."""
     path = folder / CAPTIONS
     if not folder.is_dir():
         raise UserError("no such folder", where=str(folder), mend="Correct the path")
@@ -204,5 +204,5 @@ def _raise_all(problems: list[UserError]) -> None:
 
 
 def distinct(clips: Sequence[Clip]) -> list[Clip]:
-    """One clip per caption, in order."""
+    """Take one clip per caption, in order."""
     return list({clip.caption: clip for clip in reversed(clips)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""What training reads: pixels, latents and captions, encoded once and cached by content.
+"""The data that training reads: pixels, latents and captions, encoded once and cached by content.
 
 The name of a cache is a digest of everything it depends on (the codec's weights, the data manifest),
 so a stale one is never read: another digest is another name. Latents and embeddings lie in shards
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -> np.ndarray:
-    """All clips decoded once: uint8 ``[N,F,Y,X,3]``, memory-mapped."""
+    """Decode all clips once: uint8 ``[N,F,Y,X,3]``, memory-mapped."""
     if not path.is_file():
         _fill(path, len(clips), np.uint8, (clip.pixels()[None] for clip in clips), advance)
     return np.load(path, mmap_mode="r")
@@ -45,7 +45,7 @@ def encode_latents(
     workers: int = 1,
     device: torch.device = CPU,
 ) -> Writing:
-    """What it takes to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
+    """Prepare to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
 
     device: where ``codec`` is.
     """
@@ -73,7 +73,7 @@ def encode_latents(
 def encode_captions(
     folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any], device: torch.device = CPU
 ) -> Writing:
-    """What it takes to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each.
+    """Prepare to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each.
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """
@@ -99,7 +99,7 @@ def encode_captions(
 def _fill(path: Path, total: int, dtype: Any, parts: Any, advance: Callable[[], Any]) -> None:
     """Write consecutive parts into one .npy file that appears when it is whole.
 
-    Written, not mapped: a full disk kills whoever writes through a map.
+    Written, not mapped: a full disk kills a process that writes through a map.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial, partial.open("wb") as handle:

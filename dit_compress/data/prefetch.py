@@ -37,7 +37,7 @@ class ClipStream:
         return len(self.clips)
 
     def __getitem__(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Decoded clips, in the order asked for; whatever a clip raises."""
+        """Decode clips, in the order asked for; raise whatever a clip raises."""
         wanted = [int(i) for i in np.asarray(index)]
         self._begin(wanted)
         rows = [self._begun[i].result() for i in wanted]
@@ -46,13 +46,13 @@ class ClipStream:
         return np.stack(rows)
 
     def prefetch(self, index: Sequence[int]) -> None:
-        """Begin to decode the clips that will be asked for next; what was begun and is not among them is forgotten."""
+        """Begin to decode the clips that are read next; cancel those that were begun and are not among them."""
         for i in self._begun.keys() - set(index):
             self._begun.pop(i).cancel()
         self._begin(index)
 
     def close(self) -> None:
-        """Forget what nobody asked for."""
+        """Cancel the clips that were not read."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, index: Iterable[int]) -> None:

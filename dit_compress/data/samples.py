@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from dit_compress.data.prefetch import ClipStream
@@ -18,7 +19,7 @@ class Rows(Protocol):
     """Samples' tensors by index: an array, a tensor, a stream of clips, a column of shards."""
 
     def __getitem__(self, index: Any, /) -> Any:
-        """Rows ``[B, …]``."""
+        """Return rows ``[B, …]``."""
 
 
 class Samples:
@@ -32,25 +33,25 @@ class Samples:
 
     @property
     def streamed(self) -> bool:
-        """Whether clips are decoded as they are asked for."""
+        """Whether clips are decoded as they are read."""
         return isinstance(self._x0, ClipStream)
 
     def prefetch(self, index: Sequence[int]) -> None:
-        """Begin to decode clips that will be asked for, where they are streamed."""
+        """Begin to decode clips that are read next, where they are streamed."""
         if isinstance(self._x0, ClipStream):
             self._x0.prefetch(index)
 
     def x0(self, index: Sequence[int]) -> Tensor:
-        """Latents ``[B,C,T,H,W]``, or video ``[B,3,F,Y,X]`` in [-1, 1]."""
+        """Return latents ``[B,C,T,H,W]``, or video ``[B,3,F,Y,X]`` in [-1, 1]."""
         taken = _rows(self._x0, index)
         return to_video(taken) if self._pixels else taken
 
     def captions(self, index: Sequence[int]) -> list[str]:
-        """The captions."""
+        """Return the captions."""
         return [self._captions[i] for i in index]
 
     def tokens(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """The text encoder's tokens (or cached embeddings), leading B."""
+        """Return the text encoder's tokens (or cached embeddings), leading B."""
         return {name: _rows(value, index) for name, value in self._tokens.items()}
 
 
@@ -60,11 +61,11 @@ def _rows(source: Rows, index: Sequence[int]) -> Tensor:
 
 
 def to_video(pixels_BFYX3: Tensor) -> Tensor:
-    """uint8 ``[B,F,Y,X,3]`` → float ``[B,3,F,Y,X]`` in [-1, 1]."""
-    return pixels_BFYX3.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    """Turn uint8 ``[B,F,Y,X,3]`` into float ``[B,3,F,Y,X]`` in [-1, 1]."""
+    return rearrange(pixels_BFYX3, "B F Y X c -> B c F Y X").float() / 127.5 - 1
 
 
 def to_pixels(video_BCFYX: Tensor) -> np.ndarray:
-    """Float ``[B,3,F,Y,X]`` in [-1, 1] → uint8 ``[B,F,Y,X,3]``."""
+    """Turn float ``[B,3,F,Y,X]`` in [-1, 1] into uint8 ``[B,F,Y,X,3]``."""
     scaled = ((video_BCFYX.clamp(-1, 1) + 1) * 127.5).round()
-    return scaled.permute(0, 2, 3, 4, 1).to(torch.uint8).cpu().numpy()
+    return rearrange(scaled, "B c F Y X -> B F Y X c").to(torch.uint8).cpu().numpy()

@@ -23,7 +23,7 @@ SHARD_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Writing:
-    """What is to be encoded into a folder.
+    """The samples to encode into a folder, and how.
 
     folder: where the shards go.
     made_by: digests of what encodes them; JSON.
@@ -43,13 +43,13 @@ class Writing:
     bytes_per_sample: int
 
     def ranges(self) -> list[tuple[int, int]]:
-        """First and last sample of every shard; whole batches to a shard."""
+        """Return first and last sample of every shard; whole batches to a shard."""
         size = max(1, SHARD_BYTES // max(1, self.bytes_per_sample) // self.batch) * self.batch
         total = len(self.samples)
         return [(first, min(first + size, total)) for first in range(0, total, size)]
 
     def path(self, first: int, last: int) -> Path:
-        """The file of one shard."""
+        """Return the file of one shard."""
         key = sha256_data([dict(self.made_by), list(self.identities[first:last]), self.batch])
         return self.folder / f"{key[:32]}.safetensors"
 
@@ -98,11 +98,11 @@ def write_together(
 
 
 def _nothing() -> None:
-    """No progress to show."""
+    """Show no progress."""
 
 
 def _take_over(path: Path) -> bool:
-    """Link the shard from a folder beside this one, where that holds it: the key says that it is the same."""
+    """Link the shard from a folder beside this one, where that holds it: an equal key means equal content."""
     for twin in path.parent.parent.glob(f"*/{path.name}"):
         try:
             os.link(twin, path)
@@ -137,7 +137,7 @@ def _need_finite(rows: np.ndarray, name: str, writing: Writing, start: int) -> N
 
 
 def _index(writing: Writing, paths: Sequence[Path]) -> dict[str, Any]:
-    """What ``index.json`` says. Checksums that it says already are taken over: a shard's name is its content."""
+    """Make the data of ``index.json``; checksums that it has already are taken over: a shard's name is its content."""
     path = writing.folder / INDEX
     known = {entry["file"]: entry for entry in read_json(path)["shards"]} if path.is_file() else {}
     entries = []
@@ -156,5 +156,5 @@ def _index(writing: Writing, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def count_bytes(shapes: Sequence[Sequence[int]], itemsize: int = 4) -> int:
-    """Bytes of one sample's tensors."""
+    """Count the bytes of one sample's tensors."""
     return sum(itemsize * int(np.prod(list(shape))) for shape in shapes)

@@ -41,7 +41,7 @@ class Shards:
     """A folder of shards, opened for reading."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the index; UserError where it is missing or a shard is not as it says."""
+        """Read the index; UserError where it is missing or a shard does not agree with it."""
         if not (folder / INDEX).is_file():
             raise UserError(
                 f"no encoded samples here ({INDEX} is missing)",
@@ -62,11 +62,11 @@ class Shards:
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What encoded the samples."""
+        """The encoder of the samples."""
         return self.index["made_by"]
 
     def need(self, made_by: Mapping[str, Any]) -> Shards:
-        """These shards; UserError unless they were encoded by what is named."""
+        """Return these shards; raise a UserError unless they were encoded by what is named."""
         for what, digest in made_by.items():
             if self.made_by.get(what) != digest:
                 raise UserError(
@@ -78,16 +78,16 @@ class Shards:
         return self
 
     def names(self) -> list[str]:
-        """Names of the tensors."""
+        """Return the names of the tensors."""
         return sorted(_opened(str(self.folder / self.index["shards"][0]["file"])).keys())
 
     def verify(self) -> None:
-        """UserError unless every shard has the checksum written."""
+        """Raise a UserError unless every shard has the checksum written."""
         for entry in self.index["shards"]:
             check_file(self.folder / entry["file"], entry, _AGAIN)
 
     def samples(self) -> list[dict[str, Any]]:
-        """One record per sample."""
+        """Return one record per sample."""
         lines = (self.folder / SAMPLES).read_text("utf-8").splitlines()
         records = [json.loads(line) for line in lines]
         if sha256_data(records) != self.index["samples"]:
@@ -95,23 +95,23 @@ class Shards:
         return records
 
     def column(self, name: str, places: Sequence[int] | None = None) -> Column:
-        """The tensors of one name, of all samples or of those at ``places``."""
+        """Return the tensors of one name, of all samples or of those at ``places``."""
         return Column(self, name, np.arange(len(self)) if places is None else np.asarray(places, dtype=np.int64))
 
     def row(self, name: str, place: int) -> Tensor:
-        """One sample's tensor ``[1, …]``."""
+        """Return one sample's tensor ``[1, …]``."""
         shard = int(np.searchsorted(self._ends, place, side="right"))
         entry = self.index["shards"][shard]
         inside = place - (self._ends[shard] - entry["count"])
         return _opened(str(self.folder / entry["file"])).get_slice(name)[inside : inside + 1]
 
     def all(self, name: str) -> Iterator[Tensor]:
-        """The tensors of one name, shard by shard."""
+        """Yield the tensors of one name, shard by shard."""
         for entry in self.index["shards"]:
             yield _opened(str(self.folder / entry["file"])).get_tensor(name)
 
     def where(self, place: int) -> str:
-        """The file that holds a sample."""
+        """Return the file that holds a sample."""
         return str(self.folder / self.index["shards"][int(np.searchsorted(self._ends, place, side="right"))]["file"])
 
 
@@ -128,7 +128,7 @@ class Column:
         return len(self.places)
 
     def __getitem__(self, index: Sequence[int] | np.ndarray) -> Tensor:
-        """Rows ``[B, …]``; UserError where one is not finite."""
+        """Return rows ``[B, …]``; raise a UserError where one is not finite."""
         wanted = torch.as_tensor(np.asarray(index))
         if self._rows is not None:
             rows = self._rows[wanted]
@@ -146,7 +146,7 @@ class Column:
 
 @lru_cache(maxsize=32)
 def _opened(path: str) -> Any:
-    """A shard mapped into memory."""
+    """Map a shard into memory."""
     from safetensors import safe_open
 
     return safe_open(path, framework="pt")

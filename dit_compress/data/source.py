@@ -26,27 +26,27 @@ class Data(Protocol):
         """Write what must be written once (``cache`` is content-addressed by the options)."""
 
     def manifest(self, cache: Path) -> Sequence[Mapping[str, Any]]:
-        """One JSON record per sample: path, size, caption. Part of every step key that reads data."""
+        """Return one JSON record per sample: path, size, caption. Part of every step key that reads data."""
 
     def clips(self, cache: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
-        """The samples; a clip's pixels are decoded when asked for."""
+        """Return the samples; a clip's pixels are decoded when asked for."""
 
 
 class EncodedData(Data, Protocol):
     """Clips of which only the latents are there: ``pixels()`` of its clips raises."""
 
     def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows:
-        """Latents ``[C,T,H,W]`` by index, in the order of ``clips``; UserError unless ``vae`` encoded them.
+        """Return latents ``[C,T,H,W]`` by index, in the order of ``clips``; UserError unless ``vae`` encoded them.
 
         ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it.
         """
 
 
 def manifest_digest(source: Data, folder: Path) -> str:
-    """Digest of what a data source holds now."""
+    """Return the digest of what a data source holds now."""
     return sha256_data([dict(record) for record in source.manifest(folder)])
 
 
 def data_folder(cache: Path, part: Part) -> Path:
-    """The content-addressed folder of a data part: another world, another folder."""
+    """Return the content-addressed folder of a data part: another world, another folder."""
     return cache / f"data-{sha256_data([part.as_data(), part.plugin.revision])[:16]}"

@@ -27,7 +27,7 @@ _ENCODER = {"crf": "10", "preset": "veryfast", "x264-params": _X264}
 
 
 def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None = None) -> np.ndarray:
-    """The first frames of a video at a frame rate, upright, resized to cover ``size`` and cropped at the centre.
+    """Read the first frames of a video at a frame rate, upright, resized to cover ``size`` and cropped at the centre.
 
     Args:
         path: any file that FFmpeg reads.
@@ -71,7 +71,7 @@ def check_video(path: Path, frames: int = 1, fps: float | None = None) -> None:
 
 
 def _surely_has(path: Path, frames: int, fps: float | None) -> bool:
-    """Whether the packets alone show that there is a frame more than wanted."""
+    """Tell whether the packets alone show that there is a frame more than wanted."""
     import av
 
     count, first, last = 0, None, 0.0
@@ -88,7 +88,7 @@ def _surely_has(path: Path, frames: int, fps: float | None) -> bool:
 
 
 def _need_frames(path: Path, count: int, frames: int, fps: float | None) -> None:
-    """UserError where a video is too short."""
+    """Raise a UserError where a video is too short."""
     if count < frames:
         rate = "" if fps is None else f" at {fps:g} frames a second"
         raise UserError(
@@ -99,7 +99,7 @@ def _need_frames(path: Path, count: int, frames: int, fps: float | None) -> None
 
 
 def _shown(container: av.container.InputContainer, path: Path, fps: float | None) -> Iterator[tuple[float, Any]]:
-    """The file's frames at a rate."""
+    """Yield the file's frames at a rate."""
     decoded = _decode(container, path)
     return decoded if fps is None else _resample(decoded, fps)
 
@@ -140,7 +140,7 @@ def _encode(path: Path, frames_FYX3: np.ndarray, fps: float) -> None:
 
 
 def _decode(container: av.container.InputContainer, path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Seconds since the first frame, and the frame."""
+    """Yield seconds since the first frame, and the frame."""
     if not container.streams.video:
         raise UserError("the file holds no video", where=str(path), mend=_MEND_BROKEN)
     stream = container.streams.video[0]
@@ -154,7 +154,7 @@ def _decode(container: av.container.InputContainer, path: Path) -> Iterator[tupl
 
 
 def _resample(decoded: Iterable[tuple[float, av.VideoFrame]], fps: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """At each moment k / fps the frame that is on screen then; the last one stays as long as the one before."""
+    """Yield at each moment k / fps the frame that is on screen then; the last one stays as long as the one before."""
     shown, since, lasts, count, slack = None, 0.0, 0.0, 0, 1e-3
     for seconds, frame in decoded:
         while shown is not None and count / fps < seconds - slack:
@@ -167,7 +167,7 @@ def _resample(decoded: Iterable[tuple[float, av.VideoFrame]], fps: float) -> Ite
 
 
 def _fit(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """Turn as the file says, resize to cover ``size``, keeping the aspect, and crop the centre: ``[Y,X,3]``.
+    """Turn as the file demands, resize to cover ``size``, keeping the aspect, and crop the centre: ``[Y,X,3]``.
 
     Telephones store what was filmed upright as it came from the sensor, lying, with a note how to turn it.
     """
@@ -205,7 +205,7 @@ class Gallery:
         self.captions: list[str] = []
 
     def add(self, caption: str, columns: Mapping[str, np.ndarray]) -> None:
-        """One row: uint8 videos ``[F,Y,X,3]`` by the column they belong to; ignored once there are enough rows."""
+        """Add one row: uint8 videos ``[F,Y,X,3]`` by the column they belong to; ignored once there are enough rows."""
         if caption in self.captions or len(self.captions) >= NUM_CAPTIONS:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -217,5 +217,5 @@ class Gallery:
         write_json(self.folder / "videos.json", self.index)
 
     def files(self) -> dict[str, str]:
-        """What a step's result says of them."""
+        """Name the files for a step's result."""
         return {"videos": "videos/videos.json"} if self.index else {}

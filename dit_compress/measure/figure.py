@@ -18,7 +18,7 @@ STYLES = (("#0b6e99", "o", "-"), ("#b5541c", "s", "--"), ("#3a7d44", "^", "-."),
 
 
 def four_panels(report: Mapping[str, Any], path: Path) -> None:
-    """Draw a sensitivity report as PNG (or whatever the path's ending says)."""
+    """Draw a sensitivity report as PNG (or in the format of the path's ending)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 6.0), layout="constrained")

@@ -23,7 +23,7 @@ class Latency:
 
 
 def latency(call: Callable[[], object], runs: int = 50, warmup: int = 5, budget_s: float = 30.0) -> Latency:
-    """Median of ``runs`` calls after ``warmup``; fewer (at least 3) where ``budget_s`` is spent."""
+    """Return the median of ``runs`` calls after ``warmup``; fewer (at least 3) where ``budget_s`` is spent."""
     for _ in range(warmup):
         call()
     times: list[float] = []
@@ -34,7 +34,7 @@ def latency(call: Callable[[], object], runs: int = 50, warmup: int = 5, budget_
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call, the accelerator's work included."""
+    """Time one call in seconds, the accelerator's work included."""
     import torch
 
     start = time.perf_counter()
@@ -45,7 +45,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn after one warm-up each, so that drift hits all alike."""
+    """Time calls in seconds, taken in turn after one warm-up each, so that drift hits all alike."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -56,7 +56,7 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def machine() -> str:
-    """What times are measured on: the accelerator's name, or the processor's and the number of threads."""
+    """Name what times are measured on: the accelerator, or the processor and the number of threads."""
     import torch
 
     if torch.cuda.is_available():

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
+    """Count the bytes of parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def peak_bytes(module: nn.Module, call: Callable[[], object]) -> int:
-    """Weights and the most that a call's own tensors hold at once; works on the meta device, too."""
+    """Count weights and the most that a call's own tensors hold at once; works on the meta device, too."""
     with LiveBytes() as live:
         call()
     return weight_bytes(module) + live.peak

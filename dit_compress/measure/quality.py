@@ -36,7 +36,7 @@ class Grid:
 
     @torch.no_grad()
     def loss(self, denoiser: Denoiser) -> float:
-        """Mean squared error of the velocity over the grid; a function of the denoiser alone."""
+        """Return the mean squared error of the velocity over the grid; a function of the denoiser alone."""
         training = denoiser.training
         denoiser.eval()
         total = count = 0.0
@@ -48,13 +48,13 @@ class Grid:
 
 
 def sigmas(schedule: Flow, count: int = NUM_SIGMAS) -> list[float]:
-    """Noise levels of the grid: the middles of equal runs of the schedule."""
+    """Return the noise levels of the grid: the middles of equal runs of the schedule."""
     return [float(schedule.warp((place + 0.5) / count)) for place in range(count)]
 
 
 @torch.no_grad()
 def data_grid(samples: Samples, text: Captions, schedule: Flow, num_samples: int) -> Grid:
-    """Every clip at every noise level, each with noise of its own."""
+    """Make a grid of every clip at every noise level, each with noise of its own."""
     rows = []
     for first in range(0, min(num_samples, len(samples)), CHUNK):
         index = list(range(first, min(first + CHUNK, num_samples, len(samples))))
@@ -68,7 +68,7 @@ def data_grid(samples: Samples, text: Captions, schedule: Flow, num_samples: int
 
 @torch.no_grad()
 def drift_grid(denoiser: Denoiser, size_THW: tuple[int, int, int], num_samples: int, schedule: Flow) -> Grid:
-    """Without data: noise in, the whole model's velocity out; the loss is relative to its mean square."""
+    """Make a grid without data: noise in, the whole model's velocity out; the loss is relative to its mean square."""
     rows: list[Any] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

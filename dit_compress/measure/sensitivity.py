@@ -1,4 +1,4 @@
-"""Figure 3 of the paper: prune each level by and by, measure FLOPs, memory, latency and quality."""
+"""Figure 3 of the paper: prune each level step by step, measure FLOPs, memory, latency and quality."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     Choose = Callable[[Sequence[Axis], Mapping[str, int]], Kept]
 
 SHARES = (0.125, 0.25, 0.375, 0.5)
-"""What is removed of a level, where nothing else is asked for."""
+"""The shares of a level that are removed by default."""
 
 
 def quality_curves(
     denoiser: Denoiser, levels: Levels, choose: Choose, grid: Grid, shares: Sequence[float] = SHARES, *, each: bool
 ) -> dict[str, Any]:
-    """Loss with a share of each level masked; with ``each``, of each axis and without each block, too."""
+    """Measure the loss with a share of each level masked; with ``each``, of each axis and without each block, too."""
     every = [axis for axes in levels.values() for axis in axes]
 
     def loss(kept: Kept) -> float:
@@ -68,7 +68,7 @@ def quality_curves(
 
 
 def steps_of(axes: Sequence[Axis], shares: Sequence[float]) -> list[dict[str, int]]:
-    """Counts that stay, per share removed; shares that remove nothing, or the same again, are passed over."""
+    """List counts that stay, per share removed; shares that remove nothing, or the same again, are passed over."""
     widest = max(axis.units for axis in axes)
     counts = sorted({max(1, widest - round(share * widest)) for share in shares} - {widest}, reverse=True)
     return [{axis.name: proportional(count, widest, axis.units, 1) for axis in axes} for count in counts]
@@ -95,7 +95,7 @@ def measure(
 
 
 def caller(denoiser: Denoiser, size_THW: tuple[int, int, int]) -> Callable[[], object]:
-    """One call of the denoiser for one sample."""
+    """Return one call of the denoiser for one sample."""
     denoiser.eval()
     example = denoiser.example(1, size_THW)
 
@@ -107,7 +107,7 @@ def caller(denoiser: Denoiser, size_THW: tuple[int, int, int]) -> Callable[[], o
 
 
 def costs(denoiser: Denoiser, size_THW: tuple[int, int, int]) -> dict[str, float]:
-    """Parameters, peak memory and FLOPs; the denoiser ends on the meta device."""
+    """Count parameters, peak memory and FLOPs; the denoiser ends on the meta device."""
     memory = peak_bytes(denoiser, caller(denoiser, size_THW))
     params = count_parameters(denoiser.module)
     return {"params": params, "peak_memory_bytes": memory, "flops": count_flops(denoiser, size_THW)}

@@ -34,7 +34,7 @@ TEXT_LENGTH = 32
 def measured_table(
     denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int, int, int], rounds: int = 7
 ) -> dict[str, Any]:
-    """Seconds of one call for one sample, by piece; random weights stand in, the denoiser is on the meta device.
+    """Time one call for one sample, by piece, in seconds; random weights stand in for those on the meta device.
 
     Of every kind of block one is made, alone in its stack, and timed as it is and with half of each axis gone,
     in turn, so that drift of the machine hits both alike. Medians of ``rounds``.
@@ -58,7 +58,7 @@ def measured_table(
 def _time_block(
     denoiser: Denoiser, axes: Sequence[Axis], gate: Axis, index: int, size_THW: tuple[int, int, int], rounds: int
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of a block, and of one unit of each of its axes, by place; the units never weigh more than the block."""
+    """Time a block, and one unit of each of its axes, by place; the units never weigh more than the block."""
     alone: Kept = {other.name: (index if other is gate else 0,) for other in gates(axes).values()}
     calls = {"": _block_call(_variant(denoiser, axes, alone), gate, size_THW)}
     owned = inside(axes, gate, index)
@@ -76,7 +76,7 @@ def _time_block(
 
 
 def _time_outside(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int, int, int], rounds: int) -> float:
-    """Seconds of a call outside every stack: that of the model with one block in each, less these blocks."""
+    """Time a call outside every stack: that of the model with one block in each, less these blocks."""
     alone: Kept = {gate.name: (0,) for gate in gates(axes).values()}
     short = _variant(denoiser, axes, alone)
     calls = {gate.name: _block_call(short, gate, size_THW) for gate in gates(axes).values()}
@@ -91,7 +91,7 @@ def _time_outside(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int,
 
 
 def _variant(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Denoiser:
-    """A pruned copy, small random numbers for its weights."""
+    """Prune a copy, with small random numbers for its weights."""
     variant = copy.deepcopy(denoiser)
     compact(variant, axes, kept)
     variant.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
@@ -105,12 +105,12 @@ def _variant(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Denoiser:
 
 
 def _place(axis: Axis) -> str:
-    """Where an axis stands inside its block."""
+    """Return where an axis stands inside its block."""
     return axis.name.replace(f"{axis.stack}.{axis.block}", "", 1)
 
 
 def _block_call(denoiser: Denoiser, gate: Axis, size_THW: tuple[int, int, int]) -> Callable[[], object]:
-    """The one block that is left in the gate's stack, on the arguments it gets in a call of the whole."""
+    """Return a call of the one block left in the gate's stack, on the arguments it gets in a call of the whole."""
     assert gate.blocks is not None
     stack: Any = denoiser.module.get_submodule(gate.blocks.path)
     block = next(item for item in stack if any(True for _ in item.parameters()))
@@ -141,7 +141,7 @@ def _arguments(block: Any) -> Iterator[list[Any]]:
 
 
 def table_of(price: Price, axes: Sequence[Axis], size_THW: Sequence[int], machine_name: str) -> dict[str, Any]:
-    """The JSON data of a table."""
+    """Return the JSON data of a table."""
     return {
         "schema": SCHEMA,
         "machine": machine_name,
@@ -152,7 +152,7 @@ def table_of(price: Price, axes: Sequence[Axis], size_THW: Sequence[int], machin
 
 
 def read_table(path: Path, axes: Sequence[Axis], size_THW: Sequence[int], machine_name: str | None) -> Price:
-    """The price in a table's file. UserError where it is of another machine, size or model.
+    """Read the price in a table's file; raise a UserError where it is of another machine, size or model.
 
     ``machine_name``: the machine the budget is for; this one if None.
     """
@@ -187,7 +187,7 @@ def read_table(path: Path, axes: Sequence[Axis], size_THW: Sequence[int], machin
 
 
 def _lacking(data: Any) -> str:
-    """What a table's data lacks; empty where it is whole."""
+    """Name what a table's data lacks; empty where it is whole."""
     if not isinstance(data, dict):
         return "everything"
     wanted = {"machine": str, "size": list, "axes": dict, "fixed": int | float, "blocks": dict, "units": dict}

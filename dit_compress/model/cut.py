@@ -35,14 +35,14 @@ def compact(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> dict[str, A
 
 
 def masked_output(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Tensor:
-    """The example's velocity under the plan's masks."""
+    """Return the example's velocity under the plan's masks."""
     parameter = next(denoiser.module.parameters())
     with masked(denoiser.module, axes, hard_masks(axes, kept, parameter)):
         return example_output(denoiser)
 
 
 def example_output(denoiser: Denoiser) -> Tensor:
-    """Velocity of the denoiser's own example, a function of the model alone."""
+    """Return the velocity of the denoiser's own example, a function of the model alone."""
     training = denoiser.training
     denoiser.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -53,7 +53,7 @@ def example_output(denoiser: Denoiser) -> Tensor:
 
 
 def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
-    """A copy of the denoiser that ends after its first ``num_blocks`` blocks (Fig. 4 of the paper)."""
+    """Copy the denoiser up to its first ``num_blocks`` blocks (Fig. 4 of the paper)."""
     copied = shared_copy(denoiser)
     axis = block_axis(copied.structure().main)
     apply_edits(copied.module, compile_edits(copied.module, [axis], {axis.name: tuple(range(num_blocks))}))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Cond(Mapping[str, Tensor]):
-    """What a denoiser is told besides latent and sigma: named tensors with leading B.
+    """A denoiser's conditions besides latent and sigma: named tensors with leading B.
 
     ``null`` holds the same names with leading 1: what "no caption" looks like to the text encoder.
     """
@@ -44,7 +44,7 @@ class Cond(Mapping[str, Tensor]):
         return len(self.tensors)
 
     def drop(self, where_B: Tensor) -> Cond:
-        """The same with the caption removed where ``where_B`` is true."""
+        """Remove the caption where ``where_B`` is true."""
 
         def swap(name: str, value: Tensor) -> Tensor:
             where = where_B.reshape(-1, *[1] * (value.ndim - 1)).to(value.device)
@@ -53,15 +53,15 @@ class Cond(Mapping[str, Tensor]):
         return self._map(swap)
 
     def cat(self, other: Cond) -> Cond:
-        """Both along the batch."""
+        """Join both along the batch."""
         return self._map(lambda name, value: torch.cat([value, other[name]]))
 
     def take(self, index: Tensor | slice) -> Cond:
-        """Some of the batch."""
+        """Take some of the batch."""
         return self._map(lambda _, value: value[index])
 
     def to(self, *args: Any, **kwargs: Any) -> Cond:
-        """Moved (and, for floating tensors, cast) like ``Tensor.to``."""
+        """Move (and, for floating tensors, cast) like ``Tensor.to``."""
         moved = self._map(lambda _, value: value.to(*args, **kwargs))
         moved.null = {name: value.to(*args, **kwargs) for name, value in self.null.items()}
         return moved
@@ -91,17 +91,17 @@ class Denoiser(nn.Module):
 
     @abstractmethod
     def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the module for one call of the denoiser."""
+        """Return the arguments of the module for one call of the denoiser."""
 
     @abstractmethod
     def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
-        """The module's output as velocity ``[B,C,T,H,W]``, by exact change of variables."""
+        """Turn the module's output into velocity ``[B,C,T,H,W]``, by exact change of variables."""
 
     @abstractmethod
     def example(
         self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
     ) -> tuple[Tensor, Tensor, Cond]:
-        """Random ``(latent, sigma, cond)`` of the right shapes, on the module's device and dtype."""
+        """Draw ``(latent, sigma, cond)`` of the right shapes, on the module's device and dtype."""
 
     @property
     @abstractmethod
@@ -114,7 +114,7 @@ class Denoiser(nn.Module):
         """Latent cells per token along T, H, W."""
 
     def rope_tables(self, size_THW: tuple[int, int, int]) -> dict[str, Tensor]:  # noqa: ARG002 - the contract
-        """What the module rotates queries and keys by, by name, for a latent of that size; empty where it tells none.
+        """Return the tables that rotate queries and keys, by name, for a latent of that size; empty where unknown.
 
         They are constants of an exported step; the package holds them as a file for engines written by hand.
         """
@@ -123,12 +123,12 @@ class Denoiser(nn.Module):
     # -- what the engine gives
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
-        """Velocity at ``sigma`` (``[B]``, in [0, 1])."""
+        """Return the velocity at ``sigma`` (``[B]``, in [0, 1])."""
         args, kwargs = self.call(latent_BCTHW, sigma_B, cond)
         return self.velocity(self.module(*args, **kwargs), latent_BCTHW, sigma_B)
 
     def structure(self) -> Structure:
-        """Stacks, attentions and feed-forwards of the module; found once, until it is edited."""
+        """Find stacks, attentions and feed-forwards of the module; once, until it is edited."""
         from dit_compress.model.denoiser import discover
 
         if self._structure is None:
@@ -136,13 +136,13 @@ class Denoiser(nn.Module):
         return self._structure
 
     def forget_structure(self) -> None:
-        """To be called after an edit of the module."""
+        """Forget the structure; call this after an edit of the module."""
         self._structure = None
 
     def features(
         self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond, at: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Velocity, and the stream ``[B,S,D]`` after the blocks ``at`` (positions in the main stack)."""
+        """Return the velocity, and the stream ``[B,S,D]`` after the blocks ``at`` (positions in the main stack)."""
         with self.tapped(at) as taken:
             output = self(latent_BCTHW, sigma_B, cond)
         return output, taken
@@ -199,29 +199,29 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def stream_width(self) -> int:
-        """Width D of the main stream, seen on one example."""
+        """Return the width D of the main stream, seen on one example."""
         _, taken = self.features(*self.example(1, self.example_size), at=[0])
         return taken[0].shape[-1]
 
     def tokens(self, size_THW: tuple[int, int, int]) -> int:
-        """Tokens S of a latent of this size."""
+        """Count the tokens S of a latent of this size."""
         t, h, w = (size // patch for size, patch in zip(size_THW, self.patch, strict=True))
         return t * h * w
 
 
 def discover(denoiser: Denoiser) -> Structure:
-    """Structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
+    """Find the structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
     return observe(denoiser.module, first_call(denoiser))
 
 
 def find_stacks_of(denoiser: Denoiser) -> tuple[Stack, ...]:
-    """The stacks alone: nothing inside a block is probed. Raises what the module raises without its weights."""
+    """Find the stacks alone: nothing inside a block is probed. Raises what the module raises without its weights."""
     _, (found, _) = replicated(denoiser.module, first_call(denoiser))
     return tuple(item.stack for item in found)
 
 
 def first_call(denoiser: Denoiser) -> Call:
-    """How the denoiser calls its module on its example, on the CPU. Neither the module nor its weights are touched."""
+    """Record how the denoiser calls its module on its example, on the CPU. The module stays untouched."""
     stand_in = copy.copy(denoiser)
     own = stand_in._modules  # noqa: SLF001 - a copy shares its children with the original
     stand_in.__dict__["_modules"] = {**own, "module": hollow_copy(denoiser.module)}

@@ -24,12 +24,12 @@ class UncountableError(UserError):
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters of a module, shared ones once."""
+    """Count the parameters of a module, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def describe(spec: Spec) -> dict[str, Any]:
-    """Figures of a bundle without its weights: parameters, tokens, FLOPs of one denoiser call, memory.
+    """Describe a bundle without its weights: parameters, tokens, FLOPs of one denoiser call, memory.
 
     ``flops`` counts multiply and add as two, attention included, for one sample. ``memory_bytes`` is
     what weights (bf16) and the largest activations of one call need; ``train_bytes`` what fp32 AdamW
@@ -60,7 +60,7 @@ def describe(spec: Spec) -> dict[str, Any]:
 
 
 def count_flops(denoiser: Denoiser, size_THW: tuple[int, int, int], text_length: int = 32) -> int:
-    """FLOPs of one call for one sample, attention included, counted on the meta device.
+    """Count FLOPs of one call for one sample, attention included, on the meta device.
 
     Raises:
         UncountableError: the network does not run there: it looks at the values of its tensors.

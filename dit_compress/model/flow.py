@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 def expand(sigma_B: Tensor, like: Tensor) -> Tensor:
-    """Sigma ``[B]`` (or ``[B,T]``) shaped to multiply a latent ``[B,C,T,H,W]``."""
+    """Shape sigma ``[B]`` (or ``[B,T]``) to multiply a latent ``[B,C,T,H,W]``."""
     if sigma_B.ndim == 2:
         return sigma_B[:, None, :, None, None].to(like.dtype)
     return sigma_B.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
 
 
 def interpolate(x0: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
-    """``(1 - sigma)·x0 + sigma·noise`` (Eq. 1)."""
+    """Return ``(1 - sigma)·x0 + sigma·noise`` (Eq. 1)."""
     sigma = expand(sigma_B, x0)
     return (1 - sigma) * x0 + sigma * noise
 
 
 def velocity(x0: Tensor, noise: Tensor) -> Tensor:
-    """``noise - x0``, the target of Eq. 2."""
+    """Return ``noise - x0``, the target of Eq. 2."""
     return noise - x0
 
 
 def predict_x0(x_sigma: Tensor, velocity: Tensor, sigma_B: Tensor) -> Tensor:
-    """The clean latent a velocity points to: ``x_sigma - sigma·v``."""
+    """Return the clean latent a velocity points to: ``x_sigma - sigma·v``."""
     return x_sigma - expand(sigma_B, x_sigma) * velocity
 
 
 def jump(x_sigma: Tensor, velocity: Tensor, sigma_B: Tensor, to_B: Tensor) -> Tensor:
-    """One Euler step, ``x_t + (t' - t)·v`` (the generated sample of Eq. 7)."""
+    """Return one Euler step, ``x_t + (t' - t)·v`` (the generated sample of Eq. 7)."""
     return x_sigma + expand(to_B - sigma_B, x_sigma) * velocity
 
 
@@ -59,26 +59,26 @@ class Flow:
     guidance: float = 4.0
 
     def warp(self, u: Any) -> Any:
-        """Uniform position → sigma; a number or a tensor."""
+        """Map a uniform position to sigma; a number or a tensor."""
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def sigmas(self, num_steps: int | None = None) -> tuple[float, ...]:
-        """``num_steps + 1`` decreasing sigmas from 1 to 0; the grid T1 … TN of Eq. 7 and a final 0."""
+        """Return ``num_steps + 1`` decreasing sigmas from 1 to 0; the grid T1 … TN of Eq. 7 and a final 0."""
         count = num_steps or self.num_steps
         return tuple(self.warp(1 - i / count) for i in range(count + 1))
 
     def as_data(self) -> dict[str, Any]:
-        """The settings as bundle.json holds them, the sigmas included."""
+        """Return the settings as bundle.json holds them, the sigmas included."""
         return {**asdict(self), "sigmas": list(self.sigmas())}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Flow:
-        """Settings read back from bundle.json."""
+        """Read settings back from bundle.json."""
         return cls(shift=data["shift"], num_steps=data["num_steps"], guidance=data["guidance"])
 
 
 def guided(denoiser: Denoiser, x: Tensor, sigma_B: Tensor, cond: Cond, guidance: float) -> Tensor:
-    """Velocity with classifier-free guidance as one doubled batch; plain at guidance 1."""
+    """Return the velocity with classifier-free guidance as one doubled batch; plain at guidance 1."""
     import torch
 
     if guidance == 1.0:
@@ -90,7 +90,7 @@ def guided(denoiser: Denoiser, x: Tensor, sigma_B: Tensor, cond: Cond, guidance:
 
 
 def euler(denoiser: Denoiser, noise: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0) -> Tensor:
-    """Euler sampler from noise at ``sigmas[0]`` to ``sigmas[-1]``; differentiable."""
+    """Sample by Euler steps from noise at ``sigmas[0]`` to ``sigmas[-1]``; differentiable."""
     import torch
 
     x = noise

@@ -1,4 +1,4 @@
-"""What a folder of weights says of its own licence: the model card's front matter, or a key of its JSON files."""
+"""The licence that a folder of weights states: the model card's front matter, or a key of its JSON files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _FENCE = "---"
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence that a model's or a pipeline's folder states, None where it states none.
+    """Return the licence that a model's or a pipeline's folder states, None where it states none.
 
     Looked for in the front matter of ``README.md`` (``license``; with ``other`` its ``license_name``, and
     ``license_link`` behind it), then as ``license`` in ``model_index.json`` and ``config.json``; for a component of a
-    pipeline in the pipeline's folder, too. A file that can't be read states nothing: it hinders nobody.
+    pipeline in the pipeline's folder, too. A file that can't be read states nothing, and is no error.
     """
     places = [folder, *([folder.parent] if (folder.parent / INDEX).is_file() else [])]
     for place in places:
         for stated in (_card(place / CARD), *(_json(place / name) for name in (INDEX, CONFIG))):
-            if found := _told(stated):
+            if found := _licence_in(stated):
                 return found
     return None
 
 
-def _told(stated: Any) -> str | None:
-    """``apache-2.0``, or ``ltxv (https://…)`` where the card says ``other``."""
+def _licence_in(stated: Any) -> str | None:
+    """Return ``apache-2.0``, or ``ltxv (https://…)`` where the card names it ``other``."""
     if not isinstance(stated, dict):
         return None
     given = stated.get("license")
@@ -36,12 +36,12 @@ def _told(stated: Any) -> str | None:
     if names == ["other"] and isinstance(stated.get("license_name"), str):
         names = [stated["license_name"]]
     link = stated.get("license_link")
-    told = ", ".join(names)
-    return f"{told} ({link})" if told and isinstance(link, str) else told or None
+    name = ", ".join(names)
+    return f"{name} ({link})" if name and isinstance(link, str) else name or None
 
 
 def _card(path: Path) -> Any:
-    """The front matter of a model card."""
+    """Read the front matter of a model card."""
     import yaml
 
     try:

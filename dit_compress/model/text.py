@@ -27,12 +27,12 @@ class Captions(nn.Module):
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Cond:
-        """Tokens (or cached embeddings) → conditions."""
+        """Turn tokens (or cached embeddings) into conditions."""
         encoded = tokens if "embedding" in tokens else self.encoder(self._placed(tokens))
         return Cond(dict(encoded), self.null())
 
     def null(self) -> dict[str, Tensor]:
-        """The empty caption, leading 1; computed once while the encoder is frozen."""
+        """Return the empty caption, leading 1; computed once while the encoder is frozen."""
         if not self.frozen:
             return self.encoder(self._placed(self.encoder.tokenize([""])))
         if self._null is None:
@@ -42,10 +42,10 @@ class Captions(nn.Module):
         return self._null
 
     def cond(self, captions: Sequence[str]) -> Cond:
-        """Captions → conditions."""
+        """Turn captions into conditions."""
         return self(self._placed(self.encoder.tokenize(captions)))
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Where the encoder is."""
+        """Move tensors to the encoder's device."""
         device = next((parameter.device for parameter in self.encoder.parameters()), None)
         return {name: value if device is None else value.to(device) for name, value in tensors.items()}

@@ -1,1 +1,1 @@
-"""What a plugin is, which kinds there are, and how they are found. Imports no torch."""
+"""Plugins: what one is, which kinds there are, and how they are found. Imports no torch."""

@@ -17,7 +17,7 @@ PROJECT = "dit_compress"
 GROUP = "dit_compress.plugins"
 
 NOTED = "__dit_compress_hooks__"
-"""Where a module notes its hooks."""
+"""The attribute in which a module notes its hooks."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -79,7 +79,7 @@ class PartHooks:
 
     @hookspec
     def data(self) -> Plugin:
-        """Captioned clips; see :class:`Data`."""
+        """Give captioned clips; see :class:`Data`."""
 
     @hookspec
     def granularity(self) -> Plugin:
@@ -103,18 +103,18 @@ class PartHooks:
 
 
 class KindHooks:
-    """How a plugin adds kinds of its own: a class like the two above, each method marked with ``hookspec``.
+    """Hooks by which a plugin adds kinds: a class like the two above, each method marked with ``hookspec``.
 
     Any plugin may then implement them, and any option hold such a part: ``Slot("my_kind")``.
     """
 
     @hookspec
     def step_kinds(self) -> type:
-        """A class of hookspecs, one per new kind of step."""
+        """Add kinds of steps: a class of hookspecs, one per kind."""
 
     @hookspec
     def part_kinds(self) -> type:
-        """A class of hookspecs, one per new kind of part."""
+        """Add kinds of parts: a class of hookspecs, one per kind."""
 
 
 STEP_KINDS = tuple(name for name in vars(StepHooks) if not name.startswith("_"))

@@ -1,4 +1,4 @@
-"""What a plugin says of itself: name, options, where its code is; and the options' marks for parts and files."""
+"""A plugin's description of itself: name, options, where its code is; and the options' marks for parts and files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Options(BaseModel):
 class Plugin:
     """One plugin, described without importing its code.
 
-    name: the word a recipe says after ``use:``.
-    options: what a recipe may say beside it.
+    name: the word that a recipe has after ``use:``.
+    options: what a recipe may set beside it.
     load: ``package.module:Class``, imported when the plugin is used.
     revision: raised when equal options and inputs give other results.
     requires: import names it needs beyond the core, checked before a run.
@@ -70,7 +70,7 @@ class File:
     within: tuple[str, ...] = ()
 
     def content(self, value: str) -> str:
-        """The sha256 of what a value names; the value where it names nothing."""
+        """Return the sha256 of what a value names; the value itself where it names nothing."""
         path = Path(value)
         return sha256_content(path, self.within) if path.exists() else value
 
@@ -86,12 +86,12 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The plugin's name, as recipes say it."""
+        """The plugin's name, as recipes have it."""
         return self.plugin.name
 
     @property
     def together(self) -> list[Part]:
-        """What of a step trains on every process: the part itself, parts in its options."""
+        """Everything of a step that trains on every process: the part itself, parts in its options."""
         held = [getattr(self.options, name) for name in slots_of(type(self.options))]
         parts = [self, *(part for part in held if isinstance(part, Part))]
         return [part for part in parts if part.plugin.world == "all"]
@@ -101,7 +101,7 @@ class Part:
         return load_object(self.plugin.load)(self.options)
 
     def as_data(self, *, contents: bool = False) -> dict[str, Any]:
-        """The part as a recipe would say it, with every default; ``contents`` as for :func:`options_as_data`."""
+        """Return the part as a recipe would write it, defaults included; ``contents`` as in :func:`options_as_data`."""
         return {"use": self.name, **options_as_data(self.options, contents=contents)}
 
 
@@ -110,7 +110,7 @@ PartField = InstanceOf[Part]
 
 
 def slots_of(options: type[Options]) -> dict[str, Slot]:
-    """The options that hold parts, by field name."""
+    """Return the options that hold parts, by field name."""
     found = {}
     for name, info in options.model_fields.items():
         for mark in info.metadata:
@@ -120,7 +120,7 @@ def slots_of(options: type[Options]) -> dict[str, Slot]:
 
 
 def options_as_data(options: Options, *, contents: bool = False) -> dict[str, Any]:
-    """Options as JSON data, parts included; with ``contents`` the sha256 of what :class:`File` options name."""
+    """Return options as JSON data, parts included; with ``contents`` the sha256 of what :class:`File` options name."""
     slots = slots_of(type(options))
     data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
     for names, (mark, value) in files_of(options).items() if contents else ():
@@ -138,13 +138,13 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
 
 
 def marked(options: type[Options]) -> dict[str, File]:
-    """The options that may name a file or folder, by field name."""
+    """Return the options that may name a file or folder, by field name."""
     marks = ((name, mark) for name, info in options.model_fields.items() for mark in info.metadata)
     return {name: mark for name, mark in marks if isinstance(mark, File)}
 
 
 def files_of(options: Options) -> dict[str, tuple[File, str]]:
-    """What the options marked with :class:`File` name, those of options inside included: dotted name → mark, value."""
+    """Return what :class:`File` options name, those of inner options included: dotted name → mark, value."""
     marks, found = marked(type(options)), dict[str, tuple[File, str]]()
     for name in type(options).model_fields:
         value = getattr(options, name)

@@ -1,7 +1,7 @@
 """Finding plugins: the entry points of installed distributions, and local files. Imports no torch.
 
 A plugin that can't be used is data (:class:`Broken`): it is listed with its reason and its mend, it is an
-error only where a recipe names it, and it never hinders another one.
+error only where a recipe names it; all others keep working.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LOCAL = "local file"
-"""What stands for the distribution of a plugin given by ``--plugin``."""
+"""The word for the distribution of a plugin given by ``--plugin``."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Entry:
     module: ModuleType = field(repr=False)
 
     def source_digest(self) -> str:
-        """sha256 over the .py files of the plugin's package (or its one file), names included."""
+        """Return the sha256 over the .py files of the plugin's package (or its one file), names included."""
         return _digest(self.module)
 
 
@@ -89,7 +89,7 @@ class Registry:
 
     @classmethod
     def discover(cls, extra_files: Iterable[str | Path] = ()) -> Registry:
-        """The plugins of every installed distribution, and of some files."""
+        """Find the plugins of every installed distribution, and of some files."""
         registry = cls()
         registry.add([*_entry_points(), *(_local(Path(path)) for path in extra_files)])
         return registry
@@ -105,11 +105,11 @@ class Registry:
     # -- what there is
 
     def entries(self, kind: str | None = None) -> list[Entry]:
-        """Every plugin (of one kind), by kind and name."""
+        """Return every plugin (of one kind), by kind and name."""
         return [self._entries[key] for key in sorted(self._entries) if kind in (None, key[0])]
 
     def entry(self, kind: str, name: str) -> Entry:
-        """One plugin with its origin; UserError where there is none of that name, or it is broken."""
+        """Return one plugin with its origin; raise a UserError where no plugin has that name, or it is broken."""
         if (kind, name) in self._entries:
             return self._entries[kind, name]
         for broken in self.broken:
@@ -126,16 +126,16 @@ class Registry:
         raise UserError(f"unknown {kind} plugin {name!r}", mend=listing)
 
     def get(self, kind: str, name: str) -> Plugin:
-        """One plugin; UserError where there is none of that name, or it is broken."""
+        """Return one plugin; raise a UserError where no plugin has that name, or it is broken."""
         return self.entry(kind, name).plugin
 
     def source_digest(self, kind: str, name: str) -> str:
-        """sha256 of a plugin's sources, for lineage."""
+        """Return the sha256 of a plugin's sources, for lineage."""
         return self.entry(kind, name).source_digest()
 
     @staticmethod
     def require(plugin: Plugin) -> None:
-        """UserError with the pip line where something the plugin needs is not installed."""
+        """Raise a UserError with the pip line where something the plugin needs is not installed."""
         missing = [name for name in plugin.requires if not _importable(name)]
         if missing:
             wanted = f"dit-compress[{plugin.extra}]" if plugin.extra else " ".join(missing)
@@ -158,7 +158,7 @@ class Registry:
             self._break(source, _line(error), "Give the hook no arguments")
         except ModuleNotFoundError as error:
             self._break(source, _line(error), f"Install {error.name!r}, or uninstall {source.distribution!r}")
-        # A stranger's module may fail in any way, sys.exit included, and must not stop the others.
+        # A plugin's module may fail in any way, sys.exit included, and must not stop the others.
         except (Exception, SystemExit) as error:
             self._break(source, f"{type(error).__name__}: {_line(error)}", f"Mend or uninstall {source.distribution!r}")
         else:
@@ -173,7 +173,7 @@ class Registry:
                 try:
                     specs = function()
                     self._manager.add_hookspecs(specs)
-                # As in _load: a stranger's code.
+                # As in _load: a plugin's code.
                 except Exception as error:
                     self._break(source, f"its {hook} fail: {_line(error)}", "Return a class of new, marked hookspecs")
                 else:
@@ -194,7 +194,7 @@ class Registry:
     def _add_plugin(self, source: Source, module: ModuleType, kind: str, function: Callable[[], Any]) -> None:
         try:
             plugin = function()
-        # As in _load: a stranger's code.
+        # As in _load: a plugin's code.
         except Exception as error:
             self._break(
                 source,
@@ -231,18 +231,18 @@ def use(extra_files: Iterable[str | Path] = ()) -> Registry:
 
 
 def installed() -> Registry:
-    """The registry of this process."""
+    """Return the registry of this process."""
     return _CURRENT[0] if _CURRENT else use()
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant, if any."""
+    """Return the known word that was probably meant, if any."""
     found = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def _entry_points() -> list[Source]:
-    """One source per entry point: those of dit-compress first, so that nobody can displace them."""
+    """Return one source per entry point: those of dit-compress first, so that nobody can displace them."""
     found = []
     for entry in metadata.entry_points(group=GROUP):
         name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
@@ -251,7 +251,7 @@ def _entry_points() -> list[Source]:
 
 
 def _local(path: Path) -> Source:
-    """A file given by ``--plugin``; its module goes by the file's stem, so ``load="my_dit:MyDiT"`` resolves."""
+    """Describe a file given by ``--plugin``; its module has the file's stem for a name: ``load="my_dit:MyDiT"``."""
     path = path.resolve()
     if path.suffix != ".py" or not path.is_file():
         raise UserError("not a Python file", where=str(path), mend="Give --plugin the .py file of a local plugin")
@@ -278,13 +278,13 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _functions(manager: pluggy.PluginManager, module: ModuleType, hook: str) -> list[Callable[[], Any]]:
-    """The module's implementations of one hook."""
+    """Return the module's implementations of one hook."""
     caller = getattr(manager.hook, hook)
     return [found.function for found in caller.get_hookimpls() if found.plugin is module]
 
 
 def _fault(plugin: Any) -> str | None:
-    """What is wrong with what a hook returned."""
+    """Describe what is wrong with the value that a hook returned."""
     if not isinstance(plugin, Plugin):
         return f"returns {type(plugin).__name__}, not a Plugin"
     if not re.fullmatch(r"\w[\w-]*", plugin.name):

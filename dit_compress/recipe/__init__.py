@@ -17,5 +17,5 @@ __all__ = ["dump", "load", "make_part"]
 
 
 def load(path: str | Path, registry: Registry) -> Recipe:
-    """The recipe in a file. One UserError carries everything that is wrong with it, each with file and line."""
+    """Read the recipe in a file. One UserError carries everything that is wrong with it, each with file and line."""
     return resolve(read(Path(path)), registry)

@@ -72,18 +72,18 @@ class Document:
     errors: dict[Place, UserError] = field(default_factory=dict)
 
     def line(self, place: Place) -> int:
-        """The line of a value, or of the nearest thing around it."""
+        """Return the line of a value, or of the nearest thing around it."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
 
     def where(self, place: Place) -> str:
-        """``file:line`` of a value."""
+        """Return ``file:line`` of a value."""
         return f"{self.path}:{self.line(place)}" if self.lines else self.path
 
 
 def read(path: Path) -> Document:
-    """A document from a file; UserError where it can't be read or is no mapping."""
+    """Read a document from a file; raise a UserError where it can't be read or is no mapping."""
     try:
         if path.is_file() and path.stat().st_size > MAX_BYTES:
             raise UserError(f"larger than {MAX_BYTES} bytes", where=str(path), mend="Give a recipe, a short YAML file")
@@ -100,7 +100,7 @@ def read(path: Path) -> Document:
 
 
 def parse(text: str, path: str) -> Document:
-    """A document from text; ``path`` is what messages call it."""
+    """Parse a document from text; ``path`` is what messages call it."""
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
@@ -121,7 +121,7 @@ def parse(text: str, path: str) -> Document:
 
 
 def dump(data: dict[str, Any]) -> str:
-    """Data as YAML that :func:`parse` reads back as equal data."""
+    """Write data as YAML that :func:`parse` reads back as equal data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
@@ -137,7 +137,7 @@ class _Reader:
         self._refused: set[int] = set()
 
     def value(self, node: yaml.Node, place: Place) -> Any:
-        """The data of a node at a place."""
+        """Return the data of a node at a place."""
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
             raise UserError(

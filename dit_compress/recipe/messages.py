@@ -69,7 +69,7 @@ class Finding:
 
 
 def findings(error: ValidationError, data: Mapping[str, Any], options: type[BaseModel], whose: str) -> list[Finding]:
-    """What is wrong with a mapping of options. ``whose`` names the plugin in messages."""
+    """Find what is wrong with a mapping of options. ``whose`` names the plugin in messages."""
     groups: dict[Place, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         groups.setdefault(_place(detail, data), []).append(detail)
@@ -92,14 +92,14 @@ def findings(error: ValidationError, data: Mapping[str, Any], options: type[Base
 
 
 def unknown_key(key: str, known: list[str], whose: str) -> tuple[str, str]:
-    """What and mend of a key that nobody knows."""
+    """Describe an unknown key: what and mend."""
     guess = closest(key, known)
     mend = f"Did you mean {guess!r}?" if guess else f"Known keys: {', '.join(known)}" if known else "It has no keys"
     return f"unknown key {key!r} in {whose}", mend
 
 
 def show(value: Any) -> str:
-    """A value as its writer would recognise it, cut where it is long."""
+    """Return a value as its writer would recognise it, cut where it is long."""
     if isinstance(value, str):
         text = repr(value)
     else:
@@ -108,7 +108,7 @@ def show(value: Any) -> str:
 
 
 def _place(detail: ErrorDetails, data: Mapping[str, Any]) -> Place:
-    """The ``loc`` of pydantic without the names of union members, which the document does not have."""
+    """Return pydantic's ``loc`` without the names of union members, which the document does not have."""
     place: list[str | int] = []
     value: Any = data
     for step in detail["loc"]:
@@ -122,7 +122,7 @@ def _place(detail: ErrorDetails, data: Mapping[str, Any]) -> Place:
 
 
 def _unknown(place: Place, options: type[BaseModel], whose: str) -> tuple[Finding, Place]:
-    """The finding, and the place of the key that was probably meant."""
+    """Return the finding, and the place of the key that was probably meant."""
     key = str(place[-1])
     model = _model_at(options, place[:-1])
     known = [field.alias or name for name, field in model.model_fields.items()] if model else []
@@ -159,7 +159,7 @@ def _expected(detail: ErrorDetails) -> str | None:
 
 
 def _model_at(options: type[BaseModel], place: Place) -> type[BaseModel] | None:
-    """The options class that a nested mapping is validated by."""
+    """Return the options class that a nested mapping is validated by."""
     model: type[BaseModel] | None = options
     for step in place:
         fields = model.model_fields if model else {}
@@ -183,7 +183,7 @@ def _has(data: Any, place: Place) -> bool:
 
 
 def value_at(data: Any, place: Place) -> Any:
-    """The value at a place of nested data."""
+    """Return the value at a place of nested data."""
     for step in place:
         data = data[step]
     return data

@@ -36,7 +36,7 @@ class StepEntry:
         return self.kind not in NO_BUNDLE
 
     def as_data(self) -> dict[str, Any]:
-        """The step as a recipe would say it, with every default."""
+        """Return the step as a recipe would write it, with every default."""
         return {self.kind: self.part.as_data(), "name": self.name, **self.inputs}
 
 
@@ -44,7 +44,7 @@ class StepEntry:
 class Recipe:
     """A validated recipe: every part checked, every step named, every input resolved.
 
-    source: the bundle that the first step reads, where the recipe says ``model: {from: PATH}``.
+    source: the bundle that the first step reads, where the recipe has ``model: {from: PATH}``.
     licence: of the weights that go in; bundles and manifests carry it.
     path: the file it came from, for messages.
     """
@@ -74,11 +74,11 @@ class Recipe:
         return None if frames is None or size is None else (frames, *size)
 
     def step(self, name: str) -> StepEntry | None:
-        """The step of that name."""
+        """Return the step of that name."""
         return next((step for step in self.steps if step.name == name), None)
 
     def as_data(self) -> dict[str, Any]:
-        """The resolved recipe: every default and every input written out. Loading it gives an equal recipe."""
+        """Return the resolved recipe: every default and every input written out. Loading it gives an equal recipe."""
         data: dict[str, Any] = {"name": self.name, "seed": self.seed}
         if self.licence is not None:
             data["licence"] = self.licence

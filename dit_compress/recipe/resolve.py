@@ -43,7 +43,7 @@ class Draft:
 
 
 def resolve(document: Document, registry: Registry) -> Recipe:
-    """A recipe out of a document; one UserError with all that is wrong."""
+    """Make a recipe of a document; raise one UserError with all that is wrong."""
     checker = Checker(document, registry)
     data = document.data
     for key in data:
@@ -70,7 +70,7 @@ def resolve(document: Document, registry: Registry) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
+    """Write the resolved recipe as YAML, every default written out."""
     return yaml_document.dump(recipe.as_data())
 
 
@@ -101,7 +101,7 @@ def _licence(checker: Checker) -> str | None:
 
 
 def _model(checker: Checker) -> tuple[Part | None, str | None]:
-    """The model's part, or the bundle that ``from`` names."""
+    """Return the model's part, or the bundle that ``from`` names."""
     value = checker.document.data.get("model")
     if not (isinstance(value, dict) and "from" in value):
         return (checker.part("model", value, ("model",)) if "model" in checker.document.data else None), None
@@ -119,7 +119,7 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
 
 
 def _is_diffusers(path: Path) -> bool:
-    """Whether a folder holds a diffusers model or pipeline, and neither a bundle nor a run."""
+    """Tell whether a folder holds a diffusers model or pipeline, and neither a bundle nor a run."""
     ours, theirs = ("bundle.json", "run.json"), ("config.json", "model_index.json")
     return not any((path / name).is_file() for name in ours) and any((path / name).is_file() for name in theirs)
 
@@ -188,7 +188,7 @@ def _fault_of_kinds(checker: Checker, kinds: list[str], rest: dict[str, Any], pl
 
 
 def _give_names(checker: Checker, drafts: list[Draft]) -> None:
-    """Names as given; otherwise the plugin's, made unique by a number."""
+    """Name the steps as given; otherwise by the plugin's name, made unique by a number."""
     taken: dict[str, Draft] = {}
     for draft in drafts:
         if "name" not in draft.given:
@@ -244,7 +244,7 @@ class _Inputs:
         return None
 
     def _unpruned(self, name: str | None) -> str | None:
-        """The input of the nearest prune step among the ancestors."""
+        """Return the input of the nearest prune step among the ancestors."""
         while name in self.index:
             ancestor = self.drafts[self.index[name]]
             name = ancestor.inputs.get("input")
@@ -253,7 +253,7 @@ class _Inputs:
         return None
 
     def _named(self, index: int, slot: str, value: Any) -> str | None:
-        """An earlier step's name, or a path; None after noting an error."""
+        """Return an earlier step's name, or a path; None after noting an error."""
         place = (*self.drafts[index].place, slot)
         if not isinstance(value, str):
             self.checker.fault(place, f"expected the name of an earlier step for {slot!r}, got {show(value)}")
@@ -267,7 +267,7 @@ class _Inputs:
                 self.checker.fault(place, f"there is no folder {value!r} for {slot!r}", "Give a bundle or a run folder")
                 return None
             return _as_path(value)
-        # Where a step has an error, its name may be the unknown one, and nothing more is said.
+        # Where a step has an error, its name may be the unknown one, and nothing more is reported.
         if all(draft.name for draft in self.drafts) or closest(value, self.index):
             self._fault_of_unknown(index, slot, value)
         return None
@@ -303,5 +303,5 @@ class _Inputs:
 
 
 def _as_path(path: str) -> str:
-    """A path that can't be taken for the name of a step."""
+    """Return a path that can't be taken for the name of a step."""
     return path if "/" in path else f"./{path}"

@@ -1,6 +1,6 @@
 """JSON Schema of recipes, installed plugins included, so that an editor completes and checks them.
 
-What it can't say (a name of an earlier step, two options that exclude each other) ``check`` says.
+What it can't express (a name of an earlier step, two options that exclude each other) ``check`` finds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GROUPED = "^[-+]?[0-9]+(_[0-9]+)+$"
 
 
 def recipe_schema(registry: Registry) -> dict[str, Any]:
-    """The schema of a recipe, with one definition per plugin and one per kind."""
+    """Return the schema of a recipe, with one definition per plugin and one per kind."""
     definitions: dict[str, Any] = {}
     for entry in registry.entries():
         definitions |= _plugin_definitions(entry, registry)
@@ -59,7 +59,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Says nothing about options that hold parts: the slot says it."""
+    """Leaves out the options that hold parts: the slot describes them."""
 
     def json_or_python_schema(self, schema: core_schema.JsonOrPythonSchema) -> JsonSchemaValue:
         """Hide :class:`Part`, which is made from a mapping before pydantic sees it."""
@@ -90,7 +90,7 @@ def _step(registry: Registry) -> dict[str, Any]:
 
 
 def _kind(kind: str, registry: Registry) -> dict[str, Any]:
-    """A part: a name alone, where nothing is required, or ``use`` with the options of that plugin."""
+    """Describe a part: a name alone, where nothing is required, or ``use`` with the options of that plugin."""
     entries = registry.entries(kind)
     bare = [entry.plugin.name for entry in entries if not _has_required(entry)]
     if not entries:
@@ -118,7 +118,7 @@ def _has_required(entry: Entry) -> bool:
 
 
 def _plugin_definitions(entry: Entry, registry: Registry) -> dict[str, Any]:
-    """The options of a plugin, once with ``use`` and once without, and what they refer to."""
+    """Describe the options of a plugin, once with ``use`` and once without, and what they refer to."""
     key = f"{entry.kind}.{entry.plugin.name}"
     options = entry.plugin.options
     schema = options.model_json_schema(schema_generator=_Generator, ref_template=f"#/$defs/{key}.{{model}}")
@@ -126,10 +126,10 @@ def _plugin_definitions(entry: Entry, registry: Registry) -> dict[str, Any]:
     schema.setdefault("properties", {})
     for name, slot in slots_of(options).items():
         field = options.model_fields[name]
-        told = {"description": field.description} if field.description else {}
+        described = {"description": field.description} if field.description else {}
         holder = _slot(slot, registry)
         schema["properties"][field.alias or name] = (
-            {**holder, **told} if field.is_required() else {"anyOf": [holder, {"type": "null"}], **told}
+            {**holder, **described} if field.is_required() else {"anyOf": [holder, {"type": "null"}], **described}
         )
     schema = _grouped_numbers(schema)
     named = {**schema, "properties": {"use": {"const": entry.plugin.name}, **schema["properties"]}}
@@ -153,13 +153,13 @@ def _slot(slot: Slot, registry: Registry) -> dict[str, Any]:
 
 
 def _grouped_numbers(schema: Any) -> Any:
-    """The schema with ``100_000`` let in wherever a number is."""
+    """Let ``100_000`` into the schema wherever a number is."""
     if isinstance(schema, list):
         return [_grouped_numbers(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    told = {key: _grouped_numbers(value) for key, value in schema.items() if key not in ("default", "examples")}
-    told |= {key: schema[key] for key in ("default", "examples") if key in schema}
+    grouped = {key: _grouped_numbers(value) for key, value in schema.items() if key not in ("default", "examples")}
+    grouped |= {key: schema[key] for key in ("default", "examples") if key in schema}
     if schema.get("type") in ("integer", "number"):
-        told |= {"type": [schema["type"], "string"], "pattern": _GROUPED}
-    return told
+        grouped |= {"type": [schema["type"], "string"], "pattern": _GROUPED}
+    return grouped

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Checker:
-    """Walks a document. A method returns None where it has noted an error, so that one mistake is told once."""
+    """Walks a document. A method returns None where it has noted an error, so that one mistake is reported once."""
 
     def __init__(self, document: Document, registry: Registry) -> None:
         self.document = document
@@ -41,7 +41,7 @@ class Checker:
     # -- parts
 
     def part(self, kind: str, value: Any, place: Place) -> Part | None:
-        """A part: ``{use: NAME, ...options}``, or the name alone."""
+        """Read a part: ``{use: NAME, ...options}``, or the name alone."""
         if not isinstance(value, str | dict):
             self.fault(place, f"expected a {kind} plugin, got {show(value)}", f"Write {self._example(kind)}")
             return None
@@ -54,7 +54,7 @@ class Checker:
         return self._named(kind, name, given, place, named)
 
     def parts(self, kind: str, value: Any, place: Place) -> dict[str, Part] | None:
-        """Several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``."""
+        """Read several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``."""
         if not isinstance(value, dict):
             names = ", ".join(entry.plugin.name for entry in self.registry.entries(kind))
             self.fault(
@@ -78,7 +78,7 @@ class Checker:
         return made if len(made) == len(found) else None
 
     def plugin(self, kind: str, value: Any) -> Plugin | None:
-        """The plugin that a part's value names, if there is one; notes no error."""
+        """Return the plugin that a part's value names, if there is one; note no error."""
         name = value.get("use") if isinstance(value, dict) else value
         try:
             return self.registry.get(kind, name) if isinstance(name, str) else None
@@ -124,7 +124,7 @@ class Checker:
     def _with_parts(
         self, options: type[Options], given: Mapping[str, Any], place: Place
     ) -> tuple[dict[str, Any], set[Place]]:
-        """The values with parts made where the options have slots, and the keys whose parts are in error.
+        """Make parts where the options have slots; return the values with them, and the keys whose parts are in error.
 
         A part in error stays as it was written: pydantic then refuses the field, and validators of the whole
         model, which would complain of a consequence, do not run.
@@ -146,7 +146,7 @@ class Checker:
         return self.parts(slot.kind, value, place) if slot.many else self.part(slot.kind, value, place)
 
     def _mend_of_misplaced(self, kind: str, plugin: Plugin, place: Place) -> str | None:
-        """The mend where somebody wrote a key of the step among the options of its plugin."""
+        """Return the mend where a key of the step stands among the options of its plugin."""
         of_step = {"name", "input", *plugin.slots} - set(plugin.options.model_fields)
         if kind in self.registry.step_kinds and len(place) == 1 and place[0] in of_step:
             return f"It belongs to the step: write it beside '{kind}:', not inside"
@@ -158,7 +158,7 @@ class Checker:
 
 
 def make_part(kind: str, value: Any, registry: Registry, where: str = "") -> Part:
-    """A part outside a recipe (from a command line, from lineage); ``where`` is what messages say of its origin."""
+    """Make a part outside a recipe (from a command line, from lineage); messages give ``where`` as its origin."""
     checker = Checker(Document(where, {}, {}), registry)
     part = checker.part(kind, value, ())
     checker.finish()
@@ -173,7 +173,7 @@ def _line_of(error: UserError) -> int:
 
 
 def _booleans_as_numbers(given: Mapping[str, Any], options: Options) -> list[str]:
-    """Keys where pydantic took ``true`` for 1."""
+    """Return keys where pydantic took ``true`` for 1."""
     fields = {field.alias or name: name for name, field in type(options).model_fields.items()}
     return [
         key

@@ -39,7 +39,7 @@ class Video:
 
 @dataclass(frozen=True)
 class AxisLayout:
-    """Where an axis stands: its level, how many units it had, its stack and block (None for a block axis)."""
+    """The place of an axis: its level, how many units it had, its stack and block (None for a block axis)."""
 
     name: str
     level: str
@@ -49,14 +49,14 @@ class AxisLayout:
 
     @property
     def leaf(self) -> str:
-        """What tells axes of one level and block apart: ``attn1``, ``attn2``."""
+        """The name that distinguishes axes of one level and block: ``attn1``, ``attn2``."""
         path = self.name.partition(":")[2]
         return path.removeprefix(f"{self.stack}.{self.block}.") if self.block is not None else path
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a prune step decided, and how the search came to it.
+    """The decision of a prune step, and how the search came to it.
 
     kept: axis name → units that stay. snapshots: (search step, axis name → probability of each part to stay).
     """
@@ -67,18 +67,18 @@ class Pruning:
     chosen: dict[str, list[float]] = field(default_factory=dict)
 
     def kept_units(self, axis: AxisLayout) -> frozenset[int]:
-        """The units of an axis that stay; all where the plan does not name it."""
+        """Return the units of an axis that stay; all where the plan does not name it."""
         return self.kept.get(axis.name, frozenset(range(axis.units)))
 
     def stays(self, axis: AxisLayout) -> bool:
-        """Whether the block that holds an axis stays."""
+        """Tell whether the block that holds an axis stays."""
         block_axis = next((item for item in self.axes if item.block is None and item.stack == axis.stack), None)
         return axis.block is None or block_axis is None or axis.block in self.kept_units(block_axis)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: what step.json says, and the files that only the report reads."""
+    """One finished step: the content of step.json, and the files that only the report reads."""
 
     name: str
     kind: str
@@ -124,16 +124,16 @@ class Run:
     environment: dict[str, Any]
 
     def step(self, name: str | None) -> Step | None:
-        """A finished step by its name."""
+        """Return a finished step by its name."""
         return next((step for step in self.steps if step.name == name), None)
 
     def of_kind(self, kind: str) -> list[Step]:
-        """The finished steps of one kind."""
+        """Return the finished steps of one kind."""
         return [step for step in self.steps if step.kind == kind]
 
 
 def read_run(run: Path) -> Run:
-    """Everything the report shows.
+    """Read everything the report shows.
 
     Raises:
         UserError: ``run.json`` is missing, or a file of a finished step is not valid JSON.
@@ -153,7 +153,7 @@ def read_run(run: Path) -> Run:
 
 
 def read_step(folder: Path) -> Step:
-    """One finished step's folder."""
+    """Read one finished step's folder."""
     record = read_json(folder / "step.json")
     parts = record.get("parts") or {}
     return Step(
@@ -177,7 +177,7 @@ def read_step(folder: Path) -> Step:
 
 
 def read_curves(path: Path) -> tuple[Series, ...]:
-    """The logged quantities in the order of their first appearance; a torn last line is passed over."""
+    """Read the logged quantities in the order of their first appearance; a torn last line is passed over."""
     points: dict[str, tuple[list[int], list[float]]] = {}
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     for line in lines:
@@ -194,7 +194,7 @@ def read_curves(path: Path) -> tuple[Series, ...]:
 
 
 def read_videos(listing: Path) -> tuple[Video, ...]:
-    """The clips a listing names, those whose file is there.
+    """List the clips a listing names, those whose file is there.
 
     Raises:
         UserError: a file lies outside the listing's folder.
@@ -210,7 +210,7 @@ def read_videos(listing: Path) -> tuple[Video, ...]:
 
 
 def read_pruning(folder: Path) -> Pruning | None:
-    """kept.json and search.json of a prune step."""
+    """Read kept.json and search.json of a prune step."""
     if not (folder / "kept.json").is_file():
         return None
     data = read_json(folder / "kept.json")
@@ -224,7 +224,7 @@ def read_pruning(folder: Path) -> Pruning | None:
 
 
 def units_of(record: dict[str, Any] | list[int]) -> frozenset[int]:
-    """``{"of": 8, "units": [[0, 3], [5, 6]]}`` (ranges without their end) or plain indices → the set of units."""
+    """Read ``{"of": 8, "units": [[0, 3], [5, 6]]}`` (ranges without their end) or plain indices as a set of units."""
     entries = record["units"] if isinstance(record, dict) else record
     return frozenset(
         unit for entry in entries for unit in ([entry] if isinstance(entry, int) else range(entry[0], entry[1]))
@@ -232,19 +232,19 @@ def units_of(record: dict[str, Any] | list[int]) -> frozenset[int]:
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """bundle.json of a step that gives a bundle; empty for the others."""
+    """Read bundle.json of a step that gives a bundle; empty for the others."""
     path = folder / "bundle" / "bundle.json"
     return dict(read_json(path)) if path.is_file() else {}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an exported package."""
+    """Read the manifest of an exported package."""
     path = folder / "files" / "manifest.json"
     return dict(read_json(path)) if path.is_file() else None
 
 
 def read_environment(folders: Iterable[Path], steps: tuple[Step, ...]) -> dict[str, Any]:
-    """What the steps ran on, as the newest bundle's lineage records it, and this machine's processors."""
+    """Describe what the steps ran on: the newest bundle's lineage, and this machine's processors."""
     environment: dict[str, Any] = dict.fromkeys(("torch", "device", "seed"))
     for folder in folders:
         if lineage := read_bundle(folder).get("lineage"):

@@ -37,7 +37,7 @@ MAX_ROWS = 256
 
 
 def curve(series: Series, name: str) -> Markup:
-    """One logged quantity: the spread of its values as a band, their moving average as a line."""
+    """Draw one logged quantity: the spread of its values as a band, their moving average as a line."""
     steps, low, high, smooth = binned(np.asarray(series.steps), np.asarray(series.values))
     with drawing(198, 118) as figure:
         axes = place(figure, 34, 20, 158, 76)
@@ -53,7 +53,7 @@ def curve(series: Series, name: str) -> Markup:
 
 
 def binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most ``NUM_BINS`` points: last step, lowest and highest value of each bin, and the smoothed value there.
+    """Reduce to ``NUM_BINS`` points: last step, lowest and highest value of each bin, and the smoothed value there.
 
     The smoothed value is an exponential moving average over all values, corrected for its start.
     """
@@ -72,7 +72,7 @@ def binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _calm(axes: Axes) -> None:
-    """Few ticks and hair lines."""
+    """Draw few ticks and hair lines."""
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
     axes.spines["left"].set_visible(False)
@@ -91,7 +91,7 @@ def _calm(axes: Axes) -> None:
 
 
 def families(pruning: Pruning) -> dict[str, list[AxisLayout]]:
-    """Axes that belong in one picture, by title: ``blocks``, ``heads, self-attention``, ``channels, feed-forward``."""
+    """Group axes that belong in one picture: ``blocks``, ``heads, self-attention``, ``channels, feed-forward``."""
     found: dict[str, list[AxisLayout]] = {}
     for axis in pruning.axes:
         kind = "" if axis.block is None else f", {_NAMES.get(axis.leaf, axis.leaf)}"
@@ -101,7 +101,7 @@ def families(pruning: Pruning) -> dict[str, list[AxisLayout]]:
 
 
 def search_pictures(pruning: Pruning, name: str) -> list[Markup]:
-    """How decided the masks are over the search, then one picture of probabilities for each family of axes."""
+    """Draw how decided the masks are over the search, then probabilities for each family of axes."""
     searched = {}
     for title, axes in families(pruning).items():
         if members := [axis for axis in axes if axis.name in pruning.chosen]:
@@ -115,7 +115,7 @@ def search_pictures(pruning: Pruning, name: str) -> list[Markup]:
 
 
 def decided(pruning: Pruning, searched: dict[str, list[AxisLayout]], name: str) -> Markup:
-    """Share of parts whose probability to stay is below 0.1 or above 0.9, for each family of axes."""
+    """Draw the share of parts whose probability to stay is below 0.1 or above 0.9, for each family of axes."""
     steps = [step for step, _ in pruning.snapshots]
     with drawing(282, 236) as figure:
         axes = place(figure, 30, 26, 244, 182)
@@ -134,9 +134,9 @@ def decided(pruning: Pruning, searched: dict[str, list[AxisLayout]], name: str) 
 
 
 def probabilities(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str) -> Markup:
-    """Parts (rows, block by block) over the search (columns): full colour stays for sure; beside it the choice.
+    """Draw parts (rows, block by block) over the search (columns): full colour stays for sure; beside it the choice.
 
-    Parts too many to be told apart are sorted inside their block, the likeliest to stay first.
+    Parts too many to be distinguished are sorted inside their block, the likeliest to stay first.
     """
     tables = [np.array([keep[axis.name] for _, keep in pruning.snapshots]).T for axis in members]
     choices, sizes = [np.asarray(pruning.chosen[axis.name]) for axis in members], [len(table) for table in tables]
@@ -176,7 +176,7 @@ def probabilities(pruning: Pruning, title: str, members: Sequence[AxisLayout], n
 
 
 def _rows(axes: Axes, members: Sequence[AxisLayout], sizes: Sequence[int]) -> None:
-    """Blocks as rows: lines between them, their numbers where there is room."""
+    """Draw blocks as rows: lines between them, their numbers where there is room."""
     if len(members) == 1:
         every = math.ceil(sizes[0] / 14)
         axes.set_yticks(range(0, sizes[0], every), [str(unit) for unit in range(0, sizes[0], every)])
@@ -191,14 +191,14 @@ def _rows(axes: Axes, members: Sequence[AxisLayout], sizes: Sequence[int]) -> No
 
 
 def _fade() -> LinearSegmentedColormap:
-    """From nothing to the full colour, so that the paper shows through where p is 0."""
+    """Fade from nothing to the full colour, so that the paper shows through where p is 0."""
     from matplotlib.colors import LinearSegmentedColormap as Ramp
 
     return Ramp.from_list("fade", [(*_rgb(HEAT), 0.04), (*_rgb(HEAT), 1.0)])
 
 
 def _verdict(chosen: np.ndarray) -> np.ndarray:
-    """A column of pixels: colour where a part stays, the warm one where it goes."""
+    """Make a column of pixels: colour where a part stays, the warm one where it goes."""
     stays, goes = np.array([*_rgb(HEAT), 1.0]), np.array([*_rgb(GONE), 1.0])
     return np.where(chosen[:, None, None].astype(bool), stays, goes)
 
@@ -213,7 +213,7 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 
 
 def unit_pictures(pruning: Pruning, name: str) -> list[Markup]:
-    """Blocks as rows in every picture: heads as squares, widths as bars, removed blocks crossed out."""
+    """Draw blocks as rows in every picture: heads as squares, widths as bars, removed blocks crossed out."""
     pictures = []
     for index, (title, axes) in enumerate(families(pruning).items()):
         if axes[0].block is None and any(axis.block is not None for axis in pruning.axes):
@@ -224,7 +224,7 @@ def unit_pictures(pruning: Pruning, name: str) -> list[Markup]:
 
 
 def units(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str) -> Markup:
-    """Blocks × units as squares: full where a unit stays, hollow where it went."""
+    """Draw blocks × units as squares: full where a unit stays, hollow where it went."""
     most, row = max(axis.units for axis in members), _row_height(members)
     cell = min(row, max(6.5, 230 / most))
     width, height = most * cell, len(members) * row
@@ -257,7 +257,7 @@ def units(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str
 
 
 def widths(pruning: Pruning, title: str, members: Sequence[AxisLayout], name: str) -> Markup:
-    """Blocks × width as bars: what stays of what there was."""
+    """Draw blocks × width as bars: how much is left."""
     most, row = max(axis.units for axis in members), _row_height(members)
     height = len(members) * row
     with drawing(214, height + 52) as figure:
@@ -282,7 +282,7 @@ def _row_height(members: Sequence[AxisLayout]) -> float:
 
 
 def _cross_out(axes: Axes, pruning: Pruning, members: Sequence[AxisLayout], ends: tuple[float, float]) -> None:
-    """A cross over the whole row of every removed block."""
+    """Draw a cross over the whole row of every removed block."""
     for row, axis in enumerate(members):
         if not pruning.stays(axis):
             for tilt in (0.32, -0.32):

@@ -1,4 +1,4 @@
-"""How each step was made: plugin, revision, and the options that somebody chose."""
+"""The origin of each step: plugin, revision, and the options that were chosen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Origin:
 
 
 def lineage(run: Run) -> list[Origin]:
-    """Every plugin of every step, in order."""
+    """List every plugin of every step, in order."""
     return [_origin(step, part) for step in run.steps for part in step.parts.values()]
 
 
@@ -54,7 +54,7 @@ def _origin(step: Step, part: dict[str, Any]) -> Origin:
 
 
 def default_options(kind: str, plugin: str) -> dict[str, Any] | None:
-    """Defaults of an installed plugin's options; None where it is not installed."""
+    """Return the defaults of an installed plugin's options; None where it is not installed."""
     from dit_compress.core.errors import UserError
     from dit_compress.plugin.registry import installed
 
@@ -70,14 +70,14 @@ def default_options(kind: str, plugin: str) -> dict[str, Any] | None:
 
 
 def as_yaml(data: dict[str, Any]) -> str:
-    """Options as a recipe would say them, one a line."""
+    """Write options as a recipe would, one a line."""
     import yaml
 
-    def said(value: Any) -> str:
+    def written(value: Any) -> str:
         text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=92)
         return text.removesuffix("...\n").strip().replace("\n", "\n  ")
 
-    return "\n".join(f"{key}: {said(value)}" for key, value in data.items())
+    return "\n".join(f"{key}: {written(value)}" for key, value in data.items())
 
 
 def _plain(value: Any) -> Any:

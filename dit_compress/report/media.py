@@ -27,7 +27,7 @@ class Wall:
 
 
 def wall(run: Run) -> Wall | None:
-    """The clips of all evaluate steps, columns in the order of the steps; captions that most columns have."""
+    """Arrange the clips of all evaluate steps, columns in the order of the steps; captions that most columns have."""
     clips = [(step.name, video) for step in run.of_kind("evaluate") for video in step.videos]
     if not clips:
         return None
@@ -48,11 +48,11 @@ def wall(run: Run) -> Wall | None:
 
 
 def _titles(keys: list[tuple[str, str]]) -> tuple[str, ...]:
-    """Column labels; the step's name too where two steps use one label."""
+    """Label the columns; with the step's name where two steps use one label."""
     labels = [column for _, column in keys]
     return tuple(column if labels.count(column) == 1 else f"{column} ({step})" for step, column in keys)
 
 
 def data_uri(path: Path) -> str:
-    """An mp4 as a ``data:`` URI."""
+    """Encode an mp4 as a ``data:`` URI."""
     return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

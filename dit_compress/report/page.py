@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 TEMPLATE = "template.html.j2"
 GRADIENT = "grad_"
 HEADLINES = ("attribute_accuracy", "total_score", "psnr_db")
-"""Of an evaluate step's metrics, the one that says how good: the first it has."""
+"""Metrics that measure how good a model is; the first that an evaluate step has is its headline."""
 MINUTE, MILLION, HUNDRED_MILLION, LARGE = 60, 1e6, 1e8, 1e4
 
 
 def render(run: Run, result: Outcome) -> str:
-    """The page as text."""
+    """Render the page as text."""
     found = arms(run)
     proven = proofs(run)
     return environment().get_template(TEMPLATE).render(
@@ -53,7 +53,7 @@ def render(run: Run, result: Outcome) -> str:
 
 
 def environment() -> Environment:
-    """Jinja with autoescape, strict about names, and the page's number formats."""
+    """Make Jinja with autoescape, strict about names, and the page's number formats."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
@@ -63,9 +63,9 @@ def environment() -> Environment:
 
 
 def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
-    """Latency and quality that evaluate steps found of a step's bundle (or, of an evaluate step, its own).
+    """Collect latency and quality that evaluate steps found of a step's bundle (or, of an evaluate step, its own).
 
-    What was read off real clips says nothing about a bundle.
+    Figures of real clips are no property of a bundle.
     """
     found: dict[str, list[tuple[str, str]]] = {"latency": [], "quality": []}
     for other in run.of_kind("evaluate"):
@@ -76,14 +76,14 @@ def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
         who = "" if other is step else other.name
         if isinstance(latency_ms := other.metrics.get("dit_call_ms"), int | float):
             found["latency"].append((f"{latency_ms:,.1f}", who))
-        said = ((key, other.metrics[key]) for key in HEADLINES if isinstance(other.metrics.get(key), int | float))
-        for key, value in islice(said, 1):
+        scored = ((key, other.metrics[key]) for key in HEADLINES if isinstance(other.metrics.get(key), int | float))
+        for key, value in islice(scored, 1):
             found["quality"].append((f"{value:.1f} dB" if key.endswith("_db") else f"{value:.3f}", who))
     return found
 
 
 def curves(step: Step) -> tuple[list[Markup], list[Markup]]:
-    """A training's losses, and its gradient norms."""
+    """Draw a training's losses, and its gradient norms."""
     drawn: tuple[list[Markup], list[Markup]] = ([], [])
     for index, series in enumerate(step.curves):
         is_gradient = series.name.rpartition("/")[2].startswith(GRADIENT)
@@ -92,14 +92,14 @@ def curves(step: Step) -> tuple[list[Markup], list[Markup]]:
 
 
 def pruning_pictures(step: Step) -> tuple[list[Markup], list[Markup]]:
-    """Pictures of the search, and of what went; none of a step that pruned nothing."""
+    """Draw the search, and what went; nothing for a step that pruned nothing."""
     if step.pruning is None:
         return [], []
     return figures.search_pictures(step.pruning, step.name), figures.unit_pictures(step.pruning, step.name)
 
 
 def attributes(found: list[Arm]) -> list[str]:
-    """The attributes that any arm has, in the order of their first appearance."""
+    """List the attributes that any arm has, in the order of their first appearance."""
     return list(dict.fromkeys(name for arm in found for name in arm.scores))
 
 
@@ -107,7 +107,7 @@ def attributes(found: list[Arm]) -> list[str]:
 
 
 def millions(count: float | None) -> str:
-    """``258K``, ``6.23M``, ``1,923M``, ``–``."""
+    """Format as ``258K``, ``6.23M``, ``1,923M``, ``–``."""
     if count is None:
         return "–"
     if count < MILLION:
@@ -116,7 +116,7 @@ def millions(count: float | None) -> str:
 
 
 def figure(value: Any) -> str:
-    """Any figure: integers in full, other numbers to four digits."""
+    """Format any figure: integers in full, other numbers to four digits."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -129,7 +129,7 @@ def figure(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``7 min 05 s``, ``1 h 12 min``."""
+    """Format as ``42 s``, ``7 min 05 s``, ``1 h 12 min``."""
     if seconds < MINUTE:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), MINUTE)
@@ -139,10 +139,10 @@ def duration(seconds: float) -> str:
 
 
 def share(value: float | None) -> str:
-    """``92%``."""
+    """Format as ``92%``."""
     return "–" if value is None else f"{value:.0%}"
 
 
 def megabytes(size_bytes: int | None) -> str:
-    """``1.25 MB``."""
+    """Format as ``1.25 MB``."""
     return "–" if size_bytes is None else f"{size_bytes / 1e6:,.2f} MB"

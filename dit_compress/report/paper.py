@@ -21,7 +21,7 @@ class Pair:
 
 
 def compared(run: Run, result: Outcome) -> list[Pair]:
-    """What can be set side by side; empty for a run that neither prunes nor takes few steps."""
+    """List what can be set side by side; empty for a run that neither prunes nor takes few steps."""
     return [*_size(result), *_units(run, result), *_sampling(run, result), *_codec(run), *_quality(result)]
 
 
@@ -47,7 +47,7 @@ def _units(run: Run, result: Outcome) -> list[Pair]:
 
 
 def _removed(pruning: Pruning, level: str) -> str | None:
-    """``2 of 8 (25%)``; only the share where the axes that stay differ."""
+    """Format as ``2 of 8 (25%)``; only the share where the axes that stay differ."""
     axes = [axis for axis in pruning.axes if axis.level == level and pruning.stays(axis)]
     if not axes:
         return None

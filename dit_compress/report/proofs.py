@@ -1,4 +1,4 @@
-"""What the export steps proved: per component and arithmetic, the agreement on every set of inputs."""
+"""The proofs of the export steps: per component and arithmetic, the agreement on every set of inputs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Proof:
         return min((check.verdict for check in self.checks), key=_rank)
 
     def check(self, input_set: str) -> Check | None:
-        """The check on one set of inputs."""
+        """Return the check on one set of inputs."""
         return next((check for check in self.checks if check.input_set == input_set), None)
 
 
@@ -57,21 +57,21 @@ def _rank(verdict: str) -> int:
 
 
 def verdict(step: Step) -> bool | None:
-    """Whether an export step passed; None where it says nothing."""
+    """Tell whether an export step passed; None where it holds no verdict."""
     for source in (step.metrics, step.manifest or {}):
-        if isinstance(said := source.get("passed"), bool):
-            return said
+        if isinstance(passed := source.get("passed"), bool):
+            return passed
     found = list(_proofs_of(step))
     return all(proof.verdict == PASSED for proof in found) if found else None
 
 
 def proofs(run: Run) -> list[Proof]:
-    """All proofs, in the order of the steps."""
+    """Return all proofs, in the order of the steps."""
     return [proof for step in run.of_kind("export") for proof in _proofs_of(step)]
 
 
 def input_sets(found: list[Proof]) -> list[str]:
-    """The sets of inputs, in the order of their first appearance."""
+    """Return the sets of inputs, in the order of their first appearance."""
     return list(dict.fromkeys(check.input_set for proof in found for check in proof.checks))
 
 
@@ -85,7 +85,7 @@ def _proofs_of(step: Step) -> Iterator[Proof]:
 
 
 def _of_artifact(step: Step, artifact: dict[str, Any]) -> Iterator[Proof]:
-    """One proof per arithmetic; one without checks where nothing was executed."""
+    """Yield one proof per arithmetic; one without checks where nothing was executed."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in artifact.get("proof") or []:
         rows.setdefault(row["arithmetic"], []).append(row)
@@ -110,7 +110,7 @@ def _check(row: dict[str, Any]) -> Check:
 
 
 def _as_artifact(component: dict[str, Any]) -> dict[str, Any]:
-    """The short form of ``metrics["components"]`` in the manifest's words; verdicts by the toolkit's gates."""
+    """Write the short form of ``metrics["components"]`` in the manifest's words; verdicts by the toolkit's gates."""
     from dit_compress.export.compare import GATES_DB, REFUSED_BELOW_DB
 
     def row(entry: dict[str, Any]) -> dict[str, Any]:

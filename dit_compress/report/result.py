@@ -1,4 +1,4 @@
-"""What came out: teacher and student, quality per arm, speed, in figures and in one sentence."""
+"""The result: teacher and student, quality per arm, speed, in figures and in one sentence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Arm:
     guidance: float | None = None
 
     def quality(self, metric: str | None) -> float | None:
-        """The figure of one overall metric."""
+        """Return the figure of one overall metric."""
         return self.overall.get(metric) if metric else None
 
 
@@ -65,12 +65,12 @@ class Outcome:
 
 
 def arms(run: Run) -> list[Arm]:
-    """Every evaluated variant, in the order of the steps."""
+    """Return every evaluated variant, in the order of the steps."""
     return [arm for step in run.of_kind("evaluate") for arm in _arms_of(run, step)]
 
 
 def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
-    """An evaluation of other than generated videos (real clips, round trips) says nothing about a model."""
+    """Yield the arms of an evaluation; one of other than generated videos (real clips, round trips) has none."""
     origin = step.options.get("source", GENERATED)
     settings = _sampled(run, step) if origin == GENERATED else {}
     columns = list(dict.fromkeys(video.column for video in step.videos))
@@ -92,18 +92,18 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
 
 
 def _sampled(run: Run, step: Step) -> dict[str, Any]:
-    """Sampling steps and guidance of an evaluation: as it says, else as its bundle means them."""
+    """Return sampling steps and guidance of an evaluation: its own, else those of its bundle."""
     source = run.step(step.source)
     flow = source.flow if source else {}
-    said = [
+    chosen = [
         next((place[key] for place in (step.metrics, step.options) if place.get(key) is not None), flow.get(key))
         for key in ("num_steps", "guidance")
     ]
-    return {"num_steps": said[0], "guidance": said[1]}
+    return {"num_steps": chosen[0], "guidance": chosen[1]}
 
 
 def _scored(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Found]:
-    """The mappings among nested metrics that hold accuracies, each with the keys that lead to it."""
+    """Yield the mappings among nested metrics that hold accuracies, each with the keys that lead to it."""
     accuracy = metrics.get("accuracy")
     if any(key in metrics for key in OVERALL) or (isinstance(accuracy, dict) and _floats(accuracy)):
         yield path, metrics
@@ -113,7 +113,7 @@ def _scored(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[
 
 
 def _by_name(accuracy: Mapping[str, Any]) -> Iterator[Found]:
-    """``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``: one arm each."""
+    """Yield one arm for each name of ``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``."""
     for name, scores in accuracy.items():
         if isinstance(scores, dict):
             yield (name,), scores if any(key in scores for key in OVERALL) else {"accuracy": scores}
@@ -124,7 +124,7 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _shares(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Scalar metrics of an evaluation that groups none of them under ``accuracy``."""
+    """Return scalar metrics of an evaluation that groups none of them under ``accuracy``."""
     named = (*OVERALL, "exact_match")
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}
 
@@ -160,7 +160,7 @@ def outcome(run: Run) -> Outcome:
 def compare_quality(
     found: list[Arm], teacher: Step | None, pruned: Step | None, student: Step | None
 ) -> dict[str, Any]:
-    """The outcome's figures of quality: the teacher at its best, the others sampled alike."""
+    """Compare figures of quality: the teacher at its best, the others sampled alike."""
     metric = next((key for key in OVERALL if any(key in arm.overall for arm in found)), None)
     if metric is None:
         return {}
@@ -183,7 +183,7 @@ def _steps(arm: Arm | None) -> int:
 
 
 def find_student(run: Run) -> Step | None:
-    """What the run made: the model it exports, or the last one that was pruned or trained."""
+    """Find what the run made: the model it exports, or the last one that was pruned or trained."""
     for step in run.of_kind("export"):
         if (exported := run.step(step.source)) is not None:
             return exported
@@ -192,20 +192,20 @@ def find_student(run: Run) -> Step | None:
 
 
 def ancestry(run: Run, step: Step | None) -> Iterator[Step]:
-    """A step, the one whose bundle it reads, and so on."""
+    """Yield a step, the one whose bundle it reads, and so on."""
     while step is not None:
         yield step
         step = run.step(step.source)
 
 
 def find_speed(run: Run, student: Step | None) -> Step | None:
-    """The step that timed the student against another model."""
+    """Find the step that timed the student against another model."""
     timed = [step for step in run.of_kind("evaluate") if "times_faster" in step.metrics]
     return next((step for step in timed if student and step.source == student.name), None)
 
 
 def sentence(result: Outcome) -> str:
-    """The result in one sentence; empty where there is none yet."""
+    """Put the result in one sentence; empty where there is none yet."""
     if result.student is None:
         return ""
     who = f"The {result.student_steps}-step student" if result.student_steps else "The student"

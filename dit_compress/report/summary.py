@@ -28,7 +28,7 @@ SCHEMA = 1
 
 
 def summarise(run: Run, outcome: Outcome) -> dict[str, Any]:
-    """The run's figures as JSON data."""
+    """Return the run's figures as JSON data."""
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -41,7 +41,7 @@ def summarise(run: Run, outcome: Outcome) -> dict[str, Any]:
 
 
 def step_figures(step: Step) -> dict[str, Any]:
-    """One step's figures."""
+    """Return one step's figures."""
     return {
         "name": step.name,
         "kind": step.kind,
@@ -57,7 +57,7 @@ def step_figures(step: Step) -> dict[str, Any]:
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"accuracy": {"shape": 1}}`` → ``{"accuracy.shape": 1}``."""
+    """Turn ``{"accuracy": {"shape": 1}}`` into ``{"accuracy.shape": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in metrics.items():
         name = f"{prefix}{key}"
@@ -66,5 +66,5 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
+    """Replace NaN and infinity, which JSON has not."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -41,7 +41,7 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 @contextmanager
 def drawing(width_pt: float, height_pt: float) -> Iterator[Figure]:
-    """A figure of a size in points, in the report's style."""
+    """Make a figure of a size in points, in the report's style."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -50,20 +50,20 @@ def drawing(width_pt: float, height_pt: float) -> Iterator[Figure]:
 
 
 def place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place in points from the figure's lower left corner."""
+    """Make axes at a place in points from the figure's lower left corner."""
     across, up = (side * _POINTS for side in figure.get_size_inches())
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
 def headline(figure: Figure, text: str, note: str = "") -> None:
-    """The figure's title at its upper left corner, a note at the right one."""
+    """Write the figure's title at its upper left corner, a note at the right one."""
     up = figure.get_size_inches()[1] * _POINTS
     figure.text(0, (up - TITLE_DROP) / up, text, fontsize=9)
     figure.text(0.97, (up - TITLE_DROP) / up, note, fontsize=9, color=MUTED, ha="right")
 
 
 def as_svg(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an ``<svg>`` element.
+    """Return the figure as an ``<svg>`` element.
 
     Args:
         figure: drawn in this module's colours.

@@ -1,6 +1,7 @@
 """``dit-compress new KIND NAME``: a small package with a working plugin, and the contract of its kind as tests.
 
-Imports no torch. The templates lie in ``templates/<kind>``, what all kinds share in ``templates/common``.
+Imports no torch. What is written is a plugin that stands in ``samples/<kind>``, under another name; ``project`` has
+what all packages share, as texts for ``str.format``.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from dit_compress.plugin.kinds import PART_KINDS, RESERVED, STEP_KINDS
 from dit_compress.plugin.registry import closest
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from dit_compress.plugin.registry import Registry
 
-TEMPLATES = Path(__file__).parent / "templates"
-SUFFIX = ".j2"
+SAMPLES, PROJECT = Path(__file__).parent / "samples", Path(__file__).parent / "project"
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 
 
@@ -50,11 +48,11 @@ KINDS = {
         "discriminator", "discriminator", "- distill: {use: adversarial, discriminator: {use: NAME}}"
     ),
 }
-"""What ``new`` is told → what it writes."""
+"""The word that ``new`` takes → the plugin that it writes."""
 
 
 def new_package(word: str, name: str, out: Path | None, registry: Registry) -> Path:
-    """Write the package, whole or not at all; its folder.
+    """Write the package, whole or not at all, and return its folder.
 
     Args:
         word: one of :data:`KINDS`, or the kind itself (``export``).
@@ -80,36 +78,39 @@ def new_package(word: str, name: str, out: Path | None, registry: Registry) -> P
 
 
 def rendered(template: Template, name: str) -> dict[str, str]:
-    """The package's files: path → text."""
-    plugin = name.replace("-", "_")
-    package = package_of(template.kind, name)
+    """Return the package's files: path → text."""
+    plugin, package = name.replace("-", "_"), package_of(template.kind, name)
+    words = {
+        f"{__name__}.samples.{template.kind}": package,
+        "Example": "".join(word.capitalize() for word in plugin.split("_")),
+        "example": plugin,
+    }
+    found = {}
+    for path in sorted((SAMPLES / template.kind).glob("*.py")):
+        text = path.read_text("utf-8")
+        for marked, word in words.items():
+            text = text.replace(marked, word)
+        found[f"tests/test_{package}.py" if path.name == "test.py" else f"{package}/{path.name}"] = text
     values = {
         "kind": template.kind,
         "name": plugin,
-        "camel": "".join(word.capitalize() for word in plugin.split("_")),
         "package": package,
         "distribution": package.replace("_", "-"),
         "module": template.module,
         "recipe": template.recipe.replace("NAME", plugin),
     }
-    places = {"test.py": f"tests/test_{package}.py", "pyproject.toml": "pyproject.toml", "README.md": "README.md"}
-    made = _environment()
-    found = {}
-    for folder in ("common", template.kind):
-        for path in sorted((TEMPLATES / folder).glob(f"*{SUFFIX}")):
-            file = path.name.removesuffix(SUFFIX)
-            text = made.get_template(f"{folder}/{path.name}").render(values)
-            found[places.get(file, f"{package}/{file}")] = text
+    for path in sorted(PROJECT.iterdir()):
+        found[path.name] = path.read_text("utf-8").format(**values)
     return found
 
 
 def package_of(kind: str, name: str) -> str:
-    """Import name of the package: ``dit_export_my_npu``."""
+    """Return the import name of the package: ``dit_export_my_npu``."""
     return f"dit_{kind}_{name.replace('-', '_')}"
 
 
 def _template(word: str) -> Template:
-    """The template that a word names."""
+    """Return the template that a word names."""
     if word in KINDS:
         return KINDS[word]
     for template in KINDS.values():
@@ -124,7 +125,7 @@ def _template(word: str) -> Template:
 
 
 def _bad_name(name: str) -> UserError:
-    """With a name that would do, where one can be made of it."""
+    """Make the error of a bad name; it proposes a good one where the name has letters."""
     better = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789").rstrip("-")
     mend = f"Take {better!r}" if _NAME.fullmatch(better) else "Begin with a lower case letter: my-npu"
     return UserError(
@@ -133,7 +134,7 @@ def _bad_name(name: str) -> UserError:
 
 
 def _taken(kind: str, name: str, registry: Registry) -> list[UserError]:
-    """Whoever has the name already."""
+    """Return an error if something has the name already."""
     plugin, package = name.replace("-", "_"), package_of(kind, name)
     mend = "Choose another name"
     if plugin in RESERVED.get(kind, ()):
@@ -152,22 +153,10 @@ def _taken(kind: str, name: str, registry: Registry) -> list[UserError]:
 
 
 def _occupied(folder: Path) -> list[UserError]:
-    """Whatever stands where the folder should."""
+    """Return an error if something stands where the folder should."""
     if os.path.lexists(folder):
         return [UserError("it exists already", where=str(folder), mend="Give another folder with --out, or remove it")]
     above = next(path for path in folder.absolute().parents if path.exists())
     if not above.is_dir():
         return [UserError("not a folder", where=str(above), mend="Give another folder with --out")]
     return []
-
-
-def _environment() -> Environment:
-    """Jinja, strict about names."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=False,  # noqa: S701 - Python and TOML, of names that _NAME has let through
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 SLACK = 0.99
 """A plan for a budget uses at least this share of it."""
 MOST_WIDTHS = 64
-"""How many widths an axis chooses among where every block may have its own."""
+"""The number of widths an axis chooses among where every block may have its own."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be met: the axes that may be cut, the multiple of kept counts per level, price, curves, budget."""
+    """An allocation to find: the axes that may be cut, the multiple of kept counts per level, price, curves, budget."""
 
     axes: Sequence[Axis]
     steps: Mapping[str, int]
@@ -40,7 +40,7 @@ class Question:
     budget: float
 
     def fits(self, price: float) -> bool:
-        """Within 1% from below."""
+        """Tell whether it is within 1% from below."""
         return SLACK * self.budget <= price <= self.budget
 
 
@@ -48,7 +48,7 @@ class Question:
 
 
 def allocate(question: Question) -> dict[str, int]:
-    """Units of each axis that stay, the same share in every axis of a level.
+    """Count the units of each axis that stay, the same share in every axis of a level.
 
     UserError names the nearest budget that can be met.
     """
@@ -79,7 +79,7 @@ class EqualPlan:
     entries: Sequence[Mapping[str, int]]
 
     def keep(self, chosen: np.ndarray) -> dict[str, int]:
-        """Counts of every axis."""
+        """Return the counts of every axis."""
         counts = dict(self.blocks)
         for place in np.flatnonzero(chosen).tolist():
             counts |= self.entries[place]
@@ -87,7 +87,7 @@ class EqualPlan:
 
 
 def equal_plans(question: Question) -> Iterator[EqualPlan]:
-    """One knapsack per number of blocks."""
+    """Yield one knapsack per number of blocks."""
     axes, curves = question.axes, question.curves
     stacks = gates(axes)
     deepest = max((gate.units for gate in stacks.values()), default=1)
@@ -123,12 +123,12 @@ def _weight(price: Price, stacks: Mapping[str, Axis], shares: Mapping[str, float
 
 
 def counts_of(units: int, step: int) -> list[int]:
-    """Counts that may stay: the multiples of ``step``, and all of them."""
+    """Return the counts that may stay: the multiples of ``step``, and all of them."""
     return sorted({*range(step, units, step), units})
 
 
 def proportional(count: int, of: int, units: int, step: int) -> int:
-    """``count`` of ``of`` as the same share of ``units``: a multiple of ``step``, at least one of them."""
+    """Give ``count`` of ``of`` as the same share of ``units``: a multiple of ``step``, at least one of them."""
     if units == of:
         return count
     if count == of:
@@ -140,7 +140,7 @@ def proportional(count: int, of: int, units: int, step: int) -> int:
 
 
 def allocate_each(question: Question) -> Kept:
-    """Blocks that stay, and for each of their axes as many units (the first ones: which, a search decides).
+    """Choose blocks, and for each of their axes as many units (the first ones: which, a search decides).
 
     Optimal to 0.01%, over at most ``MOST_WIDTHS`` widths per axis. UserError where the curves are not by axis.
     """
@@ -169,7 +169,7 @@ def allocate_each(question: Question) -> Kept:
 
 
 def _each(question: Question, stacks: Mapping[str, Axis]) -> tuple[Knapsack, list[tuple[Axis, int]]]:
-    """Entries: (gate, block that stays), and (axis, count). Losses of blocks count where they go."""
+    """Make entries: (gate, block that stays), and (axis, count). Losses of blocks count where they go."""
     price, curves = question.price, question.curves
     prices: list[float] = []
     losses: list[float] = []
@@ -213,7 +213,7 @@ def _each(question: Question, stacks: Mapping[str, Axis]) -> tuple[Knapsack, lis
 
 
 def thinned(counts: Sequence[int]) -> list[int]:
-    """At most ``MOST_WIDTHS`` of them, evenly, the first and the last included."""
+    """Take at most ``MOST_WIDTHS`` of them, evenly, the first and the last included."""
     if len(counts) <= MOST_WIDTHS:
         return list(counts)
     return [counts[round(place * (len(counts) - 1) / (MOST_WIDTHS - 1))] for place in range(MOST_WIDTHS)]
@@ -223,7 +223,7 @@ def thinned(counts: Sequence[int]) -> list[int]:
 
 
 def out_of_reach(question: Question, sacks: Sequence[Knapsack]) -> UserError:
-    """The error that names the nearest that can be met; the ends above and below are asked for exactly."""
+    """Make the error that names the nearest that can be met; the ends above and below are asked for exactly."""
     reached: list[float] = []
     for sack in sacks:
         below = sack.solve(-np.inf, question.budget, -sack.prices)
@@ -239,7 +239,7 @@ def out_of_reach(question: Question, sacks: Sequence[Knapsack]) -> UserError:
 
 
 def show(amount: float, unit: str) -> str:
-    """``1,000 parameters``, ``2.3801e+13 FLOPs``, ``0.12500 seconds``; rounded up, so that it can be asked for."""
+    """Show ``1,000 parameters``, ``2.3801e+13 FLOPs``, ``0.12500 seconds``; rounded up, so that it can be asked for."""
     if unit == "parameters" or (not unit and 100 <= amount < 1e12):
         return f"{math.ceil(amount - 1e-6):,} {unit}".strip()
     digit = 10.0 ** (math.floor(math.log10(max(amount, 1e-12))) - 4)

@@ -1,4 +1,4 @@
-"""What a plan weighs, in parameters, FLOPs or seconds: separable over blocks and units, exact per block.
+"""The price of a plan, in parameters, FLOPs or seconds: separable over blocks and units, exact per block.
 
 ``fixed + Σ over blocks that stay of (rest + Σ over the block's axes of kept · unit)``. Axes that stand in
 no stack whose blocks may go count with the fixed part.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Price:
-    """What each piece of a model weighs.
+    """The weight of each piece of a model.
 
     fixed: what no plan removes. blocks: block axis name → what each block weighs without its units.
     units: axis name → one unit. unit: what is counted (``parameters``, ``FLOPs``, ``seconds``).
@@ -37,7 +37,7 @@ class Price:
     unit: str = "parameters"
 
     def of(self, axes: Sequence[Axis], kept: Kept) -> float:
-        """Weight of a plan; an axis that is not named stays whole."""
+        """Weigh a plan; an axis that is not named stays whole."""
         total, gated = self.fixed, gates(axes)
         for axis in axes:
             if axis.blocks:
@@ -49,7 +49,7 @@ class Price:
         return total
 
     def as_data(self) -> dict[str, Any]:
-        """JSON data."""
+        """Return JSON data."""
         blocks = {name: list(rest) for name, rest in self.blocks.items()}
         return {"unit": self.unit, "fixed": self.fixed, "blocks": blocks, "units": dict(self.units)}
 
@@ -61,12 +61,12 @@ class Price:
 
 
 def gates(axes: Sequence[Axis]) -> dict[str, Axis]:
-    """The stacks whose blocks may go: path → block axis."""
+    """Return the stacks whose blocks may go: path → block axis."""
     return {axis.blocks.path: axis for axis in axes if axis.blocks}
 
 
 def inside(axes: Sequence[Axis], gate: Axis, index: int) -> list[Axis]:
-    """The axes of one block."""
+    """Return the axes of one block."""
     path = gate.blocks.path if gate.blocks else gate.stack
     return [axis for axis in axes if not axis.blocks and (axis.stack, axis.block) == (path, index)]
 
@@ -75,7 +75,7 @@ def inside(axes: Sequence[Axis], gate: Axis, index: int) -> list[Axis]:
 
 
 def parameter_price(module: nn.Module, axes: Sequence[Axis]) -> Price:
-    """Parameters, from the members of the axes."""
+    """Price parameters, from the members of the axes."""
     units = {axis.name: float(unit_cost(module, axis)) for axis in axes if not axis.blocks}
     whole: dict[str, list[float]] = {}
     for gate in gates(axes).values():
@@ -86,7 +86,7 @@ def parameter_price(module: nn.Module, axes: Sequence[Axis]) -> Price:
 
 
 def _alone(module: nn.Module, gate: Axis) -> list[int]:
-    """Parameters that go with each block of a stack: used nowhere else, and kept by no tombstone."""
+    """Count parameters that go with each block of a stack: used nowhere else, and kept by no tombstone."""
     stack = gate.blocks
     assert stack is not None
     stays = () if stack.deletable else tuple(f"{stack.path}.{path}." for path in stack.borrowed)
@@ -105,7 +105,7 @@ def _alone(module: nn.Module, gate: Axis) -> list[int]:
 
 
 def unit_cost(module: nn.Module, axis: Axis) -> int:
-    """Parameters of one unit (of a block axis: those outside the blocks)."""
+    """Count parameters of one unit (of a block axis: those outside the blocks)."""
     count = 0
     for member in axis.members:
         tensor = tensor_or_none(module, member.tensor)
@@ -117,7 +117,7 @@ def unit_cost(module: nn.Module, axis: Axis) -> int:
 def assemble(
     axes: Sequence[Axis], total: float, whole: Mapping[str, Sequence[float]], units: Mapping[str, float], unit: str
 ) -> Price:
-    """A price out of the model's total, what each block weighs with all its units, and what a unit weighs."""
+    """Make a price of the model's total, the weight of each block with all its units, and that of a unit."""
     blocks = {}
     for gate in gates(axes).values():
         held = [sum(units[axis.name] * axis.units for axis in inside(axes, gate, index)) for index in range(gate.units)]
@@ -130,7 +130,7 @@ def assemble(
 
 
 def flops_price(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int, int, int]) -> Price:
-    """FLOPs of one call for one sample, attention included; the denoiser stands on the meta device.
+    """Price FLOPs of one call for one sample, attention included; the denoiser stands on the meta device.
 
     Each kind of axis and of block is priced by what the count falls by where some of it are taken away.
     """
@@ -160,7 +160,7 @@ def flops_price(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int, i
 
 
 def classes(items: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[Any]]:
-    """Items of equal kind together, in order of first appearance."""
+    """Group items of equal kind, in order of first appearance."""
     found: dict[Hashable, list[Any]] = {}
     for item in items:
         found.setdefault(kind(item), []).append(item)
@@ -168,7 +168,7 @@ def classes(items: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[
 
 
 def axis_kind(module: nn.Module, axis: Axis) -> Hashable:
-    """Equal for axes at the same place of blocks that are alike."""
+    """Return a value that is equal for axes at the same place of blocks that are alike."""
     place = f"{axis.stack}.{axis.block}"
     members = [
         (member.tensor.replace(place, ""), member.dim, member.indices.shape, tuple(tensor.shape))
@@ -179,7 +179,7 @@ def axis_kind(module: nn.Module, axis: Axis) -> Hashable:
 
 
 def block_kind(module: nn.Module, gate: Axis, index: int) -> Hashable:
-    """Equal for blocks with equal parameters."""
+    """Return a value that is equal for blocks with equal parameters."""
     assert gate.blocks is not None
     block = module.get_submodule(gate.blocks.block(index))
     return tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())

@@ -32,7 +32,7 @@ class Curve:
     points: tuple[tuple[float, float], ...]
 
     def __call__(self, share: float) -> float:
-        """Loss added where that share is removed."""
+        """Return the loss added where that share is removed."""
         shares, losses = np.array(sorted({(0.0, 0.0), *self.points})).T
         losses = np.maximum.accumulate(losses)
         if share > shares[-1] and len(shares) > 1:
@@ -54,7 +54,7 @@ class Curves:
     needs_measuring: bool = False
 
     def level(self, name: str) -> Curve:
-        """A level's curve; UserError where there is none."""
+        """Return a level's curve; raise a UserError where there is none."""
         if name not in self.levels:
             raise UserError(
                 f"the sensitivity curves say nothing about level {name!r}",
@@ -64,7 +64,7 @@ class Curves:
 
 
 def default_curves(price: Price, axes: Sequence[Axis]) -> Curves:
-    """Curves where none were measured: ``weight · share² / r``, with the paper's shares r and a level's weight.
+    """Make curves where none were measured: ``weight · share² / r``, with the paper's shares r and a level's weight.
 
     At equal slopes, which is where a sum under a budget is least, every level then gives up its share in
     proportion to r: what was removed per unit of price hurts alike at the paper's own plan.
@@ -89,7 +89,7 @@ def default_curves(price: Price, axes: Sequence[Axis]) -> Curves:
 
 
 def curves_from_report(report: Mapping[str, Any], where: str = "") -> Curves:
-    """The curves in what ``dit-compress sensitivity`` wrote; UserError where it is none of that."""
+    """Read the curves that ``dit-compress sensitivity`` wrote; raise a UserError where the file has none."""
     try:
         quality = report["quality"]
         whole = report["whole"][quality]

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def unit_norms(weight: Tensor, dim: int, indices: Tensor) -> Tensor:
-    """L2 norm of each unit's slices of one tensor: ``indices [U,k]`` along ``dim`` → ``[U]``."""
+    """Return the L2 norm of each unit's slices of one tensor: ``indices [U,k]`` along ``dim`` → ``[U]``."""
     others = [axis for axis in range(weight.ndim) if axis != dim]
     squares = weight.float().square().sum(dim=others) if others else weight.float().square()
     return squares[indices].sum(dim=1).sqrt()
 
 
 def magnitude(module: nn.Module, axis: Axis) -> Tensor:
-    """Magnitude of an axis' units ``[U]``: mean over tensors of the unit norms, each scaled to mean 1.
+    """Measure the magnitude of an axis' units ``[U]``: mean over tensors of the unit norms, each scaled to mean 1.
 
     A block's magnitude is the mean norm of its matrices, each scaled likewise over the blocks that have one of its
     name (SD3's last block lacks some).
@@ -55,6 +55,6 @@ def _block_magnitude(module: nn.Module, axis: Axis) -> Tensor:
 
 
 def top(scores: Tensor, count: int) -> tuple[int, ...]:
-    """The ``count`` best units, ascending; ties go to the lower index."""
+    """Return the ``count`` best units, ascending; ties go to the lower index."""
     order = torch.argsort(scores, descending=True, stable=True)[:count]
     return tuple(sorted(order.tolist()))

@@ -27,9 +27,9 @@ class Knapsack:
     some: tuple[tuple[int, ...], ...] = ()
 
     def solve(self, low: float, high: float, aim: np.ndarray, gap: float = 0.0) -> np.ndarray | None:
-        """The entries (0, 1) that minimise ``aim`` with a price in [low, high]; None where there are none.
+        """Find the entries (0, 1) that minimise ``aim`` with a price in [low, high]; None where there are none.
 
-        The solver's tolerance may let a price by that is out of bounds; such a choice is cut off and asked again.
+        The solver's tolerance may accept a price that is out of bounds; such a choice is excluded and solved again.
         """
         from scipy.optimize import LinearConstraint
 
@@ -45,7 +45,7 @@ class Knapsack:
             cuts.append(LinearConstraint(chosen[None], -np.inf, chosen.sum() - 1))
 
     def bound(self, low: float, high: float) -> float:
-        """No choice loses less: the optimum where entries may be fractions; infinite where none fits."""
+        """Bound the loss from below: the optimum where entries may be fractions; infinite where none fits."""
         found = self._ask(low, high, self.losses, [], whole=False)
         return np.inf if found is None else float(self.losses @ found)
 
@@ -68,7 +68,7 @@ class Knapsack:
         ).x
 
     def _one_of_each(self) -> Any:
-        """Per group: the sum of its entries equals one, or the entry that gates it."""
+        """Demand per group that the sum of its entries equals one, or the entry that gates it."""
         from scipy.optimize import LinearConstraint
         from scipy.sparse import coo_array
 

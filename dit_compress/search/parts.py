@@ -22,7 +22,7 @@ Parts = tuple[tuple[int, ...], ...]
 
 
 def parts_of(problem: SearchProblem, axis: Axis) -> Parts:
-    """The parts of one axis: as many as its granularity allows, else its single units."""
+    """Return the parts of one axis: as many as its granularity allows, else its single units."""
     count = min(problem.num_parts.get(axis.level, axis.units), axis.units)
     if count == axis.units:
         return tuple((unit,) for unit in range(axis.units))
@@ -31,7 +31,7 @@ def parts_of(problem: SearchProblem, axis: Axis) -> Parts:
 
 
 def cut(order: Sequence[int], count: int, name: str) -> Parts:
-    """Units in the given order, cut into ``count`` runs of equal length."""
+    """Cut units in the given order into ``count`` runs of equal length."""
     if len(order) % count:
         raise UserError(
             f"{name}: {len(order)} units can't be cut into {count} equal parts",
@@ -44,7 +44,7 @@ def cut(order: Sequence[int], count: int, name: str) -> Parts:
 def complete(
     module: nn.Module, axis: Axis, chosen: Iterable[Sequence[int]], keep: int, among: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """Exactly ``keep`` units: those of the chosen parts; magnitude fills what is missing (from ``among``)."""
+    """Choose exactly ``keep`` units: those of the chosen parts; magnitude fills what is missing (from ``among``)."""
     kept = {unit for part in chosen for unit in part}
     missing = keep - len(kept)
     if missing > 0:

@@ -1,4 +1,4 @@
-"""What a search is given and what it gives."""
+"""A search's problem and its answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Selection:
 
 
 def outside_removed_blocks(axes: Sequence[Axis], kept: Kept) -> list[Axis]:
-    """The axes that still matter under a plan: those inside a removed block compute nothing."""
+    """Return the axes that still matter under a plan: those inside a removed block compute nothing."""
     gone = {
         (axis.blocks.path, index)
         for axis in axes
@@ -52,7 +52,7 @@ class Search(Protocol):
     """Chooses which units stay."""
 
     def search(self, problem: SearchProblem, context: Workplace) -> Selection:
-        """Kept units for every axis of the problem, exactly ``problem.keep[axis]`` of each.
+        """Choose the units of every axis of the problem, exactly ``problem.keep[axis]`` of each.
 
         context: where the search works; that of the prune step (a ``Context``) for a plugin with ``data=True``.
         """

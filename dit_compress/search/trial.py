@@ -1,4 +1,4 @@
-"""What a choice of units costs: a distiller's loss of the masked model, on batches that are drawn once.
+"""The cost of a choice of units: a distiller's loss of the masked model, on batches that are drawn once.
 
 Equal batches, noise and noise levels for every choice make the losses comparable.
 """
@@ -38,7 +38,7 @@ class Trial:
 
     @torch.no_grad()
     def loss(self, kept: Kept) -> float:
-        """Mean loss with only ``kept`` (axes not named stay whole)."""
+        """Return the mean loss with only ``kept`` (axes not named stay whole)."""
         self.count += 1
         plan = {**kept, **self.fixed}
         shortened = {a.name: plan[a.name] for a in self.axes if a.name in plan and len(plan[a.name]) < a.units}
@@ -46,7 +46,7 @@ class Trial:
             return sum(float(self._loss(batch)) for batch in self.batches) / len(self.batches)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Per axis ``[samples, units]``: the derivative of each sample's loss by each mask, where nothing is masked.
+        """Differentiate, per axis ``[samples, units]``, each sample's loss by each mask, where nothing is masked.
 
         A loss is a mean over its batch, so each sample's derivative is the batch size times what autograd gives.
         """
@@ -68,7 +68,7 @@ class Trial:
 
 @contextmanager
 def trial(problem: SearchProblem, context: Context, objective: Part, options: ProbeOptions) -> Iterator[Trial]:
-    """A trial of the problem's denoiser; the whole model is the teacher of objectives that have one, by shared weights.
+    """Give a trial of the problem's denoiser; the whole model is the teacher of objectives that have one.
 
     The denoiser is in evaluation mode inside; it is left frozen, its weights untouched.
     """

@@ -36,7 +36,7 @@ def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
 
 
 def edit_state(state: Mapping[str, Tensor], edits: Iterable[Edit]) -> dict[str, Tensor]:
-    """The same edits on a state dict, or on a part of one: a new dict, the given one untouched."""
+    """Make the same edits on a state dict, or on a part of one; return a new dict and leave the given one untouched."""
     edited = dict(state)
     for edit in edits:
         if isinstance(edit, Take | Scale):
@@ -50,19 +50,19 @@ def edit_state(state: Mapping[str, Tensor], edits: Iterable[Edit]) -> dict[str, 
 
 
 def unknown_edit(edit: object) -> TypeError:
-    """The error for an edit of a kind that is not in the table: skipping it would give another model."""
+    """Make the error for an edit of a kind that is not in the table: skipping it would give another model."""
     return TypeError(f"{type(edit).__name__} is no edit that can be applied here")
 
 
 def edit_tensor(tensor: Tensor, edit: Take | Scale) -> Tensor:
-    """One edit on one tensor."""
+    """Make one edit on one tensor."""
     if isinstance(edit, Scale):
         return tensor * edit.factor
     return tensor.index_select(edit.dim, torch.tensor(edit.index, device=tensor.device))
 
 
 def rename(name: str, edit: KeepBlocks) -> str | None:
-    """A tensor's name after a block edit; None where it is gone."""
+    """Return a tensor's name after a block edit; None where it is gone."""
     head = f"{edit.stack}."
     if not name.startswith(head):
         return name
@@ -86,7 +86,7 @@ def replace_tensor(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _resize(owner: nn.Module, leaf: str, value: Tensor) -> None:
-    """The integers that torch's own modules keep about their weight."""
+    """Set the integers that torch's own modules keep about their weight."""
     if isinstance(owner, nn.Linear) and leaf == "weight":
         owner.out_features, owner.in_features = value.shape
     if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and leaf == "weight":

@@ -47,7 +47,7 @@ class CompactionError(RuntimeError):
 
 
 def compact_module(module: nn.Module, call: Call, axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
-    """The same for any module, proven on a recorded call (see :func:`dit_compress.record`)."""
+    """Do the same for any module, proven on a recorded call (see :func:`dit_compress.record`)."""
     return compact_proven(module, lambda: call.replay(module), axes, kept)
 
 
@@ -82,7 +82,7 @@ def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axi
 
 
 def _widest(run: Callable[[], Any]) -> tuple[Any, Callable[[], AbstractContextManager[None]], float]:
-    """What a run gives in float64, else in its own precision; with the precision, and how exact it can be."""
+    """Run in float64, else in its own precision; return the output, that precision, and how exact it can be."""
     try:
         with in_double():
             return run(), in_double, TOLERANCE
@@ -91,7 +91,7 @@ def _widest(run: Callable[[], Any]) -> tuple[Any, Callable[[], AbstractContextMa
 
 
 def disagreement(candidate: Any, reference: Any) -> float:
-    """Largest :func:`relative_error` over the tensors of two outputs, NaN if one is.
+    """Return the largest :func:`relative_error` over the tensors of two outputs, NaN if one is.
 
     Infinity where their number or shapes differ, and where there is nothing to compare.
     """
@@ -103,7 +103,7 @@ def disagreement(candidate: Any, reference: Any) -> float:
 
 
 def log_data(axes: Sequence[Axis], kept: Kept, edits: list[Any]) -> dict[str, Any]:
-    """What the transform log keeps of a plan: the units that stay, and the compiled edits."""
+    """Return the entry of a plan in the transform log: the units that stay, and the compiled edits."""
     units = {axis.name: axis.units for axis in axes}
     return {
         "kept": {name: {"of": units[name], "units": as_ranges(index)} for name, index in kept.items()},
@@ -112,7 +112,7 @@ def log_data(axes: Sequence[Axis], kept: Kept, edits: list[Any]) -> dict[str, An
 
 
 def kept_blocks(log: Sequence[dict[str, Any]], stack: str) -> tuple[int, ...] | None:
-    """Which original blocks of a stack the log has left; None where the log never pruned that stack."""
+    """Return which original blocks of a stack the log has left; None where the log never pruned that stack."""
     origin: tuple[int, ...] | None = None
     for entry in log:
         record = entry["data"].get("kept", {}).get(f"block:{stack}") if entry["name"] == LOG_NAME else None
@@ -123,11 +123,11 @@ def kept_blocks(log: Sequence[dict[str, Any]], stack: str) -> tuple[int, ...] | 
 
 
 def relative_error(candidate: Tensor, reference: Tensor) -> float:
-    """max|Δ| / max|reference|."""
+    """Return max|Δ| / max|reference|."""
     scale = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
     return float((candidate - reference).abs().max() / scale)
 
 
 def block_axis(stack: Stack) -> Axis:
-    """The axis of a stack's blocks."""
+    """Return the axis of a stack's blocks."""
     return Axis(f"block:{stack.path}", "block", stack.length, stack.path, blocks=stack)

@@ -17,7 +17,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def shared_copy(module: AnyModule) -> AnyModule:
-    """New modules around the same tensors: hooks, masks and edits of the copy leave the original alone.
+    """Make new modules around the same tensors: hooks, masks and edits of the copy leave the original alone.
 
     An edit of the copy replaces tensors, it does not write to them; training either one trains both.
     """
@@ -25,7 +25,7 @@ def shared_copy(module: AnyModule) -> AnyModule:
 
 
 def single_copy(module: AnyModule) -> AnyModule:
-    """The same with half-precision tensors in float32; wider ones are shared."""
+    """Do the same with half-precision tensors in float32; wider ones are shared."""
 
     def wide(tensor: Tensor) -> Tensor:
         half = tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
@@ -35,13 +35,13 @@ def single_copy(module: AnyModule) -> AnyModule:
 
 
 def meta_copy(module: AnyModule) -> AnyModule:
-    """The same without weights, all of it on the meta device."""
+    """Do the same without weights, all of it on the meta device."""
     copied = _with_tensors(module, lambda tensor: tensor.detach().to("meta"))
     return copied.to("meta")
 
 
 def _with_tensors(module: AnyModule, change: Callable[[Tensor], Tensor]) -> AnyModule:
-    """A deep copy with every parameter and buffer given."""
+    """Copy a module deeply, with every parameter and buffer given."""
     memo: dict[int, Tensor] = {}
     for parameter in module.parameters():
         value = change(parameter)

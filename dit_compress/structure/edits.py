@@ -101,7 +101,7 @@ COMPUTING = (SetAttribute, GatherArgument, Substitute)
 
 
 def compile_edits(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
-    """The edits that make ``module`` the model that ``kept`` describes.
+    """Return the edits that make ``module`` the model that ``kept`` describes.
 
     Slices are in original coordinates; block edits come last. Raises ValueError where a plan names an
     unknown axis, unit, or leaves an axis without a unit.
@@ -140,7 +140,7 @@ def _keep(stack: Stack, units: tuple[int, ...]) -> KeepBlocks:
 
 
 def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
-    """One Take per tensor and dimension, whatever number of axes share it."""
+    """Make one Take per tensor and dimension, whatever number of axes share it."""
     removed: dict[tuple[str, int], set[int]] = {}
     for axis in axes:
         away = np.setdiff1d(np.arange(axis.units), kept[axis.name])
@@ -157,7 +157,7 @@ def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
 
 
 def _attributes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
-    """One SetAttribute per attribute, whatever number of axes it follows."""
+    """Make one SetAttribute per attribute, whatever number of axes it follows."""
     values: dict[tuple[str, str], float] = {}
     for axis in axes:
         count = len(kept[axis.name])
@@ -190,7 +190,7 @@ def settle_norms(module: nn.Module, axes: Iterable[Axis]) -> None:
 
 
 def eps_of(module: nn.Module, norm: Norm) -> float:
-    """The epsilon that a norm adds; torch's own where it has none: that of float64, else that of float32."""
+    """Return the epsilon that a norm adds; torch's own where it has none: that of float64, else that of float32."""
     owner = module.get_submodule(norm.path)
     eps = getattr(owner, norm.eps)
     if eps is not None:
@@ -203,7 +203,7 @@ def eps_of(module: nn.Module, norm: Norm) -> float:
 
 
 def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
-    """JSON data; index lists as ranges ``[start, stop]``."""
+    """Return JSON data; index lists as ranges ``[start, stop]``."""
     listed = []
     for edit in edits:
         data = {"edit": type(edit).__name__, **vars(edit)}
@@ -219,7 +219,7 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
 
 
 def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
-    """Edits read back from a transform log. UserError for a kind that is not known."""
+    """Read edits back from a transform log; raise a UserError for a kind that is not known."""
     edits = []
     for entry in listed:
         data = dict(entry)
@@ -240,7 +240,7 @@ def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
 
 
 def as_ranges(index: Sequence[int]) -> list[list[int]]:
-    """``(0, 1, 2, 5)`` → ``[[0, 3], [5, 6]]``."""
+    """Turn ``(0, 1, 2, 5)`` into ``[[0, 3], [5, 6]]``."""
     ranges: list[list[int]] = []
     for value in index:
         if ranges and ranges[-1][1] == value:
@@ -251,7 +251,7 @@ def as_ranges(index: Sequence[int]) -> list[list[int]]:
 
 
 def from_ranges(ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """``[[0, 3], [5, 6]]`` → ``(0, 1, 2, 5)``."""
+    """Turn ``[[0, 3], [5, 6]]`` into ``(0, 1, 2, 5)``."""
     return tuple(value for start, stop in ranges for value in range(start, stop))
 
 

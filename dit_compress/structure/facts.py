@@ -44,13 +44,13 @@ class Member(_ByValue):
 
     @classmethod
     def equal(cls, tensor: str, dim: int, units: int, width: int = 1, start: int = 0) -> Member:
-        """``units`` neighbours of ``width`` entries each, from ``start``."""
+        """Make ``units`` neighbours of ``width`` entries each, from ``start``."""
         return cls(tensor, dim, start + np.arange(units * width).reshape(units, width))
 
 
 @dataclass(frozen=True, eq=False)
 class MaskPoint(_ByValue):
-    """Where a mask multiplies: along ``dim`` of a module's input or output; unit u owns ``indices[u]``.
+    """A point where a mask multiplies: along ``dim`` of a module's input or output; unit u owns ``indices[u]``.
 
     What no unit owns is left alone. With the side ``parameter``, ``module`` names a parameter: a weight that
     no module of its own applies, whose slices are multiplied (masks shared by the batch only).
@@ -125,7 +125,7 @@ class Stack:
     writes: bool = False
 
     def block(self, index: int) -> str:
-        """Module path of one block."""
+        """Return the module path of one block."""
         return f"{self.path}.{index}"
 
 
@@ -149,7 +149,7 @@ class UnitList:
     substitutes: tuple[str, ...] = ()
 
     def axis(self, level: str) -> Axis:
-        """The axis of these units."""
+        """Return the axis of these units."""
         return Axis(
             f"{level}:{self.path}",
             level,
@@ -247,7 +247,7 @@ Kept = dict[str, tuple[int, ...]]
 
 
 def everything(axes: Sequence[Axis]) -> Kept:
-    """The plan that removes nothing."""
+    """Return the plan that removes nothing."""
     return {axis.name: tuple(range(axis.units)) for axis in axes}
 
 
@@ -259,7 +259,7 @@ class Granularity(Protocol):
     """Into how many equal parts a learned search may cut an axis; None for its single units."""
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """Every axis of this level, as data."""
+        """Return every axis of this level, as data."""
 
     def keep(self, axis: Axis) -> int | None:
-        """How many of the axis' units the options keep; None where the options leave it to a budget."""
+        """Return how many of the axis' units the options keep; None where the options leave it to a budget."""

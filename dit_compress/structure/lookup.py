@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def argument_at(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str) -> Any:
-    """A call argument by position or keyword."""
+    """Return a call argument by position or keyword."""
     return args[key] if isinstance(key, int) else kwargs[key]
 
 
 def attribute_at(module: nn.Module, path: str, name: str) -> Any:
-    """An attribute of a submodule; the name may be dotted."""
+    """Return an attribute of a submodule; the name may be dotted."""
     return attrgetter(name)(module.get_submodule(path))
 
 
@@ -35,12 +35,12 @@ def set_attribute(module: nn.Module, path: str, name: str, value: float) -> None
 
 
 def tensor_at(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its full name."""
+    """Return a parameter or buffer by its full name."""
     path, _, leaf = name.rpartition(".")
     return getattr(module.get_submodule(path), leaf)
 
 
 def tensor_or_none(module: nn.Module, name: str) -> Tensor | None:
-    """The same, None where there is none (a linear without bias)."""
+    """Do the same; None where there is none (a linear without bias)."""
     path, _, leaf = name.rpartition(".")
     return getattr(module.get_submodule(path), leaf, None)

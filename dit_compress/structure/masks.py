@@ -52,7 +52,7 @@ def masked(module: nn.Module, axes: Sequence[Axis], values: Mapping[str, Tensor]
 
 
 def hard_masks(axes: Sequence[Axis], kept: Kept, like: Tensor) -> dict[str, Tensor]:
-    """A plan as masks of ones and zeros."""
+    """Return a plan as masks of ones and zeros."""
     values = {}
     for axis in axes:
         if axis.name in kept:
@@ -73,7 +73,7 @@ def _mask(module: nn.Module, value: Tensor, point: MaskPoint) -> Any:
 
 
 def _scaled(x: Tensor, value: Tensor, point: MaskPoint) -> Tensor:
-    """The features of every unit times its mask."""
+    """Multiply the features of every unit by its mask."""
     scale = per_feature(value, point, x.shape[point.dim]).to(x.dtype)
     shape = [1] * x.ndim
     shape[point.dim] = scale.shape[-1]
@@ -83,7 +83,7 @@ def _scaled(x: Tensor, value: Tensor, point: MaskPoint) -> Tensor:
 
 
 def per_feature(value: Tensor, point: MaskPoint, size: int) -> Tensor:
-    """Units ``[..., U]`` → features ``[..., size]``; 1 where no unit owns the feature."""
+    """Spread units ``[..., U]`` over features ``[..., size]``; 1 where no unit owns the feature."""
     width = point.indices.shape[1]
     order = torch.from_numpy(point.indices.reshape(-1)).to(value.device)
     spread = value.repeat_interleave(width, dim=-1)
@@ -113,12 +113,12 @@ class _Before:
     """The arguments of a block that writes into them, as they came."""
 
     def note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A hook before the block."""
+        """Copy the arguments before the block runs."""
         self.args, self.kwargs = map_tensors(Tensor.clone, (args, kwargs))
 
 
 def _mix(value: Tensor, skip: Skip, given: _Before | None = None) -> Callable[..., Any]:
-    """``y = m·block(x) + (1 - m)·x`` for every stream of the block. given: arguments it has overwritten."""
+    """Make ``y = m·block(x) + (1 - m)·x`` of every stream of the block. given: arguments it has overwritten."""
 
     def mixed(after: Any, before: Any) -> Any:
         if not isinstance(after, Tensor) or not isinstance(before, Tensor):

@@ -24,7 +24,7 @@ WIDE = {
 
 
 def widened(value: Any) -> Any:
-    """A dtype or device among an operation's arguments → the one in use: float64, on the CPU."""
+    """Replace a dtype or device among an operation's arguments by the one in use: float64, on the CPU."""
     if isinstance(value, torch.dtype):
         return WIDE.get(value, value)
     return torch.device("cpu") if isinstance(value, torch.device) and value.type != "cpu" else value
@@ -36,7 +36,7 @@ class InDouble(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operation on wider tensors; views stay views, and what is written to stays what it is."""
+        """Run the operation on wider tensors; views stay views, and what is written to stays what it is."""
         kwargs = {name: WIDE.get(v, v) if isinstance(v, torch.dtype) else v for name, v in (kwargs or {}).items()}
         if getattr(func, "is_view", False):
             return func(*args, **kwargs)
@@ -53,7 +53,7 @@ class _WideConvolutions(TorchFunctionMode):
     """Convolutions with every argument in float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function, on wider arguments where it is a convolution."""
+        """Run the function, on wider arguments where it is a convolution."""
         if func in CONVOLUTIONS:
             args, kwargs = tree_map(_wide, (args, kwargs))
         return func(*args, **(kwargs or {}))
@@ -69,7 +69,7 @@ def in_double() -> Iterator[None]:
 
 @contextmanager
 def double_by_default() -> Iterator[None]:
-    """New tensors are float64; flex attention runs without torch.compile, as it must where operations are watched."""
+    """Make new tensors float64; run flex attention without torch.compile, as watching operations demands."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -81,7 +81,7 @@ def double_by_default() -> Iterator[None]:
 
 @contextmanager
 def eager_flex_attention() -> Iterator[None]:
-    """Flex attention without torch.compile, which refuses to run inside a dispatch mode."""
+    """Run flex attention without torch.compile, which refuses to run inside a dispatch mode."""
     from torch.nn.attention import flex_attention as flex
 
     name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
@@ -96,7 +96,7 @@ def eager_flex_attention() -> Iterator[None]:
 
 
 def _written(func: Any) -> set[int | str]:
-    """Arguments that an operation writes to."""
+    """Find the arguments that an operation writes to."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
         return set()

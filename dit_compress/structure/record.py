@@ -52,12 +52,12 @@ class Call:
             module.train(training)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with every tensor changed."""
+        """Return the same call with every tensor changed."""
         args, kwargs = map_tensors(change, (self.args, self.kwargs))
         return Call(args, kwargs, recorded=True)
 
     def _fresh(self, value: Any) -> Any:
-        """Copies: a module may write into its arguments."""
+        """Copy tensors: a module may write into its arguments."""
         return map_tensors(Tensor.clone, value)
 
 
@@ -88,12 +88,12 @@ def record(model: nn.Module) -> Iterator[Call]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Every tensor of nested tuples, lists and dicts changed; anything else as it is."""
+    """Change every tensor of nested tuples, lists and dicts; leave anything else as it is."""
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor of nested tuples, lists and dicts, and of an object's attributes (diffusers' outputs), in order."""
+    """List every tensor of nested tuples, lists, dicts and of an object's attributes (diffusers' outputs), in order."""
     if hasattr(value, "to_tuple"):
         value = value.to_tuple()
     elif hasattr(value, "__dict__") and not isinstance(value, Tensor | dict | list | tuple):

@@ -1,4 +1,4 @@
-"""What a module's structure depends on: classes, shapes and plain attributes, but no weights."""
+"""Everything a module's structure depends on: classes, shapes and plain attributes, but no weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Known(Generic[Found]):
         self.found: OrderedDict[Any, Found] = OrderedDict()
 
     def get(self, key: Any, make: Callable[[], Found]) -> Found:
-        """The result of ``key``, made where it is not known."""
+        """Return the result of ``key``; make it where it is not known."""
         if key not in self.found:
             self.found[key] = make()
             if len(self.found) > self.most:
@@ -33,7 +33,7 @@ class Known(Generic[Found]):
 
 
 def signature(module: nn.Module, arguments: Mapping[Any, Any]) -> Any:
-    """Modules of one signature are alike: classes, parameters, plain attributes, and the shapes of the arguments."""
+    """Describe what modules that are alike share: classes, parameters, plain attributes, shapes of arguments."""
     modules = tuple(
         (path, type(owner), _num_hooks(owner), _attributes(owner)) for path, owner in module.named_modules()
     )
@@ -43,12 +43,12 @@ def signature(module: nn.Module, arguments: Mapping[Any, Any]) -> Any:
 
 
 def _num_hooks(owner: nn.Module) -> int:
-    """Hooks before a forward: a pruned module gathers its tables in them."""
+    """Count hooks before a forward: a pruned module gathers its tables in them."""
     return len(owner._forward_pre_hooks)  # noqa: SLF001 - there is no public way to ask
 
 
 def _attributes(owner: object) -> str:
-    """Plain attributes of a module, and of the plain objects that it holds."""
+    """Describe plain attributes of a module, and of the plain objects that it holds."""
     listed = []
     for name, value in sorted(vars(owner).items()):
         if isinstance(value, PLAIN) and name not in SKIPPED:
@@ -62,10 +62,10 @@ def _attributes(owner: object) -> str:
 
 
 SKIPPED = frozenset(vars(nn.Module())) - {"training"}
-"""What every module holds: its children, parameters and hooks."""
+"""Attributes of every module: its children, parameters and hooks."""
 
 
 def _described(value: Any) -> str:
-    """Shapes of the tensors in a value, and what it says otherwise."""
+    """Describe the shapes of the tensors in a value, and anything else by its text."""
     shapes = [tuple(tensor.shape) for tensor in tensors_in(value)]
     return f"{shapes}{type(value).__name__}" if shapes else repr(value)[:300]

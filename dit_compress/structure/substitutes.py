@@ -26,7 +26,7 @@ class FreeMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,  # noqa: FBT001, FBT002
         is_causal: bool = False,  # noqa: ARG002, FBT001, FBT002 - a hint; the mask says the same
     ) -> tuple[Tensor, Tensor | None]:
-        """As ``nn.MultiheadAttention.forward``, for batched input."""
+        """Attend as ``nn.MultiheadAttention.forward``, for batched input."""
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = (self._split(*item) for item in zip((query, key, value), *self._projections(), strict=True))
@@ -46,14 +46,14 @@ class FreeMultiheadAttention(nn.MultiheadAttention):
         return mixed, weights.mean(1) if average_attn_weights else weights
 
     def _projections(self) -> tuple[Any, Any]:
-        """Weights and biases of query, key and value."""
+        """Return weights and biases of query, key and value."""
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         if self.in_proj_weight is None:
             return (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight), biases
         return self.in_proj_weight.chunk(3), biases
 
     def _split(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``[B,S,D]`` → ``[B,N,S,K]``."""
+        """Split ``[B,S,D]`` into ``[B,N,S,K]``."""
         return F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 

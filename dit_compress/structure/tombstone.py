@@ -1,4 +1,4 @@
-"""What stands for a removed block: a parameter-free pass-through."""
+"""The stand-in for a removed block: a parameter-free pass-through."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skip:
-    """What a block gives if it is skipped, made of its arguments; see ``Stack``."""
+    """The output of a block that is skipped, made of its arguments; see ``Stack``."""
 
     stream: int | str
     output: int | None
     returns: tuple[tuple[str, int | str], ...] = ()
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The skipped block's output."""
+        """Return the skipped block's output."""
         if self.output is None:
             return self._one(("pass", self.stream), args, kwargs)
         # Without a list of returns: the streams are the block's first arguments, in the order it returns them.
@@ -64,12 +64,12 @@ class Tombstone(nn.Module):
         self.skips = Skip(stream, output, tuple((str(kind), key) for kind, key in returns))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the block would have returned, had it added nothing."""
+        """Return what the block would have returned, had it added nothing."""
         return self.skips(args, kwargs)
 
 
 def _take_attributes(to: nn.Module, block: nn.Module, borrowed: Sequence[str]) -> None:
-    """Attributes of a module and its children, tensors left out; of the borrowed children everything."""
+    """Take attributes of a module and its children, tensors left out; of the borrowed children everything."""
     for name, value in vars(block).items():
         if not name.startswith("_") and name != "training" and not isinstance(value, Tensor):
             setattr(to, name, value)

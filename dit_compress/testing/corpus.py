@@ -2,7 +2,7 @@
 
 A case is right in one of three ways: ``check`` names what is wrong before anything is written; ``lower`` or
 the proof refuses the file; or the export passes and the file agrees with the source on *fresh* inputs too.
-An export that passes and disagrees there is missed: :func:`examine` says which it was.
+An export that passes and disagrees there is missed: :func:`examine` returns which it was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dit_compress.export import Profile
 
 Stage = Literal["right", "check", "lower", "verify", "missed", "crashed"]
-"""Where a case ended: the file is right; caught by check, lower or the proof; a wrong file passed; an exception."""
+"""The ends of a case: the file is right; caught by check, lower or the proof; a wrong file passed; an exception."""
 
 
 class Computes(nn.Module):
@@ -38,7 +38,7 @@ class Computes(nn.Module):
         self.parts = nn.ModuleDict(parts)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Whatever the function gives; it is called with the modules and the inputs."""
+        """Call the function with the modules and the inputs."""
         return self.compute(self.parts, *inputs)
 
 
@@ -79,7 +79,7 @@ def _case(
 
 
 def _attend(q: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Self-attention of two heads over normalised tokens, as DiTs have it: scores stay small, whatever the input."""
+    """Attend with two heads over normalised tokens, as DiTs do: scores stay small, whatever the input."""
     heads = F.layer_norm(q, q.shape[-1:]).unflatten(-1, (2, -1)).transpose(1, 2)
     return F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
 
@@ -99,7 +99,7 @@ def _keep() -> dict[str, Tensor]:
 
 
 def _like_a_boolean(_parts: Any, x: Tensor, keep: Tensor) -> Tensor:
-    """The mask of ``nn.MultiheadAttention``."""
+    """Return the mask of ``nn.MultiheadAttention``."""
     padding = keep < 0.5
     bias = torch.zeros_like(padding, dtype=x.dtype).masked_fill(padding, -torch.inf)
     return _attend(x, bias[:, None, None])
@@ -204,7 +204,7 @@ CORPUS: tuple[Case, ...] = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case. psnr_db: on fresh inputs, where a file passed."""
+    """The end of a case. psnr_db: on fresh inputs, where a file passed."""
 
     case: str
     stage: Stage
@@ -265,7 +265,7 @@ def _on_fresh_inputs(case: Case, component: Component, exporter: Any, lowered: l
 
 
 def fresh(component: Component) -> dict[str, Tensor]:
-    """Inputs of the same shapes that the proof never saw: values drawn anew, masks and numbers turned round."""
+    """Make inputs of the same shapes that the proof never saw: values drawn anew, masks and numbers inverted."""
     torch.manual_seed(99)
     found = {}
     for name, value in component.inputs.items():

@@ -1,4 +1,4 @@
-"""What every discriminator must keep to, as a class of tests: subclass it, name yours, run pytest.
+"""The contract of discriminators, as a class of tests: subclass it, name yours, run pytest.
 
 from dit_compress.testing.discriminators import DiscriminatorContract
 
@@ -31,11 +31,11 @@ class DiscriminatorContract:
     """One logit per token or patch, something to learn, a generator that is left alone."""
 
     def discriminator(self) -> Any:
-        """The part under test, with options that fit a generator of three blocks."""
+        """Return the part under test, with options that fit a generator of three blocks."""
         raise NotImplementedError("Return yours: def discriminator(self): return MyPart(MyOptions())")
 
     def judge(self, generator: Denoiser) -> Any:
-        """The module, the same at every call."""
+        """Make the module, the same at every call."""
         torch.manual_seed(3)
         return self.discriminator().create(generator)
 
@@ -84,6 +84,6 @@ class DiscriminatorContract:
 
 
 def example(generator: Denoiser) -> tuple[Tensor, Tensor, Cond]:
-    """Two samples."""
+    """Return two samples."""
     torch.manual_seed(5)
     return generator.example(2, generator.example_size)

@@ -1,4 +1,4 @@
-"""What every distiller must keep to, as a class of tests: subclass it, say how yours is made, run pytest.
+"""The contract of distillers, as a class of tests: subclass it, make yours, run pytest.
 
 from dit_compress.testing.distillers import DistillerContract
 
@@ -31,11 +31,11 @@ class DistillerContract:
     """Gradient routing, averages, means over samples, stateless randomness."""
 
     def objective(self) -> Objective:
-        """Roles, phases and losses over tiny models, made anew at each call."""
+        """Make roles, phases and losses over tiny models, anew at each call."""
         raise NotImplementedError
 
     def batch(self) -> Batch:
-        """At least two samples."""
+        """Return a batch of at least two samples."""
         raise NotImplementedError
 
     # -- who gets a gradient
@@ -150,7 +150,7 @@ class DistillerContract:
 
 
 def trainees_of(objective: Objective) -> dict[str, Trainee]:
-    """As the loop makes them."""
+    """Make trainees as the loop makes them."""
     found = {}
     for name, role in objective.roles.items():
         if role.lr is None:
@@ -162,7 +162,7 @@ def trainees_of(objective: Objective) -> dict[str, Trainee]:
 
 
 def backward(objective: Objective, trainees: dict[str, Trainee], phase: Phase, batch: Batch, parts: int = 1) -> float:
-    """The gradients of one phase on one of ``parts`` parts of a batch; its loss."""
+    """Compute the gradients of one phase on one of ``parts`` parts of a batch; return its loss."""
     for name, trainee in trainees.items():
         trainee.train_only(name in phase.updates)
     loss = objective.loss(phase, batch)["loss"]
@@ -171,7 +171,7 @@ def backward(objective: Objective, trainees: dict[str, Trainee], phase: Phase, b
 
 
 def part_of(batch: Batch, index: int) -> Batch:
-    """One sample of a batch, with its own streams."""
+    """Return one sample of a batch, with its own streams."""
     tokens = {name: value[index : index + 1] for name, value in batch.tokens.items()}
     streams = Streams(batch.streams.seed, batch.step, [batch.sample[index]])
     captions = list(batch.captions)[index : index + 1]
@@ -179,7 +179,7 @@ def part_of(batch: Batch, index: int) -> Batch:
 
 
 def gradients(objective: Objective) -> dict[str, Tensor]:
-    """All gradients there are, by role and parameter."""
+    """Return all gradients there are, by role and parameter."""
     return {
         f"{name}.{key}": value.grad.clone()
         for name, role in objective.roles.items()
@@ -189,7 +189,7 @@ def gradients(objective: Objective) -> dict[str, Tensor]:
 
 
 def graded(trainee: Trainee) -> bool:
-    """Whether any of its parameters has a gradient that is not zero."""
+    """Tell whether any of its parameters has a gradient that is not zero."""
     return any(value.grad is not None and bool(value.grad.any()) for value in trainee.parameters.values())
 
 
@@ -200,5 +200,5 @@ def clear(objective: Objective) -> None:
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """A copy of a module's tensors."""
+    """Return a copy of a module's tensors."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}

@@ -6,7 +6,7 @@
         def exporter(self):
             return MyExport(MyOptions())
 
-Every test says what it expects of the three methods; a new exporter is ready when all pass.
+Every test names what it expects of the three methods; a new exporter is ready when all pass.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ANY_TARGET = ("random_numbers", "control_flow", "dynamic_shape", "unused_input",
 
 
 def small() -> Component:
-    """A linear, an activation, a norm: what any exporter must manage."""
+    """Make a linear, an activation, a norm: what any exporter must manage."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.RMSNorm(32, eps=1e-6), nn.Linear(32, 16)).eval()
     return Component("small", module, {"x": torch.randn(4, 16)}, ("y",), varied=("x",))
 
 
 def dit() -> Component:
-    """A whole DiT step at the size of seconds."""
+    """Make a whole DiT step at the size of seconds."""
     denoiser = tiny_denoiser("video_dit")
     torch.manual_seed(1)
     latent, _, cond = denoiser.example(1, SIZE)
@@ -64,10 +64,10 @@ class Lowered:
 
 
 class ExporterContract:
-    """What ``check``, ``lower`` and ``runner`` promise (see ``hooks.Exporter``)."""
+    """The promises of ``check``, ``lower`` and ``runner`` (see ``hooks.Exporter``)."""
 
     def exporter(self) -> Any:
-        """The exporter under test, with the options that shall be tested."""
+        """Return the exporter under test, with the options that shall be tested."""
         raise NotImplementedError("Return your exporter: def exporter(self): return MyExport(MyOptions())")
 
     @property
@@ -93,7 +93,7 @@ class ExporterContract:
         assert all(isinstance(each, Diagnostic) and each.path and each.message and each.mend for each in errors)
 
     def test_check_writes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is asked before a run has a folder."""
+        """``check`` runs before a run has a folder."""
         monkeypatch.chdir(tmp_path)
         self.exporter().check(small(), self.profile)
         assert list(tmp_path.iterdir()) == []
@@ -103,7 +103,7 @@ class ExporterContract:
     @pytest.fixture(scope="class")
     @classmethod
     def lowered(cls, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
-        """The small component's files, written once; no test changes them."""
+        """Write the small component's files once; no test changes them."""
         folder, component = tmp_path_factory.mktemp("lowered"), small()
         before = {name: value.clone() for name, value in component.module.state_dict().items()}
         kit = cls()
@@ -129,7 +129,7 @@ class ExporterContract:
         )
 
     def test_equal_components_give_equal_bytes(self, lowered: Lowered, tmp_path: Path) -> None:
-        """Checksums shall say something."""
+        """Without this, checksums would mean nothing."""
         self.exporter().lower(small(), self.profile, tmp_path)
         written = []
         for folder in (lowered.folder, tmp_path):
@@ -190,7 +190,7 @@ class ExporterContract:
         assert found.stage == "right" or found.message
 
     def test_an_edited_device_exports_again(self) -> None:
-        """A profile of one's own counts by what it says, not by its path."""
+        """A profile from a file counts by its content, not by its path."""
         options = type(self.exporter().options)
         wanted = 'write "device: Device" (from dit_compress.export import Device)'
         assert "device" not in options.model_fields or "device" in marked(options), wanted

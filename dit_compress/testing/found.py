@@ -1,4 +1,4 @@
-"""Whether a plugin is installed and found, with what to do where it is not."""
+"""The test that a plugin is installed and found, with what to do where it is not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dit_compress.plugin.registry import Registry
 
 
 def assert_found(kind: str, name: str) -> None:
-    """AssertionError, with the mend, unless ``dit-compress plugins`` lists it and its class can be imported."""
+    """Assert that ``dit-compress plugins`` lists it and its class can be imported; the message has the mend."""
     registry = Registry.discover()
     for broken in registry.broken:
         assert broken.name != f"{kind}_{name}", f"{broken.name} is broken: {broken.reason}. {broken.mend}"

@@ -1,4 +1,4 @@
-"""What every granularity must keep to, as a class of tests: subclass it, name yours, run pytest.
+"""The contract of granularities, as a class of tests: subclass it, name yours, run pytest.
 
     from dit_compress.testing.granularities import GranularityContract
 
@@ -31,7 +31,7 @@ SEEN = 1e-6
 
 
 def odd_plan(axes: list[Axis]) -> Kept:
-    """Without the first unit of every axis, and of wide axes without every third one."""
+    """Remove the first unit of every axis, and of wide axes every third one."""
     return {axis.name: tuple(u for u in range(axis.units) if u != 0 and (axis.units < 6 or u % 3)) for axis in axes}
 
 
@@ -40,11 +40,11 @@ class GranularityContract:
     """Axes as data: named once, owned once, masked where they are removed."""
 
     def granularity(self) -> Any:
-        """The granularity under test, with options that say how many units stay."""
+        """Return the granularity under test, with options that settle how many units stay."""
         raise NotImplementedError("Return yours: def granularity(self): return MyGranularity(MyOptions(remove=1))")
 
     def axes(self, denoiser: Denoiser) -> list[Axis]:
-        """The axes on a model."""
+        """Return the axes on a model."""
         found = self.granularity().axes(denoiser.structure())
         assert found, "it names no axis: nothing of this model could be removed"
         return found

@@ -1,4 +1,4 @@
-"""What every latent step and its codec must keep to, as a class of tests: subclass it, name yours, run pytest.
+"""The contract of latent steps and their codecs, as a class of tests: subclass it, name yours, run pytest.
 
     from dit_compress.testing.latents import LatentContract
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from einops import rearrange
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.samples import to_video
@@ -36,35 +37,35 @@ if TYPE_CHECKING:
 SAME = 1e-4
 """Largest difference of equal computations in another order, for values of size 1."""
 CENTRED, SPREAD = 0.1, 0.2
-"""How far a channel's mean may lie from 0, and its standard deviation from 1, over the training clips."""
+"""Largest distance of a channel's mean from 0, and of its standard deviation from 1, over the training clips."""
 
 
 class LatentContract:
     """Geometry without weights, normalised latents, a bundle that gives the codec back, a decoder for exporters."""
 
     def step(self) -> Any:
-        """The step under test, with options that take seconds."""
+        """Return the step under test, with options that take seconds."""
         raise NotImplementedError("Return your step: def step(self): return MyStep(MyOptions())")
 
     def data(self) -> Part:
-        """Clips whose frames and size fit the ratio."""
+        """Return clips whose frames and size fit the ratio."""
         return drawn()
 
     @pytest.fixture(scope="class")
     def made(self, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-        """The bundle of one run, opened from disk."""
+        """Return the bundle of one run, opened from disk."""
         result = self.step().run(tiny_context(tmp_path_factory.mktemp("latent"), data=self.data()))
         assert result.bundle is not None, "run gives no bundle: return context.give({'latent': codec}, spec=…)"
         return Bundle.open(result.bundle.path)
 
     @pytest.fixture(scope="class")
     def video_BCFYX(self) -> Tensor:
-        """The training clips, in [-1, 1]."""
+        """Return the training clips, in [-1, 1]."""
         clips = self.data().build().clips(Path(), "train")
         return to_video(torch.stack([torch.from_numpy(clip.pixels()) for clip in clips]))
 
     def planned(self) -> Spec:
-        """What ``plan`` makes of a bundle that has nothing but a video."""
+        """Plan a bundle that has nothing but a video."""
         options = self.data().options
         assert isinstance(options, DrawnOptions)
         return self.step().plan(Spec(video=(options.frames, *options.size)))
@@ -100,7 +101,7 @@ class LatentContract:
         """Mean 0, standard deviation 1 of every channel over the training clips: noise levels rest on it."""
         with torch.no_grad():
             latent = made.codec().eval().encode(video_BCFYX)
-        channels = latent.transpose(0, 1).flatten(1)
+        channels = rearrange(latent, "B C T H W -> C (B T H W)")
         mean, std = channels.mean(1), channels.std(1)
         assert mean.abs().max() < CENTRED, f"channel {int(mean.abs().argmax())} has mean {float(mean.abs().max()):.2f}"
         worst = (std - 1).abs()
@@ -125,7 +126,7 @@ class LatentContract:
             assert (codec.decode(both) - torch.cat([codec.decode(each[None]) for each in both])).abs().max() < SAME
 
     def test_forward_decodes_in_one_piece(self, made: Bundle, video_BCFYX: Tensor) -> None:
-        """What exporters trace is what ``decode`` gives."""
+        """Exporters trace ``forward``: it gives the same as ``decode``."""
         codec: Any = made.codec().eval()
         with torch.no_grad():
             latent = codec.encode(video_BCFYX[:1])

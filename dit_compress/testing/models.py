@@ -64,7 +64,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_denoiser(name: str, seed: int = 0) -> Denoiser:
-    """A denoiser with random weights, none of them zero (a zero-initialised gate would hide every fault)."""
+    """Make a denoiser with random weights, none of them zero (a zero-initialised gate would hide every fault)."""
     import torch
 
     plugin, options = _CONFIGS[name]
@@ -79,7 +79,7 @@ def tiny_denoiser(name: str, seed: int = 0) -> Denoiser:
 
 
 def tiny_text(width: int = 16) -> Captions:
-    """A caption encoder of random weights, as wide as the tiny denoisers take."""
+    """Make a caption encoder of random weights, as wide as the tiny denoisers take."""
     import torch
 
     from dit_compress.model.text import Captions
@@ -90,7 +90,7 @@ def tiny_text(width: int = 16) -> Captions:
 
 
 def tiny_batch(text: Captions, step: int = 0, size: int = 4, channels: int = CHANNELS) -> Batch:
-    """A batch of random latents, the same for the same step."""
+    """Make a batch of random latents, the same for the same step."""
     from dit_compress.core.randomness import Streams
     from dit_compress.train.objective import Batch
 

@@ -1,4 +1,4 @@
-"""What every search must keep to, as a class of tests: subclass it, name your search, run pytest.
+"""The contract of searches, as a class of tests: subclass it, name your search, run pytest.
 
 from dit_compress.testing.searches import SearchContract
 
@@ -41,17 +41,17 @@ class SearchContract:
     }
 
     def search(self) -> Any:
-        """The search under test, with the options that shall be tested."""
+        """Return the search under test, with the options that shall be tested."""
         raise NotImplementedError("Return your search: def search(self): return MySearch(MyOptions())")
 
     @pytest.fixture(scope="class")
     def context(self, tmp_path_factory: pytest.TempPathFactory) -> Context:
-        """A step over a whole bundle and drawn clips, for searches that measure losses."""
+        """Make a step over a whole bundle and drawn clips, for searches that measure losses."""
         folder = tmp_path_factory.mktemp("search")
         return tiny_context(folder / "step", input=tiny_bundle(folder / "bundle"))
 
     def problem(self, *, whole: bool = False) -> SearchProblem:
-        """Every level of a tiny model; ``whole`` asks for all units."""
+        """Make a problem of every level of a tiny model; ``whole`` asks for all units."""
         denoiser = tiny_denoiser(self.model).requires_grad_(requires_grad=False).eval()
         structure = denoiser.structure()
         axes: list[Axis] = []
@@ -66,7 +66,7 @@ class SearchContract:
         return SearchProblem(denoiser, tuple(axes), keep, units)
 
     def select(self, problem: SearchProblem, context: Context) -> Selection:
-        """One search, made anew."""
+        """Run one search, made anew."""
         return self.search().search(problem, context)
 
     def test_exactly_as_many_units_stay_as_are_asked_for(self, context: Context) -> None:
@@ -82,7 +82,7 @@ class SearchContract:
             assert set(stay) <= set(range(axis.units)), f"{axis.name} has units 0 to {axis.units - 1}: {stay}"
 
     def test_what_stays_whole_stays_whole(self, context: Context) -> None:
-        """Where every unit is asked for, every unit stays."""
+        """Every unit stays where every unit is asked for."""
         problem = self.problem(whole=True)
         kept = self.select(problem, context).kept
         cut = {axis.name: kept.get(axis.name, ()) for axis in problem.axes}
@@ -101,7 +101,7 @@ class SearchContract:
         assert torch.equal(example_output(denoiser), output), "the velocity differs: is a hook left in the model?"
 
     def test_an_equal_problem_gives_an_equal_choice(self, context: Context) -> None:
-        """Whatever torch's and NumPy's own generators did meanwhile: draws come from ``train.streams.generator``."""
+        """Draws come from ``core.randomness.generator``, not from torch's and NumPy's own generators."""
         torch.manual_seed(1)
         first = self.select(self.problem(), context).kept
         torch.manual_seed(2)

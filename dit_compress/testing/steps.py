@@ -1,4 +1,4 @@
-"""What a step is given, at the size of seconds: clips drawn in memory, a bundle on disk, a context over both.
+"""The context of a step at the size of seconds: clips drawn in memory, a bundle on disk, a context over both.
 
 Nothing here needs a video file or the packages that decode one.
 """
@@ -46,7 +46,7 @@ class DrawnClip(Clip):
     index: int = 0
 
     def pixels(self) -> np.ndarray:
-        """``[F,Y,X,3]`` uint8, the same at every call."""
+        """Return ``[F,Y,X,3]`` uint8, the same at every call."""
         rng = generator(0, "drawn clip", self.index)
         (height, width), side = self.size, min(self.size) // 3
         ground, colour = rng.uniform(30, 220, (2, 3))
@@ -59,7 +59,7 @@ class DrawnClip(Clip):
         return np.clip(frames + rng.normal(0, GRAIN, frames.shape), 0, 255).astype(np.uint8)
 
     def identity(self) -> list[Any]:
-        """There is no file whose size and time could change."""
+        """Return nothing: there is no file whose size and time could change."""
         return [self.index, self.frames, list(self.size)]
 
 
@@ -70,14 +70,14 @@ class DrawnClips:
         self.options = options
 
     def prepare(self, cache: Path) -> None:
-        """There is nothing to write."""
+        """Do nothing: there is nothing to write."""
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
-        """One record per clip."""
+        """Return one record per clip."""
         return [clip.record() for split in ("train", "test") for clip in self.clips(cache, split)]
 
     def clips(self, cache: Path, split: str) -> Sequence[Clip]:  # noqa: ARG002 - the contract's signature
-        """``num_clips`` clips for training, a third as many held out."""
+        """Return ``num_clips`` clips for training, a third as many held out."""
         options, count = self.options, self.options.num_clips
         chosen = range(count) if split == "train" else range(count, count + max(1, count // 3))
         return [
@@ -88,13 +88,13 @@ class DrawnClips:
 
 
 def drawn(frames: int = 9, size: tuple[int, int] = (32, 32), num_clips: int = 24) -> Part:
-    """The source as a recipe's ``data`` would name it."""
+    """Return the source as a recipe's ``data`` would name it."""
     plugin = Plugin(name="drawn", options=DrawnOptions, load="dit_compress.testing.steps:DrawnClips")
     return Part("data", plugin, DrawnOptions(frames=frames, size=size, num_clips=num_clips))
 
 
 def tiny_context(folder: Path, *, data: Part | None = None, **bundles: Bundle) -> Context:
-    """The context of a step in ``folder``, over drawn clips and some bundles (``input=``, ``teacher=``)."""
+    """Make the context of a step in ``folder``, over drawn clips and some bundles (``input=``, ``teacher=``)."""
     folder.mkdir(parents=True, exist_ok=True)
     data = data or drawn()
     options = data.options
@@ -113,7 +113,7 @@ def tiny_context(folder: Path, *, data: Part | None = None, **bundles: Bundle) -
 
 
 def tiny_bundle(folder: Path) -> Bundle:
-    """A whole bundle: the tiny reference DiT, a caption encoder, and a VAE that is PCA of the drawn clips."""
+    """Make a whole bundle: the tiny reference DiT, a caption encoder, and a VAE that is PCA of the drawn clips."""
     codec = pca_codec()
     modules: dict[str, Any] = {"denoiser": tiny_denoiser("video_dit").module, "text": tiny_text().encoder}
     specs: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def tiny_bundle(folder: Path) -> Bundle:
 
 
 def pca_codec() -> Codec:
-    """The built-in VAE at its start: PCA of 8x16x16 patches, as many channels as the tiny denoisers take."""
+    """Make the built-in VAE at its start: PCA of 8x16x16 patches, as many channels as the tiny denoisers take."""
     import torch
 
     from dit_compress.data.samples import to_video

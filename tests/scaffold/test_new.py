@@ -21,7 +21,7 @@ from dit_compress import scaffold
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import Registry, installed, use
 from dit_compress.recipe import load
-from dit_compress.scaffold import KINDS, TEMPLATES, new_package, package_of
+from dit_compress.scaffold import KINDS, PROJECT, SAMPLES, new_package, package_of
 from dit_compress.testing.exporters import small
 
 if TYPE_CHECKING:
@@ -255,8 +255,10 @@ def test_the_code_is_in_order(name: str, rules: str, tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stdout
 
 
-def test_no_template_is_left_over() -> None:
-    assert {path.name for path in TEMPLATES.iterdir()} == {"common", *(template.kind for template in KINDS.values())}
+def test_no_sample_is_left_over() -> None:
+    folders = {path.name for path in SAMPLES.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders == {template.kind for template in KINDS.values()}
+    assert {path.name for path in PROJECT.iterdir()} == {"pyproject.toml", "README.md"}
 
 
 # ------------------------------------------------------------------ the command, and bad input

@@ -59,7 +59,7 @@ class Piece:
 
     @property
     def described(self) -> Described:
-        """What the new file's header says."""
+        """The entry in the new file's header."""
         shape = [len(self.takes[dim]) if dim in self.takes else size for dim, size in enumerate(self.source.shape)]
         return Described(self.name, self.source.dtype, tuple(shape))
 
@@ -78,7 +78,7 @@ def prune_weights(
 
 
 def refuse_quantised(weights: Weights) -> None:
-    """UserError where matrices are quantised: their entries don't stand for themselves, and can't be cut."""
+    """Raise a UserError where matrices are quantised: their entries don't stand for themselves, and can't be cut."""
     for tensor in weights.tensors.values():
         if len(tensor.shape) > 1 and tensor.dtype not in PLAIN:
             raise _quantised(tensor)
@@ -93,7 +93,7 @@ def _quantised(tensor: TensorAt) -> UserError:
 
 
 def pieces(weights: Weights, edits: Iterable[Edit]) -> list[Piece]:
-    """The edits, sorted by the tensor they act on; blocks are dropped or renamed on the way."""
+    """Sort the edits by the tensor they act on; blocks are dropped or renamed on the way."""
     state = {name: Piece(tensor, name, {}) for name, tensor in weights.tensors.items()}
     for edit in edits:
         if isinstance(edit, KeepBlocks):
@@ -111,7 +111,7 @@ def pieces(weights: Weights, edits: Iterable[Edit]) -> list[Piece]:
 
 
 def edited(piece: Piece, edit: Take | Scale) -> Piece:
-    """A piece with one edit more. Raises UserError where the tensor has not what the edit takes."""
+    """Return a piece with one edit more; raise a UserError where the tensor has not what the edit takes."""
     source = piece.source
     if source.dtype not in (FLOATS if isinstance(edit, Scale) else PLAIN):
         raise _quantised(source)
@@ -140,7 +140,7 @@ _OTHER = "Use the plan with the model it was made for"
 def write_pieces(
     listed: Sequence[Piece], target: Path, stem: str, metadata: Mapping[str, str], shard_bytes: int = SHARD_BYTES
 ) -> dict[str, dict[str, Any]]:
-    """Shards (one plain file where they fit into one) and their index; ``file → {"bytes", "sha256"}``."""
+    """Write shards (one plain file where they fit into one) and their index; ``file → {"bytes", "sha256"}``."""
     shards = split(listed, shard_bytes)
     names = [f"{stem}-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
     if len(shards) == 1:
@@ -160,7 +160,7 @@ def write_pieces(
 
 
 def split(listed: Sequence[Piece], shard_bytes: int) -> list[list[Piece]]:
-    """Pieces in their order, cut into shards of about equal size."""
+    """Cut pieces, in their order, into shards of about equal size."""
     sizes = [piece.described.size_bytes for piece in listed]
     even = math.ceil(sum(sizes) / max(1, math.ceil(sum(sizes) / shard_bytes)))
     shards: list[list[Piece]] = [[]]
@@ -175,7 +175,7 @@ def split(listed: Sequence[Piece], shard_bytes: int) -> list[list[Piece]]:
 
 
 def write_file(listed: Sequence[Piece], path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """One safetensors file, atomically; its size and sha256."""
+    """Write one safetensors file, atomically; return its size and sha256."""
     ordered = sorted(listed, key=lambda piece: piece.described.rank)
     buffers = Buffers()
     with StreamWriter(path) as writer:
@@ -190,14 +190,14 @@ def write_file(listed: Sequence[Piece], path: Path, metadata: Mapping[str, str])
 
 
 class Buffers:
-    """Memory used again and again: two buffers in turn for what is written, two for what is still to be cut."""
+    """Reused memory: two buffers in turn for what is written, two for what is still to be cut."""
 
     def __init__(self) -> None:
         self._turns = {"written": 0, "scratch": 0}
         self._held = {name: [np.empty(0, np.uint8)] * 2 for name in self._turns}
 
     def get(self, size_bytes: int, name: Literal["written", "scratch"]) -> np.ndarray:
-        """Bytes that live until the next call but one of that name."""
+        """Return bytes that live until the next call but one of that name."""
         turn = self._turns[name] = 1 - self._turns[name]
         if len(self._held[name][turn]) < size_bytes:
             self._held[name][turn] = np.empty(max(size_bytes, CHUNK_BYTES), np.uint8)
@@ -205,7 +205,7 @@ class Buffers:
 
 
 def cut(piece: Piece, buffers: Buffers) -> Iterator[memoryview]:
-    """The bytes of the edited tensor, in order, in chunks."""
+    """Yield the bytes of the edited tensor, in order, in chunks."""
     handle = os.open(piece.source.file, os.O_RDONLY)
     try:
         if piece.factors:
@@ -217,7 +217,7 @@ def cut(piece: Piece, buffers: Buffers) -> Iterator[memoryview]:
 
 
 def _scaled(piece: Piece, data: bytes) -> memoryview:
-    """The same arithmetic as on a live tensor. Only norm weights are scaled: they are small."""
+    """Do the same arithmetic as on a live tensor. Only norm weights are scaled: they are small."""
     import torch
 
     tensor = torch.frombuffer(bytearray(data), dtype=getattr(torch, _TORCH[piece.source.dtype]))
@@ -230,7 +230,7 @@ _TORCH = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 
 
 def _taken(handle: int, piece: Piece, buffers: Buffers) -> Iterator[memoryview]:
-    """Kept rows in chunks, every other axis taken in memory."""
+    """Yield kept rows in chunks, every other axis taken in memory."""
     shape, kept = piece.source.shape, piece.described.shape
     if math.prod(kept) == 0:
         return
@@ -255,7 +255,7 @@ def take(
     buffers: Buffers,
     name: Literal["written", "scratch"] = "written",
 ) -> np.ndarray:
-    """Entries of one axis: bytes of ``[outer, size, inner]`` → bytes of ``[outer, len(index), inner]``.
+    """Take entries of one axis: bytes of ``[outer, size, inner]`` → bytes of ``[outer, len(index), inner]``.
 
     Neighbours that stay together are moved as one: heads move as 64 columns, not as 64 entries.
     """
@@ -268,14 +268,14 @@ def take(
 
 
 def _grain(index: np.ndarray, size: int) -> int:
-    """The largest g such that the index consists of whole, aligned runs of g."""
+    """Return the largest g such that the index consists of whole, aligned runs of g."""
     edges = np.flatnonzero(np.diff(index) != 1) + 1
     starts, stops = index[np.r_[0, edges]], index[np.r_[edges - 1, -1]] + 1
     return math.gcd(size, *starts.tolist(), *stops.tolist())
 
 
 def _groups(rows: np.ndarray, row_bytes: int) -> Iterator[np.ndarray]:
-    """Rows that lie within one chunk of the file (at least one)."""
+    """Yield rows that lie within one chunk of the file (at least one)."""
     reach = max(1, CHUNK_BYTES // max(row_bytes, 1))
     start = 0
     while start < len(rows):
@@ -292,7 +292,7 @@ def _rows(
     buffers: Buffers,
     name: Literal["written", "scratch"],
 ) -> np.ndarray:
-    """The bytes of some rows of one group, one after another."""
+    """Return the bytes of some rows of one group, one after another."""
     edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     if len(edges) > 2 and len(rows) * row_bytes < SHORT_BYTES * (len(edges) - 1):
         span = int(rows[-1] - rows[0]) + 1

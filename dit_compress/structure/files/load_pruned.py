@@ -27,7 +27,7 @@ from dit_compress.structure.empty import empty_weights
 PRUNING = "pruning.json"
 LOADER = "load_pruned.py"
 ATTRIBUTE = "dit_compress_pruning"
-"""Where a module keeps its record and the text of this file, so that ``save_pretrained`` can write both."""
+"""The attribute with a module's record and the text of this file; ``save_pretrained`` writes both."""
 READS = 1
 """The newest schema of ``pruning.json`` that is understood."""
 
@@ -40,7 +40,7 @@ def load(
     module: nn.Module | None = None,
     verify: bool = True,
 ) -> nn.Module:
-    """The model of a pruned folder, in evaluation mode; ``save_pretrained`` writes such a folder again.
+    """Load the model of a pruned folder, in evaluation mode; ``save_pretrained`` writes such a folder again.
 
     torch_dtype: None keeps the dtype of the file. cls: the class, where it is none of diffusers'. module: a whole
     model of a class that no config describes; it is cut, and its weights replaced. verify: compare checksums (sizes
@@ -67,7 +67,7 @@ def load(
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """``pruning.json``, complete and of a schema that is understood."""
+    """Read ``pruning.json``; it must be complete and of a known schema."""
     record, where = read_json(folder / PRUNING), str(folder / PRUNING)
     if not isinstance(record, dict) or not {"schema", "class", "config", "base", "log", "files"} <= record.keys():
         raise UserError("not a whole record of a pruning", where=where)
@@ -79,14 +79,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def remember(module: nn.Module, record: dict[str, Any], loader: str) -> None:
-    """From now on the module knows how it was pruned, and its ``save_pretrained`` writes a pruned folder."""
+    """Note in the module how it was pruned; its ``save_pretrained`` then writes a pruned folder."""
     setattr(module, ATTRIBUTE, {"record": record, "loader": loader})
     if hasattr(type(module), "save_pretrained"):
         setattr(module, "save_pretrained", MethodType(save, module))  # noqa: B010 - no attribute of nn.Module's
 
 
 def save(module: Any, save_directory: str | Path, **options: Any) -> None:
-    """What ``save_pretrained`` of the class writes, and what it takes to load that again."""
+    """Write what ``save_pretrained`` of the class writes, and what it takes to load that again."""
     if not options.get("safe_serialization", True):
         raise UserError("a pruned model is saved as safetensors", mend="Leave 'safe_serialization' out")
     folder, held = Path(save_directory), getattr(module, ATTRIBUTE)
@@ -95,20 +95,20 @@ def save(module: Any, save_directory: str | Path, **options: Any) -> None:
 
 
 def write_record(folder: Path, record: dict[str, Any], loader: str) -> None:
-    """``pruning.json`` beside weights that are written, and the text of this file."""
+    """Write ``pruning.json`` beside weights that are written, and the text of this file."""
     files = {item.name: file_record(item) for item in weight_files(folder)}
     (folder / PRUNING).write_text(json.dumps({**record, "files": files}, separators=(",", ":")) + "\n", "utf-8")
     (folder / LOADER).write_text(loader, "utf-8")
 
 
 def class_name(module: nn.Module) -> str:
-    """How a record names a module's class: a model of diffusers by its name, any other by its full one."""
+    """Return a module's class as a record names it: a model of diffusers by its name, any other by its full one."""
     kind = type(module)
     return kind.__name__ if hasattr(kind, "from_config") else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a folder; the shards that an index names, where there is one."""
+    """List the safetensors of a folder; the shards that an index names, where there is one."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index is None:
         return sorted(folder.glob("*.safetensors"))
@@ -116,7 +116,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Floating tensors to a dtype, except those that the class keeps in float32 (as ``from_pretrained`` does)."""
+    """Cast floating tensors to a dtype, except those that the class keeps in float32 (as ``from_pretrained`` does)."""
     precise = set(getattr(type(module), "_keep_in_fp32_modules", None) or ())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():
@@ -141,7 +141,7 @@ def _fill(module: nn.Module, files: list[Path]) -> None:
 
 
 def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
-    """The whole model of ``config.json``."""
+    """Make the whole model of ``config.json``."""
     if "." in record["class"]:
         raise UserError(
             f"{record['class']!r} is no class of diffusers", where=str(folder), mend="Give a whole one as 'module'"
@@ -155,7 +155,7 @@ def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
 
 
 def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module:
-    """The whole model that somebody made. UserError where it is another one."""
+    """Check the whole model that somebody made; raise a UserError where it is another one."""
     shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
     other = next(
         (name for name in sorted({*shapes, *record["base"]}) if shapes.get(name) != record["base"].get(name)), None
@@ -171,7 +171,7 @@ def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module
 
 
 def class_named(name: str) -> Any:
-    """A model class of diffusers."""
+    """Return a model class of diffusers."""
     import diffusers
     from diffusers.models import transformers
 

@@ -57,7 +57,7 @@ class Factor:
     inside: tuple[int, tuple[str, ...]] = (0, ())
 
     def named(self, tensor: str) -> str:
-        """Its name where its tensor has a new one."""
+        """Return the factor's name where its tensor has a new one."""
         if self.kind != "whole":
             return f"{self.prefix}{tensor.removesuffix('.weight')}{self.suffix}"
         segments, (place, inserted) = tensor.split("."), self.inside
@@ -87,7 +87,7 @@ def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[
 
 
 def read_factors(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[Factor], list[Piece]]:
-    """The tensors that belong to the model, and those of a text encoder, which stay as they are."""
+    """Read the tensors that belong to the model, and those of a text encoder, which stay as they are."""
     factors, others = [], []
     for name, tensor in weights.tensors.items():
         if name.startswith("text_encoder"):
@@ -101,7 +101,7 @@ def read_factors(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[l
 
 
 def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
-    """A factor of a LoRA, or what stands beside it; None for anything else."""
+    """Read a factor of a LoRA, or what stands beside it; None for anything else."""
     match = _SUFFIX.fullmatch(source.name)
     module = _ending(match["module"], base, ".weight") if match else None
     if match is None or module is None:
@@ -112,7 +112,7 @@ def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | Non
 
 
 def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
-    """A tensor of the model that was trained whole; None for anything else."""
+    """Read a tensor of the model that was trained whole; None for anything else."""
     segments = source.name.split(".")
     place = segments.index(_SAVED) if _SAVED in segments else len(segments)
     # peft may put the adapter's name after the word.
@@ -127,7 +127,7 @@ def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None
 
 
 def _ending(path: str, base: Mapping[str, Sequence[int]], leaf: str = "") -> str | None:
-    """The module or tensor of the model that a name ends with, after ``transformer.`` or ``base_model.model.``."""
+    """Find the module or tensor of the model that a name ends with, after ``transformer.`` or ``base_model.model.``."""
     while path:
         if f"{path}{leaf}" in base:
             return path
@@ -136,7 +136,7 @@ def _ending(path: str, base: Mapping[str, Sequence[int]], leaf: str = "") -> str
 
 
 def _foreign(source: TensorAt, base: Mapping[str, Sequence[int]]) -> UserError:
-    """The error for a tensor that can't follow."""
+    """Make the error for a tensor that can't follow."""
     match = _SUFFIX.fullmatch(source.name)
     attention = _ending(match["module"], base, ".in_proj_weight") if match else None
     if attention is not None:
@@ -153,7 +153,7 @@ def _foreign(source: TensorAt, base: Mapping[str, Sequence[int]]) -> UserError:
 
 
 def _checked(factor: Factor, base: Mapping[str, Sequence[int]]) -> Factor:
-    """UserError where a tensor does not fit the one it is for."""
+    """Check a factor; raise a UserError where its tensor does not fit the one it is for."""
     shape, found = list(base[factor.tensor]), list(factor.piece.source.shape)
     wanted = {"down": (1, shape[-1] if len(shape) < 2 else shape[1]), "up": (0, shape[0]), "bias": (0, shape[0])}
     dim, size = wanted.get(factor.kind, (0, None))
@@ -168,7 +168,7 @@ def _checked(factor: Factor, base: Mapping[str, Sequence[int]]) -> Factor:
 
 
 def _pruned(factors: Sequence[Factor], edits: Sequence[Edit]) -> list[Piece]:
-    """What is left of the factors after the edits of their tensors, under the new names."""
+    """Return what is left of the factors after the edits of their tensors, under the new names."""
     state = dict(enumerate(factors))
     for edit in edits:
         if isinstance(edit, KeepBlocks):
@@ -185,7 +185,7 @@ def _pruned(factors: Sequence[Factor], edits: Sequence[Edit]) -> list[Piece]:
 
 
 def _follow(factor: Factor, edit: Take | Scale, leaf: str) -> Piece:
-    """One factor after one edit of its module's ``leaf`` (weight or bias)."""
+    """Make one edit of a module's ``leaf`` (weight or bias) on one factor."""
     if factor.kind == "whole":
         return edited(factor.piece, edit) if factor.tensor == edit.tensor else factor.piece
     if factor.kind == "bias":
@@ -216,7 +216,7 @@ def _follow(factor: Factor, edit: Take | Scale, leaf: str) -> Piece:
 
 
 def _metadata(text: str, base: Mapping[str, Sequence[int]], edits: Sequence[Edit]) -> str:
-    """A metadata entry; diffusers keeps the adapter's config there, as JSON with prefixed keys."""
+    """Read a metadata entry; diffusers keeps the adapter's config there, as JSON with prefixed keys."""
     try:
         config = json.loads(text)
     except ValueError:
@@ -225,7 +225,7 @@ def _metadata(text: str, base: Mapping[str, Sequence[int]], edits: Sequence[Edit
 
 
 def _config(config: Mapping[str, Any], base: Mapping[str, Sequence[int]], edits: Sequence[Edit]) -> dict[str, Any]:
-    """An adapter's config with the modules named by full path renamed or left out."""
+    """Return an adapter's config with the modules named by full path renamed or left out."""
 
     def listed(names: Any) -> Any:
         if isinstance(names, list):
@@ -248,7 +248,7 @@ def _config(config: Mapping[str, Any], base: Mapping[str, Sequence[int]], edits:
 
 
 def _moved(module: str, edits: Sequence[Edit]) -> str | None:
-    """A module's path after the block edits; None where it went with its block (or stands for a tombstone)."""
+    """Return a module's path after the block edits; None where it went with its block (or stands for a tombstone)."""
     new: str | None = module
     for edit in edits:
         if isinstance(edit, KeepBlocks) and new is not None and new.startswith(f"{edit.stack}."):

@@ -27,14 +27,14 @@ _OTHER = "Use the plan with the model it was made for"
 
 
 def shapes_of(module: nn.Module) -> dict[str, list[int]]:
-    """Shape of every tensor of a module's state."""
+    """Return the shape of every tensor of a module's state."""
     return {name: list(value.shape) for name, value in module.state_dict().items()}
 
 
 def record_of(
     class_name: str, config: Mapping[str, Any], base: Mapping[str, Sequence[int]], log: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """``pruning.json`` but for the files: of which model it is, and what was done to it.
+    """Return ``pruning.json`` but for the files: of which model it is, and what was done to it.
 
     base: shapes before the first entry of the log.
     """
@@ -50,7 +50,7 @@ def record_of(
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """Checksum of a config, whatever version of diffusers wrote it."""
+    """Return the checksum of a config, whatever version of diffusers wrote it."""
     own = {name: value for name, value in config.items() if not name.startswith("_")}
     return sha256_data(json.loads(json.dumps(own, default=str)))
 
@@ -71,19 +71,19 @@ def remember_log(module: nn.Module, base: Mapping[str, Sequence[int]], log: Sequ
 
 
 def log_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    """The transform log of a module that came from a pruned folder; empty for any other."""
+    """Return the transform log of a module that came from a pruned folder; empty for any other."""
     held = getattr(module, ATTRIBUTE, None)
     return tuple(held["record"]["log"]) if held else ()
 
 
 def base_of(module: nn.Module) -> dict[str, list[int]]:
-    """Shapes before the first pruning."""
+    """Return the shapes before the first pruning."""
     held = getattr(module, ATTRIBUTE, None)
     return held["record"]["base"] if held else shapes_of(module)
 
 
 def edits_of(record: Mapping[str, Any]) -> list[Edit]:
-    """Every edit of a record, in order. Raises UserError where another transform stands among them."""
+    """Return every edit of a record, in order; raise a UserError where another transform stands among them."""
     for entry in record["log"]:
         if entry["name"] != LOG_NAME:
             raise UserError(f"the transform {entry['name']!r} is no table of edits")
@@ -91,7 +91,7 @@ def edits_of(record: Mapping[str, Any]) -> list[Edit]:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """The record of a pruned folder, or of its ``pruning.json`` alone."""
+    """Read the record of a pruned folder, or of its ``pruning.json`` alone."""
     return read_record(path if path.is_dir() else path.parent)
 
 
@@ -102,24 +102,24 @@ def check_plan(
     shapes: Mapping[str, Sequence[int]],
     where: str,
 ) -> None:
-    """UserError where a plan was made for another class, config, or for other tensors."""
+    """Raise a UserError where a plan was made for another class, config, or for other tensors."""
     if record["class"] != class_name:
         raise UserError(f"the plan is for {record['class']}, this is {class_name!r}", where=where, mend=_OTHER)
     base = record["base"]
     for name in sorted(base.keys() | shapes.keys()):
         planned, found = base.get(name), shapes.get(name)
         if planned is None or found is None or list(planned) != list(found):
-            said = "has no such tensor" if planned is None else f"says {list(planned)}"
+            recorded = "has no such tensor" if planned is None else f"says {list(planned)}"
             seen = "is missing" if found is None else f"is {list(found)}"
             raise UserError(
-                f"the plan is for another model: {name!r} {seen}, the plan {said}", where=where, mend=_OTHER
+                f"the plan is for another model: {name!r} {seen}, the plan {recorded}", where=where, mend=_OTHER
             )
     if record["config"] != config_digest(config):
         raise UserError("the plan is for another config: its checksum differs", where=where, mend=_OTHER)
 
 
 def write_record(folder: Path, record: Mapping[str, Any], files: Mapping[str, Any], config: Path) -> None:
-    """Everything of a pruned folder but the weights; ``config`` is copied as it is."""
+    """Write everything of a pruned folder but the weights; ``config`` is copied as it is."""
     shutil.copyfile(config, folder / "config.json")
     text = json.dumps({**record, "files": dict(files)}, separators=(",", ":"))
     (folder / PRUNING).write_text(text + "\n", "utf-8")
@@ -127,7 +127,7 @@ def write_record(folder: Path, record: Mapping[str, Any], files: Mapping[str, An
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model's folder."""
+    """Read ``config.json`` of a model's folder."""
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise UserError("no config of a diffusers model", where=str(folder / "config.json"))

@@ -12,7 +12,7 @@ ENGINE = "dit_compress"
 
 @cache
 def flat_source(module: str) -> str:
-    """The file's text: outside imports, then the definitions that ``module`` reaches, each after those it names.
+    """Return the file's text: outside imports, then what ``module`` reaches, each after those it names.
 
     What is copied is what the engine runs, so that there is one implementation. Imports for type checkers only stay
     away (annotations are not evaluated).
@@ -48,14 +48,14 @@ class _Module:
 
     @classmethod
     def read(cls, name: str) -> _Module:
-        """By its dotted name, without importing it."""
+        """Read a module by its dotted name, without importing it."""
         spec = find_spec(name)
         assert spec is not None
         assert spec.origin is not None
         return cls(Path(spec.origin).read_text("utf-8"))
 
     def text(self, node: ast.stmt) -> str:
-        """The lines of a definition, decorators included."""
+        """Return the lines of a definition, decorators included."""
         first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
         return "\n".join(self.lines[first - 1 : node.end_lineno])
 
@@ -70,7 +70,7 @@ class _Flat:
         self._read: dict[str, _Module] = {}
 
     def add(self, module: _Module, name: str) -> None:
-        """A definition, after what it uses; an import, where the name is one."""
+        """Add a definition, after what it uses; an import, where the name is one."""
         if name in module.imported:
             self._import(name, *module.imported[name])
         elif name in module.defined and self._owner.get(name) is not module:
@@ -95,7 +95,7 @@ class _Flat:
 
 
 def _names(node: ast.stmt) -> list[str]:
-    """Names a definition uses, in the order of their appearance. Raises ValueError where it imports the engine."""
+    """List the names a definition uses, in order of appearance; raise ValueError where it imports the engine."""
     for item in ast.walk(node):
         if isinstance(item, ast.ImportFrom) and _package(item.module or "") == ENGINE:
             raise ValueError(f"an import of {item.module} inside a function can't be copied")

@@ -58,12 +58,12 @@ class Weights:
     stem: str
 
     def shapes(self) -> dict[str, list[int]]:
-        """Shape of every tensor."""
+        """Return the shape of every tensor."""
         return {name: list(tensor.shape) for name, tensor in self.tensors.items()}
 
 
 def open_weights(path: Path) -> Weights:
-    """The tensors of a safetensors file, or of a folder's shards or single file.
+    """Open the tensors of a safetensors file, or of a folder's shards or single file.
 
     Raises UserError where a shard is missing, a file is cut short, or there is nothing to read.
     """
@@ -83,7 +83,7 @@ def open_weights(path: Path) -> Weights:
 
 
 def _sharded(index: Path) -> Weights:
-    """The shards that an index names, complete."""
+    """Open the shards that an index names, complete."""
     data = read_json(index)
     places = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(places, dict) or not all(isinstance(file, str) and "/" not in file for file in places.values()):
@@ -112,7 +112,7 @@ def _read(files: Sequence[Path], stem: str) -> Weights:
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorAt]]:
-    """Metadata and tensors of one file. Raises UserError where the file is not whole, or has an unknown dtype."""
+    """Read metadata and tensors of one file; raise a UserError where it is not whole, or a dtype is unknown."""
     size = path.stat().st_size
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -148,7 +148,7 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any], base: int) -> Tenso
 
 @dataclass(frozen=True)
 class Described:
-    """A tensor that will be written: what the header says of it."""
+    """A tensor that will be written: its entry in the header."""
 
     name: str
     dtype: str
@@ -161,12 +161,12 @@ class Described:
 
     @property
     def rank(self) -> tuple[int, str]:
-        """Where safetensors puts it: wide dtypes first (so that every tensor is aligned), then by name."""
+        """Its place in safetensors' order: wide dtypes first (so that every tensor is aligned), then by name."""
         return -list(ITEM_BYTES).index(self.dtype), self.name
 
 
 def header_bytes(tensors: Sequence[Described], metadata: Mapping[str, str]) -> bytes:
-    """Length and header of a file that holds the tensors in this order, as safetensors writes them."""
+    """Return the length and header of a file that holds the tensors in this order, as safetensors writes them."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for tensor in tensors:
@@ -192,7 +192,7 @@ class StreamWriter:
         self._handle = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
     def write(self, data: memoryview) -> None:
-        """The next bytes."""
+        """Write the next bytes."""
         if self._hashing is not None:
             self._hashing.result()
         self._hashing = self._hasher.submit(self._digest.update, data)
@@ -217,5 +217,5 @@ class StreamWriter:
             self.partial.replace(self.path)
 
     def record(self) -> dict[str, Any]:
-        """Size and sha256, as a bundle records them."""
+        """Return size and sha256, as a bundle records them."""
         return {"bytes": self.size_bytes, "sha256": self._digest.hexdigest()}

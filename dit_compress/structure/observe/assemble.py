@@ -56,7 +56,7 @@ def make_unit_list(replica: Replica, base: Trace, units: Units, calls: Mapping[s
 
 
 def common_path(module: nn.Module, names: Sequence[str], modules: Sequence[str]) -> str:
-    """Path of the innermost module, no list, that holds all of the named parameters and modules."""
+    """Return the path of the innermost module, no list, that holds all of the named parameters and modules."""
     owners = [name if name in modules else name.rpartition(".")[0] for name in names]
     split = [owner.split(".") for owner in owners]
     shared: list[str] = []
@@ -89,7 +89,7 @@ def _members(replica: Replica, base: Trace, units: Units) -> list[Member]:
 
 
 def _geometry(base: Trace) -> tuple[dict[Key, tuple[int, ...]], dict[Key, tuple[Key, np.ndarray]]]:
-    """Shape of every key; bias of every output, with the bias' entry for each of the output's entries."""
+    """Return the shape of every key; bias of every output, with the bias' entry for each of the output's entries."""
     shapes: dict[Key, tuple[int, ...]] = {}
     biases: dict[Key, tuple[Key, np.ndarray]] = {}
     for touch in base.touches:
@@ -104,7 +104,7 @@ def _geometry(base: Trace) -> tuple[dict[Key, tuple[int, ...]], dict[Key, tuple[
 
 
 def slices(owned: np.ndarray, shape: tuple[int, ...] | None, dims: tuple[int, ...]) -> tuple[int, np.ndarray]:
-    """Entries raveled over several dimensions → the one dimension along which every unit is a slice."""
+    """Turn entries raveled over several dimensions into the one dimension along which every unit is a slice."""
     if len(dims) == 1 or shape is None:
         return dims[0], owned
     coordinates = np.unravel_index(owned, shape)
@@ -119,7 +119,7 @@ def slices(owned: np.ndarray, shape: tuple[int, ...] | None, dims: tuple[int, ..
 def _masks(
     replica: Replica, units: Units, members: Sequence[Member], key: Key, calls: Mapping[str, Call], *, outputs: bool
 ) -> list[MaskPoint]:
-    """Where a mask multiplies: a module's features, or a parameter that no called module of its own applies."""
+    """Return where a mask multiplies: a module's features, or a parameter that no called module of its own applies."""
     name = key[0]
     path, _, leaf = name.rpartition(".")
     owner = replica.module.get_submodule(path)
@@ -137,13 +137,13 @@ def _masks(
 
 
 def _bias_names(members: Sequence[Member], weight: str) -> list[str]:
-    """Biases among the members that stand beside a weight."""
+    """Return the biases among the members that stand beside a weight."""
     path = weight.rpartition(".")[0]
     return [m.tensor for m in members if m.tensor.rpartition(".")[0] == path and "bias" in m.tensor]
 
 
 def _norm(module: nn.Module, path: str) -> Norm:
-    """The norm, with the attribute that holds its epsilon."""
+    """Return the norm, with the attribute that holds its epsilon."""
     owner = module.get_submodule(path)
     names = [name for name in vars(owner) if "eps" in name and not name.startswith("_")]
     return Norm(path, names[0] if names else "eps")
@@ -153,7 +153,7 @@ def _norm(module: nn.Module, path: str) -> Norm:
 
 
 def gathers(prober: Prober, unit_list: UnitList, units: Units, call: Call) -> tuple[Gather, ...]:
-    """Arguments of the module of the units that hold entries of units: RoPE over the inner width, tables per head."""
+    """Find arguments of the units' module that hold entries of units: RoPE over the inner width, tables per head."""
     columns = set(units.cols)
     found = []
     arguments: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
@@ -195,7 +195,7 @@ def _in_one_unit(units: Units, effect: Mapping[Key, frozenset[int]]) -> bool:
 
 
 def _argument(path: str, key: int | str, dim: int | None, entries: tuple[int, np.ndarray] | None) -> Change:
-    """Other numbers in a call argument: in all of it, or in some entries along a dimension of the given size."""
+    """Change numbers in a call argument: in all of it, or in some entries along a dimension of the given size."""
 
     def other(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():

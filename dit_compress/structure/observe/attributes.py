@@ -38,7 +38,7 @@ EXACT = 1e-10
 
 
 def solve(replica: Replica, unit_list: UnitList, units: Units) -> UnitList | None:
-    """The list of units with the attributes that follow; None if no set of them makes compact equal masked.
+    """Return the list of units with the attributes that follow; None if no set of them makes compact equal masked.
 
     Raises DivergedError where they make it equal for the recorded arguments, and not for others.
     """
@@ -58,7 +58,7 @@ def solve(replica: Replica, unit_list: UnitList, units: Units) -> UnitList | Non
 
 
 def _exact_elsewhere(replica: Replica, unit_list: UnitList, units: Units, follows: tuple[Follow, ...]) -> bool:
-    """Whether the same holds for the negated arguments, as far as the block takes them."""
+    """Tell whether the same holds for the negated arguments, as far as the block takes them."""
     other = copy.copy(replica)
     other.call = replica.call.map(lambda value: -value if value.is_floating_point() else value)
     try:
@@ -69,7 +69,7 @@ def _exact_elsewhere(replica: Replica, unit_list: UnitList, units: Units, follow
 
 
 def plans(count: int) -> list[tuple[int, ...]]:
-    """Two plans that keep different units and different numbers of them."""
+    """Make two plans that keep different units and different numbers of them."""
     most = tuple(range(1, count))
     few = tuple(range(1, count, 2))
     return [most] if few == most else [most, few]
@@ -92,7 +92,7 @@ class _Trial:
         self.before: dict[Follow, int] = {}
 
     def exact(self, follows: tuple[Follow, ...]) -> bool:
-        """Whether the edited block with these attributes gives what the masked one gives, everywhere."""
+        """Tell whether the edited block with these attributes gives what the masked one gives, everywhere."""
         module = self.compact.module
         before = {follow: int(attribute_at(module, follow.module, follow.attribute)) for follow in follows}
         for follow, value in before.items():
@@ -126,7 +126,7 @@ class _Trial:
 
 
 def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
-    """Integer attributes whose value counts units or their entries; those of the list's own module first."""
+    """Yield integer attributes whose value counts units or their entries; those of the list's own module first."""
     entries = {1, *(member.indices.shape[1] for member in unit_list.members)}
     whole = {
         (tensor.shape[member.dim], member.indices.shape[1])
@@ -149,7 +149,7 @@ def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
 
 
 def _integers(owner: object, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Integers on a module and on the plain objects that it holds (attention processors)."""
+    """Yield integers on a module and on the plain objects that it holds (attention processors)."""
     for name, value in vars(owner).items():
         if name.startswith("_"):
             continue

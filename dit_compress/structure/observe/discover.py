@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Block:
-    """What was found in one block, paths relative to it."""
+    """Everything found in one block, paths relative to it."""
 
     unit_lists: list[UnitList] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
 
 FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
-"""What somebody else's module may raise."""
+"""Errors that a foreign module may raise."""
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
-"""What was found before: structure depends on classes and shapes, not on weights."""
+"""Structures found before: they depend on classes and shapes, not on weights."""
 
 
 def observe(module: nn.Module, call: Call) -> Structure:
-    """Structure of any module from one recorded call. Reads no weights.
+    """Find the structure of any module from one recorded call. Reads no weights.
 
     Raises UserError where the module can't be run without its weights.
     """
@@ -88,7 +88,7 @@ def _observe(module: nn.Module, call: Call) -> Structure:
 
 
 def _all_names(module: nn.Module) -> dict[str, list[str]]:
-    """Every name of each parameter, by each of its names: several where modules or weights are shared."""
+    """Map each name of a parameter to all its names: several where modules or weights are shared."""
     listed: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         listed.setdefault(id(parameter), []).append(name)
@@ -96,13 +96,13 @@ def _all_names(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _used_elsewhere(unit_list: UnitList, head: str, names: Mapping[str, list[str]]) -> str:
-    """A name, outside the block, of one of its parameters; cutting it there would cut another block."""
+    """Find a name, outside the block, of one of its parameters; cutting it there would cut another block."""
     held = (name for member in unit_list.members for name in names.get(member.tensor, ()))
     return next((name for name in held if not name.startswith(head)), "")
 
 
 def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
-    """The module's weightless copy and its stacks."""
+    """Make the module's weightless copy and find its stacks."""
     try:
         replica = Replica(module, call)
         return replica, find_stacks(replica)
@@ -112,7 +112,7 @@ def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found
 
 
 def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
-    """What is in a block; blocks of one signature share one probe."""
+    """Find what is in a block; blocks of one signature share one probe."""
     return _BLOCKS.get((signature(block, seen.inputs()), item.streams), lambda: _observe_block(block, seen, item))
 
 
@@ -177,7 +177,7 @@ def _settle(
 
 
 def norms_across(replica: Replica, base: Trace, seen: Mapping[str, Seen]) -> tuple[str, ...]:
-    """Norms that run over a whole projection: their input is a matmul's output, and each entry moves all others."""
+    """Find norms that run over a whole projection: the input is a matmul's output, and each entry moves all others."""
     cuts = []
     for path, call in seen.items():
         module = replica.module.get_submodule(path)
@@ -193,7 +193,7 @@ def norms_across(replica: Replica, base: Trace, seen: Mapping[str, Seen]) -> tup
 
 
 def _projection(base: Trace, x: Tensor) -> tuple[Any, int] | None:
-    """The matmul whose output, or neighbouring features of it, are ``x``; and the first of these features."""
+    """Find the matmul whose output, or neighbouring features of it, are ``x``; and the first of these features."""
     width = x.shape[-1]
     rows = x.reshape(-1, width)
     for touch in base.touches:
@@ -221,7 +221,7 @@ def _dense(replica: Replica, base: Trace, path: str, key: tuple[Any, int], call:
 
 
 def _name_apart(found: _Block) -> None:
-    """Parts of one kind and place get different names."""
+    """Give lists of units of one kind and place different names."""
     taken: dict[tuple[type, str], int] = {}
     for place, unit_list in enumerate(found.unit_lists):
         key = (type(unit_list), unit_list.path)
@@ -231,7 +231,7 @@ def _name_apart(found: _Block) -> None:
 
 
 def _placed(unit_list: UnitList, item: Found, index: int) -> UnitList:
-    """The list of units with full paths."""
+    """Return the list of units with full paths."""
     head = item.stack.block(index)
 
     def full(path: str) -> str:
@@ -255,7 +255,7 @@ HINTS = ("heads", "num_heads", "num_attention_heads", "n_heads", "nheads")
 
 
 def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) -> list[Refusal]:
-    """Attentions that the block's attributes promise and the probe did not find: a hint, told and not used.
+    """Report attentions that the block's attributes promise and the probe did not find: a hint, not used.
 
     known: paths of the attentions that were found, and of what was refused.
     """
@@ -270,15 +270,15 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
 
 
 def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
-    """Matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
+    """Report matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
     paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
-    told = [path for path in refused if path]
+    named = [path for path in refused if path]
     reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
-    return [Refusal(path, reason) for path in paths if not any(_holds(outer, path) for outer in told)]
+    return [Refusal(path, reason) for path in paths if not any(_holds(outer, path) for outer in named)]
 
 
 def unused(replica: Replica, base: Trace) -> list[Refusal]:
-    """Matrices that the recorded call does not read: what they would do with fewer units is not known."""
+    """Report matrices that the recorded call does not read: what they would do with fewer units is not known."""
     read = {touch.rows.key[0] for touch in base.touches} | base.read
     matrices = [name for name, parameter in replica.module.named_parameters() if parameter.ndim > 1]
     names = [name for name in matrices if name not in read]
@@ -286,5 +286,5 @@ def unused(replica: Replica, base: Trace) -> list[Refusal]:
 
 
 def _holds(outer: str, inner: str) -> bool:
-    """Whether a module path lies inside another, or is it."""
+    """Tell whether a module path lies inside another, or is it."""
     return not outer or inner == outer or inner.startswith(f"{outer}.")

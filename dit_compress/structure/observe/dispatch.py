@@ -67,7 +67,7 @@ class Watcher(TorchDispatchMode):
         return func(*real, **{name: self.realised(value) for name, value in kwargs.items()})
 
     def realised(self, value: Any) -> Any:
-        """A view of a parameter, with its random values."""
+        """Return a view of a parameter, with its random values."""
         if isinstance(value, list | tuple):
             return type(value)(self.realised(item) for item in value)
         if not (isinstance(value, Tensor) and value.is_meta):
@@ -82,7 +82,7 @@ class Watcher(TorchDispatchMode):
         return self.origins.values(value, origin, source)
 
     def _bias_added(self, output: Any, bias: Any) -> Tensor | None:
-        """The output of a matmul to which a bias is added in a step of its own: it counts as one with the matmul."""
+        """Join an addition of a bias to the matmul before it: the two count as one."""
         note = self.fresh.get(output.untyped_storage()._cdata) if isinstance(output, Tensor) else None  # noqa: SLF001
         fits = isinstance(bias, Tensor) and bias.is_meta and bias.ndim == 1 and not output.is_meta
         if note is None or not fits or not bias.shape[0] == output.shape[-1] == note.output.shape[-1]:
@@ -151,7 +151,7 @@ class Watcher(TorchDispatchMode):
         return self.origins.side(bias.reshape(-1)[None], 1, 0)
 
     def cut(self, path: str) -> Callable[..., Tensor]:
-        """A hook that replays a module's output and notes its input."""
+        """Make a hook that replays a module's output and notes its input."""
 
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             index = np.arange(output.shape[-1])
@@ -162,7 +162,7 @@ class Watcher(TorchDispatchMode):
 
 
 def _flat(args: Any) -> list[Any]:
-    """Arguments of an operator: tensors and lists of tensors."""
+    """Return the arguments of an operator: tensors and lists of tensors."""
     return [item for value in args for item in (value if isinstance(value, list | tuple) else (value,))]
 
 
@@ -178,7 +178,7 @@ def _addmm(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
 
 
 def _product(mode: Watcher, bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
-    """``[..., T, in] @ [..., in, out]``, the weight on either side."""
+    """Replay ``[..., T, in] @ [..., in, out]``, the weight on either side."""
     if b.is_meta:
         a = mode.realised(a)
         return mode.matmul((*a.shape[:-1], b.shape[-1]), b, -1, a, bias)
@@ -203,7 +203,7 @@ def _linear(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None
 
 
 def _convolution(mode: Watcher, func: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """Channels are mixed like a linear's features; a depthwise convolution is no matmul."""
+    """Replay a convolution: it mixes channels as a linear mixes features; a depthwise one is no matmul."""
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     if not weight.is_meta or groups != 1 or transposed:
         return None

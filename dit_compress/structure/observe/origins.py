@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the entries of a meta storage come from: entry i is entry ``index[i]`` (or i) of the parameter."""
+    """The source of the entries of a meta storage: entry i is entry ``index[i]`` (or i) of the parameter."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,11 +44,11 @@ class Origins:
         self.known[value.untyped_storage()._cdata] = origin  # noqa: SLF001 - the identity of a storage
 
     def origin(self, value: Tensor) -> Origin | None:
-        """The parameter that a meta tensor views."""
+        """Return the parameter that a meta tensor views."""
         return self.known.get(value.untyped_storage()._cdata)  # noqa: SLF001
 
     def copied(self, value: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """A copy in another order of memory: its entries are still those of the parameter."""
+        """Copy in another order of memory: the entries are still those of the parameter."""
         origin = self.origin(value)
         made = torch.ops.aten.clone.default(value, memory_format=kwargs.get("memory_format"))
         if origin is not None:
@@ -60,7 +60,7 @@ class Origins:
         return made
 
     def side(self, weight: Tensor, axis: int, other: int) -> Side | None:
-        """What the features along ``axis`` of a weight are."""
+        """Return what the features along ``axis`` of a weight are."""
         origin = self.origin(weight)
         if origin is None:
             return None
@@ -90,7 +90,7 @@ class Origins:
         return np.unravel_index(flat, origin.shape)
 
     def values(self, value: Tensor, origin: Origin, source: Tensor) -> Tensor:
-        """What a view of a parameter sees of the parameter's values."""
+        """Return the values that a view of a parameter sees."""
         if origin.index is not None:
             source = source.reshape(-1)[origin.index]
         return source.contiguous().as_strided(value.size(), value.stride(), value.storage_offset())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Perturb = Callable[[np.ndarray], Change]
 
 OUTPUT: Key = ("", ("output",))
-"""What leaves the block; entries that reach it directly belong to a stream."""
+"""The key of all that leaves the block; entries that reach it directly belong to a stream."""
 TOLERANCE = 1e-9
 DRAWS = 12
 """Random subsets on which guessed runs are tested; a wrong edge escapes one with probability 3/4 at most."""
@@ -51,7 +51,7 @@ class Run:
     shift: bool
 
     def at(self, entry: int) -> Effect:
-        """The columns that one entry changes."""
+        """Return the columns that one entry changes."""
         if not self.shift:
             return self.effect
         return {key: frozenset(column + entry - self.start for column in found) for key, found in self.effect.items()}
@@ -65,7 +65,7 @@ class Prober:
         self.random = np.random.default_rng(replica.seed)
 
     def effect(self, change: Change) -> Effect:
-        """What differs from the recorded run, over all uses of every weight."""
+        """Return what differs from the recorded run, over all uses of every weight."""
         try:
             trace = self.replica.run(self.base, change)
         except (DivergedError, RuntimeError, ValueError, IndexError) as error:
@@ -81,7 +81,7 @@ class Prober:
         return {key: frozenset(columns) for key, columns in found.items()}
 
     def runs(self, lists: Mapping[Key, tuple[int, Perturb]]) -> dict[Key, list[Run]]:
-        """The runs of several lists of entries: for each its size and what perturbs some of them at once."""
+        """Find the runs of several lists of entries: for each its size and what perturbs some of them at once."""
         known = {key: list(gallop(size, self._single(perturb))) for key, (size, perturb) in lists.items()}
         guessed = {key: runs for key, runs in known.items() if len(runs) < lists[key][0]}
         if self._hold(guessed, lists):
@@ -97,7 +97,7 @@ class Prober:
         return cache(lambda entry: self.effect(perturb(np.array([entry]))))
 
     def _hold(self, guessed: Mapping[Key, list[Run]], lists: Mapping[Key, tuple[int, Perturb]]) -> bool:
-        """Whether random subsets of the entries change exactly what the runs say.
+        """Tell whether random subsets of the entries change exactly the columns that the runs predict.
 
         Entries of a stream are left out: they change everything that follows, and are not removable anyway.
         """
@@ -115,7 +115,7 @@ class Prober:
         return True
 
     def _subset(self, runs: list[Run], *, whole: bool) -> list[int]:
-        """Half of the entries, or all entries of half of the runs."""
+        """Choose half of the entries, or all entries of half of the runs."""
         chosen: list[int] = []
         for run in runs:
             if OUTPUT in run.effect:
@@ -144,7 +144,7 @@ def gallop(size: int, effect: Callable[[int], Effect]) -> Iterator[Run]:
 
 
 def _length(room: int, guess: int, start: int, first: Effect, effect: Callable[[int], Effect], *, shift: bool) -> int:
-    """Entries from ``start`` that act like the first: the length of the run before if it fits, else by galloping."""
+    """Count entries from ``start`` that act like the first: as many as in the run before if that fits, else gallop."""
 
     def alike(offset: int) -> bool:
         other = effect(start + offset)
@@ -162,7 +162,7 @@ def _length(room: int, guess: int, start: int, first: Effect, effect: Callable[[
 
 
 def _shifted(first: Effect, other: Effect, by: int) -> bool:
-    """Whether one column per weight changes, ``by`` columns further."""
+    """Tell whether one column per weight changes, ``by`` columns further."""
     if OUTPUT in first or not first or first.keys() != other.keys():
         return False
     return all(
@@ -171,7 +171,7 @@ def _shifted(first: Effect, other: Effect, by: int) -> bool:
 
 
 def merged(runs: Sequence[Run], entries: Sequence[int]) -> Effect:
-    """What the runs say several entries (ascending) change together."""
+    """Merge the effects of several entries (ascending) by the runs."""
     found: dict[Key, set[int]] = {}
     chosen = np.asarray(entries)
     for run in runs:
@@ -188,7 +188,7 @@ def merged(runs: Sequence[Run], entries: Sequence[int]) -> Effect:
 
 
 def changed_columns(before: Touch, after: Touch) -> np.ndarray | None:
-    """Entries of the weight whose input changed; None where none did."""
+    """Return the entries of the weight whose input changed; None where none did."""
     if before.input is None or after.input is None or before.cols is None:
         return None
     if before.input.shape != after.input.shape:
@@ -200,7 +200,7 @@ def changed_columns(before: Touch, after: Touch) -> np.ndarray | None:
 
 
 def outputs_differ(before: object, after: object) -> bool:
-    """Whether any tensor in two values differs, or their shapes do."""
+    """Tell whether any tensor in two values differs, or their shapes do."""
     pairs = list(zip_longest(tensors_in(before), tensors_in(after)))
     if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
         return True
@@ -208,7 +208,7 @@ def outputs_differ(before: object, after: object) -> bool:
 
 
 def differs(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors differ by more than round-off; NaN equals NaN."""
+    """Mark where two tensors differ by more than round-off; NaN equals NaN."""
     if not (a.is_floating_point() or a.is_complex()):
         return a != b
     return ~torch.isclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)

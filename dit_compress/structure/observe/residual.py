@@ -35,7 +35,7 @@ HOPS = 6
 
 
 def chained(calls: Sequence[Seen]) -> list[Pass]:
-    """Streams that every block hands to the next one, untouched; the last block may end some, but not all of them."""
+    """Find streams that every block hands on untouched; the last block may end some, but not all of them."""
     passes: list[Pass] = []
     for output, value in calls[0].outputs().items():
         for argument, given in calls[0].inputs().items():
@@ -49,20 +49,20 @@ def chained(calls: Sequence[Seen]) -> list[Pass]:
 
 
 def covered(passes: Sequence[Pass], call: Seen) -> bool:
-    """Whether every result that looks like a stream is one."""
+    """Tell whether every result that looks like a stream is one."""
     handed = {output for _, output in passes}
     rest = [value for place, value in call.outputs().items() if place not in handed]
     return not any(alike(given, value) for value in rest for given in call.inputs().values())
 
 
 def alike(given: Any, value: Any) -> bool:
-    """Whether two values may be one stream: of one shape, floating, with tokens and features."""
+    """Tell whether two values may be one stream: of one shape, floating, with tokens and features."""
     tensors = isinstance(given, Tensor) and isinstance(value, Tensor)
     return tensors and given.shape == value.shape and given.ndim >= RANK and given.is_floating_point()
 
 
 def residual(blocks: Sequence[nn.Module], calls: Sequence[Seen]) -> list[Pass]:
-    """Streams that every block hands on as a residual: the output moves exactly as the argument does."""
+    """Find streams that every block hands on as a residual: the output moves exactly as the argument does."""
     found: list[Pass] | None = None
     known: dict[Any, list[Pass]] = {}
     for block, call in zip(blocks, calls, strict=True):
@@ -110,7 +110,7 @@ def _added(argument: int | str, shift: Tensor) -> Any:
 def main_stream(
     replica: Replica, block: str, first: Seen, passes: Sequence[Pass], watched: tuple[dict[str, Seen], Trace]
 ) -> Pass:
-    """The stream that the latent reaches through the fewest matmuls; of equals the one with most tokens.
+    """Choose the stream that the latent reaches through the fewest matmuls; of equals the one with most tokens.
 
     block, first: path and call of the stack's first block. watched: the calls of all modules, and their run.
     """
@@ -135,7 +135,7 @@ def main_stream(
 
 
 def _given(replica: Replica, block: str, base: Trace, change: Change) -> tuple[dict[int | str, Any], Trace]:
-    """What a block is given in a replay."""
+    """Replay a block; return the arguments it gets, and the trace."""
     taken: list[Seen] = []
     module = replica.module.get_submodule(block)
     hook = module.register_forward_pre_hook(lambda _m, a, k: taken.append(Seen(a, k, None)), with_kwargs=True)
@@ -147,7 +147,7 @@ def _given(replica: Replica, block: str, base: Trace, change: Change) -> tuple[d
 
 
 def _latent(call: Seen) -> int | str:
-    """The argument most like the output in shape."""
+    """Return the argument most like the output in shape."""
     outputs = tensors_in(call.output)
     like = tuple(outputs[0].shape) if outputs else ()
 
@@ -162,7 +162,7 @@ def _latent(call: Seen) -> int | str:
 
 
 def _other(argument: int | str) -> Any:
-    """Other numbers in one argument."""
+    """Change the numbers in one argument."""
 
     def noise(tensor: Tensor) -> Tensor:
         made = torch.Generator().manual_seed(5)

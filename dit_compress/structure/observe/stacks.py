@@ -40,7 +40,7 @@ class Found:
 
 
 def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
-    """The outermost stacks of a module (a list inside a block belongs to that block), and what can't be shortened."""
+    """Find the outermost stacks (a list inside a block belongs to that block), and lists that can't be shortened."""
     watched = watch(replica)
     found: list[Found] = []
     refusals: list[Refusal] = []
@@ -64,7 +64,7 @@ def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
 
 
 def _borrowed(stack: Stack, seen: dict[str, Seen]) -> tuple[str, ...]:
-    """Parts of a block that the model calls on its own (DiT asks its first block for an embedding)."""
+    """Find parts of a block that the model calls on its own (DiT asks its first block for an embedding)."""
     found = []
     for path, call in seen.items():
         index = path.removeprefix(f"{stack.path}.").partition(".")[0]
@@ -83,7 +83,7 @@ def _lists(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _stack(replica: Replica, path: str, items: Any, seen: dict[str, Seen]) -> Found | None:
-    """The stack in a list, if every item is a block that is called and hands a stream on."""
+    """Return the stack in a list, if every item is a block that is called and hands a stream on."""
     names = list(items) if isinstance(items, nn.ModuleDict) else [str(index) for index in range(len(items))]
     blocks = [replica.module.get_submodule(f"{path}.{name}") for name in names]
     calls = [seen.get(f"{path}.{name}") for name in names]
@@ -111,7 +111,7 @@ def _is_block(item: nn.Module) -> bool:
 
 
 def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) -> tuple[str, int | str]:
-    """What a skipped block gives for one of its outputs."""
+    """Return what a skipped block gives for one of its outputs."""
     for argument, output in passes:
         if output == place:
             return ("pass", argument)
@@ -123,7 +123,7 @@ def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) ->
 
 
 def proven(replica: Replica, stack: Stack) -> Stack | Refusal:
-    """The stack with ``deletable`` settled: deletion must equal skipping, of every other block, the ends, a few."""
+    """Settle ``deletable``: deletion must equal skipping, of every other block, the ends, a few."""
     every = range(stack.length)
     removals = [set(every[1::2]), {0, stack.length - 1}, {1, stack.length // 2, stack.length - 2}]
     plans = {tuple(index for index in every if index not in gone) for gone in removals} - {()}
@@ -150,7 +150,7 @@ def _run(replica: Replica, stack: Stack, kept: tuple[int, ...], *, tombstones: b
 
 
 def _same(stack: Stack, kept: Sequence[int], skipped: Trace, deleted: Trace) -> bool:
-    """Whether two runs apply the same weights, in the same order, to the same inputs."""
+    """Tell whether two runs apply the same weights, in the same order, to the same inputs."""
     if len(skipped.touches) != len(deleted.touches) or outputs_differ(skipped.output, deleted.output):
         return False
     head = f"{stack.path}."

@@ -1,4 +1,4 @@
-"""What a run of a weightless module leaves behind, and what a replay changes."""
+"""The trace that a run of a weightless module leaves behind, and the change that a replay makes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Touch:
 
 @dataclass
 class Trace:
-    """What one run did."""
+    """The record of one run."""
 
     touches: list[Touch] = field(default_factory=list)
     output: Any = None
@@ -50,7 +50,7 @@ class Trace:
 
 @dataclass
 class Change:
-    """What a replay does differently.
+    """The difference that a replay makes.
 
     rows: entries of outputs that get other random numbers (zeros with ``zero``).
     values: parameters with other values. argument: ``(module path, function of its args and kwargs)``.
@@ -62,7 +62,7 @@ class Change:
     zero: bool = False
 
     def with_(self, other: Change) -> Change:
-        """Both changes."""
+        """Join both changes."""
         return Change(
             {**self.rows, **other.rows}, {**self.values, **other.values}, self.argument or other.argument, self.zero
         )

@@ -35,7 +35,7 @@ class Units:
 
     @property
     def count(self) -> int:
-        """How many."""
+        """The number of units."""
         return len(next(iter(self.owned.values())))
 
 
@@ -62,7 +62,7 @@ class Observer:
                 self.sizes[touch.cols.key] = int(np.prod(touch.cols.shape))
 
     def units(self) -> tuple[Units, ...]:
-        """Every list of units that contributes nothing once it is masked."""
+        """Return every list of units that contributes nothing once it is masked."""
         inner = self.inner = self._inner()
         lists = {key: (self.sizes[key], _rows(key)) for key in sorted(self.rows, key=str)}
         whole = {key: self.prober.effect(change(np.arange(size))) for key, (size, change) in lists.items()}
@@ -78,23 +78,23 @@ class Observer:
         return tuple(self._with_tables(found))
 
     def unexplained(self, listed: Sequence[Units]) -> list[str]:
-        """Weights that read what the streams' matmuls give, and not the streams: a part should hold them; none does."""
+        """Find weights that read what the streams' matmuls give, and not the streams: a part should hold them."""
         read = {target for key in self._reached(self.effects) for target in self.effects[key] if target in self.inner}
         held = {key[0] for units in listed for key in (*units.rows, *units.cols)}
         return sorted({key[0] for key in read if key[1] != ("in",)} - held)
 
     def _inner(self) -> frozenset[Key]:
-        """Inputs of matmuls that no stream reaches directly: the only ones that can be cut."""
+        """Find inputs of matmuls that no stream reaches directly: the only ones that can be cut."""
         read = self.prober.effect(Change(argument=("", self._other_streams)))
         return frozenset(self.cols - read.keys())
 
     def _other_streams(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Other numbers in the arguments that carry streams."""
+        """Change the numbers in the arguments that carry streams."""
         args = tuple(_noise(item) if place in self.streams else item for place, item in enumerate(args))
         return args, {key: _noise(item) if key in self.streams else item for key, item in kwargs.items()}
 
     def variants(self, units: Units) -> Iterator[Units]:
-        """The units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike."""
+        """Yield the units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike."""
         yield units
         for like in units.rows:
             dead = [key for key in self.dead if self.sizes[key] == self.sizes[like] and key[1] == like[1]]
@@ -103,7 +103,7 @@ class Observer:
                 yield replace(units, owned=owned, rows=(*units.rows, *dead))
 
     def _maskable(self, units: Units) -> bool:
-        """Whether the consumers read zeros once the producers give zeros, or nothing but the producers."""
+        """Tell whether the consumers read zeros once the producers give zeros, or nothing but the producers."""
         change = Change(rows={key: units.owned[key].ravel() for key in units.rows}, zero=True)
         for other in (change, Change(argument=("", _other_arguments))):
             trace = self.replica.run(self.base, other)
@@ -120,7 +120,7 @@ class Observer:
         return False
 
     def _reached(self, effects: Mapping[Key, Effect]) -> set[Key]:
-        """Outputs of matmuls into which a stream flows, over any number of steps."""
+        """Find outputs of matmuls into which a stream flows, over any number of steps."""
         names = {key[0] for key in self.prober.effect(Change(argument=("", self._other_streams)))}
         fresh = set(names)
         while fresh:
@@ -129,7 +129,7 @@ class Observer:
         return {key for key in self.rows if key[0] in names}
 
     def _with_tables(self, found: list[Units]) -> list[Units]:
-        """Small parameters whose every slice belongs to one unit (a bias, a table with a row per head)."""
+        """Add small parameters whose every slice belongs to one unit (a bias, a table with a row per head)."""
         columns = {key for units in found for key in units.cols}
         keys = {
             (name, (dim,)): size
@@ -148,7 +148,7 @@ class Observer:
         return found
 
     def _table(self, name: str, dims: tuple[Any, ...]) -> Callable[[np.ndarray], Change]:
-        """Other values for some slices of a small parameter."""
+        """Change the values of some slices of a small parameter."""
         before = self.replica.values[name]
 
         def change(chosen: np.ndarray) -> Change:
@@ -166,7 +166,7 @@ def _rows(key: Key) -> Callable[[np.ndarray], Change]:
 
 
 def _noise(value: Any) -> Any:
-    """Other numbers in every floating tensor."""
+    """Change the numbers in every floating tensor."""
 
     def other(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -181,7 +181,7 @@ def _other_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def owners(units: Units, effects: Sequence[Mapping[Key, frozenset[int]]]) -> np.ndarray | None:
-    """Which entry belongs to which unit, ``[units, entries]``; None unless every entry belongs to just one."""
+    """Find which entry belongs to which unit, ``[units, entries]``; None unless every entry belongs to just one."""
     unit_of = {(key, int(entry)): u for key in units.cols for u, row in enumerate(units.owned[key]) for entry in row}
     owned: list[list[int]] = [[] for _ in range(units.count)]
     for entry, effect in enumerate(effects):
@@ -193,7 +193,7 @@ def owners(units: Units, effects: Sequence[Mapping[Key, frozenset[int]]]) -> np.
 
 
 def join(sizes: Mapping[Key, int], runs: Mapping[Key, list[Run]], cuts: Sequence[str]) -> dict[Key, np.ndarray]:
-    """Connected components over all entries: a label per entry, by key. The stream's label is that of ``OUTPUT``."""
+    """Label the connected components over all entries, by key. The stream's label is that of ``OUTPUT``."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -212,7 +212,7 @@ def join(sizes: Mapping[Key, int], runs: Mapping[Key, list[Run]], cuts: Sequence
 
 
 def _links(run: Run, origin: int, starts: Mapping[Key, int]) -> Iterator[tuple[int, int]]:
-    """Pairs of entries that a run's effect ties together."""
+    """Yield pairs of entries that a run's effect ties together."""
     first, stop = origin + run.start, origin + run.stop
     for target, columns in run.effect.items():
         if run.shift:
@@ -224,7 +224,7 @@ def _links(run: Run, origin: int, starts: Mapping[Key, int]) -> Iterator[tuple[i
 
 
 def exchangeable(labels: Mapping[Key, np.ndarray], rows: set[Key], cols: frozenset[Key]) -> list[Units]:
-    """Components with the same number of entries in the same weights, as lists of units, in order of their entries.
+    """List components with the same number of entries in the same weights, as units, in order of their entries.
 
     cols: the inputs of matmuls that can be cut.
     """

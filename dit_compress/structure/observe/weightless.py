@@ -48,7 +48,7 @@ class Replica:
         self.sides: dict[Any, Side | None] = {}
 
     def edited(self, edits: list[Edit]) -> Replica:
-        """A copy with some edits made."""
+        """Make a copy with some edits made."""
         other = copy.copy(self)
         other.module = copy.deepcopy(self.module)
         apply_edits(other.module, edits)
@@ -61,7 +61,7 @@ class Replica:
         change: Change | None = None,
         outputs: Callable[[Touch, Touch], Tensor] | None = None,
     ) -> Trace:
-        """One run; with ``canned`` a replay of its matmul outputs (``outputs`` may adapt them to other shapes)."""
+        """Run once; with ``canned``, replay its matmul outputs (``outputs`` may adapt them to other shapes)."""
         mode = Watcher(self, canned, change or Change(), outputs)
         handles = [self.module.get_submodule(path).register_forward_hook(mode.cut(path)) for path in self.cuts]
         if change and change.argument:
@@ -82,7 +82,7 @@ class Replica:
         return mode.trace
 
     def value(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The random value of a parameter, between 0.5 and 1.5: no norm is off, no gate is shut."""
+        """Return the random value of a parameter, between 0.5 and 1.5: no norm is off, no gate is shut."""
         if name not in self.values:
             made = torch.Generator().manual_seed(self.seed * 7919 + sum(map(ord, name)))
             self.values[name] = torch.rand(shape, generator=made, dtype=torch.float64) + 0.5
@@ -90,12 +90,12 @@ class Replica:
 
 
 def run_weightless(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
-    """What a module gives for arguments on the CPU: of the right shapes and, but for its weights, real."""
+    """Run a module on the CPU without its weights: shapes are right, and values that need no weights are real."""
     return Replica(module, Call((), dict(arguments), recorded=True)).run().output
 
 
 def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy in eval mode with parameters and tables (floating buffers) on meta, and the values of the tables.
+    """Copy in eval mode with parameters and tables (floating buffers) on meta; return it with the tables' values.
 
     real: tables, and parameters that no linear, convolution or embedding holds, are real tensors: for modules
     that ask a table for its device, or index it by lists.
@@ -124,7 +124,7 @@ def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module
 
 
 def hollow_copy(module: nn.Module) -> nn.Module:
-    """A copy on the CPU whose parameters take no memory: one zero each, seen as the whole. Not to be run."""
+    """Copy to the CPU with parameters that take no memory: one zero each, seen as the whole. Not to be run."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         zero = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
@@ -135,7 +135,7 @@ def hollow_copy(module: nn.Module) -> nn.Module:
 
 
 def _real(value: Tensor) -> Tensor:
-    """On the CPU in float64; what has no values (meta) gets random ones."""
+    """Move to the CPU in float64; give what has no values (meta) random ones."""
     if value.is_meta:
         if value.dtype.is_floating_point:
             made = torch.Generator().manual_seed(value.numel())
@@ -158,11 +158,11 @@ class Seen:
     writes: bool = False
 
     def inputs(self) -> dict[int | str, Any]:
-        """Arguments by position and keyword."""
+        """Return arguments by position and keyword."""
         return dict([*enumerate(self.args), *self.kwargs.items()])
 
     def outputs(self) -> dict[int | None, Any]:
-        """Results by position; None for a result that is no tuple."""
+        """Return results by position; None for a result that is no tuple."""
         if isinstance(self.output, tuple | list):
             return dict(enumerate(self.output))
         return {None: self.output}
@@ -203,5 +203,5 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
 
 
 def _versions(args: Any, kwargs: Any) -> list[int]:
-    """How often each tensor among the arguments was written to."""
+    """Return how often each tensor among the arguments was written to."""
     return [tensor._version for tensor in tensors_in((args, kwargs))]  # noqa: SLF001 - autograd's own counter

@@ -11,7 +11,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class LatentsOptions(Options):
-    """Where the shards are, and what they were encoded from.
+    """The shards, and what they were encoded from.
 
     path: a folder that ``dit-compress encode`` wrote, or a run's ``cache/latents-…``.
     frames, size, fps: of the clips that were encoded; size is (Y, X).

@@ -29,7 +29,7 @@ class EncodedClip(Clip):
     place: int = field(default=0, compare=False)
 
     def pixels(self) -> np.ndarray:
-        """Raises ``UserError``: there are none."""
+        """Raise ``UserError``: there are none."""
         raise UserError(
             "this data holds latents, and the step looks at pixels",
             where=str(self.path.parent),
@@ -76,7 +76,7 @@ class Latents:
         ]
 
     def clips(self, cache: Path, split: Split) -> list[EncodedClip]:  # noqa: ARG002 - as above
-        """The samples of one split; their captions are there, their pixels are not."""
+        """Return the samples of one split; their captions are there, their pixels are not."""
         options = self.options
         clips = [
             EncodedClip(
@@ -98,6 +98,6 @@ class Latents:
         ]
 
     def encoded(self, cache: Path, split: Split, vae: str) -> Column:
-        """Latents of one split. UserError unless the bundle's VAE encoded them."""
+        """Return the latents of one split; raise a UserError unless the bundle's VAE encoded them."""
         places: Sequence[int] = [clip.place for clip in self.clips(cache, split)]
         return Shards(self.options.path).need({"vae": vae}).column(NAME, places)

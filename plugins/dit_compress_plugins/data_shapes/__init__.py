@@ -10,7 +10,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class ShapesOptions(Options):
-    """What the world holds.
+    """The content of the world.
 
     num_clips, num_test: clips of the train and of the test split.
     frames, size, fps: of every clip; size is (Y, X).

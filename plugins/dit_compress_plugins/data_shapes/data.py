@@ -27,7 +27,7 @@ class Shapes:
         self.options = options
 
     def scene(self, split: Split, index: int) -> Scene:
-        """What one clip shows."""
+        """Return the scene of one clip."""
         options = self.options
         return draw_scene(
             options.seed,
@@ -54,14 +54,14 @@ class Shapes:
             write_captions(partial, records)
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
-        """File, size and caption of every clip."""
+        """Describe file, size and caption of every clip."""
         return [
             {"file": clip.path.name, "size_bytes": clip.path.stat().st_size, "caption": clip.caption}
             for clip in self._read(cache)
         ]
 
     def clips(self, cache: Path, split: Split) -> Sequence[Clip]:
-        """The clips of one split, in the order they were drawn."""
+        """Return the clips of one split, in the order they were drawn."""
         return [clip for clip in self._read(cache) if split_of(clip.caption, self.options.test_fraction) == split]
 
     def _draw(self, folder: Path) -> Iterator[dict[str, Any]]:

@@ -23,9 +23,8 @@ from dit_compress_plugins.data_shapes.world import (
 
 
 def render(scene: Scene, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-    """The clip of a scene, ``[F,Y,X,3]`` uint8."""
-    row = np.tile(np.array(BACKGROUNDS[scene.background], dtype=np.uint8), size[1])
-    video = np.tile(row, (num_frames, size[0], 1)).reshape(num_frames, *size, 3)
+    """Draw the clip of a scene, ``[F,Y,X,3]`` uint8."""
+    video = np.tile(np.array(BACKGROUNDS[scene.background], dtype=np.uint8), (num_frames, *size, 1))
     for thing in scene.things:
         _draw(video, thing)
     return video
@@ -48,7 +47,7 @@ def _draw(video: np.ndarray, thing: Thing) -> None:
 
 
 def _coverage(y_FP: np.ndarray, x_FP: np.ndarray, corners: int, inner: float) -> np.ndarray:
-    """Share of each pixel inside the polygon, ``[F,P,P]``; y and x are pixel centres relative to its centre."""
+    """Return the share of each pixel inside the polygon, ``[F,P,P]``; y and x run from its centre to pixel centres."""
     y_FP, x_FP = y_FP.astype(np.float32), np.abs(x_FP, dtype=np.float32, casting="same_kind")
     beyond = np.full((len(y_FP), y_FP.shape[1], x_FP.shape[1]), -np.inf, dtype=np.float32)
     normal_n2 = normals(corners).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The world of moving shapes: its vocabulary, how a scene is drawn by lot, what its caption says.
+"""The world of moving shapes: its vocabulary, how a scene is drawn at random, and its caption.
 
 Every attribute of a scene is spelled in its caption. Positions alone are free.
 
@@ -29,7 +29,7 @@ SHAPES = {"circle": 24, "square": 4, "triangle": 3}
 SIZES = {"small": 26 / 96, "large": 36 / 96}
 """Square root of the area, as a share of the frame's short side."""
 SPEEDS = {"slow": 8 / 96, "fast": 20 / 96}
-"""How far an object moves from the first to the last frame, as a share of the frame's short side."""
+"""The distance an object moves from the first to the last frame, as a share of the frame's short side."""
 ADVERBS = {"slow": "slowly", "fast": "fast"}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 """(y, x), y pointing down."""
@@ -57,28 +57,28 @@ class Thing:
     start: tuple[float, float] = (0.0, 0.0)
 
     def phrase(self) -> str:
-        """Its part of the caption."""
+        """Return the thing's part of the caption."""
         return f"a {self.size} {self.colour} {self.shape} moving {self.direction} {ADVERBS[self.speed]}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one clip shows. The things stand in the order of the caption."""
+    """The content of one clip. The things stand in the order of the caption."""
 
     background: str
     things: tuple[Thing, ...]
 
     def caption(self) -> str:
-        """Every attribute, in words."""
+        """Name every attribute, in words."""
         return " and ".join(thing.phrase() for thing in self.things) + f" on a {self.background} background"
 
     def truth(self, size: tuple[int, int]) -> dict[str, Any]:
-        """The scene as JSON data, with all that an evaluator must know of the world."""
+        """Return the scene as JSON data, with all that an evaluator must know of the world."""
         return {"background": self.background, "objects": [vars(thing) for thing in self.things], "world": spec(size)}
 
 
 def spec(size: tuple[int, int]) -> dict[str, Any]:
-    """The vocabulary in pixels of a (Y, X) frame, as JSON data."""
+    """Return the vocabulary in pixels of a (Y, X) frame, as JSON data."""
     side = min(size)
     return {
         "backgrounds": BACKGROUNDS,
@@ -100,7 +100,7 @@ def draw_scene(
     test_fraction: float,
     grid: float = GRID,
 ) -> Scene:
-    """The scene of one clip: a function of its arguments, of the split that its caption hashes to."""
+    """Draw the scene of one clip: a function of its arguments, of the split that its caption hashes to."""
     rng = generator(seed, f"shapes/{split}", index)
     count = int(rng.integers(1, max_objects + 1))
     while True:
@@ -114,19 +114,19 @@ def draw_scene(
 
 
 def path_of(thing: Thing, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-    """The centre in each frame, ``[F,2]`` (y, x) in pixels."""
+    """Return the centre in each frame, ``[F,2]`` (y, x) in pixels."""
     time_F = np.linspace(0.0, 1.0, num_frames)
     return np.asarray(thing.start) + time_F[:, None] * _move(thing, size)
 
 
 def apothem(thing: Thing, size: tuple[int, int]) -> float:
-    """Distance from the centre to a side: a regular n-gon has the area n·a²·tan(π/n)."""
+    """Return the distance from the centre to a side: a regular n-gon has the area n·a²·tan(π/n)."""
     corners = SHAPES[thing.shape]
     return SIZES[thing.size] * min(size) / math.sqrt(corners * math.tan(math.pi / corners))
 
 
 def normals(corners: int) -> np.ndarray:
-    """Outward normals ``[n,2]`` (y, x) of the sides of a regular polygon with a flat base."""
+    """Return the outward normals ``[n,2]`` (y, x) of the sides of a regular polygon with a flat base."""
     angle = math.pi / 2 + 2 * math.pi * np.arange(corners) / corners
     return np.stack([np.sin(angle), np.cos(angle)], axis=1)
 
@@ -136,7 +136,7 @@ def _pick(rng: np.random.Generator, names: dict[str, Any] | Sequence[str]) -> st
 
 
 def _draw_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
-    """Objects without a place, of different colours, in the order of their phrases."""
+    """Draw objects without a place, of different colours, in the order of their phrases."""
     colours = [list(COLOURS)[index] for index in rng.permutation(len(COLOURS))[:count]]
     things = [
         Thing(_pick(rng, SHAPES), colour, _pick(rng, SIZES), _pick(rng, DIRECTIONS), _pick(rng, SPEEDS))
@@ -146,12 +146,12 @@ def _draw_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
 
 
 def _move(thing: Thing, size: tuple[int, int]) -> np.ndarray:
-    """Displacement (y, x) from the first to the last frame."""
+    """Return the displacement (y, x) from the first to the last frame."""
     return np.asarray(DIRECTIONS[thing.direction]) * (SPEEDS[thing.speed] * min(size))
 
 
 def _box(thing: Thing, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest corner (y, x), relative to the centre."""
+    """Return the lowest and highest corner (y, x), relative to the centre."""
     corners = SHAPES[thing.shape]
     angle = math.pi / 2 + math.pi * (2 * np.arange(corners) + 1) / corners
     reach = apothem(thing, size) / math.cos(math.pi / corners)
@@ -162,7 +162,7 @@ def _box(thing: Thing, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def _starts(
     rng: np.random.Generator, first: np.ndarray, last: np.ndarray, move: np.ndarray, pitch: float
 ) -> np.ndarray | None:
-    """Starting places ``[N,2]`` from ``first`` to ``last``; with a pitch, the middles of the paths lie on a grid.
+    """Return starting places ``[N,2]`` from ``first`` to ``last``; with a pitch, middles of paths lie on a grid.
 
     None where the grid has no place for the path.
     """
@@ -178,7 +178,7 @@ def _starts(
 def _place(
     rng: np.random.Generator, things: tuple[Thing, ...], size: tuple[int, int], grid: float
 ) -> tuple[Thing, ...] | None:
-    """Starting places that keep objects inside the frame and apart; None where none was found."""
+    """Choose starting places that keep objects inside the frame and apart; None where none was found."""
     time = np.linspace(0.0, 1.0, 9)[None, :, None]
     lows, highs, starts = [], [], []
     for thing in things:

@@ -11,7 +11,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class VideosOptions(Options):
-    """Where the clips are, and what is taken of each.
+    """The clips, and what is taken of each.
 
     path: the folder, with its ``captions.jsonl``.
     frames, size, fps: of every clip; size is (Y, X), fps None keeps each file's own rate.

@@ -51,7 +51,7 @@ class Videos:
             partial.write_text(json.dumps(seen, sort_keys=True), encoding="utf-8")
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
-        """File, size, time and caption of every clip that is not broken."""
+        """Describe file, size, time and caption of every clip that is not broken."""
         records = []
         for clip in self._read(_load(cache)):
             size_bytes, time_ns = _stamp(clip.path)
@@ -61,7 +61,7 @@ class Videos:
         return records
 
     def clips(self, cache: Path, split: Split) -> Sequence[Clip]:
-        """The clips of one split, in the order of the captions."""
+        """Return the clips of one split, in the order of the captions."""
         fraction, by_file = self.options.test_fraction, self.options.split_by == "file"
         clips = self._read(_load(cache))
         return [clip for clip in clips if split_of(clip.path.name if by_file else clip.caption, fraction) == split]
@@ -78,6 +78,6 @@ def _load(cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size in bytes and time of the last change in nanoseconds."""
+    """Return the size in bytes and time of the last change in nanoseconds."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]

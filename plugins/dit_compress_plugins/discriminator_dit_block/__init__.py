@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class DitBlockOptions(Options):
-    """How deep the frozen part and the learnable part are."""
+    """The depths of the frozen and of the learnable part."""
 
     frozen_blocks: int | None = Field(None, ge=1, description="K; half of the generator's depth if absent.")
     learnable_blocks: int = Field(2, ge=1)

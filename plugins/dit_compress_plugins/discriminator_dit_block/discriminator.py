@@ -25,7 +25,7 @@ class DitBlockDiscriminatorPart:
         self.options = options
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """A discriminator from a frozen copy of the generator as it is now."""
+        """Make a discriminator from a frozen copy of the generator as it is now."""
         frozen = frozen_depth(generator, self.options.frozen_blocks, self.options.learnable_blocks)
         return DitBlockDiscriminator(generator, frozen, self.options.learnable_blocks, self.options.hidden)
 
@@ -46,6 +46,6 @@ class DitBlockDiscriminator(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
-        """One logit per token."""
+        """Return one logit per token."""
         _, taken = self.trunk.features(latent_BCTHW, sigma_B, cond, at=[self.tap])
         return self.head(taken[self.tap]).squeeze(-1)

@@ -20,7 +20,7 @@ class LightResBlock3DPart:
         self.options = options
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """A discriminator from a frozen copy of the generator as it is now."""
+        """Make a discriminator from a frozen copy of the generator as it is now."""
         return grid_discriminator(generator, self.options.frozen_blocks, self.options.width, LightResBlock3D)
 
 
@@ -33,7 +33,7 @@ class LightResBlock3D(nn.Module):
         self.leave = nn.Conv3d(width, 1, 1)
 
     def forward(self, x_BDTHW: Tensor) -> Tensor:
-        """No token sees another, but for the norms."""
+        """Judge the tokens; none sees another, but for the norms."""
         x = self.enter(x_BDTHW)
         return self.leave(x + self.residual(x))
 

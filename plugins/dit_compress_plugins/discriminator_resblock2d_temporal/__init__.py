@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class ResBlock2DTemporalOptions(Options):
-    """How deep the frozen part is, and how wide the head."""
+    """The depth of the frozen part, and the width of the head."""
 
     frozen_blocks: int | None = Field(None, ge=1, description="K; half of the generator's depth if absent.")
     width: int | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ class ResBlock2DTemporalPart:
         self.options = options
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """A discriminator from a frozen copy of the generator as it is now."""
+        """Make a discriminator from a frozen copy of the generator as it is now."""
         return grid_discriminator(generator, self.options.frozen_blocks, self.options.width, ResBlock2DTemporal)
 
 
@@ -47,18 +48,16 @@ class ResBlock2DTemporal(nn.Module):
         self.leave = nn.Conv2d(width, 1, 1)
 
     def forward(self, x_BDTHW: Tensor) -> Tensor:
-        """Frames one by one, then every cell through time."""
-        batch, frames = x_BDTHW.shape[0], x_BDTHW.shape[2]
-        x = self.enter(x_BDTHW.transpose(1, 2).flatten(0, 1))
-        x = x + self.frames(x)
-        x = self.through_time(x.unflatten(0, (batch, frames)))
-        return self.leave(x.flatten(0, 1)).unflatten(0, (batch, frames)).transpose(1, 2)
+        """Look at the frames one by one, then at every cell through time."""
+        frames = x_BDTHW.shape[2]
+        x = self.enter(rearrange(x_BDTHW, "B D T H W -> (B T) D H W"))
+        x = self.through_time(x + self.frames(x), frames)
+        return rearrange(self.leave(x), "(B T) D H W -> B D T H W", T=frames)
 
-    def through_time(self, x_BTDHW: Tensor) -> Tensor:
-        """Attention over T with a skip, the same in every cell."""
-        cells = x_BTDHW.permute(0, 3, 4, 1, 2)  # B H W T D
-        q, k, v = (
-            part.unflatten(-1, (-1, HEAD_WIDTH)).transpose(-2, -3) for part in self.qkv(self.norm(cells)).chunk(3, -1)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2)
-        return (cells + self.out(mixed)).permute(0, 3, 4, 1, 2)
+    def through_time(self, x_NDHW: Tensor, frames: int) -> Tensor:
+        """Attend over T with a skip, in every cell alike; rows N = B·T."""
+        cells = rearrange(x_NDHW, "(B T) D H W -> B H W T D", T=frames)
+        parts = self.qkv(self.norm(cells)).chunk(3, -1)
+        q, k, v = (rearrange(part, "B H W T (N K) -> B H W N T K", K=HEAD_WIDTH) for part in parts)
+        mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "B H W N T K -> B H W T (N K)")
+        return rearrange(cells + self.out(mixed), "B H W T D -> (B T) D H W")

@@ -1,4 +1,4 @@
-"""How long sampling takes, against another bundle in the same run."""
+"""The time that sampling takes, against another bundle in the same run."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class LatencyOptions(Options):
-    """What is timed: the DiT loop, batch by batch, guidance as one doubled batch."""
+    """The timed work: the DiT loop, batch by batch, guidance as one doubled batch."""
 
     batch: int = Field(8, ge=1)
     runs: int = Field(50, ge=3, description="Timed DiT calls; the median counts.")

@@ -29,13 +29,13 @@ class LatencyEvaluation:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Needs a denoiser and a VAE."""
+        """Check that there are a denoiser and a VAE."""
         spec.need_denoiser()
         spec.need_latent()
         return spec
 
     def run(self, context: Context) -> Result:
-        """Milliseconds, and with ``against`` the ratio of the two sampling loops, medians of interleaved runs."""
+        """Measure milliseconds, and with ``against`` the ratio of both sampling loops, medians of interleaved runs."""
         shape = context.latent_shape()
         sampler = context.sampler()
         ours = Timed(context.input, shape, self.options.batch, sampler)
@@ -66,21 +66,21 @@ class Timed:
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        """The DiT loop as the bundle means it: its steps, its guidance."""
+        """Run the DiT loop as the bundle means it: its steps, its guidance."""
         return self.sampler(self.denoiser, self.noise, self.cond, self.flow.sigmas(), self.flow.guidance)
 
     @torch.no_grad()
     def call(self) -> Tensor:
-        """One DiT call on the batch."""
+        """Make one DiT call on the batch."""
         return self.denoiser(self.noise, torch.full((len(self.noise),), 0.5), self.cond)
 
     @torch.no_grad()
     def decode(self) -> Tensor:
-        """The VAE decoder on the batch."""
+        """Run the VAE decoder on the batch."""
         return self.codec.decode(self.noise)
 
     def figures(self, runs: int) -> dict[str, float]:
-        """Medians of single calls."""
+        """Take the medians of single calls."""
         dit, decoder = latency(self.call, runs), latency(self.decode, max(3, runs // 5))
         return {
             "dit_call_ms": dit.median_ms,

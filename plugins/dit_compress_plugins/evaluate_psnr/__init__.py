@@ -8,7 +8,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class PsnrOptions(Options):
-    """What is encoded and decoded.
+    """The clips to encode and decode.
 
     num_clips: how many clips of the test split.
     batch: clips encoded at once.

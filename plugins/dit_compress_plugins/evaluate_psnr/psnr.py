@@ -19,7 +19,7 @@ CEILING = 100.0
 
 
 def psnr(decoded: np.ndarray, clip: np.ndarray, peak: float) -> float:
-    """``10·log10(peak² / mean squared error)`` of one clip, in dB, at most ``CEILING``.
+    """Return ``10·log10(peak² / mean squared error)`` of one clip, in dB, at most ``CEILING``.
 
     Args:
         decoded, clip: equal shapes, values in the same range; uint8 or float. Clip ``decoded`` to the range first.
@@ -32,10 +32,10 @@ def psnr(decoded: np.ndarray, clip: np.ndarray, peak: float) -> float:
 
 
 def psnr_per_clip(decoded_B: np.ndarray, clips_B: np.ndarray, peak: float) -> list[float]:
-    """PSNR of each clip of a batch ``[B, …]``."""
+    """Return the PSNR of each clip of a batch ``[B, …]``."""
     return [psnr(decoded, clip, peak) for decoded, clip in zip(decoded_B, clips_B, strict=True)]
 
 
 def summarise(decibels: Sequence[float]) -> dict[str, float]:
-    """Mean over clips of the decibels (not of the errors), the worst clip and how many there are."""
+    """Average the decibels over clips (not the errors); with the worst clip and how many there are."""
     return {"psnr_db": float(np.mean(decibels)), "psnr_worst_db": float(min(decibels)), "num_clips": len(decibels)}

@@ -1,4 +1,4 @@
-"""Encode and decode test clips, and say how near the result is. Its videos are the report's first two columns."""
+"""Encode and decode test clips, and measure how near the result is. Its videos are the report's first two columns."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class PsnrEvaluation:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Needs a VAE."""
+        """Check that there is a VAE."""
         spec.need_latent()
         return spec
 
     def run(self, context: Context) -> Result:
-        """PSNR over test clips."""
+        """Measure PSNR over test clips."""
         clips = distinct(context.clips("test"))[: self.options.num_clips]
         codec = context.input.codec().eval()
         gallery = Gallery(context.folder)

@@ -10,7 +10,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class ShapesEvaluationOptions(Options):
-    """What is generated and read.
+    """The videos to generate and read.
 
     num_captions: how many captions of the test split.
     videos_per_caption: videos of each; two or more give ``diversity``.

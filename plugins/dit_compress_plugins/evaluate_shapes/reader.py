@@ -60,7 +60,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one video shows. ``covered_FYX`` is the share of each pixel that is not background."""
+    """The content of one video. ``covered_FYX`` is the share of each pixel that is not background."""
 
     background: str | None
     tracks: tuple[Track, ...]
@@ -87,7 +87,7 @@ def read(video_FYX3: np.ndarray, world: Mapping[str, Any]) -> Reading:
 
 
 def _background(pixels_3N: np.ndarray, world: Mapping[str, Any]) -> str | None:
-    """The background that most pixels are nearest to, if they are a good part of the picture."""
+    """Return the background that most pixels are nearest to, if they are a good part of the picture."""
     names = list(world["backgrounds"])
     palette_M3 = np.asarray([*world["backgrounds"].values(), *world["colours"].values()], dtype=np.float32)
     squared_MN = np.square(palette_M3).sum(axis=1, keepdims=True) - 2 * _product(palette_M3, pixels_3N)
@@ -102,7 +102,7 @@ def _separate(
     background: Sequence[int],
     world: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each pixel as a mixture of the background and its best colour.
+    """Describe each pixel as a mixture of the background and its best colour.
 
     Returns:
         coverage ``[N]`` in 0 … 1, and the colour's index ``[N]``; 1 and -1 where no mixture comes near.
@@ -122,12 +122,12 @@ def _separate(
 
 
 def _product(rows_K3: np.ndarray, pixels_3N: np.ndarray) -> np.ndarray:
-    """``rows @ pixels`` without BLAS, whose threads cost more here than they give."""
+    """Multiply ``rows @ pixels`` without BLAS, whose threads cost more here than they give."""
     return np.einsum("kc,cn->kn", rows_K3, pixels_3N)
 
 
 def _nearest_row(squared_KN: np.ndarray) -> np.ndarray:
-    """Index of the least squared distance in each column, -1 where even that is far; faster than ``argmin``."""
+    """Return the index of the least squared distance in each column, -1 where even that is far; beats ``argmin``."""
     least_N = np.full_like(squared_KN[0], _FAR**2)
     nearest_N = np.full(len(least_N), -1, dtype=np.int8)
     for index, squared_N in enumerate(squared_KN):
@@ -157,7 +157,7 @@ class _Part:
 
 
 def _objects(mask_FYX: np.ndarray, world: Mapping[str, Any]) -> list[_Part]:
-    """The objects of one colour: what is connected in space and time, joined over gaps in time."""
+    """Find the objects of one colour: what is connected in space and time, joined over gaps in time."""
     if not mask_FYX.any():
         return []
     rows, columns = np.flatnonzero(mask_FYX.any(axis=(0, 2))), np.flatnonzero(mask_FYX.any(axis=(0, 1)))
@@ -178,7 +178,7 @@ def _objects(mask_FYX: np.ndarray, world: Mapping[str, Any]) -> list[_Part]:
 
 
 def _join(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """Parts that are never seen in the same frame are one object that comes and goes."""
+    """Join parts that are never seen in the same frame: they are one object that comes and goes."""
     objects: list[np.ndarray] = []
     for part in sorted(parts, key=lambda mask: -int(mask.sum())):
         when = part.any(axis=(1, 2))
@@ -192,7 +192,7 @@ def _join(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _track(coverage_FYX: np.ndarray, part: _Part, colour: str, world: Mapping[str, Any]) -> Track:
-    """Attributes of one object, from its mask."""
+    """Measure one object's attributes, from its mask."""
     present = part.present_F
     centre, area = _moments(part.crop(coverage_FYX) * part.mask)
     shape = _shape(part.mask[present], centre[present], world)
@@ -207,7 +207,7 @@ def _track(coverage_FYX: np.ndarray, part: _Part, colour: str, world: Mapping[st
 
 
 def _moments(weight_FYX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centroid ``[F,2]`` (NaN where empty) and area ``[F]`` of each frame, pixel centres at one half."""
+    """Return the centroid ``[F,2]`` (NaN where empty) and area ``[F]`` of each frame, pixel centres at one half."""
     area = weight_FYX.sum(axis=(1, 2), dtype=np.float64)
     y = np.arange(weight_FYX.shape[1]) + 0.5
     x = np.arange(weight_FYX.shape[2]) + 0.5
@@ -217,7 +217,7 @@ def _moments(weight_FYX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _displacement(centre_F2: np.ndarray, present_F: np.ndarray) -> tuple[float, float]:
-    """Slope of the least-squares line through the centroids, times the length of the clip."""
+    """Return the slope of the least-squares line through the centroids, times the length of the clip."""
     if present_F.sum() < 2:
         return (0.0, 0.0)
     time = np.flatnonzero(present_F) / (len(present_F) - 1)
@@ -226,7 +226,7 @@ def _displacement(centre_F2: np.ndarray, present_F: np.ndarray) -> tuple[float, 
 
 
 def _nearest(value: float, names: Mapping[str, float]) -> str | None:
-    """The name whose value is nearest by ratio, unless even that one is far."""
+    """Return the name whose value is nearest by ratio, unless even that one is far."""
     factor = {name: abs(math.log(max(value, 1e-6) / wanted)) for name, wanted in names.items()}
     best = min(factor, key=lambda name: factor[name])
     return best if factor[best] <= math.log(_MAX_FACTOR) else None
@@ -236,7 +236,7 @@ def _nearest(value: float, names: Mapping[str, float]) -> str | None:
 
 
 def _shape(mask_FYX: np.ndarray, centre_F2: np.ndarray, world: Mapping[str, Any]) -> str | None:
-    """The polygon of equal area and centre that overlaps the mask best, over all frames."""
+    """Return the polygon of equal area and centre that overlaps the mask best, over all frames."""
     area_F = mask_FYX.sum(axis=(1, 2))
     overlap = {}
     for name, corners in world["shapes"].items():
@@ -247,7 +247,7 @@ def _shape(mask_FYX: np.ndarray, centre_F2: np.ndarray, world: Mapping[str, Any]
 
 
 def _polygon(shape: tuple[int, ...], centre_F2: np.ndarray, area_F: np.ndarray, corners: int) -> np.ndarray:
-    """Regular polygons with a flat base, ``[F,Y,X]`` bool; a regular n-gon has the area n·a²·tan(π/n)."""
+    """Draw regular polygons with a flat base, ``[F,Y,X]`` bool; a regular n-gon has the area n·a²·tan(π/n)."""
     apothem_F = np.sqrt(area_F / (corners * math.tan(math.pi / corners))).astype(np.float32)
     y_FY = (np.arange(shape[1]) + 0.5 - centre_F2[:, :1]).astype(np.float32)
     x_FX = np.abs(np.arange(shape[2]) + 0.5 - centre_F2[:, 1:]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What was read from a video against what its caption asked for.
+"""Scores: what was read from a video against what its caption asked for.
 
 Every score but ``flicker``, ``displacement_ratio`` and ``diversity`` is a share in 0 … 1, 1 best. A missing
 object has all its attributes wrong; one too many makes ``count`` wrong alone.
@@ -25,7 +25,7 @@ _INNER = 0.4
 
 
 def score(video_FYX3: np.ndarray, truth: Mapping[str, Any]) -> dict[str, float]:
-    """Scores of one video.
+    """Score one video.
 
     Args:
         video_FYX3: ``[F,Y,X,3]`` uint8.
@@ -52,7 +52,7 @@ def match(
     objects: Sequence[Mapping[str, Any]],
     tracks: Sequence[Track],
 ) -> list[tuple[Mapping[str, Any], Track | None]]:
-    """Each wanted object with its track, so that the fewest attributes are wrong; None for a missing one."""
+    """Match each wanted object with its track, so that the fewest attributes are wrong; None for a missing one."""
     if not tracks:
         return [(wanted, None) for wanted in objects]
     wrong = np.array(
@@ -67,7 +67,7 @@ def match(
 
 
 def displacement_ratio(pairs: Sequence[tuple[Mapping[str, Any], Track | None]], world: Mapping[str, Any]) -> float:
-    """Movement along the wanted direction over the wanted movement: 1 right, 0 still or missing; mean over objects."""
+    """Compare movement along the wanted direction to the wanted one: 1 right, 0 still or missing; mean over objects."""
     ratios = [
         0.0
         if track is None
@@ -79,7 +79,7 @@ def displacement_ratio(pairs: Sequence[tuple[Mapping[str, Any], Track | None]], 
 
 
 def flicker(video_FYX3: np.ndarray, reading: Reading) -> float:
-    """Mean change of a pixel from frame to frame, in 0 … 1, after following each object's movement.
+    """Return the mean change of a pixel from frame to frame, in 0 … 1, after following each object's movement.
 
     Counted are the background, where it is visible in both frames, and a disc inside each object, sampled
     around its centroid. A video in which nothing can be read is compared pixel by pixel.
@@ -96,7 +96,7 @@ def flicker(video_FYX3: np.ndarray, reading: Reading) -> float:
 
 
 def _follow(video_FYX3: np.ndarray, track: Track) -> np.ndarray:
-    """The pixels of a disc around the object's centroid in each frame, ``[F,N,3]``."""
+    """Return the pixels of a disc around the object's centroid in each frame, ``[F,N,3]``."""
     radius = _INNER * float(np.sqrt(np.median(track.area_F[track.present_F])))
     steps = np.arange(-np.floor(radius), np.floor(radius) + 1)
     disc_2N = np.stack([grid.ravel() for grid in np.meshgrid(steps, steps, indexing="ij")])
@@ -112,12 +112,12 @@ def _follow(video_FYX3: np.ndarray, track: Track) -> np.ndarray:
 
 
 def diversity(videos_NFYX3: np.ndarray) -> float:
-    """Variance between the videos of one caption, pixels in 0 … 1, mean over pixels; 0 for a single video."""
+    """Return the variance between videos of one caption, pixels in 0 … 1, mean over pixels; 0 for a single video."""
     return float((videos_NFYX3.astype(np.float32) / 255.0).var(axis=0).mean())
 
 
 def summarise(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over videos of all that :func:`score` gives; ``attribute_accuracy`` is the mean of ``ATTRIBUTES``."""
+    """Average over videos all that :func:`score` gives; ``attribute_accuracy`` is the mean of ``ATTRIBUTES``."""
     summary = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
     summary["attribute_accuracy"] = float(np.mean([summary[name] for name in ATTRIBUTES]))
     return summary

@@ -32,14 +32,14 @@ class ShapesEvaluation:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Needs a VAE, and to generate a denoiser as well."""
+        """Check that there is a VAE, and to generate a denoiser as well."""
         spec.need_latent()
         if self.options.source == "generated":
             spec.need_denoiser()
         return spec
 
     def run(self, context: Context) -> Result:
-        """Attribute accuracy, and what goes with it."""
+        """Measure attribute accuracy, and what goes with it."""
         clips = distinct(context.clips("test"))[: self.options.num_captions]
         videos = self.generated(context, clips) if self.options.source == "generated" else self.real(context, clips)
         scores: list[Mapping[str, float]] = []
@@ -56,7 +56,7 @@ class ShapesEvaluation:
         return Result(metrics={**metrics, "accuracy": accuracy}, files=gallery.files())
 
     def column(self, context: Context) -> str:
-        """What the videos are called in the report."""
+        """Name the videos for the report."""
         if self.options.column:
             return self.options.column
         flow = context.input.flow
@@ -65,7 +65,7 @@ class ShapesEvaluation:
         return f"{context.names['input']}, {steps} steps" + (f", guidance {guidance:g}" if guidance > 1 else "")
 
     def generated(self, context: Context, clips: list[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
-        """Per caption its videos ``[N,F,Y,X,3]``; noise is a function of (seed, place)."""
+        """Yield per caption its videos ``[N,F,Y,X,3]``; noise is a function of (seed, place)."""
         generator = Generator(context.input, context.latent_shape(), context.sampler())
         each = self.options.videos_per_caption
         captions = [clip.caption for clip in clips for _ in range(each)]
@@ -89,7 +89,7 @@ class ShapesEvaluation:
             yield clip, np.stack(made[place * each : (place + 1) * each])
 
     def real(self, context: Context, clips: list[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
-        """Real clips, or their round trip through the codec."""
+        """Yield real clips, or their round trip through the codec."""
         codec = context.input.codec().eval()
         for clip in clips:
             pixels = clip.pixels()[None]
@@ -100,7 +100,7 @@ class ShapesEvaluation:
 
 
 def truth_of(clip: Clip) -> Mapping[str, Any]:
-    """The clip's ground truth; the data must come from the shapes world."""
+    """Return the clip's ground truth; the data must come from the shapes world."""
     if clip.truth is None:
         raise UserError(
             "the clip has no ground truth", where=str(clip.path), mend="Use clips written by 'data: {use: shapes}'"

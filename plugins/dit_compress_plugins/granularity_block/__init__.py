@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class BlockOptions(Options):
-    """How many blocks to remove from every stack of the denoiser."""
+    """The number of blocks to remove from every stack of the denoiser."""
 
     remove: int | None = Field(None, ge=0, description="Blocks to remove; left to the budget if absent.")
 

@@ -21,9 +21,9 @@ class BlockGranularity:
         self.options = options
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """The main stack's blocks. Other stacks (text refiners) keep their depth."""
+        """Return the main stack's blocks. Other stacks (text refiners) keep their depth."""
         return [block_axis(structure.main)] if structure.main.removable else []
 
     def keep(self, axis: Axis) -> int | None:
-        """Blocks that stay."""
+        """Count blocks that stay."""
         return None if self.options.remove is None else axis.units - self.options.remove

@@ -8,7 +8,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class FfnOptions(Options):
-    """What share of every feed-forward's channels stays."""
+    """The share of every feed-forward's channels that stays."""
 
     keep: float | None = Field(
         None, gt=0, le=1, description="Share of channels that stays; left to the budget if absent."

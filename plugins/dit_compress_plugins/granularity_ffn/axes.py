@@ -18,16 +18,16 @@ class FfnGranularity:
         self.num_parts = options.units
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """One axis per feed-forward of more than one channel."""
+        """Return one axis per feed-forward of more than one channel."""
         return [ffn_axis(feed_forward) for feed_forward in structure.feed_forwards if feed_forward.count > 1]
 
     def keep(self, axis: Axis) -> int | None:
-        """Channels that stay."""
+        """Count channels that stay."""
         if self.options.remove is not None:
             return axis.units - self.options.remove
         return None if self.options.keep is None else round(axis.units * self.options.keep)
 
 
 def ffn_axis(feed_forward: FeedForward) -> Axis:
-    """The channels of one feed-forward; the mask stands before the output projection."""
+    """Return the channels of one feed-forward; the mask stands before the output projection."""
     return feed_forward.axis("ffn")

@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class HeadOptions(Options):
-    """How many heads to remove from every attention."""
+    """The number of heads to remove from every attention."""
 
     remove: int | None = Field(None, ge=0, description="Heads to remove per attention; left to the budget if absent.")
 

@@ -19,16 +19,16 @@ class HeadGranularity:
         self.options = options
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """One axis per attention of more than one head."""
+        """Return one axis per attention of more than one head."""
         return [head_axis(attention) for attention in structure.attentions if attention.count > 1]
 
     def keep(self, axis: Axis) -> int | None:
-        """Heads that stay."""
+        """Count heads that stay."""
         return None if self.options.remove is None else axis.units - self.options.remove
 
 
 def head_axis(attention: Attention) -> Axis:
-    """The heads of one attention.
+    """Return the heads of one attention.
 
     A head contributes nothing once the output projection reads zeros from it, so the mask stands there. Where
     a norm runs across heads, query, key and value are masked before it, or its statistics would still see the

@@ -14,9 +14,9 @@ class DiffusersVAEOptions(Options):
 
     path: a local folder with config.json and safetensors, or a pipeline's folder with ``vae/`` in it.
     scaling_factor: what normalised latents are multiplied by. Not given: the config's, 1 where it has none.
-        (Cosmos 1 multiplies by its scheduler's ``sigma_data``, 0.5, which the VAE's config does not say.)
+        (Cosmos 1 multiplies by its scheduler's ``sigma_data``, 0.5, which the VAE's config does not hold.)
     tile: encode and decode large frames in the VAE's own overlapping tiles.
-    decode_timestep: the noise level told to decoders that are conditioned on one (LTX 0.9.1 and later).
+    decode_timestep: the noise level given to decoders that are conditioned on one (LTX 0.9.1 and later).
     """
 
     path: Annotated[str, File(("vae",))]
@@ -27,7 +27,7 @@ class DiffusersVAEOptions(Options):
 
 @hookimpl
 def latent() -> Plugin:
-    """The step that wraps the VAE."""
+    """Describe the step that wraps the VAE."""
     return Plugin(
         name="diffusers_vae",
         options=DiffusersVAEOptions,

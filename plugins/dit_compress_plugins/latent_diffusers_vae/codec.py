@@ -55,12 +55,12 @@ class DiffusersCodec(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DiffusersCodec:
-        """The codec without weights; works on the meta device."""
+        """Make the codec without weights; works on the meta device."""
         return cls(empty(config["class_name"], config["vae"]), config)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **settings: Any) -> DiffusersCodec:
-        """The codec of a folder of diffusers, weights in float32, frozen.
+        """Load the codec of a folder of diffusers, weights in float32, frozen.
 
         Args:
             folder: of the VAE, or of a pipeline with ``vae/``.
@@ -82,7 +82,7 @@ class DiffusersCodec(nn.Module):
         return cls(vae, describe(vae, **{name: settings[name] for name in SETTINGS if name in settings}))
 
     def encode(self, video_BCFYX: Tensor) -> Tensor:
-        """Video → normalised latent (the posterior's mode)."""
+        """Encode video to a normalised latent (the posterior's mode)."""
         self.check_video(video_BCFYX.shape)
         with self._divided():
             raw_BCTHW = mode(self.vae.encode(video_BCFYX))
@@ -90,7 +90,7 @@ class DiffusersCodec(nn.Module):
         return (raw_BCTHW - mean) / std
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latent → video, unclipped; in the VAE's own tiles where the options ask for them."""
+        """Decode a normalised latent to video, unclipped; in the VAE's own tiles where the options ask for them."""
         with self._divided():
             return self.forward(latent_BCTHW)
 
@@ -100,14 +100,14 @@ class DiffusersCodec(nn.Module):
         return self.decode_raw(latent_BCTHW * std + mean)
 
     def decode_raw(self, raw_BCTHW: Tensor) -> Tensor:
-        """What the VAE itself decodes."""
+        """Decode with the VAE itself."""
         if self._temb is None:
             return self.vae.decode(raw_BCTHW).sample
         temb_B = raw_BCTHW.new_full((raw_BCTHW.shape[0],), self._temb)
         return self.vae.decode(raw_BCTHW, temb_B).sample
 
     def features(self, latent_BCTHW: Tensor) -> list[Tensor]:
-        """The decoder's stream after each of its ``up_blocks``: ``[B,D,T,H,W]`` each.
+        """Return the decoder's stream after each of its ``up_blocks``: ``[B,D,T,H,W]`` each.
 
         A decoder that goes through time in steps calls a block several times; the pieces are joined along T.
         """
@@ -143,12 +143,12 @@ class DiffusersCodec(nn.Module):
             )
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """The VAE alone, as an ordinary folder of diffusers."""
+        """Save the VAE alone, as an ordinary folder of diffusers."""
         self.vae.save_pretrained(folder)
 
     @contextmanager
     def _divided(self) -> Iterator[None]:
-        """Let the VAE divide large videos, where the options say so."""
+        """Let the VAE divide large videos, where the options ask for it."""
         before = {name: getattr(self.vae, name) for name in FLAGS if hasattr(self.vae, name)}
         try:
             if self.config["tile"]:
@@ -167,7 +167,7 @@ class DiffusersCodec(nn.Module):
 def describe(
     vae: Any, *, scaling_factor: float | None = None, tile: bool = False, decode_timestep: float = 0.0
 ) -> dict[str, Any]:
-    """The config of a codec around a VAE, which may be without weights: geometry as observed, statistics as stated."""
+    """Describe a codec around a VAE, which may be without weights: geometry as observed, statistics as stated."""
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
     about = {"class_name": type(vae).__name__, "vae": config, "tile": tile, "decode_timestep": decode_timestep}
     unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}

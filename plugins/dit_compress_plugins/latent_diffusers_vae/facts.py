@@ -1,4 +1,4 @@
-"""What a VAE of diffusers is: its class, its latent statistics, its ratio and its frame rule.
+"""Facts about a VAE of diffusers: its class, its latent statistics, its ratio and its frame rule.
 
 Statistics stand in config or buffers, under one of three names. Ratio and frame rule are stated differently by every
 class, and now and then wrongly, so they are observed: encoder and decoder are run on the meta device, where shapes
@@ -44,7 +44,7 @@ class Geometry:
 
 
 def folder_of(path: Path) -> Path:
-    """The VAE's folder in a pipeline, or the folder itself."""
+    """Return the VAE's folder in a pipeline, or the folder itself."""
     for found in (path / "vae", path):
         if (found / "config.json").is_file() and "_class_name" in read_json(found / "config.json"):
             return found
@@ -56,7 +56,7 @@ def folder_of(path: Path) -> Path:
 
 
 def class_named(name: str) -> Any:
-    """A VAE class of diffusers."""
+    """Return a VAE class of diffusers."""
     places = (diffusers, importlib.import_module("diffusers.models.autoencoders"))
     found = next((getattr(place, name) for place in places if hasattr(place, name)), None)
     if found is None or not all(hasattr(found, each) for each in ("encode", "decode", "from_pretrained")):
@@ -68,14 +68,14 @@ def class_named(name: str) -> Any:
 
 
 def empty(name: str, config: Mapping[str, Any]) -> Any:
-    """The VAE without weights; parameters where the caller's context puts them, buffers as they are made."""
+    """Make the VAE without weights; parameters where the caller's context puts them, buffers as they are made."""
     # Keys that begin with an underscore are diffusers' own notes; from_config misreads _use_default_values.
     vae = class_named(name).from_config({key: value for key, value in config.items() if not key.startswith("_")})
     return quiet(vae.eval().requires_grad_(requires_grad=False))
 
 
 def quiet(vae: Any) -> Any:
-    """Without noise in the decoder, and undivided: the same latent gives the same video, in one piece."""
+    """Set the decoder to no noise, and undivided: the same latent gives the same video, in one piece."""
     for module in vae.modules():
         for name in ("per_channel_scale1", "per_channel_scale2"):
             if isinstance(getattr(module, name, None), torch.Tensor):
@@ -91,7 +91,7 @@ FLAGS = ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_d
 
 
 def mode(encoded: Any) -> Tensor:
-    """What ``encode`` gave, as one latent: the posterior's mode, or the latent of a deterministic encoder."""
+    """Return the output of ``encode`` as one latent: the posterior's mode, or the latent of a deterministic encoder."""
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode()
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents
@@ -101,7 +101,7 @@ def mode(encoded: Any) -> Tensor:
 
 
 def statistics(vae: Any, channels: int, scaling_factor: float | None = None) -> tuple[list[float], list[float]]:
-    """Mean and std per channel of the raw latent, so that ``(raw - mean) / std`` is what pipelines diffuse.
+    """Return mean and std per channel of the raw latent, so that ``(raw - mean) / std`` is what pipelines diffuse.
 
     The pipelines of diffusers compute ``(raw - mean) · scaling_factor / std``; each of the three may be missing.
     """
@@ -119,7 +119,7 @@ def statistics(vae: Any, channels: int, scaling_factor: float | None = None) -> 
 
 
 def _per_channel(vae: Any, name: str, channels: int, otherwise: float) -> list[float]:
-    """A statistic from a buffer or the config, one value a channel."""
+    """Read a statistic from a buffer or the config, one value a channel."""
     given = getattr(vae, name, None)
     values = given.tolist() if isinstance(given, torch.Tensor) else vae.config.get(name)
     if values is None:
@@ -133,7 +133,7 @@ def _per_channel(vae: Any, name: str, channels: int, otherwise: float) -> list[f
 
 
 def observe(vae: Any, decode: Callable[[Tensor], Tensor]) -> Geometry:
-    """Ratio, channels and frame rule of a VAE on the meta device.
+    """Observe ratio, channels and frame rule of a VAE on the meta device.
 
     Args:
         vae: without weights.
@@ -167,7 +167,7 @@ def observe(vae: Any, decode: Callable[[Tensor], Tensor]) -> Geometry:
 
 
 def _holds(vae: Any, decode: Callable[[Tensor], Tensor], frames: int, lead: int, time: int) -> bool:
-    """Whether so many frames are encoded to as many latent frames as the rule says, and come back."""
+    """Tell whether so many frames are encoded to as many latent frames as the rule has it, and come back."""
     try:
         raw = mode(vae.encode(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta")))
         video = decode(raw)

@@ -34,7 +34,7 @@ class DiffusersVAEStep:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """The bundle gets a codec; the video must fit. Reads config.json alone."""
+        """Give the bundle a codec; the video must fit. Reads config.json alone."""
         config = read_json(folder_of(Path(self.options.path)) / "config.json")
         with empty_weights():
             vae = empty(config["_class_name"], config)
@@ -52,15 +52,15 @@ class DiffusersVAEStep:
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """The codec of a saved config without weights; works on the meta device."""
+        """Make the codec of a saved config without weights; works on the meta device."""
         return DiffusersCodec.from_config(config)
 
     def load(self) -> DiffusersCodec:
-        """The codec with the folder's weights."""
+        """Load the codec with the folder's weights."""
         return DiffusersCodec.from_pretrained(self.options.path, **self.settings())
 
     def settings(self) -> dict[str, Any]:
-        """The options besides the path."""
+        """Return the options besides the path."""
         return {name: getattr(self.options, name) for name in SETTINGS}
 
 

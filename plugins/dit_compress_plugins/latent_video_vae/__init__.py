@@ -65,14 +65,14 @@ class VideoVAEOptions(TrainOptions):
     chunk: int = Field(default=16, ge=1)
 
     def ratio_numbers(self) -> tuple[int, int, int]:
-        """The ratio as numbers."""
+        """Return the ratio as numbers."""
         time, height, width = map(int, self.ratio.split("x"))
         return time, height, width
 
 
 @hookimpl
 def latent() -> Plugin:
-    """The step that trains the VAE."""
+    """Describe the step that trains the VAE."""
     return Plugin(
         name="video_vae",
         options=VideoVAEOptions,

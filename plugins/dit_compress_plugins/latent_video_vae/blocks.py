@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
@@ -25,42 +26,38 @@ if TYPE_CHECKING:
 
 
 def merge_time(x_BCTHW: Tensor) -> Tensor:
-    """``[B,C,T,H,W]`` → ``[B·T,C,H,W]``."""
-    batch, channels, frames, height, width = x_BCTHW.shape
-    return x_BCTHW.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
+    """Turn ``[B,C,T,H,W]`` into ``[B·T,C,H,W]``."""
+    return rearrange(x_BCTHW, "B C T H W -> (B T) C H W")
 
 
 def split_time(x_NCHW: Tensor, num_frames: int) -> Tensor:
-    """``[B·T,C,H,W]`` → ``[B,C,T,H,W]``."""
-    rows, channels, height, width = x_NCHW.shape
-    return x_NCHW.reshape(rows // num_frames, num_frames, channels, height, width).permute(0, 2, 1, 3, 4)
+    """Turn ``[B·T,C,H,W]`` into ``[B,C,T,H,W]``."""
+    return rearrange(x_NCHW, "(B T) C H W -> B C T H W", T=num_frames)
 
 
 def first_and_rest(x_NCHW: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-    """Rows of the first latent frame ``[B,…]`` and of the later ones ``[B·(T-1),…]``."""
-    rows, channels, height, width = x_NCHW.shape
-    x_BTCHW = x_NCHW.reshape(rows // num_frames, num_frames, channels, height, width)
-    return x_BTCHW[:, 0], x_BTCHW[:, 1:].reshape(-1, channels, height, width)
+    """Return rows of the first latent frame ``[B,…]`` and of the later ones ``[B·(T-1),…]``."""
+    x_BTCHW = rearrange(x_NCHW, "(B T) C H W -> B T C H W", T=num_frames)
+    return x_BTCHW[:, 0], rearrange(x_BTCHW[:, 1:], "B T C H W -> (B T) C H W")
 
 
 def join(first_NCHW: Tensor | None, rest_NCHW: Tensor | None) -> Tensor:
     """Undo :func:`first_and_rest`; one of the two may be missing."""
     if first_NCHW is None or rest_NCHW is None:
         return only(first_NCHW, rest_NCHW)
-    batch, channels, height, width = first_NCHW.shape
-    rest_BTCHW = rest_NCHW.reshape(batch, -1, channels, height, width)
-    return torch.cat([first_NCHW[:, None], rest_BTCHW], 1).reshape(-1, channels, height, width)
+    rest_BTCHW = rearrange(rest_NCHW, "(B T) C H W -> B T C H W", B=len(first_NCHW))
+    return rearrange(torch.cat([first_NCHW[:, None], rest_BTCHW], 1), "B T C H W -> (B T) C H W")
 
 
 def only(one: Tensor | None, other: Tensor | None) -> Tensor:
-    """The one that is there."""
+    """Return the one that is there."""
     given = one if other is None else other
     assert given is not None
     return given
 
 
 def activate(x_NCHW: Tensor) -> Tensor:
-    """Leaky ReLU. SiLU's bf16 backward costs more than the convolution beside it; a plain ReLU can die, and did."""
+    """Apply leaky ReLU. SiLU's bf16 backward costs more than the convolution beside it; plain ReLUs can die and did."""
     return functional.leaky_relu(x_NCHW, 0.1)
 
 
@@ -80,12 +77,12 @@ class EqualConv(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """``[N,C,H,W]`` → ``[N,channels_out,H,W]``."""
+        """Map ``[N,C,H,W]`` to ``[N,channels_out,H,W]``."""
         return functional.conv2d(x_NCHW, self.weight * self.gain, self.bias, padding=self.padding)
 
 
 class Carried:
-    """What a causal network remembers between two chunks of one video: the last inputs of its convolutions.
+    """The memory of a causal network between two chunks of one video: the last inputs of its convolutions.
 
     past: per convolution ``[B, taps-1, C, H, W]``. begun: whether a chunk has been given already.
     """
@@ -104,27 +101,26 @@ class CausalConv(nn.Module):
         self.conv = EqualConv(channels_in * taps, channels_out, kernel)
 
     def forward(self, x_NCHW: Tensor, num_frames: int, carried: Carried | None = None) -> Tensor:
-        """Rows ``[B·T,C,H,W]`` of ``num_frames`` = T latent frames → as many rows; they follow what is carried."""
+        """Map rows ``[B·T,C,H,W]`` of ``num_frames`` = T latent frames to as many rows; they follow what is carried."""
         if self.taps == 1:
             return self.conv(x_NCHW)
-        rows, channels, height, width = x_NCHW.shape
-        x_BTCHW = x_NCHW.reshape(rows // num_frames, num_frames, channels, height, width)
+        x_BTCHW = rearrange(x_NCHW, "(B T) C H W -> B T C H W", T=num_frames)
         if carried is not None:
             return self.conv(self._following(x_BTCHW, carried))
         past = [x_NCHW]
         for delay in range(1, self.taps):
             padded = functional.pad(x_BTCHW, (0, 0, 0, 0, 0, 0, delay, 0))[:, :num_frames]
-            past.append(padded.reshape(rows, channels, height, width))
+            past.append(rearrange(padded, "B T C H W -> (B T) C H W"))
         return self.conv(torch.cat(past, 1))
 
     def _following(self, x_BTCHW: Tensor, carried: Carried) -> Tensor:
-        """The frames and their predecessors side by side, with the carried frames before the first."""
-        batch, num_frames, *rest = x_BTCHW.shape
-        before = carried.past.get(self, x_BTCHW.new_zeros(batch, self.taps - 1, *rest))
+        """Lay the frames and their predecessors side by side, with the carried frames before the first."""
+        batch, num_frames, *size_CHW = x_BTCHW.shape
+        before = carried.past.get(self, x_BTCHW.new_zeros(batch, self.taps - 1, *size_CHW))
         whole = torch.cat([before, x_BTCHW], 1)
         carried.past[self] = whole[:, num_frames:]
         delayed = [whole[:, self.taps - 1 - delay :][:, :num_frames] for delay in range(self.taps)]
-        return torch.cat([frames.reshape(batch * num_frames, *rest) for frames in delayed], 1)
+        return torch.cat([rearrange(frames, "B T C H W -> (B T) C H W") for frames in delayed], 1)
 
 
 class Block(nn.Module):
@@ -136,7 +132,7 @@ class Block(nn.Module):
         self.out = EqualConv(width * expansion, width, size=0.1)
 
     def forward(self, x_NCHW: Tensor, num_frames: int, carried: Carried | None = None) -> Tensor:
-        """``[B·T,C,H,W]`` → the same shape."""
+        """Map ``[B·T,C,H,W]`` to the same shape."""
         return x_NCHW + self.out(activate(self.mix(x_NCHW, num_frames, carried)))
 
 
@@ -148,7 +144,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(width, taps, expansion) for _ in range(num_blocks))
 
     def forward(self, x_NCHW: Tensor, num_frames: int, carried: Carried | None = None) -> Tensor:
-        """``[B·T,C,H,W]`` → the same shape."""
+        """Map ``[B·T,C,H,W]`` to the same shape."""
         for block in self.blocks:
             x_NCHW = block(x_NCHW, num_frames, carried)
         return x_NCHW
@@ -170,7 +166,7 @@ class FixedLinear(nn.Module):
         self.register_buffer("bias", torch.zeros(channels_out))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """``[N,C,H,W]`` → ``[N,channels_out,H,W]``."""
+        """Map ``[N,C,H,W]`` to ``[N,channels_out,H,W]``."""
         return functional.conv2d(x_NCHW, self.weight, self.bias)
 
 
@@ -186,7 +182,7 @@ class FromPatches(nn.Module):
         self.linear, self.cell = linear, cell
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """``[N,C,H,W]`` → ``[N,channels,H/cell,W/cell]``."""
+        """Map ``[N,C,H,W]`` to ``[N,channels,H/cell,W/cell]``."""
         return self.linear(functional.pixel_unshuffle(x_NCHW, self.cell))
 
 
@@ -198,5 +194,5 @@ class ToPatches(nn.Module):
         self.linear, self.cell = linear, cell
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """``[N,channels,H,W]`` → ``[N,C,H·cell,W·cell]``."""
+        """Map ``[N,channels,H,W]`` to ``[N,C,H·cell,W·cell]``."""
         return functional.pixel_shuffle(self.linear(x_NCHW), self.cell)

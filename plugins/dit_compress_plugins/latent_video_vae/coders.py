@@ -44,7 +44,7 @@ FRAME_CELL = 2
 
 
 def rows_of(video_BCFYX: Tensor, group: int, *, begins: bool = True) -> Rows:
-    """First frame ``[B,3,Y,X]`` and groups ``[B·(T-1),G·3,Y,X]`` of a video; groups only where it goes on."""
+    """Return first frame ``[B,3,Y,X]`` and groups ``[B·(T-1),G·3,Y,X]`` of a video; groups only where it goes on."""
     batch, colours, frames, height, width = video_BCFYX.shape
     if not begins:
         return None, merge_time(video_BCFYX).reshape(batch * (frames // group), group * colours, height, width)
@@ -78,7 +78,7 @@ class PairedConv(nn.Module):
         self.first, self.rest = first, rest
 
     def forward(self, first_NCHW: Tensor | None, rest_NCHW: Tensor | None) -> Rows:
-        """Both rows, each through its own."""
+        """Map each row by its own convolution."""
         return (
             None if first_NCHW is None else self.first(first_NCHW),
             None if rest_NCHW is None else self.rest(rest_NCHW),
@@ -86,13 +86,13 @@ class PairedConv(nn.Module):
 
 
 def from_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
-    """Patches of ``cell × cell`` pixels (times one frame, or a group) → channels."""
+    """Map patches of ``cell × cell`` pixels (times one frame, or a group) to channels."""
     values = COLOURS * cell**2
     return PairedConv(FromPatches(linear(values, channels), cell), FromPatches(linear(values * group, channels), cell))
 
 
 def to_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
-    """Channels → patches of ``cell × cell`` pixels (times one frame, or a group)."""
+    """Map channels to patches of ``cell × cell`` pixels (times one frame, or a group)."""
     values = COLOURS * cell**2
     return PairedConv(ToPatches(linear(channels, values), cell), ToPatches(linear(channels, values * group), cell))
 
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         """Pixels to each side that a latent cell sees besides its own."""
 
     def forward(self, video_BCFYX: Tensor, carried: Carried | None = None) -> Tensor:
-        """``[B,3,F,Y,X]`` → raw latent ``[B,C,T,H,W]``; with ``carried``, the next chunk of a longer video."""
+        """Map ``[B,3,F,Y,X]`` to raw latent ``[B,C,T,H,W]``; with ``carried``, the next chunk of a longer video."""
         begins = _begin(carried)
         rows = rows_of(video_BCFYX, self.group, begins=begins)
         frames = video_BCFYX.shape[2]
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
     def forward(
         self, latent_BCTHW: Tensor, carried: Carried | None = None, features: list[Tensor] | None = None
     ) -> Tensor:
-        """``[B,C,T,H,W]`` raw → ``[B,3,F,Y,X]``.
+        """Map ``[B,C,T,H,W]`` raw to ``[B,3,F,Y,X]``.
 
         Args:
             latent_BCTHW: a whole latent, or with ``carried`` the next chunk of a longer one.
@@ -185,13 +185,13 @@ class Decoder(nn.Module):
         return linear_BCFYX + split_time(self.head(activate(frames_NCYX)), linear_BCFYX.shape[2])
 
     def _video(self, rows: Rows, num_frames: int) -> Tensor:
-        """Rows as a video, whole or going on."""
+        """Join rows to a video, whole or going on."""
         first, rest = rows
         return continuation_of(only(None, rest), self.group, num_frames) if first is None else video_of(first, rest)
 
 
 def _begin(carried: Carried | None) -> bool:
-    """Whether the next chunk is the first one; from now on it is not."""
+    """Tell whether the next chunk is the first one; from now on it is not."""
     if carried is None:
         return True
     begun, carried.begun = carried.begun, True
@@ -199,14 +199,14 @@ def _begin(carried: Carried | None) -> bool:
 
 
 def _parts(x_NCHW: Tensor, num_frames: int, *, begins: bool) -> Rows:
-    """Like :func:`first_and_rest`, with None for no first frame (a video that goes on) or no later ones (an image)."""
+    """Split like :func:`first_and_rest`; None for no first frame (a video that goes on) or no later ones (an image)."""
     if not begins:
         return None, x_NCHW
     return (x_NCHW, None) if num_frames == 1 else first_and_rest(x_NCHW, num_frames)
 
 
 def cells_between(fine: int, coarse: int) -> list[int]:
-    """Powers of two from ``fine`` to ``coarse``, both included."""
+    """Return powers of two from ``fine`` to ``coarse``, both included."""
     cells = [fine]
     while cells[-1] < coarse:
         cells.append(cells[-1] * 2)
@@ -214,5 +214,5 @@ def cells_between(fine: int, coarse: int) -> list[int]:
 
 
 def width_at(widths: Sequence[int], cell: int) -> int:
-    """The network's width at cells of 8, 16, 32 … pixels, after that of single frames; the last serves all coarser."""
+    """Return the network's width at cells of 8, 16, 32 … pixels (first: single frames); the last serves all coarser."""
     return widths[min((cell // GROUP_CELL).bit_length(), len(widths) - 1)]

@@ -50,7 +50,7 @@ class Likeness:
         self.aligner = nn.ModuleList(maps)
 
     def __call__(self, features: list[Tensor], video_BCFYX: Tensor) -> Tensor:
-        """Mean over the pairs of the distance of the student's ``features`` of a video to the teacher's."""
+        """Return the mean over pairs of the distance of the student's ``features`` of a video to the teacher's."""
         with torch.no_grad():
             theirs = self._of_teacher(video_BCFYX)
         terms = []
@@ -64,18 +64,18 @@ class Likeness:
 
 
 def _smallest(student: VideoVAE, teacher: Any) -> tuple[int, int, int]:
-    """Frames, height and width of the smallest video with a second latent frame that both take."""
+    """Return frames, height and width of the smallest video with a second latent frame that both take."""
     time, height, width = (math.lcm(a, b) for a, b in zip(student.ratio, teacher.ratio, strict=True))
     return 1 + time, height, width
 
 
 def _nearest(stream: Tensor, others: list[Tensor]) -> int:
-    """The stream of nearest width in cells, the later of two alike."""
+    """Choose the stream of nearest width in cells, the later of two alike."""
     return min(range(len(others)), key=lambda i: (abs(math.log(others[i].shape[-1] / stream.shape[-1])), -i))
 
 
 def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both averaged to the coarser of the two along each axis."""
+    """Average both to the coarser of the two along each axis."""
     frames, height, width = map(min, one.shape[2:], other.shape[2:])
     size = (frames, height, width)
     pooled = [each if each.shape[2:] == size else functional.adaptive_avg_pool3d(each, size) for each in (one, other)]
@@ -83,5 +83,5 @@ def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _places(stream_BDTHW: Tensor) -> Tensor:
-    """``[B,D,T,H,W]`` → ``[B, T·H·W, D]``."""
+    """Turn ``[B,D,T,H,W]`` into ``[B, T·H·W, D]``."""
     return stream_BDTHW.flatten(2).transpose(1, 2)

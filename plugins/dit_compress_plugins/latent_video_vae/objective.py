@@ -1,4 +1,4 @@
-"""What training the VAE means: one role, one phase; and its starting point, PCA.
+"""The training of the VAE: one role, one phase; and its starting point, PCA.
 
 Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``; N patches, D values of a patch.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch.nn import functional
 
 from dit_compress.train.objective import Batch, Phase, Role
@@ -48,7 +49,7 @@ class VideoVAEObjective:
         self.phases = (Phase("reconstruct", tuple(name for name, role in self.roles.items() if role.lr is not None)),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - there is one phase
-        """The weighted sum of ``losses``, and its terms for the log."""
+        """Return the weighted sum of ``losses``, and its terms for the log."""
         video = batch.x0
         mean = self.vae.encoder(video)
         features: list[Tensor] | None = None if self.likeness is None else []
@@ -99,7 +100,7 @@ def initialise(vae: VideoVAE, videos: Iterable[Tensor], whitening: float) -> Non
 
 
 def _patches(videos: Iterable[Tensor], group: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches of first frames and of groups, and which group follows each first patch in its cell."""
+    """Cut patches of first frames and of groups; return with them which group follows each first patch in its cell."""
     first, rest, follows, count = [], [], [], 0
     for video in videos:
         first_row, rest_row = rows_of(video.float(), group)
@@ -118,8 +119,8 @@ def _patches(videos: Iterable[Tensor], group: int, size: int) -> tuple[Tensor, T
 
 
 def _cut(row_NCYX: Tensor, size: int) -> Tensor:
-    """Rows of pixels → patches ``[N·H·W, D]``, in the order of a convolution's weight."""
-    return functional.pixel_unshuffle(row_NCYX, size).permute(0, 2, 3, 1).flatten(0, 2)
+    """Cut rows of pixels into patches ``[N·H·W, D]``, in the order of a convolution's weight."""
+    return rearrange(functional.pixel_unshuffle(row_NCYX, size), "N D H W -> (N H W) D")
 
 
 def _write(basis: Basis, analysis: nn.Module, synthesis: nn.Module) -> None:

@@ -35,16 +35,16 @@ class Basis:
     variance: Tensor
 
     def encode(self, patches_ND: Tensor) -> Tensor:
-        """Patches ``[N,D]`` → codes ``[N,C]``."""
+        """Turn patches ``[N,D]`` into codes ``[N,C]``."""
         return (patches_ND - self.mean) @ self.analysis.T
 
     def decode(self, codes_NC: Tensor) -> Tensor:
-        """Codes ``[N,C]`` → patches ``[N,D]``."""
+        """Turn codes ``[N,C]`` into patches ``[N,D]``."""
         return codes_NC @ self.synthesis + self.mean
 
 
 def principal_components(patches_ND: Tensor, num_components: int) -> Basis:
-    """PCA by randomised subspace iteration (Halko, Martinsson and Tropp, 2011, Algorithm 4.4).
+    """Find components by randomised subspace iteration (Halko, Martinsson and Tropp, 2011, Algorithm 4.4).
 
     Exact to round-off when ``num_components + OVERSAMPLING`` reaches the rank. Components past the
     rank of the sample are orthonormal directions of variance 0.
@@ -74,7 +74,7 @@ def principal_components(patches_ND: Tensor, num_components: int) -> Basis:
 
 
 def _orthonormal(columns_DK: Tensor, fallback_DK: Tensor) -> Tensor:
-    """QR of the columns; a tiny share of the earlier basis keeps columns past the rank well defined."""
+    """Orthonormalise columns by QR; a tiny share of the earlier basis keeps columns past the rank well defined."""
     scale = columns_DK.norm(dim=0).max().clamp_min(1e-12)
     return torch.linalg.qr(columns_DK / scale + 1e-6 * fallback_DK)[0]
 
@@ -108,19 +108,19 @@ def condition(basis: Basis, whitening: float, floor: float = 1e-4) -> Basis:
 
 
 def orthogonal(size: int) -> Tensor:
-    """A fixed orthogonal matrix ``[C,C]`` that mixes every row with every other."""
+    """Return a fixed orthogonal matrix ``[C,C]`` that mixes every row with every other."""
     draw = generator(0, "rotation", size).standard_normal((size, size))
     q, r = torch.linalg.qr(torch.from_numpy(draw))
     return (q * r.diagonal().sign()).float()
 
 
 def rotate(basis: Basis, rotation_CC: Tensor) -> Basis:
-    """The same subspace with codes ``z @ rotation.T``."""
+    """Return the same subspace with codes ``z @ rotation.T``."""
     variance_C = (rotation_CC.square() @ basis.variance[:, None])[:, 0]
     return Basis(basis.mean, rotation_CC @ basis.analysis, rotation_CC @ basis.synthesis, variance_C)
 
 
 def alignment(codes_NC: Tensor, target_NC: Tensor) -> Tensor:
-    """The rotation ``[C,C]`` that brings paired codes closest to a target (orthogonal Procrustes)."""
+    """Return the rotation ``[C,C]`` that brings paired codes closest to a target (orthogonal Procrustes)."""
     left, _, right = torch.linalg.svd((target_NC.T @ codes_NC).double())
     return (left @ right).to(codes_NC)

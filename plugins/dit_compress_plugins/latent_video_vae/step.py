@@ -41,7 +41,7 @@ class VideoVAEStep:
         return ("teacher",) if self.options.losses.features else ()
 
     def plan(self, spec: Spec) -> Spec:
-        """The bundle gets a codec; the video must fit its ratio."""
+        """Give the bundle a codec; the video must fit its ratio."""
         with torch.device("meta"):
             vae = self.create()
         after = replace(spec, latent=ComponentSpec("latent", "video_vae", config_of(vae)))
@@ -73,11 +73,11 @@ class VideoVAEStep:
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> VideoVAE:
-        """An empty VAE of a saved config, statistics included; works on the meta device."""
+        """Make an empty VAE of a saved config, statistics included; works on the meta device."""
         return VideoVAE.from_config(dict(config))
 
     def create(self, seed: int = 0) -> VideoVAE:
-        """A new VAE of the options, the same for the same seed, in the memory format that trains fastest."""
+        """Make a VAE of the options, the same for the same seed, in the memory format that trains fastest."""
         options = self.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -96,7 +96,7 @@ class VideoVAEStep:
         initialise(vae, videos, self.options.whitening)
 
     def likeness(self, vae: VideoVAE, context: Context) -> Likeness | None:
-        """The larger VAE of the slot ``teacher``, where its features count."""
+        """Return the larger VAE of the slot ``teacher``, where its features count."""
         given, wanted = context.slot("teacher"), self.options.losses.features
         if given is None and wanted:
             raise UserError(
@@ -108,7 +108,7 @@ class VideoVAEStep:
         return Likeness(vae, cast("nn.Module", given.codec()), context.seed)
 
     def objective(self, vae: VideoVAE, likeness: Likeness | None = None) -> VideoVAEObjective:
-        """What the training loop runs for ``options.steps`` steps of ``options.batch`` clips."""
+        """Make what the training loop runs for ``options.steps`` steps of ``options.batch`` clips."""
         return VideoVAEObjective(vae, self.options, likeness)
 
     def finish(self, vae: VideoVAE, videos: Iterable[Tensor]) -> VideoVAE:
@@ -118,19 +118,19 @@ class VideoVAEStep:
 
 
 def config_of(vae: VideoVAE) -> dict[str, Any]:
-    """JSON config of a VAE, statistics included."""
+    """Return the JSON config of a VAE, statistics included."""
     return {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
 
 
 def chunks(samples: Samples, count: int, size: int = 32) -> Iterator[Tensor]:
-    """The first ``count`` training clips in batches."""
+    """Yield the first ``count`` training clips in batches."""
     for first in range(0, count, size):
         yield samples.x0(range(first, min(first + size, count)))
 
 
 @torch.no_grad()
 def round_trip_db(vae: VideoVAE, samples: Samples, most: int = 64) -> float:
-    """Mean PSNR in dB of held-out clips after encoding and decoding, at 8 bits."""
+    """Return the mean PSNR in dB of held-out clips after encoding and decoding, at 8 bits."""
     training = vae.training
     vae.eval()
     decibels = []
@@ -142,5 +142,5 @@ def round_trip_db(vae: VideoVAE, samples: Samples, most: int = 64) -> float:
 
 
 def to_8_bits(video: Tensor) -> Tensor:
-    """[-1, 1] → 0 … 1 in steps of 1/255."""
+    """Round [-1, 1] to 0 … 1 in steps of 1/255."""
     return ((video.clamp(-1, 1) + 1) * 127.5).round() / 255

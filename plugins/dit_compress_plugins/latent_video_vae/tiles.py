@@ -45,12 +45,12 @@ class Tiling:
         return self.reach if self.overlap >= 2 * self.reach else self.overlap / 4
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether one tile holds the whole frame."""
+        """Tell whether one tile holds the whole frame."""
         return max(height, width) <= self.tile
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one side; the last one is moved back to end with the side."""
+    """Return where tiles begin along one side; the last one is moved back to end with the side."""
     if length <= tile:
         return [0]
     stride = tile - overlap
@@ -58,7 +58,7 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def ramp(start: int, length: int, tiling: Tiling, cell: int) -> Tensor:
-    """Weight of a tile along one side, per value of the result.
+    """Weigh a tile along one side, per value of the result.
 
     It is 0 in the margin next to a cut, where the tile sees padding instead of its neighbour, and rises
     over what the margins leave of the overlap. Sides that are edges of the frame keep 1.
@@ -77,7 +77,7 @@ def ramp(start: int, length: int, tiling: Tiling, cell: int) -> Tensor:
 def in_tiles(
     process: Callable[[Tensor, Place], Tensor], whole: Tensor, tiling: Tiling, cell_in: int, cell_out: int
 ) -> Tensor:
-    """``process`` over overlapping tiles, joined by weighted means.
+    """Run ``process`` over overlapping tiles, joined by weighted means.
 
     Args:
         process: a tile ``[..., h·cell_in, w·cell_in]`` and its place → ``[..., h·cell_out, w·cell_out]``.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from einops import rearrange
 
 from dit_compress.core.errors import UserError
 from dit_compress_plugins.latent_video_vae.blocks import Carried
@@ -64,7 +65,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self._set_statistics(latent_mean or [0.0] * channels, latent_std or [1.0] * channels)
 
     def encode(self, video_BCFYX: Tensor) -> Tensor:
-        """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (the posterior's mean); chunks and tiles as needed."""
+        """Encode video in [-1, 1] to a normalised latent ``[B,C,T,H,W]`` (the posterior mean), in chunks and tiles."""
         self.check_video(video_BCFYX.shape)
         frames, height, width = video_BCFYX.shape[-3:]
         cells = height // self.ratio[1], width // self.ratio[2]
@@ -76,13 +77,13 @@ class VideoVAE(ModelMixin, ConfigMixin):
         return (raw_BCTHW - mean) / std
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latent → video, unclipped; in chunks where it is long, in tiles where it is large."""
+        """Decode a normalised latent to video, unclipped; in chunks where it is long, in tiles where it is large."""
         if latent_BCTHW.shape[2] <= self.chunk and self.decode_tiling.fits(*latent_BCTHW.shape[-2:]):
             return self.forward(latent_BCTHW)
         return torch.cat(list(self.decode_chunks(latent_BCTHW)), 2)
 
     def decode_chunks(self, latent_BCTHW: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
-        """The video of :meth:`decode` piece by piece, so that a long one need not be held at once.
+        """Yield the video of :meth:`decode` piece by piece, so that a long one need not be held at once.
 
         Every convolution goes on from the frames that the chunk before has left: the pieces are those of the whole
         video to float round-off, whatever the length of a chunk.
@@ -102,7 +103,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
             )
 
     def features(self, latent_BCTHW: Tensor) -> list[Tensor]:
-        """The decoder's stream on the way to the video, coarse to fine: ``[B,D,T,H,W]`` each."""
+        """Return the decoder's stream on the way to the video, coarse to fine: ``[B,D,T,H,W]`` each."""
         features: list[Tensor] = []
         mean, std = self._statistics(latent_BCTHW)
         self.decoder(latent_BCTHW * std + mean, features=features)
@@ -131,7 +132,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
             raise UserError(what, mend=f"Give 1 + {time}·k frames, and a height and width divisible by {size}.")
 
     def _encode_chunks(self, video_BCFYX: Tensor) -> Iterator[Tensor]:
-        """Raw latents ``[B,C,chunk,H,W]`` of successive chunks."""
+        """Yield raw latents ``[B,C,chunk,H,W]`` of successive chunks."""
         carried: defaultdict[Place, Carried] = defaultdict(Carried)
         first, rest = video_BCFYX.tensor_split([self._frames(self.chunk)], 2)
         for part in (first, *(rest.split(self.ratio[0] * self.chunk, 2) if rest.shape[2] else ())):
@@ -140,7 +141,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
             )
 
     def _frames(self, num_latent: int) -> int:
-        """Frames of so many latent frames."""
+        """Count the frames of so many latent frames."""
         return 1 + self.ratio[0] * (num_latent - 1)
 
     def _set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -152,7 +153,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
 
 def tiling(tile: int, overlap: int | None, reach: int) -> Tiling:
-    """Tiles for a network that sees ``reach`` cells to each side."""
+    """Return tiles for a network that sees ``reach`` cells to each side."""
     return Tiling(tile, min(2 * reach, tile // 2) if overlap is None else overlap, reach)
 
 
@@ -165,7 +166,7 @@ def check_ratio(ratio: Sequence[int]) -> None:
 
 
 def channel_statistics(raw_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std per channel ``[C]``; std at least a hundredth of the largest."""
-    values_CN = raw_BCTHW.float().transpose(0, 1).flatten(1)
+    """Return the mean and std per channel ``[C]``; std at least a hundredth of the largest."""
+    values_CN = rearrange(raw_BCTHW.float(), "B C T H W -> C (B T H W)")
     std_C = values_CN.std(1)
     return values_CN.mean(1), torch.maximum(std_C, std_C.max() * 0.01)

@@ -9,10 +9,10 @@ from pydantic import PositiveFloat, model_validator
 from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
-"""How a module takes its latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""
+"""Layouts of a module's latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""
 
 LTX_ROPE_SCALE = (8 / 25, 32.0, 32.0)
-"""Seconds per latent frame at 25 frames a second, pixels per cell: what LTX's pipeline says of its 8x32x32 VAE."""
+"""Seconds per latent frame at 25 frames a second, pixels per cell: those of LTX's pipeline for its 8x32x32 VAE."""
 
 
 class DiffusersOptions(Options):
@@ -49,7 +49,7 @@ class DiffusersOptions(Options):
 
 @hookimpl
 def model() -> Plugin:
-    """``model: {use: diffusers, path: ltx-video/}``."""
+    """Describe ``model: {use: diffusers, path: ltx-video/}``."""
     return Plugin(
         name="diffusers",
         options=DiffusersOptions,

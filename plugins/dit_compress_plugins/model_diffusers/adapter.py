@@ -41,7 +41,7 @@ class DiffusersDenoiser(Denoiser):
         self.convention = convention
 
     def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Every argument by name."""
+        """Return every argument by name."""
         frames = latent_BCTHW.shape[2] if folds_frames(self.layout) else 1
         timestep_B = self._timestep(sigma_B).repeat_interleave(frames, 0)
         rows = {name: value.repeat_interleave(frames, 0) for name, value in cond.items()}
@@ -54,7 +54,7 @@ class DiffusersDenoiser(Denoiser):
         return (), arguments(call)
 
     def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
-        """``noise - x0`` out of whatever the module predicts; a learned variance is left out."""
+        """Turn whatever the module predicts into ``noise - x0``; a learned variance is left out."""
         b, c, t, h, w = latent_BCTHW.shape
         predicted = unpack(output[0], self.layout, self.patch, (b, t, h, w))[:, :c]
         if self.convention.prediction == "velocity":
@@ -67,7 +67,7 @@ class DiffusersDenoiser(Denoiser):
     def example(
         self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
     ) -> tuple[Tensor, Tensor, Cond]:
-        """Random inputs; the second half of every text is padding."""
+        """Draw random inputs; the second half of every text is padding."""
         weight = next(self.module.parameters())
         like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         tensors = example_text(self.module, batch, text_length)
@@ -77,7 +77,7 @@ class DiffusersDenoiser(Denoiser):
 
     @property
     def layout(self) -> str:
-        """How the module takes its latent."""
+        """The layout in which the module takes its latent."""
         return self.convention.layout or ""
 
     @property
@@ -105,35 +105,35 @@ class DiffusersDenoiser(Denoiser):
 
 
 class DiffusersModel:
-    """What ``model: {use: diffusers}`` stands for. The convention travels on the module."""
+    """The part ``model: {use: diffusers}``. The convention travels on the module."""
 
     def __init__(self, options: DiffusersOptions) -> None:
         self.options = options
 
     def create(self) -> nn.Module:
-        """The weights of the folder, or random ones; called once to see how it wants to be called."""
+        """Load the weights of the folder, or random ones; call it once to see how it wants to be called."""
         module = load.load_module(self.options)
         load.attach(module, observe(module, load.convention(self.options)))
         return module
 
     def licence(self) -> str | None:
-        """What the folder's model card says."""
+        """Return the licence that the folder's model card states."""
         return licence_of(Path(self.options.path)) if self.options.path is not None else None
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:
-        """Class, its own config as it was built, and the convention."""
+        """Return the class, its own config as it was built, and the convention."""
         own = {name: value for name, value in module.config.items() if not name.startswith("_")}
         return {"class_name": type(module).__name__, "config": load.as_json(own), "convention": asdict(load.of(module))}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """A module without its weights; call it on the meta device."""
+        """Make a module without its weights; call it on the meta device."""
         module = load.class_named(config["class_name"])(**config["config"])
         load.attach(module, load.convention_from_data(config["convention"]))
         return module
 
     @staticmethod
     def denoiser(module: nn.Module) -> DiffusersDenoiser:
-        """The module behind the engine's convention."""
+        """Put the module behind the engine's convention."""
         return DiffusersDenoiser(module, load.of(module))

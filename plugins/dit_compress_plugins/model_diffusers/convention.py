@@ -1,4 +1,4 @@
-"""How one module wants to be called: layout, clock and prediction. Observed once, then kept as data.
+"""The convention by which one module is called: layout, clock and prediction. Observed once, then kept as data.
 
 Shapes: B batch, C channels, T H W latent frames, height, width.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WRITE_A_PLUGIN = "Write a 'model' plugin for this class (dit-compress new model)"
 FULL_CLOCK = 1000.0
-"""What the sinusoids of a flow model see at sigma 1."""
+"""The number that reaches the sinusoids of a flow model at sigma 1."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Convention:
 
 
 def patch_of(config: Mapping[str, Any], layout: str) -> Patch:
-    """Latent cells per token along T, H, W."""
+    """Return the latent cells per token along T, H, W."""
     if layout == "packed_image":
         return (1, 2, 2)
     size = config.get("patch_size") or 1
@@ -55,13 +55,13 @@ def patch_of(config: Mapping[str, Any], layout: str) -> Patch:
 
 
 def channels_of(config: Mapping[str, Any], layout: str) -> int:
-    """Latent channels; a packed module counts those of a whole patch."""
+    """Return the latent channels; a packed module counts those of a whole patch."""
     t, h, w = patch_of(config, layout) if layout.startswith("packed") else (1, 1, 1)
     return int(config["in_channels"]) // (t * h * w)
 
 
 def candidates(module: nn.Module) -> tuple[str, ...]:
-    """Layouts that the signature allows."""
+    """Return the layouts that the signature allows."""
     names = set(parameters(module))
     if {"num_frames", "height", "width"} <= names:
         return ("packed_video",)
@@ -71,7 +71,7 @@ def candidates(module: nn.Module) -> tuple[str, ...]:
 
 
 def example_text(module: Any, batch: int, length: int, device: torch.device | None = None) -> dict[str, Tensor]:
-    """Random captions of the width that the config asks for; the second half is padding."""
+    """Draw random captions of the width that the config asks for; the second half is padding."""
     weight = next(module.parameters())
     device = device or weight.device
     length = module.config.get("max_text_seq_length") or length
@@ -105,7 +105,7 @@ def observe(module: Any, convention: Convention) -> Convention:
 
 
 def _own_scale(module: Any) -> float:
-    """What the pipeline multiplies timesteps by (Sana)."""
+    """Return the factor by which the pipeline multiplies timesteps (Sana)."""
     return float(module.config.get("timestep_scale") or 1)
 
 
@@ -147,7 +147,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _clock_seen(module: nn.Module) -> Iterator[list[float]]:
-    """The numbers that reach sinusoidal embeddings."""
+    """Collect the numbers that reach sinusoidal embeddings."""
     seen: list[float] = []
 
     def note(owner: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -14,7 +14,7 @@ Patch = tuple[int, int, int]
 
 
 def pack(latent_BCTHW: Tensor, layout: str, patch: Patch) -> Tensor:
-    """The module's ``hidden_states``."""
+    """Turn a latent into the module's ``hidden_states``."""
     if layout == "BCTHW":
         return latent_BCTHW
     frames_BTCHW = latent_BCTHW.transpose(1, 2)
@@ -28,7 +28,7 @@ def pack(latent_BCTHW: Tensor, layout: str, patch: Patch) -> Tensor:
 
 
 def unpack(output: Tensor, layout: str, patch: Patch, size_BTHW: tuple[int, int, int, int]) -> Tensor:
-    """The module's output as ``[B,C,T,H,W]``."""
+    """Turn the module's output into ``[B,C,T,H,W]``."""
     b, t, h, w = size_BTHW
     if layout == "BCTHW":
         return output
@@ -42,12 +42,12 @@ def unpack(output: Tensor, layout: str, patch: Patch, size_BTHW: tuple[int, int,
 
 
 def folds_frames(layout: str) -> bool:
-    """True where each latent frame is an image of its own, in the batch."""
+    """Tell whether each latent frame is an image of its own, in the batch."""
     return layout in ("BCHW", "packed_image")
 
 
 def _to_tokens(latent_BCTHW: Tensor, patch: Patch) -> Tensor:
-    """``[B,S,P]``, P ordered C, T, H, W as the pipelines of LTX and Flux have it."""
+    """Cut into tokens ``[B,S,P]``, P ordered C, T, H, W as the pipelines of LTX and Flux have it."""
     x = latent_BCTHW
     for axis, step in zip((2, 4, 6), patch, strict=True):
         x = x.unflatten(axis, (-1, step))

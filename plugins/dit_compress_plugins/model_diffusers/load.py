@@ -27,7 +27,7 @@ ATTRIBUTE = "dit_compress_convention"
 
 
 def class_named(name: str) -> Any:
-    """A model class of diffusers."""
+    """Return a model class of diffusers."""
     places = (diffusers, importlib.import_module("diffusers.models.transformers"))
     found = next((getattr(place, name) for place in places if hasattr(place, name)), None)
     if found is None:
@@ -36,7 +36,7 @@ def class_named(name: str) -> Any:
 
 
 def load_module(options: DiffusersOptions) -> nn.Module:
-    """The module of the options. Reads local files only, and never a pickle; no weights where none are asked for.
+    """Load the module of the options from local files only, and never a pickle; no weights where none are asked for.
 
     None are where ``empty_weights`` puts new parameters on the meta device.
     """
@@ -52,15 +52,15 @@ def load_module(options: DiffusersOptions) -> nn.Module:
 
 
 def convention(options: DiffusersOptions) -> Convention:
-    """What the options say; then what the pipeline's scheduler says; then a flow model."""
+    """Return what the options state; else what the pipeline's scheduler states; else a flow model."""
     file = Path(options.path or "") / "scheduler" / "scheduler_config.json"
     scheduler = options.scheduler or (_read(file) if options.path and file.is_file() else {})
     flow = "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or scheduler.get("use_flow_sigmas", False)
     inverted = bool(scheduler.get("invert_sigmas", False))
-    told = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
+    stated = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
     if flow:
-        told = "reversed" if inverted else "velocity"
-    prediction = options.prediction or told
+        stated = "reversed" if inverted else "velocity"
+    prediction = options.prediction or stated
     if prediction is None:
         raise UserError(f"the scheduler predicts {scheduler.get('prediction_type')!r}", mend="Say 'prediction'")
     preserving = prediction in ("noise", "x0", "v")
@@ -80,7 +80,7 @@ def convention(options: DiffusersOptions) -> Convention:
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any] | None) -> Tensor:
-    """Alpha-bar ``[N]`` of a scheduler's config."""
+    """Return the alpha-bar ``[N]`` of a scheduler's config."""
     config = {"_class_name": "DDPMScheduler", **(scheduler or {})}
     made = getattr(diffusers, config["_class_name"]).from_config(config)
     if not hasattr(made, "alphas_cumprod"):
@@ -94,24 +94,24 @@ def attach(module: nn.Module, known: Convention) -> None:
 
 
 def of(module: nn.Module) -> Convention:
-    """The convention of a module; observed now where nobody noted it."""
+    """Return the convention of a module; observe it where nobody noted it."""
     if not hasattr(module, ATTRIBUTE):
         attach(module, observe(module, Convention()))
     return getattr(module, ATTRIBUTE)
 
 
 def convention_from_data(data: Mapping[str, Any]) -> Convention:
-    """The convention of a bundle's config."""
+    """Read the convention of a bundle's config."""
     return Convention(**{**data, "rope_scale": tuple(data["rope_scale"])})
 
 
 def as_json(value: Any) -> Any:
-    """Tuples as lists, mappings as dicts."""
+    """Turn tuples into lists, mappings into dicts."""
     return json.loads(json.dumps(value))
 
 
 def _component(folder: Path, name: str) -> Path:
-    """The component's folder in a pipeline, or the folder itself."""
+    """Return the component's folder in a pipeline, or the folder itself."""
     for found in (folder / name, folder):
         if (found / "config.json").is_file():
             return found

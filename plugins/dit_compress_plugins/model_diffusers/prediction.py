@@ -1,4 +1,4 @@
-"""What a module predicts → velocity, by exact change of variables. No module state here.
+"""From a module's prediction to velocity, by exact change of variables. No module state here.
 
 A variance-preserving model (DDPM) was trained on ``a·x0 + s·noise`` with ``a² + s² = 1``. The engine's
 ``x = (1 - sigma)·x0 + sigma·noise`` is that input times ``n = sqrt((1 - sigma)² + sigma²)``, at the
@@ -31,17 +31,17 @@ class Schedule:
 
     @classmethod
     def from_alphas(cls, alphas_cumprod: Tensor) -> Schedule:
-        """``alpha_bar [N]`` → ``sigma = s / (a + s)``."""
+        """Make the schedule of ``alpha_bar [N]``: ``sigma = s / (a + s)``."""
         alpha_bar = alphas_cumprod.double().clamp(SMALLEST, 1 - SMALLEST)
         a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         return cls(s / (a + s))
 
     def clamp(self, sigma_B: Tensor) -> Tensor:
-        """The nearest noise level that the model was trained on."""
+        """Return the nearest noise level that the model was trained on."""
         return sigma_B.clamp(float(self.sigmas[0]), float(self.sigmas[-1]))
 
     def timestep(self, sigma_B: Tensor) -> Tensor:
-        """The (fractional) timestep of a noise level, ``[B]``; linear between neighbours."""
+        """Return the (fractional) timestep of a noise level, ``[B]``; linear between neighbours."""
         sigmas = self.sigmas.to(sigma_B.device)
         wanted = self.clamp(sigma_B.double())
         above = torch.searchsorted(sigmas, wanted).clamp(1, len(sigmas) - 1)
@@ -50,24 +50,24 @@ class Schedule:
 
 
 def norm_of(sigma: Tensor) -> Tensor:
-    """``n = sqrt((1 - sigma)² + sigma²)``: the engine's latent over a variance-preserving one."""
+    """Return ``n = sqrt((1 - sigma)² + sigma²)``: the engine's latent over a variance-preserving one."""
     return ((1 - sigma) ** 2 + sigma**2).sqrt()
 
 
 def from_noise(output: Tensor, latent: Tensor, sigma_B: Tensor) -> Tensor:
-    """``noise`` → ``noise - x0``, with ``x0 = (x - sigma·noise) / (1 - sigma)``; sigma below 1."""
+    """Turn ``noise`` into ``noise - x0``, with ``x0 = (x - sigma·noise) / (1 - sigma)``; sigma below 1."""
     sigma = expand(sigma_B, latent)
     return (output - latent) / (1 - sigma)
 
 
 def from_x0(output: Tensor, latent: Tensor, sigma_B: Tensor) -> Tensor:
-    """``x0`` → ``noise - x0``, with ``noise = (x - (1 - sigma)·x0) / sigma``; sigma above 0."""
+    """Turn ``x0`` into ``noise - x0``, with ``noise = (x - (1 - sigma)·x0) / sigma``; sigma above 0."""
     sigma = expand(sigma_B, latent)
     return (latent - output) / sigma
 
 
 def from_v(output: Tensor, latent: Tensor, sigma_B: Tensor) -> Tensor:
-    """``v = a·noise - s·x0`` → ``noise - x0``."""
+    """Turn ``v = a·noise - s·x0`` into ``noise - x0``."""
     sigma = expand(sigma_B, latent)
     n = norm_of(sigma)
     a, s, scaled = (1 - sigma) / n, sigma / n, latent / n

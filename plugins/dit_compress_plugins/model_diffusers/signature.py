@@ -57,12 +57,12 @@ class Call:
         return self.timestep_B.shape[0]
 
     def zeros(self, *shape: int) -> Tensor:
-        """Zeros like the latent."""
+        """Make zeros like the latent."""
         return self.latent_BCTHW.new_zeros(shape)
 
 
 def _text(call: Call) -> Tensor:
-    """Embeddings with zeros at the padding, so that modules without a mask (Wan) see none."""
+    """Zero the embeddings at the padding, so that modules without a mask (Wan) see none."""
     return call.cond["embedding"] * call.cond["mask"][..., None].to(call.cond["embedding"].dtype)
 
 
@@ -76,7 +76,7 @@ def _pooled(call: Call) -> Tensor:
 
 
 def _guidance(call: Call) -> Tensor | None:
-    """A guidance-distilled model is told 1 (none) where the cond holds nothing else; on the clock's scale."""
+    """Give a guidance-distilled model 1 (none) where the cond holds nothing else; on the clock's scale."""
     if not call.config.get("guidance_embeds"):
         return None
     given = call.cond.get("guidance")
@@ -85,7 +85,7 @@ def _guidance(call: Call) -> Tensor | None:
 
 
 def _image_ids(call: Call) -> Tensor:
-    """Positions ``[S,A]`` of the tokens: row and column in places 1 and 2."""
+    """Return the positions ``[S,A]`` of the tokens: row and column in places 1 and 2."""
     _, rows, columns = call.grid
     ids = call.zeros(rows, columns, _num_axes(call))
     ids[..., 1] = torch.arange(rows, device=ids.device)[:, None]
@@ -94,7 +94,7 @@ def _image_ids(call: Call) -> Tensor:
 
 
 def _text_ids(call: Call) -> Tensor:
-    """Zeros ``[L,A]``; where there is a fourth place, it counts the words (Flux2)."""
+    """Make zeros ``[L,A]``; where there is a fourth place, it counts the words (Flux2)."""
     ids = call.zeros(call.cond["embedding"].shape[1], _num_axes(call))
     if ids.shape[1] > 3:
         ids[:, 3] = torch.arange(ids.shape[0], device=ids.device)
@@ -106,7 +106,7 @@ def _num_axes(call: Call) -> int:
 
 
 def _sizes(call: Call) -> dict[str, Tensor] | None:
-    """PixArt's micro-conditions, where it was built with them."""
+    """Make PixArt's micro-conditions, where it was built with them."""
     if not getattr(call.module, "use_additional_conditions", False):
         return None
     size = _pixels(call)
@@ -114,7 +114,7 @@ def _sizes(call: Call) -> dict[str, Tensor] | None:
 
 
 def _pixels(call: Call) -> Tensor:
-    """Height and width in pixels, ``[B,2]``."""
+    """Return the height and width in pixels, ``[B,2]``."""
     height, width = call.latent_BCTHW.shape[3:]
     return call.zeros(call.batch, 2) + call.latent_BCTHW.new_tensor([height, width]) * PIXELS_PER_CELL
 
@@ -144,12 +144,12 @@ SOURCES: dict[str, Callable[[Call], Any]] = {
 
 
 def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """The arguments of the module's forward."""
+    """Return the arguments of the module's forward."""
     return inspect.signature(type(module).forward).parameters
 
 
 def unknown(module: nn.Module) -> list[str]:
-    """Arguments that must be given and that nothing here knows."""
+    """List arguments that must be given and that nothing here knows."""
     tables = [] if _makes_its_own_rope(module) else [name for name in ROPE_TABLES if name in parameters(module)]
     return tables + [
         name
@@ -161,16 +161,16 @@ def unknown(module: nn.Module) -> list[str]:
 
 
 def _makes_its_own_rope(module: Any) -> bool:
-    """False where a pipeline would pass tables that are None by default: the module would run without positions."""
+    """Tell whether positions need no argument: tables that are None by default would be missing."""
     used = module.config.get("use_rotary_positional_embeddings")
     return hasattr(module, "rope") if used is None else not used
 
 
 def arguments(call: Call) -> dict[str, Any]:
-    """Every understood argument of the module's forward."""
+    """Make every understood argument of the module's forward."""
     return {name: SOURCES[name](call) for name in parameters(call.module) if name in SOURCES}
 
 
 def text_width(config: Mapping[str, Any]) -> int | None:
-    """Width of the caption embeddings that a config asks for."""
+    """Return the width of the caption embeddings that a config asks for."""
     return next((config[name] for name in TEXT_WIDTHS if isinstance(config.get(name), int)), None)

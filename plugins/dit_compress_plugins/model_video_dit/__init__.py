@@ -50,7 +50,7 @@ class VideoDiTOptions(Options):
         return self
 
     def config(self) -> dict[str, Any]:
-        """The complete config of ``VideoDiT``, with one entry per block where counts differ."""
+        """Return the complete config of ``VideoDiT``, with one entry per block where counts differ."""
         given = self.model_dump(exclude={"preset"}, exclude_none=True)
         config = {"head_width": 64, "text_width": 4096, **PRESETS[self.preset], **given}
         if "hidden" not in config:
@@ -69,7 +69,7 @@ class VideoDiTOptions(Options):
 
 @hookimpl
 def model() -> Plugin:
-    """``model: {use: video_dit, preset: 2b}``."""
+    """Describe ``model: {use: video_dit, preset: 2b}``."""
     return Plugin(
         name="video_dit",
         options=VideoDiTOptions,

@@ -27,17 +27,17 @@ class VideoDiTDenoiser(Denoiser):
     module: VideoDiT
 
     def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The four tensors of ``VideoDiT.forward``."""
+        """Return the four tensors of ``VideoDiT.forward``."""
         return (latent_BCTHW, sigma_B, cond["embedding"], cond["mask"]), {}
 
     def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:  # noqa: ARG002 - the contract
-        """The output is the velocity."""
+        """Return the output: it is the velocity."""
         return output
 
     def example(
         self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
     ) -> tuple[Tensor, Tensor, Cond]:
-        """Random inputs; the second half of every text is padding."""
+        """Draw random inputs; the second half of every text is padding."""
         weight = self.module.proj_in.weight
         like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         mask = (torch.arange(text_length, device=weight.device) < (text_length + 1) // 2).to(weight.dtype)
@@ -48,7 +48,7 @@ class VideoDiTDenoiser(Denoiser):
         return torch.randn(batch, self.channels, *size_THW, **like), torch.rand(batch, **like), Cond(tensors, null)
 
     def rope_tables(self, size_THW: tuple[int, int, int]) -> dict[str, Tensor]:
-        """``cos`` and ``sin [S,K/2]`` in float32; tokens count along T, then H, then W, the last fastest."""
+        """Return ``cos`` and ``sin [S,K/2]`` in float32; tokens count along T, then H, then W, the last fastest."""
         t, h, w = (size // step for size, step in zip(size_THW, self.module.patch, strict=True))
         like = torch.empty(0, device=self.module.proj_in.weight.device)
         cos, sin = rope((t, h, w), self.module.head_width, self.module.rope_theta, like)
@@ -66,27 +66,27 @@ class VideoDiTDenoiser(Denoiser):
 
 
 class VideoDiTModel:
-    """What ``model: {use: video_dit}`` stands for."""
+    """The part ``model: {use: video_dit}``."""
 
     def __init__(self, options: VideoDiTOptions) -> None:
         self.options = options
 
     def create(self) -> nn.Module:
-        """A module of random weights."""
+        """Make a module of random weights."""
         return VideoDiT(**self.options.config())
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
-        """The config of a module of this shape; a pruned module gives that of an ordinary small one."""
+        """Return the config of a module of this shape; a pruned module gives that of an ordinary small one."""
         assert isinstance(module, VideoDiT)
         return config_of(module)
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """A module without its weights; call it on the meta device."""
+        """Make a module without its weights; call it on the meta device."""
         return VideoDiT(**config)
 
     @staticmethod
     def denoiser(module: nn.Module) -> VideoDiTDenoiser:
-        """The module behind the engine's convention."""
+        """Put the module behind the engine's convention."""
         return VideoDiTDenoiser(module)

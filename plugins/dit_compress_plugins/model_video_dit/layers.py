@@ -24,14 +24,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` → the same shape and dtype."""
+        """Normalise ``[..., D]``; shape and dtype stay."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide if self.weight is None else wide * self.weight).to(x.dtype)
 
 
 def rope(size_THW: tuple[int, int, int], head_width: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[S, K/2]`` of the token positions; K/2 is split over T, H and W (T takes the rest).
+    """Return cosines and sines ``[S, K/2]`` of the token positions; K/2 is split over T, H and W (T takes the rest).
 
     Rates fall from 1 to about 1/theta radians per token.
     """
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         bias_B11L: Tensor | None = None,
     ) -> Tensor:
-        """Tokens → tokens ``[B,S,D]``; attends to the context where there is one, else to the tokens themselves."""
+        """Attend from tokens to tokens ``[B,S,D]``: to the context where there is one, else to themselves."""
         source = x_BSD if context_BLD is None else context_BLD
         q, k, v = self._split(self.to_q(x_BSD)), self._split(self.to_k(source)), self._split(self.to_v(source))
         q, k = self.norm_q(q), self.norm_k(k)
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         return self.to_out[0](mixed_BNSK.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        """``[B,S,N·K]`` → ``[B,N,S,K]``."""
+        """Split ``[B,S,N·K]`` into ``[B,N,S,K]``."""
         return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
 
 
@@ -109,7 +109,7 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         bias_B11L: Tensor,
     ) -> Tensor:
-        """Stream → stream ``[B,S,D]``."""
+        """Run the block on the stream ``[B,S,D]``."""
         shift1, scale1, gate1, shift3, scale3, gate3 = (self.scale_shift_table + table_B6D).chunk(6, dim=1)
         x_BSD = x_BSD + gate1 * self.attn1(self.norm1(x_BSD) * (1 + scale1) + shift1, rope=rope)
         x_BSD = x_BSD + self.attn2(self.norm2(x_BSD), text_BLD, bias_B11L=bias_B11L)
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 def patchify(latent_BCTHW: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Tokens ``[B,S,C·patch]``; folds one axis at a time so that no tensor exceeds rank 5."""
+    """Cut into tokens ``[B,S,C·patch]``; fold one axis at a time so that no tensor exceeds rank 5."""
     x = latent_BCTHW
     for axis, step in zip((2, 3, 4), patch, strict=True):
         if step > 1:
@@ -129,7 +129,7 @@ def patchify(latent_BCTHW: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def unpatchify(tokens_BSP: Tensor, size_THW: tuple[int, int, int], patch: tuple[int, int, int]) -> Tensor:
-    """The inverse of :func:`patchify`: latent ``[B,C,T,H,W]``; ``size_THW`` counts tokens."""
+    """Undo :func:`patchify`: latent ``[B,C,T,H,W]``; ``size_THW`` counts tokens."""
     x = tokens_BSP.transpose(1, 2).unflatten(2, size_THW)
     for axis, step in reversed(list(zip((2, 3, 4), patch, strict=True))):
         if step > 1:

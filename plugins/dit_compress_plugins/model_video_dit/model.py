@@ -70,7 +70,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         initialise(self)
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, text_BLD: Tensor, text_mask_BL: Tensor) -> Tensor:
-        """Velocity ``[B,C,T,H,W]`` at sigma in [0, 1]; the mask is 1 at real text and 0 at padding."""
+        """Return the velocity ``[B,C,T,H,W]`` at sigma in [0, 1]; the mask is 1 at real text and 0 at padding."""
         t, h, w = (size // step for size, step in zip(latent_BCTHW.shape[2:], self.patch, strict=True))
         x_BSD = self.proj_in(patchify(latent_BCTHW, self.patch))
         tables = rope((t, h, w), self.head_width, self.rope_theta, x_BSD)
@@ -95,7 +95,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
 
 
 def precondition(output: Tensor, latent: Tensor, sigma_B: Tensor) -> Tensor:
-    """Velocity from a unit-variance target (EDM's preconditioning for Eq. 1, latents and noise of variance 1).
+    """Turn a unit-variance target into velocity (EDM's preconditioning for Eq. 1, latents and noise of variance 1).
 
     ``c_skip·x + c_out·output`` with ``p = (1 - sigma)² + sigma²``, ``c_skip = (2·sigma - 1) / p`` (the best linear
     guess of the velocity from x) and ``c_out = p^-1/2`` (what it misses has this standard deviation).
@@ -106,12 +106,12 @@ def precondition(output: Tensor, latent: Tensor, sigma_B: Tensor) -> Tensor:
 
 
 def _each(count: int | list[int], layers: int) -> list[int]:
-    """One entry per block."""
+    """Return one entry per block."""
     return list(repeat(count, layers)) if isinstance(count, int) else list(count)
 
 
 def initialise(module: VideoDiT) -> None:
-    """Every residual branch starts small and the output near zero, but no gradient starts at zero.
+    """Start every residual branch small and the output near zero, but no gradient at zero.
 
     Gates of 0.1 learn as fast as those of zero (losses 0.729 and 0.725 after 400 steps of a toy, one seed;
     0.739 from gates of one) and give importance scores a gradient from the first step.
@@ -131,7 +131,7 @@ def initialise(module: VideoDiT) -> None:
 
 
 def config_of(module: VideoDiT) -> dict[str, Any]:
-    """The config of a module of this shape, read off its weights: also that of a pruned one."""
+    """Read the config of a module of this shape off its weights: also that of a pruned one."""
     blocks: list[Any] = list(module.transformer_blocks)
     width = module.head_width
 

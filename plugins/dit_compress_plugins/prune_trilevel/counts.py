@@ -1,4 +1,4 @@
-"""How many units of each axis stay: as the options say, or as a budget allows."""
+"""The number of units of each axis that stay: as the options have it, or as a budget allows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class Counts:
-    """What is settled before a search.
+    """The numbers that are settled before a search.
 
     axes: all that may be cut. keep: axis name → how many stay. num_parts: into how many parts a learned search
     may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
@@ -50,16 +50,16 @@ class Counts:
     files: Mapping[str, Any] = field(default_factory=dict)
 
     def kept(self, units: Kept) -> Kept:
-        """A search's units with the blocks that were settled before."""
+        """Join a search's units with the blocks that were settled before."""
         return {**units, **self.blocks}
 
     def first(self) -> Kept:
-        """The first units of every axis: a plan of the right shape."""
+        """Keep the first units of every axis: a plan of the right shape."""
         return self.kept({name: tuple(range(keep)) for name, keep in self.keep.items()})
 
 
 def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Workplace | None) -> Counts:
-    """Counts for a denoiser (with weights where there is a place to work at, else on the meta device)."""
+    """Settle the counts for a denoiser (with weights where there is a place to work at, else on the meta device)."""
     levels = granularities(options)
     by_level = found_axes(levels, denoiser)
     axes = tuple(axis for found in by_level.values() for axis in found)
@@ -71,7 +71,7 @@ def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Work
 
 
 def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
-    """The levels that may be cut; UserError where a budget names one that is not installed."""
+    """Return the levels that may be cut; raise a UserError where a budget names one that is not installed."""
     if options.levels is not None:
         return {name: part.build() for name, part in options.levels.items()}
     assert options.budget is not None
@@ -87,21 +87,21 @@ def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
 
 
 def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[str, list[Axis]]:
-    """Every level's axes; UserError where a level finds nothing."""
+    """Find every level's axes; raise a UserError where a level finds nothing."""
     structure = denoiser.structure()
     by_level = {name: level.axes(structure) for name, level in levels.items()}
     for name, axes in by_level.items():
         if not axes:
             reasons = "; ".join(f"{item.path}: {item.reason}" for item in structure.refusals[:3])
-            told = f" ({reasons})" if reasons else ""
+            because = f" ({reasons})" if reasons else ""
             raise UserError(
-                f"granularity {name!r} finds nothing to remove in this model{told}", mend="Leave it out of 'levels'"
+                f"granularity {name!r} finds nothing to remove in this model{because}", mend="Leave it out of 'levels'"
             )
     return by_level
 
 
 def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
-    """UserError where blocks of different size went than the counts were settled for."""
+    """Raise a UserError where blocks of different size went than the counts were settled for."""
     if budget is None or counts.price is None:
         return
     price, wanted = counts.price.of(counts.axes, kept), amount(budget)
@@ -114,7 +114,7 @@ def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
 
 
 def amount(budget: Budget) -> float:
-    """The budget's number, whatever its unit."""
+    """Return the budget's number, whatever its unit."""
     if budget.latency is not None:
         return budget.latency.seconds
     return float(budget.params or budget.flops or 0)
@@ -152,7 +152,7 @@ def _within(
 def _price(
     budget: Budget, denoiser: Denoiser, spec: Spec, place: Workplace | None, axes: Sequence[Axis]
 ) -> tuple[Price, dict[str, Any] | None]:
-    """What pieces weigh in the budget's unit; and the latency table, where one was measured."""
+    """Return the price in the budget's unit; and the latency table, where one was measured."""
     if budget.params is not None:
         return parameter_price(denoiser.module, axes), None
     size = budget.size or _size_of(spec)
@@ -172,7 +172,7 @@ def _price(
 
 
 def _size_of(spec: Spec) -> tuple[int, int, int]:
-    """Latent cells of the video; UserError where nothing tells them."""
+    """Return the latent cells of the video; raise a UserError where nothing gives them."""
     if spec.latent is None:
         raise UserError(
             "a budget of FLOPs or seconds is for one size of the latent, and no VAE tells it",
@@ -184,7 +184,7 @@ def _size_of(spec: Spec) -> tuple[int, int, int]:
 def _curves(
     budget: Budget, denoiser: Denoiser, place: Workplace | None, axes: Sequence[Axis], price: Price
 ) -> tuple[Curves, dict[str, Any] | None]:
-    """The budget's curves; the default ones at plan time, where they are measured when the step runs."""
+    """Return the budget's curves; the default ones at plan time, where they are measured when the step runs."""
     if budget.curves == "default":
         return default_curves(price, axes), None
     if budget.curves != "measured":

@@ -33,7 +33,7 @@ class TrilevelPruning:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """The pruned model's shape: the counts are settled, which units go does not matter for it."""
+        """Return the pruned model's shape: the counts are settled, which units go does not matter for it."""
         denoiser = spec.build_denoiser().to("meta")
         before = count_parameters(denoiser.module)
         counts = settle(self.options, denoiser, spec, place=None)
@@ -42,7 +42,7 @@ class TrilevelPruning:
         note = f"{before:,} → {after:,} parameters"
         budget = self.options.budget
         if budget is not None:
-            note = f"{note}: {told(counts)}"
+            note = f"{note}: {described(counts)}"
             if budget.curves == "measured":
                 note += ", by default curves; sensitivity is measured when the step runs"
         return replace(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, note))
@@ -78,7 +78,7 @@ class TrilevelPruning:
         return entry, Result(metrics=metrics, files=files)
 
     def within_limit(self, denoiser: Denoiser) -> int:
-        """Parameters of the pruned model; UserError above ``limit``."""
+        """Count parameters of the pruned model; raise a UserError above ``limit``."""
         params = count_parameters(denoiser.module)
         limit = self.options.limit
         if limit is not None and params > limit.params:
@@ -89,8 +89,8 @@ class TrilevelPruning:
         return params
 
 
-def told(counts: Counts) -> str:
-    """``20 of 28 block, 20 of 32 head, 6144 of 8192 ffn``; ranges where axes differ."""
+def described(counts: Counts) -> str:
+    """Show ``20 of 28 block, 20 of 32 head, 6144 of 8192 ffn``; ranges where axes differ."""
     found: dict[str, dict[tuple[int, int], None]] = {}
     for axis in counts.axes:
         found.setdefault(axis.level, {})[counts.keep[axis.name], axis.units] = None
@@ -100,5 +100,5 @@ def told(counts: Counts) -> str:
 
 
 def _layout(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """Where each axis stands, for the report's picture."""
+    """Return where each axis stands, for the report's picture."""
     return [{"name": a.name, "level": a.level, "units": a.units, "stack": a.stack, "block": a.block} for a in axes]

@@ -24,5 +24,5 @@ class EulerSampler:
     def sample(
         self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0
     ) -> Tensor:
-        """From noise to a clean latent; differentiable."""
+        """Turn noise into a clean latent; differentiable."""
         return euler(denoiser, noise_BCTHW, cond, sigmas, guidance)

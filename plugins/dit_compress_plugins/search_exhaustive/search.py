@@ -27,7 +27,7 @@ class ExhaustiveSearch:
         self.options = options
 
     def search(self, problem: SearchProblem, context: Context) -> Selection:
-        """The choice of least loss, the first of equals."""
+        """Return the choice of least loss, the first of equals."""
         parts = {axis.name: parts_of(problem, axis) for axis in problem.axes}
         count = num_choices(problem, parts)
         if count > self.options.most:
@@ -45,7 +45,7 @@ class ExhaustiveSearch:
 
 
 def choices(problem: SearchProblem, parts: Mapping[str, Parts]) -> Iterator[Kept]:
-    """Every plan that differs in what it computes: inside a removed block there is nothing to choose."""
+    """Yield every plan that differs in what it computes: inside a removed block there is nothing to choose."""
     blocks = [axis for axis in problem.axes if axis.blocks]
     for chosen in product(*(depths(problem, axis) for axis in blocks)):
         kept = {axis.name: units for axis, units in zip(blocks, chosen, strict=True)}
@@ -57,21 +57,21 @@ def choices(problem: SearchProblem, parts: Mapping[str, Parts]) -> Iterator[Kept
 
 
 def depths(problem: SearchProblem, axis: Axis) -> list[tuple[int, ...]]:
-    """Every set of blocks that leaves a stack its count."""
+    """Return every set of blocks that leaves a stack its count."""
     if axis.name in problem.fixed:
         return [problem.fixed[axis.name]]
     return list(combinations(range(axis.units), problem.keep[axis.name]))
 
 
 def ways(problem: SearchProblem, axis: Axis, parts: Parts) -> list[tuple[int, ...]]:
-    """Every set of parts of one axis that leaves it its count; magnitude fills what parts don't add up to."""
+    """List every set of parts of one axis that leaves it its count; magnitude fills what parts don't add up to."""
     keep = problem.keep[axis.name]
     chosen = combinations(parts, keep // len(parts[0]))
     return [complete(problem.denoiser.module, axis, some, keep) for some in chosen]
 
 
 def num_choices(problem: SearchProblem, parts: Mapping[str, Parts]) -> int:
-    """How many plans :func:`choices` gives, counted without listing the widths."""
+    """Count the plans that :func:`choices` gives, without listing the widths."""
     blocks = [axis for axis in problem.axes if axis.blocks]
     ways_of = {
         axis.name: math.comb(len(parts[axis.name]), problem.keep[axis.name] // len(parts[axis.name][0]))
@@ -95,7 +95,7 @@ def num_choices(problem: SearchProblem, parts: Mapping[str, Parts]) -> int:
 
 
 def symmetric_sum(values: list[int], size: int) -> int:
-    """Sum over all sets of ``size`` values of their product (an elementary symmetric polynomial)."""
+    """Sum over all sets of ``size`` values their product (an elementary symmetric polynomial)."""
     sums = [1] + [0] * size
     for value in values:
         for place in range(size, 0, -1):

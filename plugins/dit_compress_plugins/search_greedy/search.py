@@ -42,12 +42,12 @@ class GreedySearch:
         return Selection(kept, {"removed": history, "losses_measured": losses_measured})
 
     def settled(self, problem: SearchProblem, axis: Axis, state: State) -> tuple[int, ...]:
-        """Exactly ``keep`` units: parts that stay, cut down by magnitude where no whole part may go any more."""
+        """Return exactly ``keep`` units: parts that stay, cut down by magnitude where no whole part may go any more."""
         units, keep = state.kept()[axis.name], problem.keep[axis.name]
         return units if len(units) == keep else complete(problem.denoiser.module, axis, [], keep, among=units)
 
     def check(self, state: State) -> None:
-        """UserError where it would measure more losses than ``most``."""
+        """Raise a UserError where it would measure more losses than ``most``."""
         parts = sum(len(parts) for name, parts in state.parts.items() if state.may_lose(name))
         removals = sum(
             (sum(map(len, parts)) - state.keep[name]) // len(parts[0]) for name, parts in state.parts.items()
@@ -62,7 +62,7 @@ class GreedySearch:
 
 @dataclass
 class State:
-    """What has gone so far: axis name → places among its parts, in the order they went."""
+    """The parts that have gone so far: axis name → places among its parts, in the order they went."""
 
     parts: Mapping[str, Parts]
     keep: Mapping[str, int]
@@ -76,19 +76,19 @@ class State:
         }
 
     def kept(self) -> Kept:
-        """The plan so far."""
+        """Return the plan so far."""
         return {name: self._kept(name, ()) for name in self.parts}
 
     def without(self, name: str, place: int) -> Kept:
-        """The plan so far, less one part."""
+        """Return the plan so far, less one part."""
         return {**self.kept(), name: self._kept(name, (place,))}
 
     def may_lose(self, name: str) -> bool:
-        """Whether another whole part may go."""
+        """Tell whether another whole part may go."""
         return len(self._kept(name, ())) - len(self.parts[name][0]) >= self.keep[name]
 
     def candidates(self, axes: tuple[Axis, ...]) -> list[tuple[str, int]]:
-        """Parts that may go: (axis name, place)."""
+        """Return parts that may go: (axis name, place)."""
         return [
             (axis.name, place)
             for axis in outside_removed_blocks(axes, self.kept())

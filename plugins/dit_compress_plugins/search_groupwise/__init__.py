@@ -9,7 +9,7 @@ from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import TrainOptions
 
 GROUPS = {"block": 4, "head": 4, "ffn": 8}
-"""Groups per axis, by level, where a recipe says nothing."""
+"""Groups per axis, by level, by default."""
 
 
 class Lora(Options):

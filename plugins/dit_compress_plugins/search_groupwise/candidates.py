@@ -28,7 +28,7 @@ class Cut:
     keep: tuple[int, ...]
 
     def candidates(self, group: int) -> Tensor:
-        """All candidates of a group as rows of ones and zeros ``[C, len(parts)]``."""
+        """Return all candidates of a group as rows of ones and zeros ``[C, len(parts)]``."""
         return candidate_rows(self.groups[group], self.keep[group], len(self.parts))
 
 
@@ -59,7 +59,7 @@ def cut_axis(order: list[int], keep: int, num_parts: int, num_groups: int | None
 
 
 def fewest_groups(num_parts: int, keep: int) -> int:
-    """The smallest number of groups in which none has more than ``MAX_CANDIDATES``."""
+    """Return the smallest number of groups in which none has more than ``MAX_CANDIDATES``."""
     for count in range(1, num_parts):
         sizes = [num_parts // count + (place < num_parts % count) for place in range(count)]
         kept = share_out(keep, sizes)
@@ -79,7 +79,7 @@ def share_out(total: int, sizes: list[int]) -> tuple[int, ...]:
 
 
 def candidate_rows(group: tuple[int, ...], keep: int, width: int) -> Tensor:
-    """One row per way to keep ``keep`` of the group's places."""
+    """Return one row per way to keep ``keep`` of the group's places."""
     rows = torch.zeros(math.comb(len(group), keep), width)
     for row, chosen in enumerate(combinations(group, keep)):
         rows[row, list(chosen)] = 1
@@ -87,18 +87,18 @@ def candidate_rows(group: tuple[int, ...], keep: int, width: int) -> Tensor:
 
 
 def straight_through(logits: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
-    """One-hot forward, softmax backward: ``logits [C]``, ``gumbel [B,C]`` → ``[B,C]`` (Gumbel-softmax)."""
+    """Choose one-hot forward, softmax backward: ``logits [C]``, ``gumbel [B,C]`` → ``[B,C]`` (Gumbel-softmax)."""
     soft = torch.softmax((logits + gumbel) / temperature, dim=-1)
     hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
     return hard + soft - soft.detach()
 
 
 def gumbel_from(uniform: Tensor) -> Tensor:
-    """Uniform in [0, 1) → Gumbel noise."""
+    """Turn uniform numbers in [0, 1) into Gumbel noise."""
     return -torch.log(-torch.log(uniform.clamp(1e-7, 1 - 1e-7)))
 
 
 def temperature_at(step: int, steps: int, first: float, last: float) -> float:
-    """Geometric schedule from ``first`` to ``last``."""
+    """Follow a geometric schedule from ``first`` to ``last``."""
     share = step / max(1, steps - 1)
     return first * (last / first) ** share

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -> Iterator[None]:
-    """LoRA on every linear inside the blocks for as long as the context is open; only it requires gradients.
+    """Put LoRA on every linear inside the blocks for as long as the context is open; only it requires gradients.
 
     Masks act on what a projection and its update give together. At the end the updates are added to the
     weights (``after: merge``) or thrown away, and every linear is the module it was.

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from dit_compress_plugins.search_groupwise import GroupwiseOptions
 
 NUM_SNAPSHOTS = 24
-"""How often the probabilities are noted for the report."""
+"""Steps between two notes of the probabilities for the report."""
 MASKS_OVER_LORA = 10
-"""The masks' learning rate over that of LoRA, where a recipe says nothing."""
+"""The masks' learning rate over that of LoRA, by default."""
 
 
 class GroupwiseSearch:
@@ -85,7 +85,7 @@ class GroupwiseSearch:
         student.module.requires_grad_(requires_grad=False).eval()
 
     def check_levels(self, problem: SearchProblem) -> None:
-        """UserError where ``groups`` names a level that is not pruned."""
+        """Raise a UserError where ``groups`` names a level that is not pruned."""
         levels = {axis.level for axis in problem.axes}
         for name in self.options.groups:
             if name not in GROUPS and name not in levels:
@@ -96,7 +96,7 @@ class GroupwiseSearch:
                 )
 
     def cut(self, axis: Axis, problem: SearchProblem) -> Cut:
-        """Groups and candidates of one axis."""
+        """Cut one axis into groups and candidates."""
         parts = problem.num_parts.get(axis.level, axis.units)
         order = list(range(axis.units))
         if parts < axis.units:
@@ -120,12 +120,12 @@ class CandidateLogits(nn.Module):
                 self.table[_key(name, group)] = nn.Parameter(init * torch.randn(len(rows), generator=noise))
 
     def groups(self, name: str) -> list[tuple[Tensor, Tensor]]:
-        """Logits ``[C]`` and candidates ``[C,P]`` of every group of an axis."""
+        """Return the logits ``[C]`` and candidates ``[C,P]`` of every group of an axis."""
         numbers = range(len(self.cuts[name].groups))
         return [(self.table[_key(name, number)], self.get_buffer(_rows(name, number))) for number in numbers]
 
     def draw(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
-        """Masks ``[B, units]`` for every axis, drawn per sample."""
+        """Draw masks ``[B, units]`` for every axis, per sample."""
         values = {}
         for name, cut in self.cuts.items():
             drawn = []
@@ -136,15 +136,15 @@ class CandidateLogits(nn.Module):
         return values
 
     def hard(self, name: str) -> Tensor:
-        """The most likely candidates of an axis, over its parts."""
+        """Return the most likely candidates of an axis, over its parts."""
         return torch.stack([rows[int(logits.argmax())] for logits, rows in self.groups(name)]).sum(dim=0)
 
     def best(self) -> dict[str, list[float]]:
-        """The winning parts of every axis."""
+        """Return the winning parts of every axis."""
         return {name: self.hard(name).tolist() for name in self.cuts}
 
     def keep_probability(self) -> dict[str, list[float]]:
-        """How likely each part of each axis is to stay."""
+        """Return how likely each part of each axis is to stay."""
         with torch.no_grad():
             return {
                 name: torch.stack([torch.softmax(logits, 0) @ rows for logits, rows in self.groups(name)])
@@ -155,7 +155,7 @@ class CandidateLogits(nn.Module):
 
 
 def spread(mask: Tensor, cut: Cut) -> Tensor:
-    """A mask over parts ``[B,P]`` → over units ``[B,U]``."""
+    """Spread a mask over parts ``[B,P]`` to units ``[B,U]``."""
     order = torch.tensor([unit for part in cut.parts for unit in part])
     repeated = mask.repeat_interleave(len(cut.parts[0]), dim=-1)
     return repeated[..., torch.argsort(order).to(mask.device)]
@@ -170,7 +170,7 @@ def _rows(name: str, group: int) -> str:
 
 
 def read_notes(path: Path) -> list[dict[str, Any]]:
-    """The probabilities over the search, once per step (a resumed search repeats some)."""
+    """Read the probabilities over the search, once per step (a resumed search repeats some)."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
 
@@ -206,7 +206,7 @@ class MaskedObjective:
         self.phases = (Phase("search", tuple(name for name, role in roles.items() if role.lr is not None)),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
-        """The inner loss under one draw of masks per sample."""
+        """Return the inner loss under one draw of masks per sample."""
         steps = self.options.steps
         due = batch.step % max(1, steps // NUM_SNAPSHOTS) == 0 or batch.step == steps - 1
         if self.notes is not None and due:

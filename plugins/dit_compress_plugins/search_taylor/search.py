@@ -32,7 +32,7 @@ class TaylorSearch:
 
 
 def importance(slopes_SU: Tensor) -> Tensor:
-    """Root mean square over samples: ``[samples, units]`` → ``[units]``.
+    """Return the root mean square over samples: ``[samples, units]`` → ``[units]``.
 
     Squared per sample, since derivatives of both signs cancel in the sum over a trained model's samples.
     """

@@ -8,7 +8,7 @@ from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 
 class T5Options(Options):
-    """Where the encoder lies. Bundles refer to the folder; they never copy its gigabytes."""
+    """The folder of the encoder. Bundles refer to the folder; they never copy its gigabytes."""
 
     path: Annotated[str, File()] = Field(
         description="A local folder in transformers' layout: config.json, weights, tokenizer."

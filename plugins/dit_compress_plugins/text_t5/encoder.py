@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 TOKENIZERS = ("tokenizer.json", "spiece.model")
-"""What a T5 tokenizer is saved as, of which one must be there."""
+"""Files that a T5 tokenizer is saved as, of which one must be there."""
 
 
 class T5Encoder(nn.Module):
@@ -30,7 +30,7 @@ class T5Encoder(nn.Module):
         self._loaded: tuple[Any, Any] | None = None
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Captions → ``ids`` and ``mask`` ``[B,L]``, padded to ``length``."""
+        """Turn captions into ``ids`` and ``mask`` ``[B,L]``, padded to ``length``."""
         tokenizer, _ = self._load()
         encoded = tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
@@ -39,7 +39,7 @@ class T5Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens → ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]``; computed where the tokens are."""
+        """Encode tokens to ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]``, where the tokens are."""
         _, model = self._load()
         model.to(tokens["ids"].device)
         hidden_BLD = model(input_ids=tokens["ids"], attention_mask=tokens["mask"]).last_hidden_state.float()
@@ -60,11 +60,11 @@ class T5Encoder(nn.Module):
         return {"kind": "tokenizers", "file": "tokenizer.json", "length": self.length, "padding": padding}
 
     def digest(self) -> str:
-        """sha256 of weights and tokenizer: names the cache of embeddings, so that other weights get another one."""
+        """Return the sha256 of weights and tokenizer; it names the cache of embeddings, one for other weights each."""
         return sha256_content(self._folder())
 
     def check(self) -> None:
-        """UserError unless the folder has what an encoder of this width needs; before anything else is paid for."""
+        """Raise a UserError unless the folder has what an encoder of this width needs, before anything is paid for."""
         width = read_json(self._folder() / "config.json").get("d_model", self.width)
         if width != self.width:
             raise UserError(
@@ -87,7 +87,7 @@ class T5Encoder(nn.Module):
                 where=self.path,
                 mend="Load it with transformers once, and save_pretrained it into this folder",
             )
-        # Without these transformers makes up a tokenizer of a hundred pieces, and says nothing.
+        # Without these transformers makes up a tokenizer of a hundred pieces without a word.
         if not any((folder / name).is_file() for name in TOKENIZERS):
             raise UserError(
                 f"no tokenizer here ({' or '.join(TOKENIZERS)})",
@@ -97,7 +97,7 @@ class T5Encoder(nn.Module):
         return folder
 
     def _load(self) -> tuple[Any, Any]:
-        """Tokenizer and model in float32, read once, from this machine only."""
+        """Load tokenizer and model in float32, once, from this machine only."""
         if self._loaded is None:
             from safetensors import SafetensorError
             from transformers import AutoTokenizer, T5EncoderModel
@@ -126,7 +126,7 @@ class T5Encoder(nn.Module):
 
 
 class T5:
-    """What ``text: {use: t5}`` stands for."""
+    """The part ``text: {use: t5}``."""
 
     trainable = False
 
@@ -134,7 +134,7 @@ class T5:
         self.options = options
 
     def create(self) -> nn.Module:
-        """The encoder; no weights are read yet. UserError where the folder can't be one; not on the meta device."""
+        """Make the encoder, reading no weights yet; UserError where the folder can't be one; not on the meta device."""
         encoder = T5Encoder(**self.options.model_dump())
         if not next(nn.Linear(1, 1).parameters()).is_meta:  # as inside empty_weights
             encoder.check()
@@ -142,10 +142,10 @@ class T5:
 
     @staticmethod
     def config_of(module: T5Encoder) -> dict[str, Any]:
-        """Where it lies, how wide it is, how long captions are."""
+        """Return where it lies, how wide it is, how long captions are."""
         return {"path": module.path, "width": module.width, "length": module.length}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """The same encoder."""
+        """Make the same encoder."""
         return T5Encoder(**config)

@@ -43,7 +43,7 @@ class WordsOptions(Options):
 
 @hookimpl
 def text() -> Plugin:
-    """``text: {use: words}``."""
+    """Describe ``text: {use: words}``."""
     return Plugin(
         name="words",
         options=WordsOptions,

@@ -46,7 +46,7 @@ class WordsEncoder(ModelMixin, ConfigMixin):
         nn.init.normal_(self.positions, std=0.1)
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Captions → ``words [B,L]`` int64. No word at all is one ``<null>``, so that attention sees something."""
+        """Turn captions into ``words [B,L]`` int64. No word is one ``<null>``, so that attention sees something."""
         rows = torch.full((len(captions), self.length), PAD, dtype=torch.int64)
         for row, caption in zip(rows, captions, strict=True):
             numbers = [self._number.get(word, UNKNOWN) for word in _WORD.findall(caption.lower())] or [NULL]
@@ -71,7 +71,7 @@ class WordsEncoder(ModelMixin, ConfigMixin):
         return {"kind": "words", "file": "words.json", "length": self.length, "padding": padding}
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens → ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]`` (1 real, 0 padding)."""
+        """Encode tokens to ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]`` (1 real, 0 padding)."""
         words_BL = tokens["words"]
         padding_BL = words_BL == PAD
         x_BLD = self.words(words_BL) + self.positions
@@ -82,7 +82,7 @@ class WordsEncoder(ModelMixin, ConfigMixin):
 
 
 class Words:
-    """What ``text: {use: words}`` stands for."""
+    """The part ``text: {use: words}``."""
 
     trainable = True
 
@@ -90,15 +90,15 @@ class Words:
         self.options = options
 
     def create(self) -> nn.Module:
-        """An encoder of random weights."""
+        """Make an encoder of random weights."""
         return WordsEncoder(**self.options.model_dump())
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:
-        """JSON config from which :meth:`from_config` makes the same encoder."""
+        """Return the JSON config from which :meth:`from_config` makes the same encoder."""
         return {name: value for name, value in module.config.items() if not name.startswith("_")}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """An encoder without its weights; call it on the meta device."""
+        """Make an encoder without its weights; call it on the meta device."""
         return WordsEncoder(**config)

@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class JsonlOptions(Options):
-    """How often to write."""
+    """The interval of writing."""
 
     every: int = Field(1, ge=1, description="Steps between lines.")
 

@@ -1,10 +1,10 @@
-"""``export: {use: {{ name }}}``: described without importing its code; this module imports no torch."""
+"""``export: {use: example}``: described without importing its code; this module imports no torch."""
 
 from dit_compress.export import Device
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 
-class {{ camel }}Options(Options):
+class ExampleOptions(Options):
     """Change this: whatever a recipe may choose. ``device``: a profile by name (``cpu`` …), or a JSON file of yours."""
 
     device: Device = "cpu"
@@ -14,9 +14,9 @@ class {{ camel }}Options(Options):
 def export() -> Plugin:
     """Describe the plugin. Change this: ``requires`` names the packages that your runtime needs."""
     return Plugin(
-        name="{{ name }}",
-        options={{ camel }}Options,
-        load="{{ package }}.exporter:{{ camel }}Export",
+        name="example",
+        options=ExampleOptions,
+        load="dit_compress.scaffold.samples.export.exporter:ExampleExport",
         requires=(),
         summary="a JSON graph and safetensors, executed by an interpreter",
     )

@@ -3,18 +3,18 @@
 from dit_compress.testing.exporters import ExporterContract
 from dit_compress.testing.found import assert_found
 
-from {{ package }} import {{ camel }}Options
-from {{ package }}.exporter import {{ camel }}Export
+from dit_compress.scaffold.samples.export import ExampleOptions
+from dit_compress.scaffold.samples.export.exporter import ExampleExport
 
 
-class Test{{ camel }}(ExporterContract):
-    """What ``check``, ``lower`` and ``runner`` promise."""
+class TestExample(ExporterContract):
+    """The promises of ``check``, ``lower`` and ``runner``."""
 
-    def exporter(self) -> {{ camel }}Export:
+    def exporter(self) -> ExampleExport:
         """Change this: the options that shall be tested; one class for each set of them."""
-        return {{ camel }}Export({{ camel }}Options())
+        return ExampleExport(ExampleOptions())
 
 
 def test_it_is_installed_and_found() -> None:
     """``pip install --no-deps -e .`` makes it so."""
-    assert_found("export", "{{ name }}")
+    assert_found("export", "example")

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     import numpy as np
     from dit_compress.structure.facts import Axis, FeedForward, Structure
 
-    from {{ package }} import {{ camel }}Options
+    from dit_compress.scaffold.samples.granularity import ExampleOptions
 
-LEVEL = "{{ name }}"
+LEVEL = "example"
 
 
-class {{ camel }}Granularity:
+class ExampleGranularity:
     """One axis per feed-forward: its runs of ``options.run`` channels."""
 
     multiple_of = 1
     num_parts = None
 
-    def __init__(self, options: {{ camel }}Options) -> None:
+    def __init__(self, options: ExampleOptions) -> None:
         self.options = options
 
     def axes(self, structure: Structure) -> list[Axis]:
@@ -33,15 +33,15 @@ class {{ camel }}Granularity:
         return [in_runs(found, run) for found in fitting]
 
     def keep(self, axis: Axis) -> int | None:
-        """Runs that stay; None where the options leave it open."""
+        """Return how many runs stay; None where the options leave it open."""
         return None if self.options.remove is None else axis.units - self.options.remove
 
 
 def in_runs(found: FeedForward, run: int) -> Axis:
-    """Whatever the channels of a run own, the run owns. Change this: what one unit is."""
+    """Give the run whatever its channels own. Change this: what one unit is."""
 
     def joined(indices: np.ndarray) -> np.ndarray:
-        """``[channels, entries]`` → ``[channels / run, run * entries]``."""
+        """Join ``[channels, entries]`` to ``[channels / run, run * entries]``."""
         return indices.reshape(-1, run * indices.shape[1])
 
     one = found.axis(LEVEL)

@@ -1,12 +1,10 @@
-"""``discriminator: {use: {{ name }}}``: described without importing its code; this module imports no torch."""
+"""``discriminator: {use: example}``: described without importing its code; this module imports no torch."""
 
-from dit_compress.hooks import Options, Plugin
-
-from dit_compress.hooks import hookimpl
+from dit_compress.hooks import Options, Plugin, hookimpl
 from pydantic import Field
 
 
-class {{ camel }}Options(Options):
+class ExampleOptions(Options):
     """Change this: whatever a recipe may choose."""
 
     frozen_blocks: int = Field(10, ge=1, description="Blocks of the generator whose output is judged.")
@@ -17,8 +15,8 @@ class {{ camel }}Options(Options):
 def discriminator() -> Plugin:
     """Describe the plugin."""
     return Plugin(
-        name="{{ name }}",
-        options={{ camel }}Options,
-        load="{{ package }}.discriminator:{{ camel }}Part",
+        name="example",
+        options=ExampleOptions,
+        load="dit_compress.scaffold.samples.discriminator.discriminator:ExamplePart",
         summary="an MLP on a frozen block's output",
     )

@@ -12,24 +12,26 @@ from dit_compress.search.importance import top
 from dit_compress.search.problem import SearchProblem, Selection
 
 if TYPE_CHECKING:
-    from dit_compress.step.workplace import Workplace
+    from collections.abc import Mapping
+
+    from dit_compress.step.context import Context
     from dit_compress.structure.facts import Axis, Member
     from torch import Tensor, nn
 
-    from {{ package }} import {{ camel }}Options
+    from dit_compress.scaffold.samples.search import ExampleOptions
 
 
-class {{ camel }}Search:
-    """Part ``search: {use: {{ name }}}``. How many units stay is settled before; it chooses which."""
+class ExampleSearch:
+    """Part ``search: {use: example}``. How many units stay is settled before; it chooses which."""
 
-    def __init__(self, options: {{ camel }}Options) -> None:
+    def __init__(self, options: ExampleOptions) -> None:
         self.options = options
 
-    def search(self, problem: SearchProblem, context: Workplace) -> Selection:
-        """Exactly ``problem.keep[axis.name]`` units of every axis; axes in ``problem.fixed`` are settled already.
+    def search(self, problem: SearchProblem, context: Context) -> Selection:
+        """Keep exactly ``problem.keep[axis.name]`` units of every axis; those in ``problem.fixed`` are settled already.
 
-        ``context`` gives a seed and a folder; clips and latents, too, where the plugin says ``data=True``. Random
-        numbers come from ``dit_compress.core.randomness.generator(context.seed, "{{ name }}", ...)``.
+        ``context`` gives clips, latents and a seed. Random numbers come from
+        ``dit_compress.core.randomness.generator(context.seed, "example", ...)``.
         """
         scores = {axis.name: self.score(problem.denoiser.module, axis) for axis in problem.axes}
         kept = {name: top(score, problem.keep[name]) for name, score in scores.items()}
@@ -38,7 +40,7 @@ class {{ camel }}Search:
 
     @torch.no_grad()
     def score(self, module: nn.Module, axis: Axis) -> Tensor:
-        """What each unit is worth, ``[U]``; the largest stay. Change this: the one idea of your search."""
+        """Score each unit, ``[U]``; the largest stay. Change this: the one idea of your search."""
         if axis.blocks is not None:
             blocks = [module.get_submodule(axis.blocks.block(index)) for index in range(axis.units)]
             return torch.stack([self.norm([each.flatten() for each in block.parameters()]) for block in blocks])
@@ -49,11 +51,11 @@ class {{ camel }}Search:
         )
 
     def norm(self, pieces: list[Tensor]) -> Tensor:
-        """``(Σ |w|^power)^(1 / power)`` over all pieces."""
+        """Return ``(Σ |w|^power)^(1 / power)`` over all pieces."""
         return torch.linalg.vector_norm(torch.cat(pieces).float(), self.options.power)
 
     @staticmethod
-    def slices(tensors: dict[str, Tensor], member: Member, unit: int) -> Tensor:
-        """What one unit owns of one tensor, flat."""
+    def slices(tensors: Mapping[str, Tensor], member: Member, unit: int) -> Tensor:
+        """Return the entries that one unit owns of one tensor, flat."""
         index = torch.from_numpy(member.indices[unit])
         return tensors[member.tensor].index_select(member.dim, index).flatten()

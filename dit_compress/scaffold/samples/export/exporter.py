@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
     from dit_compress.export import Component, Profile
 
-    from {{ package }}.graph import Interpreter
+    from dit_compress.scaffold.samples.export.graph import Interpreter
 
-KIND = "{{ name }}"
+KIND = "example"
 """Suffix of the files, and ``kind`` in the manifest."""
 
 KERNELS: frozenset[str] | None = None
 """Change this: the operators that your target has, as "aten.linear"; None: all. ``check`` names each that it lacks."""
 
 
-class {{ camel }}Export(ExportStep):
-    """Step ``export: {use: {{ name }}}``. The engine traces, proves and packs around these three methods."""
+class ExampleExport(ExportStep):
+    """Step ``export: {use: example}``. The engine traces, proves and packs around these three methods."""
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """Say what any target objects to, and the operators that this one lacks. Asked before anything is trained."""
+        """List what any target objects to, and the operators that this one lacks. Asked before anything is trained."""
         from dit_compress.export.tracing import inspected, module_path, operator_name
 
         found, operators = inspected(component, profile)
@@ -40,10 +40,10 @@ class {{ camel }}Export(ExportStep):
         ]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """Change this: call your converter on the traced program, and say what it wrote."""
+        """Change this: call your converter on the traced program, and list what it wrote."""
         from dit_compress.export import trace
 
-        from {{ package }}.graph import write_graph
+        from dit_compress.scaffold.samples.export.graph import write_graph
 
         place = folder / f"{component.name}.{KIND}"
         place.mkdir()
@@ -53,7 +53,7 @@ class {{ camel }}Export(ExportStep):
 
     def runner(self, artifact: Artifact) -> Interpreter:
         """Change this: your runtime. Its ``fidelity`` is production where apps run the same, else reference."""
-        from {{ package }}.graph import Interpreter
+        from dit_compress.scaffold.samples.export.graph import Interpreter
 
         need_whole(artifact)
         return Interpreter(artifact.path)

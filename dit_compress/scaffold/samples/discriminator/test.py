@@ -3,18 +3,18 @@
 from dit_compress.testing.discriminators import DiscriminatorContract
 from dit_compress.testing.found import assert_found
 
-from {{ package }} import {{ camel }}Options
-from {{ package }}.discriminator import {{ camel }}Part
+from dit_compress.scaffold.samples.discriminator import ExampleOptions
+from dit_compress.scaffold.samples.discriminator.discriminator import ExamplePart
 
 
-class Test{{ camel }}(DiscriminatorContract):
+class TestExample(DiscriminatorContract):
     """The generators have three blocks."""
 
-    def discriminator(self) -> {{ camel }}Part:
+    def discriminator(self) -> ExamplePart:
         """Change this: the options that shall be tested."""
-        return {{ camel }}Part({{ camel }}Options(frozen_blocks=2, hidden=16))
+        return ExamplePart(ExampleOptions(frozen_blocks=2, hidden=16))
 
 
 def test_it_is_installed_and_found() -> None:
     """``pip install --no-deps -e .`` makes it so."""
-    assert_found("discriminator", "{{ name }}")
+    assert_found("discriminator", "example")

@@ -28,7 +28,7 @@ SPECIAL = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 def write_graph(program: ExportedProgram, component: Component, place: Path) -> None:
-    """The two files of a traced component."""
+    """Write the two files of a traced component."""
     constants = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
     tensors = {name: value.detach().clone().contiguous() for name, value in {**constants, **program.state_dict}.items()}
     save_file(tensors, place / WEIGHTS)
@@ -52,7 +52,7 @@ class Interpreter:
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: str) -> dict[str, np.ndarray]:
-        """Outputs by name; ``arithmetic`` is one of :attr:`arithmetics`."""
+        """Return outputs by name; ``arithmetic`` is one of :attr:`arithmetics`."""
         known = {**self.weights, **{f"input:{name}": torch.from_numpy(value.copy()) for name, value in inputs.items()}}
         values: dict[str, Any] = {}
         results: list[Any] = []
@@ -68,7 +68,7 @@ class Interpreter:
 
 
 def _operator(name: str) -> Any:
-    """``aten.linear.default`` as torch's function; nothing outside ATen is called."""
+    """Return ``aten.linear.default`` as torch's function; nothing outside ATen is called."""
     if name == "getitem":
         return lambda value, index: value[index]
     space, operator, overload = name.split(".")
@@ -78,7 +78,7 @@ def _operator(name: str) -> Any:
 
 
 def _node(node: Any, sources: Mapping[str, str]) -> dict[str, Any]:
-    """One entry of the list: an input or weight, an operator, or the outputs."""
+    """Return one entry of the list: an input or weight, an operator, or the outputs."""
     if node.op == "placeholder":
         return {"name": node.name, "source": sources[node.name]}
     data = {"name": node.name, "args": _write(list(node.args)), "kwargs": _write(dict(node.kwargs))}
@@ -88,7 +88,7 @@ def _node(node: Any, sources: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _write(value: Any) -> Any:
-    """An argument as JSON: ``{"node": name}`` is a value computed before."""
+    """Write an argument as JSON: ``{"node": name}`` is a value computed before."""
     if isinstance(value, torch.fx.Node):
         return {"node": value.name}
     if isinstance(value, (list, tuple)):
@@ -103,7 +103,7 @@ def _write(value: Any) -> Any:
 
 
 def _read(value: Any, values: Mapping[str, Any]) -> Any:
-    """The argument again."""
+    """Read the argument again."""
     if isinstance(value, list):
         return [_read(item, values) for item in value]
     if not isinstance(value, dict):

@@ -1,12 +1,10 @@
-"""``levels: {{ '{' }}{{ name }}: {...}}``: described without importing its code; this module imports no torch."""
+"""``levels: {example: {...}}``: described without importing its code; this module imports no torch."""
 
-from dit_compress.hooks import Options, Plugin
-
-from dit_compress.hooks import hookimpl
+from dit_compress.hooks import Options, Plugin, hookimpl
 from pydantic import Field
 
 
-class {{ camel }}Options(Options):
+class ExampleOptions(Options):
     """Change this: whatever a recipe may choose."""
 
     remove: int | None = Field(None, ge=0, description="Runs to remove from every feed-forward.")
@@ -17,8 +15,8 @@ class {{ camel }}Options(Options):
 def granularity() -> Plugin:
     """Describe the plugin."""
     return Plugin(
-        name="{{ name }}",
-        options={{ camel }}Options,
-        load="{{ package }}.axes:{{ camel }}Granularity",
+        name="example",
+        options=ExampleOptions,
+        load="dit_compress.scaffold.samples.granularity.axes:ExampleGranularity",
         summary="feed-forward channels in runs",
     )

@@ -1,12 +1,10 @@
-"""``search: {use: {{ name }}}``: described without importing its code; this module imports no torch."""
+"""``search: {use: example}``: described without importing its code; this module imports no torch."""
 
-from dit_compress.hooks import Options, Plugin
-
-from dit_compress.hooks import hookimpl
+from dit_compress.hooks import Options, Plugin, hookimpl
 from pydantic import Field
 
 
-class {{ camel }}Options(Options):
+class ExampleOptions(Options):
     """Change this: whatever a recipe may choose."""
 
     power: float = Field(2.0, gt=0, description="Of the norm by which a unit's weights count.")
@@ -16,8 +14,8 @@ class {{ camel }}Options(Options):
 def search() -> Plugin:
     """Describe the plugin. Change this: ``data=True`` where it looks at clips."""
     return Plugin(
-        name="{{ name }}",
-        options={{ camel }}Options,
-        load="{{ package }}.search:{{ camel }}Search",
+        name="example",
+        options=ExampleOptions,
+        load="dit_compress.scaffold.samples.search.search:ExampleSearch",
         summary="units with the largest norm of their weights",
     )

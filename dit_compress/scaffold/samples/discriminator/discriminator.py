@@ -14,24 +14,25 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from dit_compress.model.denoiser import Cond, Denoiser
 
-    from {{ package }} import {{ camel }}Options
+    from dit_compress.scaffold.samples.discriminator import ExampleOptions
 
 
-class {{ camel }}Part:
-    """Part ``discriminator: {use: {{ name }}}``."""
+class ExamplePart:
+    """Part ``discriminator: {use: example}``."""
 
-    def __init__(self, options: {{ camel }}Options) -> None:
+    def __init__(self, options: ExampleOptions) -> None:
         self.options = options
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """A discriminator over a frozen copy of the generator as it is now."""
-        return {{ camel }}Discriminator(generator, frozen_depth(generator, self.options.frozen_blocks, 0), self.options.hidden)
+        """Make a discriminator over a frozen copy of the generator as it is now."""
+        depth = frozen_depth(generator, self.options.frozen_blocks, 0)
+        return ExampleDiscriminator(generator, depth, self.options.hidden)
 
 
-class {{ camel }}Discriminator(nn.Module):
+class ExampleDiscriminator(nn.Module):
     """``(latent_BCTHW, sigma_B, cond) → logits [B,S]``: real goes to −1 and below, fake to 1 and above.
 
-    ``trunk`` and ``frozen_blocks`` tell the loop where learning begins: R1 is taken there.
+    ``trunk`` and ``frozen_blocks`` show the loop where learning begins: R1 is taken there.
     """
 
     def __init__(self, generator: Denoiser, frozen_blocks: int, hidden: int) -> None:
@@ -43,7 +44,7 @@ class {{ camel }}Discriminator(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
-        """One logit per token."""
+        """Return one logit per token."""
         last = self.frozen_blocks - 1
         _, taken = self.trunk.features(latent_BCTHW, sigma_B, cond, at=[last])
         return self.head(taken[last]).squeeze(-1)

@@ -3,18 +3,18 @@
 from dit_compress.testing.found import assert_found
 from dit_compress.testing.searches import SearchContract
 
-from {{ package }} import {{ camel }}Options
-from {{ package }}.search import {{ camel }}Search
+from dit_compress.scaffold.samples.search import ExampleOptions
+from dit_compress.scaffold.samples.search.search import ExampleSearch
 
 
-class Test{{ camel }}(SearchContract):
+class TestExample(SearchContract):
     """Blocks, heads and feed-forward channels of a tiny DiT; ``model`` and ``levels`` choose others."""
 
-    def search(self) -> {{ camel }}Search:
+    def search(self) -> ExampleSearch:
         """Change this: the options that shall be tested."""
-        return {{ camel }}Search({{ camel }}Options())
+        return ExampleSearch(ExampleOptions())
 
 
 def test_it_is_installed_and_found() -> None:
     """``pip install --no-deps -e .`` makes it so."""
-    assert_found("search", "{{ name }}")
+    assert_found("search", "example")

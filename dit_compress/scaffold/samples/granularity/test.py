@@ -3,18 +3,18 @@
 from dit_compress.testing.found import assert_found
 from dit_compress.testing.granularities import GranularityContract
 
-from {{ package }} import {{ camel }}Options
-from {{ package }}.axes import {{ camel }}Granularity
+from dit_compress.scaffold.samples.granularity import ExampleOptions
+from dit_compress.scaffold.samples.granularity.axes import ExampleGranularity
 
 
-class Test{{ camel }}(GranularityContract):
+class TestExample(GranularityContract):
     """Axes as data."""
 
-    def granularity(self) -> {{ camel }}Granularity:
+    def granularity(self) -> ExampleGranularity:
         """Change this: options that fit small models; theirs are feed-forwards of 64 and 192 channels."""
-        return {{ camel }}Granularity({{ camel }}Options(remove=1, run=16))
+        return ExampleGranularity(ExampleOptions(remove=1, run=16))
 
 
 def test_it_is_installed_and_found() -> None:
     """``pip install --no-deps -e .`` makes it so."""
-    assert_found("granularity", "{{ name }}")
+    assert_found("granularity", "example")

@@ -1,6 +1,6 @@
 """Flow matching: the student learns the velocity of the straight path between noise and data (Eq. 2).
 
-One hook makes another method of it: :meth:`{{ camel }}Objective.target`.
+One hook makes another method of it: :meth:`ExampleObjective.target`.
 
 Shapes: B batch, C channels, T H W latent frames, height, width.
 """
@@ -9,60 +9,60 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress import flow
+from dit_compress.model import flow
 from dit_compress.train.distill import distill
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 
 if TYPE_CHECKING:
-    from dit_compress.step.context import Context, Result
     from dit_compress.model.denoiser import Cond, Denoiser
-    from dit_compress.model.text import Captions
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
+    from dit_compress.model.text import Captions
+    from dit_compress.step.context import Context, Result
     from dit_compress.train.objective import Batch
     from torch import Tensor
 
-    from {{ package }} import {{ camel }}Options
+    from dit_compress.scaffold.samples.distill import ExampleOptions
 
 
-class {{ camel }}Distiller:
-    """Step ``distill: {use: {{ name }}}``."""
+class ExampleDistiller:
+    """Step ``distill: {use: example}``."""
 
-    def __init__(self, options: {{ camel }}Options) -> None:
+    def __init__(self, options: ExampleOptions) -> None:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Training changes weights only."""
+        """Give the spec unchanged: training changes weights only."""
         spec.need_denoiser()
         spec.need_latent()
         return spec
 
     def run(self, context: Context) -> Result:
-        """The one training loop: optimisers, averages, checkpoints, resume, several processes."""
+        """Run the one training loop: optimisers, averages, checkpoints, resume, several processes."""
         return distill(self, context)
 
     def flow(self, before: Flow) -> Flow:
-        """How the result is meant to be sampled: as before. Change this: fewer steps, where you distill steps."""
+        """Return how the result is meant to be sampled. Change this: fewer steps, where you distill steps."""
         return before
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
-    ) -> {{ camel }}Objective:
-        """Roles, phases and losses over the loaded models."""
-        return {{ camel }}Objective(self.options, student, text, context.input.flow)
+    ) -> ExampleObjective:
+        """Make roles, phases and losses over the loaded models."""
+        return ExampleObjective(self.options, student, text, context.input.flow)
 
 
-class {{ camel }}Objective:
+class ExampleObjective:
     """The student learns; the text encoder is frozen.
 
     Every tensor that learns lives in the module of a role with a rate. Change this: further roles (a teacher is
     ``Role(teacher)``, frozen), and further phases, each with the roles that it updates.
     """
 
-    phases: tuple[Phase, ...] = (Phase("{{ name }}", ("student",)),)
+    phases: tuple[Phase, ...] = (Phase("example", ("student",)),)
 
-    def __init__(self, options: {{ camel }}Options, student: Denoiser, text: Captions, schedule: Flow) -> None:
+    def __init__(self, options: ExampleOptions, student: Denoiser, text: Captions, schedule: Flow) -> None:
         self.options, self.student, self.text, self.schedule = options, student, text, schedule
         student.requires_grad_()
         self.roles = {
@@ -71,7 +71,7 @@ class {{ camel }}Objective:
         }
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, a mean over samples, is differentiated; any other entry is logged.
+        """Return ``loss``, a mean over samples, which is differentiated; any other entry is logged.
 
         Random numbers come from ``batch.streams`` alone, so that a resumed training repeats them.
         """
@@ -83,7 +83,7 @@ class {{ camel }}Objective:
         return {"loss": flow_loss(self.student(x_BCTHW, sigma_B, cond), target_BCTHW)}
 
     def target(self, batch: Batch, noise_BCTHW: Tensor, x_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
-        """The velocity ``[B,C,T,H,W]`` that the student learns at ``x``.
+        """Return the velocity ``[B,C,T,H,W]`` that the student learns at ``x``.
 
         Change this: a teacher's velocity is ``with torch.no_grad(): return self.teacher(x_BCTHW, sigma_B, cond)``.
         """

@@ -1,14 +1,12 @@
-"""``distill: {use: {{ name }}}``: described without importing its code; this module imports no torch."""
+"""``distill: {use: example}``: described without importing its code; this module imports no torch."""
 
-from dit_compress.hooks import Plugin
-
-from dit_compress.hooks import hookimpl
+from dit_compress.hooks import Plugin, hookimpl
 from dit_compress.train.options import DistillOptions
 from pydantic import Field
 
 
-class {{ camel }}Options(DistillOptions):
-    """What every training step has, and what this one adds. Change this: whatever your loss needs."""
+class ExampleOptions(DistillOptions):
+    """Options of every training step, and those that this one adds. Change this: whatever your loss needs."""
 
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="Share of captions dropped, which makes guidance work.")
 
@@ -17,9 +15,9 @@ class {{ camel }}Options(DistillOptions):
 def distill() -> Plugin:
     """Describe the plugin. Change this: ``slots=("teacher",)`` where the loss looks at a teacher."""
     return Plugin(
-        name="{{ name }}",
-        options={{ camel }}Options,
-        load="{{ package }}.distiller:{{ camel }}Distiller",
+        name="example",
+        options=ExampleOptions,
+        load="dit_compress.scaffold.samples.distill.distiller:ExampleDistiller",
         world="all",
         data=True,
         summary="flow matching, with one hook to change",

@@ -1,12 +1,10 @@
-"""``latent: {use: {{ name }}}``: described without importing its code; this module imports no torch."""
+"""``latent: {use: example}``: described without importing its code; this module imports no torch."""
 
-from dit_compress.hooks import Options, Plugin
-
-from dit_compress.hooks import hookimpl
+from dit_compress.hooks import Options, Plugin, hookimpl
 from pydantic import Field
 
 
-class {{ camel }}Options(Options):
+class ExampleOptions(Options):
     """Change this: whatever a recipe may choose. Options of ``train.options.TrainOptions`` come with the one loop."""
 
     frames: int = Field(4, ge=1, description="Pixels per latent cell along time; videos have 1 + frames·k frames.")
@@ -19,9 +17,9 @@ class {{ camel }}Options(Options):
 def latent() -> Plugin:
     """Describe the plugin; ``data=True`` makes the clips part of the step's key."""
     return Plugin(
-        name="{{ name }}",
-        options={{ camel }}Options,
-        load="{{ package }}.codec:{{ camel }}Step",
+        name="example",
+        options=ExampleOptions,
+        load="dit_compress.scaffold.samples.latent.codec:ExampleStep",
         data=True,
         summary="principal components of patches",
     )
