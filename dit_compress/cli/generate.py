@@ -22,7 +22,7 @@ def generate_file(
     caption: str,
     model: Path,
     out: Path,
-    sample: Callable[..., Any],
+    sample: Callable[..., Any] | None,
     *,
     num_steps: int | None,
     guidance: float | None,

@@ -215,12 +215,10 @@ class Context:
 
     # -- sampling
 
-    def sampler(self) -> Any:
-        """The recipe's sampler; Euler where it names none."""
-        from dit_compress.model.flow import euler
-
+    def sampler(self, flow: Flow | None = None) -> Any:
+        """The recipe's sampler; where it names none that of the flow settings, the input's if not given."""
         part = self.parts.get("sampler")
-        return euler if part is None else part.build().sample
+        return (flow or self.input.flow).sample() if part is None else part.build().sample
 
     # -- services of the loop
 
