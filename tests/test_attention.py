@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dit_compress.core.errors import UserError
 from dit_compress.model.attention import captured, probabilities
 from dit_compress.model.denoiser import Cond
-from dit_compress.structure.facts import Attention, Structure
+from dit_compress.structure.facts import Attention
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.memory import recomputing
 from dit_compress.train.objective import Role

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from toy import batch, part, words
 from torch import Tensor, nn
+from toy import batch, part, words
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
@@ -37,7 +37,7 @@ from dit_compress_plugins.distill_flow.distiller import FlowDistiller
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LAZY = '''
+LAZY = """
 from dit_compress.model.flow import guided
 from dit_compress.plugin.kinds import hookimpl
 from dit_compress.plugin.options import Options, Plugin
@@ -63,7 +63,7 @@ class Lazy:
                 kept = guided(denoiser, x, x.new_full((len(x),), now), cond, guidance)
             x = x + (then - now) * kept
         return x
-'''
+"""
 NAMED = {"use": "lazy", "every": 3}
 
 
@@ -91,7 +91,7 @@ def named(plain: Bundle, tmp_path: Path) -> Bundle:
     return Bundle.open(made.path)
 
 
-def field(x: Tensor, sigma_B: Tensor, cond: Any) -> Tensor:  # noqa: ARG001 - a denoiser's
+def field(x: Tensor, sigma_B: Tensor, cond: Any) -> Tensor:
     return x
 
 
