@@ -25,7 +25,7 @@ _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
 
 def attentions_at(structure: Structure, at: Sequence[int | str]) -> list[Attention]:
     """The attentions of some blocks of the main stack (by position) and at some module paths; UserError if none is."""
-    found = {}
+    found: dict[str, Attention] = {}
     for place in at:
         here = [
             item
