@@ -15,6 +15,7 @@ from dit_compress.train.memory import state_bytes
 from dit_compress.train.objective import Phase, Role
 from dit_compress.train.options import TrainOptions
 from dit_compress.train.trainee import Trainee, trainees_of
+from dit_compress.train.validation import _averaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,3 +186,14 @@ def test_two_optimisers_of_one_tensor_are_refused(tmp_path: Path) -> None:
 def test_shared_weights_are_counted_once() -> None:
     """Three weights of four bytes; gradient, two moments and an average of one, gradient and two moments of two."""
     assert state_bytes(Shared().roles) == {"gates": 3 * 4 + 4 * 4, "weights": 3 * 2 * 4, "frozen": 0}
+
+
+def test_averages_of_roles_that_share_a_module_are_looked_at_together() -> None:
+    made = Shared()
+    trainees = trainees_of(made.roles)
+    trainees["gates"].average["gate.value"].fill_(7.0)
+    with _averaged(trainees):
+        assert made.net.gate.value.tolist() == [7.0]
+        assert not made.net.training
+    assert made.net.gate.value.tolist() == [0.5]
+    assert made.net.training
