@@ -29,13 +29,14 @@ def generate(
     size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
     fps: Annotated[float, typer.Option(min=1)] = 8.0,
     seed: int = 0,
-    sampler: Annotated[str, typer.Option(help="A sampler plugin.")] = "euler",
+    sampler: Annotated[str | None, typer.Option(help="A sampler plugin; the bundle's own if absent.")] = None,
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
     from dit_compress.recipe import make_part
 
-    sample = make_part("sampler", {"use": sampler}, registry(plugin), "--sampler").build().sample
+    found = registry(plugin)
+    sample = make_part("sampler", {"use": sampler}, found, "--sampler").build().sample if sampler else None
     generate_file(
         caption, model, out, sample, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed
     )
@@ -46,7 +47,7 @@ def generate_file(
     caption: str,
     model: Path,
     out: Path,
-    sample: Callable[..., Any],
+    sample: Callable[..., Any] | None,
     *,
     num_steps: int | None,
     guidance: float | None,

@@ -82,8 +82,9 @@ def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tu
 
 def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
     from dit_compress.pruning.prune import free, prune_by_plan
+    from dit_compress.structure.files.load_pruned import edits_of
     from dit_compress.structure.files.lora import prune_lora
-    from dit_compress.structure.files.pruned import edits_of, read_plan
+    from dit_compress.structure.files.pruned import read_plan
 
     if asked or out is None:
         raise UserError("a plan says already what stays", mend="Give --plan and --out alone")

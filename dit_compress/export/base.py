@@ -40,9 +40,10 @@ class ExportStep:
         return getattr(self.options, "sizes", ())
 
     def plan(self, spec: Spec) -> Spec:
-        """Files change no bundle. UserError where a further size does not fit the VAE."""
+        """Files change no bundle. UserError where a further size does not fit the VAE, or the sampler is not Euler."""
         from dit_compress.export.sizes import need_fitting
 
+        spec.flow.need_euler()
         need_fitting(self.sizes, spec)
         return spec
 

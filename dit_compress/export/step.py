@@ -41,6 +41,7 @@ def export(exporter: Any, context: Context) -> Result:
 
     ``exporter`` follows ``hooks.Exporter`` and has a ``profile``. Raises UserError where a file is refused.
     """
+    context.input.flow.need_euler()
     sizes = getattr(exporter, "sizes", ())
 
     def more(folder: Path) -> Any:

@@ -77,7 +77,7 @@ def sensitivity(target: str, out: Path, settings: Settings) -> dict[str, Any]:
 
 
 def opened(target: str, out: Path) -> tuple[Context, Denoiser]:
-    """The bundle in a context: with the run's data where it belongs to a run, with none elsewhere."""
+    """Put the bundle into a context: with the run's data where it belongs to a run, with none elsewhere."""
     bundle = Bundle.open(target)
     run = next((folder for folder in bundle.path.resolve().parents if (folder / "run.json").is_file()), None)
     shared: dict[str, Any] = {"parts": {}, "video": bundle.spec.video, "seed": 0, "manifest_digest": ""}
@@ -98,7 +98,7 @@ def opened(target: str, out: Path) -> tuple[Context, Denoiser]:
 
 
 def axes_of(denoiser: Denoiser, names: Sequence[str]) -> dict[str, list[Axis]]:
-    """The axes of each level that is named; UserError for an unknown level, and for one that finds nothing."""
+    """Return the axes of each level that is named; UserError for an unknown level, and for one that finds nothing."""
     known = [entry.plugin.name for entry in installed().entries("granularity")]
     structure, levels = denoiser.structure(), {}
     for name in names:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dit_compress.model.attention import attentions_at, captured
 from dit_compress.structure.observe.discover import observe, replicated
 from dit_compress.structure.observe.weightless import hollow_copy
 from dit_compress.structure.record import Call, record
@@ -190,6 +191,18 @@ class Denoiser(nn.Module):
             yield leaves
         finally:
             handle.remove()
+
+    @contextmanager
+    def attention(self, at: Sequence[int | str]) -> Iterator[dict[str, Tensor]]:
+        """Collect attention probabilities ``[B,N,S,L]``, by module path, for as long as the context is open.
+
+        at: positions in the main stack (every attention of that block), or module paths of attentions that
+        :meth:`structure` found. They are those of the last call, have gradients, and change no output. Where blocks
+        run again in the backward pass the context stays open until then. UserError where there is no such attention,
+        or it calls neither ``scaled_dot_product_attention`` nor ``softmax``.
+        """
+        with captured(self.module, attentions_at(self.structure(), at)) as taken:
+            yield taken
 
     @property
     def example_size(self) -> tuple[int, int, int]:

@@ -7,11 +7,13 @@ Nothing else in the toolkit knows another convention: model adapters convert.
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.errors import UserError
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -46,17 +48,23 @@ def jump(x_sigma: Tensor, velocity: Tensor, sigma_B: Tensor, to_B: Tensor) -> Te
     return x_sigma + expand(to_B - sigma_B, x_sigma) * velocity
 
 
+EULER = "euler"
+"""The plugin that is the engine's own :func:`euler`."""
+
+
 @dataclass(frozen=True)
 class Flow:
     """Flow settings of a bundle: one object for training and sampling.
 
     shift: ``s·u / (1 + (s-1)·u)`` moves sigmas towards noise.
-    num_steps, guidance: how the bundle is meant to be sampled.
+    num_steps, guidance: how the bundle is meant to be sampled. sampler: by which plugin, as a recipe would say it
+    (``{"use": name, option: value}``); Euler where it is None.
     """
 
     shift: float = 3.0
     num_steps: int = 40
     guidance: float = 4.0
+    sampler: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def warp(self, u: Any) -> Any:
         """Map a uniform position to sigma; a number or a tensor."""
@@ -69,12 +77,30 @@ class Flow:
 
     def as_data(self) -> dict[str, Any]:
         """Return the settings as bundle.json holds them, the sigmas included."""
-        return {**asdict(self), "sigmas": list(self.sigmas())}
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**own, "sigmas": list(self.sigmas())}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Flow:
         """Read settings back from bundle.json."""
-        return cls(shift=data["shift"], num_steps=data["num_steps"], guidance=data["guidance"])
+        return cls(data["shift"], data["num_steps"], data["guidance"], data.get("sampler"))
+
+    def sample(self) -> Callable[..., Tensor]:
+        """Return the named sampler's ``sample``; UserError where its plugin is not installed or takes other options."""
+        if self.sampler is None:
+            return euler
+        from dit_compress.plugin.registry import installed
+        from dit_compress.recipe import make_part
+
+        return make_part("sampler", dict(self.sampler), installed(), "the bundle's sampler").build().sample
+
+    def need_euler(self) -> None:
+        """Raise UserError where a loop of Euler steps would not be what the bundle is sampled by."""
+        if self.sampler is not None and self.sampler["use"] != EULER:
+            raise UserError(
+                f"the bundle is sampled by {self.sampler['use']!r}, and an exported package by Euler steps alone",
+                mend="Export the bundle from before the step that named the sampler",
+            )
 
 
 def guided(denoiser: Denoiser, x: Tensor, sigma_B: Tensor, cond: Cond, guidance: float) -> Tensor:

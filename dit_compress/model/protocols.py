@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+
+from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,11 +32,35 @@ class Codec(Protocol):
     def encode(self, video_BCFYX: Tensor) -> Tensor:
         """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (mean 0, std 1 over the training set)."""
 
+    takes_first: bool = False
+    """Whether ``decode`` also takes the video's first frame: of a :class:`FirstFrameCodec`."""
+
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """Normalised latent → video in [-1, 1], clipped by the caller; may work in tiles."""
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """The same in one piece: what exporters trace."""
+
+
+class FirstFrameCodec(Codec, Protocol):
+    """A codec whose one decoder works with the first frame of the video, where that is known, and without."""
+
+    takes_first: bool = True
+
+    def decode(self, latent_BCTHW: Tensor, first_BCYX: Tensor | None = None) -> Tensor:
+        """The same; ``first_BCYX``: the frame at the video's size, in [-1, 1]."""
+
+
+def decoded(codec: Codec, latent_BCTHW: Tensor, first_BCYX: Tensor | None = None) -> Tensor:
+    """What a codec decodes, its first frame given or not; UserError where it is, and the codec takes none."""
+    if first_BCYX is None:
+        return codec.decode(latent_BCTHW)
+    if not codec.takes_first:
+        raise UserError(
+            f"the decoder of {type(codec).__name__} takes no first frame",
+            mend="Leave the first frame out, or use a VAE that is trained to take one",
+        )
+    return cast("FirstFrameCodec", codec).decode(latent_BCTHW, first_BCYX)
 
 
 class Model(Protocol):

@@ -62,6 +62,7 @@ def save(module: nn.Module, path: str | Path, *, shard_bytes: int = SHARD_BYTES)
     held = getattr(module, ATTRIBUTE, None)
     if held is None:
         raise UserError(f"{type(module).__name__} was not pruned here", mend="Save its state dict yourself")
+    load_pruned.edits_of(held["record"])
     from safetensors.torch import save_file
 
     seen: set[int] = set()

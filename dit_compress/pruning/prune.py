@@ -25,10 +25,10 @@ from dit_compress.structure.compact import CompactionError
 from dit_compress.structure.copies import shared_copy, single_copy
 from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.files.disk import SHARD_BYTES, prune_weights, refuse_quantised
+from dit_compress.structure.files.load_pruned import edits_of
 from dit_compress.structure.files.pruned import (
     base_of,
     check_plan,
-    edits_of,
     log_of,
     read_config,
     read_plan,

@@ -9,7 +9,6 @@ from dit_compress.core.errors import UserError
 from dit_compress.data.cache import ClipCache
 from dit_compress.data.source import data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
-from dit_compress.model.flow import euler
 from dit_compress.model.spec import Spec
 from dit_compress.model.text import Captions
 from dit_compress.step.workplace import Stopping, Workplace
@@ -147,10 +146,10 @@ class Context(Workplace):
         spec = replace(self.input.spec, video=self.video or self.input.spec.video)
         return (spec.codec().channels, *spec.latent_size())
 
-    def sampler(self) -> Any:
-        """The recipe's sampler; Euler where it names none."""
+    def sampler(self, flow: Flow | None = None) -> Any:
+        """Return the recipe's sampler; where it names none that of the flow settings, the input's if not given."""
         part = self.parts.get("sampler")
-        return euler if part is None else part.build().sample
+        return (flow or self.input.flow).sample() if part is None else part.build().sample
 
     def _cached(self, split: Split) -> ClipCache:
         clips, workers = self.clips(split), getattr(self._data_part().build(), "workers", 0)

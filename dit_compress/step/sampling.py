@@ -8,24 +8,28 @@ import torch
 
 from dit_compress.core.randomness import Streams
 from dit_compress.data.samples import to_pixels
-from dit_compress.model.flow import euler
+from dit_compress.model.protocols import decoded
 from dit_compress.model.text import Captions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    from torch import Tensor
 
     from dit_compress.model.bundle import Bundle
 
 
 class Generator:
-    """A bundle, loaded and ready to make videos. Noise is a function of (seed, index of the video)."""
+    """A bundle, loaded and ready to make videos. Noise is a function of (seed, index of the video).
+
+    sample: another sampler than the bundle's.
+    """
 
     def __init__(
-        self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any] = euler
+        self, bundle: Bundle, latent_shape: tuple[int, int, int, int], sample: Callable[..., Any] | None = None
     ) -> None:
-        self.bundle, self.shape, self.sample = bundle, latent_shape, sample
+        self.bundle, self.shape, self.sample = bundle, latent_shape, sample or bundle.flow.sample()
         self.denoiser, self.codec = bundle.denoiser().eval(), bundle.codec().eval()
         self.text = Captions(bundle.text()).eval()
 
@@ -38,10 +42,11 @@ class Generator:
         index: Sequence[int],
         num_steps: int | None = None,
         guidance: float | None = None,
+        first_BCYX: Tensor | None = None,
     ) -> np.ndarray:
-        """uint8 ``[B,F,Y,X,3]``, one video per caption."""
+        """uint8 ``[B,F,Y,X,3]``, one video per caption; ``first_BCYX`` goes to a decoder that takes first frames."""
         flow = self.bundle.flow
         noise = Streams(seed, 0, index).normal("sample", self.shape)
         strength = flow.guidance if guidance is None else guidance
         latent = self.sample(self.denoiser, noise, self.text.cond(captions), flow.sigmas(num_steps), strength)
-        return to_pixels(self.codec.decode(latent))
+        return to_pixels(decoded(self.codec, latent, first_BCYX))

@@ -49,10 +49,11 @@ def monitors(step: Distiller, context: Context, student: Denoiser, text: Caption
     if options.validation is not None:
         validator = Validator(held_out, options.validation.samples, each, context.seed, world, bf16=options.bf16)
     if options.watch is not None:
+        flow = step.flow(context.input.flow)
         sampler = Watcher(
             student,
             text,
-            step.flow(context.input.flow),
+            flow,
             held_out,
             options.watch,
             _decoder(context),
@@ -61,6 +62,7 @@ def monitors(step: Distiller, context: Context, student: Denoiser, text: Caption
             trained=is_trained(context.input.lineage),
             bf16=options.bf16,
             batch=each,
+            sample=context.sampler(flow),
         )
     alarms = Alarms(context, stop=options.watch is not None and options.watch.stop)
     return Monitors(options, alarms, validator, sampler)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
@@ -21,7 +21,7 @@ from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
 from dit_compress.train.options import check_parts
 from dit_compress.train.parallel import gathered, resharded, spread
-from dit_compress.train.trainee import Trainee
+from dit_compress.train.trainee import trainees_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dit_compress.step.world import World
     from dit_compress.train.objective import Objective, Phase
     from dit_compress.train.options import TrainOptions
+    from dit_compress.train.trainee import Trainee
     from dit_compress.train.validation import Monitors
 
 
@@ -56,7 +57,7 @@ def fit(
         blueprints = spread(objective.roles, world)
         if options.checkpoint_activations:
             stack.enter_context(recomputing(objective.roles))
-        trainees = _trainees(objective, world)
+        trainees = trainees_of(objective.roles, world)
         _warn_of_averages(objective, options, context)
         history = History(context, trainees, options.keep_checkpoints)
         if monitors is not None:
@@ -125,7 +126,7 @@ def train_step(
         for first in range(0, len(share), each)
     ]
     for phase in objective.phases:
-        if step < phase.start:
+        if not phase.runs(step):
             continue
         losses = _phase(objective, phase, parts, trainees, options, world)
         prefix = f"{phase.name}/" if len(objective.phases) > 1 else ""
@@ -151,47 +152,27 @@ def batch_index(total: int, size: int, seed: int, step: int, part: Sequence[int]
     return [int(orders[place // total][place % total]) for place in places]
 
 
-def learning_rate(step: int, start: int, options: TrainOptions) -> float:
-    """Factor of the peak rate: linear warm-up, then cosine to ``options.decay``."""
-    done = step - start
+def learning_rate(step: int, phase: Phase, options: TrainOptions) -> float:
+    """Factor of the peak rate: linear warm-up, then cosine to ``options.decay``, over the phase's own updates."""
+    done, total = phase.updates_before(step), phase.updates_before(options.steps)
     if done < options.warmup:
         return (done + 1) / (options.warmup + 1)
-    share = (done - options.warmup) / max(1, options.steps - start - options.warmup)
+    share = (done - options.warmup) / max(1, total - options.warmup)
     return options.decay + (1 - options.decay) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _trainees(objective: Objective, world: World) -> dict[str, Trainee]:
-    trainees = {}
-    for name, role in objective.roles.items():
-        if role.lr is None:
-            role.module.requires_grad_(requires_grad=False)
-            role.module.eval()
-        else:
-            role.module.train()
-            _silence_dropout(role.module)
-            trainees[name] = Trainee(name, role, world)
-    return trainees
-
-
 def _warn_of_averages(objective: Objective, options: TrainOptions, context: Context) -> None:
-    """An average over more steps than there are is mostly what the step began with, random weights perhaps."""
+    """An average over more updates than there are is mostly what the step began with, random weights perhaps."""
     for name, role in objective.roles.items():
-        starts = [phase.start for phase in objective.phases if name in phase.updates]
-        if not role.ema or not starts:
+        phases = [phase for phase in objective.phases if name in phase.updates]
+        if not role.ema or not phases:
             continue
-        left = role.ema ** max(0, options.steps - min(starts))
+        left = role.ema ** sum(phase.updates_before(options.steps) for phase in phases)
         if left > MOST_LEFT:
             context.say(
                 f"warning, after {options.steps} steps the moving average of {name!r} will still be {left:.0%} the "
                 f"weights it began with. Lower 'ema' (now {role.ema}), or raise 'steps'"
             )
-
-
-def _silence_dropout(module: nn.Module) -> None:
-    """Dropout draws from torch's global generator, so it is off: randomness is stateless."""
-    for item in module.modules():
-        if isinstance(item, nn.Dropout):
-            item.p = 0.0
 
 
 def _phase(
@@ -217,7 +198,7 @@ def _phase(
         for name, value in losses.items():
             values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
     for name in phase.updates:
-        values[f"grad_{name}"] = trainees[name].update(learning_rate(parts[0].step, phase.start, options))
+        values[f"grad_{name}"] = trainees[name].update(learning_rate(parts[0].step, phase, options))
     return values
 
 

@@ -26,16 +26,17 @@ MOMENTS = 2
 
 
 def state_bytes(roles: Mapping[str, Role]) -> dict[str, int]:
-    """Bytes per role on this process: weights, and where it is trained gradients, moments and average."""
-    return {name: _role_bytes(role) for name, role in roles.items()}
+    """Bytes per role on this process: weights, and where it is trained gradients, moments and average.
 
-
-def _role_bytes(role: Role) -> int:
-    held = 0
-    for parameter in role.module.parameters():
-        size = local(parameter).numel() * parameter.element_size()
-        trained = role.lr is not None and parameter.requires_grad
-        held += size * (1 + (1 + MOMENTS + bool(role.ema) if trained else 0))
+    Weights that several roles share are counted with the first.
+    """
+    held, seen = dict.fromkeys(roles, 0), set[int]()
+    for name, role in roles.items():
+        trained = {id(parameter) for parameter in role.trained().values()}
+        for parameter in role.module.parameters():
+            copies = (id(parameter) not in seen) + (1 + MOMENTS + bool(role.ema) if id(parameter) in trained else 0)
+            held[name] += copies * local(parameter).numel() * parameter.element_size()
+            seen.add(id(parameter))
     return held
 
 

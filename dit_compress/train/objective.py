@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dit_compress.core.errors import UserError
 from dit_compress.step.protocols import Step
 
 if TYPE_CHECKING:
@@ -26,12 +28,16 @@ class Role:
 
     Every trainable tensor lives in a role's module, so that the loop can clip, average, save and
     shard it. ``lr`` None means frozen: the loop turns gradients off and never saves it.
-    ``whole``: every process holds all of it, where the blocks of a denoiser would be shared out.
+    ``only``: patterns (of ``fnmatch``) of the names of the parameters that are trained, whatever their
+    ``requires_grad`` says; without it those that require grad when training begins. Roles may share a module as long
+    as each trains a part of its own. ``whole``: every process holds all of it, where the blocks of a denoiser would be
+    shared out.
     ``muon_lr``: the matrices of linears inside module lists are trained by Muon at this rate; None: AdamW for all.
     """
 
     module: nn.Module
     lr: float | None = None
+    only: tuple[str, ...] = ()
     muon_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -39,14 +45,43 @@ class Role:
     clip: float | None = 1.0
     whole: bool = False
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name; UserError where a pattern of ``only`` matches none."""
+        if self.lr is None:
+            return {}
+        named = dict(self.module.named_parameters())
+        if not self.only:
+            return {name: value for name, value in named.items() if value.requires_grad}
+        unmatched = [pattern for pattern in self.only if not any(fnmatchcase(name, pattern) for name in named)]
+        if unmatched:
+            raise UserError(
+                f"no parameter is named like {', '.join(map(repr, unmatched))}",
+                where=type(self.module).__name__,
+                mend=f"The names are such as {', '.join(map(repr, list(named)[:3]))}",
+            )
+        return {name: named[name] for name in named if any(fnmatchcase(name, pattern) for pattern in self.only)}
+
 
 @dataclass(frozen=True)
 class Phase:
-    """One update within a step: which roles move, by which loss. ``start``: first step it runs at."""
+    """One update within a step: which roles move, by which loss.
+
+    ``start``: first step it runs at; ``every``: it runs at that one and each ``every``-th after it. Warm-up, decay and
+    moving averages count the phase's own updates.
+    """
 
     name: str
     updates: tuple[str, ...]
     start: int = 0
+    every: int = 1
+
+    def runs(self, step: int) -> bool:
+        """Whether it is its turn."""
+        return step >= self.start and (step - self.start) % self.every == 0
+
+    def updates_before(self, step: int) -> int:
+        """How often it has run before ``step``."""
+        return max(0, -((self.start - step) // self.every))
 
 
 @dataclass

@@ -98,12 +98,15 @@ def resharded(roles: Mapping[str, Role], world: World) -> None:
 @torch.no_grad()
 def gathered(roles: Mapping[str, Role], blueprints: list[tuple[Denoiser, nn.Module]], world: World) -> None:
     """Whole modules on the CPU again, on the first process."""
-    trained = {id(denoiser) for denoiser in _denoisers({k: r for k, r in roles.items() if r.lr is not None})}
+    trained = {id(denoiser.module) for role in roles.values() if role.lr is not None for denoiser in _inside(role)}
     for denoiser, blueprint in blueprints:
-        if id(denoiser) in trained:
-            state = _whole_state(denoiser.module, world)
+        sharded = denoiser.module
+        if id(sharded) in trained:
+            state = _whole_state(sharded, world)
             if not world.rank:
-                denoiser.module = _filled(blueprint, state, denoiser.module)
+                whole = _filled(blueprint, state, sharded)
+                for other in (item for role in roles.values() for item in _inside(role) if item.module is sharded):
+                    other.module = whole
     if world.device != CPU:
         for role in roles.values():
             if role.lr is not None:
@@ -129,10 +132,17 @@ def _filled(blueprint: nn.Module, state: dict[str, Tensor], like: nn.Module) -> 
 
 
 def _denoisers(roles: Mapping[str, Role]) -> list[Denoiser]:
-    """The denoisers to shard."""
-    found = [(item, role) for role in roles.values() for item in role.module.modules() if isinstance(item, Denoiser)]
-    whole = {id(denoiser) for denoiser, role in found if role.whole}
-    return list({id(denoiser): denoiser for denoiser, _ in found if id(denoiser) not in whole}.values())
+    """The denoisers to shard, each module once."""
+    found = [(item, role) for role in roles.values() for item in _inside(role)]
+    whole = {id(denoiser.module) for denoiser, role in found if role.whole}
+    modules: dict[int, Denoiser] = {}
+    for denoiser, _ in found:
+        modules.setdefault(id(denoiser.module), denoiser)
+    return [denoiser for key, denoiser in modules.items() if key not in whole]
+
+
+def _inside(role: Role) -> list[Denoiser]:
+    return [item for item in role.module.modules() if isinstance(item, Denoiser)]
 
 
 def _shard(denoiser: Denoiser, world: World) -> None:

@@ -15,7 +15,7 @@ from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.parallel import average_gradients, clip_gradients, is_sharded, local
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from dit_compress.train.objective import Role
 
@@ -31,9 +31,7 @@ class Trainee:
 
     def __init__(self, name: str, role: Role, world: World | None = None) -> None:
         self.name, self.role, self.world = name, role, world or World()
-        self.parameters: dict[str, nn.Parameter] = {
-            key: value for key, value in role.module.named_parameters() if value.requires_grad
-        }
+        self.parameters = role.trained()
         if not self.parameters:
             raise ValueError(f"role {name!r} has a learning rate and nothing to train")
         kept = role.module.state_dict().keys()
@@ -144,6 +142,46 @@ class Trainee:
             for key, parameter in self.parameters.items():
                 if id(parameter) in owned:
                     yield key, parameter, optimizer, MOMENTS[type(optimizer)]
+
+
+def trainees_of(roles: Mapping[str, Role], world: World | None = None) -> dict[str, Trainee]:
+    """The trained roles, whatever the order they are listed in; all that none of them trains is frozen.
+
+    UserError where two roles would train one tensor.
+    """
+    trainees = {name: Trainee(name, role, world) for name, role in roles.items() if role.lr is not None}
+    owners = _owners(trainees)
+    for role in roles.values():
+        for parameter in role.module.parameters():
+            parameter.requires_grad_(id(parameter) in owners)
+        role.module.eval()
+    kept: set[int] = set()
+    for trainee in trainees.values():  # after all frozen ones: a module of both kinds of roles is trained
+        trainee.role.module.train()
+        _silence_dropout(trainee.role.module)
+        trainee.buffers = {key: value for key, value in trainee.buffers.items() if id(value) not in kept}
+        kept |= {id(value) for value in trainee.buffers.values()}
+    return trainees
+
+
+def _owners(trainees: Mapping[str, Trainee]) -> dict[int, str]:
+    """Which role trains each tensor."""
+    owners: dict[int, str] = {}
+    for name, trainee in trainees.items():
+        for key, value in trainee.parameters.items():
+            if (other := owners.setdefault(id(value), name)) != name:
+                raise UserError(
+                    f"the roles {other!r} and {name!r} would both train {key!r}",
+                    mend="Let each train a part of its own (Role.only), or make them one role that both phases update",
+                )
+    return owners
+
+
+def _silence_dropout(module: nn.Module) -> None:
+    """Dropout draws from torch's global generator, so it is off: randomness is stateless."""
+    for item in module.modules():
+        if isinstance(item, nn.Dropout):
+            item.p = 0.0
 
 
 def _optimizers(role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:

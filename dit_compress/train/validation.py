@@ -10,7 +10,6 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
-from dit_compress.model.flow import euler
 from dit_compress.train import measures
 from dit_compress.train.guards import Alarms, SampleGuards
 from dit_compress.train.objective import Batch
@@ -152,6 +151,7 @@ class Watcher:
 
     decode: latent → video, on the device; the first process alone calls it, and tells the others what it measured.
     batch: about so many videos at a time, guidance counted; all at once where it is None.
+    sample: another sampler than the schedule's.
     """
 
     def __init__(
@@ -168,9 +168,10 @@ class Watcher:
         trained: bool,
         bf16: bool = False,
         batch: int | None = None,
+        sample: Callable[..., Tensor] | None = None,
     ) -> None:
         self.student, self.text, self.schedule, self.decode = student, text, schedule, decode
-        self.world, self.trained, self.bf16 = world, trained, bf16
+        self.world, self.trained, self.bf16, self.sample = world, trained, bf16, sample or schedule.sample()
         count = min(options.captions, len(real))
         self.clean = real.x0(range(count))
         self.captions = [caption for caption in real.captions(range(count)) for _ in range(TWINS)]
@@ -200,7 +201,7 @@ class Watcher:
             some = slice(first, first + self.each)
             noise, cond = self.noise[some].to(self.world.device), self._cond.take(some)
             with _cast(self.world, self.bf16):
-                made.append(euler(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
+                made.append(self.sample(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
         return self._told(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
 
     def _told(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:

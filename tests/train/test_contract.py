@@ -40,6 +40,21 @@ class TestFlowWithText(TestFlow):
     text_rate = 1e-4
 
 
+class TestFlowInParts(TestFlow):
+    """A block and the ends of one student by two roles, which a frozen role holds, too."""
+
+    def objective(self) -> Any:
+        made = super().objective()
+        made.roles = {
+            "before": Role(made.student),
+            "block": Role(made.student, lr=1e-3, only=("*transformer_blocks.1.*",)),
+            "ends": Role(made.student, lr=1e-3, only=("module.proj_*",)),
+            "text": Role(made.text),
+        }
+        made.phases = (Phase("flow", ("block",)), Phase("ends", ("ends",), every=2))
+        return made
+
+
 class TestAffine(DistillerContract):
     def objective(self) -> Any:
         student, teacher = tiny_denoiser("video_dit"), tiny_denoiser("video_dit", 1)

@@ -98,19 +98,20 @@ def options(steps: int, **more: Any) -> TrainOptions:
 
 def test_the_rate_rises_then_falls_along_a_cosine() -> None:
     given = TrainOptions(steps=14, warmup=4, decay=0.1)
-    assert [learning_rate(step, 0, given) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert learning_rate(9, 0, given) == pytest.approx(0.1 + 0.9 / 2)
-    assert learning_rate(14, 0, given) == pytest.approx(0.1)
+    assert [learning_rate(step, Phase("a", ()), given) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert learning_rate(9, Phase("a", ()), given) == pytest.approx(0.1 + 0.9 / 2)
+    assert learning_rate(14, Phase("a", ()), given) == pytest.approx(0.1)
 
 
 def test_a_phase_that_starts_later_warms_up_on_its_own() -> None:
     given = TrainOptions(steps=24, warmup=4, decay=0.1)
-    assert learning_rate(10, 10, given) == pytest.approx(0.2)
-    assert learning_rate(19, 10, given) == pytest.approx(0.1 + 0.9 / 2)
+    assert learning_rate(10, Phase("a", (), 10), given) == pytest.approx(0.2)
+    assert learning_rate(19, Phase("a", (), 10), given) == pytest.approx(0.1 + 0.9 / 2)
 
 
 def test_without_decay_the_rate_stays() -> None:
-    assert [learning_rate(step, 0, TrainOptions(steps=3, warmup=0)) for step in range(3)] == [1.0, 1.0, 1.0]
+    given = TrainOptions(steps=3, warmup=0)
+    assert [learning_rate(step, Phase("a", ()), given) for step in range(3)] == [1.0, 1.0, 1.0]
 
 
 # ------------------------------------------------------------------ one role

@@ -33,9 +33,9 @@ from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
-from dit_compress.train.objective import Role
+from dit_compress.train.objective import Phase, Role
 from dit_compress.train.trainee import Trainee
-from dit_compress.train.validation import Monitors, Sampler, Validator
+from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -335,7 +335,7 @@ def looked_at(world: World, folder: Path) -> None:
         asked.append(len(latent))
         return latent[:, :3]
 
-    watch = Sampler(
+    watch = Watcher(
         made.student, made.text, Flow(3.0, 2, 2.0), given, options.watch, decode, seed=0, world=world, trained=True,
         batch=4 // world.size,
     )  # fmt: skip
@@ -391,6 +391,68 @@ def fill_the_disk(world: World, folder: Path) -> None:
 def test_a_disk_that_is_full_for_one_process_is_a_message_of_all(tmp_path: Path) -> None:
     together(fill_the_disk, tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+# ------------------------------------------------------------------ roles of one module
+
+
+class Parts(FlowObjective):
+    """The student's first block and the rest of it under optimisers of their own; a frozen role holds it, too."""
+
+    def __init__(self) -> None:
+        super().__init__(options_of("flow"), tiny_denoiser("video_dit"), words(), None)
+        again = type(self.student)(self.student.module)
+        self.roles = {
+            "frozen": Role(again),
+            "block": Role(self.student, lr=1e-3, ema=0.5, only=("*transformer_blocks.0.*",)),
+            "ends": Role(self.student, lr=1e-3, only=("module.proj_*", "*transformer_blocks.[12].attn*")),
+            "text": Role(self.text),
+        }
+        self.phases = (Phase("block", ("block",)), Phase("ends", ("ends",), start=1, every=2))
+
+
+def train_parts(world: World, folder: Path, die_at: int | None = None) -> None:
+    context = context_in(folder)
+    context.world, context.trackers = world, [make_part("tracker", "jsonl", installed())]
+    made = Parts()
+    before = {name: value.clone() for name, value in made.student.module.state_dict().items()}
+    inner = made.loss
+
+    def loss(phase: Any, given: Any) -> Any:
+        if given.step == die_at:
+            raise KilledError
+        return inner(phase, given)
+
+    made.loss = loss
+    with suppress(KilledError):
+        fit(made, samples(), made.options, context)
+        after = made.roles["frozen"].module.module.state_dict()
+        assert made.roles["frozen"].module.module is made.student.module
+        moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert moved == {
+            name for name in before if name.startswith(("transformer_blocks.0.", "proj_")) or ".attn" in name
+        }
+        save_file({"answer": answer(made)}, folder / "answer.safetensors")
+
+
+def test_roles_of_one_sharded_module_equal_those_of_one_process(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    train_parts(ALONE, tmp_path / "one")
+    together(train_parts, tmp_path / "two")
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_roles_of_one_module_go_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    train_parts(ALONE, tmp_path / "one")
+    together(train_parts, tmp_path / "two", 2, 3)
+    held = {name for shard in tensors_of(tmp_path / "two" / "checkpoints" / "step-00000002") for name in shard}
+    assert {name.partition("/")[0] for name in held} == {"block", "ends"}
+    assert all("transformer_blocks.0." in name for name in held if name.startswith("block/"))
+    train_parts(ALONE, tmp_path / "two")
+    assert_alike(tmp_path / "one", tmp_path / "two")
 
 
 # ------------------------------------------------------------------ Muon

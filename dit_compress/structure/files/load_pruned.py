@@ -50,11 +50,7 @@ def load(
     record = read_record(folder)
     for name, written in record["files"].items():
         check_file(folder / name, written, "Copy the folder again", contents=verify)
-    edits: list[Any] = []
-    for entry in record["log"]:
-        if entry["name"] != "prune":
-            raise UserError(f"the transform {entry['name']!r} needs its plugin", where=str(folder / PRUNING))
-        edits += edits_from_data(entry["data"]["edits"])
+    edits = edits_of(record, str(folder / PRUNING))
     with empty_weights():
         module = _made(folder, record, cls) if module is None else _given(module, record, folder)
         apply_edits(module, edits)
@@ -78,6 +74,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def edits_of(record: dict[str, Any], where: str = "") -> list[Any]:
+    """Return every edit of a record, in order; raise UserError where a plugin's transform stands among them."""
+    for entry in record["log"]:
+        if entry["name"] != "prune":
+            raise UserError(
+                f"the transform {entry['name']!r} needs its plugin, and a pruned folder loads without any",
+                where=where,
+                mend="Keep the model as a bundle, which dit_compress.load opens",
+            )
+    return [edit for entry in record["log"] for edit in edits_from_data(entry["data"]["edits"])]
+
+
 def remember(module: nn.Module, record: dict[str, Any], loader: str) -> None:
     """Note in the module how it was pruned; its ``save_pretrained`` then writes a pruned folder."""
     setattr(module, ATTRIBUTE, {"record": record, "loader": loader})
@@ -90,6 +98,7 @@ def save(module: Any, save_directory: str | Path, **options: Any) -> None:
     if not options.get("safe_serialization", True):
         raise UserError("a pruned model is saved as safetensors", mend="Leave 'safe_serialization' out")
     folder, held = Path(save_directory), getattr(module, ATTRIBUTE)
+    edits_of(held["record"])
     type(module).save_pretrained(module, folder, **options)
     write_record(folder, held["record"], held["loader"])
 

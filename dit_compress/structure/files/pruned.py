@@ -10,7 +10,6 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, sha256_data
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.structure.compact import LOG_NAME
-from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
 from dit_compress.structure.files.standalone import flat_source
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
-
-    from dit_compress.structure.edits import Edit
 
 _OTHER = "Use the plan with the model it was made for"
 
@@ -58,13 +55,14 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def remember_log(module: nn.Module, base: Mapping[str, Sequence[int]], log: Sequence[dict[str, Any]]) -> None:
     """Let a pruned module remember how it was pruned; one of diffusers then saves itself as a pruned folder.
 
-    A class with a ``save_pretrained`` of its own is left to it: it can state the pruned shape in its config.
+    A class with a ``save_pretrained`` of its own is left to it: it can state the pruned shape in its config. Of a
+    plugin's transform no class knows: such a module refuses to be saved as a folder.
     """
     from diffusers import ModelMixin
 
     saves = getattr(type(module), "save_pretrained", None)
     ordinary = isinstance(module, ModelMixin) and saves is ModelMixin.save_pretrained
-    if log and (ordinary or saves is None) and all(entry["name"] == LOG_NAME for entry in log):
+    if log and (ordinary or saves is None or any(entry["name"] != LOG_NAME for entry in log)):
         config: Any = module.config if ordinary else {}
         record = record_of(load_pruned.class_name(module), dict(config), base, log)
         remember(module, record, flat_source("dit_compress.structure.files.load_pruned"))
@@ -80,14 +78,6 @@ def base_of(module: nn.Module) -> dict[str, list[int]]:
     """Return the shapes before the first pruning."""
     held = getattr(module, ATTRIBUTE, None)
     return held["record"]["base"] if held else shapes_of(module)
-
-
-def edits_of(record: Mapping[str, Any]) -> list[Edit]:
-    """Return every edit of a record, in order; raise a UserError where another transform stands among them."""
-    for entry in record["log"]:
-        if entry["name"] != LOG_NAME:
-            raise UserError(f"the transform {entry['name']!r} is no table of edits")
-    return [edit for entry in record["log"] for edit in edits_from_data(entry["data"]["edits"])]
 
 
 def read_plan(path: Path) -> dict[str, Any]:

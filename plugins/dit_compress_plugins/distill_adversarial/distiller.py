@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
-from dit_compress.model.flow import Flow
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.train.distill import distill
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from dit_compress.hooks import Part
     from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
@@ -68,7 +68,7 @@ class AdversarialDistiller:
 
     def flow(self, before: Flow) -> Flow:
         """Few steps, no guidance."""
-        return Flow(before.shift, self.options.sampling_steps, 1.0)
+        return replace(before, num_steps=self.options.sampling_steps, guidance=1.0)
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions

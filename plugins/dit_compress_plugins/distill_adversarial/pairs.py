@@ -86,7 +86,7 @@ def _sample(
     bundle = context.slot("teacher")
     flow = (bundle or context.input).flow
     sigmas, shape = flow.sigmas(options.teacher_steps), context.latent_shape()
-    sampler, device = context.sampler(), context.world.device
+    sampler, device = context.sampler(flow), context.world.device
     noises, latents = [], []
     teacher.eval().to(device)
     text.to(device)

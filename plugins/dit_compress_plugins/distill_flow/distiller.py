@@ -38,9 +38,10 @@ class FlowDistiller:
         """Train."""
         return distill(self, context)
 
-    def flow(self, before: Flow) -> Flow:  # noqa: ARG002 - the contract's signature
+    def flow(self, before: Flow) -> Flow:
         """The schedule this training used is the one to sample with."""
-        return Flow(self.options.shift, self.options.sampling_steps, self.options.guidance)
+        options = self.options
+        return replace(before, shift=options.shift, num_steps=options.sampling_steps, guidance=options.guidance)
 
     def objective(
         self,

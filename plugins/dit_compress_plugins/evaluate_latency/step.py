@@ -37,13 +37,12 @@ class LatencyEvaluation:
     def run(self, context: Context) -> Result:
         """Measure milliseconds, and with ``against`` the ratio of both sampling loops, medians of interleaved runs."""
         shape = context.latent_shape()
-        sampler = context.sampler()
-        ours = Timed(context.input, shape, self.options.batch, sampler)
+        ours = Timed(context.input, shape, self.options.batch, context.sampler())
         metrics = ours.figures(self.options.runs)
         rival = context.slot("against")
         loops: dict[str, Callable[[], object]] = {"ours": ours.sample}
         if rival is not None:
-            loops["theirs"] = Timed(rival, shape, self.options.batch, sampler).sample
+            loops["theirs"] = Timed(rival, shape, self.options.batch, context.sampler(rival.flow)).sample
         seconds = interleaved(loops, self.options.loops)
         metrics["sample_ms"] = statistics.median(seconds["ours"]) * 1e3
         if rival is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
+from dit_compress.model.protocols import Codec
 from dit_compress.structure.empty import empty_weights
 from dit_compress_plugins.latent_diffusers_vae.facts import (
     FLAGS,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 SETTINGS = ("scaling_factor", "tile", "decode_timestep")
 
 
-class DiffusersCodec(nn.Module):
+class DiffusersCodec(nn.Module, Codec):
     """Normalises with the VAE's own statistics, and calls it.
 
     Args:
