@@ -106,34 +106,43 @@ class Norm:
 class Stack:
     """A list of blocks through which one or more streams run.
 
-    path: the list. stream: the argument of a block that carries the main stream (a position or a keyword).
-    output: where a block returns it (None: it is the whole output). deletable: a block taken out equals a
-    block skipped (else a tombstone keeps its place). returns: what a skipped block gives for each of its
-    outputs: ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; empty for the main stream alone.
-    removable: False where the model doesn't run without a block. borrowed: parts of blocks, relative to the
-    list, that the model calls on its own: a tombstone keeps them. writes: whether blocks write into their arguments.
+    path: the list. stream: the argument of a block that carries the main stream: a position, a keyword, or either
+    with the names inside it (``0.image``). output: where a block returns it (None: it is the whole output).
+    deletable: a block taken out equals a block skipped (else a tombstone keeps its place). returns: what a skipped
+    block gives for each of its outputs, see ``Skip``; empty for the main stream alone. removable: False where the
+    model doesn't run without a block. borrowed: paths of parts of blocks that the model calls on its own, relative to
+    the list (whole with ``names``): a tombstone keeps them. writes: whether blocks write into their arguments.
+    names: paths of the blocks, where they are not ``path.0``, ``path.1`` …; they are no plain list then, and none is
+    deleted. removed: how many tombstones stand among them.
     """
 
     path: str
     length: int
     stream: int | str
-    output: int | None
+    output: int | str | None
     deletable: bool = True
     returns: tuple[tuple[str, int | str], ...] = ()
     removable: bool = True
     borrowed: tuple[str, ...] = ()
     writes: bool = False
+    names: tuple[str, ...] = ()
+    removed: int = 0
 
     def block(self, index: int) -> str:
         """Module path of one block."""
-        return f"{self.path}.{index}"
+        return self.names[index] if self.names else f"{self.path}.{index}"
+
+    @property
+    def blocks(self) -> list[str]:
+        """Module paths of all."""
+        return [self.block(index) for index in range(self.length)]
 
 
 @dataclass(frozen=True)
 class UnitList:
     """A list of exchangeable units inside one block, as observed.
 
-    members: what each unit owns. masks: where a mask makes a unit contribute nothing, anywhere. follows,
+    block, place: which block of its stack, and that block's path. members: what each unit owns. masks: where a mask makes a unit contribute nothing, anywhere. follows,
     gathers, across: what must follow when units go. substitutes: modules that need a stand-in to have fewer.
     """
 
@@ -147,6 +156,7 @@ class UnitList:
     gathers: tuple[Gather, ...] = ()
     across: tuple[Norm, ...] = ()
     substitutes: tuple[str, ...] = ()
+    place: str = ""
 
     def axis(self, level: str) -> Axis:
         """The axis of these units."""
@@ -162,6 +172,7 @@ class UnitList:
             self.gathers,
             self.across,
             substitutes=self.substitutes,
+            place=self.place,
         )
 
 
@@ -209,13 +220,13 @@ class Structure:
 
     @property
     def main(self) -> Stack:
-        """The stack that carries the latent's tokens: the longest one, the last of equals.
+        """The stack that carries the latent's tokens: the longest one, removed blocks counted; the last of equals.
 
         Raises UserError where no stack was found.
         """
         if not self.stacks:
             raise UserError("no list of blocks was found through which a stream runs")
-        return max(reversed(self.stacks), key=lambda stack: stack.length)
+        return max(reversed(self.stacks), key=lambda stack: stack.length + stack.removed)
 
 
 # ------------------------------------------------------------------ axes
@@ -225,7 +236,8 @@ class Structure:
 class Axis:
     """A named list of exchangeable units.
 
-    name: unique, ``<level>:<module path>``. blocks: set only on a block axis.
+    name: unique, ``<level>:<module path>``. blocks: set only on a block axis. place: path of the block it stands in;
+    ``<stack>.<block>`` if empty.
     """
 
     name: str
@@ -240,6 +252,12 @@ class Axis:
     across: tuple[Norm, ...] = ()
     blocks: Stack | None = None
     substitutes: tuple[str, ...] = ()
+    place: str = ""
+
+    @property
+    def block_path(self) -> str:
+        """Path of the block it stands in."""
+        return self.place or f"{self.stack}.{self.block}"
 
 
 Kept = dict[str, tuple[int, ...]]

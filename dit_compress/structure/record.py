@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dit_compress.core.errors import UserError
+from dit_compress.structure.lookup import fields_of, holds_tensors, with_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,14 +89,24 @@ def record(model: nn.Module) -> Iterator[Call]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Every tensor of nested tuples, lists and dicts changed; anything else as it is."""
-    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
+    """Every tensor of nested tuples, lists, dicts and plain objects changed; anything else as it is."""
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if not holds_tensors(leaf):
+            return leaf
+        return with_fields(leaf, {name: map_tensors(change, item) for name, item in fields_of(leaf).items()})
+
+    return tree_map(changed, value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor of nested tuples, lists and dicts, and of an object's attributes (diffusers' outputs), in order."""
-    if hasattr(value, "to_tuple"):
-        value = value.to_tuple()
-    elif hasattr(value, "__dict__") and not isinstance(value, Tensor | dict | list | tuple):
-        value = list(vars(value).values())
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    """Every tensor of nested tuples, lists and dicts, and of plain objects' attributes, in order."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif holds_tensors(leaf):
+            found += tensors_in(list(fields_of(leaf).values()))
+    return found

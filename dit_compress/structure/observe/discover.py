@@ -17,7 +17,7 @@ from dit_compress.structure.facts import Attention, FeedForward, Refusal, Struct
 from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_unit_list
 from dit_compress.structure.observe.attributes import solve
 from dit_compress.structure.observe.stacks import find_stacks
-from dit_compress.structure.observe.trace import Change, DivergedError
+from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.units import Observer
 from dit_compress.structure.observe.weightless import Replica, watch
 from dit_compress.structure.signature import Known, signature
@@ -41,8 +41,6 @@ class _Block:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
-"""What somebody else's module may raise."""
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
 """What was found before: structure depends on classes and shapes, not on weights."""
@@ -242,6 +240,7 @@ def _placed(unit_list: UnitList, item: Found, index: int) -> UnitList:
         path=full(unit_list.path),
         stack=item.stack.path,
         block=index,
+        place=head,
         members=tuple(replace(member, tensor=full(member.tensor)) for member in unit_list.members),
         masks=tuple(replace(point, module=full(point.module)) for point in unit_list.masks),
         follows=tuple(replace(follow, module=full(follow.module)) for follow in unit_list.follows),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_compress.structure.lookup import argument_at, with_argument
 from dit_compress.structure.observe.probe import outputs_differ
 from dit_compress.structure.observe.trace import Change, DivergedError
 from dit_compress.structure.observe.weightless import Replica, Seen
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from dit_compress.structure.observe.trace import Trace
 
-Pass = tuple[int | str, int | None]
-"""A stream: the argument that brings it, the output that hands it on."""
+Pass = tuple[int | str, int | str | None]
+"""A stream: the argument that brings it, the output that hands it on; inside structures by dotted names."""
 RANK = 2
 """A stream has tokens and features at least."""
 HOPS = 6
@@ -100,9 +101,7 @@ def _moves(block: nn.Module, call: Seen) -> list[Pass]:
 
 def _added(argument: int | str, shift: Tensor) -> Any:
     def edit(args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if isinstance(argument, int):
-            return tuple(value + shift if place == argument else value for place, value in enumerate(args)), kwargs
-        return args, {**kwargs, argument: kwargs[argument] + shift}
+        return with_argument(args, kwargs, argument, argument_at(args, kwargs, argument) + shift)
 
     return edit
 
@@ -169,10 +168,6 @@ def _other(argument: int | str) -> Any:
         return torch.randn(tensor.shape, generator=made, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
 
     def edit(args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if isinstance(argument, int):
-            return tuple(
-                map_tensors(noise, value) if place == argument else value for place, value in enumerate(args)
-            ), kwargs
-        return args, {**kwargs, argument: map_tensors(noise, kwargs[argument])}
+        return with_argument(args, kwargs, argument, map_tensors(noise, argument_at(args, kwargs, argument)))
 
     return edit

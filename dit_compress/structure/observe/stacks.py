@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dit_compress.structure.edits import KeepBlocks
+from dit_compress.structure.edits import keep_blocks
 from dit_compress.structure.facts import Refusal, Stack
+from dit_compress.structure.lookup import fields_of, leaves_of
 from dit_compress.structure.observe.probe import outputs_differ
 from dit_compress.structure.observe.residual import alike, chained, covered, main_stream, residual
+from dit_compress.structure.observe.trace import FAILURES
 from dit_compress.structure.observe.weightless import watch
+from dit_compress.structure.tombstone import Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +30,7 @@ LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 @dataclass
 class Found:
-    """A stack, with the calls of its blocks."""
+    """A stack, with the calls of its blocks, and the streams that pass through it."""
 
     stack: Stack
     calls: list[Seen] = field(repr=False)
@@ -66,11 +69,10 @@ def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
 def _borrowed(stack: Stack, seen: dict[str, Seen]) -> tuple[str, ...]:
     """Parts of a block that the model calls on its own (DiT asks its first block for an embedding)."""
     found = []
-    for path, call in seen.items():
-        index = path.removeprefix(f"{stack.path}.").partition(".")[0]
-        head = f"{stack.path}.{index}"
-        if path.startswith(f"{head}.") and any(not any(_in(head, item) for item in way) for way in call.callers):
-            found.append(path.removeprefix(f"{stack.path}."))
+    for head in stack.blocks:
+        for path, call in seen.items():
+            if path.startswith(f"{head}.") and any(not any(_in(head, item) for item in way) for way in call.callers):
+                found.append(path if stack.names else path.removeprefix(f"{stack.path}."))
     return tuple(found)
 
 
@@ -84,25 +86,34 @@ def _lists(module: nn.Module) -> list[tuple[str, Any]]:
 
 def _stack(replica: Replica, path: str, items: Any, seen: dict[str, Seen]) -> Found | None:
     """The stack in a list, if every item is a block that is called and hands a stream on."""
-    names = list(items) if isinstance(items, nn.ModuleDict) else [str(index) for index in range(len(items))]
-    blocks = [replica.module.get_submodule(f"{path}.{name}") for name in names]
-    calls = [seen.get(f"{path}.{name}") for name in names]
-    if isinstance(items, nn.ModuleDict) or any(call is None for call in calls):
+    places = {f"{path}.{name}": item for name, item in items._modules.items() if item is not None}  # noqa: SLF001
+    live = [place for place, item in places.items() if not isinstance(item, Tombstone)]
+    if not live or any(place not in seen for place in places) or not all(_is_block(places[place]) for place in live):
         return None
-    known = [call for call in calls if call is not None]
-    if not all(_is_block(block) for block in blocks):
-        return None
-    passes = chained(known) if len(known) > 1 else []
-    if not passes or not covered(passes, known[0]):
-        taken = {key for item in passes for key in item}
-        passes += [item for item in residual(blocks, known) if item[0] not in taken and item[1] not in taken]
+    known = [seen[place] for place in live]
+    # A tombstone hands on what it gets: the streams are seen through it.
+    passes = _passes([seen[place] for place in places], known, [places[place] for place in live])
     if not passes:
         return None
-    whole = passes[0][1] is None
-    writes = any(call.writes for call in known)
-    returns = () if whole else tuple(_return(known, passes, place) for place in known[0].outputs())
-    stack = Stack(path, len(known), *passes[0], returns=returns, writes=writes)
-    return Found(replace(stack, borrowed=_borrowed(stack, seen)), known, tuple(passes))
+    plain = isinstance(items, nn.ModuleDict) is False and live == [f"{path}.{index}" for index in range(len(items))]
+    stack = Stack(path, len(known), *passes[0], names=() if plain else tuple(live), removed=len(places) - len(live))
+    return _found(stack, known, passes, seen)
+
+
+def _passes(all_calls: Sequence[Seen], live_calls: Sequence[Seen], blocks: Sequence[nn.Module]) -> list[Pass]:
+    """The streams through blocks, by identity, else as residuals."""
+    passes = chained(all_calls) if len(all_calls) > 1 else []
+    if not passes or not covered(passes, live_calls[0]):
+        taken = {key for item in passes for key in item}
+        passes += [item for item in residual(blocks, live_calls) if item[0] not in taken and item[1] not in taken]
+    return passes
+
+
+def _found(stack: Stack, calls: list[Seen], passes: Sequence[Pass], seen: dict[str, Seen]) -> Found:
+    """The stack with what its blocks give when skipped, what the model borrows of them, whether they write."""
+    returns = () if passes[0][1] is None else skipped(calls[0], passes)
+    stack = replace(stack, returns=returns, writes=any(call.writes for call in calls))
+    return Found(replace(stack, borrowed=_borrowed(stack, seen)), calls, tuple(passes))
 
 
 def _is_block(item: nn.Module) -> bool:
@@ -110,27 +121,50 @@ def _is_block(item: nn.Module) -> bool:
     return weighs and (isinstance(item, LAYERS) or not type(item).__module__.startswith("torch.nn"))
 
 
-def _return(calls: Sequence[Seen], passes: Sequence[Pass], place: int | None) -> tuple[str, int | str]:
-    """What a skipped block gives for one of its outputs."""
-    for argument, output in passes:
-        if output == place:
-            return ("pass", argument)
-    value = calls[0].outputs()[place]
-    if not isinstance(value, Tensor):
-        return ("none", "")
-    like = [name for name, given in calls[0].inputs().items() if alike(given, value)]
+def skipped(call: Seen, passes: Sequence[Pass]) -> tuple[tuple[str, int | str], ...]:
+    """What a skipped block gives for each of its results; see ``Skip``."""
+    output = call.output
+    if isinstance(output, tuple | list) and not hasattr(output, "_fields"):
+        return tuple(_return(call, passes, place, value) for place, value in enumerate(output))
+    whole = _whole(call, passes, "", output)
+    if whole is not None:
+        return (("pass", whole),)
+    named = ((name, *_return(call, passes, name, value)) for name, value in fields_of(output).items())
+    return tuple((f"{name}={kind}", key) for name, kind, key in named)
+
+
+def _return(call: Seen, passes: Sequence[Pass], place: int | str, value: Any) -> tuple[str, int | str]:
+    """What a skipped block gives for one of its results."""
+    argument = next((argument for argument, output in passes if output == place), None)
+    argument = _whole(call, passes, f"{place}.", value) if argument is None else argument
+    if argument is not None:
+        return ("pass", argument)
+    like = [name for name, given in call.inputs().items() if alike(given, value)]
     return ("zeros", like[0]) if like else ("none", "")
+
+
+def _whole(call: Seen, passes: Sequence[Pass], head: str, value: Any) -> int | str | None:
+    """The argument that is a structure of the same class, whose parts a result hands on."""
+    given: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    for key, argument in given:
+        streams = {(f"{key}.{name}", f"{head}{name}") for name, _ in leaves_of(argument) if name}
+        if type(argument) is type(value) and not isinstance(value, Tensor) and streams & set(passes):
+            return key
+    return None
 
 
 def proven(replica: Replica, stack: Stack) -> Stack | Refusal:
     """The stack with ``deletable`` settled: deletion must equal skipping, of every other block, the ends, a few."""
     every = range(stack.length)
+    stack = replace(stack, deletable=not stack.names)
     removals = [set(every[1::2]), {0, stack.length - 1}, {1, stack.length // 2, stack.length - 2}]
     plans = {tuple(index for index in every if index not in gone) for gone in removals} - {()}
     for kept in sorted(plans):
         skipped = _run(replica, stack, kept, tombstones=True)
         if isinstance(skipped, Exception):
             return Refusal(stack.path, f"the model does not run with a block skipped: {_words(skipped)}")
+        if stack.names:
+            continue
         deleted = _run(replica, stack, kept, tombstones=False)
         if isinstance(deleted, Exception) or not _same(stack, kept, skipped, deleted):
             stack = replace(stack, deletable=False)
@@ -142,10 +176,9 @@ def _words(error: Exception) -> str:
 
 
 def _run(replica: Replica, stack: Stack, kept: tuple[int, ...], *, tombstones: bool) -> Trace | Exception:
-    edit = KeepBlocks(stack.path, kept, tombstones, stack.stream, stack.output, stack.returns, stack.borrowed)
     try:
-        return replica.edited([edit]).run()
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        return replica.edited([keep_blocks(stack, kept, tombstones=tombstones)]).run()
+    except FAILURES as error:
         return error
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_compress.structure.lookup import argument_at, with_argument
 from dit_compress.structure.observe.probe import OUTPUT, Effect, Prober, Run, differs, merged
 from dit_compress.structure.observe.trace import Change, Key, Trace
 from dit_compress.structure.record import map_tensors
@@ -90,8 +91,9 @@ class Observer:
 
     def _other_streams(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Other numbers in the arguments that carry streams."""
-        args = tuple(_noise(item) if place in self.streams else item for place, item in enumerate(args))
-        return args, {key: _noise(item) if key in self.streams else item for key, item in kwargs.items()}
+        for stream in self.streams:
+            args, kwargs = with_argument(args, kwargs, stream, _noise(argument_at(args, kwargs, stream)))
+        return args, kwargs
 
     def variants(self, units: Units) -> Iterator[Units]:
         """The units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike."""

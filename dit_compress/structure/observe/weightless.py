@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.structure.apply import apply_edits, edit_state
+from dit_compress.structure.lookup import leaves_of
 from dit_compress.structure.observe.dispatch import Watcher
 from dit_compress.structure.observe.trace import Change, DivergedError, Touch, Trace
 from dit_compress.structure.precision import WIDE, double_by_default
@@ -158,14 +159,20 @@ class Seen:
     writes: bool = False
 
     def inputs(self) -> dict[int | str, Any]:
-        """Arguments by position and keyword."""
-        return dict([*enumerate(self.args), *self.kwargs.items()])
+        """Arguments by position and keyword; tensors in structures by their dotted names."""
+        given: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        return {f"{key}.{path}" if path else key: item for key, value in given for path, item in leaves_of(value)}
 
-    def outputs(self) -> dict[int | None, Any]:
-        """Results by position; None for a result that is no tuple."""
-        if isinstance(self.output, tuple | list):
-            return dict(enumerate(self.output))
-        return {None: self.output}
+    def outputs(self) -> dict[int | str | None, Any]:
+        """Results by position, or by dotted names where they are structures; None for one tensor."""
+        plain = isinstance(self.output, tuple | list) and not hasattr(self.output, "_fields")
+        if not plain:
+            return {path or None: item for path, item in leaves_of(self.output)}
+        return {
+            f"{place}.{path}" if path else place: item
+            for place, value in enumerate(self.output)
+            for path, item in leaves_of(value)
+        }
 
     @property
     def call(self) -> Call:
@@ -177,20 +184,22 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
     """Run once and note the first call of every module, and which modules were running at any of its calls."""
     seen: dict[str, Seen] = {}
     running: list[str] = []
-    entered: list[list[int]] = []
+    entered: list[tuple[Any, Any]] = []
     callers: dict[str, set[tuple[str, ...]]] = {}
     handles = []
     for path, module in replica.module.named_modules():
 
         def enter(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-            entered.append(_versions(args, kwargs))
+            # Structures are copied: a module may put other tensors into those that it gets, or gives.
+            entered.append((map_tensors(_same, (args, kwargs)), _versions(args, kwargs)))
             callers.setdefault(path, set()).add(tuple(running))
             running.append(path)
 
         def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
             running.pop()
-            writes = entered.pop() != _versions(args, kwargs)
-            seen.setdefault(path, Seen(args, kwargs, output, callers[path], writes))
+            given, before = entered.pop()
+            writes = before != _versions(args, kwargs)
+            seen.setdefault(path, Seen(*given, map_tensors(_same, output), callers[path], writes))
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
@@ -202,6 +211,10 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
     return seen, base
 
 
-def _versions(args: Any, kwargs: Any) -> list[int]:
-    """How often each tensor among the arguments was written to."""
-    return [tensor._version for tensor in tensors_in((args, kwargs))]  # noqa: SLF001 - autograd's own counter
+def _versions(args: Any, kwargs: Any) -> list[tuple[int, int]]:
+    """Which tensors are among the arguments, and how often each was written to."""
+    return [(id(tensor), tensor._version) for tensor in tensors_in((args, kwargs))]  # noqa: SLF001 - autograd's own
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
