@@ -139,7 +139,8 @@ def compile_edits(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[E
     edits += _attributes(module, active, kept)
     for axis in active:
         edits += _followers(module, axis, np.asarray(kept[axis.name]))
-    edits += [keep_blocks(axis.blocks, kept[axis.name], tombstones=not axis.blocks.deletable) for axis in active if axis.blocks]
+    stacks = [(axis.blocks, kept[axis.name]) for axis in active if axis.blocks]
+    edits += [keep_blocks(stack, units, tombstones=not stack.deletable) for stack, units in stacks]
     return edits
 
 

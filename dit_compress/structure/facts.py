@@ -142,8 +142,9 @@ class Stack:
 class UnitList:
     """A list of exchangeable units inside one block, as observed.
 
-    block, place: which block of its stack, and that block's path. members: what each unit owns. masks: where a mask makes a unit contribute nothing, anywhere. follows,
-    gathers, across: what must follow when units go. substitutes: modules that need a stand-in to have fewer.
+    block, place: which block of its stack, and that block's path. members: what each unit owns. masks: where a mask
+    makes a unit contribute nothing, anywhere. follows, gathers, across: what must follow when units go. substitutes:
+    modules that need a stand-in to have fewer.
     """
 
     path: str
@@ -225,8 +226,13 @@ class Structure:
         Raises UserError where no stack was found.
         """
         if not self.stacks:
-            raise UserError("no list of blocks was found through which a stream runs")
+            raise UserError(f"no list of blocks was found through which a stream runs{self.reasons()}")
         return max(reversed(self.stacks), key=lambda stack: stack.length + stack.removed)
+
+    def reasons(self) -> str:
+        """The first refusals, in brackets; empty where there are none, or none that names a part."""
+        named = [f"{item.path}: {item.reason}" for item in self.refusals if item.path]
+        return f" ({'; '.join(named[:3])})" if named else ""
 
 
 # ------------------------------------------------------------------ axes

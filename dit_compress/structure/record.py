@@ -81,10 +81,13 @@ def record(model: nn.Module) -> Iterator[Call]:
     finally:
         handle.remove()
     if not call.recorded:
+        own = type(model).__call__ is not torch.nn.Module.__call__
         raise UserError(
-            "the model was not called while it was recorded",
+            "the model was not called while it was recorded" + (", or by a __call__ of its own" if own else ""),
             where=type(model).__name__,
-            mend="Run the pipeline that calls it inside 'with dit_compress.record(model)'",
+            mend="Name that method 'forward': no hook sees __call__"
+            if own
+            else "Run the pipeline that calls it inside 'with dit_compress.record(model)'",
         )
 
 

@@ -31,7 +31,7 @@ class Skip:
         if self.output is None:
             return self._one(("pass", self.stream), args, kwargs)
         if isinstance(self.output, str) and not self.output[0].isdigit():
-            named = {kind.rpartition("=")[0]: self._one(item, args, kwargs) for item in self.returns for kind in item[:1]}
+            named = {item[0].rpartition("=")[0]: self._one(item, args, kwargs) for item in self.returns}
             return named[""] if "" in named else Results(named)
         return tuple(self._one(item, args, kwargs) for item in self.every(args, kwargs))
 

@@ -16,6 +16,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_unit_list
 from dit_compress.structure.observe.attributes import solve
+from dit_compress.structure.observe.blocks import is_in
 from dit_compress.structure.observe.stacks import find_stacks
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.units import Observer
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress.structure.facts import UnitList
-    from dit_compress.structure.observe.stacks import Found
+    from dit_compress.structure.observe.blocks import Found
     from dit_compress.structure.observe.trace import Trace
     from dit_compress.structure.observe.units import Units
     from dit_compress.structure.observe.weightless import Seen
@@ -261,7 +262,7 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
     missing = []
     for path, owner in block.named_modules():
         heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
-        inside = any(_holds(path, item) or _holds(item, path) for item in known)
+        inside = any(is_in(path, item) or is_in(item, path) for item in known)
         weighs = next(owner.parameters(), None) is not None
         if heads > 1 and path in calls and weighs and not inside:
             missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
@@ -273,7 +274,7 @@ def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]
     paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
     told = [path for path in refused if path]
     reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
-    return [Refusal(path, reason) for path in paths if not any(_holds(outer, path) for outer in told)]
+    return [Refusal(path, reason) for path in paths if not any(is_in(outer, path) for outer in told)]
 
 
 def unused(replica: Replica, base: Trace) -> list[Refusal]:
@@ -282,8 +283,3 @@ def unused(replica: Replica, base: Trace) -> list[Refusal]:
     matrices = [name for name, parameter in replica.module.named_parameters() if parameter.ndim > 1]
     names = [name for name in matrices if name not in read]
     return [Refusal(common_path(replica.module, names, ()), "the recorded call does not use it")] if names else []
-
-
-def _holds(outer: str, inner: str) -> bool:
-    """Whether a module path lies inside another, or is it."""
-    return not outer or inner == outer or inner.startswith(f"{outer}.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_compress.structure.lookup import argument_at, with_argument
-from dit_compress.structure.observe.probe import outputs_differ
+from dit_compress.structure.observe.probe import noise_like, outputs_differ
 from dit_compress.structure.observe.trace import Change, DivergedError
 from dit_compress.structure.observe.weightless import Replica, Seen
 from dit_compress.structure.record import map_tensors, tensors_in
@@ -86,7 +86,7 @@ def _moves(block: nn.Module, call: Seen) -> list[Pass]:
         candidates = [place for place, value in outputs.items() if alike(given, value)]
         if not candidates:
             continue
-        shift = torch.randn(given.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        shift = noise_like(given, 4)
         try:
             moved = replica.run(base, Change(argument=("", _added(argument, shift))))
         except (DivergedError, RuntimeError, ValueError, IndexError):
@@ -163,11 +163,10 @@ def _latent(call: Seen) -> int | str:
 def _other(argument: int | str) -> Any:
     """Other numbers in one argument."""
 
-    def noise(tensor: Tensor) -> Tensor:
-        made = torch.Generator().manual_seed(5)
-        return torch.randn(tensor.shape, generator=made, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
+    def noised(value: Any) -> Any:
+        return map_tensors(lambda tensor: noise_like(tensor, 5), value)
 
     def edit(args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return with_argument(args, kwargs, argument, map_tensors(noise, argument_at(args, kwargs, argument)))
+        return with_argument(args, kwargs, argument, noised(argument_at(args, kwargs, argument)))
 
     return edit

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dit_compress.structure.lookup import argument_at, with_argument
-from dit_compress.structure.observe.probe import OUTPUT, Effect, Prober, Run, differs, merged
+from dit_compress.structure.observe.probe import OUTPUT, Effect, Prober, Run, differs, merged, noise_like
 from dit_compress.structure.observe.trace import Change, Key, Trace
 from dit_compress.structure.record import map_tensors
 
@@ -169,13 +168,7 @@ def _rows(key: Key) -> Callable[[np.ndarray], Change]:
 
 def _noise(value: Any) -> Any:
     """Other numbers in every floating tensor."""
-
-    def other(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2), dtype=tensor.dtype)
-
-    return map_tensors(other, value)
+    return map_tensors(lambda tensor: noise_like(tensor, 2), value)
 
 
 def _other_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:

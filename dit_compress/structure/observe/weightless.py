@@ -208,6 +208,8 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
     finally:
         for handle in handles:
             handle.remove()
+    # Where the module has a __call__ of its own, no hook saw it.
+    seen.setdefault("", Seen(replica.call.args, replica.call.kwargs, base.output))
     return seen, base
 
 

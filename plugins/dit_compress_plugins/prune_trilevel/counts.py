@@ -91,10 +91,9 @@ def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[st
     by_level = {name: level.axes(structure) for name, level in levels.items()}
     for name, axes in by_level.items():
         if not axes:
-            reasons = "; ".join(f"{item.path}: {item.reason}" for item in structure.refusals[:3])
-            told = f" ({reasons})" if reasons else ""
             raise UserError(
-                f"granularity {name!r} finds nothing to remove in this model{told}", mend="Leave it out of 'levels'"
+                f"granularity {name!r} finds nothing to remove in this model{structure.reasons()}",
+                mend="Leave it out of 'levels'",
             )
     return by_level
 

@@ -1,0 +1,177 @@
+"""Styles of other hands: each is seen, or refused by name with the mend; what is cut is exact, and is cut again."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import other_hands
+import pytest
+import torch
+from other_hands import MLP, NHEAD
+from torch import nn
+
+import dit_compress
+from dit_compress.core.errors import UserError
+from dit_compress.model.figures import count_parameters
+from dit_compress.search.budget import parameter_price
+from dit_compress.structure.compact import block_axis, compact_module, disagreement, kept_blocks
+from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.observe.discover import observe
+from dit_compress.structure.record import Call
+from dit_compress.structure.tombstone import Tombstone
+
+
+def make(kind: Any) -> tuple[Any, Call]:
+    torch.manual_seed(0)
+    module = kind().double().eval()
+    return module, call_of(module)
+
+
+def call_of(module: nn.Module) -> Call:
+    text = (torch.randn(2, 3, 5).double(),) if isinstance(module, other_hands.DualModel) else ()
+    return Call((torch.randn(2, 6, 3).double(), *text, torch.rand(2).double()), {}, recorded=True)
+
+
+def every_axis(module: nn.Module, call: Call) -> list[Any]:
+    structure = observe(module, call)
+    blocks = [block_axis(stack) for stack in structure.stacks if stack.removable and stack.length > 1]
+    heads = [part.axis("head") for part in structure.attentions]
+    return [*blocks, *heads, *(part.axis("ffn") for part in structure.feed_forwards)]
+
+
+SEEN = {
+    "Named": ({"layers": 3}, 3, 3),
+    "Holes": ({"layers": 3}, 3, 3),
+    "Stages": ({"layers": 3}, 3, 3),
+    "Hourglass": ({"in_blocks": 2, "mid_block": 1, "out_blocks": 2}, 5, 5),
+    "Video": ({"blocks": 3, "temporal_blocks": 3}, 6, 6),
+    "Refined": ({"layers": 4, "refiner": 2}, 6, 6),
+    "StateModel": ({"double_blocks": 3}, 3, 6),
+    "TupleModel": ({"double_blocks": 3}, 3, 6),
+    "OutputModel": ({"double_blocks": 3}, 3, 6),
+    "BagModel": ({"double_blocks": 3}, 3, 6),
+    "TurnedModel": ({"double_blocks": 3}, 3, 6),
+    "Pairs": ({"layers.*.0": 3, "layers.*.1": 3}, 3, 3),
+}
+"""Model → stacks with their lengths, attentions, feed-forwards."""
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_it_is_seen(name: str) -> None:
+    structure = observe(*make(getattr(other_hands, name)))
+    stacks, heads, channels = SEEN[name]
+    assert {stack.path: stack.length for stack in structure.stacks} == stacks
+    assert [part.heads for part in structure.attentions if part.count > 1][: heads - 1] == [NHEAD] * (heads - 1)
+    assert [part.width for part in structure.feed_forwards][: channels - 1] == [MLP] * (channels - 1)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_is_cut_is_what_the_masks_say_twice(name: str) -> None:
+    """Blocks of every stack, heads and channels at once; then again what is left."""
+    module, call = make(getattr(other_hands, name))
+    for _ in range(2):
+        axes = every_axis(module, call)
+        kept = {axis.name: tuple(range(1, axis.units)) for axis in axes if axis.units > 1}
+        with masked(module, axes, hard_masks(axes, kept, torch.zeros(1).double())):
+            reference = call.replay(module)
+        before = sum(p.numel() for p in module.parameters())
+        compact_module(module, call, axes, kept)
+        assert disagreement(call.replay(module), reference) < 1e-12
+        assert sum(p.numel() for p in module.parameters()) < before
+
+
+# ------------------------------------------------------------------ refused by name, with the mend
+
+
+REFUSED = {
+    "Overridden": ("layers", r"CallsItself has a __call__ of its own \(.*other_hands.py:\d+\).*name it forward"),
+    "SilentModel": ("double_blocks", "its blocks give no tensor back: let forward return what it writes"),
+    "Pairs": ("layers.*.0", "its items are lists, .* give each a forward"),
+    "Hourglass": ("mid_block", "the only block of its stack: one must stay"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_seen_is_refused_by_name(name: str) -> None:
+    refusals = {item.path: item.reason for item in observe(*make(getattr(other_hands, name))).refusals}
+    path, reason = REFUSED[name]
+    assert re.fullmatch(reason, refusals[path])
+
+
+def test_no_structure_without_a_reason() -> None:
+    structure = observe(nn.Linear(3, 3), Call((torch.zeros(1, 3),), {}, recorded=True))
+    assert structure.stacks == ()
+    assert [item.reason for item in structure.refusals] == ["no list of blocks was found through which a stream runs"]
+
+
+def test_a_refusal_is_in_the_error_that_a_user_sees() -> None:
+    module, call = make(other_hands.SilentModel)
+    with pytest.raises(UserError, match="no list of blocks .*double_blocks: its blocks give no tensor back"):
+        dit_compress.prune(module, call=call, remove={"block": 1})
+
+
+# ------------------------------------------------------------------ pruned, and pruned again
+
+
+def tombstones(module: Any) -> list[bool]:
+    return [isinstance(layer, Tombstone) for layer in module.layers]
+
+
+@pytest.mark.parametrize("kind", [other_hands.Counted, other_hands.CountedPost, other_hands.Refined])
+def test_places_of_removed_blocks_are_kept_over_three_prunings(kind: Any, tmp_path: Any) -> None:
+    """Alive, saved, loaded: the same stack, down to its last block; every plan counts the blocks that are left."""
+    module, call = make(kind)
+    whole = copy.deepcopy(module)
+    gone: list[list[bool]] = []
+    for left in (3, 2, 1):
+        (axis,) = [axis for axis in every_axis(module, call) if axis.name == "block:layers"]
+        assert axis.units == left + 1
+        dit_compress.prune(module, call=call, remove={"block": 1})
+        gone.append(tombstones(module))
+        structure = observe(module, call)
+        assert (structure.main.path, structure.main.length, structure.main.removed) == ("layers", left, 4 - left)
+        assert [stack.path for stack in structure.stacks] == [stack.path for stack in observe(whole, call).stacks]
+        places = [place for place, away in enumerate(gone[-1]) if not away]
+        mine = [part.path for part in structure.attentions if part.stack == "layers"]
+        assert mine == [f"layers.{place}.attn" for place in places]
+        dit_compress.save(module, tmp_path / str(left))
+        loaded = dit_compress.load(tmp_path / str(left), module=copy.deepcopy(whole))
+        assert tombstones(loaded) == gone[-1]
+        assert torch.equal(call.replay(loaded), call.replay(module))
+        module = loaded if left == 3 else module
+    assert all(sum(row) == count for count, row in enumerate(gone, 1))
+    assert all(
+        a <= b for before, after in zip(gone, gone[1:], strict=False) for a, b in zip(before, after, strict=True)
+    )
+    assert kept_blocks(module.dit_compress_pruning["record"]["log"], "layers") == (gone[-1].index(False),)
+
+
+@pytest.mark.parametrize("kind", [other_hands.Named, other_hands.Holes])
+def test_blocks_with_names_go_and_come_back_from_disk(kind: Any, tmp_path: Any) -> None:
+    module, call = make(kind)
+    whole = copy.deepcopy(module)
+    for _ in range(2):
+        dit_compress.prune(module, call=call, remove={"block": 1})
+    assert observe(module, call).main.length == 1
+    dit_compress.save(module, tmp_path / "small")
+    loaded = dit_compress.load(tmp_path / "small", module=whole)
+    assert torch.equal(call.replay(loaded), call.replay(module))
+    assert len(loaded.layers) == len(module.layers)
+
+
+def test_a_budget_counts_what_tombstones_left() -> None:
+    module, call = make(other_hands.Counted)
+    dit_compress.prune(module, call=call, remove={"block": 1})
+    axes = [axis for axis in every_axis(module, call) if axis.blocks]
+    price = parameter_price(module, axes)
+    size = count_parameters(module.layers[next(i for i, away in enumerate(tombstones(module)) if not away)])
+    assert price.blocks["block:layers"] == (size, size, size)
+    assert price.of(axes, {}) == count_parameters(module)
+
+
+def test_a_class_with_a_call_of_its_own_says_why_nothing_was_recorded() -> None:
+    layer = other_hands.CallsItself()
+    with pytest.raises(UserError, match="CallsItself: .*__call__ of its own"), dit_compress.record(layer):
+        layer(torch.zeros(1, 2, other_hands.DIM), torch.zeros(1, other_hands.DIM))
