@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dit_compress.core.errors import UserError
 from dit_compress.structure.lookup import fields_of, holds_tensors, with_fields
+from dit_compress.structure.raised import raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ class Call:
                 return module(*self._fresh(self.args), **self._fresh(self.kwargs))
         except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
             raise UserError(
-                f"the recorded call fails: {type(error).__name__}: {error}",
+                f"the recorded call fails: {raised(error)}",
                 where=type(module).__name__,
                 mend="Record a call that the model accepts",
             ) from error

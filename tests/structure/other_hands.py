@@ -383,3 +383,45 @@ class TurnedModel(DualModel):
         for block in self.double_blocks:
             img, txt = block(img, txt, emb)
         return img
+
+
+# ------------------------------------------------------------------ checks on dtype
+
+
+class Strict(Layer):
+    """As the originals check it: the clock in single precision, the stream in its own."""
+
+    def forward(self, hidden: Tensor, emb: Tensor) -> Tensor:
+        assert emb.dtype == torch.float32
+        assert hidden.dtype == self.mlp.fc1.weight.dtype, "mixed precision"
+        return super().forward(hidden, emb)
+
+
+class StrictModel(Trunk):
+    def build(self) -> None:
+        self.layers = nn.ModuleList(Strict() for _ in range(3))
+
+
+class HalfModel(Trunk):
+    """A check that float32 does not pass."""
+
+    def body(self, hidden: Tensor, emb: Tensor) -> Tensor:
+        assert hidden.dtype is torch.bfloat16
+        return super().body(hidden, emb)
+
+
+class Both16And32(HalfModel):
+    """Two checks that no one dtype passes."""
+
+    def body(self, hidden: Tensor, emb: Tensor) -> Tensor:
+        assert self.temb(emb[:, :1]).float().dtype == torch.float32
+        return super().body(hidden, emb)
+
+
+class Grumpy(Trunk):
+    """A block that does not run twice alike: nothing to do with dtypes."""
+
+    def body(self, hidden: Tensor, emb: Tensor) -> Tensor:
+        if hidden.dtype == torch.float64 or hidden.abs().max() > 0:
+            raise ValueError("I do not like these numbers")
+        return hidden

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import other_hands
 import pytest
 import torch
 from other_hands import MLP, NHEAD
-from torch import nn
+from torch import Tensor, nn
 
 import dit_compress
 from dit_compress.core.errors import UserError
@@ -175,3 +176,44 @@ def test_a_class_with_a_call_of_its_own_says_why_nothing_was_recorded() -> None:
     layer = other_hands.CallsItself()
     with pytest.raises(UserError, match="CallsItself: .*__call__ of its own"), dit_compress.record(layer):
         layer(torch.zeros(1, 2, other_hands.DIM), torch.zeros(1, other_hands.DIM))
+
+
+# ------------------------------------------------------------------ checks on dtype, and whose line raised
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("StrictModel", torch.float32), ("HalfModel", torch.bfloat16)])
+def test_checks_of_dtypes_pass_on_the_copy(kind: str, dtype: torch.dtype) -> None:
+    module, call = make(getattr(other_hands, kind))
+    module, call = module.to(dtype), call.map(lambda x: x.to(dtype))
+    structure = observe(module, call)
+    assert structure.main.path == "layers"
+    assert {part.heads for part in structure.attentions} == {NHEAD}
+    assert {part.width for part in structure.feed_forwards} == {MLP}
+    size = count_parameters(module)
+    dit_compress.prune(module, call=call, remove={"block": 1, "head": 1})
+    assert count_parameters(module) < size
+    assert call.replay(module).dtype == dtype
+
+
+def line(code: str) -> int:
+    lines = Path(other_hands.__file__).read_text("utf-8").splitlines()
+    return next(number for number, text in enumerate(lines, 1) if text.strip() == code)
+
+
+def test_a_check_that_no_dtype_passes_is_named() -> None:
+    module, call = make(other_hands.Both16And32)
+    module, call = module.bfloat16(), call.map(Tensor.bfloat16)
+    code = "assert self.temb(emb[:, :1]).float().dtype == torch.float32"
+    where = rf"AssertionError: assert .*, at .*other_hands.py:{line(code)}\. "
+    with pytest.raises(UserError, match=where + "Take the check of dtypes on that line out"):
+        observe(module, call)
+
+
+def test_the_line_that_raised_is_named() -> None:
+    module, call = make(other_hands.Grumpy)
+    code = 'raise ValueError("I do not like these numbers")'
+    where = rf"ValueError: I do not like these numbers, at .*other_hands.py:{line(code)}\. "
+    with pytest.raises(UserError, match="on a copy without weights: " + where + "Record a call"):
+        observe(module, call)
+    with pytest.raises(UserError, match="Trunk|Grumpy: the recorded call fails: " + where):
+        call.replay(module)

@@ -13,6 +13,8 @@ from dit_compress.structure.observe.residual import alike, chained, covered, res
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from dit_compress.structure.facts import Stack
     from dit_compress.structure.observe.residual import Pass
     from dit_compress.structure.observe.weightless import Seen
@@ -46,12 +48,16 @@ class Found:
         return tuple(argument for argument, _ in self.passes)
 
 
-def streams_through(all_calls: Sequence[Seen], live_calls: Sequence[Seen], blocks: Sequence[nn.Module]) -> list[Pass]:
-    """The streams through blocks, by identity, else as residuals."""
+def streams_through(
+    all_calls: Sequence[Seen], live_calls: Sequence[Seen], blocks: Sequence[nn.Module], claims: torch.dtype | None
+) -> list[Pass]:
+    """The streams through blocks, by identity, else as residuals. claims: as a ``Replica`` takes it."""
     passes = chained(all_calls) if len(all_calls) > 1 else []
     if not passes or not covered(passes, live_calls[0]):
         taken = {key for item in passes for key in item}
-        passes += [item for item in residual(blocks, live_calls) if item[0] not in taken and item[1] not in taken]
+        passes += [
+            item for item in residual(blocks, live_calls, claims) if item[0] not in taken and item[1] not in taken
+        ]
     return passes
 
 

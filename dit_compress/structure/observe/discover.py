@@ -6,6 +6,7 @@ shape without its weights; integer attributes by trying. Nothing depends on the 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from dit_compress.structure.observe.stacks import find_stacks
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.units import Observer
 from dit_compress.structure.observe.weightless import Replica, watch
+from dit_compress.structure.precision import WIDE
+from dit_compress.structure.raised import line_of, raised
 from dit_compress.structure.signature import Known, signature
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ class _Block:
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
 """What was found before: structure depends on classes and shapes, not on weights."""
+_VALUES = "Record a call that the model accepts; a model whose control flow depends on values is not understood"
+_DTYPES = "Take the check of dtypes on that line out, or let it pass for float64: the copy computes in it"
 
 
 def observe(module: nn.Module, call: Call) -> Structure:
@@ -61,16 +66,16 @@ def _observe(module: nn.Module, call: Call) -> Structure:
         replica, (found, refusals) = replicated(module, call)
     except FAILURES as error:
         raise UserError(
-            f"the recorded call fails on a copy without weights: {type(error).__name__}: {error}",
+            f"the recorded call fails on a copy without weights: {raised(error)}",
             where=type(module).__name__,
-            mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
+            mend=_DTYPES if _asks_for_dtype(error) else _VALUES,
         ) from error
     unit_lists: list[UnitList] = []
     names = _all_names(module)
     for item in found:
         for index, seen in enumerate(item.calls):
             head = item.stack.block(index)
-            block = _observed(replica.module.get_submodule(head), seen, item)
+            block = _observed(replica, head, seen, item)
             for unit_list in (_placed(unit_list, item, index) for unit_list in block.unit_lists):
                 other = _used_elsewhere(unit_list, f"{head}.", names)
                 if other:
@@ -101,24 +106,43 @@ def _used_elsewhere(unit_list: UnitList, head: str, names: Mapping[str, list[str
 
 
 def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
-    """The module's weightless copy and its stacks."""
-    try:
-        replica = Replica(module, call)
-        return replica, find_stacks(replica)
-    except FAILURES:
-        replica = Replica(module, call, real=True)
-        return replica, find_stacks(replica)
+    """The module's weightless copy and its stacks. Raises what the module raises.
+
+    Where it does not run, its tables become real; then its tensors say that they have a dtype of the module's.
+    """
+    first: Exception | None = None
+    for claims in (None, *_dtypes(module)):
+        for real in (False, True):
+            try:
+                replica = Replica(module, call, real=real, claims=claims)
+                return replica, find_stacks(replica)
+            except FAILURES as error:
+                first = first or error
+    assert first is not None
+    raise first
 
 
-def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
+def _dtypes(module: nn.Module) -> list[torch.dtype]:
+    """Dtypes that a module may ask of its tensors: that of most parameters, then float32."""
+    counts = Counter(parameter.dtype for parameter in module.parameters() if parameter.dtype in WIDE)
+    return list(dict.fromkeys([*(dtype for dtype, _ in counts.most_common(1)), torch.float32]))
+
+
+def _asks_for_dtype(error: Exception) -> bool:
+    found = line_of(error)
+    return any(word in f"{error} {found[1] if found else ''}".lower() for word in ("dtype", "double", "float"))
+
+
+def _observed(whole: Replica, path: str, seen: Seen, item: Found) -> _Block:
     """What is in a block; blocks of one signature share one probe."""
-    return _BLOCKS.get((signature(block, seen.inputs()), item.streams), lambda: _observe_block(block, seen, item))
+    block = whole.module.get_submodule(path)
+    key = signature(block, seen.inputs()), item.streams, whole.claims
+    return _BLOCKS.get(key, lambda: _observe_block(Replica(block, seen.call, claims=whole.claims), item))
 
 
-def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
+def _observe_block(replica: Replica, item: Found) -> _Block:
     """Probe one block, and solve every list of units for the attributes that follow."""
     found = _Block()
-    replica = Replica(block, seen.call)
     try:
         seen_inside, base = watch(replica)
         calls = {path: call.call for path, call in seen_inside.items()}
@@ -127,13 +151,13 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
         observer = Observer(replica, base, item.streams)
         listed = observer.units()
     except FAILURES as error:
-        found.refusals.append(Refusal("", f"can't be observed: {type(error).__name__}: {error}"))
+        found.refusals.append(Refusal("", f"can't be observed: {raised(error)}"))
         return found
     for units in listed:
         if units.reads:
             _settle(found, replica, base, observer, units, calls)
     known = [unit_list.path for unit_list in found.unit_lists if isinstance(unit_list, Attention)]
-    found.refusals += promised(block, [*known, *(item.path for item in found.refusals)], calls)
+    found.refusals += promised(replica.module, [*known, *(item.path for item in found.refusals)], calls)
     found.refusals += unexplained(replica, observer.unexplained(listed), [item.path for item in found.refusals])
     if observer.prober.diverged and not found.unit_lists and not found.refusals:
         found.refusals.append(Refusal("", "its control flow depends on values: no units can be told apart"))
@@ -164,7 +188,7 @@ def _settle(
         found.refusals.append(Refusal(path, f"its control flow depends on values: {error}"))
         return
     except FAILURES as error:
-        found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))
+        found.refusals.append(Refusal(path, f"can't be cut: {raised(error)}"))
         return
     if units.count == 1:
         found.refusals.append(Refusal(path, "all of it hangs together: one unit, and one must stay"))

@@ -25,7 +25,9 @@ from dit_compress.structure.record import tensors_in
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dit_compress.structure.observe.weightless import Seen
+    import torch
+
+    from dit_compress.structure.observe.weightless import Replica, Seen
 
 APART = "its items are lists, whose parts the model calls itself: none can be skipped as one; give each a forward"
 ALONE = "the only block of its stack: one must stay"
@@ -35,9 +37,9 @@ UNUSED = "the recorded call does not use it"
 NOTHING = "no list of blocks was found through which a stream runs"
 
 
-def others(module: nn.Module, found: Sequence[Found], seen: dict[str, Seen]) -> tuple[list[Found], list[Refusal]]:
+def others(replica: Replica, found: Sequence[Found], seen: dict[str, Seen]) -> tuple[list[Found], list[Refusal]]:
     """More stacks beside those in plain lists, and what is refused with them."""
-    search = _Search(module, seen, list(found))
+    search = _Search(replica.module, seen, list(found), replica.claims)
     more = [*search.nested(), *search.alone()]
     refusals = [Refusal(item.stack.path, ALONE) for item in (*more, *found) if _is_alone(item.stack)]
     refusals += [Refusal(item.stack.path, APART) for item in more if not item.stack.removable]
@@ -58,6 +60,7 @@ class _Search:
     module: nn.Module
     seen: dict[str, Seen]
     found: list[Found]
+    claims: torch.dtype | None
 
     def apart(self, path: str) -> bool:
         """Whether a module neither holds a block, nor stands in one."""
@@ -108,7 +111,7 @@ class _Search:
             single = owner in lists and len(lists[owner]) == 1 and not isinstance(lists[owner], nn.Sequential)
             if not path or not (single or type(item) in kinds) or not is_block(item) or not self.apart(path):
                 continue
-            passes = streams_through([call], [call], [item]) or chained([call])
+            passes = streams_through([call], [call], [item], self.claims) or chained([call])
             if passes:
                 label, names = (owner, ()) if single and name == "0" else (path, (path,))
                 made.append(found_of(Stack(label, 1, *passes[0], names=names), [call], passes, self.seen))

@@ -62,20 +62,23 @@ def alike(given: Any, value: Any) -> bool:
     return tensors and given.shape == value.shape and given.ndim >= RANK and given.is_floating_point()
 
 
-def residual(blocks: Sequence[nn.Module], calls: Sequence[Seen]) -> list[Pass]:
-    """Streams that every block hands on as a residual: the output moves exactly as the argument does."""
+def residual(blocks: Sequence[nn.Module], calls: Sequence[Seen], claims: torch.dtype | None) -> list[Pass]:
+    """Streams that every block hands on as a residual: the output moves exactly as the argument does.
+
+    claims: as a ``Replica`` takes it.
+    """
     found: list[Pass] | None = None
     known: dict[Any, list[Pass]] = {}
     for block, call in zip(blocks, calls, strict=True):
         shapes = (type(block), *(tuple(parameter.shape) for parameter in block.parameters()))
         if shapes not in known:
-            known[shapes] = _moves(block, call)
+            known[shapes] = _moves(block, call, claims)
         found = known[shapes] if found is None else [item for item in found if item in known[shapes]]
     return found or []
 
 
-def _moves(block: nn.Module, call: Seen) -> list[Pass]:
-    replica = Replica(block, call.call)
+def _moves(block: nn.Module, call: Seen, claims: torch.dtype | None) -> list[Pass]:
+    replica = Replica(block, call.call, claims=claims)
     try:
         base = replica.run()
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):

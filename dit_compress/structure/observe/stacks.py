@@ -15,10 +15,13 @@ from dit_compress.structure.observe.probe import outputs_differ
 from dit_compress.structure.observe.residual import main_stream
 from dit_compress.structure.observe.trace import FAILURES
 from dit_compress.structure.observe.weightless import watch
+from dit_compress.structure.raised import in_one_line
 from dit_compress.structure.tombstone import Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from dit_compress.structure.observe.trace import Trace
     from dit_compress.structure.observe.weightless import Replica, Seen
@@ -30,8 +33,8 @@ def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
     found: list[Found] = []
     for path, items in lists_in(replica.module):
         if not any(path.startswith(f"{item.stack.path}.") for item in found):
-            found += _stack(path, items, watched[0])
-    more, refusals = others(replica.module, found, watched[0])
+            found += _stack(path, items, watched[0], replica.claims)
+    more, refusals = others(replica, found, watched[0])
     found = [*more, *found]
     settled = []
     for item in found:
@@ -48,7 +51,7 @@ def find_stacks(replica: Replica) -> tuple[list[Found], list[Refusal]]:
     return settled, refusals
 
 
-def _stack(path: str, items: Any, seen: dict[str, Seen]) -> list[Found]:
+def _stack(path: str, items: Any, seen: dict[str, Seen], claims: torch.dtype | None) -> list[Found]:
     """The stack in a list, if every item is a block that is called and hands a stream on."""
     places = {f"{path}.{name}": item for name, item in children(items).items()}
     live = [place for place, item in places.items() if not isinstance(item, Tombstone)]
@@ -56,7 +59,7 @@ def _stack(path: str, items: Any, seen: dict[str, Seen]) -> list[Found]:
         return []
     known = [seen[place] for place in live]
     # A tombstone hands on what it gets: the streams are seen through it.
-    passes = streams_through([seen[place] for place in places], known, [places[place] for place in live])
+    passes = streams_through([seen[place] for place in places], known, [places[place] for place in live], claims)
     if not passes:
         return []
     plain = not isinstance(items, nn.ModuleDict) and live == [f"{path}.{index}" for index in range(len(items))]
@@ -73,17 +76,13 @@ def proven(replica: Replica, stack: Stack) -> Stack | Refusal:
     for kept in sorted(plans):
         skipped = _run(replica, stack, kept, tombstones=True)
         if isinstance(skipped, Exception):
-            return Refusal(stack.path, f"the model does not run with a block skipped: {_words(skipped)}")
+            return Refusal(stack.path, f"the model does not run with a block skipped: {in_one_line(skipped)}")
         if stack.names:
             continue
         deleted = _run(replica, stack, kept, tombstones=False)
         if isinstance(deleted, Exception) or not _same(stack, kept, skipped, deleted):
             stack = replace(stack, deletable=False)
     return stack
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
 
 
 def _run(replica: Replica, stack: Stack, kept: tuple[int, ...], *, tombstones: bool) -> Trace | Exception:

@@ -11,6 +11,7 @@ Everything runs on the CPU in float64, also where a module asks for float32.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.lookup import leaves_of
 from dit_compress.structure.observe.dispatch import Watcher
 from dit_compress.structure.observe.trace import Change, DivergedError, Touch, Trace
-from dit_compress.structure.precision import WIDE, double_by_default
+from dit_compress.structure.precision import WIDE, Claiming, double_by_default
 from dit_compress.structure.record import Call, map_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -38,11 +39,21 @@ class Replica:
     """A weightless copy of a module, with one call of it.
 
     values: parameters that operations read, by name; random, made when first read.
-    cuts: modules whose output is replayed like that of a matmul (norms across heads).
+    claims: the dtype that tensors say they have. cuts: modules whose output is replayed like that of a matmul (norms
+    across heads).
     """
 
-    def __init__(self, module: nn.Module, call: Call, *, seed: int = 0, real: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        call: Call,
+        *,
+        seed: int = 0,
+        real: bool = False,
+        claims: torch.dtype | None = None,
+    ) -> None:
         self.module, self.values = weightless_copy(module, real=real)
+        self.claims = claims
         self.call = call.map(_real)
         self.seed = seed
         self.cuts: tuple[str, ...] = ()
@@ -73,7 +84,7 @@ class Replica:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), double_by_default():
                 torch.manual_seed(0)
-                with mode:
+                with mode, Claiming(self.claims) if self.claims else nullcontext():
                     mode.trace.output = self.module(*args, **kwargs)
         finally:
             for handle in handles:
