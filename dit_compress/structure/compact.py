@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.structure.facts import Kept, Stack
+    from dit_compress.structure.facts import Kept, Stack, Structure
     from dit_compress.structure.record import Call
 
 LOG_NAME = "prune"
@@ -126,6 +126,11 @@ def relative_error(candidate: Tensor, reference: Tensor) -> float:
     """max|Δ| / max|reference|."""
     scale = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
     return float((candidate - reference).abs().max() / scale)
+
+
+def block_axes(structure: Structure) -> list[Axis]:
+    """The blocks of every stack from which some can go."""
+    return [block_axis(stack) for stack in structure.stacks if stack.removable and stack.length > 1]
 
 
 def block_axis(stack: Stack) -> Axis:

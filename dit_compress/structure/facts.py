@@ -229,6 +229,28 @@ class Structure:
             raise UserError(f"no list of blocks was found through which a stream runs{self.reasons()}")
         return max(reversed(self.stacks), key=lambda stack: stack.length + stack.removed)
 
+    def at(self, place: str) -> Structure:
+        """What stands in the one stack that a level names (``block.double_blocks``): its path, or the end of it.
+
+        Raises UserError where there is none, or more than one.
+        """
+        paths = [item.path for item in self.stacks if f".{item.path}".endswith(f".{place}")]
+        if len(paths) != 1:
+            known = ", ".join(item.path for item in self.stacks)
+            raise UserError(
+                f"{place!r} names {'several stacks' if paths else 'no stack'}; there are {known or 'none'}",
+                mend="Name one of them",
+            )
+        (path,) = paths
+        (stack,) = (item for item in self.stacks if item.path == path)
+        held = tuple(f"{name}." for name in (path, *stack.blocks))
+        return Structure(
+            (stack,),
+            tuple(part for part in self.attentions if part.stack == path),
+            tuple(part for part in self.feed_forwards if part.stack == path),
+            tuple(item for item in self.refusals if f"{item.path}.".startswith(held)),
+        )
+
     def reasons(self) -> str:
         """The first refusals, in brackets; empty where there are none, or none that names a part."""
         named = [f"{item.path}: {item.reason}" for item in self.refusals if item.path]

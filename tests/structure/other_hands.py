@@ -425,3 +425,86 @@ class Grumpy(Trunk):
         if hidden.dtype == torch.float64 or hidden.abs().max() > 0:
             raise ValueError("I do not like these numbers")
         return hidden
+
+
+# ------------------------------------------------------------------ heads that the code counts otherwise
+
+
+class TimmAttn(nn.Module):
+    """``C // num_heads`` from the stream, twice; a helper does the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = NHEAD
+        self.qkv, self.proj = nn.Linear(DIM, DIM * 3), nn.Linear(DIM, DIM)
+        self.scale = HEAD_DIM**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape  # noqa: N806
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        attn = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)
+        x = (attn @ v).transpose(1, 2).reshape(B, N, C)
+        return self.proj(x)
+
+
+class ScaledAttn(TimmAttn):
+    """The same, and the scale is made of it too: no reshape alone mends it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape  # noqa: N806
+        width = C // self.num_heads
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, width).permute(2, 0, 3, 1, 4)
+        attn = (q @ k.transpose(-2, -1) * width**-0.5).softmax(dim=-1)
+        return self.proj((attn @ v).transpose(1, 2).reshape(B, N, C))
+
+
+class TimmModel(Trunk):
+    attention: type[nn.Module] = TimmAttn
+
+    def build(self) -> None:
+        super().build()
+        for layer in self.layers:
+            layer.attn = self.attention()
+
+
+class ScaledModel(TimmModel):
+    attention = ScaledAttn
+
+
+class LastDual(Dual):
+    """Its text goes no further: of ``txt_qkv``, a third is read by nothing."""
+
+    def forward(self, img: Tensor, txt: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+        length = txt.size(1)
+        joined = torch.cat([self.txt_qkv(txt + emb[:, None]), self.img_qkv(img + emb[:, None])], dim=1)
+        b, n, _ = joined.shape
+        q, k, v = joined.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q[:, :, length:], k, v)
+        img = img + self.img_out(mixed.transpose(1, 2).reshape(b, n - length, -1))
+        return img + self.img_mlp(img), txt
+
+
+class LastByHeads(LastDual):
+    """The same with query, key and value inside each head."""
+
+    def forward(self, img: Tensor, txt: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+        length = txt.size(1)
+        joined = torch.cat([self.txt_qkv(txt + emb[:, None]), self.img_qkv(img + emb[:, None])], dim=1)
+        b, n, _ = joined.shape
+        q, k, v = joined.view(b, n, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q[:, :, length:], k, v)
+        img = img + self.img_out(mixed.transpose(1, 2).reshape(b, n - length, -1))
+        return img + self.img_mlp(img), txt
+
+
+class LastModel(TurnedModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double_blocks[-1] = LastDual()
+
+
+class LastByHeadsModel(TurnedModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double_blocks[-1] = LastByHeads()

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
+import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import other_hands
 import pytest
 import torch
-from other_hands import MLP, NHEAD
+from other_hands import DIM, HEAD_DIM, MLP, NHEAD
+from rich.console import Console
 from torch import Tensor, nn
 
 import dit_compress
+from dit_compress.cli.tables import axes_table
 from dit_compress.core.errors import UserError
 from dit_compress.model.figures import count_parameters
+from dit_compress.pruning.recorded import RecordedDenoiser
 from dit_compress.search.budget import parameter_price
-from dit_compress.structure.compact import block_axis, compact_module, disagreement, kept_blocks
+from dit_compress.structure.compact import block_axes, compact_module, disagreement, kept_blocks
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.record import Call
@@ -37,9 +44,8 @@ def call_of(module: nn.Module) -> Call:
 
 def every_axis(module: nn.Module, call: Call) -> list[Any]:
     structure = observe(module, call)
-    blocks = [block_axis(stack) for stack in structure.stacks if stack.removable and stack.length > 1]
     heads = [part.axis("head") for part in structure.attentions]
-    return [*blocks, *heads, *(part.axis("ffn") for part in structure.feed_forwards)]
+    return [*block_axes(structure), *heads, *(part.axis("ffn") for part in structure.feed_forwards)]
 
 
 SEEN = {
@@ -217,3 +223,138 @@ def test_the_line_that_raised_is_named() -> None:
         observe(module, call)
     with pytest.raises(UserError, match="Trunk|Grumpy: the recorded call fails: " + where):
         call.replay(module)
+
+
+# ------------------------------------------------------------------ every stack is an axis
+
+
+def lengths(module: nn.Module, call: Call) -> dict[str, int]:
+    return {stack.path: stack.length for stack in observe(module, call).stacks}
+
+
+@pytest.mark.parametrize(
+    ("kind", "remove", "left"),
+    [
+        ("Refined", {"block": 2}, {"layers": 2, "refiner": 2}),
+        ("Refined", {"block.refiner": 1}, {"layers": 4, "refiner": 1}),
+        ("Refined", {"block": 1, "block.refiner": 1}, {"layers": 3, "refiner": 1}),
+        ("Video", {"block.blocks": 2, "block.temporal_blocks": 1}, {"blocks": 1, "temporal_blocks": 2}),
+        ("Video", {"block": 1}, {"blocks": 3, "temporal_blocks": 2}),
+        ("Hourglass", {"block.in_blocks": 1}, {"mid_block": 1, "in_blocks": 1, "out_blocks": 2}),
+        ("StateModel", {"block.double_blocks": 2}, {"double_blocks": 1}),
+    ],
+)
+def test_blocks_of_the_stack_that_is_named_go(kind: str, remove: dict[str, int], left: dict[str, int]) -> None:
+    module, call = make(getattr(other_hands, kind))
+    dit_compress.prune(module, call=call, remove=remove)
+    assert lengths(module, call) == left
+
+
+def test_heads_of_one_stack_and_of_the_rest() -> None:
+    module, call = make(other_hands.Video)
+    dit_compress.prune(module, call=call, remove={"head": 1, "head.temporal_blocks": 3}, keep={"ffn.blocks": 0.5})
+    structure = observe(module, call)
+    assert {part.stack: part.heads for part in structure.attentions} == {"blocks": 3, "temporal_blocks": 1}
+    assert {part.stack: part.width for part in structure.feed_forwards} == {"blocks": MLP // 2, "temporal_blocks": MLP}
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ({"block.middle": 1}, "'middle' names no stack; there are mid_block, in_blocks, out_blocks. Name one"),
+        ({"block.blocks": 1}, "'blocks' names no stack"),
+        ({"blok.in_blocks": 1}, "unknown granularity plugin 'blok'. Did you mean 'block'"),
+        ({"block.mid_block": 1}, "block:mid_block has 1 units and would keep 0"),
+        ({"block": 1, "block.out_blocks": 1}, "granularity 'block' finds nothing to remove"),
+    ],
+)
+def test_a_stack_that_can_not_be_meant_is_refused(remove: dict[str, int], message: str) -> None:
+    module, call = make(other_hands.Hourglass)
+    with pytest.raises(UserError, match=message):
+        dit_compress.prune(module, call=call, remove=remove)
+
+
+def test_a_budget_takes_the_stacks_that_it_names() -> None:
+    module, call = make(other_hands.Refined)
+    size = count_parameters(module)
+    block = count_parameters(module.layers[0])
+    dit_compress.prune(module, call=call, params=size - 3 * block, levels=["block", "block.refiner"])
+    assert count_parameters(module) == size - 3 * block
+    assert lengths(module, call) == {"layers": 2, "refiner": 1}
+
+
+def test_inspect_lists_every_stack_and_what_stays() -> None:
+    module, call = make(other_hands.Hourglass)
+    console = Console(width=200, file=StringIO())
+    console.print(axes_table(RecordedDenoiser(module, call)))
+    rows = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    blocks = {row[0]: row[2] for row in rows if row[1:2] == ["block"]}
+    assert blocks == {"in_blocks": "2", "out_blocks": "2"}
+    assert any(row[0] == "mid_block" and " ".join(row).endswith("one must stay") for row in rows if row)
+
+
+# ------------------------------------------------------------------ heads that the code counts otherwise
+
+
+@pytest.mark.parametrize("kind", ["LastModel", "LastByHeadsModel", "TimmModel"])
+def test_heads_go_with_what_nothing_reads_and_with_what_a_reshape_infers(kind: str, tmp_path: Any) -> None:
+    module, call = make(getattr(other_hands, kind))
+    whole = copy.deepcopy(module)
+    structure = observe(module, call)
+    count = len(structure.attentions)
+    assert [part.heads for part in structure.attentions] == [NHEAD] * count
+    assert count == (4 if kind == "TimmModel" else 3)
+    for left in (3, 2):
+        dit_compress.prune(module, call=call, remove={"head": 1})
+        assert {part.heads for part in observe(module, call).attentions} == {left}
+    dit_compress.save(module, tmp_path / "small")
+    loaded = dit_compress.load(tmp_path / "small", module=whole)
+    assert torch.equal(call.replay(loaded), call.replay(module))
+    copied = copy.deepcopy(loaded)
+    assert torch.equal(call.replay(copied), call.replay(module))
+    assert type(module).__name__ == kind
+
+
+@pytest.mark.parametrize("kind", ["LastModel", "LastByHeadsModel"])
+def test_the_dead_third_is_cut_head_by_head(kind: str) -> None:
+    structure = observe(*make(getattr(other_hands, kind)))
+    part = structure.attentions[-1]
+    (rows,) = [m.indices for m in part.members if m.tensor.endswith("txt_qkv.weight") and m.dim == 0]
+    apart, first = (HEAD_DIM, 3 * HEAD_DIM) if kind == "LastByHeadsModel" else (DIM, HEAD_DIM)
+    for head in range(NHEAD):
+        expected = [head * first + third * apart + entry for third in range(3) for entry in range(HEAD_DIM)]
+        assert rows[head].tolist() == expected
+
+
+FRESH = """
+import sys
+import torch, other_hands
+from load_pruned import load
+assert not any(name.startswith("dit_compress") for name in sys.modules)
+torch.manual_seed(0)
+module = load(sys.argv[1], module=other_hands.TimmModel().double())
+assert module.layers[0].attn.num_heads == 3
+torch.save(module(torch.ones(2, 6, 3).double(), torch.ones(2).double()), sys.argv[2])
+"""
+
+
+def test_a_stand_in_is_made_again_without_the_package(tmp_path: Path) -> None:
+    module, call = make(other_hands.TimmModel)
+    dit_compress.prune(module, call=call, remove={"head": 1, "block": 1})
+    dit_compress.save(module, tmp_path / "small")
+    paths = {"PYTHONPATH": f"{Path(other_hands.__file__).parent}:{tmp_path / 'small'}"}
+    out = tmp_path / "out.pt"
+    subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path / "small"), str(out)], check=True, env={**os.environ, **paths}
+    )
+    assert torch.equal(torch.load(out), module(torch.ones(2, 6, 3).double(), torch.ones(2).double()))
+
+
+def test_the_line_to_change_is_named() -> None:
+    structure = observe(*make(other_hands.ScaledModel))
+    assert structure.attentions == ()
+    code = "q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, width).permute(2, 0, 3, 1, 4)"
+    (reason,) = {item.reason for item in structure.refusals}
+    where = f"other_hands.py:{line(code)}, which fails with fewer: {code}"
+    assert reason.startswith("4 heads: no set of attributes makes compact equal masked; change ")
+    assert reason.endswith(where)

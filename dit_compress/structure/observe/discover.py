@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dit_compress.core.errors import UserError
 from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_unit_list
-from dit_compress.structure.observe.attributes import solve
+from dit_compress.structure.observe.attributes import failing_line, solve, solve_with_stand_ins
 from dit_compress.structure.observe.blocks import is_in
 from dit_compress.structure.observe.stacks import find_stacks
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
@@ -173,14 +173,20 @@ def _settle(
     """Make a list of the units, or a refusal."""
     path = common_path(replica.module, [key[0] for key in units.owned], replica.cuts)
     try:
-        solved = None
+        solved, tried = None, []
         for variant in observer.variants(units):
             unit_list = make_unit_list(replica, base, variant, calls)
             if unit_list.path in calls and unit_list.count > 1:
                 unit_list = replace(
                     unit_list, gathers=gathers(observer.prober, unit_list, variant, calls[unit_list.path])
                 )
-            solved = solved or solve(replica.edited([]), unit_list, variant)
+            solved = solve(replica.edited([]), unit_list, variant)
+            if solved is not None:
+                break
+            tried.append((unit_list, variant))
+        for attempt in tried if solved is None else ():
+            solved = solved or solve_with_stand_ins(replica.edited([]), *attempt)
+        line = "" if solved else failing_line(replica.edited([]), *tried[0])
     except UnsliceableError as error:
         found.refusals.append(Refusal(path, str(error)))
         return
@@ -194,7 +200,8 @@ def _settle(
         found.refusals.append(Refusal(path, "all of it hangs together: one unit, and one must stay"))
     if solved is None:
         what = f"{units.count} heads" if isinstance(unit_list, Attention) else f"{units.count} channels"
-        found.refusals.append(Refusal(path, f"{what}: no set of attributes makes compact equal masked"))
+        reason = f"{what}: no set of attributes makes compact equal masked"
+        found.refusals.append(Refusal(path, f"{reason}; change {line}" if line else reason))
     else:
         found.unit_lists.append(solved)
 

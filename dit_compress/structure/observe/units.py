@@ -50,6 +50,7 @@ class Observer:
         self.prober = Prober(replica, base)
         self.sizes: dict[Key, int] = {OUTPUT: 1}
         self.dead: list[Key] = []
+        self.idle: dict[Key, np.ndarray] = {}
         self.inner: frozenset[Key] = frozenset()
         self.effects: dict[Key, Effect] = {}
         self.rows: set[Key] = set()
@@ -69,6 +70,9 @@ class Observer:
         self.effects = whole
         self.dead = [key for key, effect in whole.items() if not effect]
         runs = self.prober.runs({key: lists[key] for key, effect in whole.items() if inner & effect.keys()})
+        for key, found_runs in runs.items():
+            idle = [entry for run in found_runs if not run.effect for entry in range(run.start, run.stop)]
+            self.idle[key] = np.array(idle, dtype=int)
         labels = join(self.sizes, runs, self.replica.cuts)
         found = [item for item in exchangeable(labels, self.rows, inner) if self._maskable(item)]
         if not found:
@@ -95,8 +99,17 @@ class Observer:
         return args, kwargs
 
     def variants(self, units: Units) -> Iterator[Units]:
-        """The units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike."""
+        """The units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike.
+
+        Such outputs are those of a matmul of their own, or a part of one that holds the units' own, too.
+        """
         yield units
+        idle = {key: self.idle[key] for key in units.rows if len(self.idle.get(key, ()))}
+        idle = {key: entries for key, entries in idle.items() if len(entries) % units.count == 0}
+        for order in ((units.count, -1), (-1, units.count)) if idle else ():
+            parts = {key: e.reshape(order) if order[0] > 0 else e.reshape(order).T for key, e in idle.items()}
+            more = {key: np.sort(np.hstack([units.owned[key], part]), axis=1) for key, part in parts.items()}
+            yield replace(units, owned={**units.owned, **more})
         for like in units.rows:
             dead = [key for key in self.dead if self.sizes[key] == self.sizes[like] and key[1] == like[1]]
             if dead:

@@ -195,7 +195,7 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
     """Run once and note the first call of every module, and which modules were running at any of its calls."""
     seen: dict[str, Seen] = {}
     running: list[str] = []
-    entered: list[tuple[Any, Any]] = []
+    entered: list[tuple[tuple[Any, Any], list[tuple[int, int]]]] = []
     callers: dict[str, set[tuple[str, ...]]] = {}
     handles = []
     for path, module in replica.module.named_modules():
@@ -209,8 +209,8 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
         def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
             running.pop()
             given, before = entered.pop()
-            writes = before != _versions(args, kwargs)
-            seen.setdefault(path, Seen(*given, map_tensors(_same, output), callers[path], writes))
+            call = Seen(*given, map_tensors(_same, output), callers[path], before != _versions(args, kwargs))
+            seen.setdefault(path, call)
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
