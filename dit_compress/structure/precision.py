@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,9 +74,10 @@ class _WideConvolutions(TorchFunctionMode):
 
 
 @contextmanager
-def in_double() -> Iterator[None]:
-    """Run whatever is called inside in float64, new tensors included."""
-    with warnings.catch_warnings(), InDouble(), _WideConvolutions(), double_by_default():
+def in_double(claims: torch.dtype | None = None) -> Iterator[None]:
+    """Run whatever is called inside in float64, new tensors included. claims: the dtype that they say they have."""
+    claiming = Claiming(claims) if claims else nullcontext()
+    with warnings.catch_warnings(), InDouble(), _WideConvolutions(), double_by_default(), claiming:
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         yield
 

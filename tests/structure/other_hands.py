@@ -296,6 +296,19 @@ class StateModel(DualModel):
         return state.img
 
 
+@dataclass(frozen=True)
+class Batch:
+    sample: Tensor
+    timestep: Tensor
+
+
+class Wrapped(Trunk):
+    """One frozen dataclass in, a structure out."""
+
+    def forward(self, batch: Batch) -> Any:  # type: ignore[override]
+        return Output(velocity=super().forward(batch.sample, batch.timestep))
+
+
 class OnBoth(Dual):
     def forward(self, both: Both, emb: Tensor) -> Both:
         return Both(*self.mix(both.img, both.txt, emb))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -24,7 +25,9 @@ from dit_compress.core.errors import UserError
 from dit_compress.model.figures import count_parameters
 from dit_compress.pruning.recorded import RecordedDenoiser
 from dit_compress.search.budget import parameter_price
+from dit_compress.structure.apply import rename
 from dit_compress.structure.compact import block_axes, compact_module, disagreement, kept_blocks
+from dit_compress.structure.edits import KeepBlocks, edits_as_data, edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.record import Call
@@ -38,6 +41,10 @@ def make(kind: Any) -> tuple[Any, Call]:
 
 
 def call_of(module: nn.Module) -> Call:
+    if isinstance(module, other_hands.Wrapped):
+        with dit_compress.record(module) as call:
+            module(other_hands.Batch(torch.randn(2, 6, 3).double(), torch.rand(2).double()))
+        return call
     text = (torch.randn(2, 3, 5).double(),) if isinstance(module, other_hands.DualModel) else ()
     return Call((torch.randn(2, 6, 3).double(), *text, torch.rand(2).double()), {}, recorded=True)
 
@@ -60,6 +67,7 @@ SEEN = {
     "OutputModel": ({"double_blocks": 3}, 3, 6),
     "BagModel": ({"double_blocks": 3}, 3, 6),
     "TurnedModel": ({"double_blocks": 3}, 3, 6),
+    "Wrapped": ({"layers": 4}, 4, 4),
     "Pairs": ({"layers.*.0": 3, "layers.*.1": 3}, 3, 3),
 }
 """Model → stacks with their lengths, attentions, feed-forwards."""
@@ -188,7 +196,10 @@ def test_a_class_with_a_call_of_its_own_says_why_nothing_was_recorded() -> None:
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("StrictModel", torch.float32), ("HalfModel", torch.bfloat16)])
-def test_checks_of_dtypes_pass_on_the_copy(kind: str, dtype: torch.dtype) -> None:
+def test_checks_of_dtypes_pass_on_the_copy_and_in_the_proof(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dit_compress.structure.compact.SINGLE", 0)
     module, call = make(getattr(other_hands, kind))
     module, call = module.to(dtype), call.map(lambda x: x.to(dtype))
     structure = observe(module, call)
@@ -358,3 +369,14 @@ def test_the_line_to_change_is_named() -> None:
     where = f"other_hands.py:{line(code)}, which fails with fewer: {code}"
     assert reason.startswith("4 heads: no set of attributes makes compact equal masked; change ")
     assert reason.endswith(where)
+
+
+# ------------------------------------------------------------------ the edit of blocks with names
+
+
+def test_blocks_with_names_are_edited_in_files_too() -> None:
+    edit = KeepBlocks("net", (0, 2), True, 0, None, (), ("net.b.clock",), ("net.a", "net.b", "net.ba"))
+    names = ["net.a.w", "net.b.w", "net.b.clock.w", "net.ba.w", "other.w"]
+    assert [rename(name, edit) for name in names] == ["net.a.w", None, "net.b.clock.w", "net.ba.w", "other.w"]
+    assert edits_from_data(json.loads(json.dumps(edits_as_data([edit])))) == [edit]
+    assert "names" not in edits_as_data([KeepBlocks("net", (0,))])[0]
