@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_compress.core.errors import UserError
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.compact import CompactionError, block_axis, compact_module, disagreement
+from dit_compress.structure.compact import CompactionError, block_axes, compact_module, disagreement
 from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.observe.discover import observe
@@ -106,7 +106,7 @@ def judge(name: str, stacks: list[Truth]) -> Verdict:
 def axes_of(structure: Structure, level: str) -> list[Axis]:
     """Every axis of a level, of all stacks."""
     if level == "block":
-        return [block_axis(stack) for stack in structure.stacks if stack.removable and stack.length > 1]
+        return block_axes(structure)
     parts = structure.attentions if level == "head" else structure.feed_forwards
     return [part.axis(level) for part in parts]
 

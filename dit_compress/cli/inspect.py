@@ -39,9 +39,12 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None)
     """
     from dit_compress.model.figures import count_parameters
     from dit_compress.search.budget import axis_kind, classes, inside, parameter_price
+    from dit_compress.structure.compact import block_axes
 
     structure, module = denoiser.structure(), denoiser.module
     axes = [axis for level in _granularities().values() for axis in level.axes(structure)]
+    known = {axis.name for axis in axes}
+    axes += [axis for axis in block_axes(structure) if axis.name not in known]
     size = size_THW or denoiser.example_size
     prices = [parameter_price(module, axes), _flops(denoiser, axes, size)]
     totals = [None if price is None else price.of(axes, {}) for price in prices]
@@ -71,7 +74,7 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None)
     fixed = [None if price is None else price.fixed for price in prices]
     table.add_row("remainder", "–", "–", *cells(fixed, 1))
     for refusal in structure.refusals:
-        table.add_row(refusal.path, "–", "–", "–", f"stays: {refusal.reason}")
+        table.add_row(refusal.path or type(module).__name__, "–", "–", "–", f"stays: {refusal.reason}")
     return table
 
 
@@ -101,10 +104,13 @@ def _named(alike: Sequence[Axis]) -> str:
     name = alike[0].name.partition(":")[2]
     if len(alike) == 1 or alike[0].block is None:
         return name
-    blocks = as_ranges(sorted({axis.block for axis in alike if axis.block is not None}))
+    paths = dict.fromkeys(axis.block_path for axis in alike)
+    head, _, first = alike[0].block_path.rpartition(".")
+    if any(not path.removeprefix(f"{head}.").isdigit() for path in paths):
+        return f"{','.join(paths)}{name.removeprefix(alike[0].block_path)}"
+    blocks = as_ranges(sorted(int(path.removeprefix(f"{head}.")) for path in paths))
     spans = ",".join(str(start) if stop - start == 1 else f"{start}–{stop - 1}" for start, stop in blocks)
-    head = f"{alike[0].stack}."
-    return f"{head}{spans}{name.removeprefix(f'{head}{alike[0].block}')}"
+    return f"{head}.{spans}{name.removeprefix(f'{head}.{first}')}"
 
 
 def _granularities() -> dict[str, Any]:

@@ -18,7 +18,10 @@ Cells = Annotated[
     tuple[int, int, int] | None, typer.Option(help="Latent cells T H W of that call; a bundle's own if absent.")
 ]
 Levels = Annotated[str | None, typer.Option(metavar="LEVEL,…", help="What a budget may cut; block,head,ffn if absent.")]
-Counts = Annotated[str | None, typer.Option(metavar="LEVEL=N,…", help="Units to remove, such as block=8,head=12.")]
+Counts = Annotated[
+    str | None,
+    typer.Option(metavar="LEVEL=N,…", help="Units to remove, such as block=8,head=12,block.STACK=3."),
+]
 Shares = Annotated[str | None, typer.Option(metavar="LEVEL=X,…", help="Shares that stay, such as ffn=0.75.")]
 
 

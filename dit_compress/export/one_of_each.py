@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 from dit_compress.model.denoiser import find_stacks_of
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.edits import KeepBlocks
-from dit_compress.structure.observe.discover import FAILURES
+from dit_compress.structure.edits import keep_blocks
+from dit_compress.structure.observe.trace import FAILURES
 from dit_compress.structure.signature import signature
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.edits import KeepBlocks
     from dit_compress.structure.facts import Stack
 
 
@@ -38,9 +39,7 @@ def shorten(denoiser: Denoiser) -> None:
 
 def _keep_first(module: nn.Module, stack: Stack) -> KeepBlocks:
     """The first block of each signature, tombstones for the rest."""
-    blocks: Any = module.get_submodule(stack.path)
     first: dict[Any, int] = {}
-    for index, block in enumerate(blocks):
-        first.setdefault(signature(block, {}), index)
-    kept = tuple(sorted(first.values()))
-    return KeepBlocks(stack.path, kept, True, stack.stream, stack.output, stack.returns, stack.borrowed)
+    for index, path in enumerate(stack.blocks):
+        first.setdefault(signature(module.get_submodule(path), {}), index)
+    return keep_blocks(stack, tuple(sorted(first.values())), tombstones=True)

@@ -19,6 +19,7 @@ from dit_compress.measure.latency import interleaved, machine
 from dit_compress.model.cut import compact
 from dit_compress.search.budget import Price, assemble, block_kind, classes, gates, inside
 from dit_compress.structure.compact import block_axis
+from dit_compress.structure.tombstone import Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -105,15 +106,16 @@ def _variant(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Denoiser:
 
 
 def _place(axis: Axis) -> str:
-    """Return where an axis stands inside its block."""
-    return axis.name.replace(f"{axis.stack}.{axis.block}", "", 1)
+    """Where an axis stands inside its block."""
+    return axis.name.replace(axis.block_path, "", 1)
 
 
 def _block_call(denoiser: Denoiser, gate: Axis, size_THW: tuple[int, int, int]) -> Callable[[], object]:
     """Return a call of the one block left in the gate's stack, on the arguments it gets in a call of the whole."""
     assert gate.blocks is not None
-    stack: Any = denoiser.module.get_submodule(gate.blocks.path)
-    block = next(item for item in stack if any(True for _ in item.parameters()))
+    there = dict(denoiser.module.named_modules())
+    left = (there[path] for path in gate.blocks.blocks if path in there)
+    block = next(item for item in left if not isinstance(item, Tombstone) and any(True for _ in item.parameters()))
     with _arguments(block) as taken, torch.no_grad():
         denoiser(*denoiser.example(1, size_THW, text_length=TEXT_LENGTH))
     args, kwargs = taken[0]

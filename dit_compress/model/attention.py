@@ -24,7 +24,7 @@ _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
 
 
 def attentions_at(structure: Structure, at: Sequence[int | str]) -> list[Attention]:
-    """Return the attentions of some blocks of the main stack (by position) and at some module paths; UserError if none is."""
+    """Return the attentions of blocks of the main stack (by position) and at module paths; UserError if none is."""
     found: dict[str, Attention] = {}
     for place in at:
         here = [

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.model.attention import attentions_at, captured
+from dit_compress.structure.lookup import output_at, with_output
 from dit_compress.structure.observe.discover import observe, replicated
 from dit_compress.structure.observe.weightless import hollow_copy
 from dit_compress.structure.record import Call, record
@@ -156,12 +157,11 @@ class Denoiser(nn.Module):
 
         def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                taken[index] = output[stack.output] if stack.output is not None else output
+                taken[index] = output_at(output, stack.output)
 
             return hook
 
-        blocks: Any = self.module.get_submodule(stack.path)
-        handles = [blocks[index].register_forward_hook(keep(index)) for index in at]
+        handles = [self.module.get_submodule(stack.block(i)).register_forward_hook(keep(i)) for i in at]
         try:
             yield taken
         finally:
@@ -178,13 +178,8 @@ class Denoiser(nn.Module):
         stack = self.structure().main
 
         def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
-            stream = output[stack.output] if stack.output is not None else output
-            leaves.append(stream.detach().requires_grad_())
-            if stack.output is None:
-                return leaves[-1]
-            parts = list(output)
-            parts[stack.output] = leaves[-1]
-            return tuple(parts)
+            leaves.append(output_at(output, stack.output).detach().requires_grad_())
+            return with_output(output, stack.output, leaves[-1])
 
         handle = self.module.get_submodule(stack.block(at)).register_forward_hook(cut)
         try:

@@ -52,7 +52,8 @@ class Slot:
     """Marks an option that holds a part of another kind: ``search: {use: magnitude}``.
 
     With ``many`` the option is a mapping from plugin name to its options:
-    ``levels: {block: {remove: 8}, head: {remove: 12}}``.
+    ``levels: {block: {remove: 8}, head: {remove: 12}}``; behind a dot stands what the part is for, where it is not
+    for all (``block.double_blocks``).
     """
 
     kind: str

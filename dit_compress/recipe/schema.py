@@ -149,7 +149,13 @@ def _slot(slot: Slot, registry: Registry) -> dict[str, Any]:
         )
         for entry in registry.entries(slot.kind)
     }
-    return {"type": "object", "properties": dict(options), "additionalProperties": False}
+    for_some = {rf"^{name}\..": option for name, option in options.items()}
+    return {
+        "type": "object",
+        "properties": dict(options),
+        "patternProperties": for_some,
+        "additionalProperties": False,
+    }
 
 
 def _grouped_numbers(schema: Any) -> Any:

@@ -54,7 +54,10 @@ class Checker:
         return self._named(kind, name, given, place, named)
 
     def parts(self, kind: str, value: Any, place: Place) -> dict[str, Part] | None:
-        """Read several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``."""
+        """Several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``.
+
+        What stands behind a dot says where the part is for (``block.double_blocks``); whoever asks for it knows.
+        """
         if not isinstance(value, dict):
             names = ", ".join(entry.plugin.name for entry in self.registry.entries(kind))
             self.fault(
@@ -73,7 +76,8 @@ class Checker:
                 )
                 found[name] = None
             else:
-                found[name] = self._named(kind, name, given or {}, (*place, name), (*place, name))
+                word = name.partition(".")[0] if isinstance(name, str) else name
+                found[name] = self._named(kind, word, given or {}, (*place, name), (*place, name))
         made = {name: part for name, part in found.items() if part is not None}
         return made if len(made) == len(found) else None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_flops
+from dit_compress.structure.edits import keep_blocks
 from dit_compress.structure.lookup import tensor_or_none
 
 if TYPE_CHECKING:
@@ -89,15 +90,14 @@ def _alone(module: nn.Module, gate: Axis) -> list[int]:
     """Count parameters that go with each block of a stack: used nowhere else, and kept by no tombstone."""
     stack = gate.blocks
     assert stack is not None
-    stays = () if stack.deletable else tuple(f"{stack.path}.{path}." for path in stack.borrowed)
+    stays = tuple(f"{path}." for path in keep_blocks(stack, (), tombstones=not stack.deletable).spared())
     users: dict[int, set[str]] = {}
     sizes: dict[int, int] = {}
+    counts = dict.fromkeys(stack.blocks, 0)
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        inside = name.startswith(f"{stack.path}.") and not name.startswith(stays)
-        index = name.removeprefix(f"{stack.path}.").partition(".")[0] if inside else ""
-        users.setdefault(id(parameter), set()).add(index)
+        place = "" if name.startswith(stays) else next((path for path in counts if name.startswith(f"{path}.")), "")
+        users.setdefault(id(parameter), set()).add(place)
         sizes[id(parameter)] = parameter.numel()
-    counts = dict.fromkeys(map(str, range(gate.units)), 0)
     for key, found in users.items():
         if len(found) == 1 and (index := next(iter(found))):
             counts[index] += sizes[key]
@@ -168,8 +168,8 @@ def classes(items: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[
 
 
 def axis_kind(module: nn.Module, axis: Axis) -> Hashable:
-    """Return a value that is equal for axes at the same place of blocks that are alike."""
-    place = f"{axis.stack}.{axis.block}"
+    """Equal for axes at the same place of blocks that are alike."""
+    place = axis.block_path
     members = [
         (member.tensor.replace(place, ""), member.dim, member.indices.shape, tuple(tensor.shape))
         for member in axis.members

@@ -63,12 +63,15 @@ def edit_tensor(tensor: Tensor, edit: Take | Scale) -> Tensor:
 
 def rename(name: str, edit: KeepBlocks) -> str | None:
     """Return a tensor's name after a block edit; None where it is gone."""
+    if edit.names:
+        gone = any(name.startswith(f"{path}.") for path in edit.gone(0))
+        return name if not gone or any(name.startswith(f"{path}.") for path in edit.spared()) else None
     head = f"{edit.stack}."
     if not name.startswith(head):
         return name
     index, _, rest = name[len(head) :].partition(".")
     if int(index) not in edit.index:
-        kept = any(name.startswith(f"{head}{path}.") for path in edit.borrowed)
+        kept = any(name.startswith(f"{path}.") for path in edit.spared())
         return name if edit.tombstones and kept else None
     return name if edit.tombstones else f"{head}{edit.index.index(int(index))}.{rest}"
 
@@ -123,11 +126,13 @@ def _gather(owner: nn.Module, edit: GatherArgument) -> None:
 
 def _keep_blocks(module: nn.Module, edit: KeepBlocks) -> None:
     path, _, leaf = edit.stack.rpartition(".")
-    blocks: Any = module.get_submodule(edit.stack)
-    if edit.tombstones:
-        for index in set(range(len(blocks))) - set(edit.index):
-            own = tuple(path.partition(".")[2] for path in edit.borrowed if path.partition(".")[0] == str(index))
-            blocks[index] = Tombstone(edit.stream, edit.output, edit.returns, blocks[index], own)
+    blocks: Any = () if edit.names else module.get_submodule(edit.stack)
+    if edit.tombstones or edit.names:
+        for name in edit.gone(len(blocks)):
+            own = tuple(item.removeprefix(f"{name}.") for item in edit.spared() if item.startswith(f"{name}."))
+            tombstone = Tombstone(edit.stream, edit.output, edit.returns, module.get_submodule(name), own)
+            owner, _, child = name.rpartition(".")
+            module.get_submodule(owner).register_module(child, tombstone)
     else:
         kept = [blocks[index] for index in edit.index]
         made = nn.Sequential(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.structure.facts import Kept, Stack
+    from dit_compress.structure.facts import Kept, Stack, Structure
     from dit_compress.structure.record import Call
 
 LOG_NAME = "prune"
@@ -60,7 +61,7 @@ def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axi
         apply_edits(module, edits)
         return {"name": LOG_NAME, "revision": REVISION, "data": log_data(axes, kept, edits)}
     with masked(module, axes, hard_masks(axes, kept, parameter)):
-        reference, precision, tolerance = _widest(run)
+        reference, precision, tolerance = _widest(run, parameter.dtype)
     if not tensors_in(reference):
         raise UserError(
             "the call gives no tensor back, so that nothing could be proven on it",
@@ -70,7 +71,7 @@ def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axi
     # Scaled weights are rounded anew: the proof takes them unrounded.
     scaled = {edit.tensor: tensor_at(module, edit.tensor) for edit in edits if isinstance(edit, Scale)}
     for name, value in scaled.items():
-        replace_tensor(module, name, value.double() if precision is in_double else value)
+        replace_tensor(module, name, value.double() if precision is not nullcontext else value)
     apply_edits(module, edits)
     with precision():
         error = disagreement(run(), reference)
@@ -81,13 +82,17 @@ def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axi
     return {"name": LOG_NAME, "revision": REVISION, "data": log_data(axes, kept, edits)}
 
 
-def _widest(run: Callable[[], Any]) -> tuple[Any, Callable[[], AbstractContextManager[None]], float]:
-    """Run in float64, else in its own precision; return the output, that precision, and how exact it can be."""
-    try:
-        with in_double():
-            return run(), in_double, TOLERANCE
-    except (UserError, RuntimeError, TypeError, ValueError, AssertionError):
-        return run(), nullcontext, SINGLE
+def _widest(
+    run: Callable[[], Any], dtype: torch.dtype
+) -> tuple[Any, Callable[[], AbstractContextManager[None]], float]:
+    """Return what a run gives in float64, else in its own precision; with the precision, and how exact it can be.
+
+    dtype: what float64 passes for, where the module checks dtypes.
+    """
+    for precision in (in_double, partial(in_double, dtype)):
+        with suppress(UserError, RuntimeError, TypeError, ValueError, AssertionError), precision():
+            return run(), precision, TOLERANCE
+    return run(), nullcontext, SINGLE
 
 
 def disagreement(candidate: Any, reference: Any) -> float:
@@ -126,6 +131,11 @@ def relative_error(candidate: Tensor, reference: Tensor) -> float:
     """Return max|Δ| / max|reference|."""
     scale = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
     return float((candidate - reference).abs().max() / scale)
+
+
+def block_axes(structure: Structure) -> list[Axis]:
+    """Return the blocks of every stack from which some can go."""
+    return [block_axis(stack) for stack in structure.stacks if stack.removable and stack.length > 1]
 
 
 def block_axis(stack: Stack) -> Axis:

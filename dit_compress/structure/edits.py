@@ -72,16 +72,27 @@ class GatherArgument:
 class KeepBlocks:
     """Keep some blocks of a stack; the others are deleted, or replaced by tombstones.
 
-    returns, borrowed: what a tombstone gives, and what it keeps, as in ``Stack``.
+    returns, borrowed: what a tombstone gives, and what it keeps, as in ``Stack``. names: paths of the blocks that
+    ``index`` counts, where they are no plain list; the others are tombstones then.
     """
 
     stack: str
     index: tuple[int, ...]
     tombstones: bool = False
     stream: int | str = 0
-    output: int | None = None
+    output: int | str | None = None
     returns: tuple[tuple[str, int | str], ...] = ()
     borrowed: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def gone(self, count: int) -> list[str]:
+        """Paths of the blocks that do not stay. count: blocks in the list, where ``names`` are not given."""
+        names = self.names or tuple(f"{self.stack}.{index}" for index in range(count))
+        return [name for index, name in enumerate(names) if index not in self.index]
+
+    def spared(self) -> list[str]:
+        """Paths of what tombstones keep."""
+        return list(self.borrowed) if self.names else [f"{self.stack}.{path}" for path in self.borrowed]
 
 
 @dataclass(frozen=True)
@@ -128,15 +139,15 @@ def compile_edits(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[E
     edits += _attributes(module, active, kept)
     for axis in active:
         edits += _followers(module, axis, np.asarray(kept[axis.name]))
-    edits += [_keep(axis.blocks, kept[axis.name]) for axis in active if axis.blocks]
+    stacks = [(axis.blocks, kept[axis.name]) for axis in active if axis.blocks]
+    edits += [keep_blocks(stack, units, tombstones=not stack.deletable) for stack, units in stacks]
     return edits
 
 
-def _keep(stack: Stack, units: tuple[int, ...]) -> KeepBlocks:
-    tombstones = not stack.deletable
-    return KeepBlocks(
-        stack.path, units, tombstones, stack.stream, stack.output, stack.returns, stack.borrowed if tombstones else ()
-    )
+def keep_blocks(stack: Stack, units: tuple[int, ...], *, tombstones: bool) -> KeepBlocks:
+    """Return the edit that leaves some blocks of a stack."""
+    borrowed = stack.borrowed if tombstones else ()
+    return KeepBlocks(stack.path, units, tombstones, stack.stream, stack.output, stack.returns, borrowed, stack.names)
 
 
 def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
@@ -214,6 +225,7 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
         if "returns" in data:
             data["returns"] = [list(item) for item in data["returns"]]
             data["borrowed"] = list(data["borrowed"])
+            data |= {"names": list(names)} if (names := data.pop("names")) else {}
         listed.append(data)
     return listed
 
@@ -233,8 +245,7 @@ def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
             data["index"] = from_ranges(data["index"])
         if "returns" in data:
             data["returns"] = tuple(tuple(item) for item in data["returns"])
-        if "borrowed" in data:
-            data["borrowed"] = tuple(data["borrowed"])
+        data |= {key: tuple(data[key]) for key in ("borrowed", "names") if key in data}
         edits.append(kind(**data))
     return edits
 

@@ -106,35 +106,45 @@ class Norm:
 class Stack:
     """A list of blocks through which one or more streams run.
 
-    path: the list. stream: the argument of a block that carries the main stream (a position or a keyword).
-    output: where a block returns it (None: it is the whole output). deletable: a block taken out equals a
-    block skipped (else a tombstone keeps its place). returns: what a skipped block gives for each of its
-    outputs: ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; empty for the main stream alone.
-    removable: False where the model doesn't run without a block. borrowed: parts of blocks, relative to the
-    list, that the model calls on its own: a tombstone keeps them. writes: whether blocks write into their arguments.
+    path: the list. stream: the argument of a block that carries the main stream: a position, a keyword, or either
+    with the names inside it (``0.image``). output: where a block returns it (None: it is the whole output).
+    deletable: a block taken out equals a block skipped (else a tombstone keeps its place). returns: what a skipped
+    block gives for each of its outputs, see ``Skip``; empty for the main stream alone. removable: False where the
+    model doesn't run without a block. borrowed: paths of parts of blocks that the model calls on its own, relative to
+    the list (whole with ``names``): a tombstone keeps them. writes: whether blocks write into their arguments.
+    names: paths of the blocks, where they are not ``path.0``, ``path.1`` …; they are no plain list then, and none is
+    deleted. removed: how many tombstones stand among them.
     """
 
     path: str
     length: int
     stream: int | str
-    output: int | None
+    output: int | str | None
     deletable: bool = True
     returns: tuple[tuple[str, int | str], ...] = ()
     removable: bool = True
     borrowed: tuple[str, ...] = ()
     writes: bool = False
+    names: tuple[str, ...] = ()
+    removed: int = 0
 
     def block(self, index: int) -> str:
-        """Return the module path of one block."""
-        return f"{self.path}.{index}"
+        """Return module path of one block."""
+        return self.names[index] if self.names else f"{self.path}.{index}"
+
+    @property
+    def blocks(self) -> list[str]:
+        """Module paths of all."""
+        return [self.block(index) for index in range(self.length)]
 
 
 @dataclass(frozen=True)
 class UnitList:
     """A list of exchangeable units inside one block, as observed.
 
-    members: what each unit owns. masks: where a mask makes a unit contribute nothing, anywhere. follows,
-    gathers, across: what must follow when units go. substitutes: modules that need a stand-in to have fewer.
+    block, place: which block of its stack, and that block's path. members: what each unit owns. masks: where a mask
+    makes a unit contribute nothing, anywhere. follows, gathers, across: what must follow when units go. substitutes:
+    modules that need a stand-in to have fewer.
     """
 
     path: str
@@ -147,6 +157,7 @@ class UnitList:
     gathers: tuple[Gather, ...] = ()
     across: tuple[Norm, ...] = ()
     substitutes: tuple[str, ...] = ()
+    place: str = ""
 
     def axis(self, level: str) -> Axis:
         """Return the axis of these units."""
@@ -162,6 +173,7 @@ class UnitList:
             self.gathers,
             self.across,
             substitutes=self.substitutes,
+            place=self.place,
         )
 
 
@@ -209,13 +221,40 @@ class Structure:
 
     @property
     def main(self) -> Stack:
-        """The stack that carries the latent's tokens: the longest one, the last of equals.
+        """The stack that carries the latent's tokens: the longest one, removed blocks counted; the last of equals.
 
         Raises UserError where no stack was found.
         """
         if not self.stacks:
-            raise UserError("no list of blocks was found through which a stream runs")
-        return max(reversed(self.stacks), key=lambda stack: stack.length)
+            raise UserError(f"no list of blocks was found through which a stream runs{self.reasons()}")
+        return max(reversed(self.stacks), key=lambda stack: stack.length + stack.removed)
+
+    def at(self, place: str) -> Structure:
+        """Return what stands in the one stack that a level names (``block.double_blocks``): its path, or the end of it.
+
+        Raises UserError where there is none, or more than one.
+        """
+        paths = [item.path for item in self.stacks if f".{item.path}".endswith(f".{place}")]
+        if len(paths) != 1:
+            known = ", ".join(item.path for item in self.stacks)
+            raise UserError(
+                f"{place!r} names {'several stacks' if paths else 'no stack'}; there are {known or 'none'}",
+                mend="Name one of them",
+            )
+        (path,) = paths
+        (stack,) = (item for item in self.stacks if item.path == path)
+        held = tuple(f"{name}." for name in (path, *stack.blocks))
+        return Structure(
+            (stack,),
+            tuple(part for part in self.attentions if part.stack == path),
+            tuple(part for part in self.feed_forwards if part.stack == path),
+            tuple(item for item in self.refusals if f"{item.path}.".startswith(held)),
+        )
+
+    def reasons(self) -> str:
+        """Return the first refusals, in brackets; empty where there are none, or none that names a part."""
+        named = [f"{item.path}: {item.reason}" for item in self.refusals if item.path]
+        return f" ({'; '.join(named[:3])})" if named else ""
 
 
 # ------------------------------------------------------------------ axes
@@ -225,7 +264,8 @@ class Structure:
 class Axis:
     """A named list of exchangeable units.
 
-    name: unique, ``<level>:<module path>``. blocks: set only on a block axis.
+    name: unique, ``<level>:<module path>``. blocks: set only on a block axis. place: path of the block it stands in;
+    ``<stack>.<block>`` if empty.
     """
 
     name: str
@@ -240,6 +280,12 @@ class Axis:
     across: tuple[Norm, ...] = ()
     blocks: Stack | None = None
     substitutes: tuple[str, ...] = ()
+    place: str = ""
+
+    @property
+    def block_path(self) -> str:
+        """Path of the block it stands in."""
+        return self.place or f"{self.stack}.{self.block}"
 
 
 Kept = dict[str, tuple[int, ...]]

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.structure.lookup import argument_at
+from dit_compress.structure.lookup import (
+    argument_at,
+    fields_of,
+    holds_tensors,
+    output_at,
+    with_fields,
+    with_output,
+)
 from dit_compress.structure.record import map_tensors
 from dit_compress.structure.tombstone import Skip
 
@@ -122,7 +129,11 @@ def _mix(value: Tensor, skip: Skip, given: _Before | None = None) -> Callable[..
 
     def mixed(after: Any, before: Any) -> Any:
         if not isinstance(after, Tensor) or not isinstance(before, Tensor):
-            return after
+            if isinstance(after, Tensor) or not holds_tensors(after):
+                return after
+            held = fields_of(before)
+            fields = {name: mixed(item, held.get(name)) for name, item in fields_of(after).items()}
+            return with_fields(after, fields)
         keep = value.to(after.dtype)
         keep = keep if keep.ndim == 0 else keep.reshape(-1, *[1] * (after.ndim - 1))
         return keep * after + (1 - keep) * before
@@ -130,12 +141,9 @@ def _mix(value: Tensor, skip: Skip, given: _Before | None = None) -> Callable[..
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         if given is not None:
             args, kwargs = given.args, given.kwargs
-        if skip.output is None:
-            return mixed(result, skip(args, kwargs))
-        if not skip.returns:
+        if skip.output is not None and not skip.returns:
             before = argument_at(args, kwargs, skip.stream)
-            place = skip.output
-            return (*result[:place], mixed(result[place], before), *result[place + 1 :])
-        return tuple(mixed(*pair) for pair in zip(result, skip(args, kwargs), strict=True))
+            return with_output(result, skip.output, mixed(output_at(result, skip.output), before))
+        return mixed(result, skip(args, kwargs))
 
     return hook

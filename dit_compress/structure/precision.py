@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,20 @@ class InDouble(TorchDispatchMode):
         return func(*args, **{name: v if name in written else tree_map(_wide, v) for name, v in kwargs.items()})
 
 
+class Claiming(TorchFunctionMode):
+    """Every float64 tensor says that it has another dtype: a module that checks dtypes meets those it expects."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the function; another answer where it asks for a dtype."""
+        answer = func(*args, **(kwargs or {}))
+        return self.dtype if func == _DTYPE and answer == torch.float64 else answer
+
+
+_DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 CONVOLUTIONS = frozenset(getattr(torch, f"conv{kind}{rank}d") for kind in ("", "_transpose") for rank in (1, 2, 3))
 """They compare the dtypes of their arguments before the operation itself is seen."""
 
@@ -60,9 +74,10 @@ class _WideConvolutions(TorchFunctionMode):
 
 
 @contextmanager
-def in_double() -> Iterator[None]:
-    """Run whatever is called inside in float64, new tensors included."""
-    with warnings.catch_warnings(), InDouble(), _WideConvolutions(), double_by_default():
+def in_double(claims: torch.dtype | None = None) -> Iterator[None]:
+    """Run whatever is called inside in float64, new tensors included. claims: the dtype that they say they have."""
+    claiming = Claiming(claims) if claims else nullcontext()
+    with warnings.catch_warnings(), InDouble(), _WideConvolutions(), double_by_default(), claiming:
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         yield
 

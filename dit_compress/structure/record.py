@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dit_compress.core.errors import UserError
+from dit_compress.structure.lookup import fields_of, holds_tensors, with_fields
+from dit_compress.structure.raised import raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +46,7 @@ class Call:
                 return module(*self._fresh(self.args), **self._fresh(self.kwargs))
         except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
             raise UserError(
-                f"the recorded call fails: {type(error).__name__}: {error}",
+                f"the recorded call fails: {raised(error)}",
                 where=type(module).__name__,
                 mend="Record a call that the model accepts",
             ) from error
@@ -80,22 +82,35 @@ def record(model: nn.Module) -> Iterator[Call]:
     finally:
         handle.remove()
     if not call.recorded:
+        own = type(model).__call__ is not torch.nn.Module.__call__
         raise UserError(
-            "the model was not called while it was recorded",
+            "the model was not called while it was recorded" + (", or by a __call__ of its own" if own else ""),
             where=type(model).__name__,
-            mend="Run the pipeline that calls it inside 'with dit_compress.record(model)'",
+            mend="Name that method 'forward': no hook sees __call__"
+            if own
+            else "Run the pipeline that calls it inside 'with dit_compress.record(model)'",
         )
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Change every tensor of nested tuples, lists and dicts; leave anything else as it is."""
-    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
+    """Every tensor of nested tuples, lists, dicts and plain objects changed; anything else as it is."""
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if not holds_tensors(leaf):
+            return leaf
+        return with_fields(leaf, {name: map_tensors(change, item) for name, item in fields_of(leaf).items()})
+
+    return tree_map(changed, value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """List every tensor of nested tuples, lists, dicts and of an object's attributes (diffusers' outputs), in order."""
-    if hasattr(value, "to_tuple"):
-        value = value.to_tuple()
-    elif hasattr(value, "__dict__") and not isinstance(value, Tensor | dict | list | tuple):
-        value = list(vars(value).values())
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    """Every tensor of nested tuples, lists and dicts, and of plain objects' attributes, in order."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif holds_tensors(leaf):
+            found += tensors_in(list(fields_of(leaf).values()))
+    return found

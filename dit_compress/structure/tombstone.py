@@ -16,30 +16,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skip:
-    """The output of a block that is skipped, made of its arguments; see ``Stack``."""
+    """What a block gives if it is skipped, made of its arguments; see ``Stack``.
+
+    returns: for each result ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; before the kind
+    stands ``name=`` where a block returns one structure with names, of a class that no argument has.
+    """
 
     stream: int | str
-    output: int | None
+    output: int | str | None
     returns: tuple[tuple[str, int | str], ...] = ()
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the skipped block's output."""
         if self.output is None:
             return self._one(("pass", self.stream), args, kwargs)
+        if isinstance(self.output, str) and not self.output[0].isdigit():
+            named = {item[0].rpartition("=")[0]: self._one(item, args, kwargs) for item in self.returns}
+            return named[""] if "" in named else Results(named)
+        return tuple(self._one(item, args, kwargs) for item in self.every(args, kwargs))
+
+    def every(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[str, int | str], ...]:
+        """One item for each result of a tuple."""
+        if self.returns:
+            return self.returns
         # Without a list of returns: the streams are the block's first arguments, in the order it returns them.
         first = [*range(len(args)), *kwargs]
-        returns = self.returns or tuple(
-            ("pass", self.stream if place == self.output else first[place]) for place in range(max(2, self.output + 1))
-        )
-        return tuple(self._one(item, args, kwargs) for item in returns)
+        count = max(2, int(self.output or 0) + 1)
+        return tuple(("pass", self.stream if place == self.output else first[place]) for place in range(count))
 
     @staticmethod
     def _one(item: tuple[str, int | str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        kind, key = item
+        kind, key = item[0].rpartition("=")[2], item[1]
         if kind == "none":
             return None
         value = argument_at(args, kwargs, key)
         return torch.zeros_like(value) if kind == "zeros" else value
+
+
+class Results(dict[str, Any]):
+    """Named results, read as attributes, by name, by position, or one after the other."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a result as an attribute."""
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a result by its name, or by its position."""
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+    def __iter__(self) -> Any:
+        """Return the results."""
+        return iter(tuple(self.values()))
 
 
 class Tombstone(nn.Module):
@@ -53,7 +82,7 @@ class Tombstone(nn.Module):
     def __init__(
         self,
         stream: int | str,
-        output: int | None,
+        output: int | str | None,
         returns: Sequence[Sequence[int | str]] = (),
         block: nn.Module | None = None,
         borrowed: Sequence[str] = (),

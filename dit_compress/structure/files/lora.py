@@ -251,7 +251,7 @@ def _moved(module: str, edits: Sequence[Edit]) -> str | None:
     """Return a module's path after the block edits; None where it went with its block (or stands for a tombstone)."""
     new: str | None = module
     for edit in edits:
-        if isinstance(edit, KeepBlocks) and new is not None and new.startswith(f"{edit.stack}."):
+        if isinstance(edit, KeepBlocks) and new and (edit.names or new.startswith(f"{edit.stack}.")):
             new = rename(f"{new}.", edit)
             new = None if new is None else new.removesuffix(".")
     return new

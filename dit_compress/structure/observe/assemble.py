@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.structure.facts import Attention, FeedForward, Gather, MaskPoint, Member, Norm, UnitList
-from dit_compress.structure.observe.probe import Prober, merged
+from dit_compress.structure.observe.probe import Prober, merged, noise_like
 from dit_compress.structure.observe.trace import Change, Key, Trace
 from dit_compress.structure.observe.units import Units, owners
 from dit_compress.structure.record import map_tensors, tensors_in
@@ -200,7 +200,7 @@ def _argument(path: str, key: int | str, dim: int | None, entries: tuple[int, np
     def other(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3), dtype=tensor.dtype)
+        noise = noise_like(tensor, 3)
         if dim is None or entries is None:
             return noise
         if tensor.ndim < -dim or tensor.shape[dim] != entries[0]:

@@ -18,8 +18,11 @@ from torch import nn
 from dit_compress.structure.edits import SetAttribute, Substitute, compile_edits
 from dit_compress.structure.facts import Follow
 from dit_compress.structure.lookup import attribute_at, set_attribute
+from dit_compress.structure.observe.blocks import is_in
 from dit_compress.structure.observe.probe import outputs_differ
 from dit_compress.structure.observe.trace import Change, DivergedError
+from dit_compress.structure.raised import line_of
+from dit_compress.structure.substitutes import free_width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +60,28 @@ def solve(replica: Replica, unit_list: UnitList, units: Units) -> UnitList | Non
     return None
 
 
+def solve_with_stand_ins(replica: Replica, unit_list: UnitList, units: Units) -> UnitList | None:
+    """Return the same, with a stand-in for the module whose reshapes take a width from the stream."""
+    for path, owner in replica.module.named_modules():
+        near = is_in(path, unit_list.path) or is_in(unit_list.path, path)
+        if near and path not in unit_list.substitutes and free_width(type(owner)) not in (None, type(owner)):
+            more = replace(unit_list, substitutes=(*unit_list.substitutes, path))
+            solved = solve(replica, more, units)
+            if solved is not None:
+                return solved
+    return None
+
+
+def failing_line(replica: Replica, unit_list: UnitList, units: Units) -> str:
+    """Return the line of a stranger's code that fails with fewer units; empty where none does."""
+    replica = replica.edited([Substitute(path) for path in unit_list.substitutes])
+    trial = _Trial(replica, replica.run(), unit_list, units, plans(unit_list.count)[0])
+    for follow in _candidates(replica.module, unit_list):
+        if not trial.exact((follow,)) and trial.failed is not None and (line := line_of(trial.failed)) is not None:
+            return f"{line[0]}, which fails with fewer: {line[1]}"
+    return ""
+
+
 def _exact_elsewhere(replica: Replica, unit_list: UnitList, units: Units, follows: tuple[Follow, ...]) -> bool:
     """Tell whether the same holds for the negated arguments, as far as the block takes them."""
     other = copy.copy(replica)
@@ -89,7 +114,7 @@ class _Trial:
         self.compact = replica.edited(
             [edit for edit in edits if not isinstance(edit, SetAttribute) or unit_list.across]
         )
-        self.before: dict[Follow, int] = {}
+        self.failed: Exception | None = None
 
     def exact(self, follows: tuple[Follow, ...]) -> bool:
         """Tell whether the edited block with these attributes gives what the masked one gives, everywhere."""
@@ -100,7 +125,8 @@ class _Trial:
             set_attribute(module, follow.module, follow.attribute, after)
         try:
             trace = self.compact.run(self.masked, outputs=self._output)
-        except (DivergedError, RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        except (DivergedError, RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            self.failed = error
             return False
         finally:
             for follow, value in before.items():

@@ -6,6 +6,7 @@ shape without its weights; integer attributes by trying. Nothing depends on the 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,21 @@ from torch import Tensor, nn
 from dit_compress.core.errors import UserError
 from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_unit_list
-from dit_compress.structure.observe.attributes import solve
+from dit_compress.structure.observe.attributes import failing_line, solve, solve_with_stand_ins
+from dit_compress.structure.observe.blocks import is_in
 from dit_compress.structure.observe.stacks import find_stacks
-from dit_compress.structure.observe.trace import Change, DivergedError
+from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.units import Observer
 from dit_compress.structure.observe.weightless import Replica, watch
+from dit_compress.structure.precision import WIDE
+from dit_compress.structure.raised import line_of, raised
 from dit_compress.structure.signature import Known, signature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress.structure.facts import UnitList
-    from dit_compress.structure.observe.stacks import Found
+    from dit_compress.structure.observe.blocks import Found
     from dit_compress.structure.observe.trace import Trace
     from dit_compress.structure.observe.units import Units
     from dit_compress.structure.observe.weightless import Seen
@@ -41,11 +45,11 @@ class _Block:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
-"""Errors that a foreign module may raise."""
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
-"""Structures found before: they depend on classes and shapes, not on weights."""
+"""What was found before: structure depends on classes and shapes, not on weights."""
+_VALUES = "Record a call that the model accepts; a model whose control flow depends on values is not understood"
+_DTYPES = "Take the check of dtypes on that line out, or let it pass for float64: the copy computes in it"
 
 
 def observe(module: nn.Module, call: Call) -> Structure:
@@ -62,16 +66,16 @@ def _observe(module: nn.Module, call: Call) -> Structure:
         replica, (found, refusals) = replicated(module, call)
     except FAILURES as error:
         raise UserError(
-            f"the recorded call fails on a copy without weights: {type(error).__name__}: {error}",
+            f"the recorded call fails on a copy without weights: {raised(error)}",
             where=type(module).__name__,
-            mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
+            mend=_DTYPES if _asks_for_dtype(error) else _VALUES,
         ) from error
     unit_lists: list[UnitList] = []
     names = _all_names(module)
     for item in found:
         for index, seen in enumerate(item.calls):
             head = item.stack.block(index)
-            block = _observed(replica.module.get_submodule(head), seen, item)
+            block = _observed(replica, head, seen, item)
             for unit_list in (_placed(unit_list, item, index) for unit_list in block.unit_lists):
                 other = _used_elsewhere(unit_list, f"{head}.", names)
                 if other:
@@ -102,24 +106,43 @@ def _used_elsewhere(unit_list: UnitList, head: str, names: Mapping[str, list[str
 
 
 def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
-    """Make the module's weightless copy and find its stacks."""
-    try:
-        replica = Replica(module, call)
-        return replica, find_stacks(replica)
-    except FAILURES:
-        replica = Replica(module, call, real=True)
-        return replica, find_stacks(replica)
+    """Return the module's weightless copy and its stacks. Raises what the module raises.
+
+    Where it does not run, its tables become real; then its tensors say that they have a dtype of the module's.
+    """
+    first: Exception | None = None
+    for claims in (None, *_dtypes(module)):
+        for real in (False, True):
+            try:
+                replica = Replica(module, call, real=real, claims=claims)
+                return replica, find_stacks(replica)
+            except FAILURES as error:
+                first = first or error
+    assert first is not None
+    raise first
 
 
-def _observed(block: nn.Module, seen: Seen, item: Found) -> _Block:
-    """Find what is in a block; blocks of one signature share one probe."""
-    return _BLOCKS.get((signature(block, seen.inputs()), item.streams), lambda: _observe_block(block, seen, item))
+def _dtypes(module: nn.Module) -> list[torch.dtype]:
+    """Dtypes that a module may ask of its tensors: that of most parameters, then float32."""
+    counts = Counter(parameter.dtype for parameter in module.parameters() if parameter.dtype in WIDE)
+    return list(dict.fromkeys([*(dtype for dtype, _ in counts.most_common(1)), torch.float32]))
 
 
-def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
+def _asks_for_dtype(error: Exception) -> bool:
+    found = line_of(error)
+    return any(word in f"{error} {found[1] if found else ''}".lower() for word in ("dtype", "double", "float"))
+
+
+def _observed(whole: Replica, path: str, seen: Seen, item: Found) -> _Block:
+    """Return what is in a block; blocks of one signature share one probe."""
+    block = whole.module.get_submodule(path)
+    key = signature(block, seen.inputs()), item.streams, whole.claims
+    return _BLOCKS.get(key, lambda: _observe_block(Replica(block, seen.call, claims=whole.claims), item))
+
+
+def _observe_block(replica: Replica, item: Found) -> _Block:
     """Probe one block, and solve every list of units for the attributes that follow."""
     found = _Block()
-    replica = Replica(block, seen.call)
     try:
         seen_inside, base = watch(replica)
         calls = {path: call.call for path, call in seen_inside.items()}
@@ -128,13 +151,13 @@ def _observe_block(block: nn.Module, seen: Seen, item: Found) -> _Block:
         observer = Observer(replica, base, item.streams)
         listed = observer.units()
     except FAILURES as error:
-        found.refusals.append(Refusal("", f"can't be observed: {type(error).__name__}: {error}"))
+        found.refusals.append(Refusal("", f"can't be observed: {raised(error)}"))
         return found
     for units in listed:
         if units.reads:
             _settle(found, replica, base, observer, units, calls)
     known = [unit_list.path for unit_list in found.unit_lists if isinstance(unit_list, Attention)]
-    found.refusals += promised(block, [*known, *(item.path for item in found.refusals)], calls)
+    found.refusals += promised(replica.module, [*known, *(item.path for item in found.refusals)], calls)
     found.refusals += unexplained(replica, observer.unexplained(listed), [item.path for item in found.refusals])
     if observer.prober.diverged and not found.unit_lists and not found.refusals:
         found.refusals.append(Refusal("", "its control flow depends on values: no units can be told apart"))
@@ -150,14 +173,20 @@ def _settle(
     """Make a list of the units, or a refusal."""
     path = common_path(replica.module, [key[0] for key in units.owned], replica.cuts)
     try:
-        solved = None
+        solved, tried = None, []
         for variant in observer.variants(units):
             unit_list = make_unit_list(replica, base, variant, calls)
             if unit_list.path in calls and unit_list.count > 1:
                 unit_list = replace(
                     unit_list, gathers=gathers(observer.prober, unit_list, variant, calls[unit_list.path])
                 )
-            solved = solved or solve(replica.edited([]), unit_list, variant)
+            solved = solve(replica.edited([]), unit_list, variant)
+            if solved is not None:
+                break
+            tried.append((unit_list, variant))
+        for attempt in tried if solved is None else ():
+            solved = solved or solve_with_stand_ins(replica.edited([]), *attempt)
+        line = "" if solved else failing_line(replica.edited([]), *tried[0])
     except UnsliceableError as error:
         found.refusals.append(Refusal(path, str(error)))
         return
@@ -165,13 +194,14 @@ def _settle(
         found.refusals.append(Refusal(path, f"its control flow depends on values: {error}"))
         return
     except FAILURES as error:
-        found.refusals.append(Refusal(path, f"can't be cut: {type(error).__name__}: {error}"))
+        found.refusals.append(Refusal(path, f"can't be cut: {raised(error)}"))
         return
     if units.count == 1:
         found.refusals.append(Refusal(path, "all of it hangs together: one unit, and one must stay"))
     if solved is None:
         what = f"{units.count} heads" if isinstance(unit_list, Attention) else f"{units.count} channels"
-        found.refusals.append(Refusal(path, f"{what}: no set of attributes makes compact equal masked"))
+        reason = f"{what}: no set of attributes makes compact equal masked"
+        found.refusals.append(Refusal(path, f"{reason}; change {line}" if line else reason))
     else:
         found.unit_lists.append(solved)
 
@@ -242,6 +272,7 @@ def _placed(unit_list: UnitList, item: Found, index: int) -> UnitList:
         path=full(unit_list.path),
         stack=item.stack.path,
         block=index,
+        place=head,
         members=tuple(replace(member, tensor=full(member.tensor)) for member in unit_list.members),
         masks=tuple(replace(point, module=full(point.module)) for point in unit_list.masks),
         follows=tuple(replace(follow, module=full(follow.module)) for follow in unit_list.follows),
@@ -262,7 +293,7 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
     missing = []
     for path, owner in block.named_modules():
         heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
-        inside = any(_holds(path, item) or _holds(item, path) for item in known)
+        inside = any(is_in(path, item) or is_in(item, path) for item in known)
         weighs = next(owner.parameters(), None) is not None
         if heads > 1 and path in calls and weighs and not inside:
             missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
@@ -272,9 +303,9 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
 def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
     """Report matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
     paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
-    named = [path for path in refused if path]
+    known = [path for path in refused if path]
     reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
-    return [Refusal(path, reason) for path in paths if not any(_holds(outer, path) for outer in named)]
+    return [Refusal(path, reason) for path in paths if not any(is_in(outer, path) for outer in known)]
 
 
 def unused(replica: Replica, base: Trace) -> list[Refusal]:
@@ -283,8 +314,3 @@ def unused(replica: Replica, base: Trace) -> list[Refusal]:
     matrices = [name for name, parameter in replica.module.named_parameters() if parameter.ndim > 1]
     names = [name for name in matrices if name not in read]
     return [Refusal(common_path(replica.module, names, ()), "the recorded call does not use it")] if names else []
-
-
-def _holds(outer: str, inner: str) -> bool:
-    """Tell whether a module path lies inside another, or is it."""
-    return not outer or inner == outer or inner.startswith(f"{outer}.")

@@ -212,7 +212,7 @@ def _convolution(mode: Watcher, func: Any, args: Any, kwargs: Any) -> Tensor | N
     plain = None if bias is None else torch.empty(weight.shape[0], device="meta", dtype=x.dtype)
     shape = func(meta, weight, plain, *args[3:], **kwargs).movedim(1, -1).shape
     made = mode.matmul(shape, weight, 0, x.movedim(1, -1), bias)
-    return None if made is None else made.movedim(-1, 1)
+    return None if made is None else made.movedim(-1, 1).contiguous()
 
 
 def _embedding(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:

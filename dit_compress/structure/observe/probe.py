@@ -207,6 +207,14 @@ def outputs_differ(before: object, after: object) -> bool:
     return any(not torch.equal(a, b) and bool(differs(a, b).any()) for a, b in pairs)
 
 
+def noise_like(tensor: Tensor, seed: int) -> Tensor:
+    """Other numbers in the same order of memory (operators take other ways through other strides)."""
+    if not tensor.is_floating_point():
+        return tensor
+    made = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)
+    return torch.empty_like(tensor).copy_(made)
+
+
 def differs(a: Tensor, b: Tensor) -> Tensor:
     """Mark where two tensors differ by more than round-off; NaN equals NaN."""
     if not (a.is_floating_point() or a.is_complex()):

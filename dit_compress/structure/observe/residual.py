@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_compress.structure.observe.probe import outputs_differ
+from dit_compress.structure.lookup import argument_at, with_argument
+from dit_compress.structure.observe.probe import noise_like, outputs_differ
 from dit_compress.structure.observe.trace import Change, DivergedError
 from dit_compress.structure.observe.weightless import Replica, Seen
 from dit_compress.structure.record import map_tensors, tensors_in
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from dit_compress.structure.observe.trace import Trace
 
-Pass = tuple[int | str, int | None]
-"""A stream: the argument that brings it, the output that hands it on."""
+Pass = tuple[int | str, int | str | None]
+"""A stream: the argument that brings it, the output that hands it on; inside structures by dotted names."""
 RANK = 2
 """A stream has tokens and features at least."""
 HOPS = 6
@@ -61,20 +62,23 @@ def alike(given: Any, value: Any) -> bool:
     return tensors and given.shape == value.shape and given.ndim >= RANK and given.is_floating_point()
 
 
-def residual(blocks: Sequence[nn.Module], calls: Sequence[Seen]) -> list[Pass]:
-    """Find streams that every block hands on as a residual: the output moves exactly as the argument does."""
+def residual(blocks: Sequence[nn.Module], calls: Sequence[Seen], claims: torch.dtype | None) -> list[Pass]:
+    """Streams that every block hands on as a residual: the output moves exactly as the argument does.
+
+    claims: as a ``Replica`` takes it.
+    """
     found: list[Pass] | None = None
     known: dict[Any, list[Pass]] = {}
     for block, call in zip(blocks, calls, strict=True):
         shapes = (type(block), *(tuple(parameter.shape) for parameter in block.parameters()))
         if shapes not in known:
-            known[shapes] = _moves(block, call)
+            known[shapes] = _moves(block, call, claims)
         found = known[shapes] if found is None else [item for item in found if item in known[shapes]]
     return found or []
 
 
-def _moves(block: nn.Module, call: Seen) -> list[Pass]:
-    replica = Replica(block, call.call)
+def _moves(block: nn.Module, call: Seen, claims: torch.dtype | None) -> list[Pass]:
+    replica = Replica(block, call.call, claims=claims)
     try:
         base = replica.run()
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):
@@ -85,7 +89,7 @@ def _moves(block: nn.Module, call: Seen) -> list[Pass]:
         candidates = [place for place, value in outputs.items() if alike(given, value)]
         if not candidates:
             continue
-        shift = torch.randn(given.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        shift = noise_like(given, 4)
         try:
             moved = replica.run(base, Change(argument=("", _added(argument, shift))))
         except (DivergedError, RuntimeError, ValueError, IndexError):
@@ -100,9 +104,7 @@ def _moves(block: nn.Module, call: Seen) -> list[Pass]:
 
 def _added(argument: int | str, shift: Tensor) -> Any:
     def edit(args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if isinstance(argument, int):
-            return tuple(value + shift if place == argument else value for place, value in enumerate(args)), kwargs
-        return args, {**kwargs, argument: kwargs[argument] + shift}
+        return with_argument(args, kwargs, argument, argument_at(args, kwargs, argument) + shift)
 
     return edit
 
@@ -164,15 +166,10 @@ def _latent(call: Seen) -> int | str:
 def _other(argument: int | str) -> Any:
     """Change the numbers in one argument."""
 
-    def noise(tensor: Tensor) -> Tensor:
-        made = torch.Generator().manual_seed(5)
-        return torch.randn(tensor.shape, generator=made, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
+    def noised(value: Any) -> Any:
+        return map_tensors(lambda tensor: noise_like(tensor, 5), value)
 
     def edit(args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if isinstance(argument, int):
-            return tuple(
-                map_tensors(noise, value) if place == argument else value for place, value in enumerate(args)
-            ), kwargs
-        return args, {**kwargs, argument: map_tensors(noise, kwargs[argument])}
+        return with_argument(args, kwargs, argument, noised(argument_at(args, kwargs, argument)))
 
     return edit

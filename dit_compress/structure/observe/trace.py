@@ -15,6 +15,10 @@ Key = tuple[str, tuple[Any, ...]]
 """A list of exchangeable entries: a parameter and its dimensions, or a cut module and ``("in",)`` or ``("out",)``."""
 
 
+FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
+"""What somebody else's module may raise."""
+
+
 class DivergedError(RuntimeError):
     """A replay took another way through the module than the recorded run: its control flow depends on data."""
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dit_compress.structure.observe.probe import OUTPUT, Effect, Prober, Run, differs, merged
+from dit_compress.structure.lookup import argument_at, with_argument
+from dit_compress.structure.observe.probe import OUTPUT, Effect, Prober, Run, differs, merged, noise_like
 from dit_compress.structure.observe.trace import Change, Key, Trace
 from dit_compress.structure.record import map_tensors
 
@@ -50,6 +50,7 @@ class Observer:
         self.prober = Prober(replica, base)
         self.sizes: dict[Key, int] = {OUTPUT: 1}
         self.dead: list[Key] = []
+        self.idle: dict[Key, np.ndarray] = {}
         self.inner: frozenset[Key] = frozenset()
         self.effects: dict[Key, Effect] = {}
         self.rows: set[Key] = set()
@@ -69,6 +70,9 @@ class Observer:
         self.effects = whole
         self.dead = [key for key, effect in whole.items() if not effect]
         runs = self.prober.runs({key: lists[key] for key, effect in whole.items() if inner & effect.keys()})
+        for key, found_runs in runs.items():
+            idle = [entry for run in found_runs if not run.effect for entry in range(run.start, run.stop)]
+            self.idle[key] = np.array(idle, dtype=int)
         labels = join(self.sizes, runs, self.replica.cuts)
         found = [item for item in exchangeable(labels, self.rows, inner) if self._maskable(item)]
         if not found:
@@ -89,13 +93,23 @@ class Observer:
         return frozenset(self.cols - read.keys())
 
     def _other_streams(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Change the numbers in the arguments that carry streams."""
-        args = tuple(_noise(item) if place in self.streams else item for place, item in enumerate(args))
-        return args, {key: _noise(item) if key in self.streams else item for key, item in kwargs.items()}
+        """Other numbers in the arguments that carry streams."""
+        for stream in self.streams:
+            args, kwargs = with_argument(args, kwargs, stream, _noise(argument_at(args, kwargs, stream)))
+        return args, kwargs
 
     def variants(self, units: Units) -> Iterator[Units]:
-        """Yield the units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike."""
+        """Return the units; then, with outputs that influence nothing (queries of a stream that ends here) cut alike.
+
+        Such outputs are those of a matmul of their own, or a part of one that holds the units' own, too.
+        """
         yield units
+        idle = {key: self.idle[key] for key in units.rows if len(self.idle.get(key, ()))}
+        idle = {key: entries for key, entries in idle.items() if len(entries) % units.count == 0}
+        for order in ((units.count, -1), (-1, units.count)) if idle else ():
+            parts = {key: e.reshape(order) if order[0] > 0 else e.reshape(order).T for key, e in idle.items()}
+            more = {key: np.sort(np.hstack([units.owned[key], part]), axis=1) for key, part in parts.items()}
+            yield replace(units, owned={**units.owned, **more})
         for like in units.rows:
             dead = [key for key in self.dead if self.sizes[key] == self.sizes[like] and key[1] == like[1]]
             if dead:
@@ -166,14 +180,8 @@ def _rows(key: Key) -> Callable[[np.ndarray], Change]:
 
 
 def _noise(value: Any) -> Any:
-    """Change the numbers in every floating tensor."""
-
-    def other(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2), dtype=tensor.dtype)
-
-    return map_tensors(other, value)
+    """Other numbers in every floating tensor."""
+    return map_tensors(lambda tensor: noise_like(tensor, 2), value)
 
 
 def _other_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ Everything runs on the CPU in float64, also where a module asks for float32.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.structure.apply import apply_edits, edit_state
+from dit_compress.structure.lookup import leaves_of
 from dit_compress.structure.observe.dispatch import Watcher
 from dit_compress.structure.observe.trace import Change, DivergedError, Touch, Trace
-from dit_compress.structure.precision import WIDE, double_by_default
+from dit_compress.structure.precision import WIDE, Claiming, double_by_default
 from dit_compress.structure.record import Call, map_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -37,11 +39,21 @@ class Replica:
     """A weightless copy of a module, with one call of it.
 
     values: parameters that operations read, by name; random, made when first read.
-    cuts: modules whose output is replayed like that of a matmul (norms across heads).
+    claims: the dtype that tensors say they have. cuts: modules whose output is replayed like that of a matmul (norms
+    across heads).
     """
 
-    def __init__(self, module: nn.Module, call: Call, *, seed: int = 0, real: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        call: Call,
+        *,
+        seed: int = 0,
+        real: bool = False,
+        claims: torch.dtype | None = None,
+    ) -> None:
         self.module, self.values = weightless_copy(module, real=real)
+        self.claims = claims
         self.call = call.map(_real)
         self.seed = seed
         self.cuts: tuple[str, ...] = ()
@@ -72,7 +84,7 @@ class Replica:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), double_by_default():
                 torch.manual_seed(0)
-                with mode:
+                with mode, Claiming(self.claims) if self.claims else nullcontext():
                     mode.trace.output = self.module(*args, **kwargs)
         finally:
             for handle in handles:
@@ -158,14 +170,20 @@ class Seen:
     writes: bool = False
 
     def inputs(self) -> dict[int | str, Any]:
-        """Return arguments by position and keyword."""
-        return dict([*enumerate(self.args), *self.kwargs.items()])
+        """Arguments by position and keyword; tensors in structures by their dotted names."""
+        given: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        return {f"{key}.{path}" if path else key: item for key, value in given for path, item in leaves_of(value)}
 
-    def outputs(self) -> dict[int | None, Any]:
-        """Return results by position; None for a result that is no tuple."""
-        if isinstance(self.output, tuple | list):
-            return dict(enumerate(self.output))
-        return {None: self.output}
+    def outputs(self) -> dict[int | str | None, Any]:
+        """Results by position, or by dotted names where they are structures; None for one tensor."""
+        plain = isinstance(self.output, tuple | list) and not hasattr(self.output, "_fields")
+        if not plain:
+            return {path or None: item for path, item in leaves_of(self.output)}
+        return {
+            f"{place}.{path}" if path else place: item
+            for place, value in enumerate(self.output)
+            for path, item in leaves_of(value)
+        }
 
     @property
     def call(self) -> Call:
@@ -177,20 +195,22 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
     """Run once and note the first call of every module, and which modules were running at any of its calls."""
     seen: dict[str, Seen] = {}
     running: list[str] = []
-    entered: list[list[int]] = []
+    entered: list[tuple[tuple[Any, Any], list[tuple[int, int]]]] = []
     callers: dict[str, set[tuple[str, ...]]] = {}
     handles = []
     for path, module in replica.module.named_modules():
 
         def enter(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-            entered.append(_versions(args, kwargs))
+            # Structures are copied: a module may put other tensors into those that it gets, or gives.
+            entered.append((map_tensors(_same, (args, kwargs)), _versions(args, kwargs)))
             callers.setdefault(path, set()).add(tuple(running))
             running.append(path)
 
         def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
             running.pop()
-            writes = entered.pop() != _versions(args, kwargs)
-            seen.setdefault(path, Seen(args, kwargs, output, callers[path], writes))
+            given, before = entered.pop()
+            call = Seen(*given, map_tensors(_same, output), callers[path], before != _versions(args, kwargs))
+            seen.setdefault(path, call)
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
@@ -199,9 +219,15 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
     finally:
         for handle in handles:
             handle.remove()
+    # Where the module has a __call__ of its own, no hook saw it.
+    seen.setdefault("", Seen(replica.call.args, replica.call.kwargs, base.output))
     return seen, base
 
 
-def _versions(args: Any, kwargs: Any) -> list[int]:
-    """Return how often each tensor among the arguments was written to."""
-    return [tensor._version for tensor in tensors_in((args, kwargs))]  # noqa: SLF001 - autograd's own counter
+def _versions(args: Any, kwargs: Any) -> list[tuple[int, int]]:
+    """Which tensors are among the arguments, and how often each was written to."""
+    return [(id(tensor), tensor._version) for tensor in tensors_in((args, kwargs))]  # noqa: SLF001 - autograd's own
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

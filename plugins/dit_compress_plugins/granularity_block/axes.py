@@ -1,4 +1,4 @@
-"""One axis per stack: its blocks."""
+"""One axis: the blocks of a stack."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BlockGranularity:
         self.options = options
 
     def axes(self, structure: Structure) -> list[Axis]:
-        """Return the main stack's blocks. Other stacks (text refiners) keep their depth."""
+        """Return the main stack's blocks; others keep their depth, unless a level names them (``block.refiner``)."""
         return [block_axis(structure.main)] if structure.main.removable else []
 
     def keep(self, axis: Axis) -> int | None:

@@ -63,7 +63,7 @@ def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Work
     levels = granularities(options)
     by_level = found_axes(levels, denoiser)
     axes = tuple(axis for found in by_level.values() for axis in found)
-    num_parts = {name: level.num_parts for name, level in levels.items() if level.num_parts}
+    num_parts = {kind_of(name): level.num_parts for name, level in levels.items() if level.num_parts}
     if options.budget is None:
         keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
         return Counts(axes, keep, num_parts)
@@ -77,25 +77,38 @@ def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
     assert options.budget is not None
     known = [entry.plugin.name for entry in installed().entries("granularity")]
     for name in options.budget.levels:
-        if name not in known:
+        if kind_of(name) not in known:
             meant = closest(name, known)
             raise UserError(
                 f"'budget' names the level {name!r}; there are {', '.join(sorted(known))}",
                 mend=f"Did you mean {meant!r}?" if meant else "Name some of these",
             )
-    return {name: make_part("granularity", name, installed()).build() for name in options.budget.levels}
+    return {name: make_part("granularity", kind_of(name), installed()).build() for name in options.budget.levels}
+
+
+def kind_of(level: str) -> str:
+    """Return the granularity that a level names: ``block.double_blocks`` → ``block``."""
+    return level.partition(".")[0]
 
 
 def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[str, list[Axis]]:
-    """Find every level's axes; raise a UserError where a level finds nothing."""
+    """Every level's axes, each axis in one of them; UserError where a level finds nothing.
+
+    A level may name the one stack that it is for (``head.double_blocks``); its axes are not those of ``head`` then.
+    """
     structure = denoiser.structure()
-    by_level = {name: level.axes(structure) for name, level in levels.items()}
+    by_level: dict[str, list[Axis]] = {}
+    for name in sorted(levels, key=lambda name: "." not in name):
+        place = name.partition(".")[2]
+        taken = {axis.name for axes in by_level.values() for axis in axes}
+        found = levels[name].axes(structure.at(place) if place else structure)
+        by_level[name] = [axis for axis in found if axis.name not in taken]
+    by_level = {name: by_level[name] for name in levels}
     for name, axes in by_level.items():
         if not axes:
-            reasons = "; ".join(f"{item.path}: {item.reason}" for item in structure.refusals[:3])
-            because = f" ({reasons})" if reasons else ""
             raise UserError(
-                f"granularity {name!r} finds nothing to remove in this model{because}", mend="Leave it out of 'levels'"
+                f"granularity {name!r} finds nothing to remove in this model{structure.reasons()}",
+                mend="Leave it out of 'levels'",
             )
     return by_level
 
@@ -138,7 +151,7 @@ def _within(
     curves, report = _curves(budget, denoiser, place, axes, price)
     if report is not None:
         files["sensitivity"] = report
-    steps = {name: level.multiple_of for name, level in levels.items()}
+    steps = {kind_of(name): level.multiple_of for name, level in levels.items()}
     question = Question(axes, steps, price, curves, amount(budget))
     counts = replace(counts, price=price, files=files)
     if not budget.heterogeneous or curves.needs_measuring:

@@ -25,9 +25,10 @@ def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -
     import peft
 
     names = [
-        f"{stack.path}.{path}"
+        f"{block}.{path}".rstrip(".")
         for stack in stacks
-        for path, item in module.get_submodule(stack.path).named_modules()
+        for block in stack.blocks
+        for path, item in module.get_submodule(block).named_modules()
         if isinstance(item, nn.Linear)
     ]
     module.requires_grad_(requires_grad=False)
