@@ -50,9 +50,8 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     made_by = {"vae": bundle.digest("latent")}
     if (out / "index.json").is_file():
         Shards(out).need(made_by)
-    workers = getattr(source, "workers", 0)
     device, codec = World.alone().device, cast("Any", bundle.codec())
-    writing = encode_latents(out, clips, codec.to(device), made_by, workers=workers, device=device)
+    writing = encode_latents(out, clips, codec.to(device), made_by, workers=source.workers, device=device)
     with progress("encoding", len(writing.samples)) as advance:
         whole = write_shards(writing, advance, rank=rank, world=world)
     if whole:

@@ -15,6 +15,7 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.recipe.model import BASE
 from dit_compress.run.keys import nodes
+from dit_compress.train.options import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,9 +67,10 @@ def proof_table(rows: Sequence[Row]) -> Table:
 
 def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
     """Weights, gradients, moments and average of the student, and the teacher's weights, in float32, shared out."""
-    if row.node.kind != "distill" or row.node.part.plugin.world != "all":
+    options = row.node.part.options if row.node.kind == "distill" else None
+    if not isinstance(options, TrainOptions) or row.node.part.plugin.world != "all":
         return "–"
-    copies = TRAIN_COPIES + bool(getattr(row.node.part.options, "ema", 0))
+    copies = TRAIN_COPIES + (options.ema > 0)
     weights = copies * row.after.get("params", 0) + sizes.get(row.node.inputs.get("teacher", ""), 0)
     return _memory(BYTES_FP32 * weights / processes)
 

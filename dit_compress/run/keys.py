@@ -58,8 +58,9 @@ class Node:
 def with_inner(part: Part) -> list[Part]:
     """A part and the parts inside its options (a prune's search, its granularities)."""
     found = [part]
+    values = dict(part.options)
     for name, slot in slots_of(type(part.options)).items():
-        value = getattr(part.options, name)
+        value = values[name]
         inner = list(value.values()) if slot.many and value else [value] if value is not None else []
         for item in inner:
             found += with_inner(item)

@@ -90,11 +90,10 @@ def base_spec(parts: Mapping[str, Any], video: tuple[int, int, int] | None) -> S
 
 
 def _planned(node: Node, before: Spec) -> Spec:
-    step = node.part.build()
-    for slot in getattr(step, "needs", ()):
+    for slot in node.part.options.needs:
         if slot not in node.inputs:
             raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
-    after = step.plan(before)
+    after = node.part.build().plan(before)
     if after.latent is not None and after.denoiser is not None and not _alike(before, after):
         _check_fit(after)
     return after

@@ -131,7 +131,7 @@ def run_base(context: Context, node: Node) -> Result:
         maker = part.build()
         modules[kind] = maker.create()
         specs[kind] = ComponentSpec(kind, part.name, maker.config_of(modules[kind]), log_of(modules[kind]))
-        if kind == "model" and context.licence is None and hasattr(maker, "licence"):
+        if kind == "model" and context.licence is None:
             context.licence = maker.licence()
     named = {"denoiser" if kind == "model" else kind: module for kind, module in modules.items()}
     return context.give(named, spec=Spec(video=context.video, denoiser=specs.get("model"), text=specs.get("text")))

@@ -162,11 +162,11 @@ class Context:
         clips = self.clips(split)
         captions = [clip.caption for clip in clips]
         part = self.data_part()
-        if hasattr(part.build(), "encoded"):
-            latents = part.build().encoded(self.data_folder(part), split, self.input.digest("latent"))
-            self._need_shape(tuple(latents[[0]].shape[1:]))
-        else:
+        latents = part.build().encoded(self.data_folder(part), split, self.input.digest("latent"))
+        if latents is None:
             latents = self._encode(clips, split)
+        else:
+            self._need_shape(tuple(latents[[0]].shape[1:]))
         if not text.frozen:
             return Samples(latents, captions, text.encoder.tokenize(captions), pixels=False)
         return Samples(latents, captions, self._embed(captions, split, text), pixels=False)
@@ -191,8 +191,7 @@ class Context:
 
     def _embed(self, captions: Sequence[str], split: Split, text: Captions) -> dict[str, Column]:
         """Embeddings of a frozen encoder, encoded unless they are there."""
-        weights = text.encoder.digest() if hasattr(text.encoder, "digest") else None
-        made_by = {"text": self.input.digest("text"), "weights": weights}
+        made_by = {"text": self.input.digest("text"), "weights": text.encoder.digest()}
         key = sha256_data([made_by, list(captions)])
         folder, device = self.cache / f"captions-{split}-{key[:16]}", self.world.device
         writing = encode_captions(folder, captions, text.to(device), made_by, device)
@@ -202,7 +201,7 @@ class Context:
 
     def _workers(self) -> int:
         """Threads by which the source wants its clips decoded as they are needed; 0 to decode them once."""
-        return getattr(self.data_part().build(), "workers", 0)
+        return self.data_part().build().workers
 
     def text(self) -> Captions:
         """The input's text encoder."""

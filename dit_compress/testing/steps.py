@@ -13,10 +13,11 @@ import numpy as np
 
 from dit_compress.core.randomness import generator
 from dit_compress.data.clips import Clip
+from dit_compress.data.source import Data
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
-from dit_compress.plugin.options import Options, Part, Plugin
+from dit_compress.plugin.options import Part, Plugin, VideoOptions
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context
@@ -31,7 +32,7 @@ GRAIN = 12.0
 """Standard deviation of the clips' noise, of 255: no two pixels are the same thing twice."""
 
 
-class DrawnOptions(Options):
+class DrawnOptions(VideoOptions):
     """Frames and size (Y, X) of every clip, and how many there are."""
 
     frames: int = 9
@@ -63,7 +64,7 @@ class DrawnClip(Clip):
         return [self.index, self.frames, list(self.size)]
 
 
-class DrawnClips:
+class DrawnClips(Data):
     """A source of clips (``hooks.Data``) that writes nothing."""
 
     def __init__(self, options: DrawnOptions) -> None:

@@ -82,7 +82,7 @@ def _steps(
 ) -> None:
     """Everything from the first step that is left to the last one."""
     trackers = context.open_trackers(resume_step=start)
-    alarms = monitors.alarms if monitors is not None else Alarms(context)
+    alarms = monitors.alarms if monitors is not None else Alarms(context, mends=options.mends)
     guards = CurveGuards(alarms)
     context.saves_itself = True
     with context.progress(context.name, total=options.steps, done=start) as advance:

@@ -42,11 +42,16 @@ class Role:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update within a step: which roles move, by which loss. ``start``: first step it runs at."""
+    """One update within a step: which roles move, by which loss.
+
+    start: first step it runs at.
+    score: the entry of the loss that a validation of the last phase compares; lower is better.
+    """
 
     name: str
     updates: tuple[str, ...]
     start: int = 0
+    score: str = "loss"
 
 
 @dataclass
@@ -79,8 +84,7 @@ class Objective(Protocol):
 
     ``loss`` returns ``{"loss": total, ...}``: ``loss`` is a mean over samples and is
     differentiated; every other entry is logged. Only the roles of the phase's ``updates`` have
-    ``requires_grad`` while it runs. An attribute ``score`` may name the entry of the last phase that
-    a validation compares (``loss`` if absent; lower is better).
+    ``requires_grad`` while it runs.
     """
 
     @property

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.options import Plugin, VideoOptions
 
 
-class LatentsOptions(Options):
+class LatentsOptions(VideoOptions):
     """Where the shards are, and what they were encoded from.
 
     path: a folder that ``dit-compress encode`` wrote, or a run's ``cache/latents-…``.
@@ -21,9 +21,6 @@ class LatentsOptions(Options):
     """
 
     path: Path
-    frames: int = Field(ge=1)
-    size: tuple[int, int]
-    fps: float | None = Field(None, gt=0)
     test_fraction: float = Field(0.05, ge=0, lt=1)
     split_by: Literal["caption", "file"] = "caption"
 

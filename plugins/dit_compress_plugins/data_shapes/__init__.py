@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.options import Plugin, VideoOptions
 
 
-class ShapesOptions(Options):
+class ShapesOptions(VideoOptions):
     """What the world holds.
 
     num_clips, num_test: clips of the train and of the test split.

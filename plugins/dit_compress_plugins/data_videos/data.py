@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.data.clips import Clip, Split, find_broken, read_folder, split_of
+from dit_compress.data.source import Data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _BROKEN = "broken.json"
 
 
-class Videos:
+class Videos(Data):
     """Reads the folder as it is; only the names of broken files are cached."""
 
     def __init__(self, options: VideosOptions) -> None:

@@ -1,4 +1,4 @@
-"""A VAE of diffusers behind ``hooks.Codec``: normalised latents, one decode in one piece for exporters.
+"""A VAE of diffusers behind ``Codec``: normalised latents, one decode in one piece for exporters.
 
 Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``.
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
+from dit_compress.model.protocols import Codec
 from dit_compress_plugins.latent_diffusers_vae.facts import (
     FLAGS,
     class_named,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 SETTINGS = ("scaling_factor", "tile", "decode_timestep")
 
 
-class DiffusersCodec(nn.Module):
+class DiffusersCodec(nn.Module, Codec):
     """Normalises with the VAE's own statistics, and calls it.
 
     Args:

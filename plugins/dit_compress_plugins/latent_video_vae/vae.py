@@ -14,6 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.protocols import Codec
 from dit_compress_plugins.latent_video_vae.blocks import Carried
 from dit_compress_plugins.latent_video_vae.coders import Decoder, Encoder
 from dit_compress_plugins.latent_video_vae.tiles import Place, Tiling, in_tiles
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class VideoVAE(ModelMixin, ConfigMixin):
+class VideoVAE(ModelMixin, ConfigMixin, Codec):
     """A video VAE ``[B,3,F,Y,X] ↔ [B,C,T,H,W]``; latent frame t depends on frames ≤ ratio[0]·t only.
 
     Args:
