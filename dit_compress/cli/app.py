@@ -16,6 +16,7 @@ from dit_compress.cli.prune import prune
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import hush
 from dit_compress.core.version import __version__
+from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
@@ -158,10 +159,10 @@ def sensitivity(
     target: Annotated[str, typer.Argument(help="A bundle, or a run folder (its last bundle).")],
     out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("sensitivity"),
     level: Annotated[
-        list[str] | None, typer.Option(help="A level; may be repeated. block, head, ffn if absent.")
+        list[str] | None, typer.Option(help=f"A level; may be repeated. {', '.join(defaults.LEVELS)} if absent.")
     ] = None,
     share: Annotated[list[float] | None, typer.Option(help="A share to remove; may be repeated.")] = None,
-    search: Annotated[str, typer.Option(help="Which units go.")] = "magnitude",
+    search: Annotated[str, typer.Option(help="Which units go.")] = defaults.SEARCH,
     samples: Annotated[int, typer.Option(min=1, help="Clips on which quality is measured.")] = 64,
     size: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Latent cells T H W; the bundle's if absent.")
@@ -196,7 +197,7 @@ def generate(
     size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
     fps: Annotated[float, typer.Option(min=1)] = 8.0,
     seed: int = 0,
-    sampler: Annotated[str, typer.Option(help="A sampler plugin.")] = "euler",
+    sampler: Annotated[str, typer.Option(help="A sampler plugin.")] = defaults.SAMPLER,
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
@@ -214,7 +215,7 @@ def generate(
 def encode(
     recipe: Annotated[Path, typer.Argument(help="A recipe; its data is encoded.")],
     vae: Annotated[Path, typer.Option(help="A bundle with the VAE, or a run folder (its last bundle).")],
-    out: Annotated[Path, typer.Option(help="The folder for the shards; data: {use: latents} reads it.")],
+    out: Annotated[Path, typer.Option(help=f"The folder for the shards; data: {{use: {defaults.ENCODED}}} reads it.")],
     rank: Annotated[int, typer.Option(min=0, help="Which share of the shards to write …")] = 0,
     world: Annotated[int, typer.Option(min=1, help="… of how many; one machine each.")] = 1,
     plugin: PluginFiles = None,

@@ -11,6 +11,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.data.source import data_folder
 from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
 from dit_compress.model.paths import resolve_bundle
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.recipe.model import BASE
@@ -121,7 +122,7 @@ def open_denoiser(target: str) -> Denoiser:
         options = {"path": target}
     from accelerate import init_empty_weights
 
-    maker = make_part("model", {"use": "diffusers", **options}, installed()).build()
+    maker = make_part("model", {"use": defaults.MODEL, **options}, installed()).build()
     with init_empty_weights():
         module = maker.create()
     return maker.denoiser(module).to("meta")

@@ -46,6 +46,10 @@ class Plugin:
         options names those that they can't do without.
     world: ``all`` for a step that trains on every process, or a part that makes its step one; ``one`` for any other.
     data: whether a step reads the recipe's data.
+    quality: an evaluation's metric by which the report compares models; more is better.
+    headline: the metric that it shows first; ``quality`` if absent.
+    curves: the file of JSON lines that a tracker writes into the step's folder, for the report.
+    units: of a granularity, as a title says them: ``Heads``.
     """
 
     name: str
@@ -57,6 +61,10 @@ class Plugin:
     slots: tuple[str, ...] = ()
     world: Literal["one", "all"] = "one"
     data: bool = False
+    quality: str | None = None
+    headline: str | None = None
+    curves: str | None = None
+    units: str | None = None
     summary: str = ""
 
 

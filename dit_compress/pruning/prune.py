@@ -15,6 +15,7 @@ from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.spec import Spec
+from dit_compress.plugin import defaults
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
 from dit_compress.pruning.step import find, run_step, step_part, world_of
@@ -59,7 +60,7 @@ def prune(
     levels: Sequence[str] | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
-    search: str | Mapping[str, Any] = "magnitude",
+    search: str | Mapping[str, Any] = defaults.SEARCH,
     call: Call | None = None,
     out: str | Path | None = None,
     seed: int = 0,

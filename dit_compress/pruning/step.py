@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context, Result
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from dit_compress.model.spec import Spec
     from dit_compress.plugin.options import Part
 
-METHOD = "trilevel"
-"""The prune plugin that a call without a recipe uses."""
 _COUNTS = "Give a budget (params, flops, latency), or counts per level (remove, keep)"
 
 
@@ -38,7 +37,7 @@ def step_part(
     levels: Sequence[str] | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
-    search: str | Mapping[str, Any] = "magnitude",
+    search: str | Mapping[str, Any] = defaults.SEARCH,
 ) -> Part:
     """The prune step that a call asks for, validated as a recipe's would be."""
     budget: dict[str, Any] = {
@@ -53,7 +52,7 @@ def step_part(
         raise UserError("nothing says how much to prune", mend=_COUNTS)
     if not budget and (size or levels):
         raise UserError("'size' and 'levels' go with a budget; counts name their levels", mend="Leave them out")
-    options: dict[str, Any] = {"use": METHOD, "search": search}
+    options: dict[str, Any] = {"use": defaults.PRUNE, "search": search}
     if budget:
         extra = {"size": size, "levels": levels}
         options["budget"] = budget | {name: list(value) for name, value in extra.items() if value is not None}
@@ -67,7 +66,7 @@ def step_part(
     if part.options.search.plugin.data:
         raise UserError(
             f"the search {part.options.search.name!r} looks at data, and a call without a recipe has none",
-            mend="Take a search that needs none (magnitude), or write a recipe",
+            mend=f"Take a search that needs none ({defaults.SEARCH}), or write a recipe",
         )
     return part
 

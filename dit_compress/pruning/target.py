@@ -10,6 +10,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin import defaults
 from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Denoiser
 
-_FOLDERS = "diffusers"
-"""The model plugin that reads folders of diffusers."""
-
 
 @dataclass(frozen=True)
 class Folder:
@@ -35,9 +33,9 @@ class Folder:
 
     def load(self) -> tuple[Denoiser, Spec]:
         """The denoiser in float32, and the model without weights."""
-        maker = make_part("model", {"use": _FOLDERS, "path": str(self.given)}, installed()).build()
+        maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
-        spec = ComponentSpec("model", _FOLDERS, maker.config_of(module), log_of(module))
+        spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
 
     def module(self) -> nn.Module:

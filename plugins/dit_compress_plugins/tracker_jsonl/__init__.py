@@ -5,6 +5,8 @@ from pydantic import Field
 from dit_compress.plugin.kinds import hookimpl
 from dit_compress.plugin.options import Options, Plugin
 
+CURVES = "curves.jsonl"
+
 
 class JsonlOptions(Options):
     """How often to write."""
@@ -19,5 +21,6 @@ def tracker() -> Plugin:
         name="jsonl",
         options=JsonlOptions,
         load="dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker",
-        summary="curves.jsonl in the step's folder",
+        curves=CURVES,
+        summary=f"{CURVES} in the step's folder",
     )
