@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Codec(Protocol):
-    """What stands between pixels and latents: a base beside ``nn.Module``."""
+    """What stands between pixels and latents. A base beside ``nn.Module``."""
 
     ratio: tuple[int, int, int]
     channels: int
@@ -80,7 +80,7 @@ class Text(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Captions to the tensors a denoiser takes: a base beside ``nn.Module``."""
+    """Turn captions into the tensors a denoiser takes. A base beside ``nn.Module``."""
 
     width: int
     tokenizer_kind: str | None = None
