@@ -29,7 +29,7 @@ class VideoOptions(Options):
 
     frames: int = Field(ge=1)
     size: tuple[int, int]
-    fps: float | None = Field(None, gt=0)
+    fps: float | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)

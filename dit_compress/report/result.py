@@ -70,8 +70,9 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
     """An evaluation of other than generated videos (real clips, round trips) says nothing about a model."""
     origin = step.options.get("source", GENERATED)
     settings = _sampled(run, step) if origin == GENERATED else {}
+    quality = step.quality or ""
     columns = list(dict.fromkeys(video.column for video in step.videos))
-    for path, metrics in _scored(step.metrics, step.quality):
+    for path, metrics in _scored(step.metrics, quality):
         if path:
             label = words(path[-1]) if path[-1] != "accuracy" else step.name
         else:
@@ -81,8 +82,8 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
             label=label,
             step=step.name,
             of=None if origin != GENERATED or path else step.source,
-            scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics, step.quality),
-            overall={step.quality: float(metrics[step.quality])} if step.quality in metrics else {},
+            scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics, quality),
+            overall={quality: float(metrics[quality])} if quality in metrics else {},
             exact_match=metrics.get("exact_match"),
             **settings,
         )
@@ -99,7 +100,7 @@ def _sampled(run: Run, step: Step) -> dict[str, Any]:
     return {"num_steps": said[0], "guidance": said[1]}
 
 
-def _scored(metrics: Mapping[str, Any], quality: str | None, path: tuple[str, ...] = ()) -> Iterator[Found]:
+def _scored(metrics: Mapping[str, Any], quality: str, path: tuple[str, ...] = ()) -> Iterator[Found]:
     """The mappings among nested metrics that hold accuracies, each with the keys that lead to it."""
     accuracy = metrics.get("accuracy")
     if quality in metrics or (isinstance(accuracy, dict) and _floats(accuracy)):
@@ -109,7 +110,7 @@ def _scored(metrics: Mapping[str, Any], quality: str | None, path: tuple[str, ..
             yield from _by_name(value, quality) if key == "accuracy" else _scored(value, quality, (*path, key))
 
 
-def _by_name(accuracy: Mapping[str, Any], quality: str | None) -> Iterator[Found]:
+def _by_name(accuracy: Mapping[str, Any], quality: str) -> Iterator[Found]:
     """``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``: one arm each."""
     for name, scores in accuracy.items():
         if isinstance(scores, dict):
@@ -120,7 +121,7 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
 
 
-def _shares(metrics: Mapping[str, Any], quality: str | None) -> dict[str, float]:
+def _shares(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
     """Scalar metrics of an evaluation that groups none of them under ``accuracy``."""
     named = (quality, "exact_match")
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}

@@ -43,6 +43,8 @@ class DiffusersCodec(nn.Module, Codec):
         config: JSON: class_name, vae, ratio, channels, frames, latent_mean, latent_std, tile, decode_timestep.
     """
 
+    frame_rule: tuple[int, int]
+
     def __init__(self, vae: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.vae: Any = vae

@@ -142,7 +142,7 @@ class T5(Text):
         return encoder
 
     @staticmethod
-    def config_of(module: T5Encoder) -> dict[str, Any]:
+    def config_of(module: Any) -> dict[str, Any]:
         """Where it lies, how wide it is, how long captions are."""
         return {"path": module.path, "width": module.width, "length": module.length}
 
