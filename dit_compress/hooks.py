@@ -1,45 +1,111 @@
 """The page for plugin authors: every kind of plugin, what it is for, and what its class must have.
 
-A plugin is a module found through the entry-point group ``dit_compress.plugins``. It implements one hook, named
-after its kind, that returns a :class:`Plugin`: a name for recipes, an options class, and where the code is. The
-module imports no torch; the code at ``Plugin.load`` is imported when it is used.
+A plugin is a module found through the entry-point group ``dit_compress.plugins``, or given by ``--plugin file.py``.
+It implements one hook, named after its kind, that returns a :class:`Plugin`: a name for recipes, an options class,
+and where the code is. The module imports no torch; the code at ``Plugin.load`` is imported when it is used.
 
     from dit_compress.hooks import Options, Plugin, hookimpl
 
-    class RandomOptions(Options):
+    class LastOptions(Options):
         seed: int = 0
 
     @hookimpl
     def search() -> Plugin:
-        return Plugin(name="random", options=RandomOptions, load="my_package.search:RandomSearch")
+        return Plugin(name="last", options=LastOptions, load="my_package.last:LastSearch")
+
+    class LastSearch:  # in my_package/last.py
+        def __init__(self, options: LastOptions) -> None: ...
+        def search(self, problem: SearchProblem, context: Context) -> Selection: ...
 
 What stands at ``load`` is a class; the engine calls it with the validated options. It follows the protocol of its
-kind. Protocols are typed and documented where they stand, and can be imported from here.
+kind: below each hook stand the members it must have, and those that the protocol has a default for. Who subclasses
+the protocol gets the defaults. Everything named on this page can be imported from here; the files are in
+``dit_compress/``. ``docs/plugins/<kind>.md`` has every signature with a whole example, ``dit-compress new <kind>``
+writes a package that works, and ``dit_compress.testing`` holds the tests that such a plugin must pass.
 
-Steps, the entries of a recipe. Each has ``plan(spec) -> Spec`` and ``run(context) -> Result`` (:class:`Step`):
+Steps, the entries of a recipe:
 
     def latent() -> Plugin          Train or wrap a VAE                           Latent             step/protocols.py
+        plan, run, from_config
     def prune() -> Plugin           Remove units of the denoiser                  Step               step/protocols.py
+        plan, run
     def distill() -> Plugin         Train with roles, phases and losses           Distiller          train/objective.py
+        plan, run, options, objective, flow
     def transform() -> Plugin       Change the structure in any other way         Transform          step/protocols.py
+        plan, run, replay
     def evaluate() -> Plugin        Measure a bundle                              Step               step/protocols.py
+        plan, run
     def export() -> Plugin          Write files for a device, and prove them      Exporter           export/types.py
+        plan, run, profile, check, lower, runner
 
 Parts, which steps are composed of:
 
     def model() -> Plugin           Make and load a denoiser                      Model              model/protocols.py
+        create, config_of, from_config, denoiser; by default: licence
     def text() -> Plugin            Encode captions                               Text               model/protocols.py
+        create, config_of, from_config; by default: trainable
     def data() -> Plugin            Give captioned clips                          Data               data/source.py
+        prepare, manifest, clips; by default: workers, encoded
     def granularity() -> Plugin     Name what can be removed                      Granularity        structure/facts.py
+        multiple_of, num_parts, axes, keep
     def search() -> Plugin          Choose which units stay                       Search             search/problem.py
+        search
     def discriminator() -> Plugin   Judge latents in adversarial distillation     DiscriminatorPart  train/objective.py
+        create
     def sampler() -> Plugin         Turn noise into a latent                      Sampler            model/protocols.py
+        sample
     def tracker() -> Plugin         Record training curves                        Tracker            step/protocols.py
+        open, log, close
+
+What some of them make follows a protocol, too; codecs and text encoders are an ``nn.Module`` besides:
+
+    Codec                           What stands between pixels and latents                           model/protocols.py
+        ratio, channels, eval, encode, decode, forward; by default: frame_rule, features
+    TextEncoder                     Turn captions into the tensors a denoiser takes                  model/protocols.py
+        width, tokenize, forward; by default: tokenizer_kind, save_tokenizer, digest
+    Objective                       Roles, phases, and one loss per phase                            train/objective.py
+        roles, phases, loss
+    Runner                          Executes one artifact just as it is on disk                      export/types.py
+        fidelity, arithmetics, __call__
 
 Kinds of one's own; any plugin may then implement them, and any option hold such a part, ``Slot("my_kind")``:
 
-    def step_kinds() -> type        Add kinds of steps: a class of hookspecs      KindHooks          plugin/kinds.py
-    def part_kinds() -> type        Add kinds of parts: a class of hookspecs      KindHooks          plugin/kinds.py
+    def step_kinds() -> type        Add kinds of step: a class of hookspecs       KindHooks          plugin/kinds.py
+    def part_kinds() -> type        Add kinds of part: a class of hookspecs       KindHooks          plugin/kinds.py
+
+What a plugin meets:
+
+    UserError       What went wrong, where, and the mend: for mistakes of users             core/errors.py
+    Spec            A bundle before its weights exist: what ``plan`` takes and gives        model/spec.py
+    ComponentSpec   One component of it: plugin, config, transform log                      model/spec.py
+    Bundle          Denoiser, VAE, text encoder and flow, on disk                           model/bundle.py
+    Context         What a step is given: bundles, clips, latents, folder, seed, world      step/context.py
+    Result          What it gives: a bundle, metrics, files                                 step/context.py
+    World           The processes that train together                                       step/world.py
+    Denoiser        Any DiT behind one convention: (latent, sigma, cond) -> velocity        model/denoiser.py
+    Cond            What captions became, and its null for guidance                         model/denoiser.py
+    Captions        The text encoder as training sees it                                    model/text.py
+    Flow            How a bundle is sampled: shift, steps, guidance                         model/flow.py
+    Clip            A captioned clip whose pixels are decoded when asked for                data/clips.py
+    Samples         Clips or latents by index, with captions or embeddings                  data/samples.py
+    Streams         Random numbers by (seed, step, sample, stream)                          core/randomness.py
+    Structure       What observation found: stacks, attentions, feed-forwards, refusals     structure/facts.py
+    Axis            Units that can be removed, with every slice that goes with one          structure/facts.py
+    SearchProblem   Denoiser, axes, and how many units of each stay                         search/problem.py
+    Selection       The units that stay, and how they were found                            search/problem.py
+    TrainOptions    Steps, batch, rates: base of a training step's options                  train/options.py
+    DistillOptions  The same, with validation and watch                                     train/options.py
+    Role            A module with a part in training, and its rate                          train/objective.py
+    Phase           One update: which roles move, by which loss                             train/objective.py
+    Batch           Samples, captions, and their streams                                    train/objective.py
+    ExportStep      The engine's own work around an exporter's three methods                export/base.py
+    Component       One network of a package, with typical inputs                           export/types.py
+    Profile         A device, as far as an exporter must know it                            export/types.py
+    Diagnostic      What will break on the target, with the mend                            export/types.py
+    Artifact        A written file, and its arithmetic                                      export/types.py
+
+Options subclass :class:`Options`: the schema of the recipe's entry. :class:`Slot` marks an option that holds another
+part, :class:`File` one that names a file; data sources that state their video subclass :class:`VideoOptions`.
 
 Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D width, L text length.
 Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames (see :class:`Codec`) of Y × X pixels.
@@ -47,41 +113,71 @@ Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames (see :cl
 
 from __future__ import annotations
 
-from dit_compress.data.source import Data, EncodedData
-from dit_compress.export.types import Exporter
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.data.source import Data
+from dit_compress.export.types import Exporter, Runner
 from dit_compress.model.protocols import Codec, Model, Sampler, Text, TextEncoder
 from dit_compress.plugin.kinds import KindHooks, hookimpl, hookspec
-from dit_compress.plugin.options import File, Options, Part, PartField, Plugin, Slot
+from dit_compress.plugin.options import File, Options, Part, PartField, Plugin, Slot, VideoOptions, load_object
 from dit_compress.search.problem import Search
 from dit_compress.step.protocols import Latent, Step, Tracker, Transform
 from dit_compress.structure.facts import Granularity
 from dit_compress.train.objective import DiscriminatorPart, Distiller, Objective
 
+if TYPE_CHECKING:
+    from dit_compress.core.errors import UserError
+    from dit_compress.core.randomness import Streams
+    from dit_compress.data.clips import Clip
+    from dit_compress.data.samples import Samples
+    from dit_compress.export.base import ExportStep
+    from dit_compress.export.types import Artifact, Component, Diagnostic, Profile
+    from dit_compress.model.bundle import Bundle
+    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import ComponentSpec, Spec
+    from dit_compress.model.text import Captions
+    from dit_compress.search.problem import SearchProblem, Selection
+    from dit_compress.step.context import Context, Result
+    from dit_compress.step.world import World
+    from dit_compress.structure.facts import Axis, Structure
+    from dit_compress.train.objective import Batch, Phase, Role
+    from dit_compress.train.options import DistillOptions, TrainOptions
+
+_MODULES = {
+    "core.errors": ("UserError",),
+    "core.randomness": ("Streams",),
+    "data.clips": ("Clip",),
+    "data.samples": ("Samples",),
+    "export.base": ("ExportStep",),
+    "export.types": ("Artifact", "Component", "Diagnostic", "Profile"),
+    "model.bundle": ("Bundle",),
+    "model.denoiser": ("Cond", "Denoiser"),
+    "model.flow": ("Flow",),
+    "model.spec": ("ComponentSpec", "Spec"),
+    "model.text": ("Captions",),
+    "search.problem": ("SearchProblem", "Selection"),
+    "step.context": ("Context", "Result"),
+    "step.world": ("World",),
+    "structure.facts": ("Axis", "Structure"),
+    "train.objective": ("Batch", "Phase", "Role"),
+    "train.options": ("DistillOptions", "TrainOptions"),
+}
+MET = {name: module for module, names in _MODULES.items() for name in names}
+"""What a plugin meets → the module it stands in, imported when it is asked for: some need torch."""
+
 __all__ = [
-    "Codec",
-    "Data",
-    "DiscriminatorPart",
-    "Distiller",
-    "EncodedData",
-    "Exporter",
-    "File",
-    "Granularity",
-    "KindHooks",
-    "Latent",
-    "Model",
-    "Objective",
-    "Options",
-    "Part",
-    "PartField",
-    "Plugin",
-    "Sampler",
-    "Search",
-    "Slot",
-    "Step",
-    "Text",
-    "TextEncoder",
-    "Tracker",
-    "Transform",
-    "hookimpl",
+    "Artifact", "Axis", "Batch", "Bundle", "Captions", "Clip", "Codec", "Component", "ComponentSpec", "Cond",
+    "Context", "Data", "Denoiser", "Diagnostic", "DiscriminatorPart", "DistillOptions", "Distiller",
+    "ExportStep", "Exporter", "File", "Flow", "Granularity", "KindHooks", "Latent", "Model", "Objective",
+    "Options", "Part", "PartField", "Phase", "Plugin", "Profile", "Result", "Role", "Runner", "Sampler",
+    "Samples", "Search", "SearchProblem", "Selection", "Slot", "Spec", "Step", "Streams", "Structure", "Text",
+    "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError", "VideoOptions", "World", "hookimpl",
     "hookspec",
-]
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MET:
+        raise AttributeError(f"module 'dit_compress.hooks' has no attribute {name!r}")
+    return load_object(f"dit_compress.{MET[name]}:{name}")

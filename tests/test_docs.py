@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 from textwrap import indent
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import dit_compress
 from dit_compress import hooks
+from dit_compress.plugin import kinds
 from dit_compress.plugin.registry import Registry, Source, installed, use
 from dit_compress.recipe import load
 
@@ -25,10 +28,23 @@ BUILT_IN = ROOT / "plugins" / "dit_compress_plugins"
 FOLDERS = sorted(path.parent for path in BUILT_IN.glob("*/__init__.py"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PLUGIN_READMES = sorted(BUILT_IN.glob("*/README.md"))
-KINDS = (*hooks.STEP_KINDS, *hooks.PART_KINDS)
+KINDS = (*kinds.STEP_KINDS, *kinds.PART_KINDS)
+ENGINE = Path(dit_compress.__file__).parent
 
-_TREE = ast.parse(Path(hooks.__file__).read_text("utf-8"))
-CLASSES = {node.name: node for node in _TREE.body if isinstance(node, ast.ClassDef)}
+
+def classes_in(path: Path) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.ClassDef)}
+
+
+HOOKS = classes_in(Path(kinds.__file__))
+PLACES = {name: found.__module__ for name, found in vars(hooks).items() if isinstance(found, type)}
+"""Module of every class that the page for plugin authors imports."""
+PROTOCOLS = {
+    name: node
+    for module in sorted(set(PLACES.values()))
+    for name, node in classes_in(Path(importlib.import_module(module).__file__ or "")).items()
+    if any(ast.unparse(base) == "Protocol" for base in node.bases)
+}
 
 
 def label(path: Path) -> str:
@@ -44,25 +60,25 @@ def fences(path: Path, language: str) -> list[str]:
 
 
 def hook_docstring(kind: str) -> str:
-    functions = [item for name in ("StepHooks", "PartHooks") for item in CLASSES[name].body]
+    functions = [item for name in ("StepHooks", "PartHooks", "KindHooks") for item in HOOKS[name].body]
     return next(ast.get_docstring(item) or "" for item in functions if getattr(item, "name", "") == kind)
 
 
 def protocols(kind: str) -> list[str]:
     """The classes a plugin of a kind follows: those its hook names, and those that these name in turn."""
-    waiting = re.findall(r":class:`(\w+)`", hook_docstring(kind)) + ["Step"] * (kind in hooks.STEP_KINDS)
+    waiting = re.findall(r":class:`(\w+)`", hook_docstring(kind)) + ["Step"] * (kind in kinds.STEP_KINDS)
     found: list[str] = []
     while waiting:
         name = waiting.pop(0)
-        if name in CLASSES and name not in found:
+        if name in PROTOCOLS and name not in found:
             found.append(name)
-            waiting += re.findall(r":class:`(\w+)`", ast.unparse(CLASSES[name]))
+            waiting += re.findall(r":class:`(\w+)`", ast.unparse(PROTOCOLS[name]))
     return found
 
 
 def signatures(name: str) -> list[str]:
     """``def f(self, x: int) -> str`` of every method a class adds."""
-    methods = [item for item in CLASSES[name].body if isinstance(item, ast.FunctionDef)]
+    methods = [item for item in (PROTOCOLS | HOOKS)[name].body if isinstance(item, ast.FunctionDef)]
     return [
         f"def {item.name}({ast.unparse(item.args)}) -> {ast.unparse(item.returns or ast.Constant(None))}"
         for item in methods
@@ -88,6 +104,98 @@ def test_every_kind_has_a_page_with_its_protocols_signatures(kind: str) -> None:
 def test_the_page_about_new_kinds_has_its_hooks() -> None:
     text = squeezed((PAGES / "new-kinds.md").read_text("utf-8"))
     assert all(squeezed(signature) in text for signature in signatures("KindHooks"))
+
+
+# ------------------------------------------------------------------ the page for plugin authors
+
+
+def members(name: str) -> tuple[list[str], list[str]]:
+    """What a class of a protocol must have, and what the protocol has a default for; those of ``Step`` included."""
+    inherited = [ast.unparse(base) for base in PROTOCOLS[name].bases if ast.unparse(base) in PROTOCOLS]
+    needed, given = members(inherited[0]) if inherited else ([], [])
+    for item in PROTOCOLS[name].body:
+        if isinstance(item, ast.AnnAssign):
+            (needed if item.value is None else given).append(ast.unparse(item.target))
+        elif isinstance(item, ast.FunctionDef):
+            (needed if len(item.body) == 1 else given).append(item.name)
+    return needed, given
+
+
+def first_line(node: ast.AST) -> str:
+    """The first sentence of a docstring, without what a hook's says of its protocol."""
+    text = (ast.get_docstring(node) or "").splitlines()[0]  # type: ignore[arg-type]
+    return text.partition("; see")[0].partition(". ")[0].removesuffix(".")
+
+
+def place_of(name: str) -> str:
+    return PLACES[name].removeprefix("dit_compress.").replace(".", "/") + ".py"
+
+
+def row_of_hook(item: ast.FunctionDef, protocol: str) -> str:
+    signature = f"def {item.name}() -> {ast.unparse(item.returns)}"  # type: ignore[arg-type]
+    return f"    {signature:<32}{first_line(item):<46}{protocol:<19}{place_of(protocol)}"
+
+
+def row_of_members(name: str) -> str:
+    needed, given = members(name)
+    return f"        {', '.join(needed)}" + (f"; by default: {', '.join(given)}" if given else "")
+
+
+HOOK_ROWS = [item for name in HOOKS for item in HOOKS[name].body if isinstance(item, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("item", HOOK_ROWS, ids=lambda item: item.name)
+def test_the_page_has_every_hook_with_its_signature_its_line_and_its_protocol(item: ast.FunctionDef) -> None:
+    page = (hooks.__doc__ or "").splitlines()
+    if item.name not in KINDS:
+        assert row_of_hook(item, "KindHooks") in page
+        return
+    own = re.findall(r":class:`(\w+)`", hook_docstring(item.name))
+    row = row_of_hook(item, own[0] if own else "Step")
+    assert row in page
+    assert page[page.index(row) + 1] == row_of_members(own[0] if own else "Step")
+
+
+@pytest.mark.parametrize("name", ["Codec", "TextEncoder", "Objective", "Runner"])
+def test_the_page_has_the_protocols_of_what_plugins_make(name: str) -> None:
+    page = (hooks.__doc__ or "").splitlines()
+    row = f"    {name:<32}{first_line(PROTOCOLS[name]):<65}{place_of(name)}"
+    assert row in page
+    assert page[page.index(row) + 1] == row_of_members(name)
+
+
+def test_the_page_names_every_protocol_of_the_engine() -> None:
+    every = {
+        name
+        for path in ENGINE.rglob("*.py")
+        for name, node in classes_in(path).items()
+        if any(ast.unparse(base) == "Protocol" for base in node.bases)
+    }
+    assert every - set(PLACES) == {"Rows"}, "add it to dit_compress/hooks.py, or to what is no plugin's business here"
+
+
+def test_what_the_page_says_a_plugin_meets_is_there() -> None:
+    """Each name with the file it stands in, and ``from dit_compress.hooks import`` gives it."""
+    for name, module in hooks.MET.items():
+        path = module.replace(".", "/") + ".py"
+        assert name in classes_in(ENGINE / path)
+        assert re.search(rf"^    {name} .* {path}$", hooks.__doc__ or "", re.MULTILINE), name
+        assert getattr(hooks, name).__module__ == f"dit_compress.{module}"
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = hooks.Nothing
+
+
+def test_all_that_the_page_gives_is_listed() -> None:
+    assert set(hooks.MET) < set(hooks.__all__)
+    assert [name for name in hooks.__all__ if getattr(hooks, name, None) is None] == []
+    assert len(set(hooks.__all__)) == len(hooks.__all__)
+
+
+def test_the_page_is_a_page() -> None:
+    """Of a size that is read at once, and it imports no torch."""
+    assert len(Path(hooks.__file__).read_text("utf-8").splitlines()) < 200
+    code = "import sys, dit_compress.hooks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -56,6 +56,9 @@ def step(run: Path, name: str, kind: str, plugin: str, **record: Any) -> Path:
         "seconds": 12.5,
         "peak_memory_mib": 900,
         "threads": 2,
+        "quality": {"shapes": "attribute_accuracy"}.get(plugin),
+        "headline": {"shapes": "attribute_accuracy", "psnr": "psnr_db"}.get(plugin),
+        "curves": "curves.jsonl",
     }
     write(folder / "step.json", {**base, **record})
     return folder
@@ -87,6 +90,8 @@ def leave_videos(folder: Path, captions: tuple[str, ...], *columns: str) -> None
             (folder / "videos" / name).write_bytes(f"{folder.name} {name}".encode())
             index.append({"caption": caption, "column": column, "file": name})
     write(folder / "videos" / "videos.json", index)
+    record = json.loads((folder / "step.json").read_text("utf-8"))
+    write(folder / "step.json", record | {"files": record["files"] | {"videos": "videos/videos.json"}})
 
 
 def layout() -> list[dict[str, Any]]:

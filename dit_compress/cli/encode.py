@@ -11,6 +11,7 @@ from dit_compress.cli.options import PluginFiles, load_recipe
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors
 from dit_compress.core.progress import progress
+from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def encode(
     recipe: Annotated[Path, typer.Argument(help="A recipe; its data is encoded.")],
     vae: Annotated[Path, typer.Option(help="A bundle with the VAE, or a run folder (its last bundle).")],
-    out: Annotated[Path, typer.Option(help="The folder for the shards; data: {use: latents} reads it.")],
+    out: Annotated[Path, typer.Option(help=f"The folder for the shards; data: {{use: {defaults.ENCODED}}} reads it.")],
     rank: Annotated[int, typer.Option(min=0, help="Which share of the shards to write …")] = 0,
     world: Annotated[int, typer.Option(min=1, help="… of how many; one machine each.")] = 1,
     plugin: PluginFiles = None,
@@ -64,9 +65,8 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     made_by = {"vae": bundle.digest("latent")}
     if (out / "index.json").is_file():
         Shards(out).need(made_by)
-    workers = getattr(source, "workers", 0)
     device, codec = World.alone().device, cast("Any", bundle.codec())
-    writing = encode_latents(out, clips, codec.to(device), made_by, workers=workers, device=device)
+    writing = encode_latents(out, clips, codec.to(device), made_by, workers=source.workers, device=device)
     with progress("encoding", len(writing.samples)) as advance:
         whole = write_shards(writing, advance, rank=rank, world=world)
     if whole:

@@ -77,11 +77,13 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
 
 def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
     """Weights, gradients, moments and average of the student, and the teacher's weights, in float32, shared out."""
-    if row.node.kind != "distill" or row.node.part.plugin.world != "all":
-        return "–"
     from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
+    from dit_compress.train.options import TrainOptions
 
-    copies = TRAIN_COPIES + bool(getattr(row.node.part.options, "ema", 0))
+    options = row.node.part.options if row.node.kind == "distill" else None
+    if not isinstance(options, TrainOptions) or row.node.part.plugin.world != "all":
+        return "–"
+    copies = TRAIN_COPIES + (options.ema > 0)
     weights = copies * row.after.get("params", 0) + sizes.get(row.node.inputs.get("teacher", ""), 0)
     return _memory(BYTES_FP32 * weights / processes)
 

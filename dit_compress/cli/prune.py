@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin import defaults
 
 Size = Annotated[str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9 or 915_000_000.")]
 Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13.")]
@@ -17,12 +18,13 @@ Machine = Annotated[str | None, typer.Option(help="The machine that the table is
 Cells = Annotated[
     tuple[int, int, int] | None, typer.Option(help="Latent cells T H W of that call; a bundle's own if absent.")
 ]
-Levels = Annotated[str | None, typer.Option(metavar="LEVEL,…", help="What a budget may cut; block,head,ffn if absent.")]
+_ALL, _COUNTS, _SHARES = ",".join(defaults.LEVELS), defaults.EXAMPLE_COUNTS, defaults.EXAMPLE_SHARES
+Levels = Annotated[str | None, typer.Option(metavar="LEVEL,…", help=f"What a budget may cut; {_ALL} if absent.")]
 Counts = Annotated[
     str | None,
-    typer.Option(metavar="LEVEL=N,…", help="Units to remove, such as block=8,head=12,block.STACK=3."),
+    typer.Option(metavar="LEVEL=N,…", help=f"Units to remove, such as {_COUNTS},{defaults.EXAMPLE_STACK}."),
 ]
-Shares = Annotated[str | None, typer.Option(metavar="LEVEL=X,…", help="Shares that stay, such as ffn=0.75.")]
+Shares = Annotated[str | None, typer.Option(metavar="LEVEL=X,…", help=f"Shares that stay, such as {_SHARES}.")]
 
 
 def prune(
@@ -37,7 +39,7 @@ def prune(
     levels: Levels = None,
     remove: Counts = None,
     keep: Shares = None,
-    search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = "magnitude",
+    search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = defaults.SEARCH,
     plan: Annotated[
         Path | None, typer.Option(help="Repeat the plan of a pruned folder (or its pruning.json) instead of a search.")
     ] = None,
@@ -126,7 +128,7 @@ def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dic
         try:
             found[level.strip()] = kind(value)
         except ValueError as error:
-            example = "block=8,head=12" if kind is int else "ffn=0.75"
+            example = _COUNTS if kind is int else _SHARES
             raise UserError(
                 f"{option} takes LEVEL={'N' if kind is int else 'X'}, got {item!r}", mend=f"Write {example}"
             ) from error

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from dit_compress.cli.options import PluginFiles, registry, show
+from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,10 +20,10 @@ def sensitivity(
     target: Annotated[str, typer.Argument(help="A bundle, or a run folder (its last bundle).")],
     out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("sensitivity"),
     level: Annotated[
-        list[str] | None, typer.Option(help="A level; may be repeated. block, head, ffn if absent.")
+        list[str] | None, typer.Option(help=f"A level; may be repeated. {', '.join(defaults.LEVELS)} if absent.")
     ] = None,
     share: Annotated[list[float] | None, typer.Option(help="A share to remove; may be repeated.")] = None,
-    search: Annotated[str, typer.Option(help="Which units go.")] = "magnitude",
+    search: Annotated[str, typer.Option(help="Which units go.")] = defaults.SEARCH,
     samples: Annotated[int, typer.Option(min=1, help="Clips on which quality is measured.")] = 64,
     size: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Latent cells T H W; the bundle's if absent.")

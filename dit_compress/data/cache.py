@@ -71,7 +71,7 @@ class ClipCache:
         """Join latents with captions: tokens, or embeddings where the bundle's encoder is frozen."""
         if not text.frozen:
             return Samples(latents, self.captions, text.encoder.tokenize(self.captions), pixels=False)
-        weights = text.encoder.digest() if hasattr(text.encoder, "digest") else None
+        weights = text.encoder.digest()
         made_by = {"text": bundle.digest("text"), "weights": weights}
         folder = self.folder / f"captions-{self.split}-{sha256_data([made_by, self.captions])[:16]}"
         writing = encode_captions(folder, self.captions, text.to(self.device), made_by, self.device)

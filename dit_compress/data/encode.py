@@ -58,7 +58,7 @@ def encode_latents(
             return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu().numpy()}
 
     first = clips[0]
-    size = latent_size((first.frames, *first.size), codec.ratio, getattr(codec, "frame_rule", None))
+    size = latent_size((first.frames, *first.size), codec.ratio, codec.frame_rule)
     return Writing(
         folder=folder,
         made_by=made_by,

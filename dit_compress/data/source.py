@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 
 class Data(Protocol):
-    """A source of captioned clips; one of latents is an :class:`EncodedData`.
+    """A source of captioned clips, or of their latents alone: ``pixels()`` of its clips raises then."""
 
-    A source with an attribute ``workers`` above 0 is streamed where a step trains on pixels: so many threads decode
-    its clips as they are needed. Without it, clips are decoded once and kept.
-    """
+    workers: int = 0
+    """Threads that decode clips as a step needs their pixels; 0 decodes them once and keeps them."""
 
     def prepare(self, cache: Path) -> None:
         """Write what must be written once (``cache`` is content-addressed by the options)."""
@@ -31,15 +30,13 @@ class Data(Protocol):
     def clips(self, cache: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
         """Return the samples; a clip's pixels are decoded when asked for."""
 
+    def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows | None:  # noqa: ARG002 - for those that have some
+        """Latents ``[C,T,H,W]`` by index, in the order of ``clips``; None where the engine encodes the clips.
 
-class EncodedData(Data, Protocol):
-    """Clips of which only the latents are there: ``pixels()`` of its clips raises."""
-
-    def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows:
-        """Return latents ``[C,T,H,W]`` by index, in the order of ``clips``; UserError unless ``vae`` encoded them.
-
-        ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it.
+        ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it; UserError unless that VAE
+        encoded them.
         """
+        return None
 
 
 def manifest_digest(source: Data, folder: Path) -> str:

@@ -42,7 +42,7 @@ ALIKE_DB = 40.0
 
 def on_device(encoder: Any) -> bool:
     """Whether a caption encoder can be part of the package: it has weights of its own and can write its tokenizer."""
-    return hasattr(encoder, "save_tokenizer") and any(True for _ in encoder.parameters())
+    return encoder.tokenizer_kind is not None and any(True for _ in encoder.parameters())
 
 
 def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
     if not on_device(encoder):
         padding = "the embedding is 0 and the mask 0 at padding; the mask is 1 at real text"
         found |= {"where": "host", "encoder": type(encoder).__name__, "padding": padding}
-    if hasattr(encoder, "save_tokenizer"):
+    if encoder.tokenizer_kind is not None:
         place = folder / "tokenizer"
         place.mkdir()
-        found["tokenizer"] = {**encoder.save_tokenizer(place), "folder": "tokenizer"}
+        found["tokenizer"] = {"kind": encoder.tokenizer_kind, **encoder.save_tokenizer(place), "folder": "tokenizer"}
     return found
 
 

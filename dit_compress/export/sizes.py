@@ -67,7 +67,7 @@ def need_fitting(videos: Sequence[Video], spec: Spec) -> None:
     problems = []
     for video in videos:
         try:
-            latent_size(video, codec.ratio, getattr(codec, "frame_rule", None))
+            latent_size(video, codec.ratio, codec.frame_rule)
         except UserError as error:
             _, what, mend = error.problems[0]
             problems.append(UserError(what, where=f"sizes: {list(video)}", mend=mend))

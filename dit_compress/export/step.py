@@ -13,6 +13,7 @@ from dit_compress.export.components import dit_step, text_encoder, vae_decoder
 from dit_compress.export.package import describe_video, export_components
 from dit_compress.export.phone import on_device, write_phone_files
 from dit_compress.export.sizes import further, size_name, with_sizes
+from dit_compress.plugin.options import VideoOptions
 from dit_compress.step.context import Result
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _latent(context: Context, video: tuple[int, int, int] | None) -> Tensor:
 def about(context: Context) -> dict[str, Any]:
     """What the manifest says of the exporter and of sampling."""
     codec = context.input.codec()
-    config = getattr(codec, "config", {})
+    config = context.input.spec.need_latent().config
     step = context.record["parts"]["step"]
     options = {key: value for key, value in step["options"].items() if key != "use"}
     device = options.get("device")
@@ -103,7 +104,7 @@ def about(context: Context) -> dict[str, Any]:
         ratio=codec.ratio,
         video=context.video or context.input.spec.video or (0, 0, 0),
         fps=fps_of(context),
-        frame_rule=getattr(codec, "frame_rule", None),
+        frame_rule=codec.frame_rule,
         latent_mean=config.get("latent_mean"),
         latent_std=config.get("latent_std"),
     ) | {"guidance": context.input.flow.guidance, "licence": licence}  # fmt: skip
@@ -112,4 +113,5 @@ def about(context: Context) -> dict[str, Any]:
 def fps_of(context: Context) -> float:
     """Frames per second of the recipe's data."""
     data = context.parts.get("data")
-    return (getattr(data.options, "fps", None) if data else None) or DEFAULT_FPS
+    stated = data.options.fps if data is not None and isinstance(data.options, VideoOptions) else None
+    return stated or DEFAULT_FPS

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
 from dit_compress.model.bundle import Bundle
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import load, make_part
 from dit_compress.search.problem import SearchProblem
@@ -32,8 +33,8 @@ class Settings:
     each: curves of each axis, too. table: where to write a latency table of the whole model, if anywhere.
     """
 
-    levels: Sequence[str] = ("block", "head", "ffn")
-    search: str = "magnitude"
+    levels: Sequence[str] = defaults.LEVELS
+    search: str = defaults.SEARCH
     shares: Sequence[float] = (0.125, 0.25, 0.375, 0.5)
     samples: int = 64
     size: tuple[int, int, int] | None = None

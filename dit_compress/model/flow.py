@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,10 +47,6 @@ def predict_x0(x_sigma: Tensor, velocity: Tensor, sigma_B: Tensor) -> Tensor:
 def jump(x_sigma: Tensor, velocity: Tensor, sigma_B: Tensor, to_B: Tensor) -> Tensor:
     """Return one Euler step, ``x_t + (t' - t)·v`` (the generated sample of Eq. 7)."""
     return x_sigma + expand(to_B - sigma_B, x_sigma) * velocity
-
-
-EULER = "euler"
-"""The plugin that is the engine's own :func:`euler`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class Flow:
 
     def need_euler(self) -> None:
         """Raise UserError where a loop of Euler steps would not be what the bundle is sampled by."""
-        if self.sampler is not None and self.sampler["use"] != EULER:
+        if self.sampler is not None and self.sampler["use"] != defaults.SAMPLER:
             raise UserError(
                 f"the bundle is sampled by {self.sampler['use']!r}, and an exported package by Euler steps alone",
                 mend="Export the bundle from before the step that named the sampler",

@@ -16,15 +16,12 @@ if TYPE_CHECKING:
 
 
 class Codec(Protocol):
-    """What stands between pixels and latents; an ``nn.Module``.
-
-    A codec whose videos are not of ``1 + ratio[0]·k`` frames also has ``frame_rule: (lead, step)``: they are of
-    ``lead + step·k``, and ``1 + (F - lead)/ratio[0]`` latent frames. One that can teach another's decoder has
-    ``features(latent) -> [stream, …]``.
-    """
+    """What stands between pixels and latents. A base beside ``nn.Module``."""
 
     ratio: tuple[int, int, int]
     channels: int
+    frame_rule: tuple[int, int] | None = None
+    """(lead, step) of videos of ``lead + step·k`` frames, ``1 + (F - lead)/ratio[0]`` of them latent; (1, ratio[0])."""
 
     def eval(self) -> Self:
         """``nn.Module.eval``."""
@@ -40,6 +37,10 @@ class Codec(Protocol):
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """The same in one piece: what exporters trace."""
+
+    def features(self, latent_BCTHW: Tensor) -> list[Tensor] | None:  # noqa: ARG002 - for those that have some
+        """The decoder's streams ``[B,D,T,H,W]``, by which it can teach another's; None where it shows none."""
+        return None
 
 
 class FirstFrameCodec(Codec, Protocol):
@@ -70,10 +71,8 @@ class Model(Protocol):
         """The module the options ask for: random weights, or those of the folder they name."""
 
     def licence(self) -> str | None:
-        """Of the weights that the options name, as their folder states it; None where there are none, or nothing does.
-
-        Optional: a recipe's own ``licence`` goes before it.
-        """
+        """Of the weights that the options name, as their folder states it; a recipe's own goes before it."""
+        return None
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
@@ -91,7 +90,7 @@ class Model(Protocol):
 class Text(Protocol):
     """Makes a caption encoder."""
 
-    trainable: bool
+    trainable: bool = False
     """True if the encoder is trained together with the denoiser in the first ``distill`` step."""
 
     def create(self) -> nn.Module:
@@ -107,9 +106,12 @@ class Text(Protocol):
 
 
 class TextEncoder(Protocol):
-    """An ``nn.Module``: captions to the tensors a denoiser takes."""
+    """Turn captions into the tensors a denoiser takes. A base beside ``nn.Module``."""
 
     width: int
+    tokenizer_kind: str | None = None
+    """What :meth:`save_tokenizer` writes: ``words`` or ``tokenizers``. An encoder without it, or without parameters
+    of its own, stays on the host, and an exported package takes embeddings."""
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Captions → integer tensors with leading B, padded to one fixed length."""
@@ -118,11 +120,12 @@ class TextEncoder(Protocol):
         """Tokens → ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
 
     def save_tokenizer(self, folder: Path) -> dict[str, Any]:
-        """Write what an app needs to tokenize; say its ``kind``, ``file``, ``length`` and ``padding``.
+        """Write what an app needs to tokenize; say its ``file``, ``length`` and ``padding``."""
+        raise NotImplementedError
 
-        Optional: an encoder without it, or without parameters of its own, stays on the host, and an exported package
-        takes embeddings.
-        """
+    def digest(self) -> str | None:
+        """Of weights that lie outside the bundle: names the cache of embeddings; None where there are none."""
+        return None
 
 
 class Sampler(Protocol):

@@ -100,7 +100,7 @@ class Spec:
         codec = self.codec()
         if self.video is None:
             raise UserError("the video size is unknown", mend="Name a 'data' source in the recipe")
-        return latent_size(self.video, codec.ratio, getattr(codec, "frame_rule", None))
+        return latent_size(self.video, codec.ratio, codec.frame_rule)
 
 
 def latent_size(

@@ -39,7 +39,7 @@ RESERVED = {"transform": ("prune",)}
 
 
 class StepHooks:
-    """Steps of a recipe. The class at ``load`` follows :class:`Step` (and the kind's own protocol)."""
+    """Steps of a recipe. The class at ``load`` follows :class:`Step`, and the kind's own protocol."""
 
     @hookspec
     def latent(self) -> Plugin:
@@ -110,11 +110,11 @@ class KindHooks:
 
     @hookspec
     def step_kinds(self) -> type:
-        """Add kinds of steps: a class of hookspecs, one per kind."""
+        """Add kinds of step: a class of hookspecs."""
 
     @hookspec
     def part_kinds(self) -> type:
-        """Add kinds of parts: a class of hookspecs, one per kind."""
+        """Add kinds of part: a class of hookspecs."""
 
 
 STEP_KINDS = tuple(name for name in vars(StepHooks) if not name.startswith("_"))

@@ -8,7 +8,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, InstanceOf
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from dit_compress.core.files import sha256_content
 
@@ -17,6 +17,19 @@ class Options(BaseModel):
     """Base of every options class: unknown keys, infinities and NaN are errors, values can't change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Slots of the step (``teacher``) that these options can't do without."""
+        return ()
+
+
+class VideoOptions(Options):
+    """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip."""
+
+    frames: int = Field(ge=1)
+    size: tuple[int, int]
+    fps: float | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -29,10 +42,14 @@ class Plugin:
     revision: raised when equal options and inputs give other results.
     requires: import names it needs beyond the core, checked before a run.
     extra: the extra of dit-compress that brings them (``pip install dit-compress[extra]``).
-    slots: bundles a step reads besides ``input`` (each an earlier step's name or a path). An attribute ``needs`` of
-        the step names those that its options can't do without.
+    slots: bundles a step reads besides ``input`` (each an earlier step's name or a path); ``needs`` of the
+        options names those that they can't do without.
     world: ``all`` for a step that trains on every process, or a part that makes its step one; ``one`` for any other.
     data: whether a step reads the recipe's data.
+    quality: an evaluation's metric by which the report compares models; more is better.
+    headline: the metric that it shows first; ``quality`` if absent.
+    curves: the file of JSON lines that a tracker writes into the step's folder, for the report.
+    units: of a granularity, as a title says them: ``Heads``.
     """
 
     name: str
@@ -44,6 +61,10 @@ class Plugin:
     slots: tuple[str, ...] = ()
     world: Literal["one", "all"] = "one"
     data: bool = False
+    quality: str | None = None
+    headline: str | None = None
+    curves: str | None = None
+    units: str | None = None
     summary: str = ""
 
 
@@ -93,8 +114,7 @@ class Part:
     @property
     def together(self) -> list[Part]:
         """Everything of a step that trains on every process: the part itself, parts in its options."""
-        held = [getattr(self.options, name) for name in slots_of(type(self.options))]
-        parts = [self, *(part for part in held if isinstance(part, Part))]
+        parts = [self, *(value for _, value in self.options if isinstance(value, Part))]
         return [part for part in parts if part.plugin.world == "all"]
 
     def build(self) -> Any:
@@ -127,8 +147,9 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
     for names, (mark, value) in files_of(options).items() if contents else ():
         *outer, leaf = names.split(".")
         reduce(getitem, outer, data)[leaf] = mark.content(value)
+    values = dict(options)
     for name, slot in slots.items():
-        value = getattr(options, name)
+        value = values[name]
         if value is None:
             data[name] = None
         elif slot.many:
@@ -147,8 +168,7 @@ def marked(options: type[Options]) -> dict[str, File]:
 def files_of(options: Options) -> dict[str, tuple[File, str]]:
     """Return what :class:`File` options name, those of inner options included: dotted name → mark, value."""
     marks, found = marked(type(options)), dict[str, tuple[File, str]]()
-    for name in type(options).model_fields:
-        value = getattr(options, name)
+    for name, value in options:
         if isinstance(value, Options):
             found |= {f"{name}.{inner}": named for inner, named in files_of(value).items()}
         elif name in marks and value is not None:
@@ -161,4 +181,4 @@ def load_object(path: str) -> Any:
     from importlib import import_module
 
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    return vars(import_module(module))[name]

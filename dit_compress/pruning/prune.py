@@ -14,6 +14,7 @@ from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.spec import Spec
+from dit_compress.plugin import defaults
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
 from dit_compress.pruning.step import find, step_part, understood
@@ -58,7 +59,7 @@ def prune(
     levels: Sequence[str] | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
-    search: str | Mapping[str, Any] = "magnitude",
+    search: str | Mapping[str, Any] = defaults.SEARCH,
     call: Call | None = None,
     out: str | Path | None = None,
     seed: int = 0,

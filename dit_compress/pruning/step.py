@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.workplace import Workplace
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from dit_compress.plugin.options import Part
     from dit_compress.step.context import Result
 
-METHOD = "trilevel"
-"""The prune plugin that a call without a recipe uses."""
 _COUNTS = "Give a budget (params, flops, latency), or counts per level (remove, keep)"
 
 
@@ -35,7 +34,7 @@ def step_part(
     levels: Sequence[str] | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
-    search: str | Mapping[str, Any] = "magnitude",
+    search: str | Mapping[str, Any] = defaults.SEARCH,
 ) -> Part:
     """The prune step that a call asks for, validated as a recipe's would be."""
     budget: dict[str, Any] = {
@@ -50,7 +49,7 @@ def step_part(
         raise UserError("nothing says how much to prune", mend=_COUNTS)
     if not budget and (size or levels):
         raise UserError("'size' and 'levels' go with a budget; counts name their levels", mend="Leave them out")
-    options: dict[str, Any] = {"use": METHOD, "search": search}
+    options: dict[str, Any] = {"use": defaults.PRUNE, "search": search}
     if budget:
         extra = {"size": size, "levels": levels}
         options["budget"] = budget | {name: list(value) for name, value in extra.items() if value is not None}
@@ -64,7 +63,7 @@ def step_part(
     if part.options.search.plugin.data:
         raise UserError(
             f"the search {part.options.search.name!r} looks at data, and a call without a recipe has none",
-            mend="Take a search that needs none (magnitude), or write a recipe",
+            mend=f"Take a search that needs none ({defaults.SEARCH}), or write a recipe",
         )
     return part
 

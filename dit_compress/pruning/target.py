@@ -10,6 +10,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin import defaults
 from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Denoiser
 
-_FOLDERS = "diffusers"
-"""The model plugin that reads folders of diffusers."""
-
 
 @dataclass(frozen=True)
 class Folder:
@@ -36,9 +34,9 @@ class Folder:
 
     def load(self) -> tuple[Denoiser, Spec]:
         """The denoiser in float32, and the model without weights."""
-        maker = make_part("model", {"use": _FOLDERS, "path": str(self.given)}, installed()).build()
+        maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
-        spec = ComponentSpec("model", _FOLDERS, maker.config_of(module), log_of(module))
+        spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
 
     def module(self) -> nn.Module:
@@ -70,7 +68,7 @@ def open_target(path: str | Path) -> Folder | Bundle:
 def empty_denoiser(target: str) -> Denoiser:
     """A denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
     if not Path(target).exists() and target.isidentifier():
-        maker = make_part("model", {"use": _FOLDERS, "class_name": target}, installed()).build()
+        maker = make_part("model", {"use": defaults.MODEL, "class_name": target}, installed()).build()
         with empty_weights():
             return maker.denoiser(maker.create()).to("meta")
     found = open_target(target)

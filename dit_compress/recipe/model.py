@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.plugin.options import VideoOptions
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -68,10 +70,9 @@ class Recipe:
 
     @property
     def video(self) -> tuple[int, int, int] | None:
-        """Frames, height and width that the data's options state (``frames``, ``size``)."""
+        """Frames, height and width that the data's options state."""
         options = self.data.options if self.data else None
-        frames, size = getattr(options, "frames", None), getattr(options, "size", None)
-        return None if frames is None or size is None else (frames, *size)
+        return (options.frames, *options.size) if isinstance(options, VideoOptions) else None
 
     def step(self, name: str) -> StepEntry | None:
         """Return the step of that name."""

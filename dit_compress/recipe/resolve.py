@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
 from dit_compress.recipe.messages import show, unknown_key
@@ -114,7 +115,7 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
         )
         return None, None
     if _is_diffusers(Path(path)):
-        return checker.part("model", {"use": "diffusers", "path": path}, ("model",)), None
+        return checker.part("model", {"use": defaults.MODEL, "path": path}, ("model",)), None
     return None, _as_path(path)
 
 

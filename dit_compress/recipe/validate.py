@@ -179,8 +179,9 @@ def _line_of(error: UserError) -> int:
 def _booleans_as_numbers(given: Mapping[str, Any], options: Options) -> list[str]:
     """Return keys where pydantic took ``true`` for 1."""
     fields = {field.alias or name: name for name, field in type(options).model_fields.items()}
+    values = dict(options)
     return [
         key
         for key, value in given.items()
-        if isinstance(value, bool) and type(getattr(options, fields.get(key, key), None)) in (int, float)
+        if isinstance(value, bool) and type(values.get(fields.get(key, key))) in (int, float)
     ]

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-TRAINING = "curves.jsonl"
-VIDEOS = "videos/videos.json"
-
 
 @dataclass(frozen=True)
 class Series:
@@ -78,7 +75,10 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: the content of step.json, and the files that only the report reads."""
+    """One finished step: the content of step.json, and the files that only the report reads.
+
+    quality, headline: the metrics by which models are compared, and that is shown first, as the plugin names them.
+    """
 
     name: str
     kind: str
@@ -92,6 +92,8 @@ class Step:
     seconds: float
     peak_memory_mib: int | None
     threads: int | None
+    quality: str | None = None
+    headline: str | None = None
     curves: tuple[Series, ...] = ()
     videos: tuple[Video, ...] = ()
     pruning: Pruning | None = None
@@ -155,7 +157,7 @@ def read_run(run: Path) -> Run:
 def read_step(folder: Path) -> Step:
     """Read one finished step's folder."""
     record = read_json(folder / "step.json")
-    parts = record.get("parts") or {}
+    parts, files = record.get("parts") or {}, record.get("files") or {}
     return Step(
         name=record["name"],
         kind=record["kind"],
@@ -169,8 +171,10 @@ def read_step(folder: Path) -> Step:
         seconds=record.get("seconds") or 0.0,
         peak_memory_mib=record.get("peak_memory_mib"),
         threads=record.get("threads"),
-        curves=read_curves(folder / TRAINING),
-        videos=read_videos(folder / VIDEOS),
+        quality=record.get("quality"),
+        headline=record.get("headline"),
+        curves=read_curves(folder / record["curves"]) if record.get("curves") else (),
+        videos=read_videos(folder / files["videos"]) if "videos" in files else (),
         pruning=read_pruning(folder),
         manifest=read_manifest(folder),
     )
@@ -179,8 +183,7 @@ def read_step(folder: Path) -> Step:
 def read_curves(path: Path) -> tuple[Series, ...]:
     """Read the logged quantities in the order of their first appearance; a torn last line is passed over."""
     points: dict[str, tuple[list[int], list[float]]] = {}
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    for line in lines:
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -200,7 +203,7 @@ def read_videos(listing: Path) -> tuple[Video, ...]:
         UserError: a file lies outside the listing's folder.
     """
     found = []
-    for entry in read_json(listing) if listing.is_file() else []:
+    for entry in read_json(listing):
         path = (listing.parent / entry["file"]).resolve()
         if not path.is_relative_to(listing.parent.resolve()):
             raise UserError(f"names a file outside its folder: {entry['file']}", where=str(listing))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dit_compress.plugin.registry import installed
 from dit_compress.report.svg import ACCENT, GONE, HEAT, INK, MUTED, PAPER, RULE, WARM, as_svg, drawing, headline, place
 
 if TYPE_CHECKING:
@@ -91,12 +92,12 @@ def _calm(axes: Axes) -> None:
 
 
 def families(pruning: Pruning) -> dict[str, list[AxisLayout]]:
-    """Group axes that belong in one picture: ``blocks``, ``heads, self-attention``, ``channels, feed-forward``."""
+    """Axes that belong in one picture, by title: ``blocks``, ``heads, self-attention``, ``channels, feed-forward``."""
+    titles = {entry.plugin.name: entry.plugin.units for entry in installed().entries("granularity")}
     found: dict[str, list[AxisLayout]] = {}
     for axis in pruning.axes:
         kind = "" if axis.block is None else f", {_NAMES.get(axis.leaf, axis.leaf)}"
-        unit = {"block": "Blocks", "head": "Heads", "ffn": "Channels"}.get(axis.level, axis.level)
-        found.setdefault(f"{unit}{kind}", []).append(axis)
+        found.setdefault(f"{titles.get(axis.level) or axis.level}{kind}", []).append(axis)
     return {title: sorted(axes, key=lambda axis: axis.block or 0) for title, axes in found.items()}
 
 

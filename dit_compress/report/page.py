@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from dit_compress.report.lineage import lineage
 from dit_compress.report.media import wall
 from dit_compress.report.paper import compared
 from dit_compress.report.proofs import input_sets, proofs
-from dit_compress.report.result import NAMES, arms, sentence
+from dit_compress.report.result import arms, sentence, words
 from dit_compress.report.summary import flatten
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = "template.html.j2"
 GRADIENT = "grad_"
-HEADLINES = ("attribute_accuracy", "total_score", "psnr_db")
-"""Metrics that measure how good a model is; the first that an evaluate step has is its headline."""
 MINUTE, MILLION, HUNDRED_MILLION, LARGE = 60, 1e6, 1e8, 1e4
 
 
@@ -36,7 +33,7 @@ def render(run: Run, result: Outcome) -> str:
         run=run,
         result=result,
         sentence=sentence(result),
-        metric=NAMES.get(result.quality_metric or "", ""),
+        metric=words(result.quality_metric or ""),
         notes={step.name: measured(run, step) for step in run.steps},
         trainings=[(step, *curves(step)) for step in run.steps if step.curves],
         prunings=[(step, *pruning_pictures(step)) for step in run.steps if step.pruning],
@@ -67,7 +64,7 @@ def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
 
     Figures of real clips are no property of a bundle.
     """
-    found: dict[str, list[tuple[str, str]]] = {"latency": [], "quality": []}
+    found: dict[str, list[tuple[str, str]]] = {"latency_ms": [], "quality": []}
     for other in run.of_kind("evaluate"):
         if step.name not in (other.name, other.source):
             continue
@@ -75,9 +72,8 @@ def measured(run: Run, step: Step) -> dict[str, list[tuple[str, str]]]:
             continue
         who = "" if other is step else other.name
         if isinstance(latency_ms := other.metrics.get("dit_call_ms"), int | float):
-            found["latency"].append((f"{latency_ms:,.1f}", who))
-        scored = ((key, other.metrics[key]) for key in HEADLINES if isinstance(other.metrics.get(key), int | float))
-        for key, value in islice(scored, 1):
+            found["latency_ms"].append((f"{latency_ms:,.1f}", who))
+        if isinstance(value := other.metrics.get(key := other.headline or ""), int | float):
             found["quality"].append((f"{value:.1f} dB" if key.endswith("_db") else f"{value:.3f}", who))
     return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dit_compress.plugin.defaults import LEVELS
+
 if TYPE_CHECKING:
     from dit_compress.report.data import Pruning, Run
     from dit_compress.report.result import Outcome
@@ -37,10 +39,10 @@ def _units(run: Run, result: Outcome) -> list[Pair]:
     step = run.step(result.pruned)
     if step is None or step.pruning is None:
         return []
-    paper = {"block": ("Blocks removed", "8 of 28 (29%)"), "head": ("Heads removed, per attention", "12 of 32 (38%)"),
-             "ffn": ("FFN channels removed, per block", "25%")}  # fmt: skip
+    paper = (("Blocks removed", "8 of 28 (29%)"), ("Heads removed, per attention", "12 of 32 (38%)"),
+             ("FFN channels removed, per block", "25%"))  # fmt: skip
     pairs = []
-    for level, (what, theirs) in paper.items():
+    for level, (what, theirs) in zip(LEVELS, paper, strict=True):
         if (removed := _removed(step.pruning, level)) is not None:
             pairs.append(Pair(what, "tri-level pruning", theirs, removed))
     return pairs

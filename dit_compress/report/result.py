@@ -10,10 +10,7 @@ if TYPE_CHECKING:
 
     from dit_compress.report.data import Run, Step
 
-OVERALL = ("attribute_accuracy", "total_score")
-"""Metrics that stand for a model's quality, the first found counts; all between 0 and 1 (or 100), more is better."""
 GENERATED = "generated"
-NAMES = {"attribute_accuracy": "attribute accuracy", "total_score": "total score"}
 
 Found = tuple[tuple[str, ...], "Mapping[str, Any]"]
 
@@ -73,19 +70,20 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
     """Yield the arms of an evaluation; one of other than generated videos (real clips, round trips) has none."""
     origin = step.options.get("source", GENERATED)
     settings = _sampled(run, step) if origin == GENERATED else {}
+    quality = step.quality or ""
     columns = list(dict.fromkeys(video.column for video in step.videos))
-    for path, metrics in _scored(step.metrics):
+    for path, metrics in _scored(step.metrics, quality):
         if path:
-            label = _words(path[-1]) if path[-1] != "accuracy" else step.name
+            label = words(path[-1]) if path[-1] != "accuracy" else step.name
         else:
-            label = columns[0] if len(columns) == 1 else step.name if origin == GENERATED else _words(origin)
+            label = columns[0] if len(columns) == 1 else step.name if origin == GENERATED else words(origin)
         scores = metrics.get("accuracy")
         yield Arm(
             label=label,
             step=step.name,
             of=None if origin != GENERATED or path else step.source,
-            scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics),
-            overall={key: float(metrics[key]) for key in OVERALL if key in metrics},
+            scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics, quality),
+            overall={quality: float(metrics[quality])} if quality in metrics else {},
             exact_match=metrics.get("exact_match"),
             **settings,
         )
@@ -102,34 +100,35 @@ def _sampled(run: Run, step: Step) -> dict[str, Any]:
     return {"num_steps": chosen[0], "guidance": chosen[1]}
 
 
-def _scored(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Found]:
-    """Yield the mappings among nested metrics that hold accuracies, each with the keys that lead to it."""
+def _scored(metrics: Mapping[str, Any], quality: str, path: tuple[str, ...] = ()) -> Iterator[Found]:
+    """Return the mappings among nested metrics that hold accuracies, each with the keys that lead to it."""
     accuracy = metrics.get("accuracy")
-    if any(key in metrics for key in OVERALL) or (isinstance(accuracy, dict) and _floats(accuracy)):
+    if quality in metrics or (isinstance(accuracy, dict) and _floats(accuracy)):
         yield path, metrics
     for key, value in metrics.items():
         if isinstance(value, dict):
-            yield from _by_name(value) if key == "accuracy" else _scored(value, (*path, key))
+            yield from _by_name(value, quality) if key == "accuracy" else _scored(value, quality, (*path, key))
 
 
-def _by_name(accuracy: Mapping[str, Any]) -> Iterator[Found]:
-    """Yield one arm for each name of ``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``."""
+def _by_name(accuracy: Mapping[str, Any], quality: str) -> Iterator[Found]:
+    """``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``: one arm each."""
     for name, scores in accuracy.items():
         if isinstance(scores, dict):
-            yield (name,), scores if any(key in scores for key in OVERALL) else {"accuracy": scores}
+            yield (name,), scores if quality in scores else {"accuracy": scores}
 
 
 def _floats(data: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
 
 
-def _shares(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return scalar metrics of an evaluation that groups none of them under ``accuracy``."""
-    named = (*OVERALL, "exact_match")
+def _shares(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
+    """Scalar metrics of an evaluation that groups none of them under ``accuracy``."""
+    named = (quality, "exact_match")
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """Return a metric's name as text."""
     return name.replace("_", " ")
 
 
@@ -160,8 +159,8 @@ def outcome(run: Run) -> Outcome:
 def compare_quality(
     found: list[Arm], teacher: Step | None, pruned: Step | None, student: Step | None
 ) -> dict[str, Any]:
-    """Compare figures of quality: the teacher at its best, the others sampled alike."""
-    metric = next((key for key in OVERALL if any(key in arm.overall for arm in found)), None)
+    """Return the outcome's figures of quality: the teacher at its best, the others sampled alike."""
+    metric = next((key for arm in found for key in arm.overall), None)
     if metric is None:
         return {}
     scored = [arm for arm in found if arm.quality(metric) is not None]
@@ -215,7 +214,7 @@ def sentence(result: Outcome) -> str:
     if result.times_faster is not None:
         says.append(f"samples {result.times_faster:.3g} times faster")
     if result.quality_share is not None and result.quality_metric:
-        says.append(f"keeps {result.quality_share:.0%} of its {NAMES[result.quality_metric]}")
+        says.append(f"keeps {result.quality_share:.0%} of its {words(result.quality_metric)}")
     if result.exports_passed is not None:
         says.append("passes its export verification" if result.exports_passed else "fails its export verification")
     if not says:

@@ -33,8 +33,7 @@ class BaseStep:
         """Make the components and give them. The licence is the recipe's, else the model's own."""
         modules, specs = self._create()
         _, model = self.makers["model"]
-        licence = model.licence() if hasattr(model, "licence") else None
-        return context.give(modules, spec=Spec(video=context.video, **specs), licence=licence)
+        return context.give(modules, spec=Spec(video=context.video, **specs), licence=model.licence())
 
     def _create(self) -> tuple[dict[str, nn.Module], dict[str, Any]]:
         """Modules by component, and what a bundle says of each."""

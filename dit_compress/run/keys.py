@@ -44,8 +44,13 @@ class Node:
 
     @property
     def together(self) -> list[Part]:
-        """What of the step trains on every process."""
+        """Everything of the step that trains on every process."""
         return [part for own in self.parts.values() for part in own.together]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Slots that the step's options can't do without."""
+        return self.part.options.needs if "step" in self.parts else ()
 
     @property
     def inner(self) -> list[Part]:
@@ -79,8 +84,9 @@ class Node:
 def with_inner(part: Part) -> list[Part]:
     """A part and the parts inside its options (a prune's search, its granularities)."""
     found = [part]
+    values = dict(part.options)
     for name, slot in slots_of(type(part.options)).items():
-        value = getattr(part.options, name)
+        value = values[name]
         inner = list(value.values()) if slot.many and value else [value] if value is not None else []
         for item in inner:
             found += with_inner(item)

@@ -73,7 +73,7 @@ def _alike(before: Spec, after: Spec) -> bool:
 
 def _planned(node: Node, before: Spec) -> Spec:
     step = node.build()
-    for slot in getattr(step, "needs", ()):
+    for slot in node.needs:
         if slot not in node.inputs:
             raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
     after = step.plan(before)

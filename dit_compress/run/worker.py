@@ -14,6 +14,7 @@ from dit_compress.core.files import full_disk, publish, read_json, write_json
 from dit_compress.core.progress import hush
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.paths import bundle_of
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import load, make_part
 from dit_compress.run.keys import lineage_entry, nodes
@@ -104,7 +105,7 @@ def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, worl
         video=recipe.video,
         manifest_digest=job["manifest"],
         licence=recipe.licence,
-        trackers=recipe.trackers or (make_part("tracker", "jsonl", installed()),),
+        trackers=recipe.trackers or (make_part("tracker", defaults.TRACKER, installed()),),
         world=world,
     )
     context.stopping.catch_signals()
@@ -125,6 +126,7 @@ def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, res
         "sources": job["sources"],
         "metrics": result.metrics,
         "files": result.files,
+        **_shown(node, context),
         "model": describe(result.bundle.spec) if result.bundle else None,
         "bundle": result.bundle.digest() if result.bundle else None,
         "seconds": round(seconds, 2),
@@ -135,6 +137,17 @@ def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, res
     write_json(folder / "step.json", record)
     (folder / "job.json").unlink()
     publish(folder, folder.with_name(folder.name.removesuffix(".partial")))
+
+
+def _shown(node: Node, context: Context) -> dict[str, str | None]:
+    """What the report looks for: the metrics that say how good, and the file of the curves."""
+    step = node.parts.get("step")
+    quality = step.plugin.quality if step else None
+    return {
+        "quality": quality,
+        "headline": (step.plugin.headline if step else None) or quality,
+        "curves": next((part.plugin.curves for part in context.trackers if part.plugin.curves), None),
+    }
 
 
 if __name__ == "__main__":

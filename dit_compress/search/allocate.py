@@ -96,7 +96,7 @@ def equal_plans(question: Question) -> Iterator[EqualPlan]:
         blocks = {gate.name: proportional(left, deepest, gate.units, 1) for gate in stacks.values()}
         shares = {gate.name: blocks[gate.name] / gate.units for gate in stacks.values()}
         rest = sum(sum(question.price.blocks[name]) * share for name, share in shares.items())
-        loss = curves.level("block")(1 - left / deepest) if stacks else 0.0
+        loss = curves.level(next(iter(stacks.values())).level)(1 - left / deepest) if stacks else 0.0
         prices, losses, groups, entries = [], [], [], []
         for group, (level, members) in enumerate(levels.items()):
             widest = max(axis.units for axis in members)

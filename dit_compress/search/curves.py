@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin.defaults import BALANCE
 from dit_compress.search.budget import gates
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from dit_compress.search.budget import Price
     from dit_compress.structure.facts import Axis
 
-BALANCE = {"block": 8 / 28, "head": 12 / 32, "ffn": 0.25}
-"""The paper's shares removed per level."""
 OTHER = 0.25
 """The share taken for levels the paper has not."""
 

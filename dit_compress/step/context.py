@@ -129,12 +129,11 @@ class Context(Workplace):
     def latents(self, split: Split, text: Captions) -> Samples:
         """The clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
         cached, source = self._cached(split), self._data_part().build()
-        latents: Any
-        if hasattr(source, "encoded"):
-            latents = source.encoded(self._data_folder(), split, self.input.digest("latent"))
-            self._need_shape(tuple(latents[[0]].shape[1:]))
-        else:
+        latents = source.encoded(self._data_folder(), split, self.input.digest("latent"))
+        if latents is None:
             latents = cached.latents(self.input)
+        else:
+            self._need_shape(tuple(latents[[0]].shape[1:]))
         return cached.samples(latents, self.input, text)
 
     def text(self) -> Captions:
@@ -152,7 +151,7 @@ class Context(Workplace):
         return (flow or self.input.flow).sample() if part is None else part.build().sample
 
     def _cached(self, split: Split) -> ClipCache:
-        clips, workers = self.clips(split), getattr(self._data_part().build(), "workers", 0)
+        clips, workers = self.clips(split), self._data_part().build().workers
         world = self.world
         return ClipCache(self.cache, split, clips, self.manifest_digest, workers, world.rank, world.size, world.device)
 

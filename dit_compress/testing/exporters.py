@@ -26,6 +26,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.export import Artifact, Component, Diagnostic, Profile, dit_step, export_components
 from dit_compress.export.compare import ARITHMETICS
 from dit_compress.export.types import FIDELITIES
+from dit_compress.plugin.defaults import TINY_MODEL
 from dit_compress.plugin.options import marked
 from dit_compress.testing.corpus import CORPUS, Case, examine
 from dit_compress.testing.models import tiny_denoiser
@@ -47,7 +48,7 @@ def small() -> Component:
 
 def dit() -> Component:
     """Make a whole DiT step at the size of seconds."""
-    denoiser = tiny_denoiser("video_dit")
+    denoiser = tiny_denoiser(TINY_MODEL)
     torch.manual_seed(1)
     latent, _, cond = denoiser.example(1, SIZE)
     return dit_step(denoiser, latent, dict(cond))

@@ -75,8 +75,9 @@ class LatentContract:
         planned, codec = self.planned().codec(), made.codec()
         weights: Any = planned
         assert all(value.is_meta for value in weights.parameters()), "from_config makes weights of its own: leave it"
-        for name in ("ratio", "channels", "frame_rule"):
-            assert getattr(planned, name, None) == getattr(codec, name, None), f"plan and run differ in {name!r}"
+        assert planned.ratio == codec.ratio, "plan and run differ in 'ratio'"
+        assert planned.channels == codec.channels, "plan and run differ in 'channels'"
+        assert planned.frame_rule == codec.frame_rule, "plan and run differ in 'frame_rule'"
 
     def test_a_video_that_does_not_fit_is_refused_by_the_plan(self) -> None:
         """One pixel too high: a message with a mend, before anything is trained."""
@@ -93,7 +94,7 @@ class LatentContract:
         with torch.no_grad():
             latent = codec.encode(video_BCFYX[:2])
             video = codec.decode(latent)
-        size = latent_size((shape[2], shape[3], shape[4]), codec.ratio, getattr(codec, "frame_rule", None))
+        size = latent_size((shape[2], shape[3], shape[4]), codec.ratio, codec.frame_rule)
         assert tuple(latent.shape) == (2, codec.channels, *size)
         assert tuple(video.shape) == (2, *shape[1:])
 

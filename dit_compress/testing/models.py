@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 
@@ -20,15 +21,15 @@ CHANNELS = 8
 SIZE = (2, 2, 2)
 """Latent cells of a tiny video."""
 CAPTIONS = ("a red circle", "a blue square moving left", "a green triangle", "two circles")
-MODELS = ("video_dit", "ltx", "wan")
+MODELS = (defaults.TINY_MODEL, "ltx", "wan")
 
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "video_dit": (
-        "video_dit",
+    defaults.TINY_MODEL: (
+        defaults.TINY_MODEL,
         {"preset": "tiny", "layers": 3, "heads": 4, "head_width": 12, "ffn": 64, "channels": 8, "text_width": 16},
     ),
     "ltx": (
-        "diffusers",
+        defaults.MODEL,
         {
             "class_name": "LTXVideoTransformer3DModel",
             "config": {
@@ -43,7 +44,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "wan": (
-        "diffusers",
+        defaults.MODEL,
         {
             "class_name": "WanTransformer3DModel",
             "config": {
@@ -86,7 +87,7 @@ def tiny_text(width: int = 16) -> Captions:
 
     torch.manual_seed(1)
     options = {"width": width, "layers": 1, "heads": 2}
-    return Captions(make_part("text", {"use": "words", **options}, installed()).build().create())
+    return Captions(make_part("text", {"use": defaults.TINY_TEXT, **options}, installed()).build().create())
 
 
 def tiny_batch(text: Captions, step: int = 0, size: int = 4, channels: int = CHANNELS) -> Batch:

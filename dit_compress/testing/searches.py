@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dit_compress.model.cut import compact, example_output
+from dit_compress.plugin.defaults import LEVELS, TINY_MODEL
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
@@ -33,12 +34,10 @@ if TYPE_CHECKING:
 class SearchContract:
     """Counts, order, repeatability, and a model that is left as it was."""
 
-    model = "video_dit"
-    levels: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "block": {"remove": 1},
-        "head": {"remove": 1},
-        "ffn": {"keep": 0.5, "units": 8},
-    }
+    model = TINY_MODEL
+    levels: ClassVar[Mapping[str, Mapping[str, Any]]] = dict(
+        zip(LEVELS, ({"remove": 1}, {"remove": 1}, {"keep": 0.5, "units": 8}), strict=True)
+    )
 
     def search(self) -> Any:
         """Return the search under test, with the options that shall be tested."""

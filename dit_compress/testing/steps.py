@@ -13,10 +13,12 @@ import numpy as np
 
 from dit_compress.core.randomness import generator
 from dit_compress.data.clips import Clip
+from dit_compress.data.source import Data
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
-from dit_compress.plugin.options import Options, Part, Plugin
+from dit_compress.plugin.defaults import TINY_LATENT, TINY_MODEL, TINY_TEXT
+from dit_compress.plugin.options import Part, Plugin, VideoOptions
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context
@@ -31,7 +33,7 @@ GRAIN = 12.0
 """Standard deviation of the clips' noise, of 255: no two pixels are the same thing twice."""
 
 
-class DrawnOptions(Options):
+class DrawnOptions(VideoOptions):
     """Frames and size (Y, X) of every clip, and how many there are."""
 
     frames: int = 9
@@ -63,7 +65,7 @@ class DrawnClip(Clip):
         return [self.index, self.frames, list(self.size)]
 
 
-class DrawnClips:
+class DrawnClips(Data):
     """A source of clips (``hooks.Data``) that writes nothing."""
 
     def __init__(self, options: DrawnOptions) -> None:
@@ -115,13 +117,13 @@ def tiny_context(folder: Path, *, data: Part | None = None, **bundles: Bundle) -
 def tiny_bundle(folder: Path) -> Bundle:
     """Make a whole bundle: the tiny reference DiT, a caption encoder, and a VAE that is PCA of the drawn clips."""
     codec = pca_codec()
-    modules: dict[str, Any] = {"denoiser": tiny_denoiser("video_dit").module, "text": tiny_text().encoder}
+    modules: dict[str, Any] = {"denoiser": tiny_denoiser(TINY_MODEL).module, "text": tiny_text().encoder}
     specs: dict[str, Any] = {}
-    for name, (kind, plugin) in {"denoiser": ("model", "video_dit"), "text": ("text", "words")}.items():
+    for name, (kind, plugin) in {"denoiser": ("model", TINY_MODEL), "text": ("text", TINY_TEXT)}.items():
         maker = make_part(kind, plugin, installed()).build()
         specs[name] = ComponentSpec(kind, plugin, maker.config_of(modules[name]))
     config: dict[str, Any] = {key: value for key, value in codec.config.items() if not key.startswith("_")}  # type: ignore[attr-defined]
-    spec = Spec(video=(9, 32, 32), flow=Flow(), latent=ComponentSpec("latent", "video_vae", config), **specs)
+    spec = Spec(video=(9, 32, 32), flow=Flow(), latent=ComponentSpec("latent", TINY_LATENT, config), **specs)
     return write_bundle(folder, spec, {**modules, "latent": codec}, base=None, lineage=())  # type: ignore[dict-item]
 
 
@@ -131,7 +133,7 @@ def pca_codec() -> Codec:
 
     from dit_compress.data.samples import to_video
 
-    given = {"use": "video_vae", "ratio": "8x16x16", "channels": CHANNELS, "widths": [8, 8], "blocks": 1}
+    given = {"use": TINY_LATENT, "ratio": "8x16x16", "channels": CHANNELS, "widths": [8, 8], "blocks": 1}
     step = make_part("latent", given, installed()).build()
     clips = DrawnClips(DrawnOptions()).clips(Path(), "train")
     videos = [to_video(torch.from_numpy(np.stack([clip.pixels() for clip in clips])))]

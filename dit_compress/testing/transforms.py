@@ -23,6 +23,7 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.cut import compact, example_output, masked_output
+from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from dit_compress.model.spec import ComponentSpec
     from dit_compress.step.context import Result
 
-LEVELS = ("block", "head", "ffn")
+LEVELS = defaults.LEVELS
 SAME = 1e-5
 """Relative difference of a masked model and a compact one, in float32."""
 

@@ -64,7 +64,7 @@ def monitors(step: Distiller, context: Context, student: Denoiser, text: Caption
             batch=each,
             sample=context.sampler(flow),
         )
-    alarms = Alarms(context, stop=options.watch is not None and options.watch.stop)
+    alarms = Alarms(context, stop=options.watch is not None and options.watch.stop, mends=options.mends)
     return Monitors(options, alarms, validator, sampler)
 
 
@@ -92,7 +92,7 @@ def is_trained(lineage: Sequence[Mapping[str, Any]]) -> bool:
 def text_lr(context: Context, lr: float) -> float | None:
     """The encoder's rate: trained with the denoiser in the first training step of a bundle, frozen ever after."""
     component = context.input.spec.text
-    if component is None or not getattr(component.loader(), "trainable", False):
+    if component is None or not component.loader().trainable:
         return None
     return None if any(record["kind"] == "distill" for record in context.input.lineage) else lr
 

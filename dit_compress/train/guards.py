@@ -30,12 +30,13 @@ RISING = 1.2
 class Alarms:
     """Each kind of alarm is raised once: a warning, and at the next checkpoint an end, where that was asked for."""
 
-    def __init__(self, context: Context, *, stop: bool = False) -> None:
-        self.context, self.stop = context, stop
+    def __init__(self, context: Context, *, stop: bool = False, mends: Mapping[str, str] | None = None) -> None:
+        self.context, self.stop, self.mends = context, stop, mends or {}
         self.raised: dict[str, UserError] = {}
 
     def raise_once(self, kind: str, step: int, what: str, mend: str) -> None:
-        """Warn, unless it was said before."""
+        """Warn, unless it was said before; the step's own mend goes before the general one."""
+        mend = self.mends.get(kind, mend)
         if kind not in self.raised:
             self.raised[kind] = UserError(f"step {step}: {what}", where=self.context.name, mend=mend)
             self.context.say(f"warning, {what} at step {step}. {mend}")
@@ -68,7 +69,7 @@ class CurveGuards:
                     step,
                     f"the discriminator has been right in {SURE:.0%} or more for {self.sure_steps} steps, "
                     "and teaches the generator nothing",
-                    "Lower 'discriminator_lr', set 'r1', or judge noisier latents (renoise: logit_normal)",
+                    "Lower the discriminator's learning rate",
                 )
             distances = [abs(accuracy - 0.5) for accuracy in last[-self.blind_steps :]]
             if len(distances) >= self.blind_steps and max(distances) <= BLIND:
@@ -76,7 +77,7 @@ class CurveGuards:
                     "blind",
                     step,
                     f"the discriminator has told nothing apart for {self.blind_steps} steps",
-                    "Raise 'discriminator_lr' or 'discriminator_warmup', or lower 'r1'",
+                    "Raise the discriminator's learning rate",
                 )
 
 
@@ -92,10 +93,10 @@ class Limit:
     mend: str
 
 
-_LOSE_MOTION = "Add 'teacher_samples', lower 'adversarial_weight' or 'lr', or end earlier (validation: {result: best})"
+_END_EARLIER = "Lower 'lr', or end earlier (validation: {result: best})"
 LIMITS = (
-    Limit("static", "motion", 0.05, 0.02, "videos stand still", _LOSE_MOTION),
-    Limit("slow", "motion", 0.5, None, "videos move at less than half the speed", _LOSE_MOTION),
+    Limit("static", "motion", 0.05, 0.02, "videos stand still", _END_EARLIER),
+    Limit("slow", "motion", 0.5, None, "videos move at less than half the speed", _END_EARLIER),
     Limit("blank", "contrast", 0.4, 0.1, "videos have lost their contrast", "Lower 'lr', and look at the VAE's clips"),
     Limit("grey", "chroma", 0.4, 0.1, "videos have lost their colours", "Lower 'lr' or the guidance, raise 'ema'"),
     Limit(
@@ -104,7 +105,7 @@ LIMITS = (
         0.5,
         0.01,
         "videos of one caption are all alike",
-        "Lower 'adversarial_weight', or give the generator real clips again (reconstruction_weight)",
+        _END_EARLIER,
     ),
 )
 """``trained``: where the step began with a trained model, against the lower of real clips and that model.

@@ -84,7 +84,7 @@ def _steps(
 ) -> None:
     """Everything from the first step that is left to the last one."""
     trackers = open_trackers(context, resume_step=start)
-    alarms = monitors.alarms if monitors is not None else Alarms(context)
+    alarms = monitors.alarms if monitors is not None else Alarms(context, mends=options.mends)
     guards = CurveGuards(alarms)
     stopping = context.stopping
     stopping.saves_itself = True

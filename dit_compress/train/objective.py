@@ -66,21 +66,23 @@ class Role:
 class Phase:
     """One update within a step: which roles move, by which loss.
 
-    ``start``: first step it runs at; ``every``: it runs at that one and each ``every``-th after it. Warm-up, decay and
-    moving averages count the phase's own updates.
+    start: first step it runs at.
+    every: it runs at that one and each ``every``-th after it. Warm-up, decay and moving averages count its own updates.
+    score: the entry of the loss that a validation of the last phase compares; lower is better.
     """
 
     name: str
     updates: tuple[str, ...]
     start: int = 0
     every: int = 1
+    score: str = "loss"
 
     def runs(self, step: int) -> bool:
-        """Whether it is its turn."""
+        """Tell whether it is its turn."""
         return step >= self.start and (step - self.start) % self.every == 0
 
     def updates_before(self, step: int) -> int:
-        """How often it has run before ``step``."""
+        """Count how often it has run before ``step``."""
         return max(0, -((self.start - step) // self.every))
 
 
@@ -114,8 +116,7 @@ class Objective(Protocol):
 
     ``loss`` returns ``{"loss": total, ...}``: ``loss`` is a mean over samples and is
     differentiated; every other entry is logged. Only the roles of the phase's ``updates`` have
-    ``requires_grad`` while it runs. An attribute ``score`` may name the entry of the last phase that
-    a validation compares (``loss`` if absent; lower is better).
+    ``requires_grad`` while it runs.
     """
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -30,6 +31,9 @@ class TrainOptions(Options):
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
+
+    mends: ClassVar[Mapping[str, str]] = {}
+    """By kind of alarm (``dit_compress.train.guards``): what to change, where these options have something better."""
 
     @field_validator("accumulate")
     @classmethod

@@ -111,7 +111,7 @@ class Validator:
         self.seed, self.world, self.bf16 = seed, world, bf16
 
     def loss(self, objective: Objective, step: int) -> float | None:
-        """Mean of the entry the objective names as its ``score`` (else ``loss``); None before its phase begins."""
+        """Mean of the entry that the phase names as its ``score``; None before its phase begins."""
         phase = objective.phases[-1]
         if step <= phase.start:
             return None
@@ -129,7 +129,7 @@ class Validator:
             ).to(self.world.device)
             with _cast(self.world, self.bf16):
                 losses = objective.loss(phase, batch)
-            total += weight * float(losses[getattr(objective, "score", "loss")])
+            total += weight * float(losses[phase.score])
         score = float(self.world.sum(torch.tensor(total, dtype=torch.float64))) / self.count
         if not math.isfinite(score):
             raise UserError(

@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, PartField, Plugin, Slot
+from dit_compress.plugin.options import Options, PartField, Plugin, Slot, VideoOptions
 from dit_compress.plugin.registry import Registry, Source
 from dit_compress.recipe import load
 
@@ -31,12 +31,10 @@ class DitOptions(Options):
     heads: int | list[int] | None = None
 
 
-class ClipsOptions(Options):
+class ClipsOptions(VideoOptions):
     """Data."""
 
     path: Path
-    frames: int = Field(ge=1)
-    size: tuple[int, int]
 
 
 class Weights(Options):

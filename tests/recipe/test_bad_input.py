@@ -219,7 +219,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_lines(load_text: Load) -> Non
         load_text(
             "nam: x\n"
             "model: {use: ditt}\n"
-            "data: {use: clips, path: a, frames: 0, size: [1, b], fps: 3}\n"
+            "data: {use: clips, path: a, frames: 0, size: [1, b], rate: 3}\n"
             "steps:\n"
             "  - distil: {use: flow}\n"
             "  - prune:\n"
@@ -237,7 +237,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_lines(load_text: Load) -> Non
         [
             ("r.yaml:1", "unknown key 'nam' in the recipe"),
             ("r.yaml:2", "unknown model plugin 'ditt'"),
-            ("r.yaml:3", "unknown key 'fps' in data 'clips'"),
+            ("r.yaml:3", "unknown key 'rate' in data 'clips'"),
             ("r.yaml:3", "expected a number of at least 1 for 'frames' of data 'clips'"),
             ("r.yaml:3", "expected a whole number for 'size.1' of data 'clips'"),
             ("r.yaml:5", "unknown kind of step 'distil'"),

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import Plugin, VideoOptions, hookimpl
 
 
-class LatentsOptions(Options):
+class LatentsOptions(VideoOptions):
     """The shards, and what they were encoded from.
 
     path: a folder that ``dit-compress encode`` wrote, or a run's ``cache/latents-…``.
@@ -20,9 +20,6 @@ class LatentsOptions(Options):
     """
 
     path: Path
-    frames: int = Field(ge=1)
-    size: tuple[int, int]
-    fps: float | None = Field(None, gt=0)
     test_fraction: float = Field(0.05, ge=0, lt=1)
     split_by: Literal["caption", "file"] = "caption"
 

@@ -9,6 +9,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
 from dit_compress.data.clips import Clip, Split, split_of
 from dit_compress.data.shards import INDEX, Column, Shards
+from dit_compress.data.source import Data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ class EncodedClip(Clip):
         )
 
 
-class Latents:
+class Latents(Data):
     """Reads the folder as it is."""
 
     def __init__(self, options: LatentsOptions) -> None:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import Plugin, VideoOptions, hookimpl
 
 
-class ShapesOptions(Options):
+class ShapesOptions(VideoOptions):
     """The content of the world.
 
     num_clips, num_test: clips of the train and of the test split.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.files import whole_folder
 from dit_compress.data.clips import Clip, Split, read_folder, split_of, write_captions
+from dit_compress.data.source import Data
 from dit_compress.data.video import write_video
 from dit_compress_plugins.data_shapes.render import render
 from dit_compress_plugins.data_shapes.world import Scene, draw_scene
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _FOLDER = "clips"
 
 
-class Shapes:
+class Shapes(Data):
     """Draws the clips once, as mp4 files beside their captions; later reads that folder."""
 
     def __init__(self, options: ShapesOptions) -> None:

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import Plugin, VideoOptions, hookimpl
 
 
-class VideosOptions(Options):
+class VideosOptions(VideoOptions):
     """The clips, and what is taken of each.
 
     path: the folder, with its ``captions.jsonl``.
@@ -22,9 +22,6 @@ class VideosOptions(Options):
     """
 
     path: Path
-    frames: int = Field(ge=1)
-    size: tuple[int, int]
-    fps: float | None = Field(None, gt=0)
     max_broken: int = Field(0, ge=0)
     test_fraction: float = Field(0.05, ge=0, lt=1)
     split_by: Literal["caption", "file"] = "caption"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.files import whole_file
 from dit_compress.data.clips import Clip, Split, find_broken, read_folder, split_of
+from dit_compress.data.source import Data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _BROKEN = "broken.json"
 
 
-class Videos:
+class Videos(Data):
     """Reads the folder as it is; only the names of broken files are cached."""
 
     def __init__(self, options: VideosOptions) -> None:

@@ -1,11 +1,14 @@
 """Adversarial distillation to a few steps (Eq. 7–9)."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dit_compress.hooks import PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import DistillOptions
+
+_LOSE_MOTION = "Add 'teacher_samples', lower 'adversarial_weight' or 'lr', or end earlier (validation: {result: best})"
 
 
 class AdversarialOptions(DistillOptions):
@@ -45,6 +48,19 @@ class AdversarialOptions(DistillOptions):
         0, ge=0, description="Clean latents sampled by the guided teacher instead of data; teaches what guidance did."
     )
     teacher_steps: int | None = Field(None, ge=1, description="Sampling steps of the teacher; the bundle's if absent.")
+
+    mends: ClassVar[Mapping[str, str]] = {
+        "sure": "Lower 'discriminator_lr', set 'r1', or judge noisier latents (renoise: logit_normal)",
+        "blind": "Raise 'discriminator_lr' or 'discriminator_warmup', or lower 'r1'",
+        "static": _LOSE_MOTION,
+        "slow": _LOSE_MOTION,
+        "alike": "Lower 'adversarial_weight', or give the generator real clips again (reconstruction_weight)",
+    }
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The teacher, where it samples."""
+        return ("teacher",) if self.teacher_samples else ()
 
     @model_validator(mode="after")
     def _one_depth(self) -> Self:

@@ -49,11 +49,6 @@ class AdversarialDistiller:
     def __init__(self, options: AdversarialOptions) -> None:
         self.options = options
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Slots that must be filled."""
-        return ("teacher",) if self.options.teacher_samples else ()
-
     def plan(self, spec: Spec) -> Spec:
         """Training changes weights, and how the model is sampled."""
         spec.need_denoiser()
@@ -100,8 +95,6 @@ class AdversarialDistiller:
 class AdversarialObjective:
     """Two phases: the discriminator learns to tell, the generator to pass."""
 
-    score = "reconstruction_loss"
-
     def __init__(
         self,
         options: AdversarialOptions,
@@ -126,7 +119,7 @@ class AdversarialObjective:
         }
         self.phases = (
             Phase("discriminator", ("discriminator",)),
-            Phase("generator", ("student",), start=options.discriminator_warmup),
+            Phase("generator", ("student",), options.discriminator_warmup, score="reconstruction_loss"),
         )
         grid = schedule.sigmas()
         self.starts = torch.tensor(grid[:-1])

@@ -17,6 +17,11 @@ class AffineOptions(DistillOptions):
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     sigma: Literal["uniform", "logit_normal"] = "logit_normal"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The teacher, whose features are learnt."""
+        return ("teacher",)
+
 
 @hookimpl
 def distill() -> Plugin:

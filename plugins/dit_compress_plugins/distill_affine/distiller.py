@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 class AffineDistiller:
     """Step ``distill: {use: affine}``; also a search's objective."""
 
-    needs = ("teacher",)
-
     def __init__(self, options: AffineOptions) -> None:
         self.options = options
 
@@ -63,8 +61,6 @@ class AffineDistiller:
 class AffineObjective:
     """Flow matching plus similarity of aligned features."""
 
-    score = "flow_loss"
-
     def __init__(
         self,
         options: AffineOptions,
@@ -91,7 +87,7 @@ class AffineObjective:
             "teacher": Role(teacher),
             "text": Role(text),
         }
-        self.phases = (Phase("affine", ("student", "aligner")),)
+        self.phases = (Phase("affine", ("student", "aligner"), score="flow_loss"),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Eq. 6 on one batch."""

@@ -26,5 +26,6 @@ def evaluate() -> Plugin:
         options=PsnrOptions,
         load="dit_compress_plugins.evaluate_psnr.step:PsnrEvaluation",
         data=True,
+        headline="psnr_db",
         summary="PSNR of the codec on the test clips",
     )

@@ -40,5 +40,6 @@ def evaluate() -> Plugin:
         load="dit_compress_plugins.evaluate_shapes.step:ShapesEvaluation",
         requires=("scipy",),
         data=True,
+        quality="attribute_accuracy",
         summary="attribute accuracy on the world of moving shapes",
     )

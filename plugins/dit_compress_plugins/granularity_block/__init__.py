@@ -18,5 +18,6 @@ def granularity() -> Plugin:
         name="block",
         options=BlockOptions,
         load="dit_compress_plugins.granularity_block.axes:BlockGranularity",
+        units="Blocks",
         summary="whole blocks (depth)",
     )

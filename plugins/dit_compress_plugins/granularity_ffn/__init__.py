@@ -31,5 +31,6 @@ def granularity() -> Plugin:
         name="ffn",
         options=FfnOptions,
         load="dit_compress_plugins.granularity_ffn.axes:FfnGranularity",
+        units="Channels",
         summary="feed-forward channels, gate/value pairs as one",
     )

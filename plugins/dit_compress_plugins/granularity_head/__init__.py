@@ -18,5 +18,6 @@ def granularity() -> Plugin:
         name="head",
         options=HeadOptions,
         load="dit_compress_plugins.granularity_head.axes:HeadGranularity",
+        units="Heads",
         summary="attention heads, self and cross",
     )

@@ -1,4 +1,4 @@
-"""A VAE of diffusers behind ``hooks.Codec``: normalised latents, one decode in one piece for exporters.
+"""A VAE of diffusers behind ``Codec``: normalised latents, one decode in one piece for exporters.
 
 Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``.
 """
@@ -42,6 +42,8 @@ class DiffusersCodec(nn.Module, Codec):
         vae: as ``facts.empty`` or ``from_pretrained`` made it.
         config: JSON: class_name, vae, ratio, channels, frames, latent_mean, latent_std, tile, decode_timestep.
     """
+
+    frame_rule: tuple[int, int]
 
     def __init__(self, vae: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()

@@ -64,6 +64,11 @@ class VideoVAEOptions(TrainOptions):
     tile: int = Field(default=24, ge=4)
     chunk: int = Field(default=16, ge=1)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The teacher, where its features are learnt."""
+        return ("teacher",) if self.losses.features else ()
+
     def ratio_numbers(self) -> tuple[int, int, int]:
         """Return the ratio as numbers."""
         time, height, width = map(int, self.ratio.split("x"))

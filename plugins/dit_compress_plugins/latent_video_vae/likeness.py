@@ -34,11 +34,6 @@ class Likeness:
     """
 
     def __init__(self, student: VideoVAE, teacher: nn.Module, seed: int) -> None:
-        if not hasattr(teacher, "features"):
-            raise UserError(
-                f"the teacher's VAE, a {type(teacher).__name__}, does not show its decoder's features",
-                mend="Take a video_vae or a diffusers_vae as teacher",
-            )
         self.teacher: Any = teacher.eval().requires_grad_(requires_grad=False)
         with torch.no_grad():
             video = torch.zeros(1, 3, *_smallest(student, self.teacher))
@@ -60,7 +55,13 @@ class Likeness:
         return torch.stack(terms).mean()
 
     def _of_teacher(self, video_BCFYX: Tensor) -> list[Tensor]:
-        return self.teacher.features(self.teacher.encode(video_BCFYX))
+        found = self.teacher.features(self.teacher.encode(video_BCFYX))
+        if found is None:
+            raise UserError(
+                f"the teacher's VAE, a {type(self.teacher).__name__}, does not show its decoder's features",
+                mend="Take a video_vae or a diffusers_vae as teacher",
+            )
+        return found
 
 
 def _smallest(student: VideoVAE, teacher: Any) -> tuple[int, int, int]:

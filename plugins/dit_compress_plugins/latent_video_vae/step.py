@@ -35,11 +35,6 @@ class VideoVAEStep:
     def __init__(self, options: VideoVAEOptions) -> None:
         self.options = options
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Slots that must be filled."""
-        return ("teacher",) if self.options.losses.features else ()
-
     def plan(self, spec: Spec) -> Spec:
         """Give the bundle a codec; the video must fit its ratio."""
         with torch.device("meta"):

@@ -15,6 +15,7 @@ import torch
 from dit_compress.model.denoiser import Cond, Denoiser
 from dit_compress.model.flow import expand
 from dit_compress.model.licence import licence_of
+from dit_compress.model.protocols import Model
 from dit_compress_plugins.model_diffusers import load
 from dit_compress_plugins.model_diffusers.convention import Convention, channels_of, example_text, observe, patch_of
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
@@ -104,7 +105,7 @@ class DiffusersDenoiser(Denoiser):
         return clock * (self.convention.timestep_scale or 1.0)
 
 
-class DiffusersModel:
+class DiffusersModel(Model):
     """The part ``model: {use: diffusers}``. The convention travels on the module."""
 
     def __init__(self, options: DiffusersOptions) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.model.denoiser import Cond, Denoiser
+from dit_compress.model.protocols import Model
 from dit_compress_plugins.model_video_dit.layers import rope
 from dit_compress_plugins.model_video_dit.model import VideoDiT, config_of
 
@@ -65,7 +66,7 @@ class VideoDiTDenoiser(Denoiser):
         return self.module.patch
 
 
-class VideoDiTModel:
+class VideoDiTModel(Model):
     """The part ``model: {use: video_dit}``."""
 
     def __init__(self, options: VideoDiTOptions) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, sha256_content
+from dit_compress.model.protocols import Text, TextEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,8 +22,10 @@ TOKENIZERS = ("tokenizer.json", "spiece.model")
 """Files that a T5 tokenizer is saved as, of which one must be there."""
 
 
-class T5Encoder(nn.Module):
-    """Follows ``hooks.TextEncoder``; has no parameters of its own, so a bundle holds only where it lies."""
+class T5Encoder(nn.Module, TextEncoder):
+    """Has no parameters of its own, so a bundle holds only where it lies."""
+
+    tokenizer_kind = "tokenizers"
 
     def __init__(self, path: str, width: int, length: int) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class T5Encoder(nn.Module):
         plain.enable_padding(length=self.length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
         plain.save(str(folder / "tokenizer.json"))
         padding = f"{tokenizer.pad_token_id} up to the length; longer captions are cut"
-        return {"kind": "tokenizers", "file": "tokenizer.json", "length": self.length, "padding": padding}
+        return {"file": "tokenizer.json", "length": self.length, "padding": padding}
 
     def digest(self) -> str:
         """Return the sha256 of weights and tokenizer; it names the cache of embeddings, one for other weights each."""
@@ -125,10 +128,8 @@ class T5Encoder(nn.Module):
         return self._loaded
 
 
-class T5:
+class T5(Text):
     """The part ``text: {use: t5}``."""
-
-    trainable = False
 
     def __init__(self, options: T5Options) -> None:
         self.options = options
@@ -141,8 +142,8 @@ class T5:
         return encoder
 
     @staticmethod
-    def config_of(module: T5Encoder) -> dict[str, Any]:
-        """Return where it lies, how wide it is, how long captions are."""
+    def config_of(module: Any) -> dict[str, Any]:
+        """Where it lies, how wide it is, how long captions are."""
         return {"path": module.path, "width": module.width, "length": module.length}
 
     @staticmethod

@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from dit_compress.core.files import write_json
+from dit_compress.model.protocols import Text, TextEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,8 +27,10 @@ NUM_SPECIAL = 3
 _WORD = re.compile(r"[^\W_]+")
 
 
-class WordsEncoder(ModelMixin, ConfigMixin):
+class WordsEncoder(ModelMixin, ConfigMixin, TextEncoder):
     """Learned words and positions; ``layers`` transformer layers in which padding is not seen."""
+
+    tokenizer_kind = "words"
 
     @register_to_config
     def __init__(self, vocabulary: list[str], width: int, length: int, layers: int, heads: int) -> None:
@@ -68,7 +71,7 @@ class WordsEncoder(ModelMixin, ConfigMixin):
         }
         write_json(folder / "words.json", data)
         padding = f"{PAD} up to the length; a caption without words is one {NULL}; longer ones are cut"
-        return {"kind": "words", "file": "words.json", "length": self.length, "padding": padding}
+        return {"file": "words.json", "length": self.length, "padding": padding}
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode tokens to ``embedding [B,L,D]`` (zero at padding) and ``mask [B,L]`` (1 real, 0 padding)."""
@@ -81,7 +84,7 @@ class WordsEncoder(ModelMixin, ConfigMixin):
         return {"embedding": self.norm(x_BLD) * mask_BL[..., None], "mask": mask_BL}
 
 
-class Words:
+class Words(Text):
     """The part ``text: {use: words}``."""
 
     trainable = True

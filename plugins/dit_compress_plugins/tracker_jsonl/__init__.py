@@ -4,6 +4,8 @@ from pydantic import Field
 
 from dit_compress.hooks import Options, Plugin, hookimpl
 
+CURVES = "curves.jsonl"
+
 
 class JsonlOptions(Options):
     """The interval of writing."""
@@ -18,5 +20,6 @@ def tracker() -> Plugin:
         name="jsonl",
         options=JsonlOptions,
         load="dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker",
-        summary="curves.jsonl in the step's folder",
+        curves=CURVES,
+        summary=f"{CURVES} in the step's folder",
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, TextIO
 
+from dit_compress_plugins.tracker_jsonl import CURVES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from dit_compress_plugins.tracker_jsonl import JsonlOptions
-
-NAME = "curves.jsonl"
 
 
 class JsonlTracker:
@@ -23,7 +23,7 @@ class JsonlTracker:
 
     def open(self, folder: Path, *, resume_step: int) -> None:
         """Keep the lines before ``resume_step``, drop what a killed run wrote after its checkpoint."""
-        path = folder / NAME
+        path = folder / CURVES
         lines = path.read_text("utf-8").splitlines() if path.is_file() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < resume_step]
         path.write_text("".join(f"{line}\n" for line in kept), "utf-8")

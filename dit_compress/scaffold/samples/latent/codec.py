@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from dit_compress.model.protocols import Codec
 from dit_compress.model.spec import ComponentSpec
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,7 +29,7 @@ SMALLEST = 1e-4
 """Deviation below which a component counts as still; it is scaled no further."""
 
 
-class ExampleCodec(nn.Module):
+class ExampleCodec(nn.Module, Codec):
     """Patches → components, and back: two matrices. Change this: any network with the same four methods.
 
     The first frame is repeated, so that ``1 + frames·k`` frames are ``1 + k`` latent frames and one frame alone can

@@ -1,0 +1,21 @@
+"""Names of plugins that the engine uses where nobody says another: no other module of the engine names one."""
+
+MODEL = "diffusers"
+"""Reads folders of diffusers, and makes its classes."""
+PRUNE = "trilevel"
+"""The step that a call without a recipe takes."""
+SEARCH = "magnitude"
+SAMPLER = "euler"
+TRACKER = "jsonl"
+ENCODED = "latents"
+"""The source that reads what ``encode`` writes."""
+
+BALANCE = {"block": 8 / 28, "head": 12 / 32, "ffn": 0.25}
+"""Granularities a budget may cut, with the shares that the paper removes of them (arXiv 2507.13343v1)."""
+LEVELS = tuple(BALANCE)
+EXAMPLE_COUNTS, EXAMPLE_STACK, EXAMPLE_SHARES = "block=8,head=12", "block.STACK=3", "ffn=0.75"
+
+DISTILL = "adversarial"
+"""Takes a discriminator: what ``new discriminator`` shows."""
+TINY_MODEL, TINY_TEXT, TINY_LATENT = "video_dit", "words", "video_vae"
+"""Small enough to be made anew in each test (``dit_compress.testing``)."""
