@@ -131,7 +131,7 @@ def _width_names(function: ast.FunctionDef) -> set[str]:
         target, value = node.targets[0], node.value
         if isinstance(target, ast.Tuple) and isinstance(target.elts[-1], ast.Name) and _is_shape(value):
             found.add(target.elts[-1].id)
-        elif isinstance(target, ast.Name) and (_is_last_size(value) or _names_in(value) & found):
+        elif isinstance(target, ast.Name) and (_is_last_size(value) or _is_made_of(value, found)):
             found.add(target.id)
     return found
 
@@ -147,6 +147,11 @@ def _is_shape(node: ast.expr) -> bool:
 def _is_last_size(node: ast.expr) -> bool:
     """``x.shape[-1]`` or ``x.size(-1)``, also by position."""
     return ast.unparse(node).endswith((".shape[-1]", ".size(-1)", ".shape[2]", ".size(2)"))
+
+
+def _is_made_of(node: ast.expr, names: set[str]) -> bool:
+    """Whether a value is arithmetic on one of the names."""
+    return bool(_names_in(node) & names) and not any(isinstance(item, ast.Call) for item in ast.walk(node))
 
 
 def _names_in(node: ast.AST) -> set[str]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,6 +54,38 @@ remainder                     –     –   32,888 22.4% 0.2657 9.2%
 """.strip().splitlines()
 """By hand, of 8 tokens, 32 words, width 48. A channel: 8·2·(48 + 48). A head of 12 on the image: 8·2·48·12 four times
 and 2·2·8·8·12; on the text: 8·2·48·12 and 32·2·48·12 twice each and 2·2·8·32·12."""
+
+
+def test_blocks_of_the_stack_that_is_named_go_and_go_again(run: Any) -> None:
+    """Flux: two double blocks, three single ones, which alone are meant by ``block``."""
+    torch.manual_seed(0)
+    whole: Any = diffusers.FluxTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=3,
+        joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
+    )  # fmt: skip
+    whole.save_pretrained("flux")
+    status, printed = run("inspect", "flux")
+    rows = [line.split() for line in printed.splitlines()]
+    assert status == 0
+    assert {row[0]: row[2] for row in rows if row[1:2] == ["block"]} == {
+        "transformer_blocks": "2",
+        "single_transformer_blocks": "3",
+    }
+    double, single = (
+        sum(value.numel() for value in stack[0].parameters())
+        for stack in (whole.transformer_blocks, whole.single_transformer_blocks)
+    )
+    size = sum(value.numel() for value in whole.parameters())
+    named = ["--remove", "block.transformer_blocks=1"]
+    expected = f"block: 2 → 1\n{size - double:,} parameters stay\n"
+    assert run("prune", "flux", *named, "--dry-run") == (0, expected)
+    assert run("prune", "flux", *named, "--out", "one") == (0, f"{expected}one\n")
+    expected = f"block: 3 → 2\n{size - double - single:,} parameters stay\n"
+    assert run("prune", "one", "--remove", "block=1", "--out", "two") == (0, f"{expected}two\n")
+    small: Any = dit_compress.load("two")
+    assert (len(small.transformer_blocks), len(small.single_transformer_blocks)) == (1, 2)
+    status, printed = run("prune", "two", "--remove", "block.double=1", "--out", "three")
+    assert (status, "'double' names no stack; there are" in printed) == (2, True)
 
 
 @pytest.mark.usefixtures("whole")

@@ -521,3 +521,27 @@ class LastByHeadsModel(TurnedModel):
     def __init__(self) -> None:
         super().__init__()
         self.double_blocks[-1] = LastByHeads()
+
+
+class Fat(nn.Module):
+    """All of it in one module: attention, MLP, the sum; the heads' width from the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = NHEAD
+        self.norm, self.qkv = nn.LayerNorm(DIM), nn.Linear(DIM, DIM * 3)
+        self.proj, self.fc1, self.fc2 = nn.Linear(DIM, DIM), nn.Linear(DIM, MLP), nn.Linear(MLP, DIM)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        size = x.size(-1)
+        y = self.norm(x) + emb[:, None]
+        heads = self.qkv(y).view((len(y), y.size(1), 3, self.num_heads, size // self.num_heads))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.mT / HEAD_DIM**0.5, dim=-1) @ v
+        x = x + self.proj(mixed.transpose(1, 2).reshape(len(y), x.size(1), size))
+        return x + self.fc2(self.fc1(x).relu())
+
+
+class FatModel(Trunk):
+    def build(self) -> None:
+        self.layers = nn.ModuleList(Fat() for _ in range(3))

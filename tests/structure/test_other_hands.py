@@ -307,14 +307,15 @@ def test_inspect_lists_every_stack_and_what_stays() -> None:
 # ------------------------------------------------------------------ heads that the code counts otherwise
 
 
-@pytest.mark.parametrize("kind", ["LastModel", "LastByHeadsModel", "TimmModel"])
+@pytest.mark.parametrize("kind", ["LastModel", "LastByHeadsModel", "TimmModel", "FatModel"])
 def test_heads_go_with_what_nothing_reads_and_with_what_a_reshape_infers(kind: str, tmp_path: Any) -> None:
     module, call = make(getattr(other_hands, kind))
     whole = copy.deepcopy(module)
     structure = observe(module, call)
+    assert {item.reason for item in structure.refusals} <= {"the recorded call does not use it"}
     count = len(structure.attentions)
     assert [part.heads for part in structure.attentions] == [NHEAD] * count
-    assert count == (4 if kind == "TimmModel" else 3)
+    assert count == {"TimmModel": 4}.get(kind, 3)
     for left in (3, 2):
         dit_compress.prune(module, call=call, remove={"head": 1})
         assert {part.heads for part in observe(module, call).attentions} == {left}

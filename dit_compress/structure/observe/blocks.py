@@ -118,4 +118,4 @@ def _borrowed(stack: Stack, seen: dict[str, Seen]) -> tuple[str, ...]:
 
 def is_in(outer: str, inner: str) -> bool:
     """Whether a module path lies inside another, or is it."""
-    return inner == outer or inner.startswith(f"{outer}.")
+    return not outer or inner == outer or inner.startswith(f"{outer}.")

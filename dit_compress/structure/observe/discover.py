@@ -17,7 +17,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_unit_list
 from dit_compress.structure.observe.attributes import failing_line, solve, solve_with_stand_ins
-from dit_compress.structure.observe.blocks import is_in
+from dit_compress.structure.observe.refusals import promised, unexplained, unused
 from dit_compress.structure.observe.stacks import find_stacks
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.units import Observer
@@ -27,7 +27,7 @@ from dit_compress.structure.raised import line_of, raised
 from dit_compress.structure.signature import Known, signature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from dit_compress.structure.facts import UnitList
     from dit_compress.structure.observe.blocks import Found
@@ -280,37 +280,3 @@ def _placed(unit_list: UnitList, item: Found, index: int) -> UnitList:
         across=tuple(replace(norm, path=full(norm.path)) for norm in unit_list.across),
         substitutes=tuple(map(full, unit_list.substitutes)),
     )
-
-
-HINTS = ("heads", "num_heads", "num_attention_heads", "n_heads", "nheads")
-
-
-def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) -> list[Refusal]:
-    """Report attentions that the block's attributes promise and the probe did not find: a hint, not used.
-
-    known: paths of the attentions that were found, and of what was refused.
-    """
-    missing = []
-    for path, owner in block.named_modules():
-        heads = next((getattr(owner, name) for name in HINTS if isinstance(getattr(owner, name, None), int)), 1)
-        inside = any(is_in(path, item) or is_in(item, path) for item in known)
-        weighs = next(owner.parameters(), None) is not None
-        if heads > 1 and path in calls and weighs and not inside:
-            missing.append(Refusal(path, f"says it has {heads} heads, and no units were found in it"))
-    return missing
-
-
-def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
-    """Report matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
-    paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
-    known = [path for path in refused if path]
-    reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
-    return [Refusal(path, reason) for path in paths if not any(is_in(outer, path) for outer in known)]
-
-
-def unused(replica: Replica, base: Trace) -> list[Refusal]:
-    """Report matrices that the recorded call does not read: what they would do with fewer units is not known."""
-    read = {touch.rows.key[0] for touch in base.touches} | base.read
-    matrices = [name for name, parameter in replica.module.named_parameters() if parameter.ndim > 1]
-    names = [name for name in matrices if name not in read]
-    return [Refusal(common_path(replica.module, names, ()), "the recorded call does not use it")] if names else []
