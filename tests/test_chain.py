@@ -127,20 +127,20 @@ def test_the_resolved_recipe_holds_every_default_and_loads_as_the_same(smoke: Pa
 # ------------------------------------------------------------------ again
 
 
-def test_a_second_run_reuses_everything_and_changes_nothing(smoke: Path) -> None:
-    """By the installed script, and fast: no worker is started."""
-    before = tree(smoke)
-    done = real("run", SMOKE, "--out", smoke, "--threads", "1")
-    assert done.status == 0, done.printed
-    assert done.printed.count("reused") == len(STEPS)
-    assert "running" not in done.printed
-    assert tree(smoke) == before
-
-
 @pytest.fixture
 def copied(smoke: Path, tmp_path: Path) -> Path:
     """A copy of the run that may be changed."""
     return Path(shutil.copytree(smoke, tmp_path / "run"))
+
+
+def test_a_second_run_reuses_everything_and_changes_nothing(copied: Path) -> None:
+    """By the installed script, and fast: no worker is started."""
+    before = tree(copied)
+    done = real("run", SMOKE, "--out", copied, "--threads", "1")
+    assert done.status == 0, done.printed
+    assert done.printed.count("reused") == len(STEPS)
+    assert "running" not in done.printed
+    assert tree(copied) == before
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from dit_compress.train import measures
 from dit_compress.train.distill import is_trained
 from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
 from dit_compress.train.loop import fit
-from dit_compress.train.validation import Monitors, Sampler, Validator
+from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -204,7 +204,7 @@ def trained(
     context.seed = seed
     schedule = Flow(3.0, 4 if isinstance(options, AdversarialOptions) else 8, 1.0)
     held_out = real or clips(9, seed + 100)
-    watch = Sampler(
+    watch = Watcher(
         student, text, schedule, held_out, options.watch, lambda x: x, seed=seed, world=World(), trained=before
     )
     validator = Validator(held_out, 9, 9, seed, World(), bf16=False) if options.validation else None
@@ -305,7 +305,7 @@ class Damaged(torch.nn.Module):
 def test_every_way_to_collapse_has_its_alarm(tmp_path: Path, damage: str, expected: set[str]) -> None:
     student, alarms = Damaged(), Alarms(context_in(tmp_path))
     watch: Any = FlowOptions(watch=WATCH).watch
-    sampler = Sampler(
+    sampler = Watcher(
         student, words(), Flow(3.0, 4, 1.0), clips(9, 100), watch, lambda x: x, seed=0, world=World(), trained=True
     )
     guards = sampler.guards(alarms)
@@ -379,7 +379,7 @@ def test_captions_of_a_frozen_encoder_are_encoded_once(frozen: bool, count: int)
     inner = text.cond
     text.cond = lambda captions: (asked.append(len(captions)), inner(captions))[1]
     watch: Any = FlowOptions(watch=WATCH).watch
-    sampler = Sampler(
+    sampler = Watcher(
         model(0), text, Flow(3.0, 2, 1.0), clips(9, 100), watch, lambda x: x, seed=0, world=World(), trained=False
     )
     looks = [sampler.measure() for _ in range(3)]

@@ -35,7 +35,7 @@ from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Role
 from dit_compress.train.trainee import Trainee
-from dit_compress.train.validation import Monitors, Sampler, Validator
+from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -335,7 +335,7 @@ def looked_at(world: World, folder: Path) -> None:
         asked.append(len(latent))
         return latent[:, :3]
 
-    watch = Sampler(
+    watch = Watcher(
         made.student, made.text, Flow(3.0, 2, 2.0), given, options.watch, decode, seed=0, world=world, trained=True,
         batch=4 // world.size,
     )  # fmt: skip
