@@ -287,18 +287,6 @@ def test_a_real_worker_gives_the_same_bytes(copied: Path, smoke: Path) -> None:
     assert again.data == first.data
 
 
-def test_another_folder_gives_the_same_bytes(smoke: Path, tmp_path: Path) -> None:
-    """Up to the teacher; the rest is compared in test_kill, where it is interrupted as well."""
-    recipe, text = tmp_path / "short.yaml", SMOKE.read_text()
-    short = text[: text.index("  - prune:")]
-    recipe.write_text(re.sub(r"  - evaluate: \{use: psnr.*\n.*\n", "", short))
-    out = tmp_path / "elsewhere" / "run"
-    done = finish(start("run", recipe, "--out", out, "--threads", "1", log=tmp_path / "log"))
-    assert done.status == 0, done.printed
-    for step in ("base", "vae", "teacher"):
-        assert Bundle.open(out / "steps" / step / "bundle").data == Bundle.open(smoke / "steps" / step / "bundle").data
-
-
 # ------------------------------------------------------------------ the other commands
 
 
