@@ -18,9 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: one that begins last keeps one core busy and the other waiting."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """The longest files come first: one that begins last keeps one core busy and the other waiting."""
+    seconds: dict[Path, int] = {}
+    for item in items:
+        for marker in item.iter_markers("slow"):
+            seconds[item.path] = max(seconds.get(item.path, 0), *marker.args)
+    items.sort(key=lambda item: -seconds.get(item.path, 0))
 
 
 def pytest_collection_finish() -> None:

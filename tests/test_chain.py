@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Change = Callable[[str], str]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(70)
 STEPS = ["base", "vae", "vae-psnr", "teacher", "pruned", "affine", "student", "quality", "speed", "files"]
 BUNDLES = ["base", "vae", "teacher", "pruned", "affine", "student"]
 AFTER_VAE = STEPS[1:]

@@ -27,7 +27,7 @@ from dit_compress.model.bundle import WEIGHTS, Bundle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(40)
 HEAD = """\
 name: small
 model: {use: video_dit, preset: tiny, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}

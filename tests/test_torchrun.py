@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from command import Done, finish, start
 from dit_compress.core.files import read_json
 from dit_compress.model.bundle import Bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(150)
 RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
 
 
@@ -135,9 +134,8 @@ def test_the_bundle_is_whole(story: Story, alone: Path) -> None:
     assert all(bool(value.isfinite().all()) for value in weights[0].values() if value.is_floating_point())
 
 
-def test_a_users_mistake_is_said_once(story: Story, tmp_path: Path) -> None:
+def test_a_users_mistake_is_said_once(tmp_path: Path) -> None:
     """Each worker finds that a batch of 3 can't be shared by two; the first command line says so."""
-    shutil.copytree(story.folder / "steps" / "base", tmp_path / "run" / "steps" / "base")
     text = RECIPE.read_text().replace("steps: 2, batch: 4", "steps: 2, batch: 3")
     recipe = tmp_path / "odd.yaml"
     recipe.write_text(text)
@@ -148,5 +146,4 @@ def test_a_users_mistake_is_said_once(story: Story, tmp_path: Path) -> None:
     said = [line for line in printed.splitlines() if "a batch of 3 can't be shared by 2 processes" in line]
     assert len(said) == 1, printed
     assert said[0].endswith("Set 'batch' to a multiple of 2")
-    assert "base: reused" in printed
     assert not (tmp_path / "run" / "steps" / "vae").exists()
