@@ -157,5 +157,7 @@ def test_a_worker_that_outlived_its_run_is_not_joined_by_another(begun: Interrup
     with FileLock(begun.folder / ".worker.lock"):
         done = begun.run()
     assert done.status == 2
-    assert done.printed.splitlines()[-1] == f"{begun.folder}: a step of an earlier run is still at work here. Wait for it"
+    assert (
+        done.printed.splitlines()[-1] == f"{begun.folder}: a step of an earlier run is still at work here. Wait for it"
+    )
     assert not (begun.folder / "steps" / "base").exists()
