@@ -1,13 +1,12 @@
 """``dit-compress`` as a process of its own that starts in milliseconds, and can be told where to die.
 
-A fork server has imported torch and the plugins once; a command is a fork of it in a new process group, and
-each worker that the command starts a fork of that. Nothing is ever computed in the server, so that a fork
-is as good as a fresh process. ``real`` runs the installed script instead.
+A command is a fork of the fork server (``warm``) in a new process group, and each worker that the command starts a
+fork of that. ``real`` runs the installed script instead.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import gc
 import os
 import signal
 import subprocess
@@ -20,19 +19,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from warm import forkserver
+
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
     import pytest
 
 SMOKE = Path(__file__).parent / "recipes" / "smoke.yaml"
+BEGINNING = SMOKE.read_text("utf-8").partition("  - evaluate: {use: psnr")[0]
+"""Its first steps, base and VAE: planned in a moment, as no structure is looked for."""
 SCRIPT = Path(sys.executable).with_name("dit-compress")
-_WARM = (
-    "torch", "dit_compress.cli.app", "dit_compress.run.worker", "dit_compress.report", "dit_compress.run.plan",
-    "dit_compress_plugins.model_video_dit.adapter", "dit_compress_plugins.latent_video_vae.step",
-    "dit_compress_plugins.text_words.encoder", "dit_compress_plugins.data_shapes.data",
-    "dit_compress_plugins.distill_adversarial.distiller", "dit_compress_plugins.prune_trilevel.step",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,8 @@ class Started:
 
 def start(*arguments: str | Path, log: Path, die: Die | None = None, site: Path | None = None) -> Started:
     """Start ``dit-compress ARGUMENTS``; its output goes into ``log``. ``site`` comes first on the module path."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_WARM))
     given = [str(argument) for argument in arguments]
-    process = context.Process(target=_command, args=(given, str(log), die, str(site) if site else None))
+    process = forkserver().Process(target=_command, args=(given, str(log), die, str(site) if site else None))
     process.start()
     return Started(process, log)
 
@@ -103,6 +98,7 @@ def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *w
 
 def _command(arguments: list[str], log: str, die: Die | None, site: str | None) -> None:
     """In the fork: become the command."""
+    gc.freeze()  # what the server imported is looked through, and with that copied, by no fork
     os.setsid()
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import gc
 import os
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed import TCPStore
+from warm import forkserver
 
 from dit_compress.step.world import Done, World
 
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 def together(function: Callable[..., None], folder: Path, size: int = 2, *arguments: Any) -> None:
     """``function(world, folder, *arguments)`` on ``size`` processes; AssertionError with the trace of one that fails."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "processes"])
     given = [(function, folder, rank, size, store.port, arguments) for rank in range(size)]
-    started = [context.Process(target=_run, args=one) for one in given]
+    started = [forkserver().Process(target=_run, args=one) for one in given]
     for process in started:
         process.start()
     for process in started:
@@ -36,6 +35,7 @@ def together(function: Callable[..., None], folder: Path, size: int = 2, *argume
 
 
 def _run(function: Any, folder: Path, rank: int, size: int, port: int, arguments: tuple[Any, ...]) -> None:
+    gc.freeze()  # as in command
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),

@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from command import SMOKE, Die, Done, finish, start
+from command import BEGINNING, SMOKE, Die, Done, finish, start
 from filelock import FileLock
 
 from dit_compress.model.bundle import Bundle
@@ -15,20 +15,20 @@ from dit_compress.model.bundle import Bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(50)
 TRACKER = "dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker.log"
 
 
 class Interrupted:
     """A run folder, and what was seen on the way."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, recipe: Path = SMOKE) -> None:
+        self.folder, self.recipe = folder, recipe
         self.seen: dict[str, Any] = {}
 
     def run(self, die: Die | None = None) -> Done:
         log = self.folder.with_name("command.log")
-        return finish(start("run", SMOKE, "--out", self.folder, "--threads", "1", log=log, die=die))
+        return finish(start("run", self.recipe, "--out", self.folder, "--threads", "1", log=log, die=die))
 
     def partial(self, step: str) -> Path:
         return self.folder / "steps" / f"{step}.partial"
@@ -136,21 +136,28 @@ def test_every_bundle_equals_that_of_the_uninterrupted_run(interrupted: Interrup
         assert killed.data == whole.data, step
 
 
-def test_a_second_command_at_the_same_time_is_refused(tmp_path: Path) -> None:
-    run = Interrupted(tmp_path / "run")
-    run.folder.mkdir()
-    with FileLock(run.folder / ".lock"):
-        done = run.run()
-    assert done.status == 2
-    assert done.printed == f"{run.folder}: another run is at work here. Wait for it or stop it\n"
-    assert not (run.folder / "steps").exists()
+@pytest.fixture
+def begun(tmp_path: Path) -> Interrupted:
+    """An empty run folder of a short recipe."""
+    recipe = tmp_path / "beginning.yaml"
+    recipe.write_text(BEGINNING)
+    (tmp_path / "run").mkdir()
+    return Interrupted(tmp_path / "run", recipe)
 
 
-def test_a_worker_that_outlived_its_run_is_not_joined_by_another(tmp_path: Path) -> None:
-    run = Interrupted(tmp_path / "run")
-    run.folder.mkdir()
-    with FileLock(run.folder / ".worker.lock"):
-        done = run.run()
+def test_a_second_command_at_the_same_time_is_refused(begun: Interrupted) -> None:
+    with FileLock(begun.folder / ".lock"):
+        done = begun.run()
     assert done.status == 2
-    assert done.printed.splitlines()[-1] == f"{run.folder}: a step of an earlier run is still at work here. Wait for it"
-    assert not (run.folder / "steps" / "base").exists()
+    assert done.printed == f"{begun.folder}: another run is at work here. Wait for it or stop it\n"
+    assert not (begun.folder / "steps").exists()
+
+
+def test_a_worker_that_outlived_its_run_is_not_joined_by_another(begun: Interrupted) -> None:
+    with FileLock(begun.folder / ".worker.lock"):
+        done = begun.run()
+    assert done.status == 2
+    assert (
+        done.printed.splitlines()[-1] == f"{begun.folder}: a step of an earlier run is still at work here. Wait for it"
+    )
+    assert not (begun.folder / "steps" / "base").exists()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from command import SMOKE, Done, finish, start
+from command import BEGINNING, SMOKE, Done, finish, start
 from toy import tiny_bundle
 
 from dit_compress.cli import app as cli
@@ -27,7 +27,7 @@ from dit_compress.model.bundle import WEIGHTS, Bundle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(40)
 HEAD = """\
 name: small
 model: {use: video_dit, preset: tiny, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}
@@ -339,7 +339,7 @@ def resize(disk: Path, size: str) -> None:
 def test_a_full_disk_is_one_message_and_more_space_continues(disk: Path, size: str, named: str, tmp_path: Path) -> None:
     """While clips are written, while a bundle is, while the cache is; then the same command goes on."""
     resize(disk, size)
-    arguments = ("run", SMOKE, "--out", disk / "run", "--threads", "1")
+    arguments = ("run", recipe(tmp_path, BEGINNING), "--out", disk / "run", "--threads", "1")
     done = finish(start(*arguments, log=tmp_path / "log"))
     last = done.printed.splitlines()[-1]
     assert done.status == 2

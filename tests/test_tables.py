@@ -69,11 +69,11 @@ def test_energy_distance_by_hand() -> None:
 @pytest.mark.parametrize("tier", tables.TIERS)
 def test_small_models_of_table_4_are_of_one_size(tier) -> None:
     sizes = tables.TIERS[tier]
-    target = tabled.target(sizes)
-    for model in (tabled.shallow(sizes), tabled.narrow(sizes)):
+    target, shallow, narrow = tabled.target(sizes), tabled.shallow(sizes), tabled.narrow(sizes)
+    for model in (shallow, narrow):
         assert 0.99 * target <= paired.parameters(model, sizes["text"]) <= target
-    assert tabled.narrow(sizes)["layers"] == sizes["model"]["layers"]
-    assert tabled.shallow(sizes)["layers"] == 6
+    assert narrow["layers"] == sizes["model"]["layers"]
+    assert shallow["layers"] == 6
 
 
 def test_a_table_shows_arms_claims_and_the_papers_numbers() -> None:
@@ -110,7 +110,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("tables")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.parametrize(("name", "seeds"), [("3", 1)])
 def test_a_tiny_table_runs(name, seeds, here, out, monkeypatch, capsys) -> None:
     given = ["--table", name, "--tier", "tiny", "--seeds", str(seeds), "--workers", "1", "--out", str(out)]

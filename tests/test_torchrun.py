@@ -18,7 +18,7 @@ from command import Done, finish, start
 from dit_compress.core.files import read_json
 from dit_compress.model.bundle import Bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(150)
 RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
 
 

@@ -27,7 +27,7 @@ from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(30)
 pytest.importorskip("onnxruntime")
 torch.set_num_threads(1)
 

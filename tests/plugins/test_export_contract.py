@@ -13,7 +13,7 @@ from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_executorch import ExecuTorchOptions
 from dit_compress_plugins.export_onnx import ONNXOptions
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(200)
 torch.set_num_threads(1)
 
 

@@ -87,7 +87,7 @@ def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch
     assert (tmp_path / "out" / "wide.onnx.data").stat().st_size >= 64 * 64 * 4
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_model_above_two_gib_is_written(tmp_path: Path) -> None:
     """Protobuf can neither write such a model nor measure it. The weights lie beside it, to the last byte."""
     model, size = onnx.ModelProto(ir_version=9), 2**31 + 4096

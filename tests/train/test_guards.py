@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------ measures, by hand
 
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(30)
 
 
 def video(*frames: tuple[float, float, float]) -> Tensor:

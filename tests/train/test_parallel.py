@@ -46,6 +46,7 @@ from dit_compress_plugins.search_groupwise.search import CandidateLogits, Masked
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow(60)
 ALONE = World()
 STEPS = 4
 FLOW = {"steps": STEPS, "batch": 4, "lr": 1e-3, "warmup": 0, "ema": 0.5, "checkpoint_every": 2}

@@ -1,0 +1,39 @@
+"""The fork server of the tests: what commands and processes of their own need is imported in it once.
+
+There is one in each process of pytest, and whoever asks first decides what it imports; so all ask here. Nothing is
+computed in it: a fork is as good as a fresh process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
+MODULES = (
+    # libraries, and what they import when they are used first
+    "torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.profiler", "torch.utils.flop_counter",
+    "accelerate", "diffusers.hooks", "diffusers.loaders.peft", "peft", "safetensors.numpy", "scipy.ndimage", "scipy.optimize",
+    # commands and workers
+    "dit_compress.cli.app", "dit_compress.cli.tables", "dit_compress.export.check_early", "dit_compress.export.step",
+    "dit_compress.report", "dit_compress.run.changes", "dit_compress.run.pipeline", "dit_compress.run.plan",
+    "dit_compress.run.worker", "dit_compress.testing.models", "dit_compress.testing.steps", "dit_compress.train.loop",
+    # parts of the recipes
+    "dit_compress_plugins.data_shapes.data", "dit_compress_plugins.discriminator_dit_block.discriminator",
+    "dit_compress_plugins.distill_adversarial.distiller", "dit_compress_plugins.distill_affine.distiller",
+    "dit_compress_plugins.distill_flow.distiller", "dit_compress_plugins.evaluate_latency.step",
+    "dit_compress_plugins.evaluate_psnr.step", "dit_compress_plugins.evaluate_shapes.step",
+    "dit_compress_plugins.export_diffusers.step", "dit_compress_plugins.latent_video_vae.step",
+    "dit_compress_plugins.model_video_dit.adapter", "dit_compress_plugins.prune_trilevel.step",
+    "dit_compress_plugins.search_groupwise.search", "dit_compress_plugins.text_words.encoder",
+    "dit_compress_plugins.tracker_jsonl.tracker",
+)  # fmt: skip
+
+
+def forkserver() -> ForkServerContext:
+    """Where processes are made; the server starts with the first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(MODULES))
+    return context
