@@ -10,7 +10,7 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.export.components import DitStep, dit_step, text_component, vae_decoder
-from dit_compress.export.one_of_each import shorten
+from dit_compress.model.one_of_each import shorten
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.sizes import further

@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 
 from dit_compress.export import Component, Profile, check_components, dit_step, export_components, trace
 from dit_compress.export.fitting import fitted
-from dit_compress.export.one_of_each import shorten
+from dit_compress.model.one_of_each import shorten
 from dit_compress.export.rewrite import linears_as_convolutions, lower_ranks, patches_as_linears, slice_attention
 from dit_compress.export.rewrite.ranks import steps
 from dit_compress.plugin.registry import use
