@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dit_compress.export.base import ExportOptions
 from dit_compress.export.profiles import Device
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.options import Plugin
 
 
-class CoreAIOptions(Options):
+class CoreAIOptions(ExportOptions):
     """Options of ``coreai``.
 
     precision: of weights and arithmetic; inputs and outputs stay float32.

@@ -6,15 +6,16 @@ from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 
+from dit_compress.export.base import ExportOptions
 from dit_compress.export.profiles import Device
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.options import Plugin
 
 Weights = Literal["int8", "int4", "palette6", "palette4"]
 WEIGHT_BITS: dict[str | None, int] = {"int8": 8, "int4": 4, "palette6": 6, "palette4": 4}
 
 
-class CoreMLOptions(Options):
+class CoreMLOptions(ExportOptions):
     """Options of ``coreml``.
 
     precision: of weights and arithmetic.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from dit_compress.export.base import ExportOptions
 from dit_compress.export.profiles import Device
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.options import Plugin
 
 
-class ExecuTorchOptions(Options):
+class ExecuTorchOptions(ExportOptions):
     """Options of ``executorch``.
 
     precision: of weights and arithmetic; inputs and outputs stay float32.
     device: a profile by name (``generic-android`` …) or a JSON file.
     """
 
-    precision: Literal["float32", "float16"] = "float32"
     device: Device = "generic-android"
 
 

@@ -1,14 +1,16 @@
 """``export: {use: openvino}``: OpenVINO IR for PCs, executed with OpenVINO's CPU plugin."""
 
-from dit_compress.export import Device
+from typing import Literal
+
+from dit_compress.export import ExportOptions
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.options import Plugin
 
 
-class OpenVINOOptions(Options):
-    """device: a profile by name, or a JSON file."""
+class OpenVINOOptions(ExportOptions):
+    """precision: of weights and arithmetic."""
 
-    device: Device = "cpu"
+    precision: Literal["float32"] = "float32"
 
 
 @hookimpl

@@ -1,11 +1,16 @@
 """Weights as safetensors, the graph as JSON."""
 
+from typing import Literal
+
+from dit_compress.export import ExportOptions
 from dit_compress.plugin.kinds import hookimpl
-from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.options import Plugin
 
 
-class GraphOptions(Options):
-    """Nothing to choose."""
+class GraphOptions(ExportOptions):
+    """precision: of weights and arithmetic."""
+
+    precision: Literal["float32"] = "float32"
 
 
 @hookimpl
