@@ -267,7 +267,7 @@ class Manifest(_Closed):
 def _need(model: Any, names: tuple[str, ...]) -> Any:
     """The model; ValueError where it lacks fields that what it says asks for."""
     if missing := [name for name in names if name not in model.model_fields_set]:
-        raise ValueError(f"{', '.join(map(repr, missing))} is a required property")
+        raise ValueError(f"{missing[0]!r} is a required property")
     return model
 
 
@@ -308,13 +308,13 @@ def faults(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _words(fault: Any) -> str:
     *outer, leaf = fault["loc"]
-    what = str(fault["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    what = re.sub("^(Value error, |(Input|String|List) (?=should))", "", fault["msg"])
     if fault["type"] == "missing":
         where, what = outer, f"{leaf!r} is a required property"
     elif fault["type"] == "extra_forbidden":
         where, what = outer, f"{leaf!r} is none of its keys"
     else:
         where = fault["loc"]
-        what = what if fault["type"] == "value_error" else f"{what}, not {fault['input']!r}"
+        what = what if fault["type"] == "value_error" or ", not " in what else f"{what}, not {fault['input']!r}"
     place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in where).removeprefix(".")
     return f"{place or '$'}: {what if len(what) <= _WIDTH else f'{what[:_WIDTH]} …'}"
