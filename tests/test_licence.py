@@ -127,5 +127,5 @@ def test_it_arrives_in_the_manifest(tmp_path: Path) -> None:
     (bundle.path / "bundle.json").write_text(json.dumps({**data, "licence": "mit"}))
     context = context_in(tmp_path / "step", input=Bundle.open(bundle.path))
     context.record["parts"] = {"step": {"plugin": "onnx", "options": {"use": "onnx"}}}
-    assert about(context)["licence"] == "mit"
-    assert about(replace(context, licence="Apache-2.0"))["licence"] == "Apache-2.0"
+    assert about(context, context.input.codec())["licence"] == "mit"
+    assert about(replace(context, licence="Apache-2.0"), context.input.codec())["licence"] == "Apache-2.0"

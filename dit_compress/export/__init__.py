@@ -8,19 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dit_compress.export.base import ExportStep
+    from dit_compress.export.base import ExportOptions, ExportStep
+    from dit_compress.export.component import Component
     from dit_compress.export.components import dit_step, text_encoder, vae_decoder
     from dit_compress.export.package import check_components, describe_video, export_components
     from dit_compress.export.profiles import Device, profile_named
     from dit_compress.export.step import export
-    from dit_compress.export.tracing import inspect, trace
-    from dit_compress.export.types import Artifact, Component, Diagnostic, Fidelity, Precision, Profile, Runner
+    from dit_compress.export.tracing import inspect
+    from dit_compress.export.types import Artifact, Diagnostic, Fidelity, Precision, Profile, Runner
 
 _PUBLIC = {
     "Artifact": "types",
-    "Component": "types",
+    "Component": "component",
     "Device": "profiles",
     "Diagnostic": "types",
+    "ExportOptions": "base",
     "ExportStep": "base",
     "Fidelity": "types",
     "Precision": "types",
@@ -34,7 +36,6 @@ _PUBLIC = {
     "inspect": "tracing",
     "profile_named": "profiles",
     "text_encoder": "components",
-    "trace": "tracing",
     "vae_decoder": "components",
 }
 
@@ -43,6 +44,7 @@ __all__ = [
     "Component",
     "Device",
     "Diagnostic",
+    "ExportOptions",
     "ExportStep",
     "Fidelity",
     "Precision",
@@ -56,7 +58,6 @@ __all__ = [
     "inspect",
     "profile_named",
     "text_encoder",
-    "trace",
     "vae_decoder",
 ]
 

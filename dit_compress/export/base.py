@@ -6,38 +6,47 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.export.profiles import profile_named
+from dit_compress.export.profiles import Device, profile_named
+from dit_compress.export.types import Exporter, Precision
+from dit_compress.plugin.options import Options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dit_compress.export.sizes import Video
     from dit_compress.export.types import Artifact, Profile
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context, Result
 
 
-class ExportStep:
-    """A step that exports. A plugin adds ``check``, ``lower`` and ``runner`` (see ``hooks.Exporter``).
+class ExportOptions(Options):
+    """Options of every exporter; one that has fewer precisions, or another default, states the field anew.
 
-    Reads ``precision``, ``device`` and ``sizes`` of the options where they have them.
+    precision: of weights and arithmetic.
+    device: a profile by name, or a JSON file.
     """
 
-    device = "cpu"
-    """Name of the profile where the options name none."""
+    precision: Precision = "float32"
+    device: Device = "cpu"
 
-    def __init__(self, options: Any) -> None:
-        self.options: Any = options
+
+class ExportStep(Exporter):
+    """A step that exports. A plugin adds ``check``, ``lower`` and ``runner``."""
+
+    options: Any
+
+    def __init__(self, options: ExportOptions) -> None:
+        self.options = options
 
     @property
     def profile(self) -> Profile:
         """The device, as the options describe it."""
-        found = profile_named(getattr(self.options, "device", None) or self.device)
-        return replace(found, precision=getattr(self.options, "precision", found.precision))
+        return replace(profile_named(self.options.device), precision=self.options.precision)
 
     @property
-    def sizes(self) -> tuple[tuple[int, int, int], ...]:
-        """Further videos (frames, height, width) that the files take."""
-        return getattr(self.options, "sizes", ())
+    def sizes(self) -> tuple[Video, ...]:
+        """Further videos (frames, height, width) that the files take; none, unless the exporter says otherwise."""
+        return ()
 
     def plan(self, spec: Spec) -> Spec:
         """Files change no bundle. UserError where a further size does not fit the VAE, or the sampler is not Euler."""

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from dit_compress.core.errors import UserError
+from dit_compress.export.base import ExportStep
 from dit_compress.export.components import DitStep, dit_step, text_component, vae_decoder
-from dit_compress.export.one_of_each import shorten
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.sizes import further
 from dit_compress.export.step import CAPTIONS
 from dit_compress.export.tracing import count_weights
+from dit_compress.model.one_of_each import shorten
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dit_compress.export.types import Component, Diagnostic
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Diagnostic, Exporter
     from dit_compress.model.spec import Spec
+    from dit_compress.step.protocols import Step
 
 
 class Networks:
@@ -42,7 +45,7 @@ class Networks:
         return [step if isinstance(each.module, DitStep) else each for each in self.short]
 
 
-def check_early(exporter: Any, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
+def check_early(exporter: Step, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
     """Warnings of the exporter's check over the networks that ``spec`` describes.
 
     What it objects to is asked again of the whole networks: every place is named, and none for a block left out.
@@ -50,17 +53,17 @@ def check_early(exporter: Any, spec: Spec, networks: Networks | None = None) -> 
     networks: those of ``spec``, where other exporters look at them too.
 
     Raises:
-        UserError: the check found errors.
+        UserError: the check found errors. A step that is no :class:`ExportStep` is not asked.
     """
-    if not hasattr(exporter, "check"):
+    if not isinstance(exporter, ExportStep):
         return []
     found = _check(exporter, networks or Networks(spec))
-    for video in further(getattr(exporter, "sizes", ()), spec.video):
+    for video in further(exporter.sizes, spec.video):
         found += [each for each in _check(exporter, Networks(replace(spec, video=video))) if each not in found]
     return found
 
 
-def _check(exporter: Any, networks: Networks) -> list[Diagnostic]:
+def _check(exporter: Exporter, networks: Networks) -> list[Diagnostic]:
     try:
         return check_components(exporter, networks.short, exporter.profile)
     except UserError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.export.types import Component
+from dit_compress.export.component import Component
 from dit_compress.model.denoiser import Cond, Denoiser
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -11,11 +10,13 @@ from pydantic import ValidationError
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, sha256_file
 from dit_compress.core.version import SCHEMA, __version__
+from dit_compress.export.manifest import faults, required
 from dit_compress.export.types import FIDELITIES, Artifact
 from dit_compress.plugin.options import load_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from dit_compress.export.types import Runner
     from dit_compress.plugin.registry import Registry
@@ -25,15 +26,6 @@ _AGAIN = "Copy the package again, or export it anew"
 _KEYS = ("artifacts", "load_order", "fidelity", "passed", "files")
 _MOST = 10
 """Faults of a manifest that are named."""
-_WIDTH = 160
-"""Letters of one: a fault quotes what it is about."""
-
-
-@cache
-def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema of ``manifest.json``."""
-    found: dict[str, Any] = read_json(Path(__file__).parent / "manifest.schema.json")
-    return found
 
 
 def read_manifest(folder: Path, *, whole: bool = False) -> dict[str, Any]:
@@ -53,7 +45,7 @@ def read_manifest(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     if manifest["schema"] > SCHEMA:
         what = f"written with schema {manifest['schema']}; this toolkit ({__version__}) reads up to {SCHEMA}"
         raise UserError(what, where=where, mend="Upgrade dit-compress")
-    wanted = manifest_schema()["required"] if whole else _KEYS
+    wanted = required() if whole else _KEYS
     if missing := [key for key in wanted if key not in manifest]:
         what = f"not a whole manifest: {', '.join(missing)} missing"
         raise UserError(what, where=where, mend=_AGAIN)
@@ -63,18 +55,9 @@ def read_manifest(folder: Path, *, whole: bool = False) -> dict[str, Any]:
 
 def need_schema(manifest: Mapping[str, Any], where: str, mend: str) -> None:
     """UserError where what the manifest says does not follow the schema, or no checksum covers a file it uses."""
-    faults = [*_faults(manifest)] or [*_strays(manifest)]
-    if faults:
-        raise UserError.join([UserError(fault, where=where, mend=mend) for fault in faults[:_MOST]])
-
-
-def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Where the manifest departs from the schema, and in what; keys that are not there are not missed."""
-    import jsonschema
-
-    for error in jsonschema.Draft202012Validator({**manifest_schema(), "required": []}).iter_errors(manifest):
-        said = "a path out of the folder" if error.validator == "not" else error.message
-        yield f"{error.json_path.removeprefix('$.')}: {said if len(said) <= _WIDTH else f'{said[:_WIDTH]} …'}"
+    found = [*faults(manifest)] or [*_strays(manifest)]
+    if found:
+        raise UserError.join([UserError(fault, where=where, mend=mend) for fault in found[:_MOST]])
 
 
 def _strays(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -8,18 +8,10 @@ and the reference DiT's sinusoids take a float32 sigma in float32.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from dit_compress.export.rewrite import rewrite_modules
-
-if TYPE_CHECKING:
-    from dit_compress.export.types import Component
-
-_HALVED: WeakKeyDictionary[Component, Component] = WeakKeyDictionary()
 
 
 class HalfInside(nn.Module):
@@ -40,15 +32,6 @@ class HalfInside(nn.Module):
         return tuple(value.float() for value in several)
 
 
-def halved(component: Component) -> Component:
-    """The component with a half-precision copy of its module; made once."""
-    if component not in _HALVED:
-        module = copy.deepcopy(rewrite_modules(component.module)).half()
-        precise = tuple(name in component.precise for name in component.inputs)
-        _HALVED[component] = replace(component, module=HalfInside(module, precise))
-    return _HALVED[component]
-
-
-def in_precision(component: Component, precision: str) -> Component:
-    """The component itself for float32, its half-precision copy for float16."""
-    return halved(component) if precision == "float16" else component
+def halved(module: nn.Module, precise: tuple[bool, ...]) -> HalfInside:
+    """A half-precision copy of a module. precise: by input, whether it stays in float32."""
+    return HalfInside(copy.deepcopy(rewrite_modules(module)).half(), precise)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dit_compress.export.sizes import by_size, shapes_of
-from dit_compress.export.tracing import module_path, operator_name, trace
+from dit_compress.export.sizes import shapes_of
+from dit_compress.export.tracing import module_path, operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch.fx import Node
 
-    from dit_compress.export.types import Component
+    from dit_compress.export.component import Component
 
 HALF_MAX = 65504.0
 NUM_SHOWN = 10
@@ -57,7 +57,7 @@ class _Watcher(torch.fx.Interpreter):
 
 def headroom(component: Component, input_sets: Mapping[str, Mapping[str, Tensor]]) -> list[Headroom]:
     """One entry per operator and module, the worst input set of each, the least headroom first."""
-    traced = [(shapes_of(part.inputs), trace(part).module()) for part in by_size(component).values()]
+    traced = [(shapes_of(part.inputs), part.program.module()) for part in component.by_size.values()]
     worst: dict[tuple[str, str], Headroom] = {}
     for name, inputs in input_sets.items():
         watcher = _Watcher(next(module for shapes, module in traced if shapes == shapes_of(inputs)))

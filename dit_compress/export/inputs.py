@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_compress.export.sizes import by_size
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from dit_compress.export.types import Component
+    from dit_compress.export.component import Component
 
 TINY, HUGE = 1e-3, 300.0
 
@@ -47,7 +45,7 @@ def input_sets(component: Component, names: Sequence[str]) -> dict[str, dict[str
     Those of a further size are named ``<size>-<set>``.
     """
     chosen: dict[str, dict[str, Tensor]] = {}
-    for size, part in by_size(component).items():
+    for size, part in component.by_size.items():
         before = f"{size}-" if size else ""
         for name, inputs in [*((name, INPUT_SETS[name](part)) for name in names), *part.more.items()]:
             if not any(_equal(inputs, earlier) for earlier in chosen.values()):

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ import numpy as np
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_data, sha256_file, whole_folder, write_json
 from dit_compress.core.version import SCHEMA, __version__
-from dit_compress.export.fitting import fitted
 from dit_compress.export.folder import UNVERIFIED, need_schema, summarise
 from dit_compress.export.headroom import headroom, shown
 from dit_compress.export.inputs import input_sets, reference_outputs
@@ -29,8 +27,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dit_compress.export.component import Component
     from dit_compress.export.proof import Row
-    from dit_compress.export.types import Artifact, Component, Diagnostic, Exporter, Profile, Runner
+    from dit_compress.export.types import Artifact, Diagnostic, Exporter, Profile, Runner
 
 
 def export_components(
@@ -61,7 +60,7 @@ def export_components(
             written then.
     """
     warnings = check_components(exporter, components, profile)
-    components = [fitted(component, profile) for component in components]
+    components = [component.fitted(profile) for component in components]
     entries: list[dict[str, Any]] = []
     rows: list[Row] = []
     seconds: dict[str, float] = {}
@@ -80,11 +79,7 @@ def export_components(
                 rows += proof
         manifest = _manifest(entries, profile, {**(about or {}), **(more(partial) if more else {})})
         manifest["files"] = _other_files(partial, entries)
-        need_schema(
-            json.loads(json.dumps(manifest)),
-            "manifest.json",
-            "Report it to the authors of the exporter or text encoder",
-        )
+        need_schema(manifest, "manifest.json", "Report it to the authors of the exporter or text encoder")
         write_json(partial / "manifest.json", manifest)
     return {
         "passed": manifest["passed"],
@@ -100,7 +95,7 @@ def export_components(
 def check_components(exporter: Exporter, components: Sequence[Component], profile: Profile) -> list[Diagnostic]:
     """Warnings of the exporter's check over the components as the profile asks for them; its errors together."""
     errors, warnings = [], []
-    for component in (fitted(component, profile) for component in components):
+    for component in (component.fitted(profile) for component in components):
         for found in exporter.check(component, profile):
             if found.severity == "warning":
                 warnings.append(found)

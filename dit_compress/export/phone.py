@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.export.sizes import Video
+    from dit_compress.export.step import Loaded
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.step.context import Context
 
@@ -92,9 +93,9 @@ def describe_rope(denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder
 
 
 @torch.no_grad()
-def golden_sample(context: Context, caption: str, denoiser: Denoiser) -> tuple[dict[str, Tensor], float]:
+def golden_sample(context: Context, loaded: Loaded, caption: str) -> tuple[dict[str, Tensor], float]:
     """Every stage of one video as the toolkit makes it, and its guidance."""
-    text, codec, flow = context.text().eval(), context.input.codec().eval(), context.input.flow
+    text, flow = loaded.text, context.input.flow
     tokens = text.encoder.tokenize([caption])
     cond = text(tokens)
     x = Streams(SAMPLE_SEED, 0, [0]).normal(SAMPLE_STREAM, context.latent_shape())
@@ -105,24 +106,25 @@ def golden_sample(context: Context, caption: str, denoiser: Denoiser) -> tuple[d
     stages["noise"] = x
     sigmas = flow.sigmas()
     for step, (now, then) in enumerate(pairwise(sigmas), 1):
-        x = x + (then - now) * guided(denoiser, x, torch.full((1,), now), cond, flow.guidance)
+        x = x + (then - now) * guided(loaded.denoiser, x, torch.full((1,), now), cond, flow.guidance)
         stages[f"latent/{step}"] = x
-    stages["video"] = codec.decode(x)
+    stages["video"] = loaded.codec.decode(x)
     return stages, flow.guidance
 
 
-def write_phone_files(context: Context, caption: str, folder: Path, videos: Sequence[Video] = ()) -> Mapping[str, Any]:
+def write_phone_files(
+    context: Context, loaded: Loaded, caption: str, folder: Path, videos: Sequence[Video] = ()
+) -> Mapping[str, Any]:
     """Tokenizer, golden sample, RoPE tables and checklist into the package; what the manifest says of them.
 
     videos: further sizes that the files take.
     """
     from safetensors.torch import save_file
 
-    denoiser = context.input.denoiser().eval()
-    stages, guidance = golden_sample(context, caption, denoiser)
+    stages, guidance = golden_sample(context, loaded, caption)
     save_file({name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
                for name, value in stages.items()}, folder / SAMPLE)  # fmt: skip
-    text, sizes = describe_text(context.text().encoder, folder), describe_sizes(context, videos)
+    text, sizes = describe_text(loaded.text.encoder, folder), describe_sizes(context, videos)
     (folder / "CHECKLIST.md").write_text(_CHECKLIST, "utf-8")
     return {
         "text": text,
@@ -133,7 +135,7 @@ def write_phone_files(context: Context, caption: str, folder: Path, videos: Sequ
             "shape": list(stages["noise"].shape),
             "golden": "any generator will do; the golden noise is in the golden sample",
         },
-        "rope": describe_rope(denoiser, sizes, folder),
+        "rope": describe_rope(loaded.denoiser, sizes, folder),
         "sample": {
             "file": SAMPLE,
             "caption": caption,

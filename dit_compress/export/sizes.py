@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.spec import latent_size
@@ -14,39 +12,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.export.types import Component
     from dit_compress.model.protocols import Codec
     from dit_compress.model.spec import Spec
 
-OWN = ""
-"""Name of the size that a component's ``inputs`` have."""
 MAIN = "main"
-"""The same in manifests and files."""
+"""Name of a component's own size in manifests and files."""
 Video = tuple[int, int, int]
-_KNOWN: WeakKeyDictionary[Component, dict[str, Component]] = WeakKeyDictionary()
 
 
 def size_name(video: Video) -> str:
     """``video_9x64x96`` for 9 frames of 64 × 96 pixels."""
     return "video_" + "x".join(map(str, video))
-
-
-def by_size(component: Component) -> dict[str, Component]:
-    """A component of one size for each; its own, named ``""``, comes first.
-
-    The same objects at every call: each is traced once.
-    """
-    if component not in _KNOWN:
-        _KNOWN[component] = {
-            name: replace(component, inputs=inputs, more={}, sizes={}) for name, inputs in component.sizes.items()
-        }
-    return {OWN: component, **_KNOWN[component]}
-
-
-def with_sizes(component: Component, latents: Mapping[str, Tensor]) -> Component:
-    """The component with further latents ``[1,C,T,H,W]``, all other inputs as they are."""
-    sizes = {name: {**component.inputs, "latent": latent} for name, latent in latents.items()}
-    return replace(component, sizes=sizes)
 
 
 def shapes_of(inputs: Mapping[str, Tensor]) -> dict[str, list[int]]:

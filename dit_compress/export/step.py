@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,7 @@ from dit_compress.core.randomness import Streams
 from dit_compress.export.components import dit_step, text_encoder, vae_decoder
 from dit_compress.export.package import describe_video, export_components
 from dit_compress.export.phone import on_device, write_phone_files
-from dit_compress.export.sizes import further, size_name, with_sizes
+from dit_compress.export.sizes import further, size_name
 from dit_compress.plugin.options import VideoOptions
 from dit_compress.step.context import Result
 
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dit_compress.export.types import Component
+    from dit_compress.export.component import Component
+    from dit_compress.export.sizes import Video
+    from dit_compress.export.types import Exporter
+    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.protocols import Codec
+    from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
 
 FOLDER = "files"
@@ -37,23 +42,37 @@ CAPTIONS = {
 """Input sets of a text encoder: no tensor of it can be scaled."""
 
 
-def export(exporter: Any, context: Context) -> Result:
+@dataclass(frozen=True)
+class Loaded:
+    """The networks of a bundle, each read from disk once, for inference."""
+
+    text: Captions
+    denoiser: Denoiser
+    codec: Codec
+
+    @classmethod
+    def of(cls, context: Context) -> Loaded:
+        """Those of the step's input."""
+        return cls(context.text().eval(), context.input.denoiser().eval(), context.input.codec().eval())
+
+
+def export(exporter: Exporter, context: Context) -> Result:
     """Export the input bundle's text encoder, DiT step and VAE decoder at batch 1 and prove the files.
 
-    ``exporter`` follows ``hooks.Exporter`` and has a ``profile``. Raises UserError where a file is refused.
+    Raises UserError where a file is refused.
     """
     context.input.flow.need_euler()
-    sizes = getattr(exporter, "sizes", ())
+    loaded = Loaded.of(context)
 
     def more(folder: Path) -> Any:
-        return write_phone_files(context, TYPICAL_CAPTION, folder, sizes)
+        return write_phone_files(context, loaded, TYPICAL_CAPTION, folder, exporter.sizes)
 
     report = export_components(
         exporter,
-        components(context, sizes),
+        components(context, loaded, exporter.sizes),
         exporter.profile,
         context.folder / FOLDER,
-        about(context),
+        about(context, loaded.codec),
         more,
     )
     metrics = {key: report[key] for key in ("passed", "fidelity", "bytes")}
@@ -64,7 +83,7 @@ def export(exporter: Any, context: Context) -> Result:
     return Result(metrics=metrics, files={"manifest": f"{FOLDER}/manifest.json"})
 
 
-def components(context: Context, sizes: Sequence[tuple[int, int, int]] = ()) -> list[Component]:
+def components(context: Context, loaded: Loaded, sizes: Sequence[Video] = ()) -> list[Component]:
     """Text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur.
 
     sizes: further videos (frames, height, width) that the files shall take.
@@ -72,14 +91,13 @@ def components(context: Context, sizes: Sequence[tuple[int, int, int]] = ()) -> 
     own = context.video or context.input.spec.video
     latent = _latent(context, own)
     latents = {size_name(video): _latent(context, video) for video in further(sizes, own)}
-    text = context.text().eval()
     with torch.no_grad():
-        cond = dict(text.cond([TYPICAL_CAPTION]))
-    encoders = [text_encoder(text.encoder, CAPTIONS)] if on_device(text.encoder) else []
+        cond = dict(loaded.text.cond([TYPICAL_CAPTION]))
+    encoder = loaded.text.encoder
     return [
-        *encoders,
-        with_sizes(dit_step(context.input.denoiser().eval(), latent, cond), latents),
-        with_sizes(vae_decoder(cast("nn.Module", context.input.codec().eval()), latent), latents),
+        *([text_encoder(encoder, CAPTIONS)] if on_device(encoder) else []),
+        dit_step(loaded.denoiser, latent, cond).with_sizes(latents),
+        vae_decoder(cast("nn.Module", loaded.codec), latent).with_sizes(latents),
     ]
 
 
@@ -89,9 +107,8 @@ def _latent(context: Context, video: tuple[int, int, int] | None) -> Tensor:
     return Streams(context.seed, 0, [0]).normal("export", shape)
 
 
-def about(context: Context) -> dict[str, Any]:
+def about(context: Context, codec: Codec) -> dict[str, Any]:
     """What the manifest says of the exporter and of sampling."""
-    codec = context.input.codec()
     config = context.input.spec.need_latent().config
     step = context.record["parts"]["step"]
     options = {key: value for key, value in step["options"].items() if key != "use"}

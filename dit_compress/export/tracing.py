@@ -5,26 +5,24 @@ from __future__ import annotations
 import copy
 import warnings
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.export.rewrite import rewrite_for, rewrite_graph, rewrite_modules
-from dit_compress.export.types import Component, Diagnostic, Profile, Rewrites
+from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-Made = TypeVar("Made")
-_TRACED: WeakKeyDictionary[Component, ExportedProgram] = WeakKeyDictionary()
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Profile
+
 RANDOM = ("rand", "randn", "randint", "bernoulli", "normal", "dropout", "rand_like", "randn_like", "normal_functional")
 LARGE = 2**16
 """Values of a tensor whose padding is worth a warning."""
@@ -42,50 +40,8 @@ class Named(nn.Module):
         return self.module(*inputs.values())
 
 
-def once(make: Callable[[Component], Made]) -> Callable[[Component], Made]:
-    """A function of a component that is called once for each; what it raises is not remembered."""
-    known: WeakKeyDictionary[Component, Made] = WeakKeyDictionary()
-
-    @wraps(make)
-    def made(component: Component) -> Made:
-        if component not in known:
-            known[component] = make(component)
-        return known[component]
-
-    return made
-
-
 def trace(component: Component) -> ExportedProgram:
-    """Rewrite the modules, trace with fixed shapes, decompose, rewrite the graph. Works on the meta device.
-
-    A component is traced once: what ``check`` saw is what ``lower`` converts.
-
-    Raises:
-        UserError: ``torch.export`` can't follow the module, for instance where control flow depends on values.
-    """
-    if component not in _TRACED:
-        _TRACED[component] = _traced(component)
-    return _TRACED[component]
-
-
-def asking(component: Component, rewrites: Rewrites) -> Component:
-    """The component with these rewrites. Its trace is a rewritten copy of the component's, not a second one.
-
-    Raises:
-        UserError: as of :func:`trace`.
-    """
-    program = trace(component)
-    weights = (*program.state_dict.values(), *program.constants.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = copy.deepcopy(program, {id(weight): weight for weight in weights})  # a graph of its own, no weights
-    rewrite_for(program, rewrites)
-    asked = replace(component, rewrites=rewrites)
-    _TRACED[asked] = program
-    return asked
-
-
-def _traced(component: Component) -> ExportedProgram:
+    """See ``Component.program``, which asks once for each."""
     module = Named(rewrite_modules(component.module))
     try:
         with torch.no_grad(), warnings.catch_warnings(), _plain_attention():
@@ -105,6 +61,14 @@ def _traced(component: Component) -> ExportedProgram:
     return program
 
 
+def copied(program: ExportedProgram) -> ExportedProgram:
+    """A program with a graph of its own, the weights in common."""
+    weights = (*program.state_dict.values(), *program.constants.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return copy.deepcopy(program, {id(weight): weight for weight in weights})
+
+
 @contextmanager
 def _plain_attention() -> Iterator[None]:
     """Without torch's fused encoder layer, which no other runtime has."""
@@ -116,13 +80,15 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def inspect(
-    component: Component, program: ExportedProgram, profile: Profile, *, splits: bool = False
-) -> list[Diagnostic]:
+def inspect(component: Component, profile: Profile, *, splits: bool = False) -> list[Diagnostic]:
     """Objections that hold for every target: rank, dtypes, randomness, size, unused inputs.
 
     ``splits``: the exporter writes several files where one would be too large.
+
+    Raises:
+        UserError: as of ``Component.program``.
     """
+    program = component.program
     found = [*_weights(component, profile, splits=splits), *_dtypes(component, profile), *_unused(component, program)]
     found += _written(component, program)
     for node in operators(program):
@@ -133,10 +99,10 @@ def inspect(
 def inspected(component: Component, profile: Profile, *, splits: bool = False) -> tuple[list[Diagnostic], list[Node]]:
     """:func:`inspect` of the traced component, and its operators; an untraceable one is a diagnostic itself."""
     try:
-        program = trace(component)
+        found = inspect(component, profile, splits=splits)
     except UserError as error:
         return [Diagnostic("", where, "error", what, mend) for where, what, mend in error.problems], []
-    return inspect(component, program, profile, splits=splits), list(operators(program))
+    return found, list(operators(component.program))
 
 
 def operators(program: ExportedProgram) -> Iterator[Node]:

@@ -1,8 +1,4 @@
-"""What goes into an exporter and what comes out. Imports no torch.
-
-Shapes: whatever the component's example inputs have (and those of its further sizes); they are fixed in the
-exported files.
-"""
+"""What goes into an exporter and what comes out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,9 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    from torch import Tensor, nn
 
     from dit_compress.export.compare import Arithmetic
+    from dit_compress.export.component import Component
 
 Fidelity = Literal["production", "reference", "interpreter", "none"]
 """What executed the file: the runtime apps use, the maker's reference runtime, an interpreter of the graph, nothing."""
@@ -44,37 +40,6 @@ class Rewrites:
     split_heads: bool = False
     query_slice: int | None = None
     patch_linears: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Component:
-    """One network of the package, with typical inputs.
-
-    name: ``text_encoder``, ``dit_step`` or ``vae_decoder``; the stem of its files.
-    module: takes the inputs in their order, returns a tensor (or a tuple of them).
-    inputs: typical example inputs by name; their shapes are the shapes of the file.
-    outputs: names of what the module returns.
-    varied: inputs that the proof sets to zero or scales; the others (sigma, masks) keep typical values.
-    precise: inputs whose path up to the first matrix product stays in float32. The sinusoids of
-        ``1000·sigma`` need it: half precision moves the angle by up to a quarter of a radian.
-    mask: the input that is 1 at real text and 0 at padding, for the padded input set.
-    more: further input sets by name, each complete: other captions, say, where nothing can be scaled.
-    sizes: typical inputs of other shapes that the file takes too, by name (``video_9x64x96``), each complete.
-    num_weights: values of its parameters and buffers, where the module is a stand-in with fewer.
-    rewrites: what its trace gets beyond what all get; the engine sets it from the profile.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    outputs: tuple[str, ...]
-    varied: tuple[str, ...]
-    precise: tuple[str, ...] = ()
-    mask: str | None = None
-    more: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
-    num_weights: int | None = None
-    sizes: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
-    rewrites: Rewrites = Rewrites()
 
 
 @dataclass(frozen=True)
@@ -174,12 +139,15 @@ class Runner(Protocol):
 
 
 class Exporter(Step, Protocol):
-    """Files for a device. A subclass of ``dit_compress.export.ExportStep`` adds three methods to the engine's own work.
+    """Files for a device. A subclass of ``ExportStep`` adds three methods to the engine's own work."""
 
-    profile: the device, as the options describe it.
-    """
+    @property
+    def profile(self) -> Profile:
+        """The device, as the options describe it."""
 
-    profile: Profile
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """Further videos (frames, height, width) that the files take."""
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What would break on the target, each with operator, module path, severity and mend.

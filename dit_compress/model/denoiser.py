@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from dit_compress.model.attention import attentions_at, captured
 from dit_compress.structure.lookup import output_at, with_output
-from dit_compress.structure.observe.discover import observe, replicated
+from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.observe.weightless import hollow_copy
 from dit_compress.structure.record import Call, record
 
 if TYPE_CHECKING:
-    from dit_compress.structure.facts import Stack, Structure
+    from dit_compress.structure.facts import Structure
 
 
 class Cond(Mapping[str, Tensor]):
@@ -220,12 +220,6 @@ class Denoiser(nn.Module):
 def discover(denoiser: Denoiser) -> Structure:
     """Find the structure of the denoiser's module as it stands now, from its own example (works on the meta device)."""
     return observe(denoiser.module, first_call(denoiser))
-
-
-def find_stacks_of(denoiser: Denoiser) -> tuple[Stack, ...]:
-    """Find the stacks alone: nothing inside a block is probed. Raises what the module raises without its weights."""
-    _, (found, _) = replicated(denoiser.module, first_call(denoiser))
-    return tuple(item.stack for item in found)
 
 
 def first_call(denoiser: Denoiser) -> Call:

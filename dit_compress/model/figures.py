@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError, root_cause
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from dit_compress.model.denoiser import Denoiser
@@ -50,17 +52,26 @@ def describe(spec: Spec) -> dict[str, Any]:
     figures["heads"] = [attention.heads for attention in structure.attentions]
     figures["ffn"] = [feed_forward.width for feed_forward in structure.feed_forwards]
     if spec.latent is not None and spec.video is not None:
+        from dit_compress.model.one_of_each import shorten
+
         size = spec.latent_size()
         figures["tokens"] = denoiser.tokens(size)
         with suppress(UncountableError):
-            figures["flops"] = count_flops(denoiser, size)
+            figures["flops"] = count_flops(denoiser, size, each=shorten(denoiser))
         widest = max([*figures["ffn"], *(attention.heads * attention.width for attention in structure.attentions)])
         figures["memory_bytes"] = BYTES_BF16 * (figures["params"] + 4 * figures["tokens"] * widest)
     return figures
 
 
-def count_flops(denoiser: Denoiser, size_THW: tuple[int, int, int], text_length: int = 32) -> int:
+def count_flops(
+    denoiser: Denoiser,
+    size_THW: tuple[int, int, int],
+    text_length: int = 32,
+    each: Mapping[str, int] | None = None,
+) -> int:
     """Count FLOPs of one call for one sample, attention included, on the meta device.
+
+    each: what ``shorten`` returned of this denoiser: a block that stands for several counts so often.
 
     Raises:
         UncountableError: the network does not run there: it looks at the values of its tensors.
@@ -77,4 +88,6 @@ def count_flops(denoiser: Denoiser, size_THW: tuple[int, int, int], text_length:
             f"its FLOPs can't be counted without weights: {root_cause(error)}",
             mend="Make control flow and shapes independent of values, or count parameters instead",
         ) from error
-    return counter.get_total_flops()
+    counts, root = counter.get_flop_counts(), f"{type(denoiser).__name__}.module"
+    others = ((number - 1) * sum(counts.get(f"{root}.{path}", {}).values()) for path, number in (each or {}).items())
+    return counter.get_total_flops() + sum(others)

@@ -40,7 +40,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
     figures: dict[str, dict[str, Any]] = {}
     rows: list[Planned] = []
     errors: list[UserError] = []
-    networks: dict[str, Networks] = {}
+    networks: list[Networks] = []
     for node in nodes(recipe):
         source = node.inputs.get("input", "")
         try:
@@ -82,14 +82,16 @@ def _planned(node: Node, before: Spec) -> Spec:
     return after
 
 
-def _check_export(node: Node, spec: Spec, networks: dict[str, Networks]) -> tuple[str, ...]:
+def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str, ...]:
     """What the exporter warns of; UserError where it would refuse a network.
 
-    networks: by input; exporters of one input look at the same ones.
+    networks: made so far; exporters of inputs that are alike look at the same ones.
     """
     from dit_compress.export.check_early import Networks, check_early
 
-    made = networks.setdefault(node.inputs.get("input", ""), Networks(spec))
+    made = next((each for each in networks if _alike(each.spec, spec)), None)
+    if made is None:
+        networks.append(made := Networks(spec))
     return tuple(f"{found.path}: {found.message}" for found in check_early(node.build(), spec, made))
 
 

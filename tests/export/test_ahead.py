@@ -16,7 +16,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.export.check_early import Networks, check_early, components_early
 from dit_compress.export.package import check_components
 from dit_compress.export.profiles import profile_named
-from dit_compress.export.tracing import count_weights, inspected, operators, trace
+from dit_compress.export.tracing import count_weights, inspected, operators
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.registry import use
 from dit_compress.testing.models import _CONFIGS, MODELS
@@ -90,7 +90,7 @@ def test_one_block_of_each_shape_speaks_for_the_others(name: str) -> None:
     (twin,) = (each for each in networks.short if each.name == "dit_step")
     (step,) = (each for each in networks.whole if each.name == "dit_step")
     assert twin.num_weights == step.num_weights == count_weights(step.module) > count_weights(twin.module)
-    assert len(list(operators(trace(twin)))) < len(nodes) / 1.5
+    assert len(list(operators(twin.program))) < len(nodes) / 1.5
 
 
 def test_blocks_of_two_shapes_are_both_looked_at() -> None:

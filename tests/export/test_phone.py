@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from toy import part
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.video import write_video
+from dit_compress.export.manifest import manifest_schema
 from dit_compress.export.player import Player, need_frames, to_pixels, tokenize
 from dit_compress.export.step import CAPTIONS, export
-from dit_compress.model.bundle import write_bundle
+from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.registry import use
@@ -39,7 +39,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("coremltools")
 torch.set_num_threads(1)
 
-SCHEMA = json.loads((Path(sys.modules["dit_compress"].__file__).parent / "export" / "manifest.schema.json").read_text())
+SCHEMA = manifest_schema()
 VIDEO = (9, 64, 64)
 
 
@@ -231,6 +231,15 @@ def test_embeddings_from_a_host(onnx: tuple[Any, Path], tmp_path: Path) -> None:
     assert min(player.golden().values()) > 40
 
 
+def test_an_export_reads_each_network_once(
+    onnx: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, load = [], Bundle._load
+    monkeypatch.setattr(Bundle, "_load", lambda bundle, name, spec: (read.append(name), load(bundle, name, spec))[1])
+    exported(tmp_path, ONNXExport(ONNXOptions()), "onnx", bundle=onnx[0])
+    assert sorted(read) == ["denoiser", "latent", "text"]
+
+
 def harmed(tensors: dict[str, Any], harm: str) -> dict[str, Any]:
     """Embeddings that a host may send by mistake."""
     if harm == "missing":
@@ -292,10 +301,10 @@ def edited(folder: Path, change: Any) -> None:
     ("change", "message"),
     [
         (lambda data: data.pop("sigmas"), "not a whole manifest: sigmas missing"),
-        (lambda data: data.update(frame_rule="1 + 8*k"), "frame_rule: '1 + 8*k' is not of type 'object'"),
+        (lambda data: data.update(frame_rule="1 + 8*k"), "frame_rule: should be an object, not '1 + 8*k'"),
         (lambda data: data["text"].pop("where"), "text: 'where' is a required property"),
-        (lambda data: data["noise"].update(shape="2"), "noise.shape: '2' is not of type 'array'"),
-        (lambda data: data["files"].append(7), "files[7]: 7 is not of type 'object'"),
+        (lambda data: data["noise"].update(shape="2"), "noise.shape: should be a valid array, not '2'"),
+        (lambda data: data["files"].append(7), "files[7]: should be an object, not 7"),
         (lambda data: data["artifacts"][0].update(path="../x.onnx"), "artifacts[0].path: ../x.onnx is not among its 'files'"),
         (lambda data: data["artifacts"][1].update(golden="/tmp/g"), "artifacts[1].golden: /tmp/g is not among 'files'"),
         (lambda data: data["text"]["tokenizer"].update(file="a.json"), "text.tokenizer: tokenizer/a.json is not among"),

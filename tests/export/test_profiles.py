@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.export import Component, Profile, inspect, profile_named, trace
+from dit_compress.export import Component, Profile, inspect, profile_named
 from dit_compress.export.profiles import FOLDER, from_data, names
 
 if TYPE_CHECKING:
@@ -69,15 +69,14 @@ def toy(module: nn.Module, **inputs: torch.Tensor) -> Component:
 
 def test_memory_and_files_count_the_bits_of_a_weight() -> None:
     component = toy(nn.Linear(512, 512), x=torch.randn(2, 512))
-    program = trace(component)
 
     def errors(**limits: Any) -> list[str]:
-        return [found.message for found in inspect(component, program, Profile("x", **limits))]
+        return [found.message for found in inspect(component, Profile("x", **limits))]
 
     assert errors(memory_bytes=2**19, precision="float32") == ["weights of 1 MiB, the device has 0 MiB"]
     assert errors(max_file_bytes=2**19, weight_bits=4) == []
     assert len(errors(max_file_bytes=2**19, precision="float16")) == 1
-    assert inspect(component, program, Profile("x", max_file_bytes=1), splits=True) == []
+    assert inspect(component, Profile("x", max_file_bytes=1), splits=True) == []
 
 
 def test_short_last_axes_are_one_warning() -> None:
@@ -86,7 +85,7 @@ def test_short_last_axes_are_one_warning() -> None:
             return (x * 2).transpose(1, 2).contiguous() + 1
 
     component = toy(Turn(), x=torch.randn(1, 16, 8192))
-    found = inspect(component, trace(component), Profile("x", alignment=32))
+    found = inspect(component, Profile("x", alignment=32))
     assert [each.severity for each in found] == ["warning"]
     assert "large tensors end in less than 32 values ([1, 8192, 16], first)" in found[0].message
-    assert inspect(component, trace(component), Profile("x", alignment=1)) == []
+    assert inspect(component, Profile("x", alignment=1)) == []

@@ -15,11 +15,10 @@ from test_exporters import seeded
 from torch import Tensor, nn
 from torch.fx.node import map_arg
 
-from dit_compress.export import Component, Profile, check_components, dit_step, export_components, trace
-from dit_compress.export.fitting import fitted
-from dit_compress.export.one_of_each import shorten
+from dit_compress.export import Component, Profile, check_components, dit_step, export_components
 from dit_compress.export.rewrite import linears_as_convolutions, lower_ranks, patches_as_linears, slice_attention
 from dit_compress.export.rewrite.ranks import steps
+from dit_compress.model.one_of_each import shorten
 from dit_compress.plugin.registry import use
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress_plugins.export_onnx import ONNXOptions
@@ -251,7 +250,7 @@ def test_real_models_compute_the_same(name: str) -> None:
     """One rewrite after the other: few axes bit for bit, the others to 1e-5 of the output's peak."""
     use()
     component = step_of(name)
-    program, inputs = trace(component), component.inputs
+    program, inputs = component.program, component.inputs
     with torch.no_grad():
         plain = program.module()(**inputs)
         tall = sum(rank > 5 for rank in ranks(program))
@@ -296,7 +295,7 @@ def test_a_profile_asks_and_the_proof_passes(tmp_path: Path) -> None:
 
 def test_what_is_not_asked_for_is_the_same_component() -> None:
     plain = Component("linear", nn.Linear(4, 4).eval(), {"x": torch.ones(2, 4)}, ("y",), varied=("x",))
-    assert fitted(plain, Profile("any", max_rank=4)) is plain
-    changed = fitted(plain, Profile("any", max_rank=4, convolutions=True))
+    assert plain.fitted(Profile("any", max_rank=4)) is plain
+    changed = plain.fitted(Profile("any", max_rank=4, convolutions=True))
     assert changed.rewrites.convolutions
-    assert fitted(plain, Profile("other", max_rank=4, convolutions=True)) is changed
+    assert plain.fitted(Profile("other", max_rank=4, convolutions=True)) is changed

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import dit_compress
 from dit_compress.core.version import SCHEMA
 from dit_compress.export import player
+from dit_compress.export.manifest import manifest_schema
 from dit_compress.testing.exporters import dit
 
 PAGE = (Path(__file__).parents[2] / "docs" / "phone-package.md").read_text("utf-8")
 SWIFT = "\n".join(re.findall(r"^```swift\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
-WHOLE: dict[str, Any] = json.loads(
-    (Path(dit_compress.__file__).parent / "export" / "manifest.schema.json").read_text("utf-8")
-)
+WHOLE: dict[str, Any] = manifest_schema()
 SCALARS = {
     "Int": ("integer",),
     "Float": ("number",),

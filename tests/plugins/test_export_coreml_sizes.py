@@ -16,7 +16,6 @@ from dit_compress.export import Component, export_components
 from dit_compress.export.compare import compare
 from dit_compress.export.folder import artifact_of
 from dit_compress.export.inputs import input_sets
-from dit_compress.export.sizes import with_sizes
 from dit_compress_plugins.export_coreml import CoreMLOptions
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def component() -> Component:
     torch.manual_seed(1)
     inputs = {"latent": torch.randn(SHAPES[""]), "text": torch.randn(1, 256)}
     made = Component("dit_step", Positions().eval(), inputs, ("velocity",), varied=("latent", "text"))
-    return with_sizes(made, {OTHER: torch.randn(SHAPES[OTHER])})
+    return made.with_sizes({OTHER: torch.randn(SHAPES[OTHER])})
 
 
 def exported(folder: Path, **options: Any) -> tuple[dict[str, Any], Any, Any]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.export import Component, export_components, trace
+from dit_compress.export import Component, export_components
 from dit_compress.testing.exporters import small
 
 pytest.importorskip("executorch")
@@ -51,7 +51,7 @@ def readers(program: torch.export.ExportedProgram) -> dict[str, set[str]]:
 
 def test_packed_weights_have_no_other_reader() -> None:
     """XNNPACK frees what it packed; the file of such a network ended the process (ExecuTorch 1.5.1)."""
-    traced = trace(component())
+    traced = component().program
     before = readers(traced)
     found = readers(apart(traced))
     assert before == readers(traced), "the traced program serves other exporters too"
@@ -62,7 +62,7 @@ def test_packed_weights_have_no_other_reader() -> None:
 
 
 def test_weights_that_are_only_packed_stay_as_they_are() -> None:
-    traced = trace(component(tied=False))
+    traced = component(tied=False).program
     assert apart(traced) is traced
 
 

@@ -16,6 +16,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.model.cut import compact
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.figures import count_flops, count_parameters
+from dit_compress.model.one_of_each import shorten
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -365,3 +366,20 @@ def test_no_message_lacks_a_number() -> None:
     assert named
     asked_again = Question(axes, {}, price, default_curves(price, axes), float(named[1].replace(",", "")))
     assert len(allocate(asked_again)) == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_flops_of_one_block_of_each_shape_are_those_of_the_whole(name, pruned):
+    denoiser = tiny_denoiser(name)
+    axes = axes_of(denoiser)
+    if pruned:  # the first block has other shapes than the rest
+        first = next(axis for axis in axes if axis.level == "head" and axis.block == 0)
+        compact(denoiser, [first], {first.name: tuple(range(1, first.units))})
+    size = denoiser.example_size
+    whole = count_flops(denoiser, size)
+    blocks = {stack.path: stack.length for stack in denoiser.structure().stacks}
+    counts = shorten(denoiser)
+    assert {path: sum(n for place, n in counts.items() if place.startswith(path)) for path in blocks} == blocks
+    assert any(number > 1 for number in counts.values())
+    assert count_flops(denoiser, size, each=counts) == whole

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dit_compress.export.base import ExportOptions
 from dit_compress.export.profiles import Device
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import Plugin, hookimpl
 
 
-class CoreAIOptions(Options):
+class CoreAIOptions(ExportOptions):
     """Options of ``coreai``.
 
     precision: of weights and arithmetic; inputs and outputs stay float32.

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.files import disk_errors
 from dit_compress.core.progress import quiet
-from dit_compress.export.half import in_precision
-from dit_compress.export.tracing import module_path, once, operator_name, operators, trace
+from dit_compress.export.tracing import module_path, operator_name, operators
 from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-    from dit_compress.export.types import Component, Precision
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Precision
 
 DATE = "19700101T000000Z"
 MEND = "Write it with operators that Core AI has, or add a rewrite in dit_compress/rewrite"
@@ -35,7 +35,7 @@ def convert(component: Component, precision: Precision, path: Path) -> None:
         converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
         try:
             converter.add_exported_program(
-                decomposed(in_precision(component, precision)),
+                decomposed(component.in_precision(precision)),
                 input_names=list(component.inputs),
                 output_names=list(component.outputs),
             )
@@ -54,10 +54,9 @@ def decomposed(component: Component) -> ExportedProgram:
     """The traced program in the operators that Core AI has."""
     from coreai_torch import get_decomp_table
 
-    return trace(component).run_decompositions(get_decomp_table())
+    return component.program.run_decompositions(get_decomp_table())
 
 
-@once
 def untranslated(component: Component) -> tuple[Diagnostic, ...]:
     """Operators that coreai-torch has no lowering for."""
     with quiet():

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dit_compress.export.compare import Arithmetic
-    from dit_compress.export.types import Component, Fidelity, Profile
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Fidelity, Profile
 
 KIND = "aimodel"
 MAX_RANK = 8
@@ -29,8 +30,6 @@ MINIMUM_OS = "iOS27"
 
 class CoreAIExport(ExportStep):
     """Step ``export: {use: coreai}``."""
-
-    device = "iphone-16-pro-max"
 
     @property
     def profile(self) -> Profile:

@@ -6,14 +6,15 @@ from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 
+from dit_compress.export.base import ExportOptions
 from dit_compress.export.profiles import Device
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import Plugin, hookimpl
 
 Weights = Literal["int8", "int4", "palette6", "palette4"]
 WEIGHT_BITS: dict[str | None, int] = {"int8": 8, "int4": 4, "palette6": 6, "palette4": 4}
 
 
-class CoreMLOptions(Options):
+class CoreMLOptions(ExportOptions):
     """Options of ``coreml``.
 
     precision: of weights and arithmetic.

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
-from dit_compress.export.tracing import trace
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -24,7 +23,7 @@ def convert(component: Component, precision: Precision, minimum_os: str) -> Any:
     Raises:
         UserError: coremltools refuses the program.
     """
-    program = trace(component)
+    program = component.program
     with quiet():
         import coremltools
 

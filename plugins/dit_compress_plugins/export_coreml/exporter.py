@@ -13,7 +13,8 @@ from dit_compress_plugins.export_coreml import WEIGHT_BITS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dit_compress.export.types import Component, Profile, Runner
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Profile, Runner
 
 KIND = "mlpackage"
 
@@ -21,12 +22,15 @@ KIND = "mlpackage"
 class CoreMLExport(ExportStep):
     """Step ``export: {use: coreml}``."""
 
-    device = "iphone-16-pro-max"
-
     @property
     def profile(self) -> Profile:
         """The device the options describe."""
         return replace(super().profile, weight_bits=WEIGHT_BITS.get(self.options.weights))
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """Further videos that the files take, as the options say."""
+        return self.options.sizes
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What would break in Core ML. Needs no weights: the component may lie on the meta device."""

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
-from dit_compress.export.sizes import MAIN, OWN, by_size, shapes_of
+from dit_compress.export.sizes import MAIN, shapes_of
 from dit_compress_plugins.export_coreml.package import fix_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dit_compress.export.types import Component
+    from dit_compress.export.component import Component
 
     Write = Callable[[Component, Path], tuple[Path, list[str]]]
 
 
 def describe(component: Component) -> list[dict[str, Any]]:
     """The functions as the manifest holds them: name, shape of every input."""
-    return [{"name": size or MAIN, "inputs": shapes_of(part.inputs)} for size, part in by_size(component).items()]
+    return [{"name": size or MAIN, "inputs": shapes_of(part.inputs)} for size, part in component.by_size.items()]
 
 
 def lower_sizes(component: Component, folder: Path, write: Write) -> tuple[Path, list[str]]:
@@ -40,9 +40,9 @@ def lower_sizes(component: Component, folder: Path, write: Write) -> tuple[Path,
     Raises:
         UserError: one size needs more chunks than another, or coremltools can't join them.
     """
-    parts = by_size(component)
+    parts = component.by_size
     if len(parts) == 1:
-        return write(parts[OWN], folder)
+        return write(component, folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{component.name}-sizes-") as place:
         made = {}
         for number, (size, part) in enumerate(parts.items()):

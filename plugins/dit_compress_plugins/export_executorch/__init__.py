@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from dit_compress.export.base import ExportOptions
 from dit_compress.export.profiles import Device
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import Plugin, hookimpl
 
 
-class ExecuTorchOptions(Options):
+class ExecuTorchOptions(ExportOptions):
     """Options of ``executorch``.
 
     precision: of weights and arithmetic; inputs and outputs stay float32.
     device: a profile by name (``generic-android`` …) or a JSON file.
     """
 
-    precision: Literal["float32", "float16"] = "float32"
     device: Device = "generic-android"
 
 

@@ -8,15 +8,15 @@ import torch
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
-from dit_compress.export.half import in_precision
-from dit_compress.export.tracing import module_path, once, operator_name, operators, trace
+from dit_compress.export.tracing import module_path, operator_name, operators
 from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-    from dit_compress.export.types import Component, Precision
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Precision
 
 CONVOLUTION = torch.ops.aten.convolution.default
 MEND = "Write it with operators that ExecuTorch has, or export this component to another target"
@@ -40,7 +40,7 @@ def convert(component: Component, precision: Precision) -> bytes:
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            program = apart(trace(in_precision(component, precision)))
+            program = apart(component.in_precision(precision).program)
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
         except UserError:
@@ -87,7 +87,6 @@ def _packs(user: Node, node: Node) -> bool:
     return getattr(user.target, "overloadpacket", None) in PACKED and node in user.args[1:3] and node != user.args[0]
 
 
-@once
 def without_kernel(component: Component) -> tuple[Diagnostic, ...]:
     """Operators that neither XNNPACK nor the portable library can run; the file would be written all the same.
 
@@ -98,7 +97,7 @@ def without_kernel(component: Component) -> tuple[Diagnostic, ...]:
         from executorch.runtime import Runtime
 
         known = {name.split("::")[-1].split(".")[0] for name in Runtime.get().operator_registry.operator_names}
-        program = trace(component).run_decompositions(torch.export.default_decompositions())
+        program = component.program.run_decompositions(torch.export.default_decompositions())
     found: dict[tuple[str, str], Diagnostic] = {}
     for node in operators(program):
         name, path = operator_name(node), module_path(node)

@@ -17,15 +17,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dit_compress.export.compare import Arithmetic
-    from dit_compress.export.types import Component, Fidelity, Profile
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Fidelity, Profile
 
 KIND = "pte"
 
 
 class ExecuTorchExport(ExportStep):
     """Step ``export: {use: executorch}``."""
-
-    device = "generic-android"
 
     @property
     def profile(self) -> Profile:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from dit_compress.export.profiles import Device
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.export.base import ExportOptions
+from dit_compress.hooks import Plugin, hookimpl
 
 
-class ONNXOptions(Options):
+class ONNXOptions(ExportOptions):
     """Options of ``onnx``.
 
     precision: of weights and arithmetic; inputs and outputs stay float32.
@@ -18,9 +16,7 @@ class ONNXOptions(Options):
     device: a profile by name (``cpu``, ``generic-android``, ``iphone-16-pro-max``) or a JSON file.
     """
 
-    precision: Literal["float32", "float16"] = "float32"
     opset: int = Field(default=20, ge=18, le=23)
-    device: Device = "cpu"
 
 
 @hookimpl

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.files import disk_errors
 from dit_compress.core.progress import quiet
-from dit_compress.export.tracing import module_path, operator_name, operators, trace
+from dit_compress.export.tracing import module_path, operator_name, operators
 from dit_compress.export.types import Diagnostic
 from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve, weight_bytes
 
@@ -28,7 +28,7 @@ def convert(component: Component, precision: Precision, opset: int) -> ModelProt
     """
     import torch
 
-    program = trace(component)
+    program = component.program
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -58,7 +58,7 @@ def untranslated(component: Component, opset: int) -> list[Diagnostic]:
 
     with quiet():
         known, table = _translations(opset)
-        left = list(operators(trace(component).run_decompositions(table)))
+        left = list(operators(component.program.run_decompositions(table)))
     what, mend = "torch has no translation of it to ONNX", "Write it with operators that ONNX has"
     missing = {
         (operator_name(node), module_path(node))

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dit_compress.export.compare import Arithmetic
-    from dit_compress.export.types import Component, Fidelity, Profile
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Fidelity, Profile
 
 KIND = "onnx"
 ATTENTION_RANK = 4

@@ -1,13 +1,15 @@
 """``export: {use: example}``: described without importing its code; this module imports no torch."""
 
-from dit_compress.export import Device
-from dit_compress.hooks import Options, Plugin, hookimpl
+from typing import Literal
+
+from dit_compress.export import ExportOptions
+from dit_compress.hooks import Plugin, hookimpl
 
 
-class ExampleOptions(Options):
-    """Change this: whatever a recipe may choose. ``device``: a profile by name (``cpu`` …), or a JSON file of yours."""
+class ExampleOptions(ExportOptions):
+    """Change this: whatever a recipe may choose beside ``device``. precision: of weights and arithmetic."""
 
-    device: Device = "cpu"
+    precision: Literal["float32"] = "float32"
 
 
 @hookimpl

@@ -41,13 +41,11 @@ class ExampleExport(ExportStep):
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
         """Change this: call your converter on the traced program, and list what it wrote."""
-        from dit_compress.export import trace
-
         from dit_compress.scaffold.samples.export.graph import write_graph
 
         place = folder / f"{component.name}.{KIND}"
         place.mkdir()
-        write_graph(trace(component), component, place)
+        write_graph(component.program, component, place)
         # weight_bits and precision decide which gates the proof applies: state what the file really holds.
         return [Artifact(place, component.name, KIND, "float32", {"bytes": size_of(place)}, weight_bits=32)]
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    from dit_compress.export import Component
+    from dit_compress.export import Component, Fidelity
+    from dit_compress.export.compare import Arithmetic
     from torch.export import ExportedProgram
 
 GRAPH, WEIGHTS = "graph.json", "weights.safetensors"
@@ -41,7 +42,8 @@ def write_graph(program: ExportedProgram, component: Component, place: Path) -> 
 class Interpreter:
     """Executes the two files, operator by operator. Knows nothing but them."""
 
-    fidelity, arithmetics = "interpreter", ("float32",)
+    fidelity: Fidelity = "interpreter"
+    arithmetics: tuple[Arithmetic, ...] = ("float32",)
 
     def __init__(self, place: Path) -> None:
         try:
@@ -51,7 +53,7 @@ class Interpreter:
             raise UserError(f"it can't be read: {error}", where=str(place), mend="Export the bundle again") from error
 
     @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: str) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:
         """Return outputs by name; ``arithmetic`` is one of :attr:`arithmetics`."""
         known = {**self.weights, **{f"input:{name}": torch.from_numpy(value.copy()) for name, value in inputs.items()}}
         values: dict[str, Any] = {}

@@ -1,13 +1,15 @@
 """``export: {use: openvino}``: OpenVINO IR for PCs, executed with OpenVINO's CPU plugin."""
 
-from dit_compress.export import Device
-from dit_compress.hooks import Options, Plugin, hookimpl
+from typing import Literal
+
+from dit_compress.export import ExportOptions
+from dit_compress.hooks import Plugin, hookimpl
 
 
-class OpenVINOOptions(Options):
-    """device: a profile by name, or a JSON file."""
+class OpenVINOOptions(ExportOptions):
+    """precision: of weights and arithmetic."""
 
-    device: Device = "cpu"
+    precision: Literal["float32"] = "float32"
 
 
 @hookimpl

@@ -28,12 +28,10 @@ class OpenVINOExport(ExportStep):
         """Convert the traced program, weights and arithmetic in float32."""
         import openvino
 
-        from dit_compress.export import trace
-
         place = folder / f"{component.name}.{KIND}"
         place.mkdir()
         try:
-            model = openvino.convert_model(trace(component))
+            model = openvino.convert_model(component.program)
         except Exception as error:
             what = f"OpenVINO can't convert it: {root_cause(error)}"
             raise UserError(what, where=f"component {component.name}") from error

@@ -1,10 +1,15 @@
 """Weights as safetensors, the graph as JSON."""
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from typing import Literal
+
+from dit_compress.export import ExportOptions
+from dit_compress.hooks import Plugin, hookimpl
 
 
-class GraphOptions(Options):
-    """Nothing to choose."""
+class GraphOptions(ExportOptions):
+    """precision: of weights and arithmetic."""
+
+    precision: Literal["float32"] = "float32"
 
 
 @hookimpl

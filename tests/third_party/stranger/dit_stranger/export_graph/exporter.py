@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_compress.export import Artifact, Profile, inspect, trace
+from dit_compress.export import Artifact, ExportStep, Profile, inspect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,39 +18,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.export import Component, Diagnostic
-    from dit_compress.model.spec import Spec
-    from dit_compress.step.context import Context, Result
-    from dit_stranger.export_graph import GraphOptions
 
 KIND = "graph"
 SPECIAL = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
-class GraphExport:
+class GraphExport(ExportStep):
     """Step ``export: {use: graph}``."""
 
     profile = Profile("stranger", precision="float32", max_rank=8)
 
-    def __init__(self, options: GraphOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Files change no bundle."""
-        return spec
-
-    def run(self, context: Context) -> Result:
-        """Export the input bundle."""
-        from dit_compress.export import export
-
-        return export(self, context)
-
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What holds for every target."""
-        return inspect(component, trace(component), profile)
+        return inspect(component, profile)
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
         """Two files."""
-        program = trace(component)
+        program = component.program
         place = folder / f"{component.name}.{KIND}"
         place.mkdir()
         tensors = {**program.state_dict, **{k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}}
