@@ -15,9 +15,6 @@ SOURCES = {path.relative_to(ENGINE).as_posix(): ast.parse(path.read_text("utf-8"
 UNTYPED = {
     "cli/app.py": "exceptions of typer, whose classes are private",
     "core/files.py": "errors of several libraries, with or without errno",
-    "export/base.py": "options of exporters that have a device, a precision and sizes, or have none",
-    "export/check_early.py": "exporters that are no ExportStep",
-    "export/step.py": "exporters that are no ExportStep",
     "export/rewrite/nodes.py": "nodes of torch.fx",
     "export/rewrite/norms.py": "any norm of torch or of a stranger's model",
     "model/bundle.py": "fields of our own dataclass, by the names of components",
@@ -27,6 +24,7 @@ UNTYPED = {
     "recipe/model.py": "fields of our own dataclass, by kind",
     "report/lineage.py": "values of JSON, or models of pydantic",
     "run/keys.py": "fields of our own dataclass, by the names of components",
+    "scaffold/samples/export/graph.py": "operators of torch, by name",
     "structure/": "any torch module, tensor or recorded value",
     "train/parallel.py": "tensors that may be sharded",
 }
@@ -72,6 +70,7 @@ OTHERS = {
     "model/figures.py": {"ffn": "a key of step.json: widths of feed-forwards"},
     "export/player.py": {"words": "a kind of tokenizer file, which the player reads"},
     "report/figures.py": {"ffn": "a module's name in models of diffusers", "block": "a label beside the rows"},
+    "scaffold/samples/": {"video_dit": "the model of the example in a new plugin's test"},
     "structure/": {
         "block": "the prefix of block axes in transform logs",
         "head": "part of attributes' names in models",

@@ -44,12 +44,12 @@ class Codec(Protocol):
 
 
 class FirstFrameCodec(Codec, Protocol):
-    """A codec whose one decoder works with the first frame of the video, where that is known, and without."""
+    """A codec whose decoder can be given the first frame of the video; it works without, too."""
 
     takes_first: bool = True
 
     def decode(self, latent_BCTHW: Tensor, first_BCYX: Tensor | None = None) -> Tensor:
-        """The same; ``first_BCYX``: the frame at the video's size, in [-1, 1]."""
+        """Decode a normalised latent; ``first_BCYX``: the frame at the video's size, in [-1, 1]."""
 
 
 def decoded(codec: Codec, latent_BCTHW: Tensor, first_BCYX: Tensor | None = None) -> Tensor:
