@@ -115,6 +115,12 @@ def test_what_is_not_seen_is_refused_by_name(name: str) -> None:
     assert re.fullmatch(reason, refusals[path])
 
 
+def test_lists_in_a_list_are_not_what_block_means() -> None:
+    structure = observe(*make(other_hands.Resampled))
+    assert (structure.main.path, structure.main.length) == ("layers", 4)
+    assert {part.stack for part in structure.attentions} == {"layers", "resampler.*.0"}
+
+
 def test_no_structure_without_a_reason() -> None:
     structure = observe(nn.Linear(3, 3), Call((torch.zeros(1, 3),), {}, recorded=True))
     assert structure.stacks == ()

@@ -42,7 +42,7 @@ def others(replica: Replica, found: Sequence[Found], seen: dict[str, Seen]) -> t
     search = _Search(replica.module, seen, list(found), replica.claims)
     more = [*search.nested(), *search.alone()]
     refusals = [Refusal(item.stack.path, ALONE) for item in (*more, *found) if _is_alone(item.stack)]
-    refusals += [Refusal(item.stack.path, APART) for item in more if not item.stack.removable]
+    refusals += [Refusal(item.stack.path, APART) for item in more if item.stack.apart]
     refusals += search.unseen()
     if not search.found and not refusals:
         refusals.append(Refusal("", NOTHING))
