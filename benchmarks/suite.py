@@ -81,13 +81,13 @@ def spent(*command: str) -> Spent:
 
 
 def cpu_of_children() -> float:
-    """Processor seconds of all processes that were waited for."""
+    """Return the processor seconds of all processes that were waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def told(what: str, run: Spent) -> None:
-    """One line; what a failed command printed follows."""
+    """Print one line; what a failed command printed follows."""
     print(f"{what}: {run.seconds:.1f} s, {run.cpu:.1f} s of processor time", flush=True)
     if run.status:
         print(f"  ended with status {run.status}:\n{run.printed[-4000:]}", flush=True)

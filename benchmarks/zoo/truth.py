@@ -23,24 +23,24 @@ class Truth:
     special: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = ()
 
     def of(self, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Heads and channels of one block."""
+        """Return the heads and channels of one block."""
         return next(((heads, ffn) for index, heads, ffn in self.special if index == block), (self.heads, self.ffn))
 
 
 def stack(path: str, heads: list[int], ffn: list[int], length: int = BLOCKS) -> Truth:
-    """A stack of equal blocks."""
+    """Return a stack of equal blocks."""
     return Truth(path, tuple(heads), tuple(ffn), length)
 
 
 def flux_like(
     width: int, *, joint: str = "transformer_blocks", single: str = "single_transformer_blocks"
 ) -> list[Truth]:
-    """Dual-stream blocks with a feed-forward per stream, then blocks whose attention and feed-forward are parallel."""
+    """Return dual-stream blocks, a feed-forward per stream, then blocks with parallel attention and feed-forward."""
     return [stack(joint, [HEADS], [width, width]), stack(single, [HEADS], [width])]
 
 
 def refined(width: int) -> list[Truth]:
-    """The same behind a refiner of the text."""
+    """Return the same behind a refiner of the text."""
     return [stack("context_embedder.token_refiner.refiner_blocks", [HEADS], [width], 2), *flux_like(width)]
 
 
