@@ -64,7 +64,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 
 
 def _need_proven(folder: Path, recipe: Recipe, *, allow_unverified: bool) -> None:
-    """Exit 1 where an export step wrote files that nothing executed, or that are below their gates."""
+    """Exit with 1 where an export step wrote files that nothing executed, or that are below their gates."""
     from dit_compress.core.files import read_json
     from dit_compress.export.folder import UNVERIFIED, below_gates
 

@@ -45,7 +45,7 @@ def verify(
 
 
 def proof_table(rows: Sequence[Row]) -> Table:
-    """One row per execution of an exported file."""
+    """Lay out one row per execution of an exported file."""
     table = Table("component", "file", "arithmetic", "inputs", "dB", "gate", "verdict", box=None)
     for row in rows:
         decibel = f"{row.comparison.psnr_db:.1f}"
