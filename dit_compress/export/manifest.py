@@ -265,7 +265,7 @@ class Manifest(_Closed):
 
 
 def _need(model: Any, names: tuple[str, ...]) -> Any:
-    """The model; ValueError where it lacks fields that what it says asks for."""
+    """Return the model; raise a ValueError where it lacks fields that others of its fields call for."""
     if missing := [name for name in names if name not in model.model_fields_set]:
         raise ValueError(f"{missing[0]!r} is a required property")
     return model
@@ -283,7 +283,7 @@ class _Generate(GenerateJsonSchema):
 
 
 def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of ``manifest.json``."""
+    """Return the JSON Schema (draft 2020-12) of ``manifest.json``."""
     found = Manifest.model_json_schema(schema_generator=_Generate)
     for described in (found, *found["$defs"].values()):
         for field in described["properties"].values():
@@ -292,12 +292,12 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def required() -> list[str]:
-    """The keys of a whole manifest."""
+    """Return the keys of a whole manifest."""
     return [info.alias or name for name, info in Manifest.model_fields.items() if info.is_required()]
 
 
 def faults(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Where a manifest departs from its model, and in what; keys at its top that are not there are not missed."""
+    """Yield where a manifest departs from its model, and in what; missing keys at its top are not counted."""
     try:
         Manifest.model_validate_json(json.dumps(manifest))
     except ValidationError as error:
