@@ -33,14 +33,14 @@ class Folder:
     path: Path
 
     def load(self) -> tuple[Denoiser, Spec]:
-        """The denoiser in float32, and the model without weights."""
+        """Load the denoiser in float32, and the model without weights."""
         maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
         spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
 
     def module(self) -> nn.Module:
-        """The module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
+        """Load the module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
         import torch
 
         if (self.path / PRUNING).is_file():
@@ -58,7 +58,7 @@ class Folder:
 
 
 def open_target(path: str | Path) -> Folder | Bundle:
-    """What stands at a path: a bundle, a run's last bundle, or a folder of diffusers; UserError for anything else."""
+    """Open a bundle, a run's last bundle, or a folder of diffusers at a path; raise a UserError for anything else."""
     bundle = resolve_bundle(path)
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle)
@@ -66,7 +66,7 @@ def open_target(path: str | Path) -> Folder | Bundle:
 
 
 def empty_denoiser(target: str) -> Denoiser:
-    """A denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
+    """Build a denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
     if not Path(target).exists() and target.isidentifier():
         maker = make_part("model", {"use": defaults.MODEL, "class_name": target}, installed()).build()
         with empty_weights():
@@ -79,7 +79,7 @@ def empty_denoiser(target: str) -> Denoiser:
 
 
 def component_folder(path: Path) -> Path:
-    """The transformer's folder of a pipeline, or the folder itself."""
+    """Return the transformer's folder of a pipeline, or the folder itself."""
     for found in (path / "transformer", path):
         if (found / "config.json").is_file():
             return found
@@ -87,7 +87,7 @@ def component_folder(path: Path) -> Path:
 
 
 def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
-    """A live module behind the convention of the plugin that makes its class from its config.
+    """Put a live module behind the convention of the plugin that makes its class from its config.
 
     Raises UserError where no plugin does, with what each of them said.
     """
