@@ -67,11 +67,11 @@ class Context(Workplace):
         return self.bundles["input"]
 
     def spec(self) -> Spec:
-        """The input bundle without weights; an empty one for the first step of a recipe without a model."""
+        """Describe the input bundle without weights; an empty one for the first step of a recipe without a model."""
         return self.input.spec if "input" in self.bundles else Spec(video=self.video)
 
     def slot(self, name: str) -> Bundle | None:
-        """Another bundle the step reads (``teacher``), or None."""
+        """Return another bundle the step reads (``teacher``), or None."""
         return self.bundles.get(name)
 
     def give(
@@ -106,7 +106,7 @@ class Context(Workplace):
     # -- data
 
     def clips(self, split: Split) -> Sequence[Clip]:
-        """The recipe's clips of one split. UserError where they are not those the run began with."""
+        """Return the recipe's clips of one split; raise a UserError where they are not those the run began with."""
         source, folder = self._data_part().build(), self._data_folder()
         if self.manifest_digest not in ("", manifest_digest(source, folder)):
             raise UserError(
@@ -119,7 +119,7 @@ class Context(Workplace):
         return found
 
     def pixels(self, split: Split) -> Samples:
-        """The clips as training samples in pixel space: streamed where the source has workers, else decoded once."""
+        """Return the clips as samples in pixel space: streamed where the source has workers, else decoded once."""
         cached = self._cached(split)
         if cached.workers:
             return cached.pixels()
@@ -127,7 +127,7 @@ class Context(Workplace):
             return cached.pixels()
 
     def latents(self, split: Split, text: Captions) -> Samples:
-        """The clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
+        """Return the clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
         cached, source = self._cached(split), self._data_part().build()
         latents = source.encoded(self._data_folder(), split, self.input.digest("latent"))
         if latents is None:
@@ -137,11 +137,11 @@ class Context(Workplace):
         return cached.samples(latents, self.input, text)
 
     def text(self) -> Captions:
-        """The input's text encoder."""
+        """Return the input's text encoder."""
         return Captions(self.input.text())
 
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of the recipe's video in the input's latent space."""
+        """Return (C, T, H, W) of the recipe's video in the input's latent space."""
         spec = replace(self.input.spec, video=self.video or self.input.spec.video)
         return (spec.codec().channels, *spec.latent_size())
 
@@ -165,7 +165,7 @@ class Context(Workplace):
         return data_folder(self.cache, self._data_part())
 
     def _need_shape(self, given: tuple[int, ...]) -> None:
-        """UserError where latents encoded elsewhere are of another video size than the recipe says."""
+        """Raise a UserError where latents encoded elsewhere are of another video size than the recipe says."""
         if given != self.latent_shape():
             raise UserError(
                 f"the latents are {list(given)}, the recipe's video makes {list(self.latent_shape())}",
