@@ -42,7 +42,7 @@ class Alarms:
             self.context.say(f"warning, {what} at step {step}. {mend}")
 
     def stop_if_asked(self) -> None:
-        """UserError with every alarm, where ``stop`` is set."""
+        """Raise a UserError with every alarm, where ``stop`` is set."""
         if self.stop and self.raised:
             raise UserError.join(list(self.raised.values()))
 
@@ -56,7 +56,7 @@ class CurveGuards:
         self.blind_steps = blind_steps
 
     def look(self, step: int, values: Mapping[str, float]) -> None:
-        """One step's figures."""
+        """Look at one step's figures."""
         for name, value in values.items():
             if name.rpartition("/")[2] != "accuracy":
                 continue
@@ -122,7 +122,7 @@ class SampleGuards:
     history: dict[str, list[float]] = field(default_factory=dict)
 
     def look(self, step: int, measures: Mapping[str, float]) -> dict[str, float]:
-        """Each measure as a share of its reference; alarms where it stays below its limit."""
+        """Return each measure as a share of its reference; raise alarms where it stays below its limit."""
         shares = {name: value / self.references[name] for name, value in measures.items() if self.references.get(name)}
         for name, share in shares.items():
             self.history.setdefault(name, []).append(share)

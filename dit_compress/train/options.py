@@ -45,7 +45,7 @@ class TrainOptions(Options):
 
 
 def check_parts(options: Options, processes: int) -> None:
-    """UserError unless so many processes can share a training step's batch equally, in its parts."""
+    """Raise a UserError unless so many processes can share a training step's batch equally, in its parts."""
     if not isinstance(options, TrainOptions):
         return
     parts = processes * options.accumulate
