@@ -47,7 +47,7 @@ def rewrite_specification(path: Path) -> None:
 
 
 def rewrite_manifest(path: Path) -> None:
-    """Identifiers out of the paths they stand for."""
+    """Take identifiers out of the paths they stand for."""
     manifest = json.loads(path.read_text("utf-8"))
     names = {old: str(uuid.uuid5(NAMESPACE, entry["path"])) for old, entry in manifest["itemInfoEntries"].items()}
     entries = {names[old]: entry for old, entry in manifest["itemInfoEntries"].items()}
