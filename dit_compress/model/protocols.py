@@ -44,7 +44,7 @@ class Codec(Protocol):
 
 
 class FirstFrameCodec(Codec, Protocol):
-    """A codec whose one decoder works with the first frame of the video, where that is known, and without."""
+    """A codec whose decoder also takes the first frame, where known."""
 
     takes_first: bool = True
 
