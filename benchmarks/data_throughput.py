@@ -1,4 +1,4 @@
-"""Whether clips are decoded as fast as training eats them, and latents read as fast.
+"""The rates of decoding clips and of reading latents against the rate at which training eats them.
 
     python benchmarks/data_throughput.py [--clips 64] [--rounds 12] [--source 288 512] [--size 96 96]
 

@@ -1,4 +1,4 @@
-"""How long a full-size model takes to be understood, without its weights.
+"""The time it takes to understand a full-size model, without its weights.
 
     python benchmarks/discover_14b.py [CLASS ...]
 

@@ -173,8 +173,8 @@ class Judge:
         found = bundles(run.folder, self.steps)
         differ = [step for step in self.expected if found.get(step) != self.expected[step]]
         places = [hit for hit in hits if hit is not None]
-        said = f"DIFFERENT: {differ}" if differ else "identical"
-        print(f"run {walk.number}: {len(places)} kills, {said}, {time.monotonic() - begun:.0f} s", flush=True)
+        outcome = f"DIFFERENT: {differ}" if differ else "identical"
+        print(f"run {walk.number}: {len(places)} kills, {outcome}, {time.monotonic() - begun:.0f} s", flush=True)
         shutil.rmtree(run.folder)
         return places, not differ and found.keys() == self.expected.keys()
 

@@ -1,4 +1,4 @@
-"""What benchmarks that compare arms over seeds share: recipes that run or go on, measures, statistics.
+"""Common parts of benchmarks that compare arms over seeds: recipes that run or go on, measures, statistics.
 
 One seed gives every arm a row of measures. A claim, ``(better, other, measure, sign)``, says that one arm is better
 than another by a measure; it is judged by the differences within seeds.
@@ -202,7 +202,7 @@ class Table:
             _row("claim", "by", "mean advantage", "95% interval", "corrected p (of the sign seen)", "verdict"),
             "|---" * 6 + "|",
         )
-        lines += [_told(verdict) for verdict in verdicts]
+        lines += [_sentence(verdict) for verdict in verdicts]
         return "\n".join(lines) + "\n"
 
 
@@ -217,7 +217,7 @@ def _cell(values: Sequence[float], digits: int) -> str:
     return f"{found['mean']:,.{digits}f}{spread}"
 
 
-def _told(verdict: dict[str, Any]) -> str:
+def _sentence(verdict: dict[str, Any]) -> str:
     word = "held" if verdict["held"] else "**reversed**" if verdict["reversed"] else "not held"
     p = verdict["corrected_reversed"] if verdict["mean"] < 0 else verdict["corrected"]
     spread = f"{verdict['low']:+.4f} … {verdict['high']:+.4f}" if np.isfinite(verdict["low"]) else "–"

@@ -1,4 +1,4 @@
-"""Which search prunes best, on the world of moving shapes: equal parameters, paired over seeds, corrected.
+"""Searches compared by what they prune, on the world of moving shapes: equal parameters, paired over seeds, corrected.
 
     python benchmarks/search_quality.py [--tier short] [--seeds 10] [--out runs/search_quality]
 
@@ -49,7 +49,7 @@ ALL = ["block", "head", "ffn"]
 OTHERS = ("magnitude", "taylor", "random", "depth_only", "head_only", "channel_only")
 LEVELS = {"depth_only": ["block"], "head_only": ["head"], "channel_only": ["ffn"]}
 MEASURES = (("loss_pruned", -1), ("accuracy_pruned", 1), ("loss_tuned", -1), ("accuracy_tuned", 1))
-"""What is compared, and which way is better."""
+"""The measures compared, and which way is better."""
 CLAIMS = tuple(("groupwise", other, measure, better) for measure, better in MEASURES for other in OTHERS)
 """Each: groupwise is better than this arm by this measure."""
 BLOCKS_LEFT = 6
@@ -200,10 +200,10 @@ def show(rows: list[Any], regrets: list[Any], verdicts: list[dict[str, Any]]) ->
     for name in regrets[0]:
         print(f"regret of {name:14} {np.mean([row[name] for row in regrets]):.3f} of the spread")
     for verdict in verdicts:
-        told = "held    " if verdict["held"] else "NOT HELD"
+        verdict_word = "held    " if verdict["held"] else "NOT HELD"
         spread = f"{verdict['mean']:+.4f} [{verdict['low']:+.4f}, {verdict['high']:+.4f}]"
         print(
-            f"{told} groupwise over {verdict['other']:13} by {verdict['measure']:16} {spread}, "
+            f"{verdict_word} groupwise over {verdict['other']:13} by {verdict['measure']:16} {spread}, "
             f"p {verdict['corrected']:.4f}"
         )
 

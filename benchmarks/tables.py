@@ -48,7 +48,7 @@ RATIOS = ("4x16x16", "4x32x32", "8x32x32", "8x64x64")
 HEADS = ("dit_block", "resblock2d_temporal", "light_resblock3d")
 JUDGES = {head: {"use": head, "frozen_blocks": 4} for head in HEADS}
 SWEEP = {f"K={depth}": {"use": "dit_block", "frozen_blocks": depth} for depth in (1, 2, 4, 6)}
-"""Of 8 blocks; half, the default of the toolkit, is what the claims of the sweep are about."""
+"""Frozen blocks of 8; half, the default of the toolkit, is what the claims of the sweep are about."""
 
 TABLES = {
     "3": Table(

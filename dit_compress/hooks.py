@@ -168,7 +168,7 @@ _MODULES = {
     "train.options": ("DistillOptions", "TrainOptions"),
 }
 MET = {name: module for module, names in _MODULES.items() for name in names}
-"""What a plugin meets → the module it stands in, imported when it is asked for: some need torch."""
+"""The module of each name that a plugin meets, imported when it is asked for: some need torch."""
 
 __all__ = [
     "Artifact", "Axis", "Batch", "Bundle", "Captions", "Clip", "Codec", "Component", "ComponentSpec", "Cond",

@@ -1,4 +1,4 @@
-"""What the export benchmarks share: exporters by name, components by name, peak memory."""
+"""Common parts of the export benchmarks: exporters by name, components by name, peak memory."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class InDouble(TorchDispatchMode):
 
 @dataclass
 class Verdict:
-    """What came of one class. counted: levels whose units are those of the source; error: by level, in float64.
+    """The outcome for one class. counted: levels whose units are those of the source; error: by level, in float64.
 
     acts: by level, whether the removal changes the output at all: else it would prove nothing.
     """

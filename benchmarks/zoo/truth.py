@@ -1,4 +1,4 @@
-"""What each class consists of, read from the sources of diffusers and the sizes in ``models.py``: by hand.
+"""The parts of each class, read from the sources of diffusers and the sizes in ``models.py``: by hand.
 
 A stack is a list of blocks through which streams run. ``heads``: units of each attention of a block, where query
 heads that share a key-value head, and text and image heads of one joint attention, are one unit. ``ffn``: channels

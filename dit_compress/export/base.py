@@ -1,4 +1,4 @@
-"""What every exporter has in common: it changes no bundle, and the engine does the work around its three methods."""
+"""The common part of all exporters: they change no bundle, and the engine does the work around their three methods."""
 
 from __future__ import annotations
 

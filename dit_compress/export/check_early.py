@@ -1,4 +1,4 @@
-"""What would break an export, before anything is trained: ``check`` over components without weights."""
+"""The check of an export before anything is trained: ``check`` over components without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a candidate array is from its reference.
+"""Distances of a candidate array from its reference.
 
 With reference ``r``, candidate ``c``, n values, and the output's range ``p`` on typical inputs, in float64:
 
@@ -93,7 +93,7 @@ def _decibel(peak: float, rms: float) -> float:
 
 
 Arithmetic = Literal["float32", "float16"]
-"""What a runner computes in. The weights are the file's own, whatever the arithmetic."""
+"""The arithmetic of a runner. The weights are the file's own, whatever the arithmetic."""
 
 ARITHMETICS: tuple[Arithmetic, ...] = ("float32", "float16")
 

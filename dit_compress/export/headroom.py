@@ -1,4 +1,4 @@
-"""How far every operator of a component stays from the end of half precision.
+"""The distance of every operator of a component from the end of half precision.
 
 Half precision ends at 65504. Headroom is 65504 / max|value|: under 1 an operator overflows. The figures
 are those of the traced program in float32 on the proof's own inputs; sums inside an operator are not seen.

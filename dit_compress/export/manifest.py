@@ -1,4 +1,4 @@
-"""What ``manifest.json`` says: models that its writer and its readers check it by. Imports no torch."""
+"""The contents of ``manifest.json`` as models that its writer and its readers check it by. Imports no torch."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Rope(_Closed):
 
 
 class Tokenizer(_Open):
-    """How captions become numbers."""
+    """The way from captions to numbers."""
 
     kind: str
     folder: str
@@ -148,7 +148,7 @@ class Tokenizer(_Open):
 
 
 class Text(_Open):
-    """Where captions are encoded, and the tensors that come of it."""
+    """The place that encodes captions, and the tensors that come of it."""
 
     model_config = ConfigDict(
         json_schema_extra={

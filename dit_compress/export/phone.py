@@ -1,4 +1,4 @@
-"""What makes an export a package for an app: tokenizer, golden sample, checklist, and the manifest's words on them.
+"""The parts that make an export a package for an app: tokenizer, golden sample, checklist, their manifest entries.
 
 - ``tokenizer/``: how captions become numbers, on the device or on the host of the text encoder.
 - ``golden/sample.safetensors``: one whole video as the toolkit makes it: ``tokens/…``, ``text/…``,
@@ -38,7 +38,7 @@ ROPE = "rope.safetensors"
 SAMPLE_SEED = 0
 SAMPLE_STREAM = "sample"
 ALIKE_DB = 40.0
-"""What a player must reach against the golden sample."""
+"""The PSNR that a player must reach against the golden sample."""
 
 
 def on_device(encoder: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What goes into an exporter and what comes out. Imports no torch."""
+"""Types of an exporter's inputs and outputs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dit_compress.export.component import Component
 
 Fidelity = Literal["production", "reference", "interpreter", "none"]
-"""What executed the file: the runtime apps use, the maker's reference runtime, an interpreter of the graph, nothing."""
+"""The executor of the file: the runtime apps use, the maker's reference runtime, an interpreter, nothing."""
 FIDELITIES: tuple[Fidelity, ...] = ("none", "interpreter", "reference", "production")
 """From the weakest proof to the strongest."""
 Precision = Literal["float32", "float16"]
@@ -26,7 +26,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What a traced program is rewritten to on request (``dit_compress/rewrite``).
+    """Forms that a traced program is rewritten to on request (``dit_compress/rewrite``).
 
     max_rank: chains of views and permutations through more axes, in steps of so many (4 or more).
     convolutions: learnt linears as 1×1 convolutions.
@@ -77,7 +77,7 @@ class Profile:
 
     @property
     def rewrites(self) -> Rewrites:
-        """What the device asks for."""
+        """The rewrites that the device asks for."""
         return Rewrites(self.max_rank, self.convolutions, self.split_heads, self.query_slice, self.patch_linears)
 
     @property

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of it.
+    """The outcome of a proof.
 
     fidelity: of this proof, the weakest of its artifacts; ``none`` where one was not executed.
     recorded: what the manifest said before, and says now.

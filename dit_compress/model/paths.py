@@ -1,4 +1,4 @@
-"""Where bundles stand."""
+"""Places of bundles."""
 
 from __future__ import annotations
 

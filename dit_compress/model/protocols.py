@@ -1,4 +1,4 @@
-"""What a model, a VAE, a text encoder and a sampler are to the engine."""
+"""The engine's contracts with models, VAEs, text encoders and samplers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Codec(Protocol):
         """Encode video in [-1, 1] as a normalised latent ``[B,C,T,H,W]`` (mean 0, std 1 over the training set)."""
 
     takes_first: bool = False
-    """Whether ``decode`` also takes the video's first frame: of a :class:`FirstFrameCodec`."""
+    """True of a :class:`FirstFrameCodec`: ``decode`` also takes the video's first frame."""
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """Decode a normalised latent to video in [-1, 1], clipped by the caller; may work in tiles."""
@@ -110,8 +110,10 @@ class TextEncoder(Protocol):
 
     width: int
     tokenizer_kind: str | None = None
-    """What :meth:`save_tokenizer` writes: ``words`` or ``tokenizers``. An encoder without it, or without parameters
-    of its own, stays on the host, and an exported package takes embeddings."""
+    """The kind of tokenizer that :meth:`save_tokenizer` writes: ``words`` or ``tokenizers``.
+
+    An encoder without it, or without parameters of its own, stays on the host: an exported package takes embeddings.
+    """
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Turn captions into integer tensors with leading B, padded to one fixed length."""

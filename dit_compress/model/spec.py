@@ -1,4 +1,4 @@
-"""What a bundle will be, before its weights exist: the currency of ``plan``."""
+"""A bundle before its weights exist: the currency of ``plan``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command names: a bundle or a folder of diffusers, and which plugin puts a module behind the convention."""
+"""The model that a command names, a bundle or a folder of diffusers, and the plugin that knows its convention."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def component_folder(path: Path) -> Path:
 def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
     """Put a live module behind the convention of the plugin that makes its class from its config.
 
-    Raises UserError where no plugin does, with what each of them said.
+    Raises UserError where no plugin does, with the objection of each.
     """
-    said = []
+    objections = []
     for entry in installed().entries("model"):
         maker: Any = load_object(entry.plugin.load)
         try:
@@ -99,13 +99,13 @@ def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
             with empty_weights():
                 like = maker.from_config(config)
         except Exception as error:  # noqa: BLE001 - a plugin may fail in any way on a module that is not its own
-            said.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")
+            objections.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")
             continue
         if type(like) is type(module):
             spec = ComponentSpec("model", entry.plugin.name, config, log_of(module))
             return maker.denoiser(module), Spec(denoiser=spec)
-        said.append(f"{entry.plugin.name}: makes {type(like).__name__}")
+        objections.append(f"{entry.plugin.name}: makes {type(like).__name__}")
     raise UserError(
-        f"no model plugin knows {type(module).__name__} ({'; '.join(said)})",
+        f"no model plugin knows {type(module).__name__} ({'; '.join(objections)})",
         mend="Give a Denoiser around the module, or record one of its calls and give that as 'call'",
     )

@@ -1,4 +1,4 @@
-"""What differs from the last run, in words; a half-trained step is not thrown away because of it."""
+"""Differences from the last run, in words; a half-trained step is not thrown away because of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NUM_NAMED = 5
-"""How many changed options one message names."""
+"""The most changed options that one message names."""
 
 
 def data_change(known: Path, records: Sequence[Mapping[str, Any]]) -> str:

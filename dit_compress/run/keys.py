@@ -59,7 +59,7 @@ class Node:
 
     @property
     def reads_data(self) -> bool:
-        """Whether the data manifest belongs to the key."""
+        """True where the data manifest belongs to the key."""
         return any(part.plugin.data for part in self.inner)
 
     def build(self) -> Any:
@@ -158,7 +158,7 @@ def _outside(bundle: Bundle) -> dict[str, str]:
     """Return digests of what components of a bundle read where it lies, as a T5 encoder does its folder.
 
     A component's config names it under the options of its plugin that are marked as files. A plugin that is missing
-    is told by the step that loads it.
+    is reported by the step that loads it.
     """
     found: dict[str, str] = {}
     for name in COMPONENTS:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dit_compress.run.torchrun import Crew
 
 MANIFEST = "data.json"
-"""What the data held at the last run, one record a sample."""
+"""The file of what the data held at the last run, one record a sample."""
 
 
 @dataclass

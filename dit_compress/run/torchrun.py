@@ -136,9 +136,9 @@ class Crew:
 
 
 def _verdict(ends: Sequence[dict[str, Any]], step: str, folder: Path) -> int:
-    said = [end for end in ends if end["message"]]
-    if said:
-        sys.stderr.write(f"{said[0]['message']}\n")
+    explained = [end for end in ends if end["message"]]
+    if explained:
+        sys.stderr.write(f"{explained[0]['message']}\n")
         return 2
     failed = [end for end in ends if end["status"] not in (0, STOPPED, ABANDONED)]
     if failed:

@@ -1,1 +1,1 @@
-"""Which units stay: problems, importance, budgets, trials."""
+"""Choice of the units that stay: problems, importance, budgets, trials."""

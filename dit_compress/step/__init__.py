@@ -1,1 +1,1 @@
-"""What a step is given, and what it gives."""
+"""A step's surroundings: inputs, outputs, processes."""

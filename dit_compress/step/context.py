@@ -1,4 +1,4 @@
-"""What a step is given when it runs, and what it gives back."""
+"""A step's inputs when it runs, and its result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a step gives: a bundle or nothing, figures for the report, and named files in its folder."""
+    """The result of a step: a bundle or nothing, figures for the report, and named files in its folder."""
 
     bundle: Bundle | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -37,8 +37,9 @@ class Result:
 
 @dataclass(kw_only=True)
 class Context(Workplace):
-    """What a step reads and gives. ``folder`` is its own (kept as the step's result); ``cache`` is shared by the run.
+    """The inputs of a step, and ways to give its result.
 
+    folder: its own, kept as the step's result. cache: shared by the run.
     bundles: the opened bundles by slot; ``input`` among them, unless the step is the first.
     names: where they came from, an earlier step's name or a path.
     parts: the recipe's shared parts by kind: data, model, text, sampler.

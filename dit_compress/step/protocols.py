@@ -1,4 +1,4 @@
-"""What a step is to the engine."""
+"""The engine's contract with steps."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 PATIENCE = timedelta(days=1)
-"""How long processes wait for each other: the first may encode a data set meanwhile. A dead one ends all at once."""
+"""Longest wait for each other: the first may encode a data set meanwhile. A dead one ends all at once."""
 
 
 class Done(Exception):  # noqa: N818 - not an error: this process has nothing left to do
@@ -28,7 +28,7 @@ class Done(Exception):  # noqa: N818 - not an error: this process has nothing le
 
 @dataclass(frozen=True)
 class World:
-    """Which of the training processes this is, and the device it computes on."""
+    """This process among the training processes, and the device it computes on."""
 
     rank: int = 0
     size: int = 1

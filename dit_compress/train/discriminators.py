@@ -1,4 +1,4 @@
-"""What discriminators share: a frozen trunk, its feature as a grid, and heads of comparable size.
+"""Common parts of discriminators: a frozen trunk, its feature as a grid, and heads of comparable size.
 
 Shapes: B batch, S tokens, D width, T H W the grid of tokens.
 """

@@ -1,4 +1,4 @@
-"""What every distiller does around its objective: load the roles, train, give the bundle."""
+"""The common work of distillers around their objectives: load the roles, train, give the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards: what a collapsing training looks like, said while it happens, with what to change.
+"""Guards: signs of a collapsing training, reported while it happens, with what to change.
 
 Two sources: the curves (a discriminator's accuracy that does not move) and samples of the model in training
 (motion, colour, diversity, against real clips and against the model the step began with).
@@ -35,7 +35,7 @@ class Alarms:
         self.raised: dict[str, UserError] = {}
 
     def raise_once(self, kind: str, step: int, what: str, mend: str) -> None:
-        """Warn, unless it was said before; the step's own mend goes before the general one."""
+        """Warn, unless this alarm was raised before; the step's own mend goes before the general one."""
         mend = self.mends.get(kind, mend)
         if kind not in self.raised:
             self.raised[kind] = UserError(f"step {step}: {what}", where=self.context.name, mend=mend)

@@ -1,4 +1,4 @@
-"""What collapse does to videos, as plain numbers of ``[B,3,F,Y,X]`` in [-1, 1]. No reference model, no labels.
+"""Effects of collapse on videos, as plain numbers of ``[B,3,F,Y,X]`` in [-1, 1]. No reference model, no labels.
 
 Motion and diversity are squared differences over twice the variance, of frames averaged down to about 32 cells a side:
 0 is the same picture, 1 an unrelated one. So neither a loss of contrast nor fine noise counts as a change of either.

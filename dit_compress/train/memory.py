@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dit_compress.train.options import TrainOptions
 
 MOMENTS = 2
-"""What AdamW holds of each weight besides itself and its gradient."""
+"""The tensors AdamW holds of each weight besides itself and its gradient."""
 
 
 def state_bytes(roles: Mapping[str, Role]) -> dict[str, int]:

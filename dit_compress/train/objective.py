@@ -1,4 +1,4 @@
-"""What a training step declares: roles, phases, losses. The loop does the rest."""
+"""The declarations of a training step: roles, phases, losses. The loop does the rest."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Objective(Protocol):
 
     @property
     def roles(self) -> dict[str, Role]:
-        """By name: student, teacher, text, aligner, discriminator, masks."""
+        """Roles by name: student, teacher, text, aligner, discriminator, masks."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:

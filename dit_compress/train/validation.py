@@ -47,7 +47,7 @@ class Monitors:
 
     @property
     def wants_best(self) -> bool:
-        """Whether the weights of the best validation become the result."""
+        """True where the weights of the best validation become the result."""
         return self.options.validation is not None and self.options.validation.result == "best"
 
     def begin(self, objective: Objective, trainees: dict[str, Trainee]) -> None:
@@ -185,7 +185,7 @@ class Watcher:
     @torch.no_grad()
     def guards(self, alarms: Alarms) -> SampleGuards:
         """Make guards; references are real clips, and of a trained model what it gives before this step, where less."""
-        found = self._told(self.clean, lambda real: measures.diversity(real[None]) if len(real) > 1 else 0.0)
+        found = self._measured(self.clean, lambda real: measures.diversity(real[None]) if len(real) > 1 else 0.0)
         if self.trained:
             before = self.measure()
             found = {name: min(value, before[name]) for name, value in found.items()}
@@ -202,9 +202,9 @@ class Watcher:
             noise, cond = self.noise[some].to(self.world.device), self._cond.take(some)
             with _cast(self.world, self.bf16):
                 made.append(self.sample(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
-        return self._told(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
+        return self._measured(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
 
-    def _told(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:
+    def _measured(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:
         """Return what the first process measures in the decoded latents, on every process."""
         found = torch.zeros(4, dtype=torch.float64)
         if not self.world.rank:

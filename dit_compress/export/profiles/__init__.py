@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ProfileFile(File):
-    """Marks an option that names a profile: in a step's key stands what the profile says, whoever wrote it."""
+    """A mark of an option that names a profile: a step's key holds the contents of the profile."""
 
     def content(self, value: str) -> str:
         """Return the sha256 of the profile's file; the value where there is no such profile."""

@@ -1,4 +1,4 @@
-"""What a device asks for beyond what every component gets."""
+"""Rewrites that a device asks for beyond those that every component gets."""
 
 from __future__ import annotations
 

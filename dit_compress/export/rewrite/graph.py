@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 MASKED = -4e4
-"""What is added to a masked score: finite in half precision, and exp of it is zero in any precision."""
+"""The value added to a masked score: finite in half precision, and exp of it is zero in any precision."""
 SUSPECT = -1e3
 """Numbers below this in a mask mean "masked"."""
 
@@ -38,7 +38,7 @@ EMPTY = (aten.empty.memory_format, aten.empty_like.default, aten.empty_permuted.
 
 @dataclass(frozen=True)
 class GraphRewrite:
-    """How often each rewrite was applied."""
+    """The number of times each rewrite was applied."""
 
     numbers: int
     boolean_masks: int

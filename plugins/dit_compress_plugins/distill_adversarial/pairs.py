@@ -26,7 +26,7 @@ BATCH = 32
 
 @dataclass
 class TeacherPairs:
-    """What the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens.
+    """Pairs that the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens.
 
     held_out: pairs of held-out captions, one a sample, which a validation measures.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMESPACE = uuid.UUID("5a0a3c3c-6d3f-5c1e-9b53-0d0a5f3f7c11")
-"""Of the identifiers in a package's manifest."""
+"""The namespace of the identifiers in a package's manifest."""
 DATE = "com.github.apple.coremltools.conversion_date"
 DEBUG_FILE = "executorch_debug_handle_mapping.json"
 

@@ -1,4 +1,4 @@
-"""What executes a package: Core ML on a Mac, the interpreter elsewhere. Chunks run one after another."""
+"""Runners of a package: Core ML on a Mac, the interpreter elsewhere. Chunks run one after another."""
 
 from __future__ import annotations
 
