@@ -77,9 +77,9 @@ def _need_proven(folder: Path, recipe: Recipe, *, allow_unverified: bool) -> Non
                 f"{step.name}: {UNVERIFIED}. Nothing executed its files; run dit-compress verify where something can"
             )
             failed |= not allow_unverified
-        elif shortfall := below_gates([row for entry in manifest.get("artifacts", ()) for row in entry["proof"]]):
+        elif lack := below_gates([row for entry in manifest.get("artifacts", ()) for row in entry["proof"]]):
             typer.echo(
-                f"{step.name}: {shortfall}. Choose more bits or float32, or train on: {path.parent} was written all the same"
+                f"{step.name}: {lack}. Choose more bits or float32, or train on: {path.parent} was written all the same"
             )
             failed = True
     if failed:

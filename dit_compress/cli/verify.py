@@ -38,8 +38,8 @@ def verify(
     )
     if found.not_executed and not allow_unverified:
         typer.echo("UNVERIFIED. Verify where it can be executed, or give --allow-unverified")
-    if shortfall := below_gates([row.as_data() for row in found.rows]):
-        typer.echo(shortfall)
+    if lack := below_gates([row.as_data() for row in found.rows]):
+        typer.echo(lack)
     executed = all(row.verdict == "passed" for row in found.rows)
     raise typer.Exit(0 if found.passed or (allow_unverified and executed) else 1)
 

@@ -22,7 +22,7 @@ def raised(error: BaseException) -> str:
     frame, name = _frame(error), type(error).__name__
     where = "" if frame is None else f", at {_short(Path(frame.filename))}:{frame.lineno}"
     message = str(error) or ("" if frame is None else (frame.line or ""))
-    return f"{name}: {message}{where}" if said else f"{name}{where}"
+    return f"{name}: {message}{where}" if message else f"{name}{where}"
 
 
 def in_one_line(error: BaseException, most: int = 160) -> str:
