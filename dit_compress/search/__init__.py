@@ -1,1 +1,1 @@
-"""Choice of the units that stay: problems, importance, budgets, trials."""
+"""Which units stay: problems, importance, budgets, trials."""

@@ -1,1 +1,1 @@
-"""A step's surroundings: inputs, outputs, processes."""
+"""What a step is given, and what it gives."""
