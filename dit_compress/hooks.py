@@ -61,7 +61,8 @@ What some of them make follows a protocol, too; codecs and text encoders are an 
 
     Codec                           What stands between pixels and latents                           model/protocols.py
         ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
-    FirstFrameCodec                 A codec whose decoder can be given the first frame of the video  model/protocols.py
+    FirstFrameCodec                 A codec whose decoder also takes the first frame, where known    model/protocols.py
+        ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
     TextEncoder                     Turn captions into the tensors a denoiser takes                  model/protocols.py
         width, tokenize, forward; by default: tokenizer_kind, save_tokenizer, digest
     Objective                       Roles, phases, and one loss per phase                            train/objective.py
@@ -167,7 +168,7 @@ _MODULES = {
     "train.options": ("DistillOptions", "TrainOptions"),
 }
 MET = {name: module for module, names in _MODULES.items() for name in names}
-"""What a plugin meets → the module it stands in, imported when it is asked for: some need torch."""
+"""The module of each name that a plugin meets, imported when it is asked for: some need torch."""
 
 __all__ = [
     "Artifact", "Axis", "Batch", "Bundle", "Captions", "Clip", "Codec", "Component", "ComponentSpec", "Cond",

@@ -10,7 +10,12 @@ from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import Registry
 
 ENGINE = Path(__file__).parents[1] / "dit_compress"
-SOURCES = {path.relative_to(ENGINE).as_posix(): ast.parse(path.read_text("utf-8")) for path in ENGINE.rglob("*.py")}
+SOURCES = {
+    name: ast.parse(path.read_text("utf-8"))
+    for path in ENGINE.rglob("*.py")
+    if not (name := path.relative_to(ENGINE).as_posix()).startswith("scaffold/samples/")
+}
+"""Files of the engine; what ``new`` writes is a plugin author's code."""
 
 UNTYPED = {
     "cli/app.py": "exceptions of typer, whose classes are private",

@@ -37,7 +37,7 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit status 2."""
+    """Run the command line: a user's mistake is one message and exit status 2."""
     hush()
     try:
         status = app(standalone_mode=False)

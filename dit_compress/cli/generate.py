@@ -56,7 +56,7 @@ def generate_file(
     fps: float,
     seed: int,
 ) -> None:
-    """One caption, one mp4."""
+    """Write one mp4 of one caption."""
     from dit_compress.data.video import write_video
     from dit_compress.model.bundle import Bundle
     from dit_compress.step.sampling import Generator

@@ -33,7 +33,7 @@ def inspect(
 
 
 def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None) -> Table:
-    """Axes by component (those alike in one row): units, parameters and FLOPs of one call; then what stays, and why.
+    """Lay out axes by component, those alike in one row: units, parameters and FLOPs of one call; what stays, and why.
 
     size_THW: latent cells of that call; the smallest example if None. A block's figures include its heads and channels.
     """
@@ -79,7 +79,7 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None)
 
 
 def _flops(denoiser: Denoiser, axes: Sequence[Axis], size: tuple[int, int, int]) -> Price | None:
-    """FLOPs of a call by component; None for a model that does not run on the meta device."""
+    """Count the FLOPs of a call by component; None for a model that does not run on the meta device."""
     from dit_compress.search.budget import flops_price
     from dit_compress.structure.copies import meta_copy
 
@@ -98,7 +98,7 @@ def _share(part: float | None, whole: float | None) -> str:
 
 
 def _named(alike: Sequence[Axis]) -> str:
-    """``blocks.0–39.ffn``: the name of the first axis, with the blocks of all."""
+    """Return ``blocks.0–39.ffn``: the name of the first axis, with the blocks of all."""
     from dit_compress.structure.edits import as_ranges
 
     name = alike[0].name.partition(":")[2]

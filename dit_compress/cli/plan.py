@@ -50,7 +50,7 @@ def plan(
 
 
 def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: int | None = None) -> Table:
-    """One row per step: what goes in, what comes out, and whether it is there already.
+    """Lay out one row per step: what goes in, what comes out, and whether it is there already.
 
     processes: adds what student and teacher hold on each of so many while they train.
     """
@@ -76,7 +76,7 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
 
 
 def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
-    """Weights, gradients, moments and average of the student, and the teacher's weights, in float32, shared out."""
+    """Count weights, gradients, moments and average of the student, and the teacher's weights: float32, shared out."""
     from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
     from dit_compress.train.options import TrainOptions
 
@@ -96,7 +96,7 @@ def _change(row: Planned, name: str, show: Any) -> str:
 
 
 def _cached(recipe: Recipe, run: Path) -> set[str]:
-    """Steps whose finished folder has the key this recipe gives them (data prepared earlier, as found)."""
+    """Name the steps whose finished folder has the key this recipe gives them (data prepared earlier, as found)."""
     from dit_compress.core.files import read_json
     from dit_compress.data.source import data_folder, manifest_digest
     from dit_compress.run.keys import nodes
@@ -116,5 +116,5 @@ def _cached(recipe: Recipe, run: Path) -> set[str]:
 
 
 def _memory(size_bytes: float) -> str:
-    """Bytes as a person reads them."""
+    """Write bytes as a person reads them."""
     return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"

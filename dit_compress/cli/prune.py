@@ -76,7 +76,7 @@ def prune(
 
 
 def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tuple[Any, Any]:
-    """The last transform-log entry of the pruned model, and the model."""
+    """Return the last transform-log entry of the pruned model, and the model."""
     from dit_compress.pruning.folder import read_log
     from dit_compress.pruning.prune import prune as prune_model
 
@@ -112,7 +112,7 @@ def _number(option: str, text: str | None) -> float | None:
 
 
 def _latency(seconds: float | None, table: Path | None, machine: str | None) -> dict[str, Any] | None:
-    """A latency budget as the step's options say it."""
+    """Return a latency budget as the step's options say it."""
     if seconds is None:
         if table or machine:
             raise UserError("--table and --machine go with --latency", mend="Give --latency SECONDS")
@@ -121,7 +121,7 @@ def _latency(seconds: float | None, table: Path | None, machine: str | None) -> 
 
 
 def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dict[str, Any]:
-    """``block=8,head=12`` → ``{"block": 8, "head": 12}``."""
+    """Parse ``block=8,head=12`` into ``{"block": 8, "head": 12}``."""
     found = {}
     for item in (text or "").split(",") if text else ():
         level, _, value = item.partition("=")
@@ -136,7 +136,7 @@ def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dic
 
 
 def _print_plan(log: Any, module: Any) -> None:
-    """One line per level, then the size."""
+    """Print one line per level, then the size."""
     from dit_compress.model.figures import count_parameters
     from dit_compress.structure.edits import from_ranges, span
 

@@ -45,7 +45,7 @@ def sensitivity(
 
 
 def table_of(report: Mapping[str, Any]) -> Table:
-    """One row per point, the whole model first."""
+    """Lay out one row per point, the whole model first."""
     quality = report["quality"]
     name = {"flow_loss": "flow-matching loss", "drift": "drift"}[quality]
     columns = ("level", "removed", "parameters", "GFLOPs", "peak MiB", "ms/call", "times faster", name)

@@ -31,7 +31,7 @@ class Data(Protocol):
         """Return the samples; a clip's pixels are decoded when asked for."""
 
     def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows | None:  # noqa: ARG002 - for those that have some
-        """Latents ``[C,T,H,W]`` by index, in the order of ``clips``; None where the engine encodes the clips.
+        """Return latents ``[C,T,H,W]`` by index, in the order of ``clips``; None where the engine encodes the clips.
 
         ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it; UserError unless that VAE
         encoded them.

@@ -1,4 +1,4 @@
-"""What would break an export, before anything is trained: ``check`` over components without weights."""
+"""The check of an export before anything is trained: ``check`` over components without weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Networks:
 
 
 def check_early(exporter: Step, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
-    """Warnings of the exporter's check over the networks that ``spec`` describes.
+    """Return warnings of the exporter's check over the networks that ``spec`` describes.
 
     What it objects to is asked again of the whole networks: every place is named, and none for a block left out.
 
@@ -71,7 +71,7 @@ def _check(exporter: Exporter, networks: Networks) -> list[Diagnostic]:
 
 
 def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
-    """The components of an export, of the right shapes and without values: fake tensors, as tracers make them.
+    """Return the components of an export with the right shapes, without values: fake tensors, as tracers make them.
 
     short: the denoiser has one block of each shape; its size is that of the whole.
     Not the meta device: what a network makes on the way (``like.new_tensor(...)``) is traced as on a CPU.

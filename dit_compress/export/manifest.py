@@ -1,4 +1,4 @@
-"""What ``manifest.json`` says: models that its writer and its readers check it by. Imports no torch."""
+"""The contents of ``manifest.json`` as models that its writer and its readers check it by. Imports no torch."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Rope(_Closed):
 
 
 class Tokenizer(_Open):
-    """How captions become numbers."""
+    """The way from captions to numbers."""
 
     kind: str
     folder: str
@@ -148,7 +148,7 @@ class Tokenizer(_Open):
 
 
 class Text(_Open):
-    """Where captions are encoded, and the tensors that come of it."""
+    """The place that encodes captions, and the tensors that come of it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -265,7 +265,7 @@ class Manifest(_Closed):
 
 
 def _need(model: Any, names: tuple[str, ...]) -> Any:
-    """The model; ValueError where it lacks fields that what it says asks for."""
+    """Return the model; raise a ValueError where it lacks fields that others of its fields call for."""
     if missing := [name for name in names if name not in model.model_fields_set]:
         raise ValueError(f"{missing[0]!r} is a required property")
     return model
@@ -283,7 +283,7 @@ class _Generate(GenerateJsonSchema):
 
 
 def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of ``manifest.json``."""
+    """Return the JSON Schema (draft 2020-12) of ``manifest.json``."""
     found = Manifest.model_json_schema(schema_generator=_Generate)
     for described in (found, *found["$defs"].values()):
         for field in described["properties"].values():
@@ -292,12 +292,12 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def required() -> list[str]:
-    """The keys of a whole manifest."""
+    """Return the keys of a whole manifest."""
     return [info.alias or name for name, info in Manifest.model_fields.items() if info.is_required()]
 
 
 def faults(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Where a manifest departs from its model, and in what; keys at its top that are not there are not missed."""
+    """Yield where a manifest departs from its model, and in what; missing keys at its top are not counted."""
     try:
         Manifest.model_validate_json(json.dumps(manifest))
     except ValidationError as error:

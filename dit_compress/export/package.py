@@ -93,7 +93,7 @@ def export_components(
 
 
 def check_components(exporter: Exporter, components: Sequence[Component], profile: Profile) -> list[Diagnostic]:
-    """Warnings of the exporter's check over the components as the profile asks for them; its errors together."""
+    """Return the exporter's warnings on the components as the profile asks for them; raise its errors together."""
     errors, warnings = [], []
     for component in (component.fitted(profile) for component in components):
         for found in exporter.check(component, profile):
@@ -109,7 +109,7 @@ def check_components(exporter: Exporter, components: Sequence[Component], profil
 
 
 def golden_of(component: Component, profile: Profile) -> tuple[dict[str, Golden], list[dict[str, Any]]]:
-    """Inputs and outputs of the source for every input set; the operators nearest to the end of half precision."""
+    """Run the source on every input set; return inputs, outputs, and the operators nearest to the end of float16."""
     chosen = input_sets(component, profile.input_sets)
     golden = {
         name: Golden(_arrays(inputs), _arrays(reference_outputs(component, inputs))) for name, inputs in chosen.items()
@@ -127,7 +127,7 @@ def describe_video(
     latent_mean: Sequence[float] | None = None,
     latent_std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What an app must know to sample, as the manifest holds it.
+    """Describe what an app must know to sample, as the manifest holds it.
 
     Args:
         sigmas: of the steps, with the final 0.
@@ -166,7 +166,7 @@ def _manifest(entries: list[dict[str, Any]], profile: Profile, about: Mapping[st
 def _entry(
     artifact: Artifact, runner: Runner, rows: Sequence[Row], golden: Mapping[str, Golden], folder: Path
 ) -> dict[str, Any]:
-    """One artifact, as the manifest holds it."""
+    """Describe one artifact, as the manifest holds it."""
     files = artifact_files(artifact.path, folder)
     return {
         "component": artifact.component,
@@ -188,12 +188,12 @@ def _entry(
 
 
 def artifact_files(path: Path, folder: Path) -> list[dict[str, Any]]:
-    """Path, size and sha256 of every file of an artifact (external data lies beside it, under its stem)."""
+    """List path, size and sha256 of every file of an artifact (external data lies beside it, under its stem)."""
     return records(sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(f"{path.name}*")), folder)
 
 
 def records(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
-    """Path, size and sha256 of files."""
+    """List path, size and sha256 of files."""
     return [
         {"path": item.relative_to(folder).as_posix(), "bytes": item.stat().st_size, "sha256": sha256_file(item)}
         for item in paths
@@ -202,13 +202,13 @@ def records(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
 
 
 def _other_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The files of the package that belong to no artifact: golden tensors, tokenizer, checklist."""
+    """List the files of the package that belong to no artifact: golden tensors, tokenizer, checklist."""
     known = {file["path"] for entry in entries for file in entry["files"]}
     return [file for file in records(sorted(folder.rglob("*")), folder) if file["path"] not in known]
 
 
 def signature(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Names, shapes and dtypes of inputs or outputs."""
+    """Describe inputs or outputs: names, shapes and dtypes."""
     return [{"name": name, "shape": list(each.shape), "dtype": str(each.dtype)} for name, each in arrays.items()]
 
 

@@ -52,7 +52,7 @@ class Loaded:
 
     @classmethod
     def of(cls, context: Context) -> Loaded:
-        """Those of the step's input."""
+        """Load the components of the step's input."""
         return cls(context.text().eval(), context.input.denoiser().eval(), context.input.codec().eval())
 
 
@@ -84,7 +84,7 @@ def export(exporter: Exporter, context: Context) -> Result:
 
 
 def components(context: Context, loaded: Loaded, sizes: Sequence[Video] = ()) -> list[Component]:
-    """Text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur.
+    """Return text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur.
 
     sizes: further videos (frames, height, width) that the files shall take.
     """
@@ -102,13 +102,13 @@ def components(context: Context, loaded: Loaded, sizes: Sequence[Video] = ()) ->
 
 
 def _latent(context: Context, video: tuple[int, int, int] | None) -> Tensor:
-    """A noise latent ``[1,C,T,H,W]`` of a video."""
+    """Return a noise latent ``[1,C,T,H,W]`` of a video."""
     shape = replace(context, video=video).latent_shape()
     return Streams(context.seed, 0, [0]).normal("export", shape)
 
 
 def about(context: Context, codec: Codec) -> dict[str, Any]:
-    """What the manifest says of the exporter and of sampling."""
+    """Return what the manifest says of the exporter and of sampling."""
     config = context.input.spec.need_latent().config
     step = context.record["parts"]["step"]
     options = {key: value for key, value in step["options"].items() if key != "use"}
@@ -128,7 +128,7 @@ def about(context: Context, codec: Codec) -> dict[str, Any]:
 
 
 def fps_of(context: Context) -> float:
-    """Frames per second of the recipe's data."""
+    """Return frames per second of the recipe's data."""
     data = context.parts.get("data")
     stated = data.options.fps if data is not None and isinstance(data.options, VideoOptions) else None
     return stated or DEFAULT_FPS

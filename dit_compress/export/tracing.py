@@ -36,7 +36,7 @@ class Named(nn.Module):
         self.module = module
 
     def forward(self, **inputs: Tensor) -> Any:
-        """The module's output; the names come in the order of the component's inputs."""
+        """Return the module's output; the names come in the order of the component's inputs."""
         return self.module(*inputs.values())
 
 
@@ -62,7 +62,7 @@ def trace(component: Component) -> ExportedProgram:
 
 
 def copied(program: ExportedProgram) -> ExportedProgram:
-    """A program with a graph of its own, the weights in common."""
+    """Copy a program: a graph of its own, the weights in common."""
     weights = (*program.state_dict.values(), *program.constants.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,7 +71,7 @@ def copied(program: ExportedProgram) -> ExportedProgram:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Without torch's fused encoder layer, which no other runtime has."""
+    """Do without torch's fused encoder layer, which no other runtime has."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -81,7 +81,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 def inspect(component: Component, profile: Profile, *, splits: bool = False) -> list[Diagnostic]:
-    """Objections that hold for every target: rank, dtypes, randomness, size, unused inputs.
+    """Return the objections that hold for every target: rank, dtypes, randomness, size, unused inputs.
 
     ``splits``: the exporter writes several files where one would be too large.
 
@@ -97,7 +97,7 @@ def inspect(component: Component, profile: Profile, *, splits: bool = False) -> 
 
 
 def inspected(component: Component, profile: Profile, *, splits: bool = False) -> tuple[list[Diagnostic], list[Node]]:
-    """:func:`inspect` of the traced component, and its operators; an untraceable one is a diagnostic itself."""
+    """Inspect the traced component, and list its operators; an untraceable one is a diagnostic itself."""
     try:
         found = inspect(component, profile, splits=splits)
     except UserError as error:
@@ -106,21 +106,21 @@ def inspected(component: Component, profile: Profile, *, splits: bool = False) -
 
 
 def operators(program: ExportedProgram) -> Iterator[Node]:
-    """The nodes that compute."""
+    """Yield the nodes that compute."""
     for node in program.graph_module.graph.nodes:
         if node.op == "call_function" and "val" in node.meta:
             yield node
 
 
 def module_path(node: Node) -> str:
-    """Dotted path of the module a node was traced in, relative to the component's module."""
+    """Return dotted path of the module a node was traced in, relative to the component's module."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path.removeprefix("module").lstrip(".") for path, _ in stack.values()]
     return paths[-1] if paths and paths[-1] else "(the component itself)"
 
 
 def operator_name(node: Node) -> str:
-    """``aten.linear`` of ``aten.linear.default``."""
+    """Return ``aten.linear`` of ``aten.linear.default``."""
     return ".".join(str(node.target).split(".")[:2])
 
 
@@ -153,7 +153,7 @@ def _weights(component: Component, profile: Profile, *, splits: bool) -> Iterato
 
 
 def count_weights(module: nn.Module) -> int:
-    """Values of all parameters and buffers, shared ones once."""
+    """Count the values of all parameters and buffers, shared ones once."""
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return sum(tensor.numel() for tensor in tensors.values())
 
@@ -172,7 +172,7 @@ def _dtypes(component: Component, profile: Profile) -> Iterator[Diagnostic]:
 
 
 def _short_rows(program: ExportedProgram, profile: Profile) -> list[Diagnostic]:
-    """One warning for all large tensors whose last axis the device pads."""
+    """Return one warning for all large tensors whose last axis the device pads."""
     short = [
         node
         for node in operators(program)
@@ -199,7 +199,7 @@ def _unused(component: Component, program: ExportedProgram) -> Iterator[Diagnost
 
 
 def _written(component: Component, program: ExportedProgram) -> Iterator[Diagnostic]:
-    """Inputs that the module writes into: no file can do that."""
+    """Yield the inputs that the module writes into: no file can do that."""
     given = dict(zip(program.graph_signature.user_inputs, component.inputs, strict=True))
     for traced in program.graph_signature.user_inputs_to_mutate.values():
         mend = "Clone it in the module first, or write the operation without an underscore"
@@ -211,7 +211,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _place(error: Exception) -> str:
-    """The innermost line of the model's own code in a traceback, as ``file:function``."""
+    """Return the innermost line of the model's own code in a traceback, as ``file:function``."""
     frame, place = error.__traceback__, ""
     while frame is not None:
         code = frame.tb_frame.f_code

@@ -89,21 +89,21 @@ class Bundle:
         return self.data["lineage"]
 
     def digest(self, component: str | None = None) -> str:
-        """Digest of one component's files, or of all."""
+        """Return digest of one component's files, or of all."""
         files = {name: entry["files"] for name, entry in self.data["components"].items()}
         return sha256_data(files if component is None else files[component])
 
     def denoiser(self) -> Denoiser:
-        """The denoiser with its weights."""
+        """Return the denoiser with its weights."""
         component = self._need("denoiser")
         return component.loader().denoiser(self._load("denoiser", component))
 
     def codec(self) -> Codec:
-        """The VAE with its weights."""
+        """Return the VAE with its weights."""
         return cast("Codec", self._load("latent", self._need("latent")))
 
     def text(self) -> nn.Module:
-        """The caption encoder (see ``hooks.TextEncoder``)."""
+        """Return the caption encoder (see ``hooks.TextEncoder``)."""
         return self._load("text", self._need("text"))
 
     def _component(self, name: str) -> ComponentSpec | None:
@@ -145,7 +145,7 @@ class Bundle:
 
 
 def _check_component(name: str, component: Mapping[str, Any], where: str) -> None:
-    """UserError where a component is none of ours, or names files that are not its own."""
+    """Raise a UserError where a component is none of ours, or names files that are not its own."""
     if name not in COMPONENTS:
         raise UserError(f"component {name!r} is none of {', '.join(COMPONENTS)}", where=where)
     if not isinstance(component, dict) or not {"plugin", "config", "log", "files"} <= component.keys():
@@ -199,7 +199,7 @@ def write_bundle(
 
 
 def save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """``config.json`` and safetensors, byte for byte the same for equal weights."""
+    """Write ``config.json`` and safetensors, byte for byte the same for equal weights."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def load(
     path: str | Path, *, torch_dtype: Any = None, module: nn.Module | None = None, verify: bool = True
 ) -> nn.Module:
-    """A pruned model as its original class, with the dtype of its file, in evaluation mode.
+    """Load a pruned model as its original class, with the dtype of its file, in evaluation mode.
 
     path: a folder that :func:`dit_compress.prune` or ``save_pretrained`` wrote, a bundle, or a run (its last bundle).
     torch_dtype: cast to it. module: a whole model, where its class is none of diffusers'; it is cut, its weights are
@@ -80,7 +80,7 @@ def save(module: nn.Module, path: str | Path, *, shard_bytes: int = SHARD_BYTES)
 
 
 def read_log(folder: Path) -> tuple[dict[str, Any], ...]:
-    """The transform log of a pruned folder or of a bundle's denoiser."""
+    """Read the transform log of a pruned folder or of a bundle's denoiser."""
     if (folder / PRUNING).is_file():
         return tuple(read_record(folder)["log"])
     return Bundle.open(folder).spec.need_denoiser().log

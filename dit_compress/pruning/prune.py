@@ -103,7 +103,7 @@ def prune(
 
 
 def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
-    """The model at a path before and after, without weights: the counts are settled, the units are not.
+    """Describe the model at a path before and after, without weights: the counts are settled, the units are not.
 
     asked: as for :func:`prune`, from ``params`` to ``search``.
     """
@@ -125,7 +125,7 @@ def prune_by_plan(plan: Path, source: Path, out: Path, *, shard_bytes: int = SHA
 
 
 def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Sequence[int] | None:
-    """What FLOPs and seconds are for: a recorded call has a size of its own."""
+    """Return the size that FLOPs and seconds are for: a recorded call has a size of its own."""
     if call is None or not depends:
         return size
     if size is not None:
@@ -134,7 +134,7 @@ def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Seq
 
 
 def free(out: str | Path | None) -> Path | None:
-    """Where to write; UserError where something is there already."""
+    """Return where to write; raise a UserError where something is there already."""
     if out is not None and Path(out).exists():
         raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
     return None if out is None else Path(out)
@@ -175,7 +175,7 @@ def _prune_live(
 
 
 def _found(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Transform-log entries; the denoiser stays as it is."""
+    """Find transform-log entries; the denoiser stays as it is."""
     try:
         return find(shared_copy(denoiser), spec, part, seed)
     except UserError as error:
@@ -207,7 +207,7 @@ def _prune_folder(
 def _write_folder(
     source: Path, edits: Sequence[Edit], record: Mapping[str, Any], out: Path, shard_bytes: int
 ) -> dict[str, Any]:
-    """A pruned folder: weights cut on disk, config, plan, loader; whole or not at all."""
+    """Write a pruned folder: weights cut on disk, config, plan, loader; whole or not at all."""
     with whole_folder(out) as folder:
         files = prune_weights(source, folder, edits, shard_bytes=shard_bytes)
         write_record(folder, record, files, source / "config.json")
@@ -215,7 +215,7 @@ def _write_folder(
 
 
 def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn.Module:
-    """A bundle like the step of a recipe would give it; in memory only without ``out``."""
+    """Prune a bundle as the step of a recipe would; in memory only without ``out``."""
     if out is None:
         denoiser = bundle.denoiser()
         log, base = log_of(denoiser.module), base_of(denoiser.module)
@@ -237,7 +237,7 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
 
 
 def _record(bundle: Bundle, part: Part, seed: int) -> dict[str, Any]:
-    """The lineage entry."""
+    """Describe the step as lineage does."""
     node, inputs = Node("prune", "prune", {"step": part}), {"input": bundle.digest()}
     key = sha256_data([REVISION, node.describe(contents=True), inputs, seed])
     return lineage_entry(node, key=key, inputs=inputs, sources={}, seed=seed)

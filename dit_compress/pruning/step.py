@@ -36,7 +36,7 @@ def step_part(
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
 ) -> Part:
-    """The prune step that a call asks for, validated as a recipe's would be."""
+    """Return the prune step that a call asks for, validated as a recipe's would be."""
     budget: dict[str, Any] = {
         "params": None if params is None else int(params),
         "flops": flops,
@@ -76,7 +76,7 @@ class Pruning(Protocol):
 
 
 def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven."""
+    """Find the transform-log entries of a prune step on a denoiser, which is pruned in place and proven."""
     with tempfile.TemporaryDirectory() as work, understood():
         step: Pruning = part.build()
         entry, _ = step.prune(denoiser, spec, Workplace(name="prune", seed=seed, folder=Path(work)))

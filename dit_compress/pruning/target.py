@@ -1,4 +1,4 @@
-"""What a command names: a bundle or a folder of diffusers, and which plugin puts a module behind the convention."""
+"""The model that a command names, a bundle or a folder of diffusers, and the plugin that knows its convention."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Folder:
     path: Path
 
     def load(self) -> tuple[Denoiser, Spec]:
-        """The denoiser in float32, and the model without weights."""
+        """Load the denoiser in float32, and the model without weights."""
         maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
         spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
 
     def module(self) -> nn.Module:
-        """The module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
+        """Load the module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
         import torch
 
         if (self.path / PRUNING).is_file():
@@ -58,7 +58,7 @@ class Folder:
 
 
 def open_target(path: str | Path) -> Folder | Bundle:
-    """What stands at a path: a bundle, a run's last bundle, or a folder of diffusers; UserError for anything else."""
+    """Open a bundle, a run's last bundle, or a folder of diffusers at a path; raise a UserError for anything else."""
     bundle = resolve_bundle(path)
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle)
@@ -66,7 +66,7 @@ def open_target(path: str | Path) -> Folder | Bundle:
 
 
 def empty_denoiser(target: str) -> Denoiser:
-    """A denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
+    """Build a denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
     if not Path(target).exists() and target.isidentifier():
         maker = make_part("model", {"use": defaults.MODEL, "class_name": target}, installed()).build()
         with empty_weights():
@@ -79,7 +79,7 @@ def empty_denoiser(target: str) -> Denoiser:
 
 
 def component_folder(path: Path) -> Path:
-    """The transformer's folder of a pipeline, or the folder itself."""
+    """Return the transformer's folder of a pipeline, or the folder itself."""
     for found in (path / "transformer", path):
         if (found / "config.json").is_file():
             return found
@@ -87,11 +87,11 @@ def component_folder(path: Path) -> Path:
 
 
 def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
-    """A live module behind the convention of the plugin that makes its class from its config.
+    """Put a live module behind the convention of the plugin that makes its class from its config.
 
-    Raises UserError where no plugin does, with what each of them said.
+    Raises UserError where no plugin does, with the objection of each.
     """
-    said = []
+    objections = []
     for entry in installed().entries("model"):
         maker: Any = load_object(entry.plugin.load)
         try:
@@ -99,13 +99,13 @@ def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
             with empty_weights():
                 like = maker.from_config(config)
         except Exception as error:  # noqa: BLE001 - a plugin may fail in any way on a module that is not its own
-            said.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")
+            objections.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")
             continue
         if type(like) is type(module):
             spec = ComponentSpec("model", entry.plugin.name, config, log_of(module))
             return maker.denoiser(module), Spec(denoiser=spec)
-        said.append(f"{entry.plugin.name}: makes {type(like).__name__}")
+        objections.append(f"{entry.plugin.name}: makes {type(like).__name__}")
     raise UserError(
-        f"no model plugin knows {type(module).__name__} ({'; '.join(said)})",
+        f"no model plugin knows {type(module).__name__} ({'; '.join(objections)})",
         mend="Give a Denoiser around the module, or record one of its calls and give that as 'call'",
     )

@@ -34,7 +34,7 @@ class StepEntry:
 
     @property
     def gives_bundle(self) -> bool:
-        """Whether a later step can read what this one makes."""
+        """True where a later step can read what this one makes."""
         return self.kind not in NO_BUNDLE
 
     def as_data(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Draft:
 
     @property
     def gives_bundle(self) -> bool:
-        """Whether a later step can read what this one makes."""
+        """True where a later step can read what this one makes."""
         return self.kind not in NO_BUNDLE
 
 

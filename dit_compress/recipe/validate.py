@@ -54,7 +54,7 @@ class Checker:
         return self._named(kind, name, given, place, named)
 
     def parts(self, kind: str, value: Any, place: Place) -> dict[str, Part] | None:
-        """Several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``.
+        """Return several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``.
 
         What stands behind a dot says where the part is for (``block.double_blocks``); whoever asks for it knows.
         """

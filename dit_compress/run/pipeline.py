@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dit_compress.run.torchrun import Crew
 
 MANIFEST = "data.json"
-"""What the data held at the last run, one record a sample."""
+"""The file of what the data held at the last run, one record a sample."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Runner:
         return all(finished(self.folder, node, self.key(node, manifest)) for node in listed)
 
     def _conclude(self, *, changed: bool) -> None:
-        """Summary and report, where anything changed."""
+        """Write summary and report, where anything changed."""
         if changed or not (self.folder / "report.html").is_file():
             from dit_compress.report import write_report
 
@@ -133,7 +133,7 @@ class Runner:
         return sha256_data(records)
 
     def key(self, node: Node, manifest: str) -> str:
-        """The node's key; remembered for the nodes that read it."""
+        """Return the node's key; remembered for the nodes that read it."""
         inputs = {slot: input_key(source, self.keys) for slot, source in node.inputs.items()}
         self.made_of[node.name] = made_of(node, inputs, self.recipe, manifest)
         self.keys[node.name] = sha256_data(self.made_of[node.name])
@@ -207,7 +207,7 @@ def spawn(command: list[str], threads: int) -> int:
 
 
 def _need_inputs(node: Node, unfinished: set[str]) -> None:
-    """With ``--only``, every input must be finished as the recipe has it now."""
+    """Raise a UserError where, with ``--only``, an input is not finished as the recipe has it now."""
     for slot, source in node.inputs.items():
         if source in unfinished:
             raise UserError(
@@ -217,7 +217,7 @@ def _need_inputs(node: Node, unfinished: set[str]) -> None:
 
 
 def finished(run: Path, node: Node, key: str) -> bool:
-    """Whether a step's folder is there with this key, made from the bundles that its inputs have now.
+    """Tell whether a step's folder is there with this key, made from the bundles that its inputs have now.
 
     The key names how an input was made; after ``--force`` with changed code it may be another bundle.
     """
@@ -232,13 +232,13 @@ def finished(run: Path, node: Node, key: str) -> bool:
 
 
 def _given(run: Path, name: str) -> str | None:
-    """Digest of the bundle that a finished step gave."""
+    """Return digest of the bundle that a finished step gave."""
     path = step_folder(run, name) / "step.json"
     return read_json(path).get("bundle") if path.is_file() else None
 
 
 def headline(run: Path, name: str) -> str:
-    """A finished step in a few words."""
+    """Describe a finished step in a few words."""
     record = read_json(step_folder(run, name) / "step.json")
     model = record.get("model") or {}
     size = f", {model['params'] / 1e6:.2f}M parameters" if "params" in model else ""
@@ -249,12 +249,12 @@ def headline(run: Path, name: str) -> str:
 
 
 def source_digests(node: Node) -> dict[str, str]:
-    """Digest of the code of every plugin a node uses, for the record."""
+    """Return digest of the code of every plugin a node uses, for the record."""
     return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in node.inner}
 
 
 def _begun(partial: Path, key: str) -> dict[str, Any] | None:
-    """The job of a step that began with this key and did not end."""
+    """Return the job of a step that began with this key and did not end."""
     try:
         job = read_json(partial / "job.json")
     except UserError:

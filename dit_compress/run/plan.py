@@ -30,7 +30,7 @@ class Planned:
 
 
 def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
-    """Every step's figures before and after. Raises one UserError that joins all steps' problems.
+    """Return every step's figures before and after; raise one UserError that joins all steps' problems.
 
     ``deep``: exporters say what would break on their targets, too. ``processes``: that will train together.
     """
@@ -67,7 +67,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
 
 
 def _alike(before: Spec, after: Spec) -> bool:
-    """Whether a step leaves every shape as it was."""
+    """Tell whether a step leaves every shape as it was."""
     return replace(before, flow=after.flow, notes=after.notes) == after
 
 
@@ -83,7 +83,7 @@ def _planned(node: Node, before: Spec) -> Spec:
 
 
 def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str, ...]:
-    """What the exporter warns of; UserError where it would refuse a network.
+    """Return the exporter's warnings; raise a UserError where it would refuse a network.
 
     networks: made so far; exporters of inputs that are alike look at the same ones.
     """
@@ -96,7 +96,7 @@ def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str
 
 
 def _check_fit(spec: Spec) -> None:
-    """UserError where the denoiser does not take what the VAE gives."""
+    """Raise a UserError where the denoiser does not take what the VAE gives."""
     denoiser, channels = spec.build_denoiser(), spec.codec().channels
     if denoiser.channels != channels:
         raise UserError(
@@ -121,13 +121,13 @@ def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec |
 
 
 def _consequence(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> bool:
-    """Whether a step failed only because an earlier one did."""
+    """Tell whether a step failed only because an earlier one did."""
     source = node.inputs.get("input")
     return source in {step.name for step in recipe.steps} and source not in specs
 
 
 def _located(error: UserError, recipe: Recipe, node: Node) -> UserError:
-    """The same problems with the recipe's file and the step's line."""
+    """Return the same problems with the recipe's file and the step's line."""
     place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
     inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
     error.problems = [

@@ -64,7 +64,7 @@ def main(folder: Path) -> int:
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """A worker may outlive a killed run; no second one may write beside it."""
+    """Hold the run's lock: a worker may outlive a killed run, and no second one may write beside it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(run / ".worker.lock")
@@ -140,7 +140,7 @@ def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, res
 
 
 def _shown(node: Node, context: Context) -> dict[str, str | None]:
-    """What the report looks for: the metrics that say how good, and the file of the curves."""
+    """Return what the report looks for: the metrics that say how good, and the file of the curves."""
     step = node.parts.get("step")
     quality = step.plugin.quality if step else None
     return {

@@ -168,7 +168,7 @@ def classes(items: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[
 
 
 def axis_kind(module: nn.Module, axis: Axis) -> Hashable:
-    """Equal for axes at the same place of blocks that are alike."""
+    """Return what is equal for axes at the same place of blocks that are alike."""
     place = axis.block_path
     members = [
         (member.tensor.replace(place, ""), member.dim, member.indices.shape, tuple(tensor.shape))

@@ -86,12 +86,12 @@ class KeepBlocks:
     names: tuple[str, ...] = ()
 
     def gone(self, count: int) -> list[str]:
-        """Paths of the blocks that do not stay. count: blocks in the list, where ``names`` are not given."""
+        """Return paths of the blocks that do not stay. count: blocks in the list, where ``names`` are not given."""
         names = self.names or tuple(f"{self.stack}.{index}" for index in range(count))
         return [name for index, name in enumerate(names) if index not in self.index]
 
     def spared(self) -> list[str]:
-        """Paths of what tombstones keep."""
+        """Return paths of what tombstones keep."""
         return list(self.borrowed) if self.names else [f"{self.stack}.{path}" for path in self.borrowed]
 
 
@@ -267,6 +267,6 @@ def from_ranges(ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
 
 
 def span(values: Iterable[int]) -> str:
-    """``8`` where all are equal, else ``4–8``."""
+    """Return ``8`` where all are equal, else ``4–8``."""
     listed = sorted(set(values))
     return str(listed[0]) if len(listed) == 1 else f"{listed[0]}–{listed[-1]}"

@@ -309,7 +309,7 @@ class Granularity(Protocol):
 
     multiple_of: int
     num_parts: int | None
-    """Into how many equal parts a learned search may cut an axis; None for its single units."""
+    """The number of equal parts into which a learned search may cut an axis; None for its single units."""
 
     def axes(self, structure: Structure) -> list[Axis]:
         """Return every axis of this level, as data."""

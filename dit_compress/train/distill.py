@@ -1,4 +1,4 @@
-"""What every distiller does around its objective: load the roles, train, give the bundle."""
+"""The common work of distillers around their objectives: load the roles, train, give the bundle."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def distill(step: Distiller, context: Context) -> Result:
 
 
 def monitors(step: Distiller, context: Context, student: Denoiser, text: Captions) -> Monitors | None:
-    """Validation and watch, where the step's options ask for them."""
+    """Make validation and watch, where the step's options ask for them."""
     options = step.options
     if not isinstance(options, DistillOptions) or (options.validation is None and options.watch is None):
         return None
@@ -69,7 +69,7 @@ def monitors(step: Distiller, context: Context, student: Denoiser, text: Caption
 
 
 def _decoder(context: Context) -> Callable[[Tensor], Tensor]:
-    """The VAE's decoder where the training is; only the first process asks for videos."""
+    """Return the VAE's decoder where the training is; only the first process asks for videos."""
     if context.world.rank:
         return lambda latent: latent
     codec: Any = context.input.codec().eval()
@@ -77,7 +77,7 @@ def _decoder(context: Context) -> Callable[[Tensor], Tensor]:
 
 
 def is_trained(lineage: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a bundle's denoiser was trained before: by an earlier step, or by whoever made the folder it is from."""
+    """Tell whether a bundle's denoiser was trained before: by an earlier step, or by whoever made its folder."""
     for record in lineage:
         model = record.get("parts", {}).get("model")
         if record["kind"] == "distill":
@@ -90,7 +90,7 @@ def is_trained(lineage: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def text_lr(context: Context, lr: float) -> float | None:
-    """The encoder's rate: trained with the denoiser in the first training step of a bundle, frozen ever after."""
+    """Return the encoder's rate: trained with the denoiser in a bundle's first training step, frozen ever after."""
     component = context.input.spec.text
     if component is None or not component.loader().trainable:
         return None
@@ -98,7 +98,7 @@ def text_lr(context: Context, lr: float) -> float | None:
 
 
 def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str) -> list[tuple[int, int]]:
-    """(student block, teacher block it came from), by the transform logs.
+    """Return (student block, teacher block it came from), by the transform logs.
 
     Without a teacher bundle, or with an unpruned student, every block is its own origin.
     """
@@ -115,6 +115,6 @@ def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str
 
 
 def last_of_groups(pairs: list[tuple[int, int]], groups: int) -> list[tuple[int, int]]:
-    """The last pair of each of ``groups`` equal runs."""
+    """Return the last pair of each of ``groups`` equal runs."""
     groups = min(groups, len(pairs))
     return [pairs[round((index + 1) * len(pairs) / groups) - 1] for index in range(groups)]

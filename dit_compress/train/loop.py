@@ -82,7 +82,7 @@ def _steps(
     monitors: Monitors | None,
     start: int,
 ) -> None:
-    """Everything from the first step that is left to the last one."""
+    """Run everything from the first step that is left to the last one."""
     trackers = open_trackers(context, resume_step=start)
     alarms = monitors.alarms if monitors is not None else Alarms(context, mends=options.mends)
     guards = CurveGuards(alarms)
@@ -135,7 +135,7 @@ def train_step(
 
 
 def draw_batch(samples: Samples, size: int, seed: int, step: int, part: Sequence[int] | None = None) -> Batch:
-    """The batch of a step, or its places ``part``; where clips are decoded as they are needed, the next are begun."""
+    """Draw the batch of a step, or its places ``part``; where clips are decoded as they are needed, begin the next."""
     places = range(size) if part is None else part
     index = batch_index(len(samples), size, seed, step, places)
     if samples.streamed:
@@ -146,14 +146,14 @@ def draw_batch(samples: Samples, size: int, seed: int, step: int, part: Sequence
 
 
 def batch_index(total: int, size: int, seed: int, step: int, part: Sequence[int]) -> list[int]:
-    """The samples at some places of a step's batch: a batch is consecutive entries of the epochs' orders."""
+    """Return the samples at some places of a step's batch: a batch is consecutive entries of the epochs' orders."""
     places = [step * size + place for place in part]
     orders = {epoch: epoch_order(seed, epoch, total) for epoch in {place // total for place in places}}
     return [int(orders[place // total][place % total]) for place in places]
 
 
 def learning_rate(step: int, phase: Phase, options: TrainOptions) -> float:
-    """Factor of the peak rate: linear warm-up, then cosine to ``options.decay``, over the phase's own updates."""
+    """Return the factor of the peak rate: warm-up, then cosine to ``options.decay``, over the phase's own updates."""
     done, total = phase.updates_before(step), phase.updates_before(options.steps)
     if done < options.warmup:
         return (done + 1) / (options.warmup + 1)
@@ -162,7 +162,7 @@ def learning_rate(step: int, phase: Phase, options: TrainOptions) -> float:
 
 
 def _warn_of_averages(objective: Objective, options: TrainOptions, context: Context) -> None:
-    """An average over more updates than there are is mostly what the step began with, random weights perhaps."""
+    """Warn of an average over more updates than there are: mostly what the step began with, random weights perhaps."""
     for name, role in objective.roles.items():
         phases = [phase for phase in objective.phases if name in phase.updates]
         if not role.ema or not phases:
@@ -203,7 +203,7 @@ def _phase(
 
 
 def _not_finite(phase: Phase, batch: Batch, loss: Tensor, world: World) -> UserError:
-    """The same on every process: the mean loss, and whose samples are not finite."""
+    """Return the error, the same on every process: the mean loss, and whose samples are not finite."""
     (value,) = world.mean({"loss": float(loss.detach())}).values()
     what = f"the loss of phase {phase.name!r} is {value} at step {batch.step}"
     rows = [[index, float(not torch.isfinite(x0).all())] for index, x0 in zip(batch.sample, batch.x0, strict=True)]

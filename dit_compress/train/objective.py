@@ -1,4 +1,4 @@
-"""What a training step declares: roles, phases, losses. The loop does the rest."""
+"""The declarations of a training step: roles, phases, losses. The loop does the rest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Role:
     whole: bool = False
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name; UserError where a pattern of ``only`` matches none."""
+        """Return the parameters that are trained, by name; raise a UserError where an ``only`` pattern matches none."""
         if self.lr is None:
             return {}
         named = dict(self.module.named_parameters())
@@ -106,7 +106,7 @@ class Batch:
     held_out: bool = False
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device; what the streams draw arrives there, too."""
+        """Move the batch to a device; what the streams draw arrives there, too."""
         tokens = {name: value.to(device) for name, value in self.tokens.items()}
         return replace(self, x0=self.x0.to(device), tokens=tokens, streams=self.streams.to(device))
 
@@ -121,14 +121,14 @@ class Objective(Protocol):
 
     @property
     def roles(self) -> dict[str, Role]:
-        """By name: student, teacher, text, aligner, discriminator, masks."""
+        """Roles by name: student, teacher, text, aligner, discriminator, masks."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """In the order they run within a step."""
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        """The loss of one phase on one batch."""
+        """Return the loss of one phase on one batch."""
 
 
 class Distiller(Step, Protocol):
@@ -140,14 +140,14 @@ class Distiller(Step, Protocol):
     options: Any
 
     def objective(self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions) -> Objective:
-        """Roles, phases and losses over the loaded models; a search calls it with a masked student."""
+        """Return roles, phases and losses over the loaded models; a search calls it with a masked student."""
 
     def flow(self, before: Flow) -> Flow:
-        """How the result is meant to be sampled."""
+        """Return how the result is meant to be sampled."""
 
 
 class DiscriminatorPart(Protocol):
     """Makes a discriminator out of a frozen copy of the generator."""
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """Module ``(latent_BCTHW, sigma_B, cond) -> logits [B,S]``; its trainable parameters require grad."""
+        """Make a module ``(latent_BCTHW, sigma_B, cond) -> logits [B,S]``; its trainable parameters require grad."""

@@ -44,7 +44,7 @@ class ScaledRMSNorm(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` → the same shape."""
+        """Normalise ``[..., D]``; the shape stays."""
         largest = x.abs().amax(-1, keepdim=True).clamp(min=self.floor)
         y, root = x / largest, self.root_eps / largest
         y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + root * root)
@@ -54,7 +54,7 @@ class ScaledRMSNorm(nn.Module):
 
 
 def rewrite_modules(module: nn.Module) -> nn.Module:
-    """A copy of the module in eval mode, its RMSNorms replaced. The copy shares the weights.
+    """Copy the module in eval mode, its RMSNorms replaced. The copy shares the weights.
 
     Raises:
         UserError: a module is called RMSNorm and computes something else.
@@ -69,18 +69,18 @@ def rewrite_modules(module: nn.Module) -> nn.Module:
 
 
 def share_copy(module: nn.Module) -> nn.Module:
-    """A deep copy whose parameters and buffers are those of the original."""
+    """Return a deep copy whose parameters and buffers are those of the original."""
     shared = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
 def is_rms_norm(module: nn.Module) -> bool:
-    """Any class with RMSNorm in its name: torch's, diffusers', the project's, somebody's own."""
+    """Tell whether a class has RMSNorm in its name: torch's, diffusers', the project's, somebody's own."""
     return "RMSNorm" in type(module).__name__ and not isinstance(module, ScaledRMSNorm)
 
 
 def replacement(module: nn.Module, path: str) -> ScaledRMSNorm:
-    """The scaled form of a norm, compared with it on rows large, small and zero."""
+    """Return the scaled form of a norm, compared with it on rows large, small and zero."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     eps = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
     width = weight.shape[-1] if weight is not None else _width(module)
@@ -96,7 +96,7 @@ def replacement(module: nn.Module, path: str) -> ScaledRMSNorm:
 
 
 def _width(module: nn.Module) -> int:
-    """Width of a norm without weight, where the module states it; any other number serves to compare."""
+    """Return width of a norm without weight, where the module states it; any other number serves to compare."""
     for name in ("normalized_shape", "dim"):
         value = getattr(module, name, None)
         if value is not None:
@@ -106,7 +106,7 @@ def _width(module: nn.Module) -> int:
 
 @torch.no_grad()
 def _agree(module: nn.Module, scaled: nn.Module, width: int) -> bool:
-    """Both give the same on four rows; tensors without values leave nothing to compare."""
+    """Tell whether both give the same on four rows; tensors without values leave nothing to compare."""
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors):
         return True

@@ -1,4 +1,4 @@
-"""Which integer attributes must follow when units go: the fewest that make compact equal masked.
+"""The integer attributes that must follow when units go: the fewest that make compact equal masked.
 
 A stale head count is silently wrong in most attention code, so nothing is taken from an attribute's name:
 each candidate set is tried on the edited block, and every matmul's input must be what the masked block gives.

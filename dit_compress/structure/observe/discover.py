@@ -47,7 +47,7 @@ class _Block:
 
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
-"""What was found before: structure depends on classes and shapes, not on weights."""
+"""Structures found before: structure depends on classes and shapes, not on weights."""
 _VALUES = "Record a call that the model accepts; a model whose control flow depends on values is not understood"
 _DTYPES = "Take the check of dtypes on that line out, or let it pass for float64: the copy computes in it"
 
@@ -123,7 +123,7 @@ def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found
 
 
 def _dtypes(module: nn.Module) -> list[torch.dtype]:
-    """Dtypes that a module may ask of its tensors: that of most parameters, then float32."""
+    """Return the dtypes that a module may ask of its tensors: that of most parameters, then float32."""
     counts = Counter(parameter.dtype for parameter in module.parameters() if parameter.dtype in WIDE)
     return list(dict.fromkeys([*(dtype for dtype, _ in counts.most_common(1)), torch.float32]))
 

@@ -1,4 +1,4 @@
-"""Which entries of a block's parameters belong together, found by perturbation.
+"""Entries of a block's parameters that belong together, found by perturbation.
 
 Every output row of every matmul, and every entry of every small parameter, gets other numbers; which input
 columns of other matmuls change is what it influences *directly* (replayed outputs stop anything indirect,
@@ -208,7 +208,7 @@ def outputs_differ(before: object, after: object) -> bool:
 
 
 def noise_like(tensor: Tensor, seed: int) -> Tensor:
-    """Other numbers in the same order of memory (operators take other ways through other strides)."""
+    """Draw other numbers in the same order of memory (operators take other ways through other strides)."""
     if not tensor.is_floating_point():
         return tensor
     made = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)

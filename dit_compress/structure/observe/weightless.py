@@ -170,12 +170,12 @@ class Seen:
     writes: bool = False
 
     def inputs(self) -> dict[int | str, Any]:
-        """Arguments by position and keyword; tensors in structures by their dotted names."""
+        """Return arguments by position and keyword; tensors in structures by their dotted names."""
         given: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
         return {f"{key}.{path}" if path else key: item for key, value in given for path, item in leaves_of(value)}
 
     def outputs(self) -> dict[int | str | None, Any]:
-        """Results by position, or by dotted names where they are structures; None for one tensor."""
+        """Return results by position, or by dotted names where they are structures; None for one tensor."""
         plain = isinstance(self.output, tuple | list) and not hasattr(self.output, "_fields")
         if not plain:
             return {path or None: item for path, item in leaves_of(self.output)}
@@ -225,7 +225,7 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
 
 
 def _versions(args: Any, kwargs: Any) -> list[tuple[int, int]]:
-    """Which tensors are among the arguments, and how often each was written to."""
+    """Return which tensors are among the arguments, and how often each was written to."""
     return [(id(tensor), tensor._version) for tensor in tensors_in((args, kwargs))]  # noqa: SLF001 - autograd's own
 
 

@@ -32,7 +32,7 @@ class AffineDistiller:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Training changes weights only."""
+        """Return the bundle as it is: training changes weights only."""
         spec.need_denoiser()
         spec.need_latent()
         return spec
@@ -42,13 +42,13 @@ class AffineDistiller:
         return distill(self, context)
 
     def flow(self, before: Flow) -> Flow:
-        """The student is sampled like its teacher."""
+        """Return how the teacher is sampled: so is the student."""
         return before
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
     ) -> AffineObjective:
-        """Roles: student, teacher (frozen), aligner."""
+        """Return the objective of the roles student, teacher (frozen) and aligner."""
         if teacher is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
         stack = student.structure().main
@@ -90,7 +90,7 @@ class AffineObjective:
         self.phases = (Phase("affine", ("student", "aligner"), score="flow_loss"),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
-        """Eq. 6 on one batch."""
+        """Return Eq. 6 on one batch."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         sigma = self.schedule.warp(batch.streams.positions(self.options.sigma))
         x = flow.interpolate(batch.x0, noise, sigma)
@@ -113,7 +113,7 @@ class AffineObjective:
 
 
 def affine_map(width_S: int, width_T: int) -> nn.Linear:
-    """``A_g, b_g`` of Eq. 5, from the identity (the student starts as a part of its teacher)."""
+    """Make ``A_g, b_g`` of Eq. 5, from the identity (the student starts as a part of its teacher)."""
     layer = nn.Linear(width_S, width_T)
     nn.init.eye_(layer.weight)
     nn.init.zeros_(layer.bias)

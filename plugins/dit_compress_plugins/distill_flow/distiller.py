@@ -29,7 +29,7 @@ class FlowDistiller:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Training changes weights only."""
+        """Return the bundle as it is: training changes weights only."""
         spec.need_denoiser()
         spec.need_latent()
         return replace(spec, flow=self.flow(spec.flow))
@@ -39,7 +39,7 @@ class FlowDistiller:
         return distill(self, context)
 
     def flow(self, before: Flow) -> Flow:
-        """The schedule this training used is the one to sample with."""
+        """Return the schedule this training used: it is the one to sample with."""
         options = self.options
         return replace(before, shift=options.shift, num_steps=options.sampling_steps, guidance=options.guidance)
 
@@ -50,7 +50,7 @@ class FlowDistiller:
         teacher: Denoiser | None,  # noqa: ARG002 - flow matching has none
         text: Captions,
     ) -> FlowObjective:
-        """One role, one phase."""
+        """Return the objective of one role and one phase."""
         return FlowObjective(self.options, student, text, text_lr(context, self.options.lr))
 
 
@@ -74,7 +74,7 @@ class FlowObjective:
             self.phases = (Phase("flow", ("student", "text")),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
-        """Eq. 2 on one batch."""
+        """Return Eq. 2 on one batch."""
         sigma, noise = self.noise(batch)
         x = flow.interpolate(batch.x0, noise, sigma)
         dropped = batch.streams.uniform("dropout") < self.options.caption_dropout
@@ -82,6 +82,6 @@ class FlowObjective:
         return {"loss": flow_loss(self.student(x, sigma, cond), flow.velocity(batch.x0, noise))}
 
     def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sigma ``[B]`` and noise like x0, from the batch's streams."""
+        """Draw sigma ``[B]`` and noise like x0, from the batch's streams."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         return self.schedule.warp(batch.streams.positions(self.options.sigma)), noise

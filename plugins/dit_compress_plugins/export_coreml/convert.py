@@ -18,7 +18,7 @@ PRECISE_DEPTH = 32
 
 
 def convert(component: Component, precision: Precision, minimum_os: str) -> Any:
-    """The component as an ``MLModel`` with float32 inputs and outputs of fixed shapes.
+    """Convert the component to an ``MLModel`` with float32 inputs and outputs of fixed shapes.
 
     Raises:
         UserError: coremltools refuses the program.
@@ -43,7 +43,7 @@ def convert(component: Component, precision: Precision, minimum_os: str) -> Any:
 
 
 def has_translation(node: Node) -> bool:
-    """Whether coremltools knows the operator."""
+    """Tell whether coremltools knows the operator."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import (
         _TORCH_OPS_REGISTRY,  # coremltools has no public way to ask
     )
@@ -53,7 +53,7 @@ def has_translation(node: Node) -> bool:
 
 
 def _precision(component: Component, precision: Precision) -> Any:
-    """Half precision except on the way from a precise input to its first contraction."""
+    """Choose half precision except on the way from a precise input to its first contraction."""
     import coremltools
 
     if precision == "float32":
@@ -65,7 +65,7 @@ def _precision(component: Component, precision: Precision) -> Any:
 
 
 def stays_precise(operation: Any, names: frozenset[str], depth: int = PRECISE_DEPTH) -> bool:
-    """Whether all that an operator reads comes from precise inputs, without a contraction in between."""
+    """Tell whether all that an operator reads comes from precise inputs, without a contraction in between."""
     if operation.op_type in CONTRACTIONS or depth == 0:
         return False
     read = []

@@ -92,7 +92,7 @@ def kind_of(level: str) -> str:
 
 
 def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[str, list[Axis]]:
-    """Every level's axes, each axis in one of them; UserError where a level finds nothing.
+    """Find every level's axes, each axis in one of them; raise a UserError where a level finds nothing.
 
     A level may name the one stack that it is for (``head.double_blocks``); its axes are not those of ``head`` then.
     """
