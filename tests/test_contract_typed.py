@@ -29,7 +29,6 @@ UNTYPED = {
     "recipe/model.py": "fields of our own dataclass, by kind",
     "report/lineage.py": "values of JSON, or models of pydantic",
     "run/keys.py": "fields of our own dataclass, by the names of components",
-    "scaffold/samples/export/graph.py": "operators of torch, by name",
     "structure/": "any torch module, tensor or recorded value",
     "train/parallel.py": "tensors that may be sharded",
 }
@@ -75,7 +74,6 @@ OTHERS = {
     "model/figures.py": {"ffn": "a key of step.json: widths of feed-forwards"},
     "export/player.py": {"words": "a kind of tokenizer file, which the player reads"},
     "report/figures.py": {"ffn": "a module's name in models of diffusers", "block": "a label beside the rows"},
-    "scaffold/samples/": {"video_dit": "the model of the example in a new plugin's test"},
     "structure/": {
         "block": "the prefix of block axes in transform logs",
         "head": "part of attributes' names in models",
