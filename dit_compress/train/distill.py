@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
@@ -10,6 +11,7 @@ from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import fit
+from dit_compress.train.objective import Distiller, Role
 from dit_compress.train.options import DistillOptions
 from dit_compress.train.validation import Monitors, Validator, Watcher
 
@@ -20,9 +22,40 @@ if TYPE_CHECKING:
 
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
-    from dit_compress.train.objective import Distiller
+    from dit_compress.train.options import TrainOptions
+
+
+class DistillStep(Distiller):
+    """A step that trains a denoiser. A plugin adds ``objective``, and ``flow`` where sampling changes."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """Return the bundle with its way of sampling: training changes weights besides."""
+        spec.need_denoiser()
+        spec.need_latent()
+        return replace(spec, flow=self.flow(spec.flow))
+
+    def run(self, context: Context) -> Result:
+        """Run the one training loop: optimisers, averages, checkpoints, resume, several processes."""
+        return distill(self, context)
+
+    def flow(self, before: Flow) -> Flow:
+        """Return how the result is meant to be sampled: as the input is."""
+        return before
+
+
+def student_role(student: Denoiser, options: TrainOptions) -> Role:
+    """Make the role of a denoiser that is trained, with the rates of the step's options."""
+    student.requires_grad_()
+    return Role(
+        student, lr=options.lr, muon_lr=options.muon_lr, weight_decay=options.weight_decay, ema=options.ema or None
+    )
 
 
 def distill(step: Distiller, context: Context) -> Result:

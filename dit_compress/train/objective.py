@@ -77,6 +77,10 @@ class Phase:
     every: int = 1
     score: str = "loss"
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"phase {self.name!r} would run each {self.every}-th step")
+
     def runs(self, step: int) -> bool:
         """Tell whether it is its turn."""
         return step >= self.start and (step - self.start) % self.every == 0
@@ -132,7 +136,7 @@ class Objective(Protocol):
 
 
 class Distiller(Step, Protocol):
-    """A training step. ``run`` is normally ``return dit_compress.train.distill.distill(self, context)``.
+    """A training step. A subclass of ``DistillStep`` adds ``objective`` to the engine's own work.
 
     options: of a subclass of ``dit_compress.train.options.TrainOptions``.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dit_compress.model import flow
 from dit_compress.model.flow import Flow
-from dit_compress.train.distill import distill, text_lr
+from dit_compress.train.distill import DistillStep, student_role, text_lr
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 
@@ -15,28 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_flow import FlowOptions
 
 
-class FlowDistiller:
+class FlowDistiller(DistillStep):
     """Step ``distill: {use: flow}``."""
-
-    def __init__(self, options: FlowOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it is: training changes weights only."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return replace(spec, flow=self.flow(spec.flow))
-
-    def run(self, context: Context) -> Result:
-        """Train."""
-        return distill(self, context)
 
     def flow(self, before: Flow) -> Flow:
         """Return the schedule this training used: it is the one to sample with."""
@@ -62,13 +48,9 @@ class FlowObjective:
     def __init__(self, options: FlowOptions, student: Denoiser, text: Captions, text_rate: float | None) -> None:
         self.options, self.student, self.text = options, student, text
         self.schedule = Flow(options.shift)
-        student.requires_grad_()
-        ema = options.ema or None
         self.roles = {
-            "student": Role(
-                student, lr=options.lr, muon_lr=options.muon_lr, weight_decay=options.weight_decay, ema=ema
-            ),
-            "text": Role(text.requires_grad_(text_rate is not None), lr=text_rate, ema=ema),
+            "student": student_role(student, options),
+            "text": Role(text.requires_grad_(text_rate is not None), lr=text_rate, ema=options.ema or None),
         }
         if text_rate is not None:
             self.phases = (Phase("flow", ("student", "text")),)
