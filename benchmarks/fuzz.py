@@ -44,6 +44,18 @@ class Hang(BaseException):
     """A case took too long. No Exception: nothing on the way catches it."""
 
 
+class _Terminal(io.TextIOWrapper):
+    """Takes UTF-8 as a pipe does; what can't be encoded is an error."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    def text(self) -> str:
+        """Everything that was printed."""
+        self.flush()
+        return self.buffer.getvalue().decode("utf-8")  # type: ignore[attr-defined]
+
+
 @dataclass
 class Case:
     """One case at work. folder: its own; out: where it may write; printed: what it said."""
@@ -68,15 +80,15 @@ class Case:
     def command(self, *words: Any) -> int:
         """Run a command here; its exit status."""
         self.said = [str(word) for word in words]
-        printed, before = io.StringIO(), sys.argv
+        printed, errors, before = _Terminal(), io.StringIO(), sys.argv
         sys.argv = ["dit-compress", *self.said]
         try:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
                 cli.main()
         except SystemExit as left:
             return left.code if isinstance(left.code, int) else 0
         finally:
-            sys.argv, self.printed = before, printed.getvalue()
+            sys.argv, self.printed = before, printed.text() + errors.getvalue()
         return 0
 
 

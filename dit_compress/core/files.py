@@ -91,7 +91,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"can't be read: {error.strerror}", where=str(path)) from error
+    except RecursionError as error:
+        raise UserError("not valid JSON: nested too deeply", where=str(path)) from error
+    except ValueError as error:  # broken, not UTF-8, or a number of too many digits
         raise UserError(f"not valid JSON: {error}", where=str(path)) from error
 
 

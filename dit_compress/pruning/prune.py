@@ -31,13 +31,13 @@ from dit_compress.structure.files.pruned import (
     base_of,
     check_plan,
     log_of,
-    read_config,
     read_plan,
     record_of,
     remember_log,
     write_record,
 )
 from dit_compress.structure.files.tensor_files import open_weights
+from dit_compress.structure.files.whole import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
