@@ -133,7 +133,10 @@ def _on_folder(case: Case, folder: Path) -> int:
     if kind == 2:
         return case.command("prune", folder, "--remove", "block=1", "--out", case.out / "pruned")
     path = case.folder / "r.yaml"
-    text = {"model": {"from": str(folder)}, "steps": [{"prune": {"use": "trilevel", "levels": {"block": {"remove": 1}}, "search": "magnitude"}}]}
+    text = {
+        "model": {"from": str(folder)},
+        "steps": [{"prune": {"use": "trilevel", "levels": {"block": {"remove": 1}}, "search": "magnitude"}}],
+    }
     path.write_text(json.dumps(text))
     return case.command("plan", path)
 
@@ -155,7 +158,11 @@ def package(case: Case) -> int:
         folder = case.harm("package/files", "manifest.json", json_harm)
     elif kind == 1:
         file = case.random.choice([name for name in files if name != "manifest.json"])
-        folder = case.harm("package/files", file, header_harm if file.endswith(".safetensors") else json_harm if file.endswith(".json") else _torn)
+        folder = case.harm(
+            "package/files",
+            file,
+            header_harm if file.endswith(".safetensors") else json_harm if file.endswith(".json") else _torn,
+        )
     else:
         folder = copied(source, case.folder / "package")
         one, other = (folder / name for name in case.random.sample(files, 2))
@@ -177,7 +184,22 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "check": ("--deep", "--plugin"),
     "plan": ("--out", "--processes", "--plugin"),
     "inspect": ("--size 3", "--plugin"),
-    "prune": ("--out", "--params", "--flops", "--latency", "--table", "--machine", "--size 3", "--levels", "--remove", "--keep", "--search", "--plan", "--dry-run", "--seed"),
+    "prune": (
+        "--out",
+        "--params",
+        "--flops",
+        "--latency",
+        "--table",
+        "--machine",
+        "--size 3",
+        "--levels",
+        "--remove",
+        "--keep",
+        "--search",
+        "--plan",
+        "--dry-run",
+        "--seed",
+    ),
     "generate": ("--model", "--out", "--steps", "--guidance", "--frames", "--size 2", "--fps", "--seed", "--sampler"),
     "encode": ("--vae", "--out", "--rank", "--world"),
     "report": (),
@@ -201,9 +223,21 @@ def arguments(case: Case) -> int:
     random = case.random
     name = random.choice(list(OPTIONS))
     path, broken = case.folder / "r.yaml", case.folder / "broken.yaml"
-    path.write_text("steps:\n  - latent: {use: video_vae, channels: 16}\ndata: {use: shapes, num_clips: 2, num_test: 2, frames: 9, size: [64, 64]}\n")
-    broken.write_text("model: {use: video_dit, preset: tiny}\nsteps:\n  - prune: {use: trilevel, levels: {block: {remove: 400}}, search: magnitude}\n")
-    known = {"recipe": path, "broken": broken, "out": case.out, "nothing": case.folder / "no", "package": case.material / "package" / "files", "ltx": case.material / "ltx", "bundle": case.material / "bundle"}
+    path.write_text(
+        "steps:\n  - latent: {use: video_vae, channels: 16}\ndata: {use: shapes, num_clips: 2, num_test: 2, frames: 9, size: [64, 64]}\n"
+    )
+    broken.write_text(
+        "model: {use: video_dit, preset: tiny}\nsteps:\n  - prune: {use: trilevel, levels: {block: {remove: 400}}, search: magnitude}\n"
+    )
+    known = {
+        "recipe": path,
+        "broken": broken,
+        "out": case.out,
+        "nothing": case.folder / "no",
+        "package": case.material / "package" / "files",
+        "ltx": case.material / "ltx",
+        "bundle": case.material / "bundle",
+    }
     words = [word.format(**known) for word in GIVEN[name]]
     for _ in range(random.choice((1, 1, 2, 3))):
         if not OPTIONS[name] or random.random() < 0.15:
@@ -235,7 +269,11 @@ class Found:
 
     def as_data(self) -> dict[str, Any]:
         """For the last line."""
-        return {"cases": self.statuses.total(), **{name: len(each) for name, each in self.failed.items()}, "statuses": dict(self.statuses)}
+        return {
+            "cases": self.statuses.total(),
+            **{name: len(each) for name, each in self.failed.items()},
+            "statuses": dict(self.statuses),
+        }
 
 
 def fuzz(made: Path, work: Path, cases: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Found:
@@ -271,7 +309,9 @@ def judge(case: Case, kind: Callable[[Case], int], name: str, found: Found) -> N
         return
     found.statuses[str(status)] += 1
     if status not in (0, 1, 2) or "Traceback" in case.printed:
-        found.failed["tracebacks"].append(f"{name}: {' '.join(case.said)[:500]}: status {status}\n{case.printed[:2000]}")
+        found.failed["tracebacks"].append(
+            f"{name}: {' '.join(case.said)[:500]}: status {status}\n{case.printed[:2000]}"
+        )
     if status == 2 and (left := [str(item) for item in case.out.rglob("*")]):
         found.failed["left_behind"].append(f"{name}: {' '.join(case.said)[:500]}: {left}\n{case.printed[:2000]}")
 

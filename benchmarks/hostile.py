@@ -132,7 +132,9 @@ def changed(random: Random, data: Any) -> Any:
         elif kind < 0.8:
             del holder[leaf]
         elif isinstance(holder, dict):
-            holder[random.choice((f"{leaf}x", "", "_class_name", "auto_map", "\ud800", "x" * 300))] = random.choice(VALUES)
+            holder[random.choice((f"{leaf}x", "", "_class_name", "auto_map", "\ud800", "x" * 300))] = random.choice(
+                VALUES
+            )
         else:
             holder.append(random.choice(VALUES))
     return data
@@ -178,14 +180,16 @@ def yaml_harm(random: Random, data: bytes) -> bytes:
     if kind < 0.2:
         return torn(random, data)
     if kind < 0.3:
-        tag = random.choice((b"!!bool ", b"!!python/name:os.system ", b"!!float ", b"!!null ", b"!!int ", b"!!binary ", b"&a ", b"*a "))
+        tag = random.choice(
+            (b"!!bool ", b"!!python/name:os.system ", b"!!float ", b"!!null ", b"!!int ", b"!!binary ", b"&a ", b"*a ")
+        )
         parts = data.split(b": ")
         at = random.randrange(1, len(parts))
         return b": ".join(parts[:at]) + b": " + tag + b": ".join(parts[at:])
     if kind < 0.35:
         parts = data.split(b": ")
         at = random.randrange(1, len(parts))
-        word = random.choice((b"\"\\ud800\"", b"1e400", b".nan", b"0x10", b"[" * 2000, b"-.inf", b"9" * 5000))
+        word = random.choice((b'"\\ud800"', b"1e400", b".nan", b"0x10", b"[" * 2000, b"-.inf", b"9" * 5000))
         return b": ".join(parts[:at]) + b": " + word + b" #" + b": ".join(parts[at:])
     return json.dumps(changed(random, yaml.safe_load(data))).encode()
 

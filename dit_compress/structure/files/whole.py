@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_MODULES = 30_000
 """Modules of the largest model that is made; a transformer of 100 blocks has some 6,000."""
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""How files of weights end, those included that stay shut."""
 _WIDTH = 200
 """Letters of what a library said."""
 _AGAIN = "Download or copy the folder again"
@@ -90,6 +92,8 @@ def _bounded(name: str) -> Iterator[None]:
 def load_whole(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
     """Load the model of a folder, in evaluation mode; without weights where ``empty_weights`` is at work.
 
+    Without weights a folder will do that has none yet; those it has must be whole and fit the config.
+
     Raises:
         UserError: config or weights are broken, or not those of each other.
     """
@@ -98,8 +102,10 @@ def load_whole(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
     kind = class_named(config["_class_name"], "Check '_class_name' in config.json")
     with empty_weights():
         empty = made(kind, config, where)
-    _need_weights(folder, empty)
-    if next(nn.Linear(1, 1).parameters()).is_meta:
+    described = next(nn.Linear(1, 1).parameters()).is_meta
+    if not described or any(item.suffix in WEIGHTS for item in folder.iterdir()):
+        _need_weights(folder, empty)
+    if described:
         return empty
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
