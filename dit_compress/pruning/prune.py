@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import publish, sha256_data, whole_folder
+from dit_compress.core.files import need_place, publish, sha256_data, whole_folder
 from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.denoiser import Denoiser
@@ -135,6 +135,8 @@ def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Seq
 
 def free(out: str | Path | None) -> Path | None:
     """Where to write; UserError where something is there already."""
+    if out is not None:
+        need_place(Path(out), "folder")
     if out is not None and Path(out).exists():
         raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
     return None if out is None else Path(out)

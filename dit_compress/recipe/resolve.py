@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.limits import MAX_NAME_BYTES, MAX_SEED
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 TOP_KEYS = ("name", "seed", "licence", "model", "data", "text", "sampler", "trackers", "steps")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _NAME_MEND = "Use letters, digits, '_', '-' and '.'"
-MAX_NAME_BYTES = 200
-"""A file's name has up to 255, and we append to it."""
-MAX_SEED = 2**63 - 1
-"""Largest number that torch takes as a seed wherever it takes one."""
 
 
 @dataclass

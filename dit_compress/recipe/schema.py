@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from dit_compress.core.limits import MAX_SEED
 from dit_compress.plugin.options import Part, slots_of
 from dit_compress.recipe.model import SHARED
-from dit_compress.recipe.resolve import MAX_SEED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
