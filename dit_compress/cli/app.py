@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -34,6 +35,9 @@ COMMANDS = (
 """In the order of ``--help``."""
 for command in COMMANDS:
     app.command()(command)
+_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a path that the user named can be: too long, a loop, through a file, a folder, forbidden."""
+_LONG = 300
 
 
 def main() -> None:
@@ -43,6 +47,11 @@ def main() -> None:
         status = app(standalone_mode=False)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise
+        sys.stderr.write(f"{str(error.filename)[:_LONG]}: {error.strerror}. Name another path\n")
         raise SystemExit(2) from None
     except (typer.Exit, SystemExit) as leave:
         raise SystemExit(getattr(leave, "exit_code", getattr(leave, "code", 0))) from None

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from dit_compress.cli.options import PluginFiles, registry, show
 from dit_compress.core.errors import UserError
+from dit_compress.core.limits import MAX_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def inspect(
     target: Annotated[str, typer.Argument(help="A bundle or run folder, a diffusers folder, or a class of diffusers.")],
     size: Annotated[
-        tuple[int, int, int] | None, typer.Option(help="Latent cells T H W that FLOPs are for; the smallest if absent.")
+        tuple[int, int, int] | None,
+        typer.Option(min=1, max=MAX_CELLS, help="Latent cells T H W that FLOPs are for; the smallest if absent."),
     ] = None,
     plugin: PluginFiles = None,
 ) -> None:

@@ -7,16 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from dit_compress.cli.options import Seed, finite
 from dit_compress.core.errors import UserError
+from dit_compress.core.limits import MAX_CELLS
 from dit_compress.plugin import defaults
 
 Size = Annotated[str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9 or 915_000_000.")]
 Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13.")]
-Seconds = Annotated[float | None, typer.Option(min=1e-9, help="Seconds of one call that may stay.")]
+Seconds = Annotated[float | None, typer.Option(min=1e-9, callback=finite, help="Seconds of one call that may stay.")]
 Table = Annotated[Path | None, typer.Option(help="Seconds per piece, a JSON file; measured here if absent.")]
 Machine = Annotated[str | None, typer.Option(help="The machine that the table is for; this one if absent.")]
 Cells = Annotated[
-    tuple[int, int, int] | None, typer.Option(help="Latent cells T H W of that call; a bundle's own if absent.")
+    tuple[int, int, int] | None,
+    typer.Option(min=1, max=MAX_CELLS, help="Latent cells T H W of that call; a bundle's own if absent."),
 ]
 _ALL, _COUNTS, _SHARES = ",".join(defaults.LEVELS), defaults.EXAMPLE_COUNTS, defaults.EXAMPLE_SHARES
 Levels = Annotated[str | None, typer.Option(metavar="LEVEL,…", help=f"What a budget may cut; {_ALL} if absent.")]
@@ -47,7 +50,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would stay; read and write no weights.")
     ] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin.")] = None,
 ) -> None:
     """Prune a model to a budget or to counts, without a recipe."""

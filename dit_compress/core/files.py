@@ -9,7 +9,8 @@ import os
 import shutil
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from dit_compress.core.errors import UserError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+_LONG = 300
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -91,7 +93,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"can't be read: {error.strerror}", where=str(path)) from error
+    except RecursionError as error:
+        raise UserError("not valid JSON: nested too deeply", where=str(path)) from error
+    except ValueError as error:  # broken, not UTF-8, or a number of too many digits
         raise UserError(f"not valid JSON: {error}", where=str(path)) from error
 
 
@@ -178,6 +184,43 @@ def publish(partial: Path, path: Path) -> None:
     else:
         partial.rename(path)
     _sync(path.parent)
+
+
+def need_place(path: Path, kind: Literal["file", "folder"]) -> None:
+    """Try whether a file or folder can be written at a path, before anything is paid for; nothing is left there.
+
+    Raises:
+        UserError: something of another kind is there, or no such file or folder can be made.
+    """
+    try:
+        path.with_name(f".{path.name}.{'x' * 12}.partial" if path.name else ".").lstat()
+    except FileNotFoundError:
+        pass  # a name that can be taken
+    except (OSError, ValueError) as error:
+        raise _no_place(path, error) from error
+    if kind == "file" and path.is_dir():
+        raise UserError("this is a folder", where=str(path), mend="Name a file")
+    if kind == "folder" and path.exists() and not path.is_dir():
+        raise UserError("this is a file", where=str(path), mend="Name a folder")
+    try:
+        with TemporaryFile(dir=_existing(path if kind == "folder" else path.parent)):
+            pass
+    except OSError as error:
+        raise _no_place(path, error) from error
+
+
+def _no_place(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"can't be written: {getattr(error, 'strerror', None) or error}",
+        where=show_path(path),
+        mend="Name another place",
+    )
+
+
+def show_path(path: Path) -> str:
+    """Return a path as text, cut where it is long."""
+    text = str(path)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
 
 def link_tree(source: Path, target: Path) -> None:

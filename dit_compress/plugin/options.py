@@ -8,7 +8,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PositiveInt
 
 from dit_compress.core.files import sha256_content
 
@@ -28,7 +28,7 @@ class VideoOptions(Options):
     """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip."""
 
     frames: int = Field(ge=1)
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     fps: float | None = Field(default=None, gt=0)
 
 

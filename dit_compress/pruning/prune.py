@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import publish, sha256_data, whole_folder
+from dit_compress.core.files import need_place, publish, sha256_data, whole_folder
 from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.denoiser import Denoiser
@@ -31,13 +31,13 @@ from dit_compress.structure.files.pruned import (
     base_of,
     check_plan,
     log_of,
-    read_config,
     read_plan,
     record_of,
     remember_log,
     write_record,
 )
 from dit_compress.structure.files.tensor_files import open_weights
+from dit_compress.structure.files.whole import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,7 +134,9 @@ def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Seq
 
 
 def free(out: str | Path | None) -> Path | None:
-    """Return where to write; raise a UserError where something is there already."""
+    """Where to write; UserError where something is there already."""
+    if out is not None:
+        need_place(Path(out), "folder")
     if out is not None and Path(out).exists():
         raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
     return None if out is None else Path(out)

@@ -17,7 +17,8 @@ from dit_compress.recipe import make_part
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
-from dit_compress.structure.files.pruned import log_of, read_config
+from dit_compress.structure.files.pruned import log_of
+from dit_compress.structure.files.whole import load_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,10 +46,7 @@ class Folder:
 
         if (self.path / PRUNING).is_file():
             return load_pruned.load(self.path, torch_dtype=torch.float32, verify=False)
-        kind = load_pruned.class_named(read_config(self.path)["_class_name"])
-        return kind.from_pretrained(
-            str(self.path), torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
+        return load_whole(self.path, torch.float32)
 
     @property
     def spec(self) -> Spec:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.limits import MAX_NAME_BYTES, MAX_SEED
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
@@ -80,15 +81,33 @@ def dump(recipe: Recipe) -> str:
 
 def _name(checker: Checker) -> str:
     name = checker.document.data.get("name", Path(checker.document.path).stem)
-    if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        checker.fault(("name",), f"{show(name)} can't name a folder", _NAME_MEND)
+    if fault := _name_fault(name):
+        checker.fault(("name",), f"{show(name)} can't name a folder", fault)
     return str(name)
+
+
+def _name_fault(name: Any) -> str:
+    """Return the mend where a name can't be that of a folder."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        return _NAME_MEND
+    return f"Shorten it to {MAX_NAME_BYTES} letters" if len(name.encode()) > MAX_NAME_BYTES else ""
+
+
+def _is_dir(path: str) -> bool:
+    """Tell whether there is a folder at a path, which may be no path at all."""
+    try:
+        return Path(path).is_dir()
+    except OSError:  # a name that is too long, a loop of links
+        return False
 
 
 def _seed(checker: Checker) -> int:
     seed = checker.document.data.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        checker.fault(("seed",), f"expected a whole number from 0 for 'seed', got {show(seed)}")
+        checker.fault(("seed",), f"expected a whole number from 0 for 'seed', got {show(seed)}", "Write 0")
+        return 0
+    if seed > MAX_SEED:
+        checker.fault(("seed",), f"expected a number of at most {MAX_SEED} for 'seed', got {show(seed)}", "Lower it")
         return 0
     return seed
 
@@ -109,7 +128,7 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     path = value["from"]
     for key in [key for key in value if key != "from"]:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
-    if not isinstance(path, str) or not Path(path).is_dir():
+    if not isinstance(path, str) or not _is_dir(path):
         checker.fault(
             ("model", "from"), f"there is no folder {show(path)}", "Give a bundle, a run or a diffusers folder"
         )
@@ -195,8 +214,8 @@ def _give_names(checker: Checker, drafts: list[Draft]) -> None:
         if "name" not in draft.given:
             continue
         name, place = draft.given["name"], (*draft.place, "name")
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            checker.fault(place, f"{show(name)} can't name a step", _NAME_MEND)
+        if fault := _name_fault(name):
+            checker.fault(place, f"{show(name)} can't name a step", fault)
         elif name == BASE:
             checker.fault(place, f"{BASE!r} is the name of what 'model:' gives", "Choose another name")
         elif name in taken:
@@ -234,6 +253,14 @@ class _Inputs:
                     source = self._default(index, slot)
                 if source is not None:
                     draft.inputs[slot] = source
+            self._compare(draft)
+
+    def _compare(self, draft: Draft) -> None:
+        """Refuse an evaluation of a model against itself."""
+        for slot in draft.slots if draft.kind == "evaluate" else ():
+            if slot in draft.given and draft.inputs.get(slot, slot) == draft.inputs.get("input"):
+                what = f"{slot!r} names {draft.inputs[slot]!r}, which the step reads itself"
+                self.checker.fault((*draft.place, slot), what, "Name another step")
 
     def _default(self, index: int, slot: str) -> str | None:
         draft = self.drafts[index]
@@ -257,15 +284,21 @@ class _Inputs:
         """Return an earlier step's name, or a path; None after noting an error."""
         place = (*self.drafts[index].place, slot)
         if not isinstance(value, str):
-            self.checker.fault(place, f"expected the name of an earlier step for {slot!r}, got {show(value)}")
+            self.checker.fault(
+                place,
+                f"expected the name of an earlier step for {slot!r}, got {show(value)}",
+                "Write its name, or the path of a bundle",
+            )
             return None
         if value == BASE and self.first == BASE:
             return value
         if value in self.index:
             return self._step(index, slot, value)
-        if "/" in value or Path(value).is_dir():
-            if not Path(value).exists():
-                self.checker.fault(place, f"there is no folder {value!r} for {slot!r}", "Give a bundle or a run folder")
+        if "/" in value or _is_dir(value):
+            if not _is_dir(value):
+                self.checker.fault(
+                    place, f"there is no folder {show(value)} for {slot!r}", "Give a bundle or a run folder"
+                )
                 return None
             return _as_path(value)
         # Where a step has an error, its name may be the unknown one, and nothing more is reported.
@@ -300,7 +333,7 @@ class _Inputs:
         guess = closest(value, earlier)
         listing = f"Earlier steps: {', '.join(earlier) or 'none'}; a path has a '/'"
         mend = f"Did you mean {guess!r}?" if guess else listing
-        self.checker.fault((*self.drafts[index].place, slot), f"{slot!r} names an unknown step {value!r}", mend)
+        self.checker.fault((*self.drafts[index].place, slot), f"{slot!r} names an unknown step {show(value)}", mend)
 
 
 def _as_path(path: str) -> str:

@@ -122,7 +122,9 @@ class Checker:
             return None
         wrong = _booleans_as_numbers(given, options)
         for key in wrong:
-            self.fault((*place, key), f"expected a number for {key!r} of {whose}, got {show(given[key])}")
+            self.fault(
+                (*place, key), f"expected a number for {key!r} of {whose}, got {show(given[key])}", "Write it in digits"
+            )
         return None if failed or wrong else options
 
     def _with_parts(

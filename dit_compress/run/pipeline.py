@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import disk_errors, full_disk, read_json, sha256_data, write_json
+from dit_compress.core.files import disk_errors, full_disk, need_place, read_json, sha256_data, write_json
 from dit_compress.core.progress import progress
 from dit_compress.core.version import SCHEMA
 from dit_compress.data.source import data_folder
@@ -58,6 +58,7 @@ class Runner:
         """Run every step that is not finished (or just ``only``), then write summary and report."""
         from filelock import FileLock, Timeout
 
+        need_place(self.folder, "folder")
         if not (self.folder / "run.json").is_file():
             self._plan()
         with disk_errors(self.folder):

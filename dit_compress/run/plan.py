@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec
+from dit_compress.recipe.model import BASE
 from dit_compress.run.keys import nodes
 from dit_compress.train.options import check_parts
 
@@ -123,12 +124,14 @@ def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec |
 def _consequence(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> bool:
     """Tell whether a step failed only because an earlier one did."""
     source = node.inputs.get("input")
-    return source in {step.name for step in recipe.steps} and source not in specs
+    return source in {other.name for other in nodes(recipe)} and source not in specs
 
 
 def _located(error: UserError, recipe: Recipe, node: Node) -> UserError:
     """Return the same problems with the recipe's file and the step's line."""
     place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
+    if node.name == BASE and recipe.model is not None:
+        place = recipe.model.where or place
     inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
     error.problems = [
         (f"{place}: {where}" if where and inside else where or place, what, mend)

@@ -151,4 +151,7 @@ def _shown(node: Node, context: Context) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except KeyboardInterrupt:  # the command was interrupted too, and says so
+        sys.exit(130)

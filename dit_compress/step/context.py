@@ -116,7 +116,8 @@ class Context(Workplace):
             )
         found = source.clips(folder, split)
         if not found:
-            raise UserError(f"the data has no {split!r} clips", where=str(folder))
+            given = getattr(self._data_part().options, "path", folder)
+            raise UserError(f"the data has no {split!r} clips", where=str(given), mend="Add clips, or split them anew")
         return found
 
     def pixels(self, split: Split) -> Samples:

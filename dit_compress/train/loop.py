@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MOST_LEFT = 0.2
 """Share of the first weights in a moving average at the end above which the step warns."""
+FAR = 1000
+"""Times its default from which an option is named where the first loss is not finite."""
 
 
 def fit(
@@ -193,7 +195,7 @@ def _phase(
             losses = objective.loss(phase, batch)
         loss = losses["loss"]
         if world.any(not torch.isfinite(loss)):
-            raise _not_finite(phase, batch, loss, world)
+            raise _not_finite(phase, batch, loss, options, world)
         (loss if len(parts) == 1 else loss / len(parts)).backward()
         for name, value in losses.items():
             values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
@@ -202,12 +204,25 @@ def _phase(
     return values
 
 
-def _not_finite(phase: Phase, batch: Batch, loss: Tensor, world: World) -> UserError:
-    """Return the error, the same on every process: the mean loss, and whose samples are not finite."""
+def _not_finite(phase: Phase, batch: Batch, loss: Tensor, options: TrainOptions, world: World) -> UserError:
+    """Return the same on every process: the mean loss, and whose samples are not finite."""
     (value,) = world.mean({"loss": float(loss.detach())}).values()
     what = f"the loss of phase {phase.name!r} is {value} at step {batch.step}"
     rows = [[index, float(not torch.isfinite(x0).all())] for index, x0 in zip(batch.sample, batch.x0, strict=True)]
     table = world.gather(torch.tensor(rows, dtype=torch.float64)).flatten(0, 1)
     if broken := sorted({int(index) for index, bad in table.tolist() if bad}):
         return UserError(f"{what}: training samples {broken} hold NaN or infinity", mend="Remove or repair these clips")
+    if batch.step == 0:  # nothing was trained yet: neither the learning rate did it nor what it led to
+        far = " and ".join(_far(options)) or "the options of this step"
+        return UserError(what, mend=f"Nothing was trained yet: look at {far}, and at the model that goes in")
     return UserError(what, mend="Lower the learning rate, or look for broken clips in the data")
+
+
+def _far(options: TrainOptions) -> list[str]:
+    """Return the options that are a thousand times their default or more, as a recipe says them."""
+    found = []
+    for name, value in options:
+        usual = type(options).model_fields[name].default
+        if isinstance(usual, int | float) and isinstance(value, int | float) and value >= FAR * usual > 0:
+            found.append(f"'{name}: {value:g}'")
+    return found

@@ -179,12 +179,12 @@ def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module
     return module
 
 
-def class_named(name: str) -> Any:
-    """Return a model class of diffusers."""
+def class_named(name: str, mend: str = "Give the class as 'cls'") -> Any:
+    """Return a model class of diffusers; nothing else that can be imported has a name here."""
     import diffusers
     from diffusers.models import transformers
 
     found = getattr(diffusers, name, None) or getattr(transformers, name, None)
-    if found is None:
-        raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}", mend="Give the class as 'cls'")
+    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+        raise UserError(f"diffusers {diffusers.__version__} has no class {name[:80]!r}", mend=mend)
     return found

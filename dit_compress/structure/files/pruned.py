@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_data
+from dit_compress.core.files import sha256_data
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.structure.compact import LOG_NAME
 from dit_compress.structure.files import load_pruned
@@ -114,11 +114,3 @@ def write_record(folder: Path, record: Mapping[str, Any], files: Mapping[str, An
     text = json.dumps({**record, "files": dict(files)}, separators=(",", ":"))
     (folder / PRUNING).write_text(text + "\n", "utf-8")
     (folder / LOADER).write_text(flat_source("dit_compress.structure.files.load_pruned"), "utf-8")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` of a model's folder."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
-        raise UserError("no config of a diffusers model", where=str(folder / "config.json"))
-    return config

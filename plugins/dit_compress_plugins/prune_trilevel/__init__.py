@@ -66,6 +66,8 @@ class TrilevelOptions(Options):
             )
         if self.levels is None and self.budget is None:
             raise ValueError("give 'levels' (explicit counts) or 'budget'")
+        if self.levels == {}:
+            raise ValueError("'levels' is empty: name at least one, such as block: {remove: 1}")
         return self
 
 
