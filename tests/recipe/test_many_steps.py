@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import pstats
+from contextlib import suppress
 
 import pytest
 
@@ -26,10 +27,8 @@ def many(step: str, count: int) -> Document:
 
 def num_calls(document: Document, registry: Registry) -> int:
     with cProfile.Profile() as profile:
-        try:
+        with suppress(UserError):
             resolve(document, registry)
-        except UserError as error:
-            assert len(error.problems) == len(document.data["steps"])
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
 
 
