@@ -26,9 +26,8 @@ def many(step: str, count: int) -> Document:
 
 
 def num_calls(document: Document, registry: Registry) -> int:
-    with cProfile.Profile() as profile:
-        with suppress(UserError):
-            resolve(document, registry)
+    with cProfile.Profile() as profile, suppress(UserError):
+        resolve(document, registry)
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
 
 
