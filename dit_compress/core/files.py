@@ -136,6 +136,14 @@ def full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+def need_space(path: Path, num_bytes: int, what: str, mend: str) -> None:
+    """Raise a UserError, with the figures, where ``num_bytes`` more (of ``what``) don't fit on the disk of a path."""
+    free = shutil.disk_usage(_existing(path)).free
+    if num_bytes > free:
+        needed, left = (f"{count / 2**30:,.2f} GiB" for count in (num_bytes, free))
+        raise UserError(f"{what} need {needed} of disk, {left} are free", where=str(path), mend=mend)
+
+
 @contextmanager
 def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a path to write to; the file appears under its own name when it is whole and synced.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PositiveInt, model_validator
 
 from dit_compress.core.files import sha256_content
 
@@ -24,12 +24,26 @@ class Options(BaseModel):
         return ()
 
 
+MAX_PIXELS = 2**32
+"""Of one clip: 12 GiB as bytes, four times that as numbers."""
+
+
 class VideoOptions(Options):
     """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip."""
 
     frames: int = Field(ge=1)
     size: tuple[PositiveInt, PositiveInt]
     fps: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Self:
+        height, width = self.size
+        if self.frames * height * width > MAX_PIXELS:
+            raise ValueError(
+                f"{self.frames} frames of {height}x{width} pixels are more than {MAX_PIXELS}, and a clip is held in "
+                "memory whole: give fewer 'frames' or a smaller 'size'"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 TOP_KEYS = ("name", "seed", "licence", "model", "data", "text", "sampler", "trackers", "steps")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _NAME_MEND = "Use letters, digits, '_', '-' and '.'"
+_NEAR = 50
+"""Steps before (and after) a wrong name among which the one that was meant is looked for."""
 
 
 @dataclass
@@ -224,24 +227,30 @@ def _give_names(checker: Checker, drafts: list[Draft]) -> None:
         else:
             draft.name = name
             taken[name] = draft
+    counts: Counter[str] = Counter()
     for draft in drafts:
         if "name" not in draft.given and draft.plugin_name:
-            name, count = draft.plugin_name, 1
-            while name in taken or name == BASE:
-                count += 1
-                name = f"{draft.plugin_name}-{count}"
-            draft.name = name
-            taken[name] = draft
+            name = draft.plugin_name
+            counts[name] += 1
+            draft.name = name if counts[name] == 1 else f"{name}-{counts[name]}"
+            while draft.name in taken or draft.name == BASE:
+                counts[name] += 1
+                draft.name = f"{name}-{counts[name]}"
+            taken[draft.name] = draft
 
 
 class _Inputs:
-    """Decides what each step reads: what it names, or the default."""
+    """Decides what each step reads: what it names, or the default. One pass: what later steps need is kept."""
 
     def __init__(self, checker: Checker, drafts: list[Draft], first: str | None) -> None:
         self.checker = checker
         self.drafts = drafts
         self.first = first
         self.index: dict[str, int] = {draft.name: index for index, draft in enumerate(drafts) if draft.name}
+        self._names = list(self.index)
+        self._all_named = all(draft.name for draft in drafts)
+        self._earlier: list[Draft] = []  # that give a bundle
+        self._unpruned: dict[str, str | None] = {}  # by step: the input of the nearest prune among it and its ancestors
 
     def resolve(self) -> None:
         """Fill the inputs of every draft."""
@@ -254,6 +263,11 @@ class _Inputs:
                 if source is not None:
                     draft.inputs[slot] = source
             self._compare(draft)
+            if draft.name:
+                source = draft.inputs.get("input")
+                self._unpruned[draft.name] = source if draft.kind == "prune" else self._unpruned.get(source or "")
+            if draft.gives_bundle:
+                self._earlier.append(draft)
 
     def _compare(self, draft: Draft) -> None:
         """Refuse an evaluation of a model against itself."""
@@ -265,19 +279,9 @@ class _Inputs:
     def _default(self, index: int, slot: str) -> str | None:
         draft = self.drafts[index]
         if slot == "input":
-            before = [earlier for earlier in self.drafts[:index] if earlier.gives_bundle]
-            return before[-1].name if before else self.first
+            return self._earlier[-1].name if self._earlier else self.first
         if slot == "teacher" and draft.kind == "distill":
-            return self._unpruned(draft.inputs.get("input"))
-        return None
-
-    def _unpruned(self, name: str | None) -> str | None:
-        """Return the input of the nearest prune step among the ancestors."""
-        while name in self.index:
-            ancestor = self.drafts[self.index[name]]
-            name = ancestor.inputs.get("input")
-            if ancestor.kind == "prune":
-                return name
+            return self._unpruned.get(draft.inputs.get("input", ""))
         return None
 
     def _named(self, index: int, slot: str, value: Any) -> str | None:
@@ -302,7 +306,7 @@ class _Inputs:
                 return None
             return _as_path(value)
         # Where a step has an error, its name may be the unknown one, and nothing more is reported.
-        if all(draft.name for draft in self.drafts) or closest(value, self.index):
+        if self._all_named or closest(value, self._names[max(0, index - _NEAR) : index + _NEAR]):
             self._fault_of_unknown(index, slot, value)
         return None
 
@@ -328,7 +332,7 @@ class _Inputs:
         return None
 
     def _fault_of_unknown(self, index: int, slot: str, value: str) -> None:
-        earlier = [draft.name for draft in self.drafts[:index] if draft.name and draft.gives_bundle]
+        earlier = [draft.name for draft in self._earlier[-_NEAR:] if draft.name]
         earlier = [BASE, *earlier] if self.first == BASE else earlier
         guess = closest(value, earlier)
         listing = f"Earlier steps: {', '.join(earlier) or 'none'}; a path has a '/'"

@@ -14,10 +14,12 @@ from dit_compress.model.bundle import COMPONENTS, Bundle
 from dit_compress.plugin.options import marked, slots_of
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe.model import BASE
+from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dit_compress.data.clips import Split
     from dit_compress.plugin.options import Part
     from dit_compress.recipe.model import Recipe
 
@@ -61,6 +63,19 @@ class Node:
     def reads_data(self) -> bool:
         """True where the data manifest belongs to the key."""
         return any(part.plugin.data for part in self.inner)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits of the data that the step can't do without; what it reads of the other is its own to say."""
+        if not self.reads_data:
+            return ()
+        if self.kind == "evaluate":
+            return ("test",)
+        looks = any(
+            isinstance(part.options, DistillOptions) and (part.options.validation or part.options.watch)
+            for part in self.inner
+        )
+        return ("train", "test") if looks else ("train",)
 
     def build(self) -> Any:
         """Construct the step with its options."""

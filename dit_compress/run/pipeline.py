@@ -20,7 +20,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors, full_disk, need_place, read_json, sha256_data, write_json
 from dit_compress.core.progress import progress
 from dit_compress.core.version import SCHEMA
-from dit_compress.data.source import data_folder
+from dit_compress.data.source import clips_of, data_folder
 from dit_compress.model.paths import step_folder
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import dump
@@ -77,8 +77,10 @@ class Runner:
         if unknown := unknown - {node.name for node in listed}:
             raise UserError(f"no step {sorted(unknown)[0]!r}", mend=f"The steps are {[node.name for node in listed]}")
         manifest = self.manifest()
-        if (self.folder / "run.json").is_file() and not self._all_finished(listed, manifest):
-            self._plan()
+        if not (begun := (self.folder / "run.json").is_file()) or not self._all_finished(listed, manifest):
+            self._need_splits(listed)
+            if begun:
+                self._plan()
         write_json(
             self.folder / "run.json",
             {"schema": SCHEMA, "name": self.recipe.name, "steps": [node.name for node in listed], "manifest": manifest},
@@ -107,6 +109,12 @@ class Runner:
         from dit_compress.run.plan import plan
 
         plan(self.recipe, processes=self.crew.size if self.crew else 1)
+
+    def _need_splits(self, listed: Sequence[Node]) -> None:
+        """Refuse data without the clips that a step looks for, before the first step runs."""
+        if part := self.recipe.data:
+            for split in dict.fromkeys(split for node in listed for split in node.splits):
+                clips_of(part, data_folder(self.folder / "cache", part), split)
 
     def _all_finished(self, listed: Sequence[Node], manifest: str) -> bool:
         return all(finished(self.folder, node, self.key(node, manifest)) for node in listed)

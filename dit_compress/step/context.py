@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.cache import ClipCache
-from dit_compress.data.source import data_folder, manifest_digest
+from dit_compress.data.source import clips_of, data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.spec import Spec
 from dit_compress.model.text import Captions
@@ -108,17 +108,13 @@ class Context(Workplace):
 
     def clips(self, split: Split) -> Sequence[Clip]:
         """Return the recipe's clips of one split; raise a UserError where they are not those the run began with."""
-        source, folder = self._data_part().build(), self._data_folder()
-        if self.manifest_digest not in ("", manifest_digest(source, folder)):
+        part, folder = self._data_part(), self._data_folder()
+        if self.manifest_digest not in ("", manifest_digest(part.build(), folder)):
             raise UserError(
                 "the data has changed since the run began",
                 mend="Run the same command again: it says what has changed, and makes anew what depends on it",
             )
-        found = source.clips(folder, split)
-        if not found:
-            given = getattr(self._data_part().options, "path", folder)
-            raise UserError(f"the data has no {split!r} clips", where=str(given), mend="Add clips, or split them anew")
-        return found
+        return clips_of(part, folder, split)
 
     def pixels(self, split: Split) -> Samples:
         """Return the clips as samples in pixel space: streamed where the source has workers, else decoded once."""
