@@ -134,7 +134,7 @@ def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Seq
 
 
 def free(out: str | Path | None) -> Path | None:
-    """Where to write; UserError where something is there already."""
+    """Return where to write; raise a UserError where something is there already, or nothing can be made."""
     if out is not None:
         need_place(Path(out), "folder")
     if out is not None and Path(out).exists():
@@ -149,18 +149,17 @@ def _edits(entries: Sequence[dict[str, Any]]) -> list[Edit]:
     return [edit for entry in entries for edit in edits_from_data(entry["data"]["edits"])]
 
 
-def _apply(denoiser: Denoiser, entries: Sequence[dict[str, Any]]) -> None:
+def _apply(module: nn.Module, entries: Sequence[dict[str, Any]]) -> None:
     """Edit a live module in its own dtype, and let it remember how it was pruned."""
-    log, base = log_of(denoiser.module), base_of(denoiser.module)
-    apply_edits(denoiser.module, _edits(entries))
-    denoiser.forget_structure()
-    remember_log(denoiser.module, base, [*log, *entries])
+    log, base = log_of(module), base_of(module)
+    apply_edits(module, _edits(entries))
+    remember_log(module, base, [*log, *entries])
 
 
 def _prune_live(
     model: nn.Module | Denoiser, part: Part, out: Path | None, seed: int, shard_bytes: int, call: Call | None
 ) -> nn.Module:
-    """Search and proof on a copy that shares the weights; then the module is edited."""
+    """Search, proof and writing on copies that share the weights; only then the module is edited."""
     denoiser, spec = model, Spec()
     if call is not None:
         denoiser = RecordedDenoiser(model.module if isinstance(model, Denoiser) else model, call)
@@ -168,11 +167,14 @@ def _prune_live(
         denoiser, spec = denoiser_of(model)
     assert isinstance(denoiser, Denoiser)
     entries = _found(denoiser, spec, part, seed)
-    _apply(denoiser, entries)
+    if out is not None:
+        copied = shared_copy(denoiser.module)
+        _apply(copied, entries)
+        save(copied, out, shard_bytes=shard_bytes)
+        del copied
+    _apply(denoiser.module, entries)
     if isinstance(model, Denoiser):
         model.forget_structure()
-    if out is not None:
-        save(denoiser.module, out, shard_bytes=shard_bytes)
     return denoiser.module
 
 
