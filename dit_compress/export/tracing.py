@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError, root_cause
-from dit_compress.export.rewrite import rewrite_for, rewrite_graph, rewrite_modules
+from dit_compress.export.rewrite import odd_norms, rewrite_for, rewrite_graph, rewrite_modules
 from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def inspect(component: Component, profile: Profile, *, splits: bool = False) -> 
     """
     program = component.program
     found = [*_weights(component, profile, splits=splits), *_dtypes(component, profile), *_unused(component, program)]
-    found += _written(component, program)
+    found += [*_written(component, program), *_norms(component, profile)]
     for node in operators(program):
         found += _objections(node, profile)
     return found + _short_rows(program, profile)
@@ -204,6 +204,13 @@ def _written(component: Component, program: ExportedProgram) -> Iterator[Diagnos
     for traced in program.graph_signature.user_inputs_to_mutate.values():
         mend = "Clone it in the module first, or write the operation without an underscore"
         yield Diagnostic("", f"input {given[traced]}", "error", "the module writes into this input", mend)
+
+
+def _norms(component: Component, profile: Profile) -> Iterator[Diagnostic]:
+    """Norms that no rewrite keeps finite in half precision."""
+    for path, kind in odd_norms(component.module) if profile.precision == "float16" else ():
+        message = f"{kind} is not x / sqrt(mean(x²) + eps) · weight over the last axis: squares overflow above 256"
+        yield Diagnostic("", path or component.name, "warning", message, "Write it so, or export in float32")
 
 
 def _flat(value: Any) -> list[Any]:

@@ -32,7 +32,7 @@ from dit_compress.export.rewrite.asked import rewrite_for, would_change
 from dit_compress.export.rewrite.attention import slice_attention
 from dit_compress.export.rewrite.convolutions import linears_as_convolutions, patches_as_linears
 from dit_compress.export.rewrite.graph import MASKED, GraphRewrite, rewrite_graph
-from dit_compress.export.rewrite.norms import ScaledRMSNorm, rewrite_modules
+from dit_compress.export.rewrite.norms import ScaledRMSNorm, odd_norms, rewrite_modules
 from dit_compress.export.rewrite.ranks import lower_ranks
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "ScaledRMSNorm",
     "linears_as_convolutions",
     "lower_ranks",
+    "odd_norms",
     "patches_as_linears",
     "rewrite_for",
     "rewrite_graph",
