@@ -151,6 +151,62 @@ def test_a_changed_byte(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
+@pytest.mark.parametrize("cut", [True, False], ids=["half as long", "one byte changed"])
+def test_a_component_that_is_carried_along_is_compared(bundle: Path, tmp_path: Path, file: str, cut: bool) -> None:
+    """A step that trains the denoiser alone would give a damaged text encoder a fresh, valid checksum."""
+    base, path = Bundle.open(bundle), bundle / "text" / file
+    content = bytearray(path.read_bytes())
+    size = len(content)
+    content[-1] ^= 1
+    path.write_bytes(content[: size // 2] if cut else content)
+    modules = {"denoiser": tiny_denoiser("video_dit", 1).module}
+    found = message(lambda: write_bundle(tmp_path / "next", base.spec, modules, base=base, lineage=[]))
+    changed = f"truncated or changed: {size // 2} bytes, {size} were written"
+    assert found == (
+        f"{path}: {changed if cut else 'the checksum differs from the one written'}. Copy the bundle again"
+    )
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "model.pkl", "folder"])
+def test_a_file_that_the_record_does_not_name(bundle: Path, tmp_path: Path, name: str) -> None:
+    base, path = Bundle.open(bundle), bundle / "text" / name
+    path.mkdir() if name == "folder" else path.write_bytes(b"x")
+    kind = "folder" if name == "folder" else "file"
+    expected = f"{path}: the bundle's record does not name this {kind}. Delete it"
+    modules = {"denoiser": tiny_denoiser("video_dit", 1).module}
+    assert message(lambda: write_bundle(tmp_path / "next", base.spec, modules, base=base, lineage=[])) == expected
+    assert message(base.text) == expected
+
+
+@pytest.mark.parametrize("name", [f"text/{WEIGHTS}", "text"])
+def test_a_symbolic_link(bundle: Path, tmp_path: Path, name: str) -> None:
+    base, path, elsewhere = Bundle.open(bundle), bundle / name, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    expected = f"{path}: a symbolic link: a bundle holds its files itself. Copy the bundle again"
+    assert message(base.text) == expected
+    assert message(lambda: write_bundle(tmp_path / "next", base.spec, {}, base=base, lineage=[])) == expected
+
+
+@pytest.mark.parametrize("way", ["loaded and carried along", "loaded twice"])
+def test_a_file_is_hashed_once(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    from dit_compress.core import files
+
+    read: list[str] = []
+    hashed = files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path: read.append(path.name) or hashed(path))
+    base = Bundle.open(bundle)
+    base.text()
+    if way == "loaded twice":
+        base.text()
+    else:
+        made = write_bundle(tmp_path / "next", replace(base.spec, denoiser=None), {}, base=base, lineage=[])
+        assert made.digest("text") == base.digest("text")
+    assert sorted(read) == ["config.json", WEIGHTS]
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
 def test_a_missing_file(bundle: Path, file: str) -> None:
     (bundle / "denoiser" / file).unlink()
     found = message(Bundle.open(bundle).denoiser)

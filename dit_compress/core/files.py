@@ -33,7 +33,7 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bool = True) -> None:
-    """Refuse a file that is not the one recorded.
+    """Refuse a file that is not the one recorded. One that has not changed since it was read is not read again.
 
     Args:
         path: the file.
@@ -51,7 +51,7 @@ def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bo
         raise UserError(
             f"truncated or changed: {size} bytes, {record['bytes']} were written", where=str(path), mend=mend
         )
-    if contents and sha256_file(path) != record["sha256"]:
+    if contents and _sha256_once(path) != record["sha256"]:
         raise UserError("the checksum differs from the one written", where=str(path), mend=mend)
 
 
@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, too many brackets
         raise UserError(f"not valid JSON: {error}", where=str(path)) from error
 
 
@@ -187,11 +187,16 @@ def link_tree(source: Path, target: Path) -> None:
         if item.is_dir():
             place.mkdir(parents=True, exist_ok=True)
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(item, place)
-        except OSError:
-            shutil.copy2(item, place)
+        link_file(item, place)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Copy a file by a hard link (a plain copy where links can't be made)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import check_file, file_record, link_tree, read_json, sha256_data, whole_folder, write_json
+from dit_compress.core.files import check_file, file_record, link_file, read_json, sha256_data, whole_folder, write_json
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.model.flow import Flow
 from dit_compress.model.paths import resolve_bundle
@@ -106,6 +106,25 @@ class Bundle:
         """The caption encoder (see ``hooks.TextEncoder``)."""
         return self._load("text", self._need("text"))
 
+    def check(self, name: str) -> dict[str, Any]:
+        """Compare a component's files with their record, and return it.
+
+        Raises:
+            UserError: a file is missing or changed, is a symbolic link, or the record does not name it.
+        """
+        folder, files = self.path / name, self.data["components"][name]["files"]
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        for item in (folder, *found):
+            if item.is_symlink():
+                raise UserError("a symbolic link: a bundle holds its files itself", where=str(item), mend=_AGAIN)
+        for file, record in files.items():
+            check_file(folder / file, record, _AGAIN)
+        for item in found:
+            if item.name not in files:
+                what = f"the bundle's record does not name this {'folder' if item.is_dir() else 'file'}"
+                raise UserError(what, where=str(item), mend="Delete it")
+        return files
+
     def _component(self, name: str) -> ComponentSpec | None:
         entry = self.data["components"].get(name)
         if entry is None:
@@ -123,8 +142,7 @@ class Bundle:
         from safetensors.torch import load_file
 
         folder = self.path / name
-        for file, record in self.data["components"][name]["files"].items():
-            check_file(folder / file, record, _AGAIN)
+        self.check(name)
         try:
             state = load_file(folder / WEIGHTS)
         except SafetensorError as error:
@@ -174,15 +192,18 @@ def write_bundle(
                 continue
             if name in modules:
                 save_component(folder / name, modules[name], component.config)
+                files = {item.name: file_record(item) for item in sorted((folder / name).iterdir())}
             elif base is not None:
-                link_tree(base.path / name, folder / name)
+                files = base.check(name)
+                for file in files:
+                    link_file(base.path / name / file, folder / name / file)
             else:
                 raise KeyError(f"component {name!r} has neither a module nor a base bundle")
             components[name] = {
                 "plugin": component.plugin,
                 "config": component.config,
                 "log": list(component.log),
-                "files": {item.name: file_record(item) for item in sorted((folder / name).iterdir())},
+                "files": files,
             }
         write_json(
             folder / "bundle.json",

@@ -44,7 +44,7 @@ class Folder:
         import torch
 
         if (self.path / PRUNING).is_file():
-            return load_pruned.load(self.path, torch_dtype=torch.float32, verify=False)
+            return load_pruned.load(self.path, torch_dtype=torch.float32)
         kind = load_pruned.class_named(read_config(self.path)["_class_name"])
         return kind.from_pretrained(
             str(self.path), torch_dtype=torch.float32, local_files_only=True, use_safetensors=True

@@ -42,11 +42,11 @@ def load_module(options: DiffusersOptions) -> nn.Module:
     """
     if options.class_name is not None:
         return class_named(options.class_name)(**(options.config or {}))
-    folder = _component(Path(options.path or ""), "transformer")
+    folder, planning = _component(Path(options.path or ""), "transformer"), next(nn.Linear(1, 1).parameters()).is_meta
     if (folder / PRUNING).is_file():
-        return load_pruned.load(folder, torch_dtype=torch.float32, verify=False)
+        return load_pruned.load(folder, torch_dtype=torch.float32, verify=not planning)
     kind = class_named(_read(folder / "config.json").get("_class_name", ""))
-    if next(nn.Linear(1, 1).parameters()).is_meta:
+    if planning:
         return kind.from_config(kind.load_config(str(folder), local_files_only=True))
     return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
 
