@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from flips import silent_flips
 from toy import tiny_bundle, words
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import sha256_file
+from dit_compress.core.files import sealed, sha256_file
 from dit_compress.core.version import SCHEMA
 from dit_compress.model.bundle import WEIGHTS, Bundle, write_bundle
 from dit_compress.model.cut import example_output
@@ -40,7 +41,7 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
 def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     data = json.loads((bundle / "bundle.json").read_text())
     change(data)
-    (bundle / "bundle.json").write_text(json.dumps(data))
+    (bundle / "bundle.json").write_text(json.dumps(sealed(data)))
 
 
 def message(use: Callable[[], Any]) -> str:
@@ -66,7 +67,8 @@ def test_it_computes_what_was_written(whole: Path) -> None:
 
 def test_it_holds_what_another_machine_needs(whole: Path) -> None:
     data = json.loads((whole / "bundle.json").read_text())
-    assert data.keys() == {"schema", "components", "flow", "video", "lineage", "licence"}
+    assert data.keys() == {"schema", "components", "flow", "video", "lineage", "licence", "sha256"}
+    assert data == sealed(data)
     assert data["schema"] == SCHEMA
     for name, component in data["components"].items():
         assert component.keys() == {"plugin", "config", "log", "files"}
@@ -122,6 +124,53 @@ def test_a_failure_leaves_the_old_bundle_and_nothing_else(bundle: Path) -> None:
 
 
 # ------------------------------------------------------------------ damaged
+
+
+def test_a_bundle_of_the_first_version_opens(bundle: Path) -> None:
+    """It had no checksum of its own, and its digest, which keys hold, is what it was."""
+    before = Bundle.open(bundle).digest()
+    data = json.loads((bundle / "bundle.json").read_text())
+    del data["sha256"]
+    (bundle / "bundle.json").write_text(json.dumps(data))
+    assert Bundle.open(bundle).digest() == before
+
+
+def test_every_flipped_bit_of_the_record_is_seen(bundle: Path) -> None:
+    assert silent_flips(bundle / "bundle.json", lambda: Bundle.open(bundle).data) == []
+
+
+def test_an_entry_that_was_changed(bundle: Path) -> None:
+    data = json.loads((bundle / "bundle.json").read_text())
+    data["flow"]["guidance"] = 2.0
+    (bundle / "bundle.json").write_text(json.dumps(data))
+    assert message(lambda: Bundle.open(bundle)) == (
+        f"{bundle / 'bundle.json'}: the checksum of its entries differs from the one written. Copy the bundle again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"flow": {}}, "flow: 'shift' is a required property"),
+        ({"video": [9, 64]}, "video: should have at least 3 items after validation, not 2"),
+        ({"lineage": [{"step": "a"}]}, "lineage[0]: 'kind' is a required property"),
+        ({"lineage": {}}, "lineage: should be a valid array, not {}"),
+        ({"licence": 7}, "licence: should be a valid string, not 7"),
+        ({"more": 1}, "$: 'more' is none of its keys"),
+        ({"schema": 0}, "schema: should be 1, not 0"),
+    ],
+)
+def test_an_entry_of_another_kind(bundle: Path, change: dict[str, Any], fault: str) -> None:
+    edit(bundle, lambda data: data.update(change))
+    assert message(lambda: Bundle.open(bundle)).splitlines()[0] == (
+        f"{bundle / 'bundle.json'}: {fault}. Copy the bundle again"
+    )
+
+
+@pytest.mark.parametrize("files", [[], {"config.json": 1}, {"config.json": {}}, {WEIGHTS: {"bytes": -1, "sha256": ""}}])
+def test_files_that_are_no_records(bundle: Path, files: Any) -> None:
+    edit(bundle, lambda data: data["components"]["text"].update(files=files))
+    assert message(lambda: Bundle.open(bundle)).startswith(f"{bundle / 'bundle.json'}: component")
 
 
 def test_truncated_weights(bundle: Path) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+SEAL = "sha256"
+"""The key of a JSON file's own checksum."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -99,6 +101,17 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON into a file, atomically."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON data with the sha256 of all the rest of it, as :func:`sha256_data` makes it."""
+    rest = {name: value for name, value in json.loads(json.dumps(data)).items() if name != SEAL}
+    return {**rest, SEAL: sha256_data(rest)}
+
+
+def is_whole(data: Mapping[str, Any]) -> bool:
+    """Tell whether sealed data is as it was written; data without a seal is."""
+    return SEAL not in data or data == sealed(data)
 
 
 @contextmanager

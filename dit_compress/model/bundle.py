@@ -1,7 +1,7 @@
 """A model on disk: denoiser, VAE, text encoder, flow settings, lineage. Whole and immutable.
 
 bundle/
-  bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence
+  bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence, its own sha256
   denoiser/          config.json + diffusion_pytorch_model.safetensors
   latent/  text/     likewise, where the bundle has them
 """
@@ -14,10 +14,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import check_file, file_record, link_file, read_json, sha256_data, whole_folder, write_json
+from dit_compress.core.files import (
+    check_file,
+    file_record,
+    is_whole,
+    link_file,
+    read_json,
+    sealed,
+    sha256_data,
+    whole_folder,
+    write_json,
+)
+from dit_compress.core.schema import faults
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.model.flow import Flow
 from dit_compress.model.paths import resolve_bundle
+from dit_compress.model.record import BundleRecord
 from dit_compress.model.spec import ComponentSpec, Spec
 
 if TYPE_CHECKING:
@@ -33,6 +45,8 @@ COMPONENTS = {"denoiser": "model", "latent": "latent", "text": "text"}
 """Component → the kind of the plugin that loads it."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _AGAIN = "Copy the bundle again"
+_MOST = 10
+"""Faults of a bundle.json that are named."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -64,6 +78,10 @@ class Bundle:
             raise UserError(f"not a whole bundle: {missing or 'components'} missing", where=where, mend=_AGAIN)
         for name, component in data["components"].items():
             _check_component(name, component, where)
+        if found := list(faults(BundleRecord, data))[:_MOST]:
+            raise UserError.join([UserError(fault, where=where, mend=_AGAIN) for fault in found])
+        if not is_whole(data):
+            raise UserError("the checksum of its entries differs from the one written", where=where, mend=_AGAIN)
         return cls(folder, data)
 
     @property
@@ -168,7 +186,7 @@ def _check_component(name: str, component: Mapping[str, Any], where: str) -> Non
         raise UserError(f"component {name!r} is none of {', '.join(COMPONENTS)}", where=where)
     if not isinstance(component, dict) or not {"plugin", "config", "log", "files"} <= component.keys():
         raise UserError(f"component {name!r} is not whole", where=where, mend=_AGAIN)
-    if not all(_PLAIN_NAME.fullmatch(file) for file in component["files"]):
+    if not isinstance(component["files"], dict) or not all(_PLAIN_NAME.fullmatch(file) for file in component["files"]):
         raise UserError(f"component {name!r} names a file outside its folder", where=where)
     if WEIGHTS not in component["files"]:
         raise UserError(f"component {name!r} has no {WEIGHTS}", where=where, mend=_AGAIN)
@@ -205,17 +223,15 @@ def write_bundle(
                 "log": list(component.log),
                 "files": files,
             }
-        write_json(
-            folder / "bundle.json",
-            {
-                "schema": SCHEMA,
-                "components": components,
-                "flow": spec.flow.as_data(),
-                "video": list(spec.video) if spec.video else None,
-                "lineage": list(lineage),
-                "licence": licence if licence is not None else (base.data.get("licence") if base else None),
-            },
-        )
+        record = {
+            "schema": SCHEMA,
+            "components": components,
+            "flow": spec.flow.as_data(),
+            "video": list(spec.video) if spec.video else None,
+            "lineage": list(lineage),
+            "licence": licence if licence is not None else (base.data.get("licence") if base else None),
+        }
+        write_json(folder / "bundle.json", sealed(record))
     return Bundle.open(path)
 
 
