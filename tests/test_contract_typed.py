@@ -61,7 +61,24 @@ def test_the_list_of_exceptions_has_no_old_entries() -> None:
 DEFAULTS = "plugin/defaults.py"
 
 ORDINARY = frozenset(
-    ["adversarial", "affine", "block", "diffusers", "exhaustive", "flow", "greedy", "head", "jsonl", "latency", "latents", "magnitude", "random", "shapes", "videos", "words"]
+    [
+        "adversarial",
+        "affine",
+        "block",
+        "diffusers",
+        "exhaustive",
+        "flow",
+        "greedy",
+        "head",
+        "jsonl",
+        "latency",
+        "latents",
+        "magnitude",
+        "random",
+        "shapes",
+        "videos",
+        "words",
+    ]
 )
 """Names that are words of the trade, too: in a sentence, or in the name of a file, they name no plugin."""
 

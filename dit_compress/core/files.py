@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+SEAL = "sha256"
+"""The key of a JSON file's own checksum."""
 _LONG = 300
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -35,7 +37,7 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bool = True) -> None:
-    """Refuse a file that is not the one recorded.
+    """Refuse a file that is not the one recorded. One that has not changed since it was read is not read again.
 
     Args:
         path: the file.
@@ -53,7 +55,7 @@ def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bo
         raise UserError(
             f"truncated or changed: {size} bytes, {record['bytes']} were written", where=str(path), mend=mend
         )
-    if contents and sha256_file(path) != record["sha256"]:
+    if contents and _sha256_once(path) != record["sha256"]:
         raise UserError("the checksum differs from the one written", where=str(path), mend=mend)
 
 
@@ -105,6 +107,17 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON into a file, atomically."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON data with the sha256 of all the rest of it, as :func:`sha256_data` makes it."""
+    rest = {name: value for name, value in json.loads(json.dumps(data)).items() if name != SEAL}
+    return {**rest, SEAL: sha256_data(rest)}
+
+
+def is_whole(data: Mapping[str, Any]) -> bool:
+    """Tell whether sealed data is as it was written; data without a seal is."""
+    return SEAL not in data or data == sealed(data)
 
 
 @contextmanager
@@ -238,11 +251,16 @@ def link_tree(source: Path, target: Path) -> None:
         if item.is_dir():
             place.mkdir(parents=True, exist_ok=True)
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(item, place)
-        except OSError:
-            shutil.copy2(item, place)
+        link_file(item, place)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Copy a file by a hard link (a plain copy where links can't be made)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_file
+from dit_compress.core.files import is_whole, read_json, sha256_file
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.export.manifest import faults, required
 from dit_compress.export.types import FIDELITIES, Artifact
@@ -50,6 +50,8 @@ def read_manifest(folder: Path, *, whole: bool = False) -> dict[str, Any]:
         what = f"not a whole manifest: {', '.join(missing)} missing"
         raise UserError(what, where=where, mend=_AGAIN)
     need_schema(manifest, where, _AGAIN)
+    if not is_whole(manifest):
+        raise UserError("the checksum of its entries differs from the one written", where=where, mend=_AGAIN)
     return manifest
 
 

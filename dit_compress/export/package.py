@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.files import sealed, sha256_data, sha256_file, whole_folder, write_json
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.export.folder import UNVERIFIED, need_schema, summarise
 from dit_compress.export.headroom import headroom, shown
@@ -80,7 +80,7 @@ def export_components(
         manifest = _manifest(entries, profile, {**(about or {}), **(more(partial) if more else {})})
         manifest["files"] = _other_files(partial, entries)
         need_schema(manifest, "manifest.json", "Report it to the authors of the exporter or text encoder")
-        write_json(partial / "manifest.json", manifest)
+        write_json(partial / "manifest.json", sealed(manifest))
     return {
         "passed": manifest["passed"],
         "fidelity": manifest["fidelity"],

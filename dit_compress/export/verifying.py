@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import write_json
+from dit_compress.core.files import sealed, write_json
 from dit_compress.export.folder import artifact_of, check_files, read_manifest, runner_of, summarise
 from dit_compress.export.proof import judged, prove, read_golden, read_tensors, refuse
 from dit_compress.export.types import FIDELITIES
@@ -136,4 +136,4 @@ def _rewrite(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest again, with what is now known."""
     manifest.pop("stamp", None)
     manifest.update(summarise(manifest["artifacts"]))
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", sealed(manifest))

@@ -45,7 +45,7 @@ class Folder:
         import torch
 
         if (self.path / PRUNING).is_file():
-            return load_pruned.load(self.path, torch_dtype=torch.float32, verify=False)
+            return load_pruned.load(self.path, torch_dtype=torch.float32)
         return load_whole(self.path, torch.float32)
 
     @property

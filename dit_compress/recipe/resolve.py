@@ -13,7 +13,7 @@ from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
 from dit_compress.recipe.messages import show, unknown_key
-from dit_compress.recipe.model import BASE, NO_BUNDLE, Recipe, StepEntry
+from dit_compress.recipe.model import BASE, NO_BUNDLE, PARTIAL, Recipe, StepEntry
 from dit_compress.recipe.validate import Checker
 
 if TYPE_CHECKING:
@@ -219,6 +219,10 @@ def _give_names(checker: Checker, drafts: list[Draft]) -> None:
         name, place = draft.given["name"], (*draft.place, "name")
         if fault := _name_fault(name):
             checker.fault(place, f"{show(name)} can't name a step", fault)
+        elif name.endswith(PARTIAL):
+            checker.fault(
+                place, f"{name!r} can't name a step: folders of unfinished steps are named so", "Choose another name"
+            )
         elif name == BASE:
             checker.fault(place, f"{BASE!r} is the name of what 'model:' gives", "Choose another name")
         elif name in taken:

@@ -24,8 +24,10 @@ from dit_compress.data.source import clips_of, data_folder
 from dit_compress.model.paths import step_folder
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import dump
+from dit_compress.recipe.model import PARTIAL
 from dit_compress.run.changes import data_change, need_same
 from dit_compress.run.keys import input_key, made_of, nodes
+from dit_compress.run.locks import one_command, one_worker
 from dit_compress.run.torchrun import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
 
 if TYPE_CHECKING:
@@ -56,20 +58,15 @@ class Runner:
 
     def run(self, only: str | None = None) -> None:
         """Run every step that is not finished (or just ``only``), then write summary and report."""
-        from filelock import FileLock, Timeout
-
         need_place(self.folder, "folder")
         if not (self.folder / "run.json").is_file():
             self._plan()
         with disk_errors(self.folder):
             (self.folder / "cache").mkdir(parents=True, exist_ok=True)
-        try:
-            with full_disk(self.folder), FileLock(self.folder / ".lock", timeout=0):
-                self._run(only)
-        except Timeout as error:
-            raise UserError(
-                "another run is at work here", where=str(self.folder), mend="Wait for it or stop it"
-            ) from error
+        with full_disk(self.folder), one_command(self.folder):
+            with one_worker(self.folder):
+                pass  # no worker of a killed run is left: nothing is written or deleted under its hands
+            self._run(only)
 
     def _run(self, only: str | None) -> None:
         listed = nodes(self.recipe)
@@ -158,12 +155,13 @@ class Runner:
 
     def _execute(self, node: Node, key: str, manifest: str) -> None:
         place = step_folder(self.folder, node.name)
-        partial = place.with_name(f"{place.name}.partial")
+        partial = place.with_name(f"{place.name}{PARTIAL}")
         begun = _begun(partial, key)
         if partial.is_dir() and begun is None:
             if node.name not in self.force:
                 need_same(partial, node.name, self.made_of[node.name])
-            shutil.rmtree(partial)
+            with one_worker(self.folder):
+                shutil.rmtree(partial)
         threads = (begun or {}).get("threads", self.threads)
         if threads != self.threads:
             self.say(f"{node.name}: going on with {threads} threads, as it began (not {self.threads})")

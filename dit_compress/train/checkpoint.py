@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.files import SEAL, is_whole, read_json, sealed, sha256_file, whole_folder, write_json
 from dit_compress.core.version import REVISION
 from dit_compress.train.parallel import is_sharded
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FORMAT = 3
 """Raised when checkpoints are written in another way."""
 STATE = "state.json"
-_SHA = "sha256"
 _DIGEST = 32
 
 
@@ -77,7 +76,7 @@ def save(
 
 def write_state(place: Path, state: dict[str, Any]) -> None:
     """Write the scalars of a checkpoint and their sha256."""
-    write_json(place / STATE, {**state, _SHA: sha256_data(state)})
+    write_json(place / STATE, sealed(state))
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -115,9 +114,9 @@ def opened(place: Path, key: str | None, world: World) -> tuple[Saved | None, st
         state = read_json(place / STATE)
     except UserError as error:
         return None, str(error.problems[0][1])
-    written = state.pop(_SHA, None) if isinstance(state, dict) else ""
-    if written is not None and written != sha256_data(state):
+    if not isinstance(state, dict) or not is_whole(state):
         return None, f"the checksum of {STATE} differs"
+    state.pop(SEAL, None)
     if state.get("format") != FORMAT or state.get("engine") != REVISION:
         theirs = f"format {state.get('format', 1)}, engine {state.get('engine', 'unknown')}"
         raise UserError(

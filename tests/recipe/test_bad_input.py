@@ -148,6 +148,10 @@ CASES = {
         "  - latent: vae\n    name: ../../a\n",
         "r.yaml:3: '../../a' can't name a step. Use letters, digits, '_', '-' and '.'",
     ),
+    "a name that another step's unfinished folder has": (
+        "  - latent: vae\n    name: a.partial\n",
+        "r.yaml:3: 'a.partial' can't name a step: folders of unfinished steps are named so. Choose another name",
+    ),
     "levels beside budget": (
         "  - prune:\n      use: trilevel\n      levels: {block: {remove: 1}}\n      budget: {params: 9}\n",
         "r.yaml:5: prune 'trilevel': give either 'levels' or 'budget'",
