@@ -58,6 +58,7 @@ class Replica:
         self.seed = seed
         self.cuts: tuple[str, ...] = ()
         self.sides: dict[Any, Side | None] = {}
+        self.drawn: dict[Any, Tensor] = {}
 
     def edited(self, edits: list[Edit]) -> Replica:
         """Make a copy with some edits made."""
@@ -92,6 +93,13 @@ class Replica:
         if canned is not None and len(mode.trace.touches) != len(canned.touches):
             raise DivergedError("a replay made another number of matmuls")
         return mode.trace
+
+    def normal(self, place: int, shape: tuple[int, ...]) -> Tensor:
+        """Return the random numbers of one place in a run: the same ones in every run. Not to be written to."""
+        if (place, shape) not in self.drawn:
+            made = torch.Generator().manual_seed(self.seed * 7919 + place + 2**32)
+            self.drawn[place, shape] = torch.randn(shape, generator=made, dtype=torch.float64)
+        return self.drawn[place, shape]
 
     def value(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the random value of a parameter, between 0.5 and 1.5: no norm is off, no gate is shut."""
