@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -32,6 +33,8 @@ COMMANDS = (
     run, check, plan, inspect, prune, sensitivity, generate, encode, report, verify, play, plugins, new, schema,
 )  # fmt: skip
 """In the order of ``--help``."""
+RARELY = 50_000
+"""New objects between two searches for garbage: libraries make millions that stay, and each search walks them all."""
 for command in COMMANDS:
     app.command()(command)
 
@@ -39,6 +42,7 @@ for command in COMMANDS:
 def main() -> None:
     """Entry point: a user's mistake is one message and exit status 2."""
     hush()
+    gc.set_threshold(RARELY, 20)
     try:
         status = app(standalone_mode=False)
     except UserError as error:

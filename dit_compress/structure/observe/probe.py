@@ -198,6 +198,8 @@ def _length(room: int, guess: int, start: int, first: Effect, effect: Callable[[
 
     if guess and guess <= room and (guess == 1 or alike(guess - 1)) and (guess == room or not alike(guess)):
         return guess
+    if room > LONG and all(alike(offset) for offset in (1, room - 1, room // 2, room // 3)):
+        return room  # all of them, most likely; the guess is tested later
     low, high = 1, 1
     while high < room and alike(high):
         low, high = high + 1, min(2 * high, room)
