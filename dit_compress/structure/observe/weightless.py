@@ -26,7 +26,7 @@ from dit_compress.structure.precision import WIDE, Claiming, double_by_default
 from dit_compress.structure.record import Call, map_tensors, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dit_compress.structure.edits import Edit
     from dit_compress.structure.observe.trace import Side
@@ -60,10 +60,10 @@ class Replica:
         self.sides: dict[Any, Side | None] = {}
         self.drawn: dict[Any, Tensor] = {}
 
-    def edited(self, edits: list[Edit]) -> Replica:
-        """Make a copy with some edits made."""
+    def edited(self, edits: list[Edit], shared: Sequence[nn.Module] = ()) -> Replica:
+        """Make a copy with some edits made. shared: modules that no edit changes: the same ones in the copy."""
         other = copy.copy(self)
-        other.module = copy.deepcopy(self.module)
+        other.module = copy.deepcopy(self.module, {id(module): module for module in shared})
         apply_edits(other.module, edits)
         other.values, other.cuts = edit_state(self.values, edits), ()
         return other
