@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 from typing import Annotated
 
@@ -33,6 +34,8 @@ COMMANDS = (
     run, check, plan, inspect, prune, sensitivity, generate, encode, report, verify, play, plugins, new, schema,
 )  # fmt: skip
 """In the order of ``--help``."""
+RARELY = 50_000
+"""New objects between two searches for garbage: libraries make millions that stay, and each search walks them all."""
 for command in COMMANDS:
     app.command()(command)
 _PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -43,6 +46,7 @@ _LONG = 300
 def main() -> None:
     """Run the command line: a user's mistake is one message and exit status 2."""
     hush()
+    gc.set_threshold(RARELY, 20)
     try:
         status = app(standalone_mode=False)
     except UserError as error:

@@ -7,6 +7,7 @@ a pruned model reloads without searching or discovering anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,7 +264,7 @@ def as_ranges(index: Sequence[int]) -> list[list[int]]:
 
 def from_ranges(ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """Turn ``[[0, 3], [5, 6]]`` into ``(0, 1, 2, 5)``."""
-    return tuple(value for start, stop in ranges for value in range(start, stop))
+    return tuple(chain.from_iterable(range(start, stop) for start, stop in ranges))
 
 
 def span(values: Iterable[int]) -> str:

@@ -19,6 +19,7 @@ from dit_compress.structure.observe.assemble import UnsliceableError, common_pat
 from dit_compress.structure.observe.attributes import failing_line, solve, solve_with_stand_ins
 from dit_compress.structure.observe.refusals import promised, unexplained, unused
 from dit_compress.structure.observe.stacks import find_stacks
+from dit_compress.structure.observe.stored import stored
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.units import Observer
 from dit_compress.structure.observe.weightless import Replica, watch
@@ -58,7 +59,7 @@ def observe(module: nn.Module, call: Call) -> Structure:
     Raises UserError where the module can't be run without its weights.
     """
     key = signature(module, dict(enumerate((call.args, call.kwargs))))
-    return _STRUCTURES.get(key, lambda: _observe(module, call))
+    return _STRUCTURES.get(key, lambda: stored(module, call, lambda: _observe(module, call)))
 
 
 def _observe(module: nn.Module, call: Call) -> Structure:

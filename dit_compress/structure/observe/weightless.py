@@ -26,7 +26,7 @@ from dit_compress.structure.precision import WIDE, Claiming, double_by_default
 from dit_compress.structure.record import Call, map_tensors, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dit_compress.structure.edits import Edit
     from dit_compress.structure.observe.trace import Side
@@ -58,11 +58,12 @@ class Replica:
         self.seed = seed
         self.cuts: tuple[str, ...] = ()
         self.sides: dict[Any, Side | None] = {}
+        self.drawn: dict[Any, Tensor] = {}
 
-    def edited(self, edits: list[Edit]) -> Replica:
-        """Make a copy with some edits made."""
+    def edited(self, edits: list[Edit], shared: Sequence[nn.Module] = ()) -> Replica:
+        """Make a copy with some edits made. shared: modules that no edit changes: the same ones in the copy."""
         other = copy.copy(self)
-        other.module = copy.deepcopy(self.module)
+        other.module = copy.deepcopy(self.module, {id(module): module for module in shared})
         apply_edits(other.module, edits)
         other.values, other.cuts = edit_state(self.values, edits), ()
         return other
@@ -92,6 +93,13 @@ class Replica:
         if canned is not None and len(mode.trace.touches) != len(canned.touches):
             raise DivergedError("a replay made another number of matmuls")
         return mode.trace
+
+    def normal(self, place: int, shape: tuple[int, ...]) -> Tensor:
+        """Return the random numbers of one place in a run: the same ones in every run. Not to be written to."""
+        if (place, shape) not in self.drawn:
+            made = torch.Generator().manual_seed(self.seed * 7919 + place + 2**32)
+            self.drawn[place, shape] = torch.randn(shape, generator=made, dtype=torch.float64)
+        return self.drawn[place, shape]
 
     def value(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the random value of a parameter, between 0.5 and 1.5: no norm is off, no gate is shut."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
@@ -19,7 +20,7 @@ from dit_compress_plugins.model_diffusers.convention import Convention, observe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from dit_compress_plugins.model_diffusers import DiffusersOptions
 
@@ -85,7 +86,7 @@ def alphas_cumprod(noise_levels: Mapping[str, Any] | None) -> Tensor:
     """Return the alpha-bar ``[N]`` of a scheduler's config."""
     config = {"_class_name": "DDPMScheduler", **(noise_levels or {})}
     name, mend = config["_class_name"], "Give a DDPM, DDIM or DPM scheduler"
-    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise UserError(f"diffusers {diffusers.__version__} has no scheduler {name!r}", mend=mend)
     try:
