@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import diffusers
 import torch
@@ -86,11 +86,11 @@ def alphas_cumprod(noise_levels: Mapping[str, Any] | None) -> Tensor:
     """Return the alpha-bar ``[N]`` of a scheduler's config."""
     config = {"_class_name": "DDPMScheduler", **(noise_levels or {})}
     name, mend = config["_class_name"], "Give a DDPM, DDIM or DPM scheduler"
-    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise UserError(f"diffusers {diffusers.__version__} has no scheduler {name!r}", mend=mend)
     try:
-        scheduler = kind.from_config(config)
+        scheduler = cast("Any", kind).from_config(config)
     except Exception as error:
         raise UserError(f"{name} can't be made of this config: {said(error)}", mend="Correct 'scheduler'") from error
     if not hasattr(scheduler, "alphas_cumprod"):
