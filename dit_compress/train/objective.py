@@ -132,7 +132,7 @@ class Objective(Protocol):
 
 
 class Distiller(Step, Protocol):
-    """A training step. ``run`` is normally ``return dit_compress.train.distill.distill(self, context)``.
+    """A training step. A subclass of ``dit_compress.train.base.DistillStep`` adds the objective to the engine's work.
 
     options: of a subclass of ``dit_compress.train.options.TrainOptions``.
     """

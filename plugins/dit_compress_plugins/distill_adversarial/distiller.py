@@ -18,7 +18,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.train.distill import distill
+from dit_compress.train.base import DistillStep
 from dit_compress.train.losses import (
     hinge_discriminator,
     hinge_generator,
@@ -38,28 +38,20 @@ if TYPE_CHECKING:
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_adversarial import AdversarialOptions
 
 
-class AdversarialDistiller:
+class AdversarialDistiller(DistillStep):
     """Step ``distill: {use: adversarial}``."""
-
-    def __init__(self, options: AdversarialOptions) -> None:
-        self.options = options
 
     def plan(self, spec: Spec) -> Spec:
         """Return the bundle with its new way of sampling; training changes the weights besides."""
-        spec.need_denoiser()
-        spec.need_latent()
+        planned = super().plan(spec)
         with suppress(NotImplementedError, RuntimeError):  # a head that needs weights is made when the step runs
             self.part().build().create(spec.build_denoiser().to("meta"))
-        return replace(spec, flow=self.flow(spec.flow))
-
-    def run(self, context: Context) -> Result:
-        """Train."""
-        return distill(self, context)
+        return planned
 
     def flow(self, before: Flow) -> Flow:
         """Return few steps, no guidance."""

@@ -9,7 +9,8 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
-from dit_compress.train.distill import block_pairs, distill, last_of_groups
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import block_pairs, last_of_groups
 from dit_compress.train.losses import cosine_distance, flow_loss
 from dit_compress.train.objective import Phase, Role
 
@@ -18,32 +19,14 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_affine import AffineOptions
 
 
-class AffineDistiller:
+class AffineDistiller(DistillStep):
     """Step ``distill: {use: affine}``; also a search's objective."""
-
-    def __init__(self, options: AffineOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it is: training changes weights only."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return spec
-
-    def run(self, context: Context) -> Result:
-        """Train."""
-        return distill(self, context)
-
-    def flow(self, before: Flow) -> Flow:
-        """Return how the teacher is sampled: so is the student."""
-        return before
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions

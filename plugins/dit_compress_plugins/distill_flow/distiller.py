@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dit_compress.model import flow
 from dit_compress.model.flow import Flow
-from dit_compress.train.distill import distill, text_lr
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import text_lr
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 
@@ -15,28 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_flow import FlowOptions
 
 
-class FlowDistiller:
+class FlowDistiller(DistillStep):
     """Step ``distill: {use: flow}``."""
-
-    def __init__(self, options: FlowOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it is: training changes weights only."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return replace(spec, flow=self.flow(spec.flow))
-
-    def run(self, context: Context) -> Result:
-        """Train."""
-        return distill(self, context)
 
     def flow(self, before: Flow) -> Flow:
         """Return the schedule this training used: it is the one to sample with."""
