@@ -97,7 +97,7 @@ What a plugin meets:
     Selection       The units that stay, and how they were found                            search/problem.py
     TrainOptions    Steps, batch, rates: base of a training step's options                  train/options.py
     DistillOptions  The same, with validation and watch                                     train/options.py
-    DistillStep     The engine's own work around a distiller's objective                   train/distill.py
+    DistillStep     The engine's own work around a distiller's objective                   train/base.py
     Role            A module with a part in training, and its rate                          train/objective.py
     Phase           One update: which roles move, by which loss                             train/objective.py
     Batch           Samples, captions, and their streams                                    train/objective.py
@@ -145,7 +145,7 @@ if TYPE_CHECKING:
     from dit_compress.step.context import Context, Result
     from dit_compress.step.world import World
     from dit_compress.structure.facts import Axis, Structure
-    from dit_compress.train.distill import DistillStep
+    from dit_compress.train.base import DistillStep
     from dit_compress.train.objective import Batch, Phase, Role
     from dit_compress.train.options import DistillOptions, TrainOptions
 
@@ -166,7 +166,7 @@ _MODULES = {
     "step.context": ("Context", "Result"),
     "step.world": ("World",),
     "structure.facts": ("Axis", "Structure"),
-    "train.distill": ("DistillStep",),
+    "train.base": ("DistillStep",),
     "train.objective": ("Batch", "Phase", "Role"),
     "train.options": ("DistillOptions", "TrainOptions"),
 }

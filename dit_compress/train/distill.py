@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
@@ -22,32 +21,9 @@ if TYPE_CHECKING:
 
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.model.flow import Flow
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
     from dit_compress.train.options import TrainOptions
-
-
-class DistillStep(Distiller):
-    """A step that trains a denoiser. A plugin adds ``objective``, and ``flow`` where sampling changes."""
-
-    def __init__(self, options: Any) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Return the bundle with its way of sampling: training changes weights besides."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return replace(spec, flow=self.flow(spec.flow))
-
-    def run(self, context: Context) -> Result:
-        """Run the one training loop: optimisers, averages, checkpoints, resume, several processes."""
-        return distill(self, context)
-
-    def flow(self, before: Flow) -> Flow:
-        """Return how the result is meant to be sampled: as the input is."""
-        return before
 
 
 def student_role(student: Denoiser, options: TrainOptions) -> Role:

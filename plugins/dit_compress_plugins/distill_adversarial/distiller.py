@@ -18,7 +18,8 @@ from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.train.distill import DistillStep, student_role
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import student_role
 from dit_compress.train.losses import (
     hinge_discriminator,
     hinge_generator,

@@ -9,7 +9,8 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
-from dit_compress.train.distill import DistillStep, block_pairs, last_of_groups, student_role
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import block_pairs, last_of_groups, student_role
 from dit_compress.train.losses import cosine_distance, flow_loss
 from dit_compress.train.objective import Phase, Role
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dit_compress.model import flow
 from dit_compress.model.flow import Flow
-from dit_compress.train.distill import DistillStep, student_role, text_lr
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import student_role, text_lr
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 

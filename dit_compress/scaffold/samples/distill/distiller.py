@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dit_compress.model import flow
-from dit_compress.train.distill import DistillStep, student_role
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import student_role
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 
