@@ -386,6 +386,8 @@ def test_a_disk_that_may_not_be_written(tmp_path: Path) -> None:
 
 def test_a_cache_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     class Clip:
+        frames, size = 1, (2, 2)
+
         def __init__(self, index: int) -> None:
             self.index = index
 
@@ -401,3 +403,31 @@ def test_a_cache_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     found = pixel_cache(tmp_path / "pixels.npy", whole, lambda: None)
     assert found.shape == (2, 1, 2, 2, 3)
     assert found[:, 0, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("share", "step", "split"),
+    [
+        (0, "evaluate: {use: psnr}", "test"),
+        (0.999, "distill: {use: flow, steps: 1, batch: 1}", "train"),
+        (0, "distill: {use: flow, steps: 1, batch: 1, validation: {every: 1}}", "test"),
+    ],
+)
+def test_a_split_without_clips_is_refused_before_the_first_step(
+    share: float,
+    step: str,
+    split: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = clips(tmp_path / "clips")
+    data = f"use: videos, path: {folder}, test_fraction: {share}"
+    text = HEAD.replace("use: shapes, num_clips: 4, num_test: 2", data) + f"  - {step}\n"
+    done = command(capsys, monkeypatch, "run", recipe(tmp_path, text), "--out", tmp_path / "run", "--threads", "1")
+    assert done.status == 2, done.printed
+    assert done.printed.splitlines()[-1] == (
+        f"{folder}: the data has no '{split}' clips. "
+        "Add clips with other captions, or change what share of them is held out"
+    )
+    assert not (tmp_path / "run" / "steps").exists()

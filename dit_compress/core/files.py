@@ -153,8 +153,11 @@ def need_space(path: Path, num_bytes: int, what: str, mend: str) -> None:
     """Raise a UserError, with the figures, where ``num_bytes`` more (of ``what``) don't fit on the disk of a path."""
     free = shutil.disk_usage(_existing(path)).free
     if num_bytes > free:
-        needed, left = (f"{count / 2**30:,.2f} GiB" for count in (num_bytes, free))
-        raise UserError(f"{what} need {needed} of disk, {left} are free", where=str(path), mend=mend)
+        raise UserError(
+            f"for {what} ({num_bytes / 2**20:,.0f} MiB) there is no space left on the disk",
+            where=str(path),
+            mend=f"Free some space ({free / 2**20:,.0f} MiB are left) or {mend}",
+        )
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -
     """Decode all clips once: uint8 ``[N,F,Y,X,3]``, memory-mapped; raise a UserError where the disk is too small."""
     if not path.is_file():
         each = 3 * clips[0].frames * math.prod(clips[0].size)
-        need_space(path.parent, len(clips) * each, f"the pixels of {len(clips)} clips", SMALLER)
+        need_space(path, len(clips) * each, f"the pixels of {len(clips)} clips", SMALLER)
         _fill(path, len(clips), np.uint8, (clip.pixels()[None] for clip in clips), advance)
     return np.load(path, mmap_mode="r")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHARD_BYTES = 64 * 2**20
-SMALLER = "Take fewer or smaller clips, or free some space"
+SMALLER = "take fewer or smaller clips"
 """The mend where the disk is too small."""
 
 

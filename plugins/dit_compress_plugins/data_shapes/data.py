@@ -97,5 +97,5 @@ def _need_space_for(folder: Path, records: Sequence[dict[str, Any]], total: int)
         folder.parent,
         each * (total - len(records)) // len(records),
         f"{total} clips",
-        "Set a smaller 'num_clips', 'frames' or 'size', or free some space",
+        "set a smaller 'num_clips', 'frames' or 'size'",
     )
