@@ -35,7 +35,7 @@ Steps, the entries of a recipe:
         plan, run, replay
     def evaluate() -> Plugin        Measure a bundle                              Step               step/protocols.py
         plan, run
-    def export() -> Plugin          Write files for a device, and prove them      Exporter           export/types.py
+    def export() -> Plugin          Write files for a device, and prove them      Exporter           export/contract.py
         plan, run, profile, sizes, check, lower, runner
 
 Parts, which steps are composed of:
@@ -119,7 +119,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.data.source import Data
-from dit_compress.export.types import Exporter, Runner
+from dit_compress.export.contract import Exporter
+from dit_compress.export.types import Runner
 from dit_compress.model.protocols import Codec, FirstFrameCodec, Model, Sampler, Text, TextEncoder
 from dit_compress.plugin.kinds import KindHooks, hookimpl, hookspec
 from dit_compress.plugin.options import File, Options, Part, PartField, Plugin, Slot, VideoOptions, load_object

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.export.contract import Exporter
 from dit_compress.export.profiles import Device, profile_named
-from dit_compress.export.types import Exporter, Precision
+from dit_compress.export.types import Precision
 from dit_compress.plugin.options import Options
 
 if TYPE_CHECKING:

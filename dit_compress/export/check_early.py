@@ -11,18 +11,19 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.export.base import ExportStep
 from dit_compress.export.components import DitStep, dit_step, text_component, vae_decoder
+from dit_compress.export.inspection import count_weights
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.sizes import further
 from dit_compress.export.step import CAPTIONS
-from dit_compress.export.tracing import count_weights
 from dit_compress.model.one_of_each import shorten
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.export.component import Component
-    from dit_compress.export.types import Diagnostic, Exporter
+    from dit_compress.export.contract import Exporter
+    from dit_compress.export.types import Diagnostic
     from dit_compress.model.spec import Spec
     from dit_compress.step.protocols import Step
 

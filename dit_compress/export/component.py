@@ -65,7 +65,7 @@ class Component:
         """
         from dit_compress.export.tracing import trace
 
-        return trace(self)
+        return trace(self.name, self.module, self.inputs, self.rewrites)
 
     def in_precision(self, precision: Precision) -> Component:
         """Return the component itself for float32, one with a half-precision copy of its module for float16."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dit_compress.export.inspection import module_path, operator_name
 from dit_compress.export.sizes import shapes_of
-from dit_compress.export.tracing import module_path, operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

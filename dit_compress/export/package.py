@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     import torch
 
     from dit_compress.export.component import Component
+    from dit_compress.export.contract import Exporter
     from dit_compress.export.proof import Row
-    from dit_compress.export.types import Artifact, Diagnostic, Exporter, Profile, Runner
+    from dit_compress.export.types import Artifact, Diagnostic, Profile, Runner
 
 
 def export_components(

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dit_compress.export.loaded import Loaded
     from dit_compress.export.sizes import Video
-    from dit_compress.export.step import Loaded
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.step.context import Context
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dit_compress.step.protocols import Step
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -14,7 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dit_compress.export.compare import Arithmetic
-    from dit_compress.export.component import Component
 
 Fidelity = Literal["production", "reference", "interpreter", "none"]
 """The executor of the file: the runtime apps use, the maker's reference runtime, an interpreter, nothing."""
@@ -136,31 +133,3 @@ class Runner(Protocol):
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:
         """Execute the file; outputs by name."""
-
-
-class Exporter(Step, Protocol):
-    """Files for a device. A subclass of ``ExportStep`` adds three methods to the engine's own work."""
-
-    @property
-    def profile(self) -> Profile:
-        """The device, as the options describe it."""
-
-    @property
-    def sizes(self) -> tuple[tuple[int, int, int], ...]:
-        """Further videos (frames, height, width) that the files take."""
-
-    def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """Say what would break on the target, each with operator, module path, severity and mend.
-
-        ``plan``, ``check --deep`` and ``run`` ask before any training is paid for: the component then lies on
-        the meta device, without weights. They ask again before ``lower``.
-        """
-
-    def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """Write the component's files into the folder. UserError where that fails."""
-
-    def runner(self, artifact: Artifact) -> Runner:
-        """Return something that executes the file just as it is on disk, with its fidelity.
-
-        ``verify`` and ``play`` ask on other machines: the module at ``load`` imports torch only where it needs it.
-        """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.files import disk_errors
 from dit_compress.core.progress import quiet
-from dit_compress.export.tracing import module_path, operator_name, operators
+from dit_compress.export.inspection import module_path, operator_name, operators
 from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ class CoreAIExport(ExportStep):
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """Say what would break in Core AI. Needs no weights: the component may lie on the meta device."""
-        from dit_compress.export.tracing import inspected
+        from dit_compress.export.inspection import inspected
         from dit_compress_plugins.export_coreai.convert import untranslated
 
         found, nodes = inspected(component, profile)

@@ -35,7 +35,7 @@ class CoreMLExport(ExportStep):
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """Say what would break in Core ML. Needs no weights: the component may lie on the meta device."""
         from dit_compress.core.progress import quiet
-        from dit_compress.export.tracing import inspected, module_path, operator_name
+        from dit_compress.export.inspection import inspected, module_path, operator_name
         from dit_compress_plugins.export_coreml.convert import has_translation
 
         found, nodes = inspected(component, profile, splits=True)

@@ -33,7 +33,7 @@ class ExecuTorchExport(ExportStep):
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """Say what would break. ExecuTorch writes files that it can't load or run: operators need a kernel here."""
-        from dit_compress.export.tracing import inspected
+        from dit_compress.export.inspection import inspected
         from dit_compress_plugins.export_executorch.convert import without_kernel
 
         found, nodes = inspected(component, profile)

@@ -29,8 +29,8 @@ class ONNXExport(ExportStep):
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """Say what would break in ONNX. Needs no weights: the component may lie on the meta device."""
+        from dit_compress.export.inspection import inspected, module_path, operator_name
         from dit_compress.export.rewrite.graph import ATTENTION
-        from dit_compress.export.tracing import inspected, module_path, operator_name
         from dit_compress_plugins.export_onnx.convert import untranslated
 
         what, mend = "ONNX has attention of rank 4 only", "Add an axis of heads"
