@@ -10,8 +10,11 @@ import typer
 from dit_compress.core.errors import UserError
 from dit_compress.plugin import defaults
 
-Size = Annotated[str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9 or 915_000_000.")]
-Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13.")]
+Size = Annotated[
+    str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9, 915_000_000 or 50%.")
+]
+Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13 or 50%.")]
+Curves = Annotated[Path | None, typer.Option(help="A report of 'sensitivity', which decides what a budget cuts.")]
 Seconds = Annotated[float | None, typer.Option(min=1e-9, help="Seconds of one call that may stay.")]
 Table = Annotated[Path | None, typer.Option(help="Seconds per piece, a JSON file; measured here if absent.")]
 Machine = Annotated[str | None, typer.Option(help="The machine that the table is for; this one if absent.")]
@@ -37,6 +40,7 @@ def prune(
     machine: Machine = None,
     size: Cells = None,
     levels: Levels = None,
+    curves: Curves = None,
     remove: Counts = None,
     keep: Shares = None,
     search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = defaults.SEARCH,
@@ -44,6 +48,9 @@ def prune(
         Path | None, typer.Option(help="Repeat the plan of a pruned folder (or its pruning.json) instead of a search.")
     ] = None,
     *,
+    heterogeneous: Annotated[
+        bool, typer.Option("--heterogeneous", help="A budget gives each block widths of its own.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would stay; read and write no weights.")
     ] = False,
@@ -64,6 +71,7 @@ def prune(
     else:
         what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
         what |= {"latency": _latency(latency, table, machine), "levels": levels.split(",") if levels else None}
+        what |= {"heterogeneous": heterogeneous, "curves": curves}
         what |= {"remove": _counts("--remove", remove, int), "keep": _counts("--keep", keep, float), "search": search}
         if dry_run:
             before, after = planned(path, **what)
@@ -100,7 +108,9 @@ def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
         prune_by_plan(plan, path, out)
 
 
-def _number(option: str, text: str | None) -> float | None:
+def _number(option: str, text: str | None) -> float | str | None:
+    if text is not None and text.endswith("%"):
+        return text
     try:
         value = None if text is None else float(text)
     except ValueError:

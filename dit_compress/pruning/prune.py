@@ -52,11 +52,13 @@ if TYPE_CHECKING:
 def prune(
     model: str | Path | nn.Module | Denoiser,
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    latency: float | Mapping[str, Any] | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    latency: float | str | Mapping[str, Any] | None = None,
     size: Sequence[int] | None = None,
     levels: Sequence[str] | None = None,
+    heterogeneous: bool = False,
+    curves: str | Path | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
@@ -70,9 +72,11 @@ def prune(
     model: a module or Denoiser, pruned in place; or a path: a folder of diffusers (a model's or a pipeline's), one
         that this function wrote, a bundle, a run.
     params, flops, latency: the budget, one of them: parameters; FLOPs of one call for one sample; its seconds, or
-        ``{"seconds": …, "table": file, "machine": whose}`` (measured here where no table is given).
+        ``{"seconds": …, "table": file, "machine": whose}`` (measured here where no table is given). ``"50%"`` is half
+        of the whole model's figure.
     size: cells (T, H, W) of the latent that FLOPs and seconds are for; a bundle's or a call's own if absent.
     levels: what a budget may cut; blocks, heads and FFN channels if absent.
+    heterogeneous: widths of each block. curves: a report of ``sensitivity --each`` that decides on them.
     remove, keep: ``{"block": 8, "head": 12}`` and ``{"ffn": 0.75}``, counts and shares per level.
     search: a search plugin that needs no data, or ``{"use": name, option: value}``.
     call: one call of the module (:func:`dit_compress.record`): what its structure is seen on, and the result proven.
@@ -88,6 +92,8 @@ def prune(
         "flops": flops,
         "latency": latency,
         "levels": levels,
+        "heterogeneous": heterogeneous,
+        "curves": curves,
         "remove": remove,
         "keep": keep,
     }

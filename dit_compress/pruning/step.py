@@ -27,20 +27,22 @@ _COUNTS = "Give a budget (params, flops, latency), or counts per level (remove, 
 
 def step_part(
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    latency: float | Mapping[str, Any] | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    latency: float | str | Mapping[str, Any] | None = None,
     size: Sequence[int] | None = None,
     levels: Sequence[str] | None = None,
+    heterogeneous: bool = False,
+    curves: str | Path | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
 ) -> Part:
     """The prune step that a call asks for, validated as a recipe's would be."""
     budget: dict[str, Any] = {
-        "params": None if params is None else int(params),
+        "params": params if params is None or isinstance(params, str) else int(params),
         "flops": flops,
-        "latency": {"seconds": latency} if isinstance(latency, int | float) else latency,
+        "latency": {"seconds": latency} if isinstance(latency, int | float | str) else latency,
     }
     budget = {name: value for name, value in budget.items() if value is not None}
     if budget and (remove or keep):
@@ -49,10 +51,14 @@ def step_part(
         raise UserError("nothing says how much to prune", mend=_COUNTS)
     if not budget and (size or levels):
         raise UserError("'size' and 'levels' go with a budget; counts name their levels", mend="Leave them out")
+    if not budget and (heterogeneous or curves):
+        raise UserError("'heterogeneous' and 'curves' go with a budget", mend="Leave them out")
     options: dict[str, Any] = {"use": defaults.PRUNE, "search": search}
     if budget:
         extra = {"size": size, "levels": levels}
         options["budget"] = budget | {name: list(value) for name, value in extra.items() if value is not None}
+        if heterogeneous or curves:
+            options["budget"] |= {"heterogeneous": heterogeneous, "curves": str(curves or "each")}
     else:
         counts: dict[str, dict[str, Any]] = {}
         for word, given in (("remove", remove), ("keep", keep)):

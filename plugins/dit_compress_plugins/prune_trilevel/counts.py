@@ -13,7 +13,7 @@ from dit_compress.measure.sensitivity import quality_curves
 from dit_compress.measure.table import measured_table, read_table
 from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import make_part
-from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, show
+from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, settled_blocks, show, uneven
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curves, curves_from_report, default_curves
 from dit_compress.search.importance import magnitude, top
@@ -21,7 +21,7 @@ from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.spec import Spec
@@ -117,7 +117,7 @@ def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
     """Raise a UserError where blocks of different size went than the counts were settled for."""
     if budget is None or counts.price is None:
         return
-    price, wanted = counts.price.of(counts.axes, kept), amount(budget)
+    price, wanted = counts.price.of(counts.axes, kept), amount(budget, counts.price.of(counts.axes, {}))
     if not SLACK * wanted <= price <= wanted * (1 + 1e-9):
         raise UserError(
             f"the units that the search chose weigh {show(price, counts.price.unit)}, "
@@ -126,11 +126,13 @@ def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
         )
 
 
-def amount(budget: Budget) -> float:
-    """Return the budget's number, whatever its unit."""
-    if budget.latency is not None:
-        return budget.latency.seconds
-    return float(budget.params or budget.flops or 0)
+def amount(budget: Budget, whole: float) -> float:
+    """Return the budget's number, whatever its unit; of a percentage, that share of the whole model's figure."""
+    given: Any = budget.latency.seconds if budget.latency is not None else budget.params or budget.flops
+    if isinstance(given, str):
+        share = float(given.removesuffix("%")) / 100 * whole
+        return share if budget.latency is not None else float(int(share))
+    return float(given)
 
 
 # ------------------------------------------------------------------ a budget
@@ -152,14 +154,26 @@ def _within(
     if report is not None:
         files["sensitivity"] = report
     steps = {kind_of(name): level.multiple_of for name, level in levels.items()}
-    question = Question(axes, steps, price, curves, amount(budget))
+    question = Question(axes, steps, price, curves, amount(budget, price.of(axes, {})))
     counts = replace(counts, price=price, files=files)
     if not budget.heterogeneous or curves.needs_measuring:
-        return replace(counts, keep=allocate(question))
+        try:
+            keep = allocate(question)
+        except UserError:
+            if not uneven(question):
+                raise
+            question = replace(question, curves=default_curves(price, axes, each=True))
+        else:
+            return replace(counts, keep=keep, blocks=settled_blocks(question, keep, _scores(denoiser, place)))
     plan = allocate_each(question)
     blocks = {axis.name: plan[axis.name] for axis in axes if axis.blocks}
     keep = {axis.name: len(plan.get(axis.name, range(axis.units))) for axis in axes}
     return replace(counts, keep=keep, blocks=blocks)
+
+
+def _scores(denoiser: Denoiser, place: Workplace | None) -> Callable[[Axis], Sequence[float]]:
+    """Return the magnitudes of blocks; all alike without weights."""
+    return lambda axis: [0.0] * axis.units if place is None else magnitude(denoiser.module, axis).tolist()
 
 
 def _price(
@@ -198,8 +212,8 @@ def _curves(
     budget: Budget, denoiser: Denoiser, place: Workplace | None, axes: Sequence[Axis], price: Price
 ) -> tuple[Curves, dict[str, Any] | None]:
     """Return the budget's curves; the default ones at plan time, where they are measured when the step runs."""
-    if budget.curves == "default":
-        return default_curves(price, axes), None
+    if budget.curves in ("default", "each"):
+        return default_curves(price, axes, each=budget.curves == "each"), None
     if budget.curves != "measured":
         return curves_from_report(read_json(Path(budget.curves)), budget.curves), None
     if place is None:

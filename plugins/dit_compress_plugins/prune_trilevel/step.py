@@ -37,6 +37,7 @@ class TrilevelPruning:
         denoiser = spec.build_denoiser().to("meta")
         before = count_parameters(denoiser.module)
         counts = settle(self.options, denoiser, spec, place=None)
+        check_met(counts, self.options.budget, counts.first())
         entry = compact(denoiser, counts.axes, counts.first())
         after = self.within_limit(denoiser)
         note = f"{before:,} → {after:,} parameters"
