@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dit_compress.core.errors import UserError
 from dit_compress.plugin import defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Size = Annotated[
     str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9, 915_000_000 or 50%.")
@@ -77,6 +81,7 @@ def prune(
             before, after = planned(path, **what)
             log = after.need_denoiser().log[len(before.need_denoiser().log) :]
             _print_plan(log, after.build_denoiser().module)
+            _warn(note.partition("; ")[2] for note in after.notes[len(before.notes) :])
         else:
             _print_plan(*_pruned(path, what, out, seed))
     if not dry_run:
@@ -89,19 +94,29 @@ def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tu
     from dit_compress.pruning.prune import prune as prune_model
 
     assert out is not None
-    module = prune_model(path, **what, out=out, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        module = prune_model(path, **what, out=out, seed=seed)
+    _warn(str(item.message) for item in caught if str(item.message).startswith("level "))
     return read_log(out)[-1:], module
+
+
+def _warn(notes: Iterable[str]) -> None:
+    """What a budget left alone, and why."""
+    for note in notes:
+        if note:
+            typer.echo(note, err=True)
 
 
 def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
     from dit_compress.pruning.prune import free, prune_by_plan
     from dit_compress.structure.files.load_pruned import edits_of
-    from dit_compress.structure.files.lora import prune_lora
+    from dit_compress.structure.files.lora import is_lora, prune_lora
     from dit_compress.structure.files.pruned import read_plan
 
     if asked or out is None:
         raise UserError("a plan says already what stays", mend="Give --plan and --out alone")
-    if path.is_file() or (path / "adapter_config.json").is_file():
+    if path.is_file() or is_lora(path):
         record = read_plan(plan)
         prune_lora(path, free(out) or out, edits_of(record), record["base"])
     else:

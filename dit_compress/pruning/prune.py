@@ -17,7 +17,7 @@ from dit_compress.model.spec import Spec
 from dit_compress.plugin import defaults
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
-from dit_compress.pruning.step import find, step_part, understood
+from dit_compress.pruning.step import find, need_size, step_part, understood
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
 from dit_compress.run.keys import Node, lineage_entry
 from dit_compress.step.context import Context
@@ -113,8 +113,8 @@ def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
 
     asked: as for :func:`prune`, from ``params`` to ``search``.
     """
-    part = step_part(**asked)
     spec = open_target(path).spec
+    need_size(part := step_part(**asked), spec)
     return spec, part.build().plan(spec)
 
 
@@ -243,6 +243,7 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
         entries = find(denoiser, bundle.spec, part, seed)
         remember_log(denoiser.module, base, [*log, *entries])
         return denoiser.module
+    need_size(part, bundle.spec)
     work = out.with_name(f".{out.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,6 +75,16 @@ def step_part(
     return part
 
 
+def need_size(part: Part, spec: Spec) -> None:
+    """UserError where a budget depends on a size that neither the call nor the model's VAE states."""
+    budget: Any = getattr(part.options, "budget", None)
+    if budget is not None and budget.params is None and budget.size is None and spec.latent is None:
+        raise UserError(
+            "a budget of FLOPs or seconds is for one size of the latent, and no VAE tells it",
+            mend="Give 'size', its cells (T, H, W); on the command line: --size T H W",
+        )
+
+
 class Pruning(Protocol):
     """A prune step that can work without a run."""
 
@@ -82,10 +93,16 @@ class Pruning(Protocol):
 
 
 def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven."""
+    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven.
+
+    Warns of a level that a budget leaves alone.
+    """
+    need_size(part, spec)
     with tempfile.TemporaryDirectory() as work, understood():
         step: Pruning = part.build()
-        entry, _ = step.prune(denoiser, spec, Workplace(name="prune", seed=seed, folder=Path(work)))
+        entry, result = step.prune(denoiser, spec, Workplace(name="prune", seed=seed, folder=Path(work)))
+    for note in result.metrics.get("left_alone", ()):
+        warnings.warn(note, stacklevel=2)
     return [entry]
 
 

@@ -40,7 +40,7 @@ class Budget(Options):
         None, gt=0, description="FLOPs of one call at the recipe's video size."
     )
     latency: Latency | None = Field(None, description="Seconds of one call, by a table.")
-    levels: list[str] = Field(["block", "head", "ffn"], min_length=1, description="Granularities that may be cut.")
+    levels: list[str] = Field(["block", "head", "ffn"], min_length=1, description="What may be cut.")
     size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
         None, description="Latent cells (T, H, W) of the call; those of the recipe's video if absent."
     )

@@ -39,7 +39,7 @@ class Counts:
 
     axes: all that may be cut. keep: axis name → how many stay. num_parts: into how many parts a learned search
     may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
-    files: name → JSON data that belongs beside the result.
+    files: name → JSON data that belongs beside the result. left_alone: levels of a default budget that found nothing.
     """
 
     axes: tuple[Axis, ...]
@@ -48,6 +48,7 @@ class Counts:
     blocks: Kept = field(default_factory=dict)
     price: Price | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
+    left_alone: tuple[str, ...] = ()
 
     def kept(self, units: Kept) -> Kept:
         """Join a search's units with the blocks that were settled before."""
@@ -61,13 +62,13 @@ class Counts:
 def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Workplace | None) -> Counts:
     """Settle the counts for a denoiser (with weights where there is a place to work at, else on the meta device)."""
     levels = granularities(options)
-    by_level = found_axes(levels, denoiser)
+    by_level, left_alone = found_axes(levels, denoiser, spare=_default_levels(options))
     axes = tuple(axis for found in by_level.values() for axis in found)
     num_parts = {kind_of(name): level.num_parts for name, level in levels.items() if level.num_parts}
     if options.budget is None:
         keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
         return Counts(axes, keep, num_parts)
-    return _within(options.budget, denoiser, spec, place, levels, Counts(axes, {}, num_parts))
+    return _within(options.budget, denoiser, spec, place, levels, Counts(axes, {}, num_parts, left_alone=left_alone))
 
 
 def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
@@ -91,8 +92,17 @@ def kind_of(level: str) -> str:
     return level.partition(".")[0]
 
 
-def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[str, list[Axis]]:
+def _default_levels(options: TrilevelOptions) -> bool:
+    return options.budget is not None and "levels" not in options.budget.model_fields_set
+
+
+def found_axes(
+    levels: Mapping[str, Granularity], denoiser: Denoiser, *, spare: bool = False
+) -> tuple[dict[str, list[Axis]], tuple[str, ...]]:
     """Every level's axes, each axis in one of them; UserError where a level finds nothing.
+
+    spare: a level all of whose parts are refused is left alone and described instead, where another finds some inside
+    blocks.
 
     A level may name the one stack that it is for (``head.double_blocks``); its axes are not those of ``head`` then.
     """
@@ -104,13 +114,17 @@ def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[st
         found = levels[name].axes(structure.at(place) if place else structure)
         by_level[name] = [axis for axis in found if axis.name not in taken]
     by_level = {name: by_level[name] for name in levels}
+    inside = any(axis.block is not None for axes in by_level.values() for axis in axes)
+    left_alone = []
     for name, axes in by_level.items():
-        if not axes:
+        if not axes and spare and inside and structure.reasons():
+            left_alone.append(f"level {name!r} is left alone{structure.reasons()}")
+        elif not axes:
             raise UserError(
-                f"granularity {name!r} finds nothing to remove in this model{structure.reasons()}",
+                f"level {name!r} finds nothing to remove in this model{structure.reasons()}",
                 mend="Leave it out of 'levels'",
             )
-    return by_level
+    return by_level, tuple(left_alone)
 
 
 def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
