@@ -103,7 +103,7 @@ def _named(alike: Sequence[Axis]) -> str:
     """Return ``blocks.0–39.ffn``: the name of the first axis, with the blocks of all."""
     from dit_compress.structure.edits import as_ranges
 
-    name = alike[0].name.partition(":")[2]
+    name = f"{alike[0].name.partition(':')[2]}{_stream(alike[0])}"
     if len(alike) == 1 or alike[0].block is None:
         return name
     paths = dict.fromkeys(axis.block_path for axis in alike)
@@ -113,6 +113,14 @@ def _named(alike: Sequence[Axis]) -> str:
     blocks = as_ranges(sorted(int(path.removeprefix(f"{head}.")) for path in paths))
     spans = ",".join(str(start) if stop - start == 1 else f"{start}–{stop - 1}" for start, stop in blocks)
     return f"{head}.{spans}{name.removeprefix(f'{head}.{first}')}"
+
+
+def _stream(axis: Axis) -> str:
+    """Which modules an axis is of, where its name only counts (``blocks.0.#2``): `` (txt_mlp)``."""
+    if "#" not in axis.name:
+        return ""
+    owners = [member.tensor.removeprefix(f"{axis.block_path}.").rpartition(".")[0] for member in axis.members]
+    return f" ({', '.join(dict.fromkeys(owners))})"
 
 
 def _granularities() -> dict[str, Any]:

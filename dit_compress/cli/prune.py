@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +13,14 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.limits import MAX_CELLS
 from dit_compress.plugin import defaults
 
-Size = Annotated[str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9 or 915_000_000.")]
-Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13.")]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Size = Annotated[
+    str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9, 915_000_000 or 50%.")
+]
+Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13 or 50%.")]
+Curves = Annotated[Path | None, typer.Option(help="A report of 'sensitivity', which decides what a budget cuts.")]
 Seconds = Annotated[float | None, typer.Option(min=1e-9, callback=finite, help="Seconds of one call that may stay.")]
 Table = Annotated[Path | None, typer.Option(help="Seconds per piece, a JSON file; measured here if absent.")]
 Machine = Annotated[str | None, typer.Option(help="The machine that the table is for; this one if absent.")]
@@ -40,6 +47,7 @@ def prune(
     machine: Machine = None,
     size: Cells = None,
     levels: Levels = None,
+    curves: Curves = None,
     remove: Counts = None,
     keep: Shares = None,
     search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = defaults.SEARCH,
@@ -47,6 +55,9 @@ def prune(
         Path | None, typer.Option(help="Repeat the plan of a pruned folder (or its pruning.json) instead of a search.")
     ] = None,
     *,
+    heterogeneous: Annotated[
+        bool, typer.Option("--heterogeneous", help="A budget gives each block widths of its own.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would stay; read and write no weights.")
     ] = False,
@@ -67,11 +78,13 @@ def prune(
     else:
         what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
         what |= {"latency": _latency(latency, table, machine), "levels": levels.split(",") if levels else None}
+        what |= {"heterogeneous": heterogeneous, "curves": curves}
         what |= {"remove": _counts("--remove", remove, int), "keep": _counts("--keep", keep, float), "search": search}
         if dry_run:
             before, after = planned(path, **what)
             log = after.need_denoiser().log[len(before.need_denoiser().log) :]
             _print_plan(log, after.build_denoiser().module)
+            _warn(note.partition("; ")[2] for note in after.notes[len(before.notes) :])
         else:
             _print_plan(*_pruned(path, what, out, seed))
     if not dry_run:
@@ -84,26 +97,38 @@ def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tu
     from dit_compress.pruning.prune import prune as prune_model
 
     assert out is not None
-    module = prune_model(path, **what, out=out, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        module = prune_model(path, **what, out=out, seed=seed)
+    _warn(str(item.message) for item in caught if str(item.message).startswith("level "))
     return read_log(out)[-1:], module
+
+
+def _warn(notes: Iterable[str]) -> None:
+    """Return what a budget left alone, and why."""
+    for note in notes:
+        if note:
+            typer.echo(note, err=True)
 
 
 def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
     from dit_compress.pruning.prune import free, prune_by_plan
     from dit_compress.structure.files.load_pruned import edits_of
-    from dit_compress.structure.files.lora import prune_lora
+    from dit_compress.structure.files.lora import is_lora, prune_lora
     from dit_compress.structure.files.pruned import read_plan
 
     if asked or out is None:
         raise UserError("a plan says already what stays", mend="Give --plan and --out alone")
-    if path.is_file() or (path / "adapter_config.json").is_file():
+    if path.is_file() or is_lora(path):
         record = read_plan(plan)
         prune_lora(path, free(out) or out, edits_of(record), record["base"])
     else:
         prune_by_plan(plan, path, out)
 
 
-def _number(option: str, text: str | None) -> float | None:
+def _number(option: str, text: str | None) -> float | str | None:
+    if text is not None and text.endswith("%"):
+        return text
     try:
         value = None if text is None else float(text)
     except ValueError:

@@ -111,7 +111,7 @@ def axes_of(denoiser: Denoiser, names: Sequence[str]) -> dict[str, list[Axis]]:
             )
         levels[name] = make_part("granularity", name, installed()).build().axes(structure)
         if not levels[name]:
-            raise UserError(f"granularity {name!r} finds nothing to remove in this model", mend="Leave it out")
+            raise UserError(f"level {name!r} finds nothing to remove in this model", mend="Leave it out")
     return levels
 
 

@@ -35,9 +35,9 @@ def load(
     """Load a pruned model as its original class, with the dtype of its file, in evaluation mode.
 
     path: a folder that :func:`dit_compress.prune` or ``save_pretrained`` wrote, a bundle, or a run (its last bundle).
-    torch_dtype: cast to it. cls: a class with diffusers' ``from_config``, where it is none of its own. module: a whole
-    model of any other class; it is cut, its weights are replaced. verify: compare checksums (a bundle's are compared
-    in any case). Raises UserError.
+    torch_dtype: cast to it. cls: a class with diffusers' ``from_config``, where it is none of diffusers' own. module: a
+    whole model of any other class; it is cut, its weights are replaced. verify: compare checksums (a bundle's are
+    compared in any case). Raises UserError.
     """
     folder = Path(path)
     if (folder / PRUNING).is_file():

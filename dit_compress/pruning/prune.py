@@ -17,7 +17,7 @@ from dit_compress.model.spec import Spec
 from dit_compress.plugin import defaults
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
-from dit_compress.pruning.step import find, step_part, understood
+from dit_compress.pruning.step import find, need_size, step_part, understood
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
 from dit_compress.run.keys import Node, lineage_entry
 from dit_compress.step.context import Context
@@ -52,11 +52,13 @@ if TYPE_CHECKING:
 def prune(
     model: str | Path | nn.Module | Denoiser,
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    latency: float | Mapping[str, Any] | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    latency: float | str | Mapping[str, Any] | None = None,
     size: Sequence[int] | None = None,
     levels: Sequence[str] | None = None,
+    heterogeneous: bool = False,
+    curves: str | Path | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
@@ -70,9 +72,11 @@ def prune(
     model: a module or Denoiser, pruned in place; or a path: a folder of diffusers (a model's or a pipeline's), one
         that this function wrote, a bundle, a run.
     params, flops, latency: the budget, one of them: parameters; FLOPs of one call for one sample; its seconds, or
-        ``{"seconds": …, "table": file, "machine": whose}`` (measured here where no table is given).
+        ``{"seconds": …, "table": file, "machine": whose}`` (measured here where no table is given). ``"50%"`` is half
+        of the whole model's figure.
     size: cells (T, H, W) of the latent that FLOPs and seconds are for; a bundle's or a call's own if absent.
     levels: what a budget may cut; blocks, heads and FFN channels if absent.
+    heterogeneous: widths of each block. curves: a report of ``sensitivity --each`` that decides on them.
     remove, keep: ``{"block": 8, "head": 12}`` and ``{"ffn": 0.75}``, counts and shares per level.
     search: a search plugin that needs no data, or ``{"use": name, option: value}``.
     call: one call of the module (:func:`dit_compress.record`): what its structure is seen on, and the result proven.
@@ -88,6 +92,8 @@ def prune(
         "flops": flops,
         "latency": latency,
         "levels": levels,
+        "heterogeneous": heterogeneous,
+        "curves": curves,
         "remove": remove,
         "keep": keep,
     }
@@ -107,8 +113,8 @@ def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
 
     asked: as for :func:`prune`, from ``params`` to ``search``.
     """
-    part = step_part(**asked)
     spec = open_target(path).spec
+    need_size(part := step_part(**asked), spec)
     return spec, part.build().plan(spec)
 
 
@@ -226,6 +232,7 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
         entries = find(denoiser, bundle.spec, part, seed)
         remember_log(denoiser.module, base, [*log, *entries])
         return denoiser.module
+    need_size(part, bundle.spec)
     work = out.with_name(f".{out.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dit_compress.model.denoiser import Denoiser
 
 
+RECORD = "Load any other model yourself, 'with dit_compress.record(model) as call' call it, and prune(model, call=call)"
+
+
 @dataclass(frozen=True)
 class Folder:
     """A model of diffusers on disk. given: the path as it was named, maybe a pipeline's; path: the model's own."""
@@ -34,11 +37,19 @@ class Folder:
     path: Path
 
     def load(self) -> tuple[Denoiser, Spec]:
-        """Load the denoiser in float32, and the model without weights."""
+        """Return the denoiser in float32, and the model without weights."""
+        self._need_known()
         maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
         spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
+
+    def _need_known(self) -> None:
+        try:
+            load_pruned.class_named(read_config(self.path)["_class_name"])
+        except UserError as error:
+            where, what, _ = error.problems[0]
+            raise UserError(what, where=where or str(self.path), mend=RECORD) from error
 
     def module(self) -> nn.Module:
         """Load the module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
@@ -81,7 +92,7 @@ def component_folder(path: Path) -> Path:
     for found in (path / "transformer", path):
         if (found / "config.json").is_file():
             return found
-    raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=str(path))
+    raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=str(path), mend=RECORD)
 
 
 def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:

@@ -282,7 +282,7 @@ def test_heads_of_one_stack_and_of_the_rest() -> None:
         ({"block.blocks": 1}, "'blocks' names no stack"),
         ({"blok.in_blocks": 1}, "unknown granularity plugin 'blok'. Did you mean 'block'"),
         ({"block.mid_block": 1}, "block:mid_block has 1 units and would keep 0"),
-        ({"block": 1, "block.out_blocks": 1}, "granularity 'block' finds nothing to remove"),
+        ({"block": 1, "block.out_blocks": 1}, "level 'block' finds nothing to remove"),
     ],
 )
 def test_a_stack_that_can_not_be_meant_is_refused(remove: dict[str, int], message: str) -> None:
