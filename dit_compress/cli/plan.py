@@ -24,8 +24,12 @@ def check(
     plugin: PluginFiles = None,
 ) -> None:
     """Validate a recipe: every error at once, with its line. Reads no data and no weights."""
+    from dit_compress.run.fit import check_needs
+
     parsed = load_recipe(recipe, plugin)
-    if deep:
+    if not deep:
+        check_needs(parsed)
+    else:
         from dit_compress.run.plan import plan as planned
 
         for row in planned(parsed):

@@ -23,6 +23,11 @@ class Options(BaseModel):
         """Slots of the step (``teacher``) that these options can't do without."""
         return ()
 
+    @property
+    def caption_width(self) -> int | None:
+        """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
+        return None
+
 
 class VideoOptions(Options):
     """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip."""

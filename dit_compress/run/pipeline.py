@@ -27,7 +27,7 @@ from dit_compress.recipe import dump
 from dit_compress.recipe.model import PARTIAL
 from dit_compress.run.changes import data_change, need_same
 from dit_compress.run.keys import input_key, made_of, nodes
-from dit_compress.run.locks import one_command, one_worker
+from dit_compress.run.locks import need_no_worker, one_command, one_worker
 from dit_compress.run.torchrun import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ class Runner:
         with disk_errors(self.folder):
             (self.folder / "cache").mkdir(parents=True, exist_ok=True)
         with full_disk(self.folder), one_command(self.folder):
-            with one_worker(self.folder):
-                pass  # no worker of a killed run is left: nothing is written or deleted under its hands
+            need_no_worker(self.folder)
             self._run(only)
 
     def _run(self, only: str | None) -> None:

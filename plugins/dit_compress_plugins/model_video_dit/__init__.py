@@ -49,6 +49,11 @@ class VideoDiTOptions(Options):
         self.config()
         return self
 
+    @property
+    def caption_width(self) -> int:
+        """Return the width of the caption embeddings that the model takes."""
+        return self.config()["text_width"]
+
     def config(self) -> dict[str, Any]:
         """Return the complete config of ``VideoDiT``, with one entry per block where counts differ."""
         given = self.model_dump(exclude={"preset"}, exclude_none=True)

@@ -40,6 +40,11 @@ class WordsOptions(Options):
             raise ValueError("a word stands twice in 'vocabulary': remove one")
         return self
 
+    @property
+    def caption_width(self) -> int:
+        """Return the width of the embeddings that the encoder gives."""
+        return self.width
+
 
 @hookimpl
 def text() -> Plugin:
