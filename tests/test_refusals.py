@@ -174,7 +174,9 @@ def test_a_training_without_captions(
 def from_bundle(folder: Path, teacher: Path, channels: int = 32) -> Path:
     """A recipe whose student, of another VAE, learns from a bundle."""
     head = HEAD.replace("channels: 32, text_width", f"channels: {channels}, text_width")
-    head = head.replace("width: 16", "width: 24").replace("video_vae, channels: 32", f"video_vae, channels: {channels}, ratio: 4x16x16")
+    head = head.replace("width: 16", "width: 24").replace(
+        "video_vae, channels: 32", f"video_vae, channels: {channels}, ratio: 4x16x16"
+    )
     return recipe(folder, f"{head}  - distill: {{use: affine, steps: 2}}\n    teacher: {teacher}\n")
 
 
@@ -414,7 +416,7 @@ def resize(disk: Path, size: str) -> None:
 def test_a_full_disk_is_one_message_and_more_space_continues(disk: Path, size: str, named: str, tmp_path: Path) -> None:
     """While clips are written, while a bundle is, while the cache is; then the same command goes on."""
     resize(disk, size)
-    arguments = ("run", recipe(tmp_path, BEGINNING), "--out", disk / "run", "--threads", "1")
+    arguments = ("run", recipe(tmp_path, BEGINNING), "--out", disk / "run", "--threads", "1", "--yes")
     done = finish(start(*arguments, log=tmp_path / "log"))
     last = done.printed.splitlines()[-1]
     assert done.status == 2

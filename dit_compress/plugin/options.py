@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
@@ -29,12 +29,20 @@ class Options(BaseModel):
         return None
 
 
+Side = Annotated[int, Field(le=65536)]
+
+
 class VideoOptions(Options):
     """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip."""
 
-    frames: int = Field(ge=1)
-    size: tuple[int, int]
+    frames: int = Field(ge=1, le=1_000_000)
+    size: tuple[Side, Side]
     fps: float | None = Field(default=None, gt=0)
+
+    @property
+    def expected_clips(self) -> int | None:
+        """How many clips there will be in all, where the options say it."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,14 @@ def _has_text(source: str | None, recipe: Recipe) -> bool:
     return "text" in Bundle.open(source).data["components"]
 
 
+def place_of(recipe: Recipe, node: Node) -> str:
+    """File and line of a step, as far as there are any."""
+    return f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
+
+
 def located(error: UserError, recipe: Recipe, node: Node) -> UserError:
     """The same problems with the recipe's file and the step's line."""
-    place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
+    place = place_of(recipe, node)
     inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
     error.problems = [
         (f"{place}: {where}" if where and inside else where or place, what, mend)
