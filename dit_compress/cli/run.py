@@ -22,6 +22,7 @@ def run(
     force: Annotated[list[str] | None, typer.Option(help="Run this step again; may be repeated.")] = None,
     threads: Threads = None,
     allow_unverified: AllowUnverified = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Run although this machine's disk or memory may not do.")] = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Run a recipe. Finished steps are reused; after a kill the same command continues."""
@@ -44,6 +45,7 @@ def run(
             frozenset(force or ()),
             lambda text: say(text, markup=False),
             crew=crew,
+            yes=yes,
         )
         runner.run(only)
         status = 0

@@ -18,7 +18,7 @@ from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress.structure.files.pruned import log_of
-from dit_compress.structure.files.whole import load_whole
+from dit_compress.structure.files.whole import load_whole, read_config
 
 if TYPE_CHECKING:
     from torch import nn

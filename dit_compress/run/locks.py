@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_WORKER = ".worker.lock"
+
 
 @contextmanager
 def one_command(run: Path) -> Iterator[None]:
@@ -22,8 +24,15 @@ def one_command(run: Path) -> Iterator[None]:
 @contextmanager
 def one_worker(run: Path) -> Iterator[None]:
     """Hold a run for whoever writes or deletes a step's folder; UserError where a worker has it."""
-    with _held(run, ".worker.lock", "a step of an earlier run is still at work here", "Wait for it"):
+    with _held(run, _WORKER, "a step of an earlier run is still at work here", "Wait for it"):
         yield
+
+
+def need_no_worker(run: Path) -> None:
+    """UserError where a worker of a killed command is left: nothing may be written or deleted under its hands."""
+    if (run / _WORKER).exists():
+        with one_worker(run):
+            pass
 
 
 @contextmanager

@@ -26,8 +26,9 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import dump
 from dit_compress.recipe.model import PARTIAL
 from dit_compress.run.changes import data_change, need_same
+from dit_compress.run.fit import place_of
 from dit_compress.run.keys import input_key, made_of, nodes
-from dit_compress.run.locks import one_command, one_worker
+from dit_compress.run.locks import need_no_worker, one_command, one_worker
 from dit_compress.run.torchrun import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ MANIFEST = "data.json"
 
 @dataclass
 class Runner:
-    """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use."""
+    """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use.
+
+    yes: run what this machine has no room for, as far as one knows.
+    """
 
     recipe: Recipe
     folder: Path
@@ -55,17 +59,17 @@ class Runner:
     keys: dict[str, str] = field(default_factory=dict)
     made_of: dict[str, dict[str, Any]] = field(default_factory=dict)
     crew: Crew | None = None
+    yes: bool = False
 
     def run(self, only: str | None = None) -> None:
         """Run every step that is not finished (or just ``only``), then write summary and report."""
         need_place(self.folder, "folder")
         if not (self.folder / "run.json").is_file():
-            self._plan()
+            self._plan([only] if only else [node.name for node in nodes(self.recipe)])
         with disk_errors(self.folder):
             (self.folder / "cache").mkdir(parents=True, exist_ok=True)
         with full_disk(self.folder), one_command(self.folder):
-            with one_worker(self.folder):
-                pass  # no worker of a killed run is left: nothing is written or deleted under its hands
+            need_no_worker(self.folder)
             self._run(only)
 
     def _run(self, only: str | None) -> None:
@@ -74,10 +78,12 @@ class Runner:
         if unknown := unknown - {node.name for node in listed}:
             raise UserError(f"no step {sorted(unknown)[0]!r}", mend=f"The steps are {[node.name for node in listed]}")
         manifest = self.manifest()
-        if not (begun := (self.folder / "run.json").is_file()) or not self._all_finished(listed, manifest):
+        left = [node.name for node in listed if not finished(self.folder, node, self.key(node, manifest))]
+        begun = (self.folder / "run.json").is_file()
+        if left or not begun:
             self._need_splits(listed)
-            if begun:
-                self._plan()
+        if left and begun:
+            self._plan([name for name in left if only in (None, name)])
         write_json(
             self.folder / "run.json",
             {"schema": SCHEMA, "name": self.recipe.name, "steps": [node.name for node in listed], "manifest": manifest},
@@ -101,20 +107,25 @@ class Runner:
                 self.say(f"{title}: not run")
         self._conclude(changed=ran > 0)
 
-    def _plan(self) -> None:
-        """Refuse what can't work before anything is written or paid for."""
+    def _plan(self, names: Sequence[str]) -> None:
+        """Refuse what can't work, or has no room here, before anything is written or paid for.
+
+        names: the steps that are to be run.
+        """
+        from dit_compress.run.costs import costs, need_room
         from dit_compress.run.plan import plan
 
-        plan(self.recipe, processes=self.crew.size if self.crew else 1)
+        processes = self.crew.size if self.crew else 1
+        rows = plan(self.recipe, processes=processes)
+        if not self.yes:
+            found = {name: cost for name, cost in costs(rows, self.recipe, processes).items() if name in names}
+            need_room(self.recipe, found, self.folder, {row.node.name: place_of(self.recipe, row.node) for row in rows})
 
     def _need_splits(self, listed: Sequence[Node]) -> None:
         """Refuse data without the clips that a step looks for, before the first step runs."""
         if part := self.recipe.data:
             for split in dict.fromkeys(split for node in listed for split in node.splits):
                 clips_of(part, data_folder(self.folder / "cache", part), split)
-
-    def _all_finished(self, listed: Sequence[Node], manifest: str) -> bool:
-        return all(finished(self.folder, node, self.key(node, manifest)) for node in listed)
 
     def _conclude(self, *, changed: bool) -> None:
         """Write summary and report, where anything changed."""

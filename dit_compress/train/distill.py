@@ -36,8 +36,10 @@ def student_role(student: Denoiser, options: TrainOptions) -> Role:
 
 def distill(step: Distiller, context: Context) -> Result:
     """Train the input's denoiser by the step's objective and give the bundle."""
-    student, text = context.input.denoiser(), context.text()
     given = context.slot("teacher")
+    if given is not None:
+        _need_same_latents(context.input, given)
+    student, text = context.input.denoiser(), context.text()
     teacher = given.denoiser() if given else None
     objective = step.objective(context, student, teacher, text)
     fit(objective, context.latents("train", text), step.options, context, monitors(step, context, student, text))
@@ -45,6 +47,16 @@ def distill(step: Distiller, context: Context) -> Result:
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder
     return context.give(modules, flow=step.flow(context.input.flow))
+
+
+def _need_same_latents(student: Bundle, teacher: Bundle) -> None:
+    """UserError where both bundles have a VAE, and not the same; of one yet to be trained no plan knows it."""
+    if student.spec.latent and teacher.spec.latent and student.digest("latent") != teacher.digest("latent"):
+        raise UserError(
+            "the teacher knows the latents of another VAE than the student's",
+            where=str(teacher.path),
+            mend="Name a teacher that was trained on the latents of the step's input",
+        )
 
 
 def monitors(step: Distiller, context: Context, student: Denoiser, text: Captions) -> Monitors | None:

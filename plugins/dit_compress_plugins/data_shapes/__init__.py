@@ -34,6 +34,11 @@ class ShapesOptions(VideoOptions):
     grid: float = Field(16 / 96, ge=0, le=0.5)
     seed: int = 0
 
+    @property
+    def expected_clips(self) -> int:
+        """Return the clips of both splits."""
+        return self.num_clips + self.num_test
+
     @field_validator("size")
     @classmethod
     def _drawable(cls, size: tuple[int, int]) -> tuple[int, int]:
