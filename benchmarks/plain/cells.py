@@ -29,7 +29,8 @@ EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 CELLS = ("blocks", "heads", "ffn", "budget", "reload", "again", "lora", "onnx")
 RANK = 2
 NEAREST = re.compile(r"nearest that can be met is ([\d,]+)")
-REASONLESS = re.compile(r"finds nothing to remove\W*$")
+REASONLESS = re.compile(r"finds nothing to remove in this model\. |names no stack; there are none")
+"""Refusals that do not say why."""
 
 
 @dataclass
