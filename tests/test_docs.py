@@ -281,6 +281,37 @@ def test_the_example_of_the_readme_loads_as_a_local_file(tmp_path: Path) -> None
         del sys.modules[entry.module.__name__]
 
 
+@pytest.mark.usefixtures("_clean_modules")
+def test_the_example_of_a_model_is_pruned_and_exports(tmp_path: Path) -> None:
+    """Its recipe passes the check; its network is understood, and what the file computes is compared."""
+    pytest.importorskip("onnxruntime")
+    from dit_compress.export import export_components
+    from dit_compress.export.components import dit_step
+    from dit_compress.export.profiles import profile_named
+    from dit_compress_plugins.export_onnx import ONNXOptions
+    from dit_compress_plugins.export_onnx.exporter import ONNXExport
+
+    page = PAGES / "model.md"
+    (recipe,) = [text for text in fences(page, "yaml") if text.startswith("# recipe.yaml")]
+    for name, text in {**examples(page), "recipe.yaml": recipe}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    try:
+        load(tmp_path / "recipe.yaml", use([tmp_path / "plain_dit" / "__init__.py"]))
+    finally:
+        use()
+    adapter = importlib.import_module("plain_dit.adapter")
+    denoiser = adapter.PlainDenoiser(adapter.PlainDiT(32, 2, 32, 16).eval())
+    dit_compress.prune(denoiser, remove={"head": 1}, keep={"ffn": 0.5})
+    assert [part.heads for part in denoiser.structure().attentions] == [3, 3]
+    assert [part.width for part in denoiser.structure().feed_forwards] == [64, 64]
+    latent, _, cond = denoiser.example(1, (2, 2, 2))
+    component = dit_step(denoiser, latent, dict(cond))
+    exporter = ONNXExport(ONNXOptions())
+    report = export_components(exporter, [component], profile_named("cpu"), tmp_path / "out")
+    assert report["passed"], report["rows"]
+
+
 # ------------------------------------------------------------------ recipes
 
 

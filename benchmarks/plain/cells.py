@@ -28,7 +28,9 @@ EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest difference, relative to the reference's largest value."""
 CELLS = ("blocks", "heads", "ffn", "budget", "reload", "again", "lora", "onnx")
 RANK = 2
-REASONLESS = re.compile(r"finds nothing to remove\W*$")
+NEAREST = re.compile(r"nearest that can be met is ([\d,]+)")
+REASONLESS = re.compile(r"finds nothing to remove in this model\. |names no stack; there are none")
+"""Refusals that do not say why."""
 
 
 @dataclass
@@ -111,9 +113,16 @@ class Trial:
         self._pruned(self.entry.module(), **asked)
 
     def _budget(self) -> None:
+        """Four fifths; a refusal names the nearest budget that can be met, which is then met."""
         module = self.entry.module()
         budget = 0.8 * size(module)
-        self._pruned(module, params=budget)
+        try:
+            self._pruned(module, params=budget)
+        except UserError as error:
+            if (nearest := NEAREST.search(str(error))) is None:
+                raise
+            budget = int(nearest[1].replace(",", ""))
+            self._pruned(module, params=budget)
         if size(module) > budget:
             raise Wrong(f"{size(module)} parameters at a budget of {budget:.0f}")
 

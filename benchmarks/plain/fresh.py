@@ -1,6 +1,6 @@
 """Load pruned folders in a process that has no dit-compress: ``python fresh.py TESTS FOLDER NAME ...``.
 
-The last line is one JSON object: by name the largest difference of the outputs, or what was raised.
+The last line is one JSON object: by name the largest difference of the outputs relative to the largest output, or what was raised.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
             with torch.no_grad():
                 output = loaded(ENTRIES[name], Path(place) / name)(*ENTRIES[name].arguments())
             found = output if isinstance(output, torch.Tensor) else next(iter(output.values()))
-            said[name] = float((found - wanted).abs().max())
+            said[name] = float((found - wanted).abs().max() / wanted.abs().max())
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is the result
             said[name] = f"{type(error).__name__}: {error}"
     print(json.dumps(said))

@@ -7,7 +7,6 @@ a tensor that is smaller the slices that are missing are set to zero. A channel 
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,16 +67,14 @@ class Before:
     def output(self, cuts: Cuts, entry: Entry, change: dict[str, Tensor] | None = None) -> Any:
         """Of the whole module with the cuts made; change: what is added to parameters first."""
         module = copy.deepcopy(self.whole)
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad():
             for name, value in (change or {}).items():
                 module.get_parameter(name).add_(value)
             for name, (dim, gone) in cuts.slices.items():
                 module.get_parameter(name).index_fill_(dim, gone, 0.0)
             for path in cuts.blocks:
-                hook = module.get_submodule(path).register_forward_hook(
-                    lambda _block, args, kwargs, _output: entry.skipped(args, kwargs), with_kwargs=True
-                )
-                stack.callback(hook.remove)
+                # Not a hook: the block must not run, it may write into what it is given.
+                module.get_submodule(path).forward = lambda *args, **kwargs: entry.skipped(args, kwargs)
             return module(*entry.arguments())
 
 
@@ -90,7 +87,7 @@ def missing(large: Tensor, small: Tensor) -> tuple[int, Tensor] | None:
     dims = [dim for dim in range(large.ndim) if large.shape[dim] != small.shape[dim]]
     if len(dims) != 1:
         return None
-    rows, left = (tensor.detach().movedim(dims[0], 0).flatten(1) for tensor in (large, small))
+    rows, left = (tensor.detach().movedim(dims[0], 0).reshape(tensor.shape[dims[0]], -1) for tensor in (large, small))
     kept, place = [], 0
     for row in left:
         while place < len(rows) and not torch.equal(rows[place], row):

@@ -239,9 +239,12 @@ class Structure:
     def at(self, place: str) -> Structure:
         """Return what stands in the one stack that a level names (``block.double_blocks``): its path, or the end of it.
 
-        Raises UserError where there is none, or more than one.
+        Raises UserError where there is none, or more than one; with the reason where it is a list that is refused.
         """
         paths = [item.path for item in self.stacks if f".{item.path}".endswith(f".{place}")]
+        refused = [item for item in self.refusals if f".{item.path}".endswith(f".{place}")]
+        if not paths and refused:
+            raise UserError(f"the blocks of {refused[0].path!r} can't be removed: {refused[0].reason}")
         if len(paths) != 1:
             known = ", ".join(item.path for item in self.stacks)
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 import other_hands
 import pytest
 import torch
-from dit_compress.cli.tables import axes_table
+from dit_compress.cli.inspect import axes_table
 from other_hands import DIM, HEAD_DIM, MLP, NHEAD
 from rich.console import Console
 from torch import Tensor, nn
@@ -289,6 +289,14 @@ def test_a_stack_that_can_not_be_meant_is_refused(remove: dict[str, int], messag
     module, call = make(other_hands.Hourglass)
     with pytest.raises(UserError, match=message):
         dit_compress.prune(module, call=call, remove=remove)
+
+
+@pytest.mark.parametrize("name", ["Overridden", "SilentModel"])
+def test_a_named_list_that_is_no_stack_is_refused_with_its_reason(name: str) -> None:
+    module, call = make(getattr(other_hands, name))
+    path, reason = REFUSED[name]
+    with pytest.raises(UserError, match=f"the blocks of {path!r} can't be removed: {reason}"):
+        dit_compress.prune(module, call=call, remove={f"block.{path}": 1})
 
 
 def test_a_budget_takes_the_stacks_that_it_names() -> None:
