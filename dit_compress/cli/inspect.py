@@ -10,6 +10,7 @@ from rich.table import Table
 from dit_compress.cli.options import PluginFiles, registry, show
 from dit_compress.core.errors import UserError
 from dit_compress.core.limits import MAX_CELLS
+from dit_compress.core.progress import say, speak
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ def inspect(
     plugin: PluginFiles = None,
 ) -> None:
     """Show what a model consists of: axes, parameters and FLOPs by component, what can be removed and what stays."""
+    speak()
+    say(f"reading {target}")
     from dit_compress.pruning.target import empty_denoiser
 
     registry(plugin)

@@ -11,6 +11,7 @@ import typer
 from dit_compress.cli.options import Seed, finite
 from dit_compress.core.errors import UserError
 from dit_compress.core.limits import MAX_CELLS
+from dit_compress.core.progress import say, speak
 from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
@@ -65,14 +66,16 @@ def prune(
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin.")] = None,
 ) -> None:
     """Prune a model to a budget or to counts, without a recipe."""
-    from dit_compress.plugin.registry import use
-    from dit_compress.pruning.prune import planned
-
-    use(plugin or ())
     if not path.exists():
         raise UserError("there is no such path", where=str(path))
     if out is None and not dry_run:
         raise UserError("nothing says where to write", mend="Give --out, or --dry-run")
+    speak()
+    say(f"reading {path}")
+    from dit_compress.plugin.registry import use
+    from dit_compress.pruning.prune import planned
+
+    use(plugin or ())
     if plan is not None:
         _by_plan(plan, path, out, asked=bool(params or flops or latency or remove or keep or dry_run))
     else:

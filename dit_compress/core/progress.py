@@ -1,4 +1,4 @@
-"""Progress bars with rate and remaining time; silent in a pipe."""
+"""Progress bars with rate and remaining time, silent in a pipe; and lines on stderr that say what long work is at."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
 
 CHATTER = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 """Loggers that warn, at every import, of kernels that a CPU has no use for (ExecuTorch brings torchao)."""
+
+
+_WORK = logging.getLogger("dit_compress.work")
+
+
+def speak() -> None:
+    """Let a command say on stderr what it is at; in Python it is logged, and shown where somebody asks for it."""
+    _WORK.handlers = [logging.StreamHandler(sys.stderr)]
+    _WORK.setLevel(logging.INFO)
+    _WORK.propagate = False
+
+
+def say(what: str) -> None:
+    """Say in one line what is begun: work of seconds to minutes that has no steps to count."""
+    _WORK.info(what)
 
 
 def hush() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import need_place, publish, sha256_data, whole_folder
+from dit_compress.core.progress import say
 from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.denoiser import Denoiser
@@ -218,6 +219,7 @@ def _write_folder(
     source: Path, edits: Sequence[Edit], record: Mapping[str, Any], out: Path, shard_bytes: int
 ) -> dict[str, Any]:
     """Write a pruned folder: weights cut on disk, config, plan, loader; whole or not at all."""
+    say(f"writing {out}")
     with whole_folder(out) as folder:
         files = prune_weights(source, folder, edits, shard_bytes=shard_bytes)
         write_record(folder, record, files, source / "config.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.progress import say
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -93,11 +94,12 @@ class Pruning(Protocol):
 
 
 def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven.
+    """Find the transform-log entries of a prune step on a denoiser, which is pruned in place and proven.
 
     Warns of a level that a budget leaves alone.
     """
     need_size(part, spec)
+    say(f"pruning {type(denoiser.module).__name__}")
     with tempfile.TemporaryDirectory() as work, understood():
         step: Pruning = part.build()
         entry, result = step.prune(denoiser, spec, Workplace(name="prune", seed=seed, folder=Path(work)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.progress import say
 from dit_compress.structure.apply import apply_edits, edit_state, replace_tensor
 from dit_compress.structure.edits import (
     REVISION,
@@ -60,6 +61,7 @@ def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axi
     if parameter.device.type == "meta":
         apply_edits(module, edits)
         return {"name": LOG_NAME, "revision": REVISION, "data": log_data(axes, kept, edits)}
+    say(f"proving that {type(module).__name__} cut equals it masked")
     with masked(module, axes, hard_masks(axes, kept, parameter)):
         reference, precision, tolerance = _widest(run, parameter.dtype)
     if not tensors_in(reference):

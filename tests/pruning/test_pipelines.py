@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import pytest
 import torch
-from dit_compress.cli import app as cli
 from pipelines import PIPELINES
 
 import dit_compress
+from dit_compress.cli import app as cli
 from dit_compress.model.figures import count_parameters
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors, read_json, whole_folder, write_json
+from dit_compress.core.progress import say
 from dit_compress.structure.apply import rename, unknown_edit
 from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take
 from dit_compress.structure.files.disk import Piece, edited, write_file, write_pieces
@@ -83,10 +84,12 @@ def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[
     base: shapes of the whole model. Raises UserError, with nothing written, where the LoRA was made for another
     model, or is a DoRA whose columns are cut (its magnitudes are norms over all columns).
     """
+    say(f"pruning {source}")
     weights = open_weights(source)
     factors, others = read_factors(weights, base)
     kept = [*_pruned(factors, edits), *others]
     metadata = {name: _metadata(text, base, edits) for name, text in weights.metadata.items()}
+    say(f"writing {target}")
     if not source.is_dir():
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.progress import say
 from dit_compress.structure.facts import Attention, FeedForward, Refusal, Structure
 from dit_compress.structure.observe.assemble import UnsliceableError, common_path, gathers, make_unit_list
 from dit_compress.structure.observe.attributes import failing_line, solve, solve_with_stand_ins
@@ -63,6 +64,7 @@ def observe(module: nn.Module, call: Call) -> Structure:
 
 
 def _observe(module: nn.Module, call: Call) -> Structure:
+    say(f"observing {type(module).__name__}: its stacks")
     try:
         replica, (found, refusals) = replicated(module, call)
     except FAILURES as error:
@@ -138,7 +140,12 @@ def _observed(whole: Replica, path: str, seen: Seen, item: Found) -> _Block:
     """Return what is in a block; blocks of one signature share one probe."""
     block = whole.module.get_submodule(path)
     key = signature(block, seen.inputs()), item.streams, whole.claims
-    return _BLOCKS.get(key, lambda: _observe_block(Replica(block, seen.call, claims=whole.claims), item))
+
+    def find() -> _Block:
+        say(f"observing a block like {path}")
+        return _observe_block(Replica(block, seen.call, claims=whole.claims), item)
+
+    return _BLOCKS.get(key, find)
 
 
 def _observe_block(replica: Replica, item: Found) -> _Block:

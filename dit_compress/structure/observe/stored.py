@@ -152,7 +152,7 @@ def _sources(kinds: set[type]) -> list[list[str]]:
         package, file = name.partition(".")[0], getattr(loaded, "__file__", None)
         if file and file.endswith(".py") and not _is_released(path := Path(file)):
             local = not path.is_relative_to(_INSTALLED) and package != "dit_compress"
-            if local or package in packages:
+            if (local or package in packages) and path.is_file():
                 files.add(path)
     return [[str(path), sha256_content(path)] for path in sorted(files)]
 
