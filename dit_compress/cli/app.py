@@ -43,6 +43,8 @@ _LONG = 300
 def main() -> None:
     """Entry point: a user's mistake is one message and exit status 2."""
     hush()
+    if hasattr(sys.stdout, "reconfigure"):  # a path may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(standalone_mode=False)
     except UserError as error:
