@@ -123,7 +123,9 @@ def runner_of(artifact: Artifact, manifest: Mapping[str, Any], registry: Registr
     except (UserError, ImportError):
         raise
     except Exception as error:
-        raise UserError(f"its runtime does not open it: {root_cause(error)}", where=str(artifact.path), mend=_AGAIN) from error
+        raise UserError(
+            f"its runtime does not open it: {root_cause(error)}", where=str(artifact.path), mend=_AGAIN
+        ) from error
 
 
 def below_gates(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """The whole model in a folder of diffusers: the one way by which every command opens it.
 
-What is wrong with config and weights is one UserError each; ``plan`` and ``inspect`` read the config alone. Nothing in a folder is executed: the class is one of diffusers, weights are safetensors.
+What is wrong with config and weights is one UserError each; ``plan`` and ``inspect`` read the config alone. Nothing in
+a folder is executed: the class is one of diffusers, weights are safetensors.
 """
 
 from __future__ import annotations
