@@ -2,9 +2,10 @@
 
     python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--only KIND] [--show]
 
-A case is one command in this process, with a limit of time. The last line is one JSON object: ``cases``, ``tracebacks``,
-``hangs``, ``left_behind`` (files in the output place after a refusal), ``statuses`` (how many ended with which). Exit
-status 1 where one of the middle three is not 0. ``--show`` prints every case that failed, and how it can be made again.
+A case is one command in this process, or a reader that commands call, with a limit of time. The last line is one JSON
+object: ``cases``, ``tracebacks``, ``hangs``, ``left_behind`` (files in the output place after a refusal), ``statuses``
+(how many ended with which). Exit status 1 where one of the middle three is not 0. ``--show`` prints every case that
+failed, and how it can be made again.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from hostile import RECIPES, WORDS, copied, harmed, header_harm, json_harm, lines_harm, material, yaml_harm
+from hostile import RECIPES, WORDS, copied, harmed, header_harm, json_harm, lines_harm, material, torn, yaml_harm
 
 from dit_compress.cli import app as cli
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import read_folder
+from dit_compress.export.folder import read_manifest
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe import load
+from dit_compress.structure.files.tensor_files import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,23 +100,52 @@ class Case:
 # ------------------------------------------------------------------ kinds of cases
 
 
-def recipe(case: Case) -> int:
+def read(case: Case, reader: Callable[[], Any]) -> int:
+    """Return what a command would end with that only reads."""
+    try:
+        reader()
+    except UserError as error:
+        case.printed = str(error)
+        return 2
+    return 0
+
+
+def check(case: Case) -> int:
     """``check`` of a recipe."""
-    source = case.random.choice(sorted(RECIPES.glob("*.yaml")))
-    path = case.folder / "r.yaml"
+    return case.command("check", _recipe(case))
+
+
+def recipe(case: Case) -> int:
+    """Return the reader of recipes, without the search for plugins."""
+    path = _recipe(case)
+    return read(case, lambda: load(path, installed()))
+
+
+def _recipe(case: Case) -> Path:
+    source, path = case.random.choice(sorted(RECIPES.glob("*.yaml"))), case.folder / "r.yaml"
     path.write_bytes(yaml_harm(case.random, source.read_bytes()))
-    return case.command("check", path)
+    return path
 
 
 def captions(case: Case) -> int:
     """Return the reader of captions, without decoding a video."""
     folder = case.harm("clips", "captions.jsonl", lines_harm)
-    try:
-        read_folder(folder, frames=9, size=(64, 64))
-    except UserError as error:
-        case.printed = str(error)
-        return 2
-    return 0
+    return read(case, lambda: read_folder(folder, frames=9, size=(64, 64)))
+
+
+def header(case: Case) -> int:
+    """Return the reader of safetensors headers."""
+    path = case.folder / "a.safetensors"
+    whole = case.material / "ltx" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(header_harm(case.random, whole.read_bytes()))
+    return read(case, lambda: read_header(path))
+
+
+def manifest(case: Case) -> int:
+    """Return the reader of manifests."""
+    whole = (case.material / "package" / "files" / "manifest.json").read_bytes()
+    (case.folder / "manifest.json").write_bytes(json_harm(case.random, whole))
+    return read(case, lambda: read_manifest(case.folder, whole=True))
 
 
 def config(case: Case) -> int:
@@ -133,11 +167,8 @@ def _on_folder(case: Case, folder: Path) -> int:
     if kind == 2:
         return case.command("prune", folder, "--remove", "block=1", "--out", case.out / "pruned")
     path = case.folder / "r.yaml"
-    text = {
-        "model": {"from": str(folder)},
-        "steps": [{"prune": {"use": "trilevel", "levels": {"block": {"remove": 1}}, "search": "magnitude"}}],
-    }
-    path.write_text(json.dumps(text))
+    step = {"prune": {"use": "trilevel", "levels": {"block": {"remove": 1}}, "search": "magnitude"}}
+    path.write_text(json.dumps({"model": {"from": str(folder)}, "steps": [step]}))
     return case.command("plan", path)
 
 
@@ -149,6 +180,10 @@ def bundle(case: Case) -> int:
     return case.command("generate", "a", "--model", folder, "--out", case.out / "v.mp4")
 
 
+HARMS = {".safetensors": header_harm, ".json": json_harm}
+"""By the end of a file's name; any other is torn."""
+
+
 def package(case: Case) -> int:
     """``verify`` and ``play`` of a package with a harmed file, or with two that changed places."""
     kind = case.random.randrange(3)
@@ -158,11 +193,7 @@ def package(case: Case) -> int:
         folder = case.harm("package/files", "manifest.json", json_harm)
     elif kind == 1:
         file = case.random.choice([name for name in files if name != "manifest.json"])
-        folder = case.harm(
-            "package/files",
-            file,
-            header_harm if file.endswith(".safetensors") else json_harm if file.endswith(".json") else _torn,
-        )
+        folder = case.harm("package/files", file, HARMS.get(Path(file).suffix, torn))
     else:
         folder = copied(source, case.folder / "package")
         one, other = (folder / name for name in case.random.sample(files, 2))
@@ -174,85 +205,66 @@ def package(case: Case) -> int:
     return case.command("play", folder, "a red circle", "--out", case.out / "v.mp4")
 
 
-def _torn(random: Random, data: bytes) -> bytes:
-    from hostile import torn
-
-    return torn(random, data)
-
-
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "check": ("--deep", "--plugin"),
-    "plan": ("--out", "--processes", "--plugin"),
-    "inspect": ("--size 3", "--plugin"),
+RECIPE = """\
+data: {use: shapes, num_clips: 2, num_test: 2, frames: 9, size: [64, 64]}
+steps:
+  - latent: {use: video_vae, channels: 16}
+"""
+BROKEN = """\
+model: {use: video_dit, preset: tiny}
+steps:
+  - prune: {use: trilevel, levels: {block: {remove: 400}}, search: magnitude}
+"""
+COMMANDS = {
+    "check": ("{recipe}", "--plugin"),
+    "plan": ("{recipe}", "--out --processes --plugin"),
+    "inspect": ("{ltx}", "--size/3 --plugin"),
     "prune": (
-        "--out",
-        "--params",
-        "--flops",
-        "--latency",
-        "--table",
-        "--machine",
-        "--size 3",
-        "--levels",
-        "--remove",
-        "--keep",
-        "--search",
-        "--plan",
-        "--dry-run",
-        "--seed",
+        "{ltx}",
+        "--out --params --flops --latency --table --size/3 --levels --remove --keep --search --plan --dry-run/0 --seed",
     ),
-    "generate": ("--model", "--out", "--steps", "--guidance", "--frames", "--size 2", "--fps", "--seed", "--sampler"),
-    "encode": ("--vae", "--out", "--rank", "--world"),
-    "report": (),
-    "verify": ("--outputs", "--allow-unverified"),
-    "play": ("--out", "--text", "--size 3", "--golden", "--seed"),
-    "new": ("--out",),
-    "sensitivity": ("--out", "--level", "--share", "--search", "--samples", "--size 3", "--rounds", "--table"),
-    "run": ("--out", "--only", "--force", "--threads"),
-    "fly": ("--out",),
+    "generate": (
+        "a --model {bundle} --out {out}/v.mp4",
+        "--model --out --steps --guidance --frames --size/2 --fps --seed --sampler",
+    ),
+    "encode": ("{recipe} --vae {bundle} --out {out}/shards", "--vae --rank --world"),
+    "report": ("{out}", ""),
+    "verify": ("{package}", "--outputs --allow-unverified/0"),
+    "play": ("{package} a --out {out}/v.mp4", "--out --text --size/3 --golden/0 --seed"),
+    "new": ("exporter my-npu --out {out}/new", "--out"),
+    "sensitivity": ("{nothing}", "--out --level --share --search --samples --size/3 --rounds --table"),
+    "run": ("{broken} --out {out}/run", "--out --only --force --threads"),
+    "fly": ("", "--out"),
 }
-GIVEN = {
-    "check": ("{recipe}",), "plan": ("{recipe}",), "inspect": ("{ltx}",), "prune": ("{ltx}",), "generate": ("a", "--model", "{bundle}", "--out", "{out}/v.mp4"),
-    "encode": ("{recipe}", "--vae", "{bundle}", "--out", "{out}/shards"), "verify": ("{package}",), "play": ("{package}", "a", "--out", "{out}/v.mp4"),
-    "new": ("exporter", "my-npu", "--out", "{out}/new"), "report": ("{out}",), "sensitivity": ("{nothing}",), "run": ("{broken}", "--out", "{out}/run"), "fly": (),
-}  # fmt: skip
-"""What each command needs. ``run`` gets a recipe that no plan accepts: places and options are tried, nothing is trained."""
+"""What each command needs, and its options: /N is how many words one takes. ``run`` gets a recipe that no plan accepts:
+places and options are tried, nothing is trained."""
 
 
 def arguments(case: Case) -> int:
     """Any command with hostile options and places."""
     random = case.random
-    name = random.choice(list(OPTIONS))
-    path, broken = case.folder / "r.yaml", case.folder / "broken.yaml"
-    path.write_text(
-        "steps:\n  - latent: {use: video_vae, channels: 16}\ndata: {use: shapes, num_clips: 2, num_test: 2, frames: 9, size: [64, 64]}\n"
-    )
-    broken.write_text(
-        "model: {use: video_dit, preset: tiny}\nsteps:\n  - prune: {use: trilevel, levels: {block: {remove: 400}}, search: magnitude}\n"
-    )
-    known = {
-        "recipe": path,
-        "broken": broken,
-        "out": case.out,
-        "nothing": case.folder / "no",
-        "package": case.material / "package" / "files",
-        "ltx": case.material / "ltx",
-        "bundle": case.material / "bundle",
-    }
-    words = [word.format(**known) for word in GIVEN[name]]
+    name = random.choice(list(COMMANDS))
+    known = {name: case.material / name for name in ("ltx", "bundle")}
+    known |= {"package": case.material / "package" / "files", "out": case.out, "nothing": case.folder / "no"}
+    for kind, text in (("recipe", RECIPE), ("broken", BROKEN)):
+        known[kind] = case.folder / f"{kind}.yaml"
+        known[kind].write_text(text)
+    given, options = COMMANDS[name]
+    words = given.format(**known).split()
     for _ in range(random.choice((1, 1, 2, 3))):
-        if not OPTIONS[name] or random.random() < 0.15:
+        if not options or random.random() < 0.15:
             at = random.randrange(len(words) + 1)
             words[at : at + random.randrange(2)] = [random.choice(WORDS)]
             continue
-        option, _, count = random.choice(OPTIONS[name]).partition(" ")
-        flag = option in ("--deep", "--dry-run", "--allow-unverified", "--golden")
-        words += [option, *(random.choice(WORDS) for _ in range(0 if flag else int(count or 1)))]
+        option, _, count = random.choice(options.split()).partition("/")
+        words += [option, *(random.choice(WORDS) for _ in range(int(count or 1)))]
     return case.command(name, *words)
 
 
 KINDS: dict[str, tuple[Callable[[Case], int], int]] = {
-    "recipe": (recipe, 40), "captions": (captions, 20), "arguments": (arguments, 20), "config": (config, 8),
-    "weights": (weights, 4), "bundle": (bundle, 4), "package": (package, 4),
+    "recipe": (recipe, 35), "header": (header, 20), "manifest": (manifest, 15), "captions": (captions, 15),
+    "arguments": (arguments, 6), "check": (check, 3), "config": (config, 2), "bundle": (bundle, 2),
+    "weights": (weights, 1), "package": (package, 1),
 }  # fmt: skip
 """Each with how many of a hundred cases."""
 

@@ -35,12 +35,14 @@ MODELS = {
 }
 VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 0.5, 1.5, -3.5, 1e12, 1e308, -1e308, 2**63, 2**70, 2**128, "", " ", "x", "x" * 300,
-    "x" * 5000, "\ud800", "\u2028", "\x00", "..", "../../x", "/dev/null", "/proc/self/mem", "a/b", ".", "~", "LTXPipeline",
+    "x" * 5000, "\ud800", "\u2028", "\x00", "..", "../../x", "/dev/null", "/proc/self/mem", "a/b", ".", "~",
+    "LTXPipeline",
     "FluxTransformer2DModel", "ConfigMixin", "os", "float32", [], {}, [[]], [None], [0, 0], [1, 2, 3], [2**70], [""],
     {"": 0}, {"a": {"b": [1]}}, {"use": 1}, {"use": "x" * 300},
 )  # fmt: skip
 WORDS = (
-    "", " ", "-1", "0", "1", "2", "3.5", "1e12", "1e400", "nan", "inf", "-inf", "x", "x" * 300, "\udcff", "\u2028", "/dev/null",
+    "", " ", "-1", "0", "1", "2", "3.5", "1e12", "1e400", "nan", "inf", "-inf", "x", "x" * 300, "\udcff", "\u2028",
+    "/dev/null",
     "/dev/null/x", "/proc/1/x", ".", "..", "a=b", "block=1", "block=-1", "head=x", ",", "=", "--", "-x", "--out",
     "9" * 5000, str(2**63), str(2**70), "100_000", "None", "[]", "{}", "magnitude", "taylor", "shapes",
 )  # fmt: skip
@@ -143,20 +145,13 @@ def changed(random: Random, data: Any) -> Any:
 def torn(random: Random, data: bytes) -> bytes:
     """Bytes flipped, cut, doubled or replaced altogether."""
     at = random.randrange(max(1, len(data)))
-    kind = random.randrange(7)
-    if kind == 0:
-        return data[:at]
-    if kind == 1:
-        return data[:at] + bytes([random.randrange(256)]) + data[at + 1 :]
-    if kind == 2:
-        return data[:at] + data[at : at + 40] + data[at:]
-    if kind == 3:
-        return data[:at] + data[at + random.randrange(1, 20) :]
-    if kind == 4:
-        return data[:at] + random.choice((b"\x00", b"\xff\xfe", b"\xe2\x80\xa8", b"\xc2\x85", b"9" * 5000)) + data[at:]
-    if kind == 5:
-        return random.choice((b"", b"[]", b"null", b"{}", b"1", b'"x"', b"[" * 20000, b'{"a":' * 20000, b"\xff"))
-    return data[:at] + random.choice((b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"-", b"\t")) + data[at:]
+    head, tail = data[:at], data[at:]
+    flipped = bytes([random.randrange(256)]) + tail[1:]
+    odd = random.choice((b"\x00", b"\xff\xfe", b"\xe2\x80\xa8", b"\xc2\x85", b"9" * 5000))
+    mark = random.choice((b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"-", b"\t"))
+    whole = random.choice((b"", b"[]", b"null", b"{}", b"1", b'"x"', b"[" * 20000, b'{"a":' * 20000, b"\xff"))
+    ends = (b"", flipped, tail[:40] + tail, tail[random.randrange(1, 20) :], odd + tail, mark + tail)
+    return random.choice((whole, *(head + end for end in ends)))
 
 
 def json_harm(random: Random, data: bytes) -> bytes:

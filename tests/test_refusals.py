@@ -125,6 +125,23 @@ PLANNED = {
         "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, steps: 20}\n",
         "r.yaml:8: distill 'adversarial': the discriminator warms up for 20 of 20 steps, and the generator is never ",
     ),
+    "a model that can't be made": (
+        "{use: video_dit, preset: tiny, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}",
+        "{use: diffusers, class_name: LTXVideoTransformer3DModel, config: {num_layer: 2}}",
+        "r.yaml:2: LTXVideoTransformer3DModel takes no 'num_layer'. Remove it from 'config'",
+    ),
+    "levels of nothing": (
+        "    name: vae\n", "    name: vae\n  - prune: {use: trilevel, levels: {}, search: magnitude}\n",
+        "r.yaml:8: prune 'trilevel': 'levels' is empty: name at least one, such as block: {remove: 1}",
+    ),
+    "a model against itself": (
+        "    name: vae\n", "    name: vae\n  - evaluate: latency\n    against: vae\n",
+        "r.yaml:9: 'against' names 'vae', which the step reads itself. Name another step",
+    ),
+    "a video of no size": (
+        "use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]", "use: videos, path: x, frames: 9, size: [0, 64]",
+        "r.yaml:4: expected a number above 0 for 'size.0' of data 'videos', got 0. Raise it",
+    ),
     "a best that is never looked for": (
         "    name: vae\n", "    name: vae\n  - distill: {use: flow, steps: 99, validation: {result: best}}\n",
         "r.yaml:8: 'validation' of distill 'flow': 'every: 100' never comes in 99 steps",
@@ -382,6 +399,45 @@ def test_an_unknown_plugin_is_told_with_the_known_ones(
     done = command(capsys, monkeypatch, "check", path)
     assert done.status == 2
     assert done.printed.startswith(f"{path}:6: unknown latent plugin 'video_vea'. Did you mean 'video_vae'? Known: ")
+
+
+# ------------------------------------------------------------------ places to write
+
+VIDEO = ("generate", "x", "--model", "nowhere", "--out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*VIDEO, "folder"), "folder: this is a folder. Name a file"),
+        ((*VIDEO, "file/v.mp4"), "file/v.mp4: can't be written: Not a directory. Name another place"),
+        ((*VIDEO, "/proc/1/none/v.mp4"), "/proc/1/none/v.mp4: can't be written: No such file or directory. Name another"),
+        ((*VIDEO, "x" * 300), f"{'x' * 300}: can't be written: File name too long. Name another place"),
+        ((*VIDEO, "v.mp4", "--fps", "1e12"), "Invalid value for '--fps'"),
+        ((*VIDEO, "v.mp4", "--fps", "nan"), "Invalid value for '--fps'"),
+        ((*VIDEO, "v.mp4", "--size", "0", "0"), "Invalid value for '--size'"),
+        ((*VIDEO, "v.mp4", "--size", "-8", "8"), "Invalid value for '--size'"),
+        (("play", "nowhere", "x", "--out", "folder"), "folder: this is a folder. Name a file"),
+        (("encode", SMOKE, "--vae", "nowhere", "--out", "/dev/null/x"), "/dev/null/x: can't be written: Not a directory"),
+        (("run", SMOKE, "--out", "file"), "file: this is a file. Name a folder"),
+        (("prune", "folder", "--remove", "block=1", "--out", "file/x"), "file/x: can't be written: Not a directory"),
+    ],
+)
+def test_a_place_is_tried_before_anything_is_opened(
+    arguments: tuple[Any, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    done = command(capsys, monkeypatch, *arguments)
+    assert done.status == 2
+    assert message in done.printed
+    assert sorted(item.name for item in tmp_path.rglob("*")) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 # ------------------------------------------------------------------ a full disk

@@ -47,6 +47,8 @@ def main() -> None:
     """Run the command line: a user's mistake is one message and exit status 2."""
     hush()
     gc.set_threshold(RARELY, 20)
+    if hasattr(sys.stdout, "reconfigure"):  # a path may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(standalone_mode=False)
     except UserError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dit_compress.core.errors import UserError
+from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.files import is_whole, read_json, sha256_file
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.export.manifest import faults, required
@@ -120,7 +120,14 @@ def runner_of(artifact: Artifact, manifest: Mapping[str, Any], registry: Registr
         named = ", ".join(sorted({".".join(map(str, each["loc"])) or "together" for each in error.errors()}))
         what = f"the installed exporter {plugin.name!r} does not take the options of the one that wrote it: {named}"
         raise UserError(what, where=str(artifact.path), mend="Install the version that wrote it") from error
-    return load_object(plugin.load)(options).runner(artifact)
+    try:
+        return load_object(plugin.load)(options).runner(artifact)
+    except (UserError, ImportError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"its runtime does not open it: {root_cause(error)}", where=str(artifact.path), mend=_AGAIN
+        ) from error
 
 
 def below_gates(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,14 +8,14 @@ Shapes: B = 1 batch, C channels, T H W latent frames, height, width, F frames of
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_compress.core.errors import UserError
+from dit_compress.core.errors import UserError, root_cause
+from dit_compress.core.files import read_json
 from dit_compress.core.randomness import generator
 from dit_compress.export.compare import compare
 from dit_compress.export.folder import artifact_of, check_files, read_manifest, runner_of
@@ -69,7 +69,13 @@ class Player:
             what = f"{component} takes {', '.join(missing)}, which nothing gives"
             raise UserError(what, where=str(self.folder), mend="Export the bundle again")
         given = {name: inputs[name].astype(dtype) for name, dtype in wanted.items()}
-        found = self.runners[component](given, self.precision[component])
+        try:
+            found = self.runners[component](given, self.precision[component])
+        except UserError:
+            raise
+        except Exception as error:
+            what = f"the file of {component} does not take its inputs: {root_cause(error)}"
+            raise UserError(what, where=str(self.folder), mend="Copy the package again") from error
         if wrong := [name for name, value in found.items() if not np.isfinite(value).all()]:
             what = f"{component} gives values that are not finite in {', '.join(wrong)}"
             raise UserError(
@@ -199,13 +205,17 @@ def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensor
     if tokenizer["kind"] != "words":
         what = f"this player has no tokenizer of kind {tokenizer['kind']!r}"
         raise UserError(what, where=str(folder), mend="Give the embeddings with --text FILE.safetensors")
-    data = json.loads((folder / tokenizer["folder"] / tokenizer["file"]).read_text("utf-8"))
-    numbers = [
-        data["vocabulary"].get(word, data["unknown"]) for word in re.findall(data["pattern"], caption.lower())
-    ] or [data["null"]]
-    row = np.full((1, data["length"]), data["pad"], np.int32)
-    row[0, : len(numbers)] = numbers[: data["length"]]
-    return {data["input"]: row}
+    file = folder / tokenizer["folder"] / tokenizer["file"]
+    data = read_json(file)
+    try:
+        numbers = [
+            data["vocabulary"].get(word, data["unknown"]) for word in re.findall(data["pattern"], caption.lower())
+        ] or [data["null"]]
+        row = np.full((1, data["length"]), data["pad"], np.int32)
+        row[0, : len(numbers)] = numbers[: data["length"]]
+        return {data["input"]: row}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
+        raise UserError("no tokenizer of words", where=str(file), mend="Copy the package again") from error
 
 
 def to_pixels(video_BCFYX: np.ndarray) -> np.ndarray:

@@ -159,6 +159,8 @@ def read_golden(path: Path) -> dict[str, Golden]:
     """
     golden: dict[str, Golden] = {}
     for key, value in read_tensors(path).items():
+        if key.count("/") < 2:
+            raise UserError(f"a tensor is called {key!r}", where=str(path), mend="Copy the package again")
         name, part, tensor = key.split("/", 2)
         each = golden.setdefault(name, Golden({}, {}))
         (each.inputs if part == "inputs" else each.outputs)[tensor] = value
@@ -178,5 +180,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
+    except OSError as error:
+        raise UserError(f"can't be read: {error}", where=str(path)) from error
     except SafetensorError as error:
         raise UserError(f"not a whole safetensors file: {error}", where=str(path)) from error

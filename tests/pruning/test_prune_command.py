@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from toy import tiny_bundle
 
 import dit_compress
 from dit_compress.cli import app as cli
+from dit_compress.core.errors import UserError
 from dit_compress.core.files import write_json
 from dit_compress.model.figures import count_flops
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe import make_part
 from dit_compress.structure.copies import meta_copy
 from dit_compress.testing.models import tiny_denoiser
 
@@ -222,3 +226,105 @@ def test_what_can_not_be_is_refused(run: Any, arguments: list[str], message: str
     assert status == 2, printed
     assert message in printed
     assert [item.name for item in Path().iterdir()] == ["whole"]
+
+
+# ------------------------------------------------------------------ folders that are not what they say
+
+
+def _config(change: dict[str, Any]) -> Any:
+    def harm(folder: Path) -> None:
+        data = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**data, **change}))
+
+    return harm
+
+
+def _text(text: str) -> Any:
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+HARMED = [
+    (_text("{"), "config.json: not valid JSON"),
+    (_text("[]"), "config.json: no config of a diffusers model"),
+    (_text('{"a": ' * 9000), "config.json: not valid JSON: nested too deeply"),
+    (_config({"_class_name": 3}), "config.json: no config of a diffusers model"),
+    (_config({"_class_name": "os"}), "has no class 'os'. Check '_class_name' in config.json"),
+    (_config({"_class_name": "LTXPipeline"}), "has no class 'LTXPipeline'"),
+    (_config({"auto_map": {"AutoModel": "x.Y"}}), "config.json: it asks for code of its own ('auto_map'), which is never"),
+    (_config({"num_layers": "3"}), "config.json: LTXVideoTransformer3DModel can't be made of this config: TypeError: "),
+    (_config({"num_layers": 10**9}), "config.json: LTXVideoTransformer3DModel would have more than 30,000 modules"),
+]
+
+
+@pytest.mark.parametrize(("harm", "message"), HARMED, ids=[message for _, message in HARMED])
+def test_every_command_says_the_same_of_a_bad_config(run: Any, whole: Path, harm: Any, message: str) -> None:
+    harm(whole)
+    step = "prune: {use: trilevel, levels: {block: {remove: 1}}, search: magnitude}"
+    Path("r.yaml").write_text(f"model: {{from: whole}}\nsteps:\n  - {step}\n")
+    commands = [
+        ("inspect", "whole"),
+        ("plan", "r.yaml"),
+        ("prune", "whole", "--remove", "block=1", "--dry-run"),
+        ("prune", "whole", "--remove", "block=1", "--out", "small"),
+        ("run", "r.yaml", "--out", "made"),
+    ]
+    said = [run(*words) for words in commands]
+    assert [status for status, _ in said] == [2] * 5
+    assert all(message in printed and printed.count("\n") == 1 for _, printed in said), said
+    assert sorted(item.name for item in Path().iterdir()) == ["r.yaml", "whole"]
+
+
+def test_a_key_that_diffusers_ignores_is_ignored(run: Any, whole: Path) -> None:
+    expected = run("inspect", "whole")
+    _config({"of_a_newer_version": 1})(whole)
+    assert run("inspect", "whole") == expected
+    assert run("prune", "whole", "--remove", "block=1", "--out", "small")[0] == 0
+
+
+def _weights(folder: Path) -> Path:
+    return folder / "diffusion_pytorch_model.safetensors"
+
+
+def _lacking(folder: Path) -> None:
+    state = load_file(_weights(folder))
+    del state["proj_out.weight"]
+    save_file(state, _weights(folder))
+
+
+def _other(folder: Path) -> None:
+    save_file({**load_file(_weights(folder)), "proj_out.bias": torch.zeros(3)}, _weights(folder))
+
+
+def _overlapping(folder: Path) -> None:
+    data = _weights(folder).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first, second = [entry for entry in header.values() if entry.get("shape") == [48, 48]][:2]
+    second["data_offsets"] = first["data_offsets"]
+    text = json.dumps(header).encode()
+    _weights(folder).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def _pickled(folder: Path) -> None:
+    _weights(folder).rename(folder / "diffusion_pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (_lacking, "whole: the weights lack 'proj_out.weight'. Download or copy the folder again"),
+        (_other, "whole: 'proj_out.bias' is [3] in the weights, [8] by config.json"),
+        (_overlapping, "overlaps another. Download or copy it again"),
+        (_pickled, "whole: no safetensors here. Give a folder with *.safetensors; pickles stay shut"),
+    ],
+)
+def test_weights_that_do_not_fit_are_never_filled_in(run: Any, whole: Path, harm: Any, message: str) -> None:
+    harm(whole)
+    status, printed = run("prune", "whole", "--remove", "block=1", "--out", "small")
+    assert status == 2
+    assert message in printed
+    assert not Path("small").exists()
+    part = make_part("model", {"use": "diffusers", "path": "whole"}, installed())
+    with pytest.raises(UserError) as caught:
+        part.build().create()
+    assert str(caught.value) == printed.rstrip()

@@ -199,6 +199,30 @@ CASES = {
         "  - latent: vae\nseed: x\n",
         "r.yaml:3: expected a whole number from 0 for 'seed', got 'x'. Write 0",
     ),
+    "a seed no generator takes": (
+        f"  - latent: vae\nseed: {2**128}\n",
+        f"r.yaml:3: expected a number of at most {2**64 - 1} for 'seed', got {2**128}. Lower it",
+    ),
+    "a name that no disk takes": (
+        f"  - latent: vae\n    name: {'x' * 300}\n",
+        f"r.yaml:3: '{'x' * 56}... can't name a step. Shorten it to 200 letters",
+    ),
+    "a path that no disk takes": (
+        f"  - latent: vae\nmodel: {{from: {'x' * 300}}}\n",
+        f"r.yaml:3: there is no folder '{'x' * 56}.... Give a bundle, a run or a diffusers folder",
+    ),
+    "half a character": (
+        '  - latent: vae\nlicence: "\\ud800"\n',
+        "r.yaml:3: '\\ud800' holds half a character. Write the character itself",
+    ),
+    "a tag of YAML's own": (
+        "  - distill: {use: flow, bf16: !!bool maybe}\n",
+        "r.yaml:2: the tag '!!bool' is not supported. Remove the tag",
+    ),
+    "a tag that says what is": (
+        "  - distill: {use: flow, lr: !!float 1}\n",
+        "r.yaml:2: the tag '!!float' is not supported. Remove the tag",
+    ),
     "a bad name": (
         "  - latent: vae\nname: a/b\n",
         "r.yaml:3: 'a/b' can't name a folder. Use letters, digits, '_', '-' and '.'",

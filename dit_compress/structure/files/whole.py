@@ -1,7 +1,7 @@
 """The whole model in a folder of diffusers: the one way by which every command opens it.
 
-What is wrong with config and weights is one UserError, the same without weights (``plan``, ``inspect``) as with them.
-Nothing in a folder is executed: the class is one of diffusers, weights are safetensors.
+What is wrong with config and weights is one UserError each; ``plan`` and ``inspect`` read the config alone. Nothing in
+a folder is executed: the class is one of diffusers, weights are safetensors.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 MAX_MODULES = 30_000
 """Modules of the largest model that is made; a transformer of 100 blocks has some 6,000."""
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""How files of weights end, those included that stay shut."""
 _WIDTH = 200
 """Letters of what a library said."""
 _AGAIN = "Download or copy the folder again"
@@ -92,8 +90,6 @@ def _bounded(name: str) -> Iterator[None]:
 def load_whole(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
     """Load the model of a folder, in evaluation mode; without weights where ``empty_weights`` is at work.
 
-    Without weights a folder will do that has none yet; those it has must be whole and fit the config.
-
     Raises:
         UserError: config or weights are broken, or not those of each other.
     """
@@ -102,11 +98,9 @@ def load_whole(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
     kind = class_named(config["_class_name"], "Check '_class_name' in config.json")
     with empty_weights():
         empty = made(kind, config, where)
-    described = next(nn.Linear(1, 1).parameters()).is_meta
-    if not described or any(item.suffix in WEIGHTS for item in folder.iterdir()):
-        _need_weights(folder, empty)
-    if described:
+    if next(nn.Linear(1, 1).parameters()).is_meta:
         return empty
+    _need_weights(folder, empty)
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
     except Exception as error:
