@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from command import BEGINNING, SMOKE, Done, finish, start
-from toy import tiny_bundle
+from toy import context_in, part, tiny_bundle
 
 from dit_compress.cli import app as cli
 from dit_compress.core.errors import UserError
@@ -221,6 +221,23 @@ def test_a_teacher_that_does_not_fit(
     done = command(capsys, monkeypatch, "plan", path)
     assert done.printed.splitlines()[-1] == f"{path}:8: {expected}"  # a library may have spoken before
     assert done.status == 2
+
+
+def test_a_teacher_of_another_vae_is_seen_when_the_step_starts(tmp_path: Path) -> None:
+    """Equal channels, equal config, other weights: no plan knows it."""
+    student = whole_bundle(tmp_path / "student")
+    codec: Any = student.codec()
+    next(codec.parameters()).add_(0.1)
+    modules: dict[str, Any] = {"denoiser": student.denoiser().module, "text": student.text(), "latent": codec}
+    teacher = write_bundle(tmp_path / "teacher", student.spec, modules, base=None, lineage=[])
+    context = context_in(tmp_path / "step", input=student, teacher=teacher)
+    step = part("distill", "affine", steps=1)
+    with pytest.raises(UserError) as refused:
+        step.run(context)
+    assert str(refused.value) == (
+        f"{teacher.path}: the teacher knows the latents of another VAE than the student's. "
+        "Name a teacher that was trained on the latents of the step's input"
+    )
 
 
 def test_independent_problems_come_together(

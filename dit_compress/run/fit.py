@@ -47,12 +47,14 @@ def need(node: Node, recipe: Recipe) -> None:
 
 def _need_width(recipe: Recipe) -> None:
     """UserError where model and text encoder say in their options that they do not fit."""
-    taken, given = (part.options.caption_width if part else None for part in (recipe.model, recipe.text))
-    if recipe.text and None not in (taken, given) and taken != given:
+    if recipe.model is None or recipe.text is None:
+        return
+    taken, given = recipe.model.options.caption_width, recipe.text.options.caption_width
+    if taken is not None and given is not None and taken != given:
         raise other_width(given, taken, recipe.text.where)
 
 
-def other_width(given: int | None, taken: int | None, where: str = "") -> UserError:
+def other_width(given: int, taken: int, where: str = "") -> UserError:
     """Return what to say of captions that a model can't take."""
     return UserError(
         f"the text encoder gives embeddings of width {given}, the model takes {taken}",
@@ -119,7 +121,8 @@ class Encoder:
             seed = {"seed": self.seed} if self.node.reads_data else {}
         else:
             lineage = self.bundle.lineage if self.bundle else []
-            entry: dict[str, Any] = next((each for each in reversed(lineage) if each["kind"] == "latent"), {})
+            made = [entry for entry in lineage if entry["kind"] == "latent"]
+            entry = made[-1] if made else {}
             step, seed = entry.get("parts", {}).get("step"), {"seed": entry.get("seed")}
         if step is None:
             return {}
