@@ -50,7 +50,8 @@ def main() -> int:
     torch.set_num_threads(1)
     names, start = arguments.modules or list(ENTRIES), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: list(Trial(name, ENTRIES[name], Path(folder)).cells(arguments.cells)) for name in progress(names)}
+        trials = (Trial(name, ENTRIES[name], Path(folder)) for name in progress(names))
+        found = {trial.name: list(trial.cells(arguments.cells)) for trial in trials}
         reloaded(found, Path(folder))
     for name, cells in found.items():
         show(name, cells)
@@ -90,12 +91,15 @@ def progress(names: list[str]) -> Iterator[str]:
 
 def reloaded(found: dict[str, list[Cell]], folder: Path) -> None:
     """What was saved is loaded in one process without the package; the cells say what came of it."""
-    saved = {name: cell for name, cells in found.items() for cell in cells if (cell.name, cell.kind) == ("reload", "exact")}
+    written = ("reload", "exact")
+    saved = {name: cell for name, cells in found.items() for cell in cells if (cell.name, cell.kind) == written}
     if not saved:
         return
     command = [sys.executable, str(HERE / "plain" / "fresh.py"), str(TESTS), str(folder), *saved]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else dict.fromkeys(saved, done.stderr[-300:])
+    said = dict.fromkeys(saved, done.stderr[-300:])
+    if done.returncode == 0:
+        said = json.loads(done.stdout.splitlines()[-1])
     for name, cell in saved.items():
         if isinstance(said[name], str):
             cell.kind, cell.text = "crashed", said[name]

@@ -57,8 +57,8 @@ class Before:
             inside = [parts for parts in patterns if _matches(parts, wanted)]
             holds = isinstance(self.parts.get(stack), torch.nn.ModuleList | torch.nn.ModuleDict)
             if holds:
-                inside = [parts for parts in patterns if len(parts) == len(wanted) + 1 and parts[:-1] == wanted]
-                deeper = [parts for parts in patterns if len(parts) == len(wanted) + 2 and parts[: len(wanted)] == wanted]
+                below = [parts for parts in patterns if parts[: len(wanted)] == wanted]
+                inside, deeper = ([parts for parts in below if len(parts) == len(wanted) + more] for more in (1, 2))
                 lists = all(isinstance(self.parts[".".join(parts)], torch.nn.ModuleList) for parts in inside)
                 inside = deeper if lists else inside
             found += [".".join(parts) for parts in inside]

@@ -15,12 +15,12 @@ from typing import Any
 import other_hands
 import pytest
 import torch
-from dit_compress.cli.inspect import axes_table
 from other_hands import DIM, HEAD_DIM, MLP, NHEAD
 from rich.console import Console
 from torch import Tensor, nn
 
 import dit_compress
+from dit_compress.cli.inspect import axes_table
 from dit_compress.core.errors import UserError
 from dit_compress.model.figures import count_parameters
 from dit_compress.pruning.recorded import RecordedDenoiser
