@@ -28,7 +28,7 @@ BEFORE = "6695381"
 
 
 def built(commit: str, folder: Path) -> Path:
-    """A version of this repository as a folder of packages."""
+    """Build a version of this repository as a folder of packages."""
     code, packages = folder / "code", folder / "packages"
     git = shutil.which("git") or "git"
     subprocess.run([git, "clone", "-q", "--shared", str(ROOT), str(code)], check=True)
@@ -39,7 +39,7 @@ def built(commit: str, folder: Path) -> Path:
 
 
 def start(recipe: Path, folder: Path, packages: Path | None) -> subprocess.Popen[bytes]:
-    """The command on one version, with one thread; what it prints goes beside the folder."""
+    """Start the command on one version, with one thread; what it prints goes beside the folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if packages is not None:
         environment["PYTHONPATH"] = str(packages)
@@ -51,7 +51,7 @@ def start(recipe: Path, folder: Path, packages: Path | None) -> subprocess.Popen
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> float:
-    """Processor seconds of a run and of the steps' processes it waited for."""
+    """Return the processor seconds of a run and of the steps' processes it waited for."""
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen[bytes], log: Path) -> float:
 
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
-    """Every number of every step, its wall time included."""
+    """Return every number of every step, its wall time included."""
     found: dict[str, dict[str, float]] = {}
     for path in sorted((folder / "steps").glob("*/step.json"), key=lambda path: path.stat().st_mtime_ns):
         step = read_json(path)

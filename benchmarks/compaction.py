@@ -35,7 +35,7 @@ WORK = {"copy": "copy_bytes", "prune": "prune_on_disk", "peer": "load_slice_save
 
 
 def denoiser_of(preset: str) -> Any:
-    """The model without weights."""
+    """Return the model without weights."""
     from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
     from dit_compress.structure.empty import empty_weights
@@ -46,7 +46,7 @@ def denoiser_of(preset: str) -> Any:
 
 
 def edits_for(preset: str) -> tuple[list[Any], int]:
-    """The plan's edits, and the parameters it leaves."""
+    """Return the plan's edits, and the parameters it leaves."""
     import numpy as np
 
     from dit_compress.model.figures import count_parameters
@@ -69,7 +69,7 @@ def edits_for(preset: str) -> tuple[list[Any], int]:
 
 
 def write_checkpoint(folder: Path, preset: str) -> int:
-    """Random bf16 weights in shards with an index; bytes written."""
+    """Write random bf16 weights in shards with an index; return the bytes written."""
     import torch
     from safetensors.torch import save_file
 
@@ -97,7 +97,7 @@ def write_checkpoint(folder: Path, preset: str) -> int:
 
 
 def prune_on_disk(source: Path, target: Path, preset: str) -> float:
-    """The toolkit: slice by slice, output hashed."""
+    """Prune with the toolkit: slice by slice, output hashed."""
     from dit_compress.structure.files.disk import prune_weights
 
     edits, _ = edits_for(preset)
@@ -107,7 +107,7 @@ def prune_on_disk(source: Path, target: Path, preset: str) -> float:
 
 
 def load_slice_save(source: Path, target: Path, preset: str) -> float:
-    """The peer: everything in memory, sliced, saved; nothing hashed."""
+    """Prune as the peer does: everything in memory, sliced, saved; nothing hashed."""
     from safetensors.torch import load_file, save_file
 
     from dit_compress.structure.apply import edit_state
@@ -124,7 +124,7 @@ def load_slice_save(source: Path, target: Path, preset: str) -> float:
 
 
 def must_read(source: Path, edits: list[Any]) -> int:
-    """Bytes of the rows that stay: columns are picked out of whole rows."""
+    """Count the bytes of the rows that stay: columns are picked out of whole rows."""
     from dit_compress.structure.files.disk import pieces
     from dit_compress.structure.files.tensor_files import open_weights
 
@@ -158,7 +158,7 @@ def sync(path: Path) -> None:
 
 
 def child(work: str, source: Path, target: Path, preset: str) -> tuple[float, float]:
-    """Seconds of one piece of work in a process of its own, and its largest RssAnon in GiB."""
+    """Measure one piece of work in a process of its own: seconds, and its largest RssAnon in GiB."""
     command = [sys.executable, __file__, "--work", work, "--folder", str(source), "--target", str(target)]
     process = subprocess.Popen([*command, "--preset", preset], stdout=subprocess.PIPE, text=True)
     peak, status = 0, Path(f"/proc/{process.pid}/status")
@@ -172,7 +172,7 @@ def child(work: str, source: Path, target: Path, preset: str) -> tuple[float, fl
 
 
 def rss_anon_kib(status: Path) -> int:
-    """Anonymous memory of a process: not the pages of mapped files."""
+    """Read the anonymous memory of a process: not the pages of mapped files."""
     try:
         lines = status.read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -181,7 +181,7 @@ def rss_anon_kib(status: Path) -> int:
 
 
 def compare(ours: Path, peers: Path) -> int:
-    """Tensors that both wrote, each equal bit for bit."""
+    """Count the tensors that both wrote; exit where one is missing or differs in a bit."""
     import torch
     from safetensors import safe_open
 
@@ -199,7 +199,7 @@ def compare(ours: Path, peers: Path) -> int:
 
 
 def empty(folder: Path) -> Path:
-    """A fresh folder, what was written before on the disk."""
+    """Make a fresh folder, what was written before on the disk."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     os.sync()
@@ -207,7 +207,7 @@ def empty(folder: Path) -> Path:
 
 
 def measure(folder: Path, preset: str, rounds: int) -> dict[str, Any]:
-    """All three, in turn."""
+    """Measure all three, in turn."""
     source = empty(folder / "whole")
     size = write_checkpoint(source, preset)
     edits, params = edits_for(preset)

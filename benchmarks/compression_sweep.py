@@ -37,7 +37,7 @@ SIZE = (3, 6, 6)
 
 
 def main() -> int:
-    """A row per way of storing, and one JSON object."""
+    """Print a row per way of storing, and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--heads", type=int, default=8)
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def sweep_component(layers: int, heads: int) -> Any:
-    """A DiT step whose matrices are large enough to be compressed."""
+    """Return a DiT step whose matrices are large enough to be compressed."""
     torch.manual_seed(0)
     given = {"use": "video_dit", "preset": "small", "layers": layers, "heads": heads}
     maker = make_part("model", given, installed()).build()
@@ -70,7 +70,7 @@ def sweep_component(layers: int, heads: int) -> Any:
 
 
 def swept(component: Any, stored: str | None, golden: Any) -> dict[str, Any]:
-    """Size, dB and verdict of one way of storing the weights."""
+    """Return size, dB and verdict of one way of storing the weights."""
     exporter, start = targets.exporter("coreml", weights=stored), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         (artifact,) = exporter.lower(component, exporter.profile, Path(folder))

@@ -1,4 +1,4 @@
-"""Whether clips are decoded as fast as training eats them, and latents read as fast.
+"""The rates of decoding clips and of reading latents against the rate at which training eats them.
 
     python benchmarks/data_throughput.py [--clips 64] [--rounds 12] [--source 288 512] [--size 96 96]
 
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """Sizes; those of the quickstart."""
+    """Parse the sizes; the defaults are those of the quickstart."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=12)
@@ -87,17 +87,17 @@ def parsed() -> argparse.Namespace:
 
 
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sizes, for the record."""
+    """Return the sizes, for the record."""
     return {"frames": arguments.frames, "source": list(arguments.source), "size": list(arguments.size)}
 
 
 def made_work(arguments: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], int]]:
-    """By name: a call that handles a batch and returns how many samples it had."""
+    """Return, by name, a call that handles a batch and returns how many samples it had."""
     clips = written_clips(arguments, folder)
     stream = ClipStream(clips, arguments.workers)
 
     def decode(number: int) -> int:
-        """Nothing is begun in advance: it would be decoded in the time of what is measured next."""
+        """Decode a batch; nothing is begun in advance, it would be decoded in the time of what is measured next."""
         return len(stream[[(4 * number + place) % len(clips) for place in range(4)]])
 
     return {
@@ -109,7 +109,7 @@ def made_work(arguments: argparse.Namespace, folder: Path) -> dict[str, Callable
 
 
 def written_clips(arguments: argparse.Namespace, folder: Path) -> list[Clip]:
-    """Clips whose texture moves, each its own."""
+    """Write clips whose texture moves, each its own."""
     clips, (height, width) = [], arguments.source
     for number in range(arguments.clips):
         rng = np.random.default_rng(number)
@@ -125,7 +125,7 @@ def written_clips(arguments: argparse.Namespace, folder: Path) -> list[Clip]:
 
 
 def vae_step(pixels: np.ndarray) -> Callable[[int], int]:
-    """Training steps of the quickstart's VAE, in bf16 as there, on one batch in memory."""
+    """Return training steps of the quickstart's VAE, in bf16 as there, on one batch in memory."""
     step = make_part("latent", {"use": "video_vae", "channels": LATENT[0]}, installed()).build()
     vae = step.create()
     objective = step.objective(vae)
@@ -146,7 +146,7 @@ def vae_step(pixels: np.ndarray) -> Callable[[int], int]:
 
 
 def dit_step(folder: Path) -> Callable[[int], int]:
-    """Training steps of the quickstart's DiT by flow matching, on latents in memory."""
+    """Return training steps of the quickstart's DiT by flow matching, on latents in memory."""
     options = {"preset": "small", "layers": 6, "heads": 4, "ffn": 512, "channels": LATENT[0], "text_width": 96}
     maker = make_part("model", {"use": "video_dit", **options}, installed()).build()
     student = maker.denoiser(maker.create())
@@ -169,7 +169,7 @@ def dit_step(folder: Path) -> Callable[[int], int]:
 
 
 def reading(folder: Path) -> Callable[[int], int]:
-    """Batches of 32 latents at random places of shards on disk, not from memory."""
+    """Read batches of 32 latents at random places of shards on disk, not from memory."""
     rng = np.random.default_rng(0)
 
     def encode(first: int, last: int) -> dict[str, np.ndarray]:

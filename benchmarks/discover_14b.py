@@ -1,4 +1,4 @@
-"""How long a full-size model takes to be understood, without its weights.
+"""The time it takes to understand a full-size model, without its weights.
 
     python benchmarks/discover_14b.py [CLASS ...]
 
@@ -29,7 +29,7 @@ GOAL_S = 60.0
 
 
 def main() -> int:
-    """A row per class, and one JSON object."""
+    """Print a row per class, and one JSON object."""
     parser = argparse.ArgumentParser(description="Seconds to find the structure of a full-size model.")
     parser.add_argument("classes", nargs="*", default=["WanTransformer3DModel"], help="classes of diffusers")
     parser.add_argument("--threads", type=int, default=1)
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """Seconds for building and observing, and what was found."""
+    """Return the seconds for building and observing, and what was found."""
     wall, start = time.monotonic(), time.process_time()
     denoiser = empty_denoiser(name)
     built = time.process_time() - start

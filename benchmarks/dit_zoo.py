@@ -37,7 +37,7 @@ GOALS = {"classes": 59, "blocks_exact": 57, "ffn_exact": 57, "heads_exact": 52, 
 
 
 def main() -> int:
-    """One row per class, and one JSON object."""
+    """Print one row per class, and one JSON object."""
     arguments = parsed()
     names = arguments.classes or sorted(TRUTH)
     verdicts = []
@@ -63,7 +63,7 @@ def prepare() -> None:
 
 
 def tried(name: str, peer: bool) -> tuple[judge.Verdict, float]:  # noqa: FBT001 - mapped over
-    """One class, and the processor time it took."""
+    """Try one class; return the verdict and the processor time it took."""
     start = time.process_time()
     verdict = judge.judge(name, TRUTH[name])
     if peer:
@@ -72,7 +72,7 @@ def tried(name: str, peer: bool) -> tuple[judge.Verdict, float]:  # noqa: FBT001
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Exactness over the transformers of diffusers.")
     parser.add_argument("classes", nargs="*", help="classes; all of them if absent")
     parser.add_argument("--no-peer", action="store_true", help="leave Torch-Pruning out")
@@ -84,7 +84,7 @@ def parsed() -> argparse.Namespace:
 
 
 def peer_of(name: str) -> str:
-    """Torch-Pruning's result; a word where it is not installed."""
+    """Return Torch-Pruning's result; a word where it is not installed."""
     from dit_compress.structure.observe.discover import observe
     from dit_compress.structure.record import Call
 
@@ -100,7 +100,7 @@ def peer_of(name: str) -> str:
 
 
 def show(verdict: judge.Verdict, seconds: float) -> None:
-    """A row, and what needs a word."""
+    """Print a row, and what needs a word."""
     cells = []
     for level in judge.LEVELS:
         error = verdict.error.get(level)
@@ -121,7 +121,7 @@ def show(verdict: judge.Verdict, seconds: float) -> None:
 
 
 def summed(verdicts: list[judge.Verdict], *, peer: bool) -> dict[str, int | None]:
-    """The figures."""
+    """Sum up the figures."""
     exact = {level: [v for v in verdicts if v.exact(level)] for level in judge.LEVELS}
     mutations = [rejected for v in verdicts for rejected in v.mutations.values()]
     return {

@@ -18,7 +18,7 @@ ATTRIBUTES = ("count", "shape", "colour", "size", "direction", "speed", "backgro
 
 
 def figures(run: Path) -> dict[str, float]:
-    """The figures the goals speak of."""
+    """Return the figures the goals speak of."""
     steps: dict[str, dict[str, Any]] = {
         step["name"]: step for step in json.loads((run / "summary.json").read_text("utf-8"))["steps"]
     }
@@ -41,7 +41,7 @@ def figures(run: Path) -> dict[str, float]:
 
 
 def goals(found: dict[str, float]) -> dict[str, bool]:
-    """Each goal of the evidence run, met or not."""
+    """Judge each goal of the evidence run, met or not."""
     return {
         "VAE at least 2 dB above PCA": found["vae_above_pca_db"] >= 2,
         "VAE keeps 0.95 of every attribute": found["vae_worst_attribute_kept"] >= 0.95,

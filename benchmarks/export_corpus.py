@@ -37,7 +37,7 @@ OPTIONS = {
 
 
 def main() -> int:
-    """A row per case, and one JSON object."""
+    """Print a row per case, and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(OPTIONS), choices=OPTIONS)
     arguments = parser.parse_args()

@@ -31,7 +31,7 @@ GOALS = {"seconds": 150.0, "peak_rss_gib": 10.0}
 
 
 def main() -> int:
-    """Two figures."""
+    """Measure, and print two figures."""
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
     sizes = {"layers": arguments.layers, "heads": arguments.heads, "cross_heads": arguments.heads}
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """Sizes."""
+    """Parse the sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--heads", type=int, default=20)

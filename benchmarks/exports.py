@@ -53,7 +53,7 @@ class Cell:
 
 
 def main() -> int:
-    """A row per cell, and one JSON object."""
+    """Print a row per cell, and one JSON object."""
     arguments = parsed()
     torch.set_num_threads(1)
     columns = f"{'component':18}{'target':12}{'outcome':12}{'dB float32':>11}{'dB float16':>11}{'KiB':>8}{'s':>7}"
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(targets.TARGETS), choices=targets.TARGETS)
     parser.add_argument("--components", nargs="+", default=list(COMPONENTS), choices=COMPONENTS)
@@ -86,7 +86,7 @@ def parsed() -> argparse.Namespace:
 
 
 def examined(component: Component, name: str, target: str) -> Cell:
-    """One cell, in every precision of its target."""
+    """Examine one cell, in every precision of its target."""
     cell, start = Cell(name, target), time.perf_counter()
     for precision in targets.TARGETS[target]:
         exporter = targets.exporter(target, precision=precision)
@@ -113,14 +113,14 @@ def examined(component: Component, name: str, target: str) -> Cell:
 
 
 def allowed(cell: Cell) -> bool:
-    """Whether the goal leaves room for this outcome."""
+    """Tell whether the goal leaves room for this outcome."""
     return cell.outcome == "passed" or (
         cell.outcome == "refused" and cell.target == "executorch" and cell.component.startswith("vae")
     )
 
 
 def show(cell: Cell) -> None:
-    """A row, and the reason where it did not pass."""
+    """Print a row, and the reason where it did not pass."""
     both = "".join(f"{cell.decibel.get(each, float('nan')):11.1f}" for each in ("float32", "float16"))
     row = f"{cell.component:18}{cell.target:12}{cell.outcome:12}{both}{cell.size_bytes / 1024:8.0f}{cell.seconds:7.1f}"
     print(f"{row}  {cell.fidelity}", flush=True)

@@ -46,7 +46,7 @@ class Run:
         self.command += ["--out", str(folder), "--threads", str(threads)]
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The command in a process group of its own."""
+        """Start the command in a process group of its own."""
         with self.log.open("ab") as log:
             return subprocess.Popen(self.command, stdout=log, stderr=log, process_group=0)
 
@@ -63,15 +63,15 @@ class Run:
         return {step: last - first for step, (first, last) in seen.items()}
 
     def begun(self, step: str) -> bool:
-        """Whether a step is at work."""
+        """Tell whether a step is at work."""
         return (self.folder / "steps" / f"{step}.partial").is_dir()
 
     def done(self, step: str) -> bool:
-        """Whether a step is finished."""
+        """Tell whether a step is finished."""
         return (self.folder / "steps" / step / "step.json").is_file()
 
     def now(self, steps: list[str]) -> str:
-        """The step at work, or what stands between two."""
+        """Name the step at work, or what stands between two."""
         return next((step for step in steps if self.begun(step)), "between steps")
 
     def kill_in(self, step: str, delay_s: float, steps: list[str]) -> str | None:
@@ -93,21 +93,21 @@ class Run:
 
 
 def bundles(folder: Path, steps: list[str]) -> dict[str, object]:
-    """Digest and description of every bundle of a run."""
+    """Return digest and description of every bundle of a run."""
     found = {step: folder / "steps" / step / "bundle" for step in steps}
     opened = {step: Bundle.open(path) for step, path in found.items() if path.is_dir()}
     return {step: (bundle.digest(), bundle.data) for step, bundle in opened.items()}
 
 
 def kinds(folder: Path, steps: list[str]) -> dict[str, str]:
-    """What each step is: ``distill: flow``."""
+    """Name what each step is: ``distill: flow``."""
     records = {step: read_json(folder / "steps" / step / "step.json") for step in steps}
     named = {step: record["parts"].get("step", {}).get("plugin") for step, record in records.items()}
     return {step: f"{record['kind']}: {named[step]}" if named[step] else "base" for step, record in records.items()}
 
 
 def linked(whole: Path, target: Path, before: list[str]) -> None:
-    """A run folder that has got as far as these steps: hard links to what the undisturbed run had at that time.
+    """Make a run folder that has got as far as these steps: hard links to what the undisturbed run had then.
 
     The toolkit replaces files and never writes into one, so the links are safe; what it does rewrite is copied.
     """
@@ -135,7 +135,7 @@ class Walk:
 
 
 def walks(steps: list[str], count: int, parts: int, rng: random.Random) -> list[Walk]:
-    """``count`` kills, step after step and round after round; each round cut into ``parts`` runs.
+    """Plan ``count`` kills, step after step and round after round; each round cut into ``parts`` runs.
 
     Of R rounds the i-th kills in the i-th of R equal parts of every step's time.
     """
@@ -162,7 +162,7 @@ class Judge:
         self.kinds = kinds(self.whole.folder, self.steps)
 
     def walk(self, walk: Walk) -> tuple[list[str], bool]:
-        """Where the kills of a run hit (``between steps`` included), and whether it ended as the undisturbed one."""
+        """Kill one run; return where (``between steps`` included), and whether it ended as the undisturbed one."""
         begun = time.monotonic()
         run = Run(self.given.recipe, self.folder / f"killed-{walk.number}", self.given.threads)
         run.folder.mkdir()
@@ -173,8 +173,8 @@ class Judge:
         found = bundles(run.folder, self.steps)
         differ = [step for step in self.expected if found.get(step) != self.expected[step]]
         places = [hit for hit in hits if hit is not None]
-        said = f"DIFFERENT: {differ}" if differ else "identical"
-        print(f"run {walk.number}: {len(places)} kills, {said}, {time.monotonic() - begun:.0f} s", flush=True)
+        outcome = f"DIFFERENT: {differ}" if differ else "identical"
+        print(f"run {walk.number}: {len(places)} kills, {outcome}, {time.monotonic() - begun:.0f} s", flush=True)
         shutil.rmtree(run.folder)
         return places, not differ and found.keys() == self.expected.keys()
 

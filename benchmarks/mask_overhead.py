@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """Sizes. At the defaults matrix products dominate, as they do in training."""
+    """Parse the sizes. At the defaults matrix products dominate, as they do in training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--layers", type=int, default=6)
@@ -82,7 +82,7 @@ def parsed() -> argparse.Namespace:
 
 
 def made_steps(arguments: argparse.Namespace) -> dict[str, Callable[[int], Any]]:
-    """One call per step, by name; each has a model of its own with equal weights."""
+    """Make one call per step, by name; each has a model of its own with equal weights."""
     folder = Path(tempfile.mkdtemp())
     torch.manual_seed(0)
     options = {"preset": "small", "layers": arguments.layers, "heads": arguments.heads, "text_width": 64}
@@ -120,7 +120,7 @@ def made_steps(arguments: argparse.Namespace) -> dict[str, Callable[[int], Any]]
 
 
 def problem_of(denoiser: Any) -> SearchProblem:
-    """All three levels."""
+    """Return the search problem, with all three levels."""
     structure = denoiser.structure()
     levels = {name: make_part("granularity", {"use": name, **given}, installed()) for name, given in LEVELS.items()}
     made = {name: part.build() for name, part in levels.items()}
@@ -129,7 +129,7 @@ def problem_of(denoiser: Any) -> SearchProblem:
 
 
 def random_samples(arguments: argparse.Namespace, text: Captions) -> Samples:
-    """Latents that are noise; captions of the vocabulary."""
+    """Return latents that are noise; captions of the vocabulary."""
     count = 4 * arguments.batch
     x0 = np.random.default_rng(0).standard_normal((count, 64, arguments.tokens // 16, 4, 4), dtype=np.float32)
     captions = ["a red circle moving left"] * count
@@ -137,7 +137,7 @@ def random_samples(arguments: argparse.Namespace, text: Captions) -> Samples:
 
 
 def timed(step: Callable[[int], Any], number: int) -> float:
-    """Processor seconds of one step."""
+    """Return the processor seconds of one step."""
     start = time.process_time()
     step(number)
     return time.process_time() - start

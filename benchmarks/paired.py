@@ -1,4 +1,4 @@
-"""What benchmarks that compare arms over seeds share: recipes that run or go on, measures, statistics.
+"""Common parts of benchmarks that compare arms over seeds: recipes that run or go on, measures, statistics.
 
 One seed gives every arm a row of measures. A claim, ``(better, other, measure, sign)``, says that one arm is better
 than another by a measure; it is judged by the differences within seeds.
@@ -36,7 +36,7 @@ LEVEL = 0.05
 
 
 def single_thread() -> None:
-    """A worker computes with one thread, whatever the machine has."""
+    """Compute with one thread in this worker, whatever the machine has."""
     import torch
 
     torch.set_num_threads(1)
@@ -54,23 +54,23 @@ def run(folder: Path, recipe: dict[str, Any], threads: int) -> Path:
 
 
 def shared(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Text and data of a tier."""
+    """Return text and data of a tier."""
     return {"text": {"use": "words", "width": sizes["text"]}, "data": {"use": "shapes", **sizes["data"]}}
 
 
 def base_recipe(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Clips and the VAE, shared by all seeds."""
+    """Return the recipe of clips and the VAE, shared by all seeds."""
     head = {"model": {"use": "video_dit", **sizes["model"], "text_width": sizes["text"]}}
     return {**head, **shared(sizes), "seed": 0, "steps": [{"latent": vae_of(sizes), "name": "vae"}]}
 
 
 def vae_of(sizes: dict[str, Any]) -> dict[str, Any]:
-    """The VAE of a tier."""
+    """Return the VAE of a tier."""
     return {"use": "video_vae", "channels": sizes["model"]["channels"], "batch": 4, "lr": 2e-2, **sizes["vae"]}
 
 
 def encode(vae: Path) -> None:
-    """All clips as latents, once: seeds share the codec."""
+    """Encode all clips as latents, once: seeds share the codec."""
     context, _ = opened(str(vae), vae)
     for split in ("train", "test"):
         context.latents(split, context.text())
@@ -87,7 +87,7 @@ def link_cache(base: Path, folder: Path) -> None:
 
 
 def parameters(model: dict[str, Any], text_width: int) -> int:
-    """Parameters of a ``video_dit`` of these options."""
+    """Count the parameters of a ``video_dit`` of these options."""
     import torch
 
     options = {"use": "video_dit", **model, "text_width": text_width}
@@ -100,7 +100,7 @@ def parameters(model: dict[str, Any], text_width: int) -> int:
 
 
 def quality(bundle: Path, score: dict[str, Any]) -> dict[str, float]:
-    """Of a bundle in a run: the flow-matching loss on the fixed grid of held-out clips, accuracy, parameters.
+    """Measure a bundle in a run: the flow-matching loss on the fixed grid of held-out clips, accuracy, parameters.
 
     score: options of ``evaluate: {use: shapes}``, whose other figures come along.
     """
@@ -121,7 +121,7 @@ def quality(bundle: Path, score: dict[str, Any]) -> dict[str, float]:
 
 
 def judge(rows: Sequence[Row], claims: Iterable[Claim]) -> list[dict[str, Any]]:
-    """Each claim with its mean paired advantage, 95% interval (Student's t), p, corrected p, and verdict.
+    """Judge each claim: its mean paired advantage, 95% interval (Student's t), p, corrected p, and verdict.
 
     ``held``: in its favour, p below ``LEVEL`` after Holm's correction. ``reversed``: as clearly the other way round.
     """
@@ -139,13 +139,13 @@ def judge(rows: Sequence[Row], claims: Iterable[Claim]) -> list[dict[str, Any]]:
 
 
 def sign_flip(gains: np.ndarray) -> float:
-    """Exact one-sided p: the share of all sign patterns whose mean is at least the one seen."""
+    """Return the exact one-sided p: the share of all sign patterns whose mean is at least the one seen."""
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(gains))))
     return float(np.mean(signs @ np.abs(gains) >= gains.sum() - 1e-12 * np.abs(gains).sum()))
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction."""
+    """Return Holm's step-down correction."""
     order = np.argsort(values, kind="stable")
     corrected = np.empty(len(values))
     running = 0.0
@@ -156,7 +156,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def interval(gains: np.ndarray) -> dict[str, float]:
-    """Mean and its 95% confidence interval."""
+    """Return the mean and its 95% confidence interval."""
     from scipy.stats import t
 
     half = (
@@ -184,14 +184,14 @@ class Table:
     note: str
 
     def means(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-        """Of every arm and measure, over seeds."""
+        """Return the means of every arm and measure, over seeds."""
         return {
             arm: {name: round(float(np.mean([row[arm][name] for row in rows])), 6) for name in self.measures}
             for arm in self.paper
         }
 
     def markdown(self, rows: Sequence[Row], verdicts: Sequence[dict[str, Any]], how: str) -> str:
-        """The arms with 95% intervals beside the paper, then every claim; ``how`` it was measured, and where."""
+        """Format the arms with 95% intervals beside the paper, then every claim; ``how`` it was measured, and where."""
         lines = [f"# {self.title}", "", f"{len(rows)} seeds; {how}. Mean ± half of the 95% interval.", ""]
         lines += _row("arm", *self.measures, f"paper: {self.unit}"), "|---" * (len(self.measures) + 2) + "|"
         for arm, paper in self.paper.items():
@@ -202,7 +202,7 @@ class Table:
             _row("claim", "by", "mean advantage", "95% interval", "corrected p (of the sign seen)", "verdict"),
             "|---" * 6 + "|",
         )
-        lines += [_told(verdict) for verdict in verdicts]
+        lines += [_sentence(verdict) for verdict in verdicts]
         return "\n".join(lines) + "\n"
 
 
@@ -217,7 +217,7 @@ def _cell(values: Sequence[float], digits: int) -> str:
     return f"{found['mean']:,.{digits}f}{spread}"
 
 
-def _told(verdict: dict[str, Any]) -> str:
+def _sentence(verdict: dict[str, Any]) -> str:
     word = "held" if verdict["held"] else "**reversed**" if verdict["reversed"] else "not held"
     p = verdict["corrected_reversed"] if verdict["mean"] < 0 else verdict["corrected"]
     spread = f"{verdict['low']:+.4f} … {verdict['high']:+.4f}" if np.isfinite(verdict["low"]) else "–"

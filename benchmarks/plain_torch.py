@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description="Plain torch modules through all that pruning offers.")
     parser.add_argument("modules", nargs="*", help="by name; all of them if absent")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, help="what is tried; all of it if absent")
@@ -83,14 +83,14 @@ def parsed() -> argparse.Namespace:
 
 
 def progress(names: list[str]) -> Iterator[str]:
-    """The names, each said when its turn comes."""
+    """Return the names, each said when its turn comes."""
     for place, name in enumerate(names, 1):
         print(f"[{place}/{len(names)}] {name}", file=sys.stderr, flush=True)
         yield name
 
 
 def reloaded(found: dict[str, list[Cell]], folder: Path) -> None:
-    """What was saved is loaded in one process without the package; the cells say what came of it."""
+    """Load what was saved in one process without the package; the cells say what came of it."""
     written = ("reload", "exact")
     saved = {name: cell for name, cells in found.items() for cell in cells if (cell.name, cell.kind) == written}
     if not saved:
@@ -108,7 +108,7 @@ def reloaded(found: dict[str, list[Cell]], folder: Path) -> None:
 
 
 def show(name: str, cells: list[Cell]) -> None:
-    """A row, and what is not exact."""
+    """Return a row, and what is not exact."""
     marks = {"exact": "=", "refused": "r", "silent": "SILENT", "crashed": "CRASHED"}
     print(f"{name:22}" + "  ".join(f"{cell.name} {marks[cell.kind]}" for cell in cells))
     for kind, text in dict.fromkeys((cell.kind, cell.text) for cell in cells if cell.text):

@@ -42,7 +42,7 @@ AGREE_DB = 60.0
 
 
 def main() -> int:
-    """A table of milliseconds and ratios, and one JSON object."""
+    """Print a table of milliseconds and ratios, and one JSON object."""
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
     server = denoiser_of(arguments)
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """Sizes and counts."""
+    """Parse the sizes and counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=8)
@@ -87,7 +87,7 @@ def parsed() -> argparse.Namespace:
 
 
 def denoiser_of(arguments: argparse.Namespace) -> Denoiser:
-    """The larger model, random weights."""
+    """Make the larger model, with random weights."""
     sizes = {"layers": arguments.layers, "heads": arguments.heads, "head_width": arguments.head_width, "channels": 64}
     torch.manual_seed(0)
     maker = make_part("model", {"use": "video_dit", "preset": "tiny", **sizes}, installed()).build()
@@ -95,12 +95,12 @@ def denoiser_of(arguments: argparse.Namespace) -> Denoiser:
 
 
 def count(denoiser: Denoiser) -> int:
-    """Parameters."""
+    """Count the parameters."""
     return sum(parameter.numel() for parameter in denoiser.module.parameters())
 
 
 def prepared(denoiser: Denoiser, runtime: str, size: tuple[int, int, int], folder: Path) -> Callable[[], np.ndarray]:
-    """One call of the model in a runtime; converting and compiling is done before."""
+    """Prepare one call of the model in a runtime; converting and compiling is done before."""
     component = targets.step_of(denoiser, size)
     if runtime in ("eager", "compile"):
         module = component.module if runtime == "eager" else torch.compile(component.module)
@@ -119,7 +119,7 @@ def prepared(denoiser: Denoiser, runtime: str, size: tuple[int, int, int], folde
 
 
 def agreement(calls: dict[tuple[str, str], Any], model: str, runtime: str) -> float:
-    """Decibel against eager torch."""
+    """Return the decibels against eager torch."""
     return (
         compare(calls[model, RUNTIMES[0]](), calls[model, runtime]()).psnr_db
         if (model, RUNTIMES[0]) in calls
@@ -128,7 +128,7 @@ def agreement(calls: dict[tuple[str, str], Any], model: str, runtime: str) -> fl
 
 
 def measured(calls: dict[tuple[str, str], Any], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Processor seconds of every call, round by round."""
+    """Measure the processor seconds of every call, round by round."""
     for call in calls.values():
         call()
     times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}

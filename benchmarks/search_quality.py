@@ -1,4 +1,4 @@
-"""Which search prunes best, on the world of moving shapes: equal parameters, paired over seeds, corrected.
+"""Searches compared by what they prune, on the world of moving shapes: equal parameters, paired over seeds, corrected.
 
     python benchmarks/search_quality.py [--tier short] [--seeds 10] [--out runs/search_quality]
 
@@ -49,7 +49,7 @@ ALL = ["block", "head", "ffn"]
 OTHERS = ("magnitude", "taylor", "random", "depth_only", "head_only", "channel_only")
 LEVELS = {"depth_only": ["block"], "head_only": ["head"], "channel_only": ["ffn"]}
 MEASURES = (("loss_pruned", -1), ("accuracy_pruned", 1), ("loss_tuned", -1), ("accuracy_tuned", 1))
-"""What is compared, and which way is better."""
+"""The measures compared, and which way is better."""
 CLAIMS = tuple(("groupwise", other, measure, better) for measure, better in MEASURES for other in OTHERS)
 """Each: groupwise is better than this arm by this measure."""
 BLOCKS_LEFT = 6
@@ -122,7 +122,7 @@ def one_seed(
 
 
 def seed_recipe(sizes: dict[str, Any], vae: Path, seed: int, arms: tuple[str, ...]) -> dict[str, Any]:
-    """A teacher, and all arms of one seed. The VAE of the base is read from its bundle."""
+    """Make the recipe of a teacher and all arms of one seed. The VAE of the base is read from its bundle."""
     train = {"use": "flow", "batch": sizes["batch"], "decay": 0.05, **sizes["train"]}
     steps: list[dict[str, Any]] = [{"distill": {**train, "steps": sizes["teacher"], "ema": 0.99}, "name": "teacher"}]
     steps[0]["input"] = str(vae.resolve())
@@ -135,7 +135,7 @@ def seed_recipe(sizes: dict[str, Any], vae: Path, seed: int, arms: tuple[str, ..
 
 
 def search_of(arm: str, sizes: dict[str, Any]) -> dict[str, Any]:
-    """The arm's search; the three that learn or look at data see as many samples."""
+    """Return the arm's search; the three that learn or look at data see as many samples."""
     if arm in ("magnitude", "random"):
         return {"use": arm}
     if arm == "taylor":
@@ -145,7 +145,7 @@ def search_of(arm: str, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def target(sizes: dict[str, Any]) -> int:
-    """Parameters of the model with ``BLOCKS_LEFT`` blocks, and 0.4% more, so that heads alone come below it as well."""
+    """Count the parameters with ``BLOCKS_LEFT`` blocks, and 0.4% more, so that heads alone come below it as well."""
     return round(1.004 * parameters({**sizes["model"], "layers": BLOCKS_LEFT}, sizes["text"]))
 
 
@@ -153,7 +153,7 @@ def target(sizes: dict[str, Any]) -> int:
 
 
 def figures(steps: Path, arm: str, score: dict[str, Any]) -> dict[str, float]:
-    """The four measures and the parameters of an arm."""
+    """Return the four measures and the parameters of an arm."""
     found: dict[str, float] = {}
     for when, bundle in (("pruned", arm), ("tuned", f"{arm}-tuned")):
         measured = quality(steps / bundle / "bundle", score)
@@ -163,7 +163,7 @@ def figures(steps: Path, arm: str, score: dict[str, Any]) -> dict[str, float]:
 
 
 def regret(teacher: Path, sizes: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Per search: how much of the spread between the best and the worst choice of blocks its choice gives away.
+    """Return per search how much of the spread between the best and the worst choice of blocks its choice gives away.
 
     Every choice is measured on the same batches, which none of the searches has seen.
     """
@@ -191,7 +191,7 @@ def regret(teacher: Path, sizes: dict[str, Any], folder: Path) -> dict[str, floa
 
 
 def show(rows: list[Any], regrets: list[Any], verdicts: list[dict[str, Any]]) -> None:
-    """Means per arm, regrets, and every claim."""
+    """Print the means per arm, regrets, and every claim."""
     names = [measure for measure, _ in MEASURES]
     print(f"{'arm':14}{'parameters':>12}" + "".join(f"{name:>17}" for name in names))
     for arm in rows[0]:
@@ -200,10 +200,10 @@ def show(rows: list[Any], regrets: list[Any], verdicts: list[dict[str, Any]]) ->
     for name in regrets[0]:
         print(f"regret of {name:14} {np.mean([row[name] for row in regrets]):.3f} of the spread")
     for verdict in verdicts:
-        told = "held    " if verdict["held"] else "NOT HELD"
+        verdict_word = "held    " if verdict["held"] else "NOT HELD"
         spread = f"{verdict['mean']:+.4f} [{verdict['low']:+.4f}, {verdict['high']:+.4f}]"
         print(
-            f"{told} groupwise over {verdict['other']:13} by {verdict['measure']:16} {spread}, "
+            f"{verdict_word} groupwise over {verdict['other']:13} by {verdict['measure']:16} {spread}, "
             f"p {verdict['corrected']:.4f}"
         )
 

@@ -36,7 +36,7 @@ TEXT_LENGTH = 128
 
 
 def denoisers(device: str, dtype: Any) -> dict[str, Any]:
-    """Server and mobile with random weights; the mobile one is the server's compacted, by equal counts per block."""
+    """Make server and mobile with random weights; the mobile one is the server's compacted, equal counts per block."""
     from dit_compress.model.cut import compact
     from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
@@ -61,7 +61,7 @@ def denoisers(device: str, dtype: Any) -> dict[str, Any]:
 
 
 def randomised(module: Any, device: str, dtype: Any) -> Any:
-    """A module of the meta device with small random weights."""
+    """Give a module of the meta device small random weights."""
     import torch
 
     module = module.to(dtype).to_empty(device=device).eval()
@@ -72,7 +72,7 @@ def randomised(module: Any, device: str, dtype: Any) -> Any:
 
 
 def decoder(device: str, dtype: Any) -> Any:
-    """The VAE with random weights."""
+    """Make the VAE with random weights."""
     from dit_compress.model.spec import Spec
     from dit_compress.plugin.registry import installed
     from dit_compress.recipe import make_part
@@ -82,7 +82,7 @@ def decoder(device: str, dtype: Any) -> Any:
 
 
 def decoding_seconds(device: str, dtype: Any, size: tuple[int, int, int], runs: int) -> float:
-    """Seconds to decode one latent."""
+    """Measure the seconds to decode one latent."""
     import torch
 
     vae = decoder(device, dtype)
@@ -91,7 +91,7 @@ def decoding_seconds(device: str, dtype: Any, size: tuple[int, int, int], runs: 
 
 
 def latent_size(video: tuple[int, int, int], ratio: str) -> tuple[int, int, int]:
-    """Cells of a video."""
+    """Return the cells of a video."""
     from dit_compress.model.spec import latent_size as cells
 
     time, height, width = map(int, ratio.split("x"))
@@ -99,7 +99,7 @@ def latent_size(video: tuple[int, int, int], ratio: str) -> tuple[int, int, int]
 
 
 def seconds_of(call: Any, runs: int) -> float:
-    """Median seconds after a warm-up."""
+    """Return the median seconds after a warm-up."""
     from dit_compress.measure.latency import timed
 
     timed(call)
@@ -107,7 +107,7 @@ def seconds_of(call: Any, runs: int) -> float:
 
 
 def sampling_seconds(denoiser: Any, name: str, size: tuple[int, int, int], *, num_steps: int, runs: int) -> float:
-    """Seconds of ``num_steps`` Euler steps, guided for the server."""
+    """Measure the seconds of ``num_steps`` Euler steps, guided for the server."""
     from dit_compress.model.flow import Flow, euler
 
     noise, _, cond = denoiser.example(1, size, text_length=TEXT_LENGTH)
@@ -118,7 +118,7 @@ def sampling_seconds(denoiser: Any, name: str, size: tuple[int, int, int], *, nu
 def whole(
     models: dict[str, Any], size: tuple[int, int, int], decode: float, *, loops: bool, runs: int
 ) -> dict[str, float]:
-    """Seconds per video by part, and the ratios."""
+    """Measure the seconds per video by part, and the ratios."""
     found = {}
     for name, steps in STEPS.items():
         taken = steps if loops else 1
@@ -131,7 +131,7 @@ def whole(
 
 
 def by_ratio(mobile: Any, video: tuple[int, int, int], runs: int) -> dict[str, Any]:
-    """One mobile step at the token counts of Table 3's four VAE ratios, beside the paper's milliseconds."""
+    """Measure one mobile step at the token counts of Table 3's four VAE ratios, beside the paper's milliseconds."""
     rows = {}
     for ratio in RATIOS:
         size = latent_size(video, ratio)

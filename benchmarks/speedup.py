@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """Sizes. At the defaults matrix products take nearly all of the time."""
+    """Parse the sizes. At the defaults matrix products take nearly all of the time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--hidden", type=int, default=1024, help="a multiple of 512")
@@ -78,7 +78,7 @@ def parsed() -> argparse.Namespace:
 
 
 def pruned(whole: Denoiser, removed: Mapping[str, float]) -> Denoiser:
-    """A compacted copy, the largest units kept."""
+    """Return a compacted copy, the largest units kept."""
     small = copy.deepcopy(whole)
     structure = small.structure()
     axes = [axis for level in removed for axis in make_part("granularity", level, installed()).build().axes(structure)]
@@ -88,12 +88,12 @@ def pruned(whole: Denoiser, removed: Mapping[str, float]) -> Denoiser:
 
 
 def flops(denoiser: Denoiser, size: tuple[int, int, int]) -> int:
-    """FLOPs of one call."""
+    """Count the FLOPs of one call."""
     return count_flops(copy.deepcopy(denoiser), size, TEXT_LENGTH)
 
 
 def caller(denoiser: Denoiser, size: tuple[int, int, int]) -> Callable[[], Any]:
-    """One call for one sample."""
+    """Make one call for one sample."""
     example = denoiser.example(1, size, text_length=TEXT_LENGTH)
 
     @torch.no_grad()
@@ -104,14 +104,14 @@ def caller(denoiser: Denoiser, size: tuple[int, int, int]) -> Callable[[], Any]:
 
 
 def faster(before: Callable[[], Any], after: Callable[[], Any], rounds: int, device: str) -> float:
-    """Median over rounds of time before over time after."""
+    """Return the median over rounds of time before over time after."""
     for call in (before, after):
         call()
     return statistics.median(timed(before, device) / timed(after, device) for _ in range(rounds))
 
 
 def timed(call: Callable[[], Any], device: str) -> float:
-    """Seconds of a call: processor time on a CPU, until the device is done on a GPU."""
+    """Measure the seconds of a call: processor time on a CPU, until the device is done on a GPU."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     start = clock()
     call()

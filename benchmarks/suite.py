@@ -55,10 +55,10 @@ def main() -> int:
     for name, words in COMMANDS.items():
         runs = [spent(str(BIN / "dit-compress"), *words) for _ in range(arguments.rounds)]
         found[name] = min(runs, key=lambda run: (run.status != 0, run.cpu))
-        told(" ".join(("dit-compress", *words)), found[name])
+        report(" ".join(("dit-compress", *words)), found[name])
     if not arguments.quick:
         found["suite"] = spent(*SUITE)
-        told("make test", found["suite"])
+        report("make test", found["suite"])
     suite = found.get("suite")
     times = {"suite_s": suite.seconds, "suite_cpu_s": suite.cpu} if suite else {}
     times |= {"plan_cpu_s": found["plan"].cpu, "check_s": found["check"].seconds, "help_s": found["help"].seconds}
@@ -81,13 +81,13 @@ def spent(*command: str) -> Spent:
 
 
 def cpu_of_children() -> float:
-    """Processor seconds of all processes that were waited for."""
+    """Return the processor seconds of all processes that were waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def told(what: str, run: Spent) -> None:
-    """One line; what a failed command printed follows."""
+def report(what: str, run: Spent) -> None:
+    """Print one line; what a failed command printed follows."""
     print(f"{what}: {run.seconds:.1f} s, {run.cpu:.1f} s of processor time", flush=True)
     if run.status:
         print(f"  ended with status {run.status}:\n{run.printed[-4000:]}", flush=True)

@@ -38,12 +38,12 @@ TIMED_BATCH, TIMED_ROUNDS = 8, 9
 
 
 def base(out: Path, sizes: dict[str, Any]) -> None:
-    """Clips, the VAE and its latents, for Tables 4, 5 and the sweep."""
+    """Make the clips, the VAE and its latents, for Tables 4, 5 and the sweep."""
     encode(run(out / "base", base_recipe(sizes), 1) / "vae" / "bundle")
 
 
 def ratio_base(out: Path, sizes: dict[str, Any], ratios: Sequence[str]) -> None:
-    """A VAE per ratio, what it keeps of real clips, and its latents, for Table 3."""
+    """Make a VAE per ratio, what it keeps of real clips, and its latents, for Table 3."""
     recipe, steps = base_recipe(ratio_sizes(sizes)), []
     kept = {"use": "shapes", "source": "round_trip", "num_captions": sizes["ratio_data"]["num_test"]}
     for ratio in ratios:
@@ -56,12 +56,12 @@ def ratio_base(out: Path, sizes: dict[str, Any], ratios: Sequence[str]) -> None:
 
 
 def ratio_sizes(sizes: dict[str, Any]) -> dict[str, Any]:
-    """A tier with the videos and the DiT of Table 3: every ratio divides their size."""
+    """Return a tier with the videos and the DiT of Table 3: every ratio divides their size."""
     return {**sizes, "data": sizes["ratio_data"], "model": {**sizes["model"], "layers": sizes["ratio_layers"]}}
 
 
 def begun(vae: Path, folder: Path, model: Mapping[str, Any], text_width: int, seed: int) -> str:
-    """A bundle of new weights, drawn from the seed, around a trained VAE; its path, as recipes name it."""
+    """Write a bundle of new weights, drawn from the seed, around a trained VAE; return its path, as recipes name it."""
     import torch
 
     made: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def begun(vae: Path, folder: Path, model: Mapping[str, Any], text_width: int, se
 
 
 def trained(out: Path, sizes: dict[str, Any], seed: int) -> str:
-    """The seed's teacher, shared by Tables 4, 5 and the sweep; its bundle's path."""
+    """Train the seed's teacher, shared by Tables 4, 5 and the sweep; return its bundle's path."""
     folder = out / f"seed{seed}" / "teacher"
     link_cache(out / "base", folder)
     vae = out / "base" / "run" / "steps" / "vae" / "bundle"
@@ -93,12 +93,12 @@ def trained(out: Path, sizes: dict[str, Any], seed: int) -> str:
 
 
 def flow_step(sizes: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Flow matching, from scratch or as fine-tuning."""
+    """Return a step of flow matching, from scratch or as fine-tuning."""
     return {"use": "flow", "guidance": GUIDANCE, **training(sizes, steps)}
 
 
 def training(sizes: dict[str, Any], steps: int) -> dict[str, Any]:
-    """How every model but those of Table 5 is trained."""
+    """Return the training options of every model but those of Table 5."""
     how = {"steps": steps, "batch": sizes["batch"], "decay": 0.05, "ema": sizes["ema"], "warmup": min(20, steps)}
     return {**how, **sizes["train"]}
 
@@ -107,7 +107,7 @@ def training(sizes: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def row_3(out: Path, sizes: dict[str, Any], seed: int, ratios: Sequence[str]) -> Row:
-    """A DiT from scratch on each VAE."""
+    """Train a DiT from scratch on each VAE."""
     sizes, folder, common = ratio_sizes(sizes), out / f"seed{seed}" / "table3", out / "base-ratios"
     link_cache(common, folder)
     steps = []
@@ -156,7 +156,7 @@ def row_4(out: Path, sizes: dict[str, Any], seed: int) -> Row:
 
 
 def row_5(out: Path, sizes: dict[str, Any], seed: int, heads: Mapping[str, dict[str, Any]]) -> Row:
-    """The teacher distilled to four steps against each discriminator."""
+    """Distil the teacher to four steps against each discriminator."""
     teacher = trained(out, sizes, seed)
     bundles = {arm: student(out, sizes, seed, teacher, head) for arm, head in heads.items()}
     found: Row = {}
@@ -167,7 +167,7 @@ def row_5(out: Path, sizes: dict[str, Any], seed: int, heads: Mapping[str, dict[
 
 
 def student(out: Path, sizes: dict[str, Any], seed: int, teacher: str, head: dict[str, Any]) -> Path:
-    """One few-step student, in a folder of its own: Table 5 and the sweep have one in common."""
+    """Train one few-step student, in a folder of its own: Table 5 and the sweep have one in common."""
     folder = out / f"seed{seed}" / "students" / f"{head['use']}-{head['frozen_blocks']}"
     link_cache(out / "base", folder)
     how = {"use": "adversarial", "sampling_steps": PLAIN_STEPS, "batch": sizes["batch"], "warmup": 10}
@@ -180,17 +180,17 @@ def student(out: Path, sizes: dict[str, Any], seed: int, teacher: str, head: dic
 
 
 def shallow(sizes: dict[str, Any]) -> dict[str, Any]:
-    """The teacher with fewer blocks."""
+    """Return the teacher with fewer blocks."""
     return {**sizes["model"], "layers": round(BLOCKS_LEFT * sizes["model"]["layers"])}
 
 
 def target(sizes: dict[str, Any]) -> int:
-    """Parameters of the shallow model, and 0.4% more, so that heads alone come below it as well."""
+    """Count the parameters of the shallow model, and 0.4% more, so that heads alone come below it as well."""
     return round(1.004 * parameters(shallow(sizes), sizes["text"]))
 
 
 def narrow(sizes: dict[str, Any]) -> dict[str, Any]:
-    """As deep as the teacher with fewer heads: of all widths with as many parameters that most like it in shape."""
+    """Return a DiT as deep as the teacher with fewer heads: of all with as many parameters, the one most like it."""
     model, most = sizes["model"], target(sizes)
     found = []
     for heads in range(1, model["heads"]):
@@ -206,7 +206,7 @@ def narrow(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_costs(bundles: Mapping[str, Path]) -> dict[str, dict[str, float]]:
-    """Tokens of a video, and ms of one DiT call per video: medians of calls taken in turn, in batches."""
+    """Measure tokens of a video, and ms of one DiT call per video: medians of calls taken in turn, in batches."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -228,14 +228,14 @@ def step_costs(bundles: Mapping[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def processor_seconds(call: Callable[[], object]) -> float:
-    """Of this process: other work on the machine does not count."""
+    """Return the processor seconds of this process: other work on the machine does not count."""
     before = time.process_time()
     call()
     return time.process_time() - before
 
 
 def energy(bundle: Path, seed: int) -> float:
-    """Energy distance between what the bundle samples in four plain steps and held-out clips, as latents."""
+    """Return the energy distance between what the bundle samples in four plain steps and held-out clips, as latents."""
     import torch
 
     context, denoiser = opened(str(bundle), bundle)
@@ -249,7 +249,7 @@ def energy(bundle: Path, seed: int) -> float:
 
 
 def energy_distance(x_ND: Tensor, y_MD: Tensor) -> float:
-    """``2·E|X-Y| - E|X-X'| - E|Y-Y'|`` without bias: 0 in the mean for equal distributions."""
+    """Return ``2·E|X-Y| - E|X-X'| - E|Y-Y'|`` without bias: 0 in the mean for equal distributions."""
     import torch
 
     def spread(points: Tensor) -> float:
@@ -259,7 +259,7 @@ def energy_distance(x_ND: Tensor, y_MD: Tensor) -> float:
 
 
 def head_parameters(generator: Path, head: dict[str, Any]) -> int:
-    """Trainable parameters of a discriminator on this generator."""
+    """Count the trainable parameters of a discriminator on this generator."""
     _, denoiser = opened(str(generator), generator)
     judge = make_part("discriminator", head, installed()).build().create(denoiser)
     return sum(parameter.numel() for parameter in judge.parameters() if parameter.requires_grad)

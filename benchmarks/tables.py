@@ -48,7 +48,7 @@ RATIOS = ("4x16x16", "4x32x32", "8x32x32", "8x64x64")
 HEADS = ("dit_block", "resblock2d_temporal", "light_resblock3d")
 JUDGES = {head: {"use": head, "frozen_blocks": 4} for head in HEADS}
 SWEEP = {f"K={depth}": {"use": "dit_block", "frozen_blocks": depth} for depth in (1, 2, 4, 6)}
-"""Of 8 blocks; half, the default of the toolkit, is what the claims of the sweep are about."""
+"""Frozen blocks of 8; half, the default of the toolkit, is what the claims of the sweep are about."""
 
 TABLES = {
     "3": Table(
@@ -181,7 +181,7 @@ def main() -> int:
 
 
 def choose_device(parser: argparse.ArgumentParser, device: str) -> None:
-    """Steps train on the GPU there is: hide it from a run on the CPU, refuse a run on one that is not there."""
+    """Choose the device. Steps train on the GPU there is: hide it from a CPU's run, refuse a run on a missing one."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
@@ -192,14 +192,14 @@ def choose_device(parser: argparse.ArgumentParser, device: str) -> None:
 
 
 def rows_of(table: str, out: Path, sizes: dict[str, Any], seeds: int, workers: int) -> list[Row]:
-    """What seeds share, then the seeds."""
+    """List what seeds share, then the seeds."""
     shared_by_seeds(table, out, sizes)
     with ProcessPoolExecutor(workers, get_context("spawn"), single_thread) as pool:
         return [job.result() for job in [pool.submit(row, table, out, sizes, seed) for seed in range(seeds)]]
 
 
 def shared_by_seeds(table: str, out: Path, sizes: dict[str, Any]) -> None:
-    """Clips, VAEs and latents. One thread, so that a result does not depend on how many workers there were."""
+    """Make clips, VAEs and latents. One thread, so that a result does not depend on how many workers there were."""
     single_thread()
     if table == "3":
         tabled.ratio_base(out, sizes, RATIOS)
@@ -208,7 +208,7 @@ def shared_by_seeds(table: str, out: Path, sizes: dict[str, Any]) -> None:
 
 
 def row(table: str, out: Path, sizes: dict[str, Any], seed: int) -> Row:
-    """One seed of a table."""
+    """Compute one seed of a table."""
     if table == "3":
         return tabled.row_3(out, sizes, seed, RATIOS)
     if table == "4":

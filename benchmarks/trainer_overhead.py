@@ -48,7 +48,7 @@ MODEL = {"use": "video_dit", "preset": "small", "layers": 6, "heads": 4, "ffn": 
 
 
 def made(device: torch.device) -> tuple[Denoiser, Captions, Samples]:
-    """Model, captions and samples of the quickstart's size."""
+    """Make model, captions and samples of the quickstart's size."""
     torch.manual_seed(0)
     maker = make_part("model", MODEL, installed()).build()
     denoiser = maker.denoiser(maker.create())
@@ -62,7 +62,7 @@ def made(device: torch.device) -> tuple[Denoiser, Captions, Samples]:
 
 
 def ours(denoiser: Denoiser, text: Captions, samples: Samples, steps: int, device: torch.device) -> None:
-    """The toolkit's loop, with a tracker, as a recipe runs it."""
+    """Train with the toolkit's loop, with a tracker, as a recipe runs it."""
     options = FlowOptions(steps=steps, batch=BATCH, lr=LR, ema=EMA, checkpoint_every=10**9)
     with tempfile.TemporaryDirectory() as folder:
         context = Context(
@@ -82,7 +82,7 @@ def ours(denoiser: Denoiser, text: Captions, samples: Samples, steps: int, devic
 
 
 def minimal(denoiser: Denoiser, text: Captions, samples: Samples, steps: int, device: torch.device) -> None:
-    """The same training written down plainly."""
+    """Run the same training, written down plainly."""
     denoiser.requires_grad_().train()
     parameters = list(denoiser.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0, fused=True)
@@ -110,7 +110,7 @@ def minimal(denoiser: Denoiser, text: Captions, samples: Samples, steps: int, de
 
 
 def seconds(run: Any, arguments: tuple[Any, ...], device: torch.device) -> float:
-    """One arm on a copy of the model: wall time on a GPU; on a CPU the processor's, since others may be at work."""
+    """Time one arm on a copy of the model: wall time on a GPU, on a CPU the processor's: others may be at work."""
     denoiser, *rest = arguments
     denoiser = copy.deepcopy(denoiser)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -122,7 +122,7 @@ def seconds(run: Any, arguments: tuple[Any, ...], device: torch.device) -> float
 
 
 def peak_bytes(run: Any, arguments: tuple[Any, ...], device: torch.device) -> int:
-    """The most that tensors hold in three steps; the allocator's own count on a GPU."""
+    """Return the most that tensors hold in three steps; the allocator's own count on a GPU."""
     denoiser, text, samples, _ = arguments
     denoiser = copy.deepcopy(denoiser)
     weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())

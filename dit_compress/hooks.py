@@ -35,8 +35,8 @@ Steps, the entries of a recipe:
         plan, run, replay
     def evaluate() -> Plugin        Measure a bundle                              Step               step/protocols.py
         plan, run
-    def export() -> Plugin          Write files for a device, and prove them      Exporter           export/types.py
-        plan, run, profile, check, lower, runner
+    def export() -> Plugin          Write files for a device, and prove them      Exporter           export/contract.py
+        plan, run, profile, sizes, check, lower, runner
 
 Parts, which steps are composed of:
 
@@ -45,7 +45,7 @@ Parts, which steps are composed of:
     def text() -> Plugin            Encode captions                               Text               model/protocols.py
         create, config_of, from_config; by default: trainable
     def data() -> Plugin            Give captioned clips                          Data               data/source.py
-        prepare, manifest, clips; by default: workers, encoded
+        prepare, manifest, clips; by default: workers, place, encoded
     def granularity() -> Plugin     Name what can be removed                      Granularity        structure/facts.py
         multiple_of, num_parts, axes, keep
     def search() -> Plugin          Choose which units stay                       Search             search/problem.py
@@ -60,7 +60,9 @@ Parts, which steps are composed of:
 What some of them make follows a protocol, too; codecs and text encoders are an ``nn.Module`` besides:
 
     Codec                           What stands between pixels and latents                           model/protocols.py
-        ratio, channels, eval, encode, decode, forward; by default: frame_rule, features
+        ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
+    FirstFrameCodec                 A codec whose decoder also takes the first frame, where known    model/protocols.py
+        ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
     TextEncoder                     Turn captions into the tensors a denoiser takes                  model/protocols.py
         width, tokenize, forward; by default: tokenizer_kind, save_tokenizer, digest
     Objective                       Roles, phases, and one loss per phase                            train/objective.py
@@ -95,11 +97,12 @@ What a plugin meets:
     Selection       The units that stay, and how they were found                            search/problem.py
     TrainOptions    Steps, batch, rates: base of a training step's options                  train/options.py
     DistillOptions  The same, with validation and watch                                     train/options.py
+    DistillStep     The engine's own work around a distiller's objective                   train/base.py
     Role            A module with a part in training, and its rate                          train/objective.py
     Phase           One update: which roles move, by which loss                             train/objective.py
     Batch           Samples, captions, and their streams                                    train/objective.py
     ExportStep      The engine's own work around an exporter's three methods                export/base.py
-    Component       One network of a package, with typical inputs                           export/types.py
+    Component       One network of a package, with typical inputs                           export/component.py
     Profile         A device, as far as an exporter must know it                            export/types.py
     Diagnostic      What will break on the target, with the mend                            export/types.py
     Artifact        A written file, and its arithmetic                                      export/types.py
@@ -116,8 +119,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.data.source import Data
-from dit_compress.export.types import Exporter, Runner
-from dit_compress.model.protocols import Codec, Model, Sampler, Text, TextEncoder
+from dit_compress.export.contract import Exporter
+from dit_compress.export.types import Runner
+from dit_compress.model.protocols import Codec, FirstFrameCodec, Model, Sampler, Text, TextEncoder
 from dit_compress.plugin.kinds import KindHooks, hookimpl, hookspec
 from dit_compress.plugin.options import File, Options, Part, PartField, Plugin, Slot, VideoOptions, load_object
 from dit_compress.search.problem import Search
@@ -131,7 +135,8 @@ if TYPE_CHECKING:
     from dit_compress.data.clips import Clip
     from dit_compress.data.samples import Samples
     from dit_compress.export.base import ExportStep
-    from dit_compress.export.types import Artifact, Component, Diagnostic, Profile
+    from dit_compress.export.component import Component
+    from dit_compress.export.types import Artifact, Diagnostic, Profile
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.flow import Flow
@@ -141,6 +146,7 @@ if TYPE_CHECKING:
     from dit_compress.step.context import Context, Result
     from dit_compress.step.world import World
     from dit_compress.structure.facts import Axis, Structure
+    from dit_compress.train.base import DistillStep
     from dit_compress.train.objective import Batch, Phase, Role
     from dit_compress.train.options import DistillOptions, TrainOptions
 
@@ -150,7 +156,8 @@ _MODULES = {
     "data.clips": ("Clip",),
     "data.samples": ("Samples",),
     "export.base": ("ExportStep",),
-    "export.types": ("Artifact", "Component", "Diagnostic", "Profile"),
+    "export.component": ("Component",),
+    "export.types": ("Artifact", "Diagnostic", "Profile"),
     "model.bundle": ("Bundle",),
     "model.denoiser": ("Cond", "Denoiser"),
     "model.flow": ("Flow",),
@@ -160,17 +167,18 @@ _MODULES = {
     "step.context": ("Context", "Result"),
     "step.world": ("World",),
     "structure.facts": ("Axis", "Structure"),
+    "train.base": ("DistillStep",),
     "train.objective": ("Batch", "Phase", "Role"),
     "train.options": ("DistillOptions", "TrainOptions"),
 }
 MET = {name: module for module, names in _MODULES.items() for name in names}
-"""What a plugin meets → the module it stands in, imported when it is asked for: some need torch."""
+"""The module of each name that a plugin meets, imported when it is asked for: some need torch."""
 
 __all__ = [
     "Artifact", "Axis", "Batch", "Bundle", "Captions", "Clip", "Codec", "Component", "ComponentSpec", "Cond",
-    "Context", "Data", "Denoiser", "Diagnostic", "DiscriminatorPart", "DistillOptions", "Distiller",
-    "ExportStep", "Exporter", "File", "Flow", "Granularity", "KindHooks", "Latent", "Model", "Objective",
-    "Options", "Part", "PartField", "Phase", "Plugin", "Profile", "Result", "Role", "Runner", "Sampler",
+    "Context", "Data", "Denoiser", "Diagnostic", "DiscriminatorPart", "DistillOptions", "DistillStep", "Distiller",
+    "ExportStep", "Exporter", "File", "FirstFrameCodec", "Flow", "Granularity", "KindHooks", "Latent", "Model",
+    "Objective", "Options", "Part", "PartField", "Phase", "Plugin", "Profile", "Result", "Role", "Runner", "Sampler",
     "Samples", "Search", "SearchProblem", "Selection", "Slot", "Spec", "Step", "Streams", "Structure", "Text",
     "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError", "VideoOptions", "World", "hookimpl",
     "hookspec",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Tiny tensors gain nothing from a second thread, and lose much where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test reads what somebody's earlier runs observed.
+os.environ["DIT_COMPRESS_CACHE"] = "off"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,7 +31,9 @@ def line_of(room: str) -> str:
 
 def picture() -> str:
     """The layers as they are drawn on the page."""
-    rows = [(f"{'─' if place else ' '} {room}", line_of(room)) for layer in layers() for place, room in enumerate(layer)]
+    rows = [
+        (f"{'─' if place else ' '} {room}", line_of(room)) for layer in layers() for place, room in enumerate(layer)
+    ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {line}" for name, line in rows)
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from flips import silent_flips
 from toy import tiny_bundle, words
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import sha256_file
+from dit_compress.core.files import sealed, sha256_file
 from dit_compress.core.version import SCHEMA
 from dit_compress.model.bundle import WEIGHTS, Bundle, write_bundle
 from dit_compress.model.cut import example_output
@@ -40,7 +41,7 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
 def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     data = json.loads((bundle / "bundle.json").read_text())
     change(data)
-    (bundle / "bundle.json").write_text(json.dumps(data))
+    (bundle / "bundle.json").write_text(json.dumps(sealed(data)))
 
 
 def message(use: Callable[[], Any]) -> str:
@@ -66,7 +67,8 @@ def test_it_computes_what_was_written(whole: Path) -> None:
 
 def test_it_holds_what_another_machine_needs(whole: Path) -> None:
     data = json.loads((whole / "bundle.json").read_text())
-    assert data.keys() == {"schema", "components", "flow", "video", "lineage", "licence"}
+    assert data.keys() == {"schema", "components", "flow", "video", "lineage", "licence", "sha256"}
+    assert data == sealed(data)
     assert data["schema"] == SCHEMA
     for name, component in data["components"].items():
         assert component.keys() == {"plugin", "config", "log", "files"}
@@ -124,6 +126,53 @@ def test_a_failure_leaves_the_old_bundle_and_nothing_else(bundle: Path) -> None:
 # ------------------------------------------------------------------ damaged
 
 
+def test_a_bundle_of_the_first_version_opens(bundle: Path) -> None:
+    """It had no checksum of its own, and its digest, which keys hold, is what it was."""
+    before = Bundle.open(bundle).digest()
+    data = json.loads((bundle / "bundle.json").read_text())
+    del data["sha256"]
+    (bundle / "bundle.json").write_text(json.dumps(data))
+    assert Bundle.open(bundle).digest() == before
+
+
+def test_every_flipped_bit_of_the_record_is_seen(bundle: Path) -> None:
+    assert silent_flips(bundle / "bundle.json", lambda: Bundle.open(bundle).data) == []
+
+
+def test_an_entry_that_was_changed(bundle: Path) -> None:
+    data = json.loads((bundle / "bundle.json").read_text())
+    data["flow"]["guidance"] = 2.0
+    (bundle / "bundle.json").write_text(json.dumps(data))
+    assert message(lambda: Bundle.open(bundle)) == (
+        f"{bundle / 'bundle.json'}: the checksum of its entries differs from the one written. Copy the bundle again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"flow": {}}, "flow: 'shift' is a required property"),
+        ({"video": [9, 64]}, "video: should have at least 3 items after validation, not 2"),
+        ({"lineage": [{"step": "a"}]}, "lineage[0]: 'kind' is a required property"),
+        ({"lineage": {}}, "lineage: should be a valid array, not {}"),
+        ({"licence": 7}, "licence: should be a valid string, not 7"),
+        ({"more": 1}, "$: 'more' is none of its keys"),
+        ({"schema": 0}, "schema: should be 1, not 0"),
+    ],
+)
+def test_an_entry_of_another_kind(bundle: Path, change: dict[str, Any], fault: str) -> None:
+    edit(bundle, lambda data: data.update(change))
+    assert message(lambda: Bundle.open(bundle)).splitlines()[0] == (
+        f"{bundle / 'bundle.json'}: {fault}. Copy the bundle again"
+    )
+
+
+@pytest.mark.parametrize("files", [[], {"config.json": 1}, {"config.json": {}}, {WEIGHTS: {"bytes": -1, "sha256": ""}}])
+def test_files_that_are_no_records(bundle: Path, files: Any) -> None:
+    edit(bundle, lambda data: data["components"]["text"].update(files=files))
+    assert message(lambda: Bundle.open(bundle)).startswith(f"{bundle / 'bundle.json'}: component")
+
+
 def test_truncated_weights(bundle: Path) -> None:
     path = bundle / "denoiser" / WEIGHTS
     size = path.stat().st_size
@@ -148,6 +197,62 @@ def test_a_changed_byte(bundle: Path) -> None:
     path.write_bytes(content)
     found = message(Bundle.open(bundle).denoiser)
     assert found == f"{path}: the checksum differs from the one written. Copy the bundle again"
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
+@pytest.mark.parametrize("cut", [True, False], ids=["half as long", "one byte changed"])
+def test_a_component_that_is_carried_along_is_compared(bundle: Path, tmp_path: Path, file: str, cut: bool) -> None:
+    """A step that trains the denoiser alone would give a damaged text encoder a fresh, valid checksum."""
+    base, path = Bundle.open(bundle), bundle / "text" / file
+    content = bytearray(path.read_bytes())
+    size = len(content)
+    content[-1] ^= 1
+    path.write_bytes(content[: size // 2] if cut else content)
+    modules = {"denoiser": tiny_denoiser("video_dit", 1).module}
+    found = message(lambda: write_bundle(tmp_path / "next", base.spec, modules, base=base, lineage=[]))
+    changed = f"truncated or changed: {size // 2} bytes, {size} were written"
+    assert found == (
+        f"{path}: {changed if cut else 'the checksum differs from the one written'}. Copy the bundle again"
+    )
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "model.pkl", "folder"])
+def test_a_file_that_the_record_does_not_name(bundle: Path, tmp_path: Path, name: str) -> None:
+    base, path = Bundle.open(bundle), bundle / "text" / name
+    path.mkdir() if name == "folder" else path.write_bytes(b"x")
+    kind = "folder" if name == "folder" else "file"
+    expected = f"{path}: the bundle's record does not name this {kind}. Delete it"
+    modules = {"denoiser": tiny_denoiser("video_dit", 1).module}
+    assert message(lambda: write_bundle(tmp_path / "next", base.spec, modules, base=base, lineage=[])) == expected
+    assert message(base.text) == expected
+
+
+@pytest.mark.parametrize("name", [f"text/{WEIGHTS}", "text"])
+def test_a_symbolic_link(bundle: Path, tmp_path: Path, name: str) -> None:
+    base, path, elsewhere = Bundle.open(bundle), bundle / name, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    expected = f"{path}: a symbolic link: a bundle holds its files itself. Copy the bundle again"
+    assert message(base.text) == expected
+    assert message(lambda: write_bundle(tmp_path / "next", base.spec, {}, base=base, lineage=[])) == expected
+
+
+@pytest.mark.parametrize("way", ["loaded and carried along", "loaded twice"])
+def test_a_file_is_hashed_once(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    from dit_compress.core import files
+
+    read: list[str] = []
+    hashed = files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path: read.append(path.name) or hashed(path))
+    base = Bundle.open(bundle)
+    base.text()
+    if way == "loaded twice":
+        base.text()
+    else:
+        made = write_bundle(tmp_path / "next", replace(base.spec, denoiser=None), {}, base=base, lineage=[])
+        assert made.digest("text") == base.digest("text")
+    assert sorted(read) == ["config.json", WEIGHTS]
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json"])

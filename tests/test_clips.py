@@ -171,7 +171,8 @@ def test_split_is_a_function_of_the_caption() -> None:
 
 
 def test_a_folder_gives_its_clips_in_order(folder: Path) -> None:
-    append(folder, json.dumps({"file": "a.mp4", "caption": "again", "truth": {"count": 1}}))
+    (folder / "d.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    append(folder, json.dumps({"file": "d.mp4", "caption": "again", "truth": {"count": 1}}))
     clips = read_folder(folder, **SHAPE)
     assert [clip.caption for clip in clips] == ["clip a", "clip b", "clip c", "again"]
     assert clips[3].truth == {"count": 1}
@@ -203,6 +204,18 @@ def test_a_missing_or_empty_folder(tmp_path: Path) -> None:
         ('{"file": "a.mp4", "caption": 3}', "no 'caption'"),
         ('{"file": "a.mp4", "caption": "x", "truth": 1}', "'truth' is not an object"),
         ('{"file": "gone.mp4", "caption": "x"}', "a caption for 'gone.mp4'"),
+        ('{"file": "%s.mp4", "caption": "x"}' % ("n" * 300), "can't be looked up (File name too long)"),
+        ('{"file": "a\\u0000.mp4", "caption": "x"}', "which is not there"),
+        ('{"file": "d.mp4", "caption": "x", "truth": ' + '{"a":' * 60 + "1" + "}" * 61, "nested more than 50 deep"),
+        ('{"file": "d.mp4", "caption": ' + "[" * 100_000, "nested more than 50 deep. Write it flat"),
+        ('{"file": "d.mp4", "caption": "half a \\ud83d"}', "half a character ('\\ud83d') in a text. Write both halves"),
+        ('{"file": "d.mp4", "caption": "x", "truth": {"\\udc00": 1}}', "half a character"),
+        ('{"file": "d.mp4", "caption": "x", "truth": {"n": %s}}' % ("9" * 5000), "a number of more than 4300 digits"),
+        ('{"file": "c.mp4", "caption": "x"}', "a second caption for 'c.mp4', the first is on line 3. Delete one"),
+        ('{"file": "./c.mp4", "caption": "x"}', "a second caption for './c.mp4', the first is on line 3"),
+        ('{"file": "/tmp/c.mp4", "caption": "x"}', "'file' leads out of the folder: '/tmp/c.mp4'. Give the path from"),
+        ('{"file": "below/../c.mp4", "caption": "x"}', "'file' leads out of the folder"),
+        ('{"file": "d.mp4", "caption": "x", "caption": "y"}', "the key 'caption' stands twice. Keep one of the two"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number(folder: Path, line: str, said: str) -> None:
@@ -237,3 +250,33 @@ def test_broken_files_are_left_out_up_to_a_limit(folder: Path, caplog: pytest.Lo
     assert [clip.path.name for clip in read_folder(folder, **SHAPE, leave_out=broken)] == ["a.mp4", "c.mp4"]
     with pytest.raises(UserError, match=r"b\.mp4: the video can't be decoded"):
         find_broken(paths)
+
+
+def test_only_a_line_feed_ends_a_line(folder: Path) -> None:
+    captions = ["next\u0085line", "line\u2028separator", "form\x0cfeed and \x1c\u2029 the others"]
+    write_captions(
+        folder, [{"file": f"{name}.mp4", "caption": text} for name, text in zip("abc", captions, strict=True)]
+    )
+    assert [clip.caption for clip in read_folder(folder, **SHAPE)] == captions
+    append(folder, "oops")
+    with pytest.raises(UserError, match=r"captions\.jsonl:4: not JSON"):
+        read_folder(folder, **SHAPE)
+
+
+def test_a_file_from_windows_is_read(folder: Path) -> None:
+    lines = [json.dumps({"file": f"{name}.mp4", "caption": name}) for name in "abc"]
+    (folder / CAPTIONS).write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", ""]).encode())
+    assert [clip.caption for clip in read_folder(folder, **SHAPE)] == ["a", "b", "c"]
+
+
+def test_the_faults_of_all_lines_come_at_once(folder: Path) -> None:
+    for line in ('{"file": "a.mp4", "caption": "x"}', '{"file": "../a.mp4", "caption": "x"}', "[" * 100_000):
+        append(folder, line)
+    with pytest.raises(UserError) as caught:
+        read_folder(folder, **SHAPE)
+    assert [where.rpartition(":")[2] for where, _, _ in caught.value.problems] == ["4", "5", "6"]
+
+
+def test_a_folder_whose_name_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the captions can't be read \(\[Errno 36\] File name too long"):
+        read_folder(tmp_path / ("n" * 300), **SHAPE)

@@ -11,7 +11,7 @@ import yaml
 from toy import tiny_bundle
 
 from dit_compress.core import files
-from dit_compress.core.files import sha256_content, sha256_data, sha256_file
+from dit_compress.core.files import sealed, sha256_content, sha256_data, sha256_file
 from dit_compress.plugin.options import File, Options, files_of, options_as_data
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
@@ -175,7 +175,7 @@ def test_a_bundle_counts_with_the_folder_it_refers_to(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundle")
     data = json.loads((bundle.path / "bundle.json").read_text())
     data["components"]["text"] |= {"plugin": "t5", "config": {"path": str(place), "width": 8, "length": 4}}
-    (bundle.path / "bundle.json").write_text(json.dumps(data))
+    (bundle.path / "bundle.json").write_text(json.dumps(sealed(data)))
     before = input_key(str(bundle.path), {})
     assert before == input_key(str(bundle.path), {}) != bundle.digest()
     folder(place, weights=b"2")

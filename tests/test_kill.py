@@ -26,9 +26,9 @@ class Interrupted:
         self.folder, self.recipe = folder, recipe
         self.seen: dict[str, Any] = {}
 
-    def run(self, die: Die | None = None) -> Done:
+    def run(self, die: Die | None = None, *more: str) -> Done:
         log = self.folder.with_name("command.log")
-        return finish(start("run", self.recipe, "--out", self.folder, "--threads", "1", log=log, die=die))
+        return finish(start("run", self.recipe, "--out", self.folder, "--threads", "1", *more, log=log, die=die))
 
     def partial(self, step: str) -> Path:
         return self.folder / "steps" / f"{step}.partial"
@@ -161,3 +161,17 @@ def test_a_worker_that_outlived_its_run_is_not_joined_by_another(begun: Interrup
         done.printed.splitlines()[-1] == f"{begun.folder}: a step of an earlier run is still at work here. Wait for it"
     )
     assert not (begun.folder / "steps" / "base").exists()
+
+
+def test_force_deletes_nothing_while_a_worker_is_at_work(begun: Interrupted) -> None:
+    """Checkpoints, curves and the recipe stay as they were."""
+    begun.run(Die("vae", TRACKER, nth=4))
+    before = {path: path.read_bytes() for path in begun.folder.rglob("*") if path.is_file()}
+    assert begun.checkpoints("vae") == ["step-00000002"]
+    with FileLock(begun.folder / ".worker.lock"):
+        done = begun.run(None, "--force", "vae")
+    assert done.status == 2
+    assert (
+        done.printed.splitlines()[-1] == f"{begun.folder}: a step of an earlier run is still at work here. Wait for it"
+    )
+    assert {path: path.read_bytes() for path in begun.folder.rglob("*") if path.is_file()} == before

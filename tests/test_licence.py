@@ -11,7 +11,7 @@ import yaml
 from toy import context_in, tiny_bundle
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import sha256_data
+from dit_compress.core.files import sealed, sha256_data
 from dit_compress.export.step import about
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.licence import licence_of
@@ -124,7 +124,7 @@ def test_it_arrives_in_the_manifest(tmp_path: Path) -> None:
     """The recipe's word, else the bundle's."""
     bundle = whole_bundle(tmp_path / "bundle")
     data = json.loads((bundle.path / "bundle.json").read_text())
-    (bundle.path / "bundle.json").write_text(json.dumps({**data, "licence": "mit"}))
+    (bundle.path / "bundle.json").write_text(json.dumps(sealed({**data, "licence": "mit"})))
     context = context_in(tmp_path / "step", input=Bundle.open(bundle.path))
     context.record["parts"] = {"step": {"plugin": "onnx", "options": {"use": "onnx"}}}
     assert about(context, context.input.codec())["licence"] == "mit"

@@ -22,7 +22,8 @@ from dit_compress.core.files import disk_errors, full_disk, sha256_file, write_j
 from dit_compress.data.clips import write_captions
 from dit_compress.data.encode import pixel_cache
 from dit_compress.data.video import write_video
-from dit_compress.model.bundle import WEIGHTS, Bundle
+from dit_compress.model.bundle import WEIGHTS, Bundle, write_bundle
+from dit_compress.testing.steps import tiny_bundle as whole_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,23 @@ PLANNED = {
         "    name: vae\n  - prune: {use: trilevel, levels: {block: {remove: 1}}, limit: {params: 9}, search: magnitude}\n",
         "r.yaml:8: the pruned model has ",
     ),
+    "captions of another width": (
+        "text: {use: words, width: 16", "text: {use: words, width: 32",
+        "r.yaml:3: the text encoder gives embeddings of width 32, the model takes 16. "
+        "Give 'width' of 'text' and 'text_width' of 'model' the same value",
+    ),
+    "no clips": (
+        "data: {use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}\n", "",
+        "r.yaml:5: step 'vae' needs clips. Name a 'data' source in the recipe",
+    ),
+    "a teacher of another VAE": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: flow, steps: 2}\n    name: server\n"
+        "  - latent: {use: video_vae, channels: 32, steps: 3}\n    name: other\n    input: base\n"
+        "  - distill: {use: affine, steps: 2}\n    teacher: server\n",
+        "r.yaml:13: the teacher 'server' knows the latents of step 'vae', the input those of step 'other'. "
+        "Name a teacher that was trained on the latents of the step's input",
+    ),
     "knowledge of nobody": (
         "    name: vae\n", "    name: vae\n  - distill: {use: affine, steps: 2}\n",
         "r.yaml:8: step 'affine' has no teacher. Add 'teacher: <an earlier step>'",
@@ -127,6 +145,65 @@ def test_what_the_plan_refuses(
     assert done.printed.startswith(f"{tmp_path}/{message}")
     assert done.printed.count("\n") == 1
     assert sorted(item.name for item in tmp_path.iterdir()) == ["r.yaml"]
+
+
+CHECKED = ("captions of another width", "no clips", "knowledge of nobody", "samples of nobody", "features of nobody")
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_what_check_refuses_already(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, message = PLANNED[name]
+    done = command(capsys, monkeypatch, "check", recipe(tmp_path, HEAD.replace(old, new)))
+    assert done.status == 2
+    assert done.printed.startswith(f"{tmp_path}/{message}")
+
+
+@pytest.mark.parametrize("verb", [["check"], ["check", "--deep"], ["plan"]])
+def test_a_training_without_captions(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = HEAD.replace("text: {use: words, width: 16, layers: 1, heads: 2}\n", "# none\n")
+    path = recipe(tmp_path, text + "  - distill: {use: flow, steps: 2}\n")
+    done = command(capsys, monkeypatch, *verb, path)
+    assert done.status == 2
+    assert done.printed == f"{path}:8: step 'flow' needs a text encoder. Name a 'text' in the recipe\n"
+
+
+def from_bundle(folder: Path, teacher: Path, channels: int = 32) -> Path:
+    """A recipe whose student, of another VAE, learns from a bundle."""
+    head = HEAD.replace("channels: 32, text_width", f"channels: {channels}, text_width")
+    head = head.replace("width: 16", "width: 24").replace(
+        "video_vae, channels: 32", f"video_vae, channels: {channels}, ratio: 4x16x16"
+    )
+    return recipe(folder, f"{head}  - distill: {{use: affine, steps: 2}}\n    teacher: {teacher}\n")
+
+
+@pytest.mark.parametrize("case", ["other channels", "another VAE", "other captions"])
+def test_a_teacher_that_does_not_fit(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = whole_bundle(tmp_path / "teacher")
+    codec = made.spec.need_latent()
+    if case != "other captions":  # a VAE whose record says how it was trained
+        entry = {"kind": "latent", "seed": 0, "parts": {"step": {"plugin": "video_vae", "options": {"steps": 9}}}}
+        modules: dict[str, Any] = {"denoiser": made.denoiser().module, "text": made.text(), "latent": made.codec()}
+        made = write_bundle(tmp_path / "teacher", made.spec, modules, base=None, lineage=[entry])
+    channels = codec.config["channels"] if case != "other channels" else 32
+    assert codec.config["channels"] != 32
+    path, width = from_bundle(tmp_path, made.path, channels), made.spec.build_denoiser().module.config["text_width"]
+    mend = "Name a teacher that was trained on the latents of the step's input"
+    expected = {
+        "other channels": f"the teacher '{made.path}' takes {codec.config['channels']} latent channels, "
+        f"the step's input has 32. {mend}",
+        "another VAE": f"the teacher '{made.path}' knows the latents of {made.path}, the input those of step 'vae'. {mend}",
+        "other captions": f"the text encoder gives embeddings of width 24, the model takes {width}. "
+        "Give 'width' of 'text' and 'text_width' of 'model' the same value",
+    }[case]
+    done = command(capsys, monkeypatch, "plan", path)
+    assert done.printed.splitlines()[-1] == f"{path}:8: {expected}"  # a library may have spoken before
+    assert done.status == 2
 
 
 def test_independent_problems_come_together(
@@ -339,7 +416,7 @@ def resize(disk: Path, size: str) -> None:
 def test_a_full_disk_is_one_message_and_more_space_continues(disk: Path, size: str, named: str, tmp_path: Path) -> None:
     """While clips are written, while a bundle is, while the cache is; then the same command goes on."""
     resize(disk, size)
-    arguments = ("run", recipe(tmp_path, BEGINNING), "--out", disk / "run", "--threads", "1")
+    arguments = ("run", recipe(tmp_path, BEGINNING), "--out", disk / "run", "--threads", "1", "--yes")
     done = finish(start(*arguments, log=tmp_path / "log"))
     last = done.printed.splitlines()[-1]
     assert done.status == 2
@@ -386,6 +463,8 @@ def test_a_disk_that_may_not_be_written(tmp_path: Path) -> None:
 
 def test_a_cache_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     class Clip:
+        frames, size = 1, (2, 2)
+
         def __init__(self, index: int) -> None:
             self.index = index
 
@@ -401,3 +480,31 @@ def test_a_cache_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     found = pixel_cache(tmp_path / "pixels.npy", whole, lambda: None)
     assert found.shape == (2, 1, 2, 2, 3)
     assert found[:, 0, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("share", "step", "split"),
+    [
+        (0, "evaluate: {use: psnr}", "test"),
+        (0.999, "distill: {use: flow, steps: 1, batch: 1}", "train"),
+        (0, "distill: {use: flow, steps: 1, batch: 1, validation: {every: 1}}", "test"),
+    ],
+)
+def test_a_split_without_clips_is_refused_before_the_first_step(
+    share: float,
+    step: str,
+    split: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = clips(tmp_path / "clips")
+    data = f"use: videos, path: {folder}, test_fraction: {share}"
+    text = HEAD.replace("use: shapes, num_clips: 4, num_test: 2", data) + f"  - {step}\n"
+    done = command(capsys, monkeypatch, "run", recipe(tmp_path, text), "--out", tmp_path / "run", "--threads", "1")
+    assert done.status == 2, done.printed
+    assert done.printed.splitlines()[-1] == (
+        f"{folder}: the data has no '{split}' clips. "
+        "Add clips with other captions, or change what share of them is held out"
+    )
+    assert not (tmp_path / "run" / "steps").exists()

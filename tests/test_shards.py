@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from dit_compress.core.errors import UserError
 from dit_compress.data import shard_writer as sharding
 from dit_compress.data import shards
+from dit_compress.data.clips import Clip
+from dit_compress.data.encode import pixel_cache
 from dit_compress.data.shard_writer import Writing, write_shards, write_together
 from dit_compress.data.shards import Shards
 
@@ -70,6 +74,53 @@ def test_rows_come_back_by_index(tmp_path: Path) -> None:
     assert opened.column("latent", [5, 16])[np.array([1, 0])].tolist() == [[16, 16], [5, 5]]
     assert opened.samples()[7] == {"file": "7.mp4", "caption": "clip 7"}
     opened.verify()
+
+
+def test_what_the_disk_does_not_hold_is_refused_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=2**27)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError) as caught:
+        write_shards(writing(tmp_path), nothing)
+    assert str(caught.value) == (
+        f"{tmp_path}: for 22 encoded samples (156 MiB) there is no space left on the disk. "
+        "Free some space (128 MiB are left) or take fewer or smaller clips"
+    )
+    assert not list(tmp_path.iterdir())
+    free.free = 2**28
+    assert write_shards(writing(tmp_path), nothing)
+    free.free = 0  # what is there, or can be linked, needs no room
+    assert write_shards(writing(tmp_path), nothing)
+    assert write_shards(writing(tmp_path.parent / "other"), nothing)
+
+
+def test_pixels_that_the_disk_does_not_hold_are_refused_before_the_first_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    clips = [Clip(tmp_path / f"{index}.mp4", "a clip") for index in range(1000)]  # 17 × 96 × 96 pixels each
+    with pytest.raises(UserError) as caught:
+        pixel_cache(tmp_path / "pixels.npy", clips, nothing)
+    assert str(caught.value) == (
+        f"{tmp_path / 'pixels.npy'}: for the pixels of 1000 clips (448 MiB) there is no space left on the disk. "
+        "Free some space (1 MiB are left) or take fewer or smaller clips"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_that_are_no_json_are_named(tmp_path: Path) -> None:
+    write_shards(writing(tmp_path), nothing)
+    for text in (b"[" * 100_000, b"\xff", b""):
+        (tmp_path / "samples.jsonl").write_bytes(text)
+        with pytest.raises(UserError, match=r"samples\.jsonl: not the records the index was written with"):
+            Shards(tmp_path).samples()
+
+
+def test_captions_with_other_separators_come_back(tmp_path: Path) -> None:
+    samples = [{"caption": f"{index}\u2028and\u0085more"} for index in range(22)]
+    write_shards(writing(tmp_path, samples=samples), nothing)
+    assert Shards(tmp_path).samples() == samples
 
 
 def test_a_column_too_large_for_memory_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ site, dependencies = sys.argv[1:]
 sys.path[:0] = [site]
 sys.path.append(dependencies)
 import dit_compress
-from dit_compress.plugins import Registry
+from dit_compress.plugin.registry import Registry
 from dit_compress.report import page
 registry = Registry.discover()
 print(json.dumps({

@@ -1,4 +1,4 @@
-"""What the export benchmarks share: exporters by name, components by name, peak memory."""
+"""Common parts of the export benchmarks: exporters by name, components by name, peak memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = (3, 4, 4)
 
 
 def exporter(target: str, **options: Any) -> Any:
-    """The exporter of a target, with options."""
+    """Return the exporter of a target, with options."""
     plugin = installed().get("export", target)
     installed().require(plugin)
     if "precision" in options and "precision" not in plugin.options.model_fields:
@@ -37,7 +37,7 @@ def exporter(target: str, **options: Any) -> Any:
 
 
 def settle(module: torch.nn.Module) -> torch.nn.Module:
-    """Biases and tables away from zero, as training leaves them."""
+    """Move biases and tables away from zero, as training does."""
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -46,7 +46,7 @@ def settle(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def dit_component(name: str) -> Component:
-    """A small DiT step: random weights, a typical latent, a caption of which half is padding."""
+    """Return a small DiT step: random weights, a typical latent, a caption of which half is padding."""
     denoiser = tiny_denoiser(name.removeprefix("pruned "))
     settle(denoiser.module)
     if name.startswith("pruned"):
@@ -55,14 +55,14 @@ def dit_component(name: str) -> Component:
 
 
 def step_of(denoiser: Denoiser, size: tuple[int, int, int]) -> Component:
-    """A denoiser as a component, on its own example inputs."""
+    """Wrap a denoiser as a component, on its own example inputs."""
     torch.manual_seed(1)
     latent, _, cond = denoiser.example(1, size)
     return dit_step(denoiser.eval(), latent, dict(cond))
 
 
 def pruned(whole: Denoiser) -> Denoiser:
-    """A compacted copy: a third of the blocks, half the heads, a quarter of the FFN channels removed by magnitude."""
+    """Return a compacted copy: a third of the blocks, half the heads, a quarter of the FFN removed by magnitude."""
     small = copy.deepcopy(whole)
     structure = small.structure()
     axes = [axis for level in REMOVED for axis in make_part("granularity", level, installed()).build().axes(structure)]
@@ -72,7 +72,7 @@ def pruned(whole: Denoiser) -> Denoiser:
 
 
 def decoder_component(ratio: str) -> Component:
-    """The decoder of a small video VAE at a ratio."""
+    """Return the decoder of a small video VAE at a ratio."""
     maker = load_object(installed().get("latent", "video_vae").load)
     torch.manual_seed(0)
     config = {"ratio": list(RATIOS[ratio]), "channels": 32, "widths": [8, 16, 16, 32], "num_blocks": 1}
@@ -85,10 +85,10 @@ def decoder_component(ratio: str) -> Component:
 
 
 def component(name: str) -> Component:
-    """A DiT or a decoder by its name in the table."""
+    """Return a DiT or a decoder by its name in the table."""
     return dit_component(name) if name in DITS else decoder_component(name.removeprefix("vae "))
 
 
 def peak_gib() -> float:
-    """Peak resident memory of this process, GiB."""
+    """Return the peak resident memory of this process, GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

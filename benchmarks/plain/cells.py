@@ -150,7 +150,7 @@ class Trial:
             raise WrongError("no record was written")
 
     def _again(self, pruned: Pruned) -> None:
-        """The same stacks are there, and what can go goes once more."""
+        """Return the same stacks are there, and what can go goes once more."""
         module, left = copy.deepcopy(pruned.module), None
         for asked in ({"keep": {"ffn": 0.75}}, {"remove": {"head": 1}}, {"remove": {"block": 1}}):
             try:
@@ -223,7 +223,7 @@ def error_of(found: Any, wanted: Any) -> float:
 
 
 def random_lora(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A LoRA for every linear layer, as peft writes it."""
+    """Return a LoRA for every linear layer, as peft writes it."""
     torch.manual_seed(2)
     found = {}
     for path, part in module.named_modules():

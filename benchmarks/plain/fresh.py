@@ -25,7 +25,7 @@ class Absent:
 
 
 def loaded(entry: Any, folder: Path) -> Any:
-    """The pruned module, by the loader in its folder."""
+    """Return the pruned module, by the loader in its folder."""
     spec = importlib.util.spec_from_file_location("load_pruned", folder / "load_pruned.py")
     assert spec is not None
     assert spec.loader is not None

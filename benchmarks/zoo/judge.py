@@ -49,7 +49,7 @@ class InDouble(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Other dtypes in the keyword arguments."""
+        """Run the operator in double precision; other dtypes may be in the keyword arguments."""
         wide = {torch.float32: torch.float64, torch.complex64: torch.complex128}
         changed = {k: wide.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
         return func(*args, **changed)
@@ -57,7 +57,7 @@ class InDouble(TorchDispatchMode):
 
 @dataclass
 class Verdict:
-    """What came of one class. counted: levels whose units are those of the source; error: by level, in float64.
+    """The outcome for one class. counted: levels whose units are those of the source; error: by level, in float64.
 
     acts: by level, whether the removal changes the output at all: else it would prove nothing.
     """
@@ -74,7 +74,7 @@ class Verdict:
     peer: str = ""
 
     def exact(self, level: str) -> bool:
-        """Units as in the source, masked equal to compact in both precisions, the same after a reload."""
+        """Tell whether units are as in the source, masked equals compact in both precisions, and so after a reload."""
         return (
             self.counted.get(level, False)
             and self.acts.get(level, False)
@@ -85,7 +85,7 @@ class Verdict:
 
 
 def judge(name: str, stacks: list[Truth]) -> Verdict:
-    """The whole trial of one class."""
+    """Put one class to the whole trial."""
     verdict = Verdict(name)
     module, inputs = models.build(name)
     try:
@@ -104,7 +104,7 @@ def judge(name: str, stacks: list[Truth]) -> Verdict:
 
 
 def axes_of(structure: Structure, level: str) -> list[Axis]:
-    """Every axis of a level, of all stacks."""
+    """Return every axis of a level, of all stacks."""
     if level == "block":
         return block_axes(structure)
     parts = structure.attentions if level == "head" else structure.feed_forwards
@@ -112,7 +112,7 @@ def axes_of(structure: Structure, level: str) -> list[Axis]:
 
 
 def counted(structure: Structure, stacks: list[Truth], level: str) -> bool:
-    """Whether every stack, and every attention or feed-forward in it, is there with the units of the source."""
+    """Tell whether every stack, and every attention or feed-forward in it, is there with the units of the source."""
     found = {stack.path: stack for stack in structure.stacks}
     if level == "block":
         return all(s.path in found and found[s.path].removable and found[s.path].length == s.length for s in stacks)
@@ -126,12 +126,12 @@ def counted(structure: Structure, stacks: list[Truth], level: str) -> bool:
 
 
 def plan(axes: list[Axis]) -> Kept:
-    """The second unit goes, of wide axes every third one more: never a run at an end."""
+    """Plan a removal: the second unit goes, of wide axes every third one more, never a run at an end."""
     return {axis.name: tuple(u for u in range(axis.units) if u != 1 and (axis.units < 6 or u % 3)) for axis in axes}
 
 
 def call_of(name: str, dtype: torch.dtype) -> tuple[nn.Module, Call]:
-    """The model and one call of it in a precision."""
+    """Return the model and one call of it in a precision."""
     module, inputs = models.build(name)
     call = Call((), inputs, recorded=True).map(lambda x: x.to(dtype) if x.is_floating_point() else x)
     return module.to(dtype), call
@@ -159,7 +159,7 @@ def remove(verdict: Verdict, level: str, axes: list[Axis]) -> None:
 
 @contextmanager
 def throughout(dtype: torch.dtype) -> Iterator[None]:
-    """In float64, also where a module asks for float32; flex attention then runs without torch.compile."""
+    """Compute in float64, also where a module asks for float32; flex attention then runs without torch.compile."""
     if dtype != torch.float64:
         yield
         return
@@ -168,7 +168,7 @@ def throughout(dtype: torch.dtype) -> Iterator[None]:
 
 
 def reference_of(module: nn.Module, call: Call, level: str, axes: list[Axis], kept: Kept) -> Any:
-    """What the original gives without the removed units."""
+    """Return what the original gives without the removed units."""
     if level == "block":
         with masked(module, axes, hard_masks(axes, kept, next(module.parameters()))):
             return call.replay(module)
@@ -186,7 +186,7 @@ def reference_of(module: nn.Module, call: Call, level: str, axes: list[Axis], ke
 
 
 def reloads(name: str, compacted: nn.Module, call: Call, entry: dict[str, Any]) -> bool:
-    """Whether the saved weights, put into the class and cut by the logged edits, give the same output."""
+    """Tell whether the saved weights, put into the class and cut by the logged edits, give the same output."""
     with tempfile.TemporaryDirectory() as folder:
         state = {key: value.contiguous().clone() for key, value in compacted.state_dict().items()}
         save_file(state, Path(folder) / "model.safetensors")
@@ -200,17 +200,17 @@ def reloads(name: str, compacted: nn.Module, call: Call, entry: dict[str, Any]) 
 
 
 def stale(axis: Axis) -> Axis | None:
-    """Integer attributes do not follow."""
+    """Break the compaction: integer attributes do not follow."""
     return replace(axis, follows=()) if axis.follows else None
 
 
 def unscaled(axis: Axis) -> Axis | None:
-    """Norms across heads are sliced, but not rescaled."""
+    """Break the compaction: norms across heads are sliced, but not rescaled."""
     return replace(axis, across=()) if axis.across else None
 
 
 def shifted(axis: Axis) -> Axis | None:
-    """The rows of the producers belong to the neighbours' columns: the wrong gate, the wrong value."""
+    """Break the compaction: producers' rows belong to the neighbours' columns, the wrong gate, the wrong value."""
     if axis.blocks:
         return replace(axis, blocks=replace(axis.blocks, deletable=True)) if not axis.blocks.deletable else None
     if axis.level != "ffn":
@@ -226,7 +226,7 @@ def shifted(axis: Axis) -> Axis | None:
 
 
 def mutate(verdict: Verdict, structure: Structure) -> None:
-    """Every mutation must be rejected by the proof of the compaction."""
+    """Put every mutation before the proof of the compaction, which must reject it."""
     for level in LEVELS:
         for mutation in (stale, unscaled, shifted):
             for axis in axes_of(structure, level):

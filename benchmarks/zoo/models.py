@@ -22,7 +22,7 @@ HEADS, DEPTH = 4, 4
 
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
-    """The module in eval mode, and the keyword arguments of one call; no weight is zero, no norm is plain."""
+    """Build the module in eval mode, and the keyword arguments of one call; no weight is zero, no norm is plain."""
     torch.manual_seed(seed)
     config, inputs = FIXTURES[name]()
     module = class_named(name)(**config).eval()
@@ -36,7 +36,7 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def class_named(name: str) -> Any:
-    """A transformer of diffusers."""
+    """Return a transformer class of diffusers by its name."""
     import importlib
 
     import diffusers
@@ -45,27 +45,27 @@ def class_named(name: str) -> Any:
 
 
 def r(*shape: int) -> Tensor:
-    """Random numbers."""
+    """Return random numbers."""
     return torch.randn(shape)
 
 
 def one(*shape: int) -> Tensor:
-    """Ones: masks that hide nothing."""
+    """Return ones: masks that hide nothing."""
     return torch.ones(shape)
 
 
 def clock(batch: int = 1) -> Tensor:
-    """Timesteps."""
+    """Return timesteps."""
     return torch.tensor([44, 239][:batch])
 
 
 def half(batch: int = 1) -> Tensor:
-    """Timesteps between 0 and 1."""
+    """Return timesteps between 0 and 1."""
     return torch.tensor([0.44, 0.23][:batch])
 
 
 def grid(rows: int, columns: int, axes: int = 3) -> Tensor:
-    """Positions of image tokens."""
+    """Return positions of image tokens."""
     ids = torch.zeros(rows, columns, axes)
     ids[..., 1] = torch.arange(rows)[:, None]
     ids[..., 2] = torch.arange(columns)
@@ -73,7 +73,7 @@ def grid(rows: int, columns: int, axes: int = 3) -> Tensor:
 
 
 def words(count: int, axes: int = 3) -> Tensor:
-    """Positions of text tokens."""
+    """Return positions of text tokens."""
     ids = torch.zeros(count, axes)
     ids[:, -1] = torch.arange(count)
     return ids

@@ -36,7 +36,7 @@ signal.signal(signal.SIGVTALRM, _impatient)
 
 
 def peer(name: str, structure: Structure) -> str:
-    """``exact``, or why not, for a head and a channel of the first block of every stack."""
+    """Return ``exact``, or why not, for a head and a channel of the first block of every stack."""
     import torch_pruning as tp
 
     heads = [axis for axis in judge.axes_of(structure, "head") if axis.block == 0]

@@ -1,4 +1,4 @@
-"""What each class consists of, read from the sources of diffusers and the sizes in ``models.py``: by hand.
+"""The parts of each class, read from the sources of diffusers and the sizes in ``models.py``: by hand.
 
 A stack is a list of blocks through which streams run. ``heads``: units of each attention of a block, where query
 heads that share a key-value head, and text and image heads of one joint attention, are one unit. ``ffn``: channels
@@ -23,24 +23,24 @@ class Truth:
     special: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = ()
 
     def of(self, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Heads and channels of one block."""
+        """Return the heads and channels of one block."""
         return next(((heads, ffn) for index, heads, ffn in self.special if index == block), (self.heads, self.ffn))
 
 
 def stack(path: str, heads: list[int], ffn: list[int], length: int = BLOCKS) -> Truth:
-    """A stack of equal blocks."""
+    """Return a stack of equal blocks."""
     return Truth(path, tuple(heads), tuple(ffn), length)
 
 
 def flux_like(
     width: int, *, joint: str = "transformer_blocks", single: str = "single_transformer_blocks"
 ) -> list[Truth]:
-    """Dual-stream blocks with a feed-forward per stream, then blocks whose attention and feed-forward are parallel."""
+    """Return dual-stream blocks, a feed-forward per stream, then blocks with parallel attention and feed-forward."""
     return [stack(joint, [HEADS], [width, width]), stack(single, [HEADS], [width])]
 
 
 def refined(width: int) -> list[Truth]:
-    """The same behind a refiner of the text."""
+    """Return the same behind a refiner of the text."""
     return [stack("context_embedder.token_refiner.refiner_blocks", [HEADS], [width], 2), *flux_like(width)]
 
 

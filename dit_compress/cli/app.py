@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import sys
 from typing import Annotated
 
@@ -32,17 +34,28 @@ COMMANDS = (
     run, check, plan, inspect, prune, sensitivity, generate, encode, report, verify, play, plugins, new, schema,
 )  # fmt: skip
 """In the order of ``--help``."""
+RARELY = 50_000
+"""New objects between two searches for garbage: libraries make millions that stay, and each search walks them all."""
 for command in COMMANDS:
     app.command()(command)
+_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a path that the user named can be: too long, a loop, through a file, a folder, forbidden."""
+_LONG = 300
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit status 2."""
+    """Run the command line: a user's mistake is one message and exit status 2."""
     hush()
+    gc.set_threshold(RARELY, 20)
     try:
         status = app(standalone_mode=False)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise
+        sys.stderr.write(f"{str(error.filename)[:_LONG]}: {error.strerror}. Name another path\n")
         raise SystemExit(2) from None
     except (typer.Exit, SystemExit) as leave:
         raise SystemExit(getattr(leave, "exit_code", getattr(leave, "code", 0))) from None

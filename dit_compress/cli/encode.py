@@ -9,7 +9,7 @@ import typer
 
 from dit_compress.cli.options import PluginFiles, load_recipe
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import disk_errors
+from dit_compress.core.files import disk_errors, need_place
 from dit_compress.core.progress import progress
 from dit_compress.plugin import defaults
 
@@ -51,6 +51,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     from dit_compress.model.bundle import Bundle
     from dit_compress.step.world import World
 
+    need_place(out, "folder")
     if rank >= world:
         raise UserError(f"rank {rank} of {world}", mend=f"Give a rank from 0 to {world - 1}")
     if recipe.data is None:

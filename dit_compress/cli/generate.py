@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dit_compress.cli.options import PluginFiles, registry
+from dit_compress.cli.options import PluginFiles, Seed, finite, registry
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import need_place
+from dit_compress.core.limits import MAX_FPS, MAX_PIXELS
 from dit_compress.core.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
 
 def generate(
@@ -21,26 +25,42 @@ def generate(
     model: Annotated[Path, typer.Option(help="A bundle, or a run folder (its last bundle).")],
     out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("video.mp4"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the bundle's if absent.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=1, help="Guidance; the bundle's if absent.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=1, callback=finite, help="Guidance; the bundle's if absent.")
+    ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(min=1, help="Frames, as the VAE takes them (1 + ratio·k, mostly); the bundle's if absent."),
+        typer.Option(
+            min=1, max=MAX_PIXELS, help="Frames, as the VAE takes them (1 + ratio·k, mostly); the bundle's if absent."
+        ),
     ] = None,
-    size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width; the bundle's if absent.")] = None,
-    fps: Annotated[float, typer.Option(min=1)] = 8.0,
-    seed: int = 0,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(min=1, max=MAX_PIXELS, help="Height and width; the bundle's if absent."),
+    ] = None,
+    fps: Annotated[float, typer.Option(min=1, max=MAX_FPS, callback=finite)] = 8.0,
+    seed: Seed = 0,
     sampler: Annotated[str | None, typer.Option(help="A sampler plugin; the bundle's own if absent.")] = None,
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
     from dit_compress.recipe import make_part
 
+    need_place(out, "file")
     found = registry(plugin)
     sample = make_part("sampler", {"use": sampler}, found, "--sampler").build().sample if sampler else None
     generate_file(
         caption, model, out, sample, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed
     )
     typer.echo(out)
+
+
+def write_made(out: Path, pixels_FYX3: np.ndarray, fps: float) -> None:
+    """Write a finished video, into a folder that is made where there is none."""
+    from dit_compress.data.video import write_video
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_video(out, pixels_FYX3, fps)
 
 
 def generate_file(
@@ -57,7 +77,6 @@ def generate_file(
     seed: int,
 ) -> None:
     """One caption, one mp4."""
-    from dit_compress.data.video import write_video
     from dit_compress.model.bundle import Bundle
     from dit_compress.step.sampling import Generator
 
@@ -76,4 +95,4 @@ def generate_file(
         generator = Generator(bundle, (channels, *spec.latent_size()), sample)
         pixels = generator([caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance)
         advance()
-    write_video(out, pixels[0], fps)
+    write_made(out, pixels[0], fps)

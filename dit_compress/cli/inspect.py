@@ -9,6 +9,7 @@ from rich.table import Table
 
 from dit_compress.cli.options import PluginFiles, registry, show
 from dit_compress.core.errors import UserError
+from dit_compress.core.limits import MAX_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def inspect(
     target: Annotated[str, typer.Argument(help="A bundle or run folder, a diffusers folder, or a class of diffusers.")],
     size: Annotated[
-        tuple[int, int, int] | None, typer.Option(help="Latent cells T H W that FLOPs are for; the smallest if absent.")
+        tuple[int, int, int] | None,
+        typer.Option(min=1, max=MAX_CELLS, help="Latent cells T H W that FLOPs are for; the smallest if absent."),
     ] = None,
     plugin: PluginFiles = None,
 ) -> None:
@@ -33,7 +35,7 @@ def inspect(
 
 
 def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None) -> Table:
-    """Axes by component (those alike in one row): units, parameters and FLOPs of one call; then what stays, and why.
+    """Lay out axes by component, those alike in one row: units, parameters and FLOPs of one call; what stays, and why.
 
     size_THW: latent cells of that call; the smallest example if None. A block's figures include its heads and channels.
     """
@@ -79,7 +81,7 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None)
 
 
 def _flops(denoiser: Denoiser, axes: Sequence[Axis], size: tuple[int, int, int]) -> Price | None:
-    """FLOPs of a call by component; None for a model that does not run on the meta device."""
+    """Count the FLOPs of a call by component; None for a model that does not run on the meta device."""
     from dit_compress.search.budget import flops_price
     from dit_compress.structure.copies import meta_copy
 
@@ -98,10 +100,10 @@ def _share(part: float | None, whole: float | None) -> str:
 
 
 def _named(alike: Sequence[Axis]) -> str:
-    """``blocks.0–39.ffn``: the name of the first axis, with the blocks of all."""
+    """Return ``blocks.0–39.ffn``: the name of the first axis, with the blocks of all."""
     from dit_compress.structure.edits import as_ranges
 
-    name = alike[0].name.partition(":")[2]
+    name = f"{alike[0].name.partition(':')[2]}{_stream(alike[0])}"
     if len(alike) == 1 or alike[0].block is None:
         return name
     paths = dict.fromkeys(axis.block_path for axis in alike)
@@ -111,6 +113,14 @@ def _named(alike: Sequence[Axis]) -> str:
     blocks = as_ranges(sorted(int(path.removeprefix(f"{head}.")) for path in paths))
     spans = ",".join(str(start) if stop - start == 1 else f"{start}–{stop - 1}" for start, stop in blocks)
     return f"{head}.{spans}{name.removeprefix(f'{head}.{first}')}"
+
+
+def _stream(axis: Axis) -> str:
+    """Which modules an axis is of, where its name only counts (``blocks.0.#2``): `` (txt_mlp)``."""
+    if "#" not in axis.name:
+        return ""
+    owners = [member.tensor.removeprefix(f"{axis.block_path}.").rpartition(".")[0] for member in axis.members]
+    return f" ({', '.join(dict.fromkeys(owners))})"
 
 
 def _granularities() -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from dit_compress.core.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from dit_compress.plugin.registry import Registry
@@ -21,7 +24,15 @@ PackageFolder = Annotated[Path, typer.Argument(help="An exported package: a fold
 AllowUnverified = Annotated[
     bool, typer.Option("--allow-unverified", help="Exit 0 also where an exported file was not executed.")
 ]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything that is drawn.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; results are bit for bit at an equal number.")]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse NaN and infinity, which no bound of typer's does."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 def registry(files: list[str] | None) -> Registry:

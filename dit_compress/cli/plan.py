@@ -24,8 +24,12 @@ def check(
     plugin: PluginFiles = None,
 ) -> None:
     """Validate a recipe: every error at once, with its line. Reads no data and no weights."""
+    from dit_compress.run.fit import check_needs
+
     parsed = load_recipe(recipe, plugin)
-    if deep:
+    if not deep:
+        check_needs(parsed)
+    else:
         from dit_compress.run.plan import plan as planned
 
         for row in planned(parsed):
@@ -50,15 +54,18 @@ def plan(
 
 
 def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: int | None = None) -> Table:
-    """One row per step: what goes in, what comes out, and whether it is there already.
+    """Lay out one row per step: what goes in, what comes out, and whether it is there already.
 
     processes: adds what student and teacher hold on each of so many while they train.
     """
+    from dit_compress.run.costs import costs, described, size
+
     columns: tuple[str, ...] = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
     if processes:
         columns = (*columns[:6], f"training, each of {processes}", *columns[6:])
     sizes = {row.node.name: row.after.get("params", 0) for row in rows}
-    table = Table(*columns, title=recipe.name, box=None, title_justify="left")
+    estimate = described(recipe, costs(rows, recipe, processes or 1), processes or 1)
+    table = Table(*columns, title=f"{recipe.name}: {estimate}", box=None, title_justify="left")
     cached = _cached(recipe, run)
     for row in rows:
         table.add_row(
@@ -67,7 +74,7 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
             _change(row, "params", lambda value: f"{value / 1e6:,.{1 if value > 1e8 else 2}f}M"),
             _change(row, "flops", lambda value: f"{value / 1e9:,.{0 if value > 1e12 else 3}f}"),
             _change(row, "tokens", lambda value: f"{value:,}"),
-            _change(row, "memory_bytes", _memory),
+            _change(row, "memory_bytes", size),
             *([_training(row, sizes, processes)] if processes else []),
             "yes" if row.node.name in cached else "no",
             "; ".join(row.notes),
@@ -76,8 +83,9 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
 
 
 def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
-    """Weights, gradients, moments and average of the student, and the teacher's weights, in float32, shared out."""
+    """Count weights, gradients, moments and average of the student, and the teacher's weights: float32, shared out."""
     from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
+    from dit_compress.run.costs import size
     from dit_compress.train.options import TrainOptions
 
     options = row.node.part.options if row.node.kind == "distill" else None
@@ -85,7 +93,7 @@ def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
         return "–"
     copies = TRAIN_COPIES + (options.ema > 0)
     weights = copies * row.after.get("params", 0) + sizes.get(row.node.inputs.get("teacher", ""), 0)
-    return _memory(BYTES_FP32 * weights / processes)
+    return size(BYTES_FP32 * weights / processes)
 
 
 def _change(row: Planned, name: str, show: Any) -> str:
@@ -96,7 +104,7 @@ def _change(row: Planned, name: str, show: Any) -> str:
 
 
 def _cached(recipe: Recipe, run: Path) -> set[str]:
-    """Steps whose finished folder has the key this recipe gives them (data prepared earlier, as found)."""
+    """Name the steps whose finished folder has the key this recipe gives them (data prepared earlier, as found)."""
     from dit_compress.core.files import read_json
     from dit_compress.data.source import data_folder, manifest_digest
     from dit_compress.run.keys import nodes
@@ -113,8 +121,3 @@ def _cached(recipe: Recipe, run: Path) -> set[str]:
         except UserError:
             return set()
     return {node.name for node in nodes(recipe) if finished(run, node, runner.key(node, manifest))}
-
-
-def _memory(size_bytes: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"

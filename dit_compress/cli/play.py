@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dit_compress.cli.options import PackageFolder, PluginFiles, registry
+from dit_compress.cli.generate import write_made
+from dit_compress.cli.options import PackageFolder, PluginFiles, Seed, registry
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import need_place
+from dit_compress.core.limits import MAX_PIXELS
 
 
 def play(
@@ -20,15 +23,17 @@ def play(
     ] = None,
     size: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(help="Frames, height, width, of the files' sizes; the first if absent."),
+        typer.Option(min=1, max=MAX_PIXELS, help="Frames, height, width, of the files' sizes; the first if absent."),
     ] = None,
     golden: Annotated[bool, typer.Option("--golden", help="Play the golden sample, compare every stage.")] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from an exported package alone: NumPy, and the runtime of its files."""
     from dit_compress.export.player import Player
 
+    if not golden:
+        need_place(out, "file")
     player = Player(folder, registry(plugin), size)
     if golden:
         gate, stages = player.manifest["sample"]["gate_db"], player.golden()
@@ -37,7 +42,5 @@ def play(
         raise typer.Exit(0 if min(stages.values()) >= gate else 1)
     if caption is None and text is None:
         raise UserError("nothing to show", mend="Give a caption, or --golden")
-    from dit_compress.data.video import write_video
-
-    write_video(out, player.video(caption or "", seed, text), player.manifest["video"]["fps"])
+    write_made(out, player.video(caption or "", seed, text), player.manifest["video"]["fps"])
     typer.echo(out)

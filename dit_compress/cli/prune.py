@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dit_compress.cli.options import Seed, finite
 from dit_compress.core.errors import UserError
+from dit_compress.core.limits import MAX_CELLS
 from dit_compress.plugin import defaults
 
-Size = Annotated[str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9 or 915_000_000.")]
-Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13.")]
-Seconds = Annotated[float | None, typer.Option(min=1e-9, help="Seconds of one call that may stay.")]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Size = Annotated[
+    str | None, typer.Option(metavar="N", help="Parameters that may stay, such as 1e9, 915_000_000 or 50%.")
+]
+Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13 or 50%.")]
+Curves = Annotated[Path | None, typer.Option(help="A report of 'sensitivity', which decides what a budget cuts.")]
+Seconds = Annotated[float | None, typer.Option(min=1e-9, callback=finite, help="Seconds of one call that may stay.")]
 Table = Annotated[Path | None, typer.Option(help="Seconds per piece, a JSON file; measured here if absent.")]
 Machine = Annotated[str | None, typer.Option(help="The machine that the table is for; this one if absent.")]
 Cells = Annotated[
-    tuple[int, int, int] | None, typer.Option(help="Latent cells T H W of that call; a bundle's own if absent.")
+    tuple[int, int, int] | None,
+    typer.Option(min=1, max=MAX_CELLS, help="Latent cells T H W of that call; a bundle's own if absent."),
 ]
 _ALL, _COUNTS, _SHARES = ",".join(defaults.LEVELS), defaults.EXAMPLE_COUNTS, defaults.EXAMPLE_SHARES
 Levels = Annotated[str | None, typer.Option(metavar="LEVEL,…", help=f"What a budget may cut; {_ALL} if absent.")]
@@ -37,6 +47,7 @@ def prune(
     machine: Machine = None,
     size: Cells = None,
     levels: Levels = None,
+    curves: Curves = None,
     remove: Counts = None,
     keep: Shares = None,
     search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = defaults.SEARCH,
@@ -44,10 +55,13 @@ def prune(
         Path | None, typer.Option(help="Repeat the plan of a pruned folder (or its pruning.json) instead of a search.")
     ] = None,
     *,
+    heterogeneous: Annotated[
+        bool, typer.Option("--heterogeneous", help="A budget gives each block widths of its own.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would stay; read and write no weights.")
     ] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with a plugin.")] = None,
 ) -> None:
     """Prune a model to a budget or to counts, without a recipe."""
@@ -64,11 +78,13 @@ def prune(
     else:
         what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
         what |= {"latency": _latency(latency, table, machine), "levels": levels.split(",") if levels else None}
+        what |= {"heterogeneous": heterogeneous, "curves": curves}
         what |= {"remove": _counts("--remove", remove, int), "keep": _counts("--keep", keep, float), "search": search}
         if dry_run:
             before, after = planned(path, **what)
             log = after.need_denoiser().log[len(before.need_denoiser().log) :]
             _print_plan(log, after.build_denoiser().module)
+            _warn(note.partition("; ")[2] for note in after.notes[len(before.notes) :])
         else:
             _print_plan(*_pruned(path, what, out, seed))
     if not dry_run:
@@ -76,31 +92,43 @@ def prune(
 
 
 def _pruned(path: Path, what: dict[str, Any], out: Path | None, seed: int) -> tuple[Any, Any]:
-    """The last transform-log entry of the pruned model, and the model."""
+    """Return the last transform-log entry of the pruned model, and the model."""
     from dit_compress.pruning.folder import read_log
     from dit_compress.pruning.prune import prune as prune_model
 
     assert out is not None
-    module = prune_model(path, **what, out=out, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        module = prune_model(path, **what, out=out, seed=seed)
+    _warn(str(item.message) for item in caught if str(item.message).startswith("level "))
     return read_log(out)[-1:], module
+
+
+def _warn(notes: Iterable[str]) -> None:
+    """Return what a budget left alone, and why."""
+    for note in notes:
+        if note:
+            typer.echo(note, err=True)
 
 
 def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
     from dit_compress.pruning.prune import free, prune_by_plan
     from dit_compress.structure.files.load_pruned import edits_of
-    from dit_compress.structure.files.lora import prune_lora
+    from dit_compress.structure.files.lora import is_lora, prune_lora
     from dit_compress.structure.files.pruned import read_plan
 
     if asked or out is None:
         raise UserError("a plan says already what stays", mend="Give --plan and --out alone")
-    if path.is_file() or (path / "adapter_config.json").is_file():
+    if path.is_file() or is_lora(path):
         record = read_plan(plan)
         prune_lora(path, free(out) or out, edits_of(record), record["base"])
     else:
         prune_by_plan(plan, path, out)
 
 
-def _number(option: str, text: str | None) -> float | None:
+def _number(option: str, text: str | None) -> float | str | None:
+    if text is not None and text.endswith("%"):
+        return text
     try:
         value = None if text is None else float(text)
     except ValueError:
@@ -112,7 +140,7 @@ def _number(option: str, text: str | None) -> float | None:
 
 
 def _latency(seconds: float | None, table: Path | None, machine: str | None) -> dict[str, Any] | None:
-    """A latency budget as the step's options say it."""
+    """Return a latency budget as the step's options say it."""
     if seconds is None:
         if table or machine:
             raise UserError("--table and --machine go with --latency", mend="Give --latency SECONDS")
@@ -121,7 +149,7 @@ def _latency(seconds: float | None, table: Path | None, machine: str | None) -> 
 
 
 def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dict[str, Any]:
-    """``block=8,head=12`` → ``{"block": 8, "head": 12}``."""
+    """Parse ``block=8,head=12`` into ``{"block": 8, "head": 12}``."""
     found = {}
     for item in (text or "").split(",") if text else ():
         level, _, value = item.partition("=")
@@ -136,7 +164,7 @@ def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dic
 
 
 def _print_plan(log: Any, module: Any) -> None:
-    """One line per level, then the size."""
+    """Print one line per level, then the size."""
     from dit_compress.model.figures import count_parameters
     from dit_compress.structure.edits import from_ranges, span
 

@@ -22,6 +22,7 @@ def run(
     force: Annotated[list[str] | None, typer.Option(help="Run this step again; may be repeated.")] = None,
     threads: Threads = None,
     allow_unverified: AllowUnverified = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Run although this machine's disk or memory may not do.")] = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Run a recipe. Finished steps are reused; after a kill the same command continues."""
@@ -44,6 +45,7 @@ def run(
             frozenset(force or ()),
             lambda text: say(text, markup=False),
             crew=crew,
+            yes=yes,
         )
         runner.run(only)
         status = 0
@@ -64,7 +66,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 
 
 def _need_proven(folder: Path, recipe: Recipe, *, allow_unverified: bool) -> None:
-    """Exit 1 where an export step wrote files that nothing executed, or that are below their gates."""
+    """Exit with 1 where an export step wrote files that nothing executed, or that are below their gates."""
     from dit_compress.core.files import read_json
     from dit_compress.export.folder import UNVERIFIED, below_gates
 
@@ -77,9 +79,9 @@ def _need_proven(folder: Path, recipe: Recipe, *, allow_unverified: bool) -> Non
                 f"{step.name}: {UNVERIFIED}. Nothing executed its files; run dit-compress verify where something can"
             )
             failed |= not allow_unverified
-        elif said := below_gates([row for entry in manifest.get("artifacts", ()) for row in entry["proof"]]):
+        elif lack := below_gates([row for entry in manifest.get("artifacts", ()) for row in entry["proof"]]):
             typer.echo(
-                f"{step.name}: {said}. Choose more bits or float32, or train on: {path.parent} was written all the same"
+                f"{step.name}: {lack}. Choose more bits or float32, or train on: {path.parent} was written all the same"
             )
             failed = True
     if failed:

@@ -10,6 +10,8 @@ import typer
 from rich.table import Table
 
 from dit_compress.cli.options import PluginFiles, registry, show
+from dit_compress.core.files import need_place
+from dit_compress.core.limits import MAX_CELLS
 from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ def sensitivity(
     search: Annotated[str, typer.Option(help="Which units go.")] = defaults.SEARCH,
     samples: Annotated[int, typer.Option(min=1, help="Clips on which quality is measured.")] = 64,
     size: Annotated[
-        tuple[int, int, int] | None, typer.Option(help="Latent cells T H W; the bundle's if absent.")
+        tuple[int, int, int] | None,
+        typer.Option(min=1, max=MAX_CELLS, help="Latent cells T H W; the bundle's if absent."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Paired timings per point.")] = 7,
     each: Annotated[bool, typer.Option("--each", help="Curves of each axis, for widths of each block.")] = False,
@@ -36,6 +39,9 @@ def sensitivity(
     """Prune each level by and by; measure FLOPs, memory, latency and quality (Figure 3)."""
     from dit_compress.measure import figure3
 
+    need_place(out, "folder")
+    if table is not None:
+        need_place(table, "file")
     registry(plugin)
     settings = figure3.Settings(search=search, samples=samples, size=size, rounds=rounds, each=each, table=table)
     settings = replace(settings, levels=level or settings.levels, shares=share or settings.shares)
@@ -45,7 +51,7 @@ def sensitivity(
 
 
 def table_of(report: Mapping[str, Any]) -> Table:
-    """One row per point, the whole model first."""
+    """Lay out one row per point, the whole model first."""
     quality = report["quality"]
     name = {"flow_loss": "flow-matching loss", "drift": "drift"}[quality]
     columns = ("level", "removed", "parameters", "GFLOPs", "peak MiB", "ms/call", "times faster", name)

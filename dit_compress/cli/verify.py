@@ -38,14 +38,14 @@ def verify(
     )
     if found.not_executed and not allow_unverified:
         typer.echo("UNVERIFIED. Verify where it can be executed, or give --allow-unverified")
-    if said := below_gates([row.as_data() for row in found.rows]):
-        typer.echo(said)
+    if lack := below_gates([row.as_data() for row in found.rows]):
+        typer.echo(lack)
     executed = all(row.verdict == "passed" for row in found.rows)
     raise typer.Exit(0 if found.passed or (allow_unverified and executed) else 1)
 
 
 def proof_table(rows: Sequence[Row]) -> Table:
-    """One row per execution of an exported file."""
+    """Lay out one row per execution of an exported file."""
     table = Table("component", "file", "arithmetic", "inputs", "dB", "gate", "verdict", box=None)
     for row in rows:
         decibel = f"{row.comparison.psnr_db:.1f}"

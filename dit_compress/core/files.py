@@ -9,7 +9,8 @@ import os
 import shutil
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from dit_compress.core.errors import UserError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+SEAL = "sha256"
+"""The key of a JSON file's own checksum."""
+_LONG = 300
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -33,7 +37,7 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bool = True) -> None:
-    """Refuse a file that is not the one recorded.
+    """Refuse a file that is not the one recorded. One that has not changed since it was read is not read again.
 
     Args:
         path: the file.
@@ -51,7 +55,7 @@ def check_file(path: Path, record: Mapping[str, Any], mend: str, *, contents: bo
         raise UserError(
             f"truncated or changed: {size} bytes, {record['bytes']} were written", where=str(path), mend=mend
         )
-    if contents and sha256_file(path) != record["sha256"]:
+    if contents and _sha256_once(path) != record["sha256"]:
         raise UserError("the checksum differs from the one written", where=str(path), mend=mend)
 
 
@@ -91,7 +95,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"can't be read: {error.strerror}", where=str(path)) from error
+    except RecursionError as error:
+        raise UserError("not valid JSON: nested too deeply", where=str(path)) from error
+    except ValueError as error:  # broken, not UTF-8, or a number of too many digits
         raise UserError(f"not valid JSON: {error}", where=str(path)) from error
 
 
@@ -99,6 +107,17 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON into a file, atomically."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON data with the sha256 of all the rest of it, as :func:`sha256_data` makes it."""
+    rest = {name: value for name, value in json.loads(json.dumps(data)).items() if name != SEAL}
+    return {**rest, SEAL: sha256_data(rest)}
+
+
+def is_whole(data: Mapping[str, Any]) -> bool:
+    """Tell whether sealed data is as it was written; data without a seal is."""
+    return SEAL not in data or data == sealed(data)
 
 
 @contextmanager
@@ -128,6 +147,17 @@ def full_disk(path: Path) -> Iterator[None]:
             where=str(path),
             mend=f"Free some space ({free / 2**20:.0f} MiB are left) and run the same command again",
         ) from error
+
+
+def need_space(path: Path, num_bytes: int, what: str, mend: str) -> None:
+    """Raise a UserError, with the figures, where ``num_bytes`` more (of ``what``) don't fit on the disk of a path."""
+    free = shutil.disk_usage(_existing(path)).free
+    if num_bytes > free:
+        raise UserError(
+            f"for {what} ({num_bytes / 2**20:,.0f} MiB) there is no space left on the disk",
+            where=str(path),
+            mend=f"Free some space ({free / 2**20:,.0f} MiB are left) or {mend}",
+        )
 
 
 @contextmanager
@@ -180,6 +210,43 @@ def publish(partial: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def need_place(path: Path, kind: Literal["file", "folder"]) -> None:
+    """Try whether a file or folder can be written at a path, before anything is paid for; nothing is left there.
+
+    Raises:
+        UserError: something of another kind is there, or no such file or folder can be made.
+    """
+    try:
+        path.with_name(f".{path.name}.{'x' * 12}.partial" if path.name else ".").lstat()
+    except FileNotFoundError:
+        pass  # a name that can be taken
+    except (OSError, ValueError) as error:
+        raise _no_place(path, error) from error
+    if kind == "file" and path.is_dir():
+        raise UserError("this is a folder", where=str(path), mend="Name a file")
+    if kind == "folder" and path.exists() and not path.is_dir():
+        raise UserError("this is a file", where=str(path), mend="Name a folder")
+    try:
+        with TemporaryFile(dir=_existing(path if kind == "folder" else path.parent)):
+            pass
+    except OSError as error:
+        raise _no_place(path, error) from error
+
+
+def _no_place(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"can't be written: {getattr(error, 'strerror', None) or error}",
+        where=show_path(path),
+        mend="Name another place",
+    )
+
+
+def show_path(path: Path) -> str:
+    """Return a path as text, cut where it is long."""
+    text = str(path)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
+
+
 def link_tree(source: Path, target: Path) -> None:
     """Copy a folder by hard links (plain copies where links can't be made)."""
     for item in sorted(source.rglob("*")):
@@ -187,11 +254,16 @@ def link_tree(source: Path, target: Path) -> None:
         if item.is_dir():
             place.mkdir(parents=True, exist_ok=True)
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(item, place)
-        except OSError:
-            shutil.copy2(item, place)
+        link_file(item, place)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Copy a file by a hard link (a plain copy where links can't be made)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _sync(path: Path) -> None:

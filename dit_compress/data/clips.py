@@ -12,10 +12,12 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_file
+from dit_compress.data.jsonl import read_object
 from dit_compress.data.video import check_video, read_video
 
 if TYPE_CHECKING:
@@ -86,22 +88,23 @@ def read_folder(
         leave_out: videos to pass over, as :func:`find_broken` gives them.
 
     Raises:
-        UserError: no folder, no captions, a bad line (file and line), a caption without its video.
+        UserError: no folder, no captions, a bad line (file and line), a caption without its video, a video that is
+            outside the folder or has two captions; all lines' faults at once.
     """
     clips: list[Clip] = []
     problems: list[UserError] = []
+    first: dict[Path, str] = {}
     for where, record in _records(folder, problems):
         path = folder / record["file"]
+        if path in first:
+            what = f"a second caption for '{record['file']}', the first is on line {first[path]}"
+            problems.append(UserError(what, where=where, mend="Delete one of the lines"))
+            continue
+        first[path] = where.rpartition(":")[2]
         if path in leave_out:
             continue
-        if not path.is_file():
-            problems.append(
-                UserError(
-                    f"a caption for '{record['file']}', which is not there",
-                    where=where,
-                    mend="Put the video there or delete the line",
-                )
-            )
+        if problem := _absence(path, record["file"]):
+            problems.append(UserError(problem, where=where, mend="Put the video there or delete the line"))
             continue
         clips.append(Clip(path, record["caption"], record.get("truth"), frames, size, fps))
     _raise_all(problems)
@@ -158,19 +161,20 @@ def write_captions(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _records(folder: Path, problems: list[UserError]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file:line, record) of each good line; the bad ones go to ``problems``."""
     path = folder / CAPTIONS
-    if not folder.is_dir():
-        raise UserError("no such folder", where=str(folder), mend="Correct the path")
     try:
-        text = path.read_text(encoding="utf-8")
+        if not folder.is_dir():
+            raise UserError("no such folder", where=str(folder), mend="Correct the path")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         seen = "an empty folder" if not any(folder.iterdir()) else f"a folder without {CAPTIONS}"
         raise UserError(
             seen, where=str(folder), mend=f'Write {CAPTIONS}, one {{"file": …, "caption": …}} a line'
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the captions can't be read ({error})", where=str(path), mend="Save them as UTF-8") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
+        mend = "Save them as UTF-8" if isinstance(error, UnicodeDecodeError) else "Correct the path or its permissions"
+        raise UserError(f"the captions can't be read ({error})", where=str(path), mend=mend) from error
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() also breaks at U+0085, U+2028 and others
+        if line.strip(" \t\r"):
             where = f"{path}:{number}"
             try:
                 yield where, _record(line, where)
@@ -179,20 +183,28 @@ def _records(folder: Path, problems: list[UserError]) -> Iterator[tuple[str, dic
 
 
 def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"not JSON ({error.msg}, column {error.colno})", where=where, mend="Write one JSON object a line"
-        ) from error
-    if not isinstance(record, dict):
-        raise UserError(f"JSON, but a {type(record).__name__}", where=where, mend="Write one JSON object a line")
+    record = read_object(line, where)
     for key in ("file", "caption"):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise UserError(f"no '{key}'", where=where, mend=f"Give '{key}' as text")
     if not isinstance(record.get("truth", {}), dict):
         raise UserError("'truth' is not an object", where=where, mend="Give an object or leave it out")
+    file = PurePath(record["file"])
+    if file.is_absolute() or ".." in file.parts:
+        raise UserError(
+            f"'file' leads out of the folder: '{record['file']}'",
+            where=where,
+            mend="Give the path from this folder on, without '..'",
+        )
     return record
+
+
+def _absence(path: Path, name: str) -> str:
+    """Return what is wrong where a caption's video is not there; nothing where it is."""
+    try:
+        return "" if path.is_file() else f"a caption for '{name}', which is not there"
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        return f"a caption for '{name[:40]}…', which can't be looked up ({error.strerror})"
 
 
 def _raise_all(problems: list[UserError]) -> None:

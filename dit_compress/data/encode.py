@@ -7,15 +7,16 @@ so a stale one is never read: another digest is another name. Latents and embedd
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dit_compress.core.files import whole_file
+from dit_compress.core.files import need_space, whole_file
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import to_video
-from dit_compress.data.shard_writer import Writing, count_bytes
+from dit_compress.data.shard_writer import SMALLER, Writing, count_bytes
 from dit_compress.model.spec import latent_size
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ CPU = torch.device("cpu")
 
 
 def pixel_cache(path: Path, clips: Sequence[Clip], advance: Callable[[], Any]) -> np.ndarray:
-    """Decode all clips once: uint8 ``[N,F,Y,X,3]``, memory-mapped."""
+    """Decode all clips once: uint8 ``[N,F,Y,X,3]``, memory-mapped; raise a UserError where the disk is too small."""
     if not path.is_file():
+        each = 3 * clips[0].frames * math.prod(clips[0].size)
+        need_space(path, len(clips) * each, f"the pixels of {len(clips)} clips", SMALLER)
         _fill(path, len(clips), np.uint8, (clip.pixels()[None] for clip in clips), advance)
     return np.load(path, mmap_mode="r")
 

@@ -33,7 +33,7 @@ class Samples:
 
     @property
     def streamed(self) -> bool:
-        """Whether clips are decoded as they are read."""
+        """True where clips are decoded as they are read."""
         return isinstance(self._x0, ClipStream)
 
     def prefetch(self, index: Sequence[int]) -> None:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import disk_errors, read_json, sha256_data, sha256_file, whole_file
+from dit_compress.core.files import disk_errors, need_space, read_json, sha256_data, sha256_file, whole_file
 from dit_compress.data.shards import INDEX, SAMPLES, SCHEMA, Shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 SHARD_BYTES = 64 * 2**20
+SMALLER = "take fewer or smaller clips"
+"""The mend where the disk is too small."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,11 @@ def write_shards(writing: Writing, advance: Callable[[], Any], *, rank: int = 0,
     files are those of an uninterrupted run, byte for byte.
 
     Raises:
-        UserError: a value that is not finite, with its sample.
+        UserError: a value that is not finite, with its sample; the disk does not hold what is missing.
     """
     with disk_errors(writing.folder):
         writing.folder.mkdir(parents=True, exist_ok=True)
+    _need_space_for(writing)
     for number, (first, last) in enumerate(writing.ranges()):
         if number % world == rank:
             path = writing.path(first, last)
@@ -103,13 +106,24 @@ def _nothing() -> None:
 
 def _take_over(path: Path) -> bool:
     """Link the shard from a folder beside this one, where that holds it: an equal key means equal content."""
-    for twin in path.parent.parent.glob(f"*/{path.name}"):
+    for twin in _twins(path):
         try:
             os.link(twin, path)
         except OSError:
             continue
         return True
     return False
+
+
+def _twins(path: Path) -> Iterator[Path]:
+    return path.parent.parent.glob(f"*/{path.name}")
+
+
+def _need_space_for(writing: Writing) -> None:
+    """Refuse what the disk does not hold, before the first sample is encoded: all shards, whoever writes them."""
+    ranges = [each for each in writing.ranges() if not writing.path(*each).is_file()]
+    missing = sum(last - first for first, last in ranges if next(_twins(writing.path(first, last)), None) is None)
+    need_space(writing.folder, missing * writing.bytes_per_sample, f"{missing} encoded samples", SMALLER)
 
 
 def _write_shard(writing: Writing, path: Path, first: int, last: int) -> None:

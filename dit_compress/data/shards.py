@@ -12,7 +12,6 @@ reused where only some samples of a folder have changed, and shards of another e
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import check_file, read_json, sha256_data
+from dit_compress.data.jsonl import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -88,11 +88,14 @@ class Shards:
 
     def samples(self) -> list[dict[str, Any]]:
         """Return one record per sample."""
-        lines = (self.folder / SAMPLES).read_text("utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        path = self.folder / SAMPLES
+        try:
+            records = [read_object(line, "") for line in path.read_bytes().decode("utf-8").split("\n") if line]
+        except (OSError, UnicodeDecodeError, UserError):
+            records = None
         if sha256_data(records) != self.index["samples"]:
-            raise UserError("not the records the index was written with", where=str(self.folder / SAMPLES), mend=_AGAIN)
-        return records
+            raise UserError("not the records the index was written with", where=str(path), mend=_AGAIN)
+        return records or []
 
     def column(self, name: str, places: Sequence[int] | None = None) -> Column:
         """Return the tensors of one name, of all samples or of those at ``places``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_data
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ class Data(Protocol):
 
     workers: int = 0
     """Threads that decode clips as a step needs their pixels; 0 decodes them once and keeps them."""
+    place: str = ""
+    """The folder that the user gave, for messages; the recipe's line where there is none."""
 
     def prepare(self, cache: Path) -> None:
         """Write what must be written once (``cache`` is content-addressed by the options)."""
@@ -31,12 +34,25 @@ class Data(Protocol):
         """Return the samples; a clip's pixels are decoded when asked for."""
 
     def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows | None:  # noqa: ARG002 - for those that have some
-        """Latents ``[C,T,H,W]`` by index, in the order of ``clips``; None where the engine encodes the clips.
+        """Return latents ``[C,T,H,W]`` by index, in the order of ``clips``; None where the engine encodes the clips.
 
         ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it; UserError unless that VAE
         encoded them.
         """
         return None
+
+
+def clips_of(part: Part, folder: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
+    """Return the samples of one split of a data part; raise a UserError where there are none."""
+    source: Data = part.build()
+    found = source.clips(folder, split)
+    if not found:
+        raise UserError(
+            f"the data has no {split!r} clips",
+            where=source.place or part.where,
+            mend="Add clips with other captions, or change what share of them is held out",
+        )
+    return found
 
 
 def manifest_digest(source: Data, folder: Path) -> str:

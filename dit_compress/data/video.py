@@ -14,6 +14,7 @@ import numpy as np
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_file, write_json
+from dit_compress.core.limits import MAX_FPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -113,6 +114,8 @@ def write_video(path: Path, frames_FYX3: np.ndarray, fps: float) -> None:
         fps: frames a second.
     """
     height, width = frames_FYX3.shape[1:3]
+    if not 0 < fps <= MAX_FPS:
+        raise UserError(f"{fps:g} frames a second", where=str(path), mend=f"Choose up to {MAX_FPS}")
     if height % 2 or width % 2:
         raise UserError(f"a frame of {height}x{width} pixels", where=str(path), mend="Make both sides even")
     with whole_file(path) as partial:

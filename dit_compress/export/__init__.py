@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from dit_compress.export.base import ExportOptions, ExportStep
     from dit_compress.export.component import Component
     from dit_compress.export.components import dit_step, text_encoder, vae_decoder
+    from dit_compress.export.inspection import inspect
     from dit_compress.export.package import check_components, describe_video, export_components
     from dit_compress.export.profiles import Device, profile_named
     from dit_compress.export.step import export
-    from dit_compress.export.tracing import inspect
     from dit_compress.export.types import Artifact, Diagnostic, Fidelity, Precision, Profile, Runner
 
 _PUBLIC = {
@@ -33,7 +33,7 @@ _PUBLIC = {
     "dit_step": "components",
     "export": "step",
     "export_components": "package",
-    "inspect": "tracing",
+    "inspect": "inspection",
     "profile_named": "profiles",
     "text_encoder": "components",
     "vae_decoder": "components",

@@ -1,4 +1,4 @@
-"""What every exporter has in common: it changes no bundle, and the engine does the work around its three methods."""
+"""The common part of all exporters: they change no bundle, and the engine does the work around their three methods."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.export.contract import Exporter
 from dit_compress.export.profiles import Device, profile_named
-from dit_compress.export.types import Exporter, Precision
+from dit_compress.export.types import Precision
 from dit_compress.plugin.options import Options
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ExportStep(Exporter):
         return ()
 
     def plan(self, spec: Spec) -> Spec:
-        """Files change no bundle. UserError where a further size does not fit the VAE, or the sampler is not Euler."""
+        """Change no bundle; raise a UserError where a further size does not fit the VAE, or the sampler isn't Euler."""
         from dit_compress.export.sizes import need_fitting
 
         spec.flow.need_euler()
@@ -64,12 +65,12 @@ class ExportStep(Exporter):
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all the files in a folder."""
+    """Count the bytes of a file, or of all the files in a folder."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
 def need_whole(artifact: Artifact) -> None:
-    """UserError where an artifact has not the ``bytes`` that its details say were written.
+    """Raise a UserError where an artifact has not the ``bytes`` that its details say were written.
 
     For runtimes whose parsers end the process where a file is cut short.
     """

@@ -1,4 +1,4 @@
-"""What would break an export, before anything is trained: ``check`` over components without weights."""
+"""The check of an export before anything is trained: ``check`` over components without weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.export.base import ExportStep
 from dit_compress.export.components import DitStep, dit_step, text_component, vae_decoder
+from dit_compress.export.inspection import count_weights
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.sizes import further
 from dit_compress.export.step import CAPTIONS
-from dit_compress.export.tracing import count_weights
 from dit_compress.model.one_of_each import shorten
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.export.component import Component
-    from dit_compress.export.types import Diagnostic, Exporter
+    from dit_compress.export.contract import Exporter
+    from dit_compress.export.types import Diagnostic
     from dit_compress.model.spec import Spec
     from dit_compress.step.protocols import Step
 
@@ -46,7 +47,7 @@ class Networks:
 
 
 def check_early(exporter: Step, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
-    """Warnings of the exporter's check over the networks that ``spec`` describes.
+    """Return warnings of the exporter's check over the networks that ``spec`` describes.
 
     What it objects to is asked again of the whole networks: every place is named, and none for a block left out.
 
@@ -71,7 +72,7 @@ def _check(exporter: Exporter, networks: Networks) -> list[Diagnostic]:
 
 
 def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
-    """The components of an export, of the right shapes and without values: fake tensors, as tracers make them.
+    """Return the components of an export with the right shapes, without values: fake tensors, as tracers make them.
 
     short: the denoiser has one block of each shape; its size is that of the whole.
     Not the meta device: what a network makes on the way (``like.new_tensor(...)``) is traced as on a CPU.

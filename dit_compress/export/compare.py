@@ -1,4 +1,4 @@
-"""How far a candidate array is from its reference.
+"""Distances of a candidate array from its reference.
 
 With reference ``r``, candidate ``c``, n values, and the output's range ``p`` on typical inputs, in float64:
 
@@ -44,13 +44,13 @@ class Comparison:
     nonfinite: int
 
     def as_data(self) -> dict[str, Any]:
-        """JSON data; figures that are not finite become None."""
+        """Return JSON data; figures that are not finite become None."""
         data = asdict(self)
         return {key: value if math.isfinite(value) else None for key, value in data.items()}
 
     @classmethod
     def worst(cls, several: Iterable[Comparison]) -> Comparison:
-        """The worst figure of each kind."""
+        """Return the worst figure of each kind."""
         rows = list(several)
         return cls(
             psnr_db=min(row.psnr_db for row in rows),
@@ -93,7 +93,7 @@ def _decibel(peak: float, rms: float) -> float:
 
 
 Arithmetic = Literal["float32", "float16"]
-"""What a runner computes in. The weights are the file's own, whatever the arithmetic."""
+"""The arithmetic of a runner. The weights are the file's own, whatever the arithmetic."""
 
 ARITHMETICS: tuple[Arithmetic, ...] = ("float32", "float16")
 
@@ -116,19 +116,19 @@ MARGIN_DB = 10.0
 
 
 def gate_db(arithmetic: Arithmetic, weight_bits: int = 16) -> float:
-    """The PSNR that counts as passed."""
+    """Return the PSNR that counts as passed."""
     compressed = (gate for bits, gate in COMPRESSED_DB if weight_bits <= bits)
     return next(compressed, GATES_DB[arithmetic])
 
 
 def refused_below_db(weight_bits: int = 16) -> float:
-    """The PSNR under which a file is refused."""
+    """Return the PSNR under which a file is refused."""
     compressed = (gate - MARGIN_DB for bits, gate in COMPRESSED_DB if weight_bits <= bits)
     return next(compressed, REFUSED_BELOW_DB)
 
 
 def judge(comparison: Comparison, arithmetic: Arithmetic, weight_bits: int = 16) -> Verdict:
-    """``passed`` at the gate, ``refused`` far under it or with values that are not finite, else ``below``."""
+    """Return ``passed`` at the gate, ``refused`` far under it or with values that are not finite, else ``below``."""
     if comparison.nonfinite or comparison.psnr_db < refused_below_db(weight_bits):
         return "refused"
     return "passed" if comparison.psnr_db >= gate_db(arithmetic, weight_bits) else "below"

@@ -65,10 +65,10 @@ class Component:
         """
         from dit_compress.export.tracing import trace
 
-        return trace(self)
+        return trace(self.name, self.module, self.inputs, self.rewrites)
 
     def in_precision(self, precision: Precision) -> Component:
-        """The component itself for float32, one with a half-precision copy of its module for float16."""
+        """Return the component itself for float32, one with a half-precision copy of its module for float16."""
         return self._halved if precision == "float16" else self
 
     @cached_property
@@ -87,11 +87,11 @@ class Component:
         return {name: replace(self, inputs=inputs, more={}, sizes={}) for name, inputs in self.sizes.items()}
 
     def with_sizes(self, latents: Mapping[str, Tensor]) -> Component:
-        """The component with further latents ``[1,C,T,H,W]``, all other inputs as they are."""
+        """Return the component with further latents ``[1,C,T,H,W]``, all other inputs as they are."""
         return replace(self, sizes={name: {**self.inputs, "latent": latent} for name, latent in latents.items()})
 
     def fitted(self, profile: Profile) -> Component:
-        """The component with the rewrites that the profile asks for; itself where nothing would change.
+        """Return the component with the rewrites that the profile asks for; itself where nothing would change.
 
         An untraceable component is given back: ``check`` says what is wrong with it.
         """
@@ -114,7 +114,7 @@ class Component:
         return {}
 
     def _asking(self, rewrites: Rewrites) -> Component:
-        """With these rewrites. Its program is a rewritten copy of the component's: nothing is traced again."""
+        """Return the component with these rewrites: its traced program is copied and rewritten, never traced again."""
         from dit_compress.export.rewrite import rewrite_for
         from dit_compress.export.tracing import copied
 

@@ -30,7 +30,7 @@ class DitStep(nn.Module):
         self.denoiser, self.names = denoiser, names
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, *cond: Tensor) -> Tensor:
-        """``[B,C,T,H,W]`` → the same shape."""
+        """Map ``[B,C,T,H,W]`` to the same shape."""
         return self.denoiser(latent_BCTHW, sigma_B, Cond(dict(zip(self.names, cond, strict=True)), {}))
 
 
@@ -42,7 +42,7 @@ class VaeDecoder(nn.Module):
         self.codec = codec
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
-        """``[B,C,T,H,W]`` → ``[B,3,F,Y,X]``."""
+        """Map ``[B,C,T,H,W]`` to ``[B,3,F,Y,X]``."""
         return self.codec(latent_BCTHW)
 
 
@@ -54,13 +54,13 @@ class TextStep(nn.Module):
         self.encoder, self.names = encoder, names
 
     def forward(self, *tokens: Tensor) -> tuple[Tensor, ...]:
-        """``[B,L]`` each → the encoder's tensors."""
+        """Map ``[B,L]`` each to the encoder's tensors."""
         given = {name: value.long() for name, value in zip(self.names, tokens, strict=True)}
         return tuple(self.encoder(given).values())
 
 
 def text_encoder(encoder: Any, captions: Mapping[str, str]) -> Component:
-    """The caption encoder as component ``text_encoder``: its tokens in, ``text`` and ``text_mask`` out.
+    """Wrap the caption encoder as component ``text_encoder``: its tokens in, ``text`` and ``text_mask`` out.
 
     Args:
         encoder: follows ``hooks.TextEncoder``.
@@ -78,7 +78,7 @@ def text_encoder(encoder: Any, captions: Mapping[str, str]) -> Component:
 
 
 def text_component(encoder: Any, tokens: dict[str, Tensor], outputs: tuple[str, ...]) -> Component:
-    """The same out of one caption's tokens (int32), the outputs named."""
+    """Wrap it with one caption's tokens (int32) as example inputs, the outputs named."""
     return Component(
         name="text_encoder",
         module=TextStep(encoder, tuple(tokens)).eval(),
@@ -89,7 +89,7 @@ def text_component(encoder: Any, tokens: dict[str, Tensor], outputs: tuple[str, 
 
 
 def dit_step(denoiser: Denoiser, latent_BCTHW: Tensor, cond: Mapping[str, Tensor]) -> Component:
-    """The denoiser as component ``dit_step``: inputs ``latent, sigma`` and the conditions, output ``velocity``.
+    """Wrap the denoiser as component ``dit_step``: inputs ``latent, sigma`` and the conditions, output ``velocity``.
 
     Args:
         denoiser: any denoiser; batch 1 is what phones run.
@@ -112,7 +112,7 @@ def dit_step(denoiser: Denoiser, latent_BCTHW: Tensor, cond: Mapping[str, Tensor
 
 
 def vae_decoder(codec: nn.Module, latent_BCTHW: Tensor) -> Component:
-    """The codec's decoder as component ``vae_decoder``: input ``latent``, output ``video``."""
+    """Wrap the codec's decoder as component ``vae_decoder``: input ``latent``, output ``video``."""
     return Component(
         name="vae_decoder",
         module=VaeDecoder(codec).eval(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_file
+from dit_compress.core.files import is_whole, read_json, sha256_file
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.export.manifest import faults, required
 from dit_compress.export.types import FIDELITIES, Artifact
@@ -29,7 +29,7 @@ _MOST = 10
 
 
 def read_manifest(folder: Path, *, whole: bool = False) -> dict[str, Any]:
-    """``manifest.json``, refused where it is none, is too new, or does not follow its schema.
+    """Read ``manifest.json``; refuse it where it is none, is too new, or does not follow its schema.
 
     whole: what an app needs must be in it too, not only what a proof needs.
 
@@ -50,18 +50,20 @@ def read_manifest(folder: Path, *, whole: bool = False) -> dict[str, Any]:
         what = f"not a whole manifest: {', '.join(missing)} missing"
         raise UserError(what, where=where, mend=_AGAIN)
     need_schema(manifest, where, _AGAIN)
+    if not is_whole(manifest):
+        raise UserError("the checksum of its entries differs from the one written", where=where, mend=_AGAIN)
     return manifest
 
 
 def need_schema(manifest: Mapping[str, Any], where: str, mend: str) -> None:
-    """UserError where what the manifest says does not follow the schema, or no checksum covers a file it uses."""
+    """Raise a UserError where the manifest departs from the schema, or no checksum covers a file it uses."""
     found = [*faults(manifest)] or [*_strays(manifest)]
     if found:
         raise UserError.join([UserError(fault, where=where, mend=mend) for fault in found[:_MOST]])
 
 
 def _strays(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Files that the manifest uses, and no checksum covers."""
+    """Yield the files that the manifest uses, and no checksum covers."""
     other = {file["path"] for file in manifest["files"]}
     used = {f"artifacts[{place}].golden": each["golden"] for place, each in enumerate(manifest["artifacts"])}
     used |= {key: manifest[key]["file"] for key in ("sample", "rope") if "file" in manifest.get(key, {})}
@@ -77,7 +79,7 @@ def _strays(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Every file as it was written, or one UserError that names all that are not."""
+    """Raise one UserError that names every file that is not as it was written."""
     problems = []
     listed = [*manifest["files"], *(file for entry in manifest["artifacts"] for file in entry["files"])]
     root = folder.resolve()
@@ -94,7 +96,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def artifact_of(folder: Path, entry: Mapping[str, Any]) -> Artifact:
-    """An artifact as its exporter wrote it."""
+    """Return an artifact as its exporter wrote it."""
     details, bits = entry.get("details", {}), entry.get("weight_bits", 16)
     return Artifact(
         folder / entry["path"], entry["component"], entry["kind"], entry["precision"], details, weight_bits=bits
@@ -102,7 +104,7 @@ def artifact_of(folder: Path, entry: Mapping[str, Any]) -> Artifact:
 
 
 def runner_of(artifact: Artifact, manifest: Mapping[str, Any], registry: Registry) -> Runner:
-    """What executes an artifact on this machine.
+    """Return a runner that executes an artifact on this machine.
 
     Raises:
         UserError: the exporter is not installed, is of another version, or refuses the file.
@@ -122,7 +124,7 @@ def runner_of(artifact: Artifact, manifest: Mapping[str, Any], registry: Registr
 
 
 def below_gates(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many rows of a proof did not reach their gates, and which is furthest below; empty where all did."""
+    """Say how many rows of a proof missed their gates, and which is furthest below; nothing where all reached them."""
     low = [row for row in rows if row["verdict"] != "passed"]
     if not low:
         return ""
@@ -133,7 +135,7 @@ def below_gates(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``passed`` and ``fidelity`` of a package: those of its weakest artifact."""
+    """Return ``passed`` and ``fidelity`` of a package: those of its weakest artifact."""
     weakest = min((entry["fidelity"] for entry in entries), key=FIDELITIES.index, default="none")
     rows = [row for entry in entries for row in entry["proof"]]
     passed = weakest != "none" and all(row["verdict"] == "passed" for row in rows)

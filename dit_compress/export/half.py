@@ -22,7 +22,7 @@ class HalfInside(nn.Module):
         self.module, self.precise = module, precise
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The module's outputs as float32."""
+        """Return the module's outputs as float32."""
         given = [
             value if exact or not value.is_floating_point() else value.half()
             for value, exact in zip(inputs, self.precise, strict=True)
@@ -33,5 +33,5 @@ class HalfInside(nn.Module):
 
 
 def halved(module: nn.Module, precise: tuple[bool, ...]) -> HalfInside:
-    """A half-precision copy of a module. precise: by input, whether it stays in float32."""
+    """Return a half-precision copy of a module. precise: by input, whether it stays in float32."""
     return HalfInside(copy.deepcopy(rewrite_modules(module)).half(), precise)

@@ -1,4 +1,4 @@
-"""How far every operator of a component stays from the end of half precision.
+"""The distance of every operator of a component from the end of half precision.
 
 Half precision ends at 65504. Headroom is 65504 / max|value|: under 1 an operator overflows. The figures
 are those of the traced program in float32 on the proof's own inputs; sums inside an operator are not seen.
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dit_compress.export.inspection import module_path, operator_name
 from dit_compress.export.sizes import shapes_of
-from dit_compress.export.tracing import module_path, operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Headroom:
     headroom: float
 
     def as_data(self) -> dict[str, Any]:
-        """JSON data."""
+        """Return JSON data."""
         return asdict(self)
 
 
@@ -56,7 +56,7 @@ class _Watcher(torch.fx.Interpreter):
 
 
 def headroom(component: Component, input_sets: Mapping[str, Mapping[str, Tensor]]) -> list[Headroom]:
-    """One entry per operator and module, the worst input set of each, the least headroom first."""
+    """Return one entry per operator and module, the worst input set of each, the least headroom first."""
     traced = [(shapes_of(part.inputs), part.program.module()) for part in component.by_size.values()]
     worst: dict[tuple[str, str], Headroom] = {}
     for name, inputs in input_sets.items():
@@ -74,5 +74,5 @@ def headroom(component: Component, input_sets: Mapping[str, Mapping[str, Tensor]
 
 
 def shown(found: Sequence[Headroom]) -> list[dict[str, Any]]:
-    """The operators nearest to the end, as the manifest holds them."""
+    """Return the operators nearest to the end, as the manifest holds them."""
     return [each.as_data() for each in found[:NUM_SHOWN]]

@@ -17,12 +17,12 @@ TINY, HUGE = 1e-3, 300.0
 
 
 def scaled(component: Component, factor: float) -> dict[str, Tensor]:
-    """The varied inputs times a factor, the others as they are."""
+    """Return the varied inputs times a factor, the others as they are."""
     return {name: value * factor if name in component.varied else value for name, value in component.inputs.items()}
 
 
 def padded(component: Component) -> dict[str, Tensor]:
-    """The same with the second half of the text masked; the typical inputs where there is no mask."""
+    """Mask the second half of the text; return the typical inputs where there is no mask."""
     if component.mask is None:
         return dict(component.inputs)
     mask_BL = component.inputs[component.mask].clone()
@@ -40,7 +40,7 @@ INPUT_SETS: dict[str, Callable[[Component], dict[str, Tensor]]] = {
 
 
 def input_sets(component: Component, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """The named sets and the component's own, at each of its sizes; one that equals an earlier one is left out.
+    """Return the named sets and the component's own, at each of its sizes; one that equals an earlier one is left out.
 
     Those of a further size are named ``<size>-<set>``.
     """
@@ -59,7 +59,7 @@ def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 @torch.no_grad()
 def reference_outputs(component: Component, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the source module itself gives, in float32. The inputs are copies: a module may write into them."""
+    """Run the source module itself, in float32. The inputs are copies: a module may write into them."""
     given = component.module(*(value.clone() for value in inputs.values()))
     several = given if isinstance(given, (tuple, list)) else (given,)
     return {name: value.detach().float() for name, value in zip(component.outputs, several, strict=True)}

@@ -1,14 +1,15 @@
-"""What ``manifest.json`` says: models that its writer and its readers check it by. Imports no torch."""
+"""The contents of ``manifest.json`` as models that its writer and its readers check it by. Imports no torch."""
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
+from dit_compress.core import schema
+from dit_compress.core.schema import ABSENT, Closed, Natural, Open, Positive, Sha256
 from dit_compress.core.version import SCHEMA
 from dit_compress.export.types import Fidelity, Precision  # noqa: TC001 - pydantic reads them
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _OUTSIDE = r"^/|\.\."
-_WIDTH = 160
-"""Letters of a fault: it quotes what it is about."""
 
 
 def _inside(path: str) -> str:
@@ -26,41 +25,26 @@ def _inside(path: str) -> str:
     return path
 
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Path = Annotated[str, AfterValidator(_inside), WithJsonSchema({"type": "string", "not": {"pattern": _OUTSIDE}})]
 Latent = Annotated[list[Positive], Field(min_length=5, max_length=5)]
 Unverified = Literal["UNVERIFIED"]
-ABSENT: Any = None
-"""Default of a key that may be missing, and is never null."""
 
 
-class _Open(BaseModel):
-    """An object that may say more than its fields."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-
-class _Closed(_Open):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Exporter(_Closed):
+class Exporter(Closed):
     """The plugin that wrote the files, and its options."""
 
     plugin: str
     options: dict[str, Any]
 
 
-class Measured(_Open):
+class Measured(Open):
     """One measured latency and its source."""
 
     what: Any
     source: Any
 
 
-class Profile(_Open):
+class Profile(Open):
     """The device, with its limits and their sources."""
 
     name: Any
@@ -70,14 +54,14 @@ class Profile(_Open):
     sources: Any
 
 
-class FrameRule(_Closed):
+class FrameRule(Closed):
     """A video has ``lead + step·k`` frames."""
 
     lead: Positive
     step: Positive
 
 
-class Video(_Closed):
+class Video(Closed):
     """The output of the decoder at its own size."""
 
     frames: Positive
@@ -88,7 +72,7 @@ class Video(_Closed):
     layout: str
 
 
-class Size(_Closed):
+class Size(Closed):
     """One size of video, and the shape of its latent."""
 
     name: Annotated[str, Field(pattern="^(main|video_[0-9]+x[0-9]+x[0-9]+)$")]
@@ -98,7 +82,7 @@ class Size(_Closed):
     latent: Latent
 
 
-class LatentStatistics(_Open):
+class LatentStatistics(Open):
     """Mean and standard deviation of the raw latent per channel."""
 
     mean: list[float] | None
@@ -106,14 +90,14 @@ class LatentStatistics(_Open):
     decoder_takes: Literal["normalised"]
 
 
-class Noise(_Open):
+class Noise(Open):
     """The first latent."""
 
     distribution: Any
     shape: Latent
 
 
-class Tensor(_Closed):
+class Tensor(Closed):
     """Name, shape and dtype."""
 
     name: str
@@ -121,7 +105,7 @@ class Tensor(_Closed):
     dtype: Literal["float32", "float16", "int32", "int64"]
 
 
-class Rope(_Closed):
+class Rope(Closed):
     """The tables by which ``dit_step`` rotates queries and keys."""
 
     model_config = ConfigDict(json_schema_extra={"dependentRequired": {"file": ["sha256", "tensors"]}})
@@ -137,8 +121,8 @@ class Rope(_Closed):
         return _need(self, ("sha256", "tensors") if self.file else ())
 
 
-class Tokenizer(_Open):
-    """How captions become numbers."""
+class Tokenizer(Open):
+    """The way from captions to numbers."""
 
     kind: str
     folder: str
@@ -147,8 +131,8 @@ class Tokenizer(_Open):
     padding: str
 
 
-class Text(_Open):
-    """Where captions are encoded, and the tensors that come of it."""
+class Text(Open):
+    """The place that encodes captions, and the tensors that come of it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -169,7 +153,7 @@ class Text(_Open):
         return _need(self, ("tokenizer",) if self.where == "device" else ("padding", "encoder"))
 
 
-class Sample(_Open):
+class Sample(Open):
     """The golden sample, and the dB that a player must reach."""
 
     file: str
@@ -179,7 +163,7 @@ class Sample(_Open):
     gate_db: float
 
 
-class File(_Closed):
+class File(Closed):
     """One file of the package."""
 
     path: Path
@@ -187,7 +171,7 @@ class File(_Closed):
     sha256: Sha256
 
 
-class Row(_Open):
+class Row(Open):
     """One execution of one file in its proof."""
 
     component: Any
@@ -203,7 +187,7 @@ class Row(_Open):
     nonfinite: Natural
 
 
-class Headroom(_Open):
+class Headroom(Open):
     """One operator's distance from the end of half precision."""
 
     operator: Any
@@ -213,7 +197,7 @@ class Headroom(_Open):
     headroom: Annotated[float, Field(ge=0)]
 
 
-class Artifact(_Closed):
+class Artifact(Closed):
     """The files of one component."""
 
     component: str
@@ -234,8 +218,8 @@ class Artifact(_Closed):
     headroom: list[Headroom]
 
 
-class Manifest(_Closed):
-    """The whole of ``manifest.json``."""
+class Manifest(Closed):
+    """The whole of ``manifest.json``; ``sha256`` is of all the rest of it."""
 
     model_config = ConfigDict(title=f"manifest.json of an exported package, schema {SCHEMA}")
 
@@ -262,10 +246,11 @@ class Manifest(_Closed):
     sample: Sample
     licence: str | None
     files: list[File]
+    sha256: Sha256 = ABSENT
 
 
 def _need(model: Any, names: tuple[str, ...]) -> Any:
-    """The model; ValueError where it lacks fields that what it says asks for."""
+    """Return the model; raise a ValueError where it lacks fields that others of its fields call for."""
     if missing := [name for name in names if name not in model.model_fields_set]:
         raise ValueError(f"{missing[0]!r} is a required property")
     return model
@@ -283,7 +268,7 @@ class _Generate(GenerateJsonSchema):
 
 
 def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of ``manifest.json``."""
+    """Return the JSON Schema (draft 2020-12) of ``manifest.json``."""
     found = Manifest.model_json_schema(schema_generator=_Generate)
     for described in (found, *found["$defs"].values()):
         for field in described["properties"].values():
@@ -292,29 +277,10 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def required() -> list[str]:
-    """The keys of a whole manifest."""
+    """Return the keys of a whole manifest."""
     return [info.alias or name for name, info in Manifest.model_fields.items() if info.is_required()]
 
 
 def faults(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Where a manifest departs from its model, and in what; keys at its top that are not there are not missed."""
-    try:
-        Manifest.model_validate_json(json.dumps(manifest))
-    except ValidationError as error:
-        for fault in error.errors():
-            if fault["type"] != "missing" or len(fault["loc"]) > 1:
-                yield _words(fault)
-
-
-def _words(fault: Any) -> str:
-    *outer, leaf = fault["loc"]
-    what = re.sub("^(Value error, |(Input|String|List) (?=should))", "", fault["msg"])
-    if fault["type"] == "missing":
-        where, what = outer, f"{leaf!r} is a required property"
-    elif fault["type"] == "extra_forbidden":
-        where, what = outer, f"{leaf!r} is none of its keys"
-    else:
-        where = fault["loc"]
-        what = what if fault["type"] == "value_error" or ", not " in what else f"{what}, not {fault['input']!r}"
-    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in where).removeprefix(".")
-    return f"{place or '$'}: {what if len(what) <= _WIDTH else f'{what[:_WIDTH]} …'}"
+    """Yield where a manifest departs from its model, and in what; missing keys at its top are not counted."""
+    return schema.faults(Manifest, manifest, partial=True)

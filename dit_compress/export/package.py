@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.files import sealed, sha256_data, sha256_file, whole_folder, write_json
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.export.folder import UNVERIFIED, need_schema, summarise
 from dit_compress.export.headroom import headroom, shown
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     import torch
 
     from dit_compress.export.component import Component
+    from dit_compress.export.contract import Exporter
     from dit_compress.export.proof import Row
-    from dit_compress.export.types import Artifact, Diagnostic, Exporter, Profile, Runner
+    from dit_compress.export.types import Artifact, Diagnostic, Profile, Runner
 
 
 def export_components(
@@ -80,7 +81,7 @@ def export_components(
         manifest = _manifest(entries, profile, {**(about or {}), **(more(partial) if more else {})})
         manifest["files"] = _other_files(partial, entries)
         need_schema(manifest, "manifest.json", "Report it to the authors of the exporter or text encoder")
-        write_json(partial / "manifest.json", manifest)
+        write_json(partial / "manifest.json", sealed(manifest))
     return {
         "passed": manifest["passed"],
         "fidelity": manifest["fidelity"],
@@ -93,7 +94,7 @@ def export_components(
 
 
 def check_components(exporter: Exporter, components: Sequence[Component], profile: Profile) -> list[Diagnostic]:
-    """Warnings of the exporter's check over the components as the profile asks for them; its errors together."""
+    """Return the exporter's warnings on the components as the profile asks for them; raise its errors together."""
     errors, warnings = [], []
     for component in (component.fitted(profile) for component in components):
         for found in exporter.check(component, profile):
@@ -109,7 +110,7 @@ def check_components(exporter: Exporter, components: Sequence[Component], profil
 
 
 def golden_of(component: Component, profile: Profile) -> tuple[dict[str, Golden], list[dict[str, Any]]]:
-    """Inputs and outputs of the source for every input set; the operators nearest to the end of half precision."""
+    """Run the source on every input set; return inputs, outputs, and the operators nearest to the end of float16."""
     chosen = input_sets(component, profile.input_sets)
     golden = {
         name: Golden(_arrays(inputs), _arrays(reference_outputs(component, inputs))) for name, inputs in chosen.items()
@@ -127,7 +128,7 @@ def describe_video(
     latent_mean: Sequence[float] | None = None,
     latent_std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What an app must know to sample, as the manifest holds it.
+    """Describe what an app must know to sample, as the manifest holds it.
 
     Args:
         sigmas: of the steps, with the final 0.
@@ -166,7 +167,7 @@ def _manifest(entries: list[dict[str, Any]], profile: Profile, about: Mapping[st
 def _entry(
     artifact: Artifact, runner: Runner, rows: Sequence[Row], golden: Mapping[str, Golden], folder: Path
 ) -> dict[str, Any]:
-    """One artifact, as the manifest holds it."""
+    """Describe one artifact, as the manifest holds it."""
     files = artifact_files(artifact.path, folder)
     return {
         "component": artifact.component,
@@ -188,12 +189,12 @@ def _entry(
 
 
 def artifact_files(path: Path, folder: Path) -> list[dict[str, Any]]:
-    """Path, size and sha256 of every file of an artifact (external data lies beside it, under its stem)."""
+    """List path, size and sha256 of every file of an artifact (external data lies beside it, under its stem)."""
     return records(sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(f"{path.name}*")), folder)
 
 
 def records(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
-    """Path, size and sha256 of files."""
+    """List path, size and sha256 of files."""
     return [
         {"path": item.relative_to(folder).as_posix(), "bytes": item.stat().st_size, "sha256": sha256_file(item)}
         for item in paths
@@ -202,13 +203,13 @@ def records(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
 
 
 def _other_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The files of the package that belong to no artifact: golden tensors, tokenizer, checklist."""
+    """List the files of the package that belong to no artifact: golden tensors, tokenizer, checklist."""
     known = {file["path"] for entry in entries for file in entry["files"]}
     return [file for file in records(sorted(folder.rglob("*")), folder) if file["path"] not in known]
 
 
 def signature(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Names, shapes and dtypes of inputs or outputs."""
+    """Describe inputs or outputs: names, shapes and dtypes."""
     return [{"name": name, "shape": list(each.shape), "dtype": str(each.dtype)} for name, each in arrays.items()]
 
 

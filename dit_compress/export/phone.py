@@ -1,4 +1,4 @@
-"""What makes an export a package for an app: tokenizer, golden sample, checklist, and the manifest's words on them.
+"""The parts that make an export a package for an app: tokenizer, golden sample, checklist, their manifest entries.
 
 - ``tokenizer/``: how captions become numbers, on the device or on the host of the text encoder.
 - ``golden/sample.safetensors``: one whole video as the toolkit makes it: ``tokens/…``, ``text/…``,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dit_compress.export.loaded import Loaded
     from dit_compress.export.sizes import Video
-    from dit_compress.export.step import Loaded
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.step.context import Context
 
@@ -38,16 +38,16 @@ ROPE = "rope.safetensors"
 SAMPLE_SEED = 0
 SAMPLE_STREAM = "sample"
 ALIKE_DB = 40.0
-"""What a player must reach against the golden sample."""
+"""The PSNR that a player must reach against the golden sample."""
 
 
 def on_device(encoder: Any) -> bool:
-    """Whether a caption encoder can be part of the package: it has weights of its own and can write its tokenizer."""
+    """Tell whether a caption encoder can be in the package: it has weights of its own and can write its tokenizer."""
     return encoder.tokenizer_kind is not None and any(True for _ in encoder.parameters())
 
 
 def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
-    """The manifest's ``text``; writes ``tokenizer/`` where the encoder can, for the device or for its host."""
+    """Return the manifest's ``text``; write ``tokenizer/`` where the encoder can, for the device or for its host."""
     with torch.no_grad():
         embedded = encoder(encoder.tokenize([""]))
     shapes = {INPUT_NAMES.get(name, name): list(value.shape) for name, value in embedded.items()}
@@ -63,7 +63,7 @@ def describe_text(encoder: Any, folder: Path) -> dict[str, Any]:
 
 
 def describe_sizes(context: Context, videos: Sequence[Video] = ()) -> list[dict[str, Any]]:
-    """The manifest's ``sizes``: the recipe's own (``main``), then those that the files take too."""
+    """Return the manifest's ``sizes``: the recipe's own (``main``), then those that the files take too."""
     own = context.video or context.input.spec.video
     sized = {MAIN: context, **{size_name(video): replace(context, video=video) for video in further(videos, own)}}
     found = []
@@ -75,7 +75,7 @@ def describe_sizes(context: Context, videos: Sequence[Video] = ()) -> list[dict[
 
 
 def describe_rope(denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """The manifest's ``rope``; writes ``rope.safetensors`` where the model tells its tables."""
+    """Return the manifest's ``rope``; write ``rope.safetensors`` where the model gives its tables."""
     from safetensors.torch import save_file
 
     tables: dict[str, Tensor] = {}
@@ -94,7 +94,7 @@ def describe_rope(denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder
 
 @torch.no_grad()
 def golden_sample(context: Context, loaded: Loaded, caption: str) -> tuple[dict[str, Tensor], float]:
-    """Every stage of one video as the toolkit makes it, and its guidance."""
+    """Return every stage of one video as the toolkit makes it, and its guidance."""
     text, flow = loaded.text, context.input.flow
     tokens = text.encoder.tokenize([caption])
     cond = text(tokens)
@@ -115,7 +115,7 @@ def golden_sample(context: Context, loaded: Loaded, caption: str) -> tuple[dict[
 def write_phone_files(
     context: Context, loaded: Loaded, caption: str, folder: Path, videos: Sequence[Video] = ()
 ) -> Mapping[str, Any]:
-    """Tokenizer, golden sample, RoPE tables and checklist into the package; what the manifest says of them.
+    """Write tokenizer, golden sample, RoPE tables and checklist; return what the manifest says of them.
 
     videos: further sizes that the files take.
     """

@@ -59,7 +59,7 @@ class Player:
             self.precision[artifact.component] = artifact.precision
 
     def run(self, component: str, inputs: Mapping[str, np.ndarray]) -> Tensors:
-        """One execution of an artifact, with just the inputs it takes.
+        """Execute an artifact once, with just the inputs it takes.
 
         Raises:
             UserError: it takes one that is not there, or gives values that are not finite.
@@ -78,7 +78,7 @@ class Player:
         return found
 
     def encode(self, caption: str) -> Tensors:
-        """A caption as the tensors ``dit_step`` takes, where the text encoder is part of the package."""
+        """Encode a caption as the tensors ``dit_step`` takes, where the text encoder is part of the package."""
         text = self.manifest["text"]
         if text["where"] != "device":
             what = "the text encoder is not part of this package (text.where is host)"
@@ -86,13 +86,13 @@ class Player:
         return self.run("text_encoder", tokenize(caption, self.folder, text["tokenizer"]))
 
     def noise(self, seed: int) -> np.ndarray:
-        """The toolkit's own noise of a seed, ``[1,C,T,H,W]``."""
+        """Return the toolkit's own noise of a seed, ``[1,C,T,H,W]``."""
         shape = self.size["latent"]
         stream = self.manifest["sample"]["stream"]
         return generator(seed, stream, 0, 0).standard_normal(tuple(shape[1:]), dtype=np.float32)[None]
 
     def sample(self, noise_BCTHW: np.ndarray, text: Tensors, null: Tensors | None) -> list[np.ndarray]:
-        """The latent after every step; Euler over the manifest's sigmas."""
+        """Return the latent after every step; Euler over the manifest's sigmas."""
         x, latents = noise_BCTHW, []
         guidance = self.manifest["guidance"]
         for now, then in pairwise(self.manifest["sigmas"]):
@@ -106,13 +106,13 @@ class Player:
         return latents
 
     def stages(self, text: Tensors, null: Tensors | None, noise_BCTHW: np.ndarray) -> Tensors:
-        """``latent/1`` … and ``video [1,3,F,Y,X]``."""
+        """Return ``latent/1`` … and ``video [1,3,F,Y,X]``."""
         latents = self.sample(noise_BCTHW, text, null if self.manifest["guidance"] != 1 else None)
         found = {f"latent/{step}": latent for step, latent in enumerate(latents, 1)}
         return found | {"video": self.run("vae_decoder", {"latent": latents[-1]})["video"]}
 
     def video(self, caption: str, seed: int, given: Path | None = None) -> np.ndarray:
-        """uint8 ``[F,Y,X,3]`` of a caption, or of embeddings ``text/…`` and ``null/…`` in a file."""
+        """Make a video, uint8 ``[F,Y,X,3]``, of a caption, or of embeddings ``text/…`` and ``null/…`` in a file."""
         if given is None:
             text = self.encode(caption)
             null = self.encode("") if self.manifest["guidance"] != 1 else None
@@ -121,7 +121,7 @@ class Player:
         return to_pixels(self.stages(text, null, self.noise(seed))["video"])
 
     def read_text(self, path: Path) -> tuple[Tensors, Tensors | None]:
-        """Embeddings ``text/…`` and, where guidance is on, ``null/…``.
+        """Read embeddings ``text/…`` and, where guidance is on, ``null/…``.
 
         Raises:
             UserError: one is missing, has another shape or is not finite; all of them together.
@@ -136,7 +136,7 @@ class Player:
         return _under(tensors, "text"), _under(tensors, "null") or None
 
     def golden(self) -> dict[str, float]:
-        """The golden sample played again: dB of every stage against the toolkit's own.
+        """Play the golden sample again: dB of every stage against the toolkit's own.
 
         Raises:
             UserError: another size than that of the sample was asked for.
@@ -157,7 +157,7 @@ class Player:
 
 
 def need_frames(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """UserError unless each latent has the frames of its video: ``1 + (F - lead)/ratio[0]``, F = lead + step·k."""
+    """Raise a UserError unless each latent has its video's frames: ``1 + (F - lead)/ratio[0]``, F = lead + step·k."""
     rule, own = manifest["frame_rule"], manifest["sizes"][0]
     for size in manifest["sizes"]:
         frames, latent = size["frames"], size["latent"][2]
@@ -172,7 +172,7 @@ def need_frames(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def size_of(folder: Path, manifest: Mapping[str, Any], video_size: tuple[int, int, int] | None) -> dict[str, Any]:
-    """The size of a video of (frames, height, width); the first where none is asked for.
+    """Return the size of a video of (frames, height, width); the first where none is asked for.
 
     Raises:
         UserError: the files take no such size.
@@ -191,7 +191,7 @@ def _words(size: Mapping[str, Any]) -> str:
 
 
 def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensors:
-    """A caption as the whole numbers the text encoder takes.
+    """Turn a caption into the whole numbers the text encoder takes.
 
     Raises:
         UserError: a kind of tokenizer that this player does not know.
@@ -209,13 +209,13 @@ def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensor
 
 
 def to_pixels(video_BCFYX: np.ndarray) -> np.ndarray:
-    """Video in [-1, 1] → uint8 ``[F,Y,X,3]``."""
+    """Turn video in [-1, 1] into uint8 ``[F,Y,X,3]``."""
     scaled = np.rint((np.clip(video_BCFYX[0], -1, 1) + 1) * 127.5)
     return np.ascontiguousarray(scaled.transpose(1, 2, 3, 0).astype(np.uint8))
 
 
 def _unfit(name: str, shape: list[int], tensors: Mapping[str, np.ndarray], path: Path) -> UserError | None:
-    """What is wrong with one of the embeddings."""
+    """Say what is wrong with one of the embeddings."""
     value, where = tensors.get(name), str(path)
     if value is None:
         empty = " (null is the empty caption, for guidance)" if name.startswith("null/") else ""

@@ -46,7 +46,7 @@ class Row:
     gate_db: float
 
     def as_data(self) -> dict[str, Any]:
-        """JSON data."""
+        """Return JSON data."""
         return {
             "component": self.component,
             "kind": self.kind,
@@ -78,7 +78,7 @@ def judged(
     found: Mapping[str, Mapping[str, np.ndarray]],
     arithmetic: Arithmetic,
 ) -> list[Row]:
-    """One row per input set: what was computed somewhere, compared with the source's outputs."""
+    """Return one row per input set: what was computed somewhere, compared with the source's outputs."""
     typical = golden.get(TYPICAL)
     peaks = {name: float(np.abs(value).max(initial=0.0)) for name, value in typical.outputs.items()} if typical else {}
     rows = []
@@ -91,7 +91,7 @@ def judged(
 
 
 def refuse(artifact: Artifact, rows: Sequence[Row]) -> None:
-    """UserError where a row is refused."""
+    """Raise a UserError where a row is refused."""
     refusals = [_refusal(artifact, row) for row in rows if row.verdict == "refused"]
     if refusals:
         raise UserError.join(refusals)
@@ -103,7 +103,7 @@ def compare_outputs(
     found: Mapping[str, np.ndarray],
     typical_peaks: Mapping[str, float],
 ) -> Comparison:
-    """The worst figures over all outputs."""
+    """Return the worst figures over all outputs."""
     missing = wanted.keys() - found.keys()
     if missing:
         what = f"the file has no output {sorted(missing)}, only {sorted(found)}"
@@ -141,7 +141,7 @@ def _mend(artifact: Artifact, row: Row) -> str:
 
 
 def write_golden(path: Path, golden: Mapping[str, Golden]) -> None:
-    """Safetensors named ``<set>/inputs/<name>`` and ``<set>/outputs/<name>``."""
+    """Write safetensors named ``<set>/inputs/<name>`` and ``<set>/outputs/<name>``."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
@@ -152,7 +152,7 @@ def write_golden(path: Path, golden: Mapping[str, Golden]) -> None:
 
 
 def read_golden(path: Path) -> dict[str, Golden]:
-    """What :func:`write_golden` wrote; sets and tensors in the order of their names.
+    """Read what :func:`write_golden` wrote; sets and tensors in the order of their names.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -166,7 +166,7 @@ def read_golden(path: Path) -> dict[str, Golden]:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a safetensors file.
+    """Read the arrays of a safetensors file.
 
     Raises:
         UserError: the file is missing or damaged.

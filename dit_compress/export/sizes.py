@@ -21,22 +21,22 @@ Video = tuple[int, int, int]
 
 
 def size_name(video: Video) -> str:
-    """``video_9x64x96`` for 9 frames of 64 × 96 pixels."""
+    """Return ``video_9x64x96`` for 9 frames of 64 × 96 pixels."""
     return "video_" + "x".join(map(str, video))
 
 
 def shapes_of(inputs: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Shapes by name."""
+    """Return shapes by name."""
     return {name: list(value.shape) for name, value in inputs.items()}
 
 
 def further(videos: Sequence[Video], own: Video | None) -> list[Video]:
-    """The sizes that are not the recipe's own, each once."""
+    """Return the sizes that are not the recipe's own, each once."""
     return [video for video in dict.fromkeys(videos) if video != own]
 
 
 def need_fitting(videos: Sequence[Video], spec: Spec) -> None:
-    """UserError that names every video whose size does not fit the VAE."""
+    """Raise a UserError that names every video whose size does not fit the VAE."""
     if not videos:
         return
     codec: Codec = spec.codec()

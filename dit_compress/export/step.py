@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +10,7 @@ import torch
 
 from dit_compress.core.randomness import Streams
 from dit_compress.export.components import dit_step, text_encoder, vae_decoder
+from dit_compress.export.loaded import Loaded
 from dit_compress.export.package import describe_video, export_components
 from dit_compress.export.phone import on_device, write_phone_files
 from dit_compress.export.sizes import further, size_name
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.export.component import Component
+    from dit_compress.export.contract import Exporter
     from dit_compress.export.sizes import Video
-    from dit_compress.export.types import Exporter
-    from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.protocols import Codec
-    from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
 
 FOLDER = "files"
@@ -40,20 +39,6 @@ CAPTIONS = {
     "long": " and ".join([TYPICAL_CAPTION] * 8),
 }
 """Input sets of a text encoder: no tensor of it can be scaled."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The networks of a bundle, each read from disk once, for inference."""
-
-    text: Captions
-    denoiser: Denoiser
-    codec: Codec
-
-    @classmethod
-    def of(cls, context: Context) -> Loaded:
-        """Those of the step's input."""
-        return cls(context.text().eval(), context.input.denoiser().eval(), context.input.codec().eval())
 
 
 def export(exporter: Exporter, context: Context) -> Result:
@@ -84,7 +69,7 @@ def export(exporter: Exporter, context: Context) -> Result:
 
 
 def components(context: Context, loaded: Loaded, sizes: Sequence[Video] = ()) -> list[Component]:
-    """Text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur.
+    """Return text encoder (where it fits a device), DiT step and VAE decoder, with inputs as they occur.
 
     sizes: further videos (frames, height, width) that the files shall take.
     """
@@ -102,13 +87,13 @@ def components(context: Context, loaded: Loaded, sizes: Sequence[Video] = ()) ->
 
 
 def _latent(context: Context, video: tuple[int, int, int] | None) -> Tensor:
-    """A noise latent ``[1,C,T,H,W]`` of a video."""
+    """Return a noise latent ``[1,C,T,H,W]`` of a video."""
     shape = replace(context, video=video).latent_shape()
     return Streams(context.seed, 0, [0]).normal("export", shape)
 
 
 def about(context: Context, codec: Codec) -> dict[str, Any]:
-    """What the manifest says of the exporter and of sampling."""
+    """Return what the manifest says of the exporter and of sampling."""
     config = context.input.spec.need_latent().config
     step = context.record["parts"]["step"]
     options = {key: value for key, value in step["options"].items() if key != "use"}
@@ -128,7 +113,7 @@ def about(context: Context, codec: Codec) -> dict[str, Any]:
 
 
 def fps_of(context: Context) -> float:
-    """Frames per second of the recipe's data."""
+    """Return frames per second of the recipe's data."""
     data = context.parts.get("data")
     stated = data.options.fps if data is not None and isinstance(data.options, VideoOptions) else None
     return stated or DEFAULT_FPS

@@ -1,4 +1,4 @@
-"""From a component to a traced program, and what any target would object to in it."""
+"""From a module with its inputs to a traced program."""
 
 from __future__ import annotations
 
@@ -11,21 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError, root_cause
-from dit_compress.export.rewrite import odd_norms, rewrite_for, rewrite_graph, rewrite_modules
-from dit_compress.export.types import Diagnostic
+from dit_compress.export.rewrite import rewrite_for, rewrite_graph, rewrite_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
-    from dit_compress.export.component import Component
-    from dit_compress.export.types import Profile
-
-RANDOM = ("rand", "randn", "randint", "bernoulli", "normal", "dropout", "rand_like", "randn_like", "normal_functional")
-LARGE = 2**16
-"""Values of a tensor whose padding is worth a warning."""
+    from dit_compress.export.types import Rewrites
 
 
 class Named(nn.Module):
@@ -36,33 +29,36 @@ class Named(nn.Module):
         self.module = module
 
     def forward(self, **inputs: Tensor) -> Any:
-        """The module's output; the names come in the order of the component's inputs."""
+        """Return the module's output; the names come in the order of the component's inputs."""
         return self.module(*inputs.values())
 
 
-def trace(component: Component) -> ExportedProgram:
-    """See ``Component.program``, which asks once for each."""
-    module = Named(rewrite_modules(component.module))
+def trace(name: str, module: nn.Module, inputs: Mapping[str, Tensor], rewrites: Rewrites) -> ExportedProgram:
+    """Trace a module called by the names of its inputs; ``Component.program`` asks once for each component.
+
+    name: of the component. rewrites: what the trace gets beyond what all get.
+    """
+    named = Named(rewrite_modules(module))
     try:
         with torch.no_grad(), warnings.catch_warnings(), _plain_attention():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, (), dict(component.inputs), strict=False)
+            program = torch.export.export(named, (), dict(inputs), strict=False)
             program = program.run_decompositions({})
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"torch.export can't trace it: {root_cause(error)}",
-            where=f"component {component.name}{_place(error)}",
+            where=f"component {name}{_place(error)}",
             mend="Make control flow and shapes independent of values",
         ) from error
     rewrite_graph(program)
-    rewrite_for(program, component.rewrites)
+    rewrite_for(program, rewrites)
     return program
 
 
 def copied(program: ExportedProgram) -> ExportedProgram:
-    """A program with a graph of its own, the weights in common."""
+    """Copy a program: a graph of its own, the weights in common."""
     weights = (*program.state_dict.values(), *program.constants.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,7 +67,7 @@ def copied(program: ExportedProgram) -> ExportedProgram:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Without torch's fused encoder layer, which no other runtime has."""
+    """Do without torch's fused encoder layer, which no other runtime has."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -80,145 +76,8 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def inspect(component: Component, profile: Profile, *, splits: bool = False) -> list[Diagnostic]:
-    """Objections that hold for every target: rank, dtypes, randomness, size, unused inputs.
-
-    ``splits``: the exporter writes several files where one would be too large.
-
-    Raises:
-        UserError: as of ``Component.program``.
-    """
-    program = component.program
-    found = [*_weights(component, profile, splits=splits), *_dtypes(component, profile), *_unused(component, program)]
-    found += [*_written(component, program), *_norms(component, profile)]
-    for node in operators(program):
-        found += _objections(node, profile)
-    return found + _short_rows(program, profile)
-
-
-def inspected(component: Component, profile: Profile, *, splits: bool = False) -> tuple[list[Diagnostic], list[Node]]:
-    """:func:`inspect` of the traced component, and its operators; an untraceable one is a diagnostic itself."""
-    try:
-        found = inspect(component, profile, splits=splits)
-    except UserError as error:
-        return [Diagnostic("", where, "error", what, mend) for where, what, mend in error.problems], []
-    return found, list(operators(component.program))
-
-
-def operators(program: ExportedProgram) -> Iterator[Node]:
-    """The nodes that compute."""
-    for node in program.graph_module.graph.nodes:
-        if node.op == "call_function" and "val" in node.meta:
-            yield node
-
-
-def module_path(node: Node) -> str:
-    """Dotted path of the module a node was traced in, relative to the component's module."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path.removeprefix("module").lstrip(".") for path, _ in stack.values()]
-    return paths[-1] if paths and paths[-1] else "(the component itself)"
-
-
-def operator_name(node: Node) -> str:
-    """``aten.linear`` of ``aten.linear.default``."""
-    return ".".join(str(node.target).split(".")[:2])
-
-
-def _objections(node: Node, profile: Profile) -> Iterator[Diagnostic]:
-    name, path = operator_name(node), module_path(node)
-    values = [value for value in _flat(node.meta["val"]) if isinstance(value, Tensor)]
-    rank = max((value.ndim for value in values), default=0)
-    if rank > profile.max_rank:
-        mend = "Fold neighbouring axes into one before computing on it"
-        yield Diagnostic(name, path, "error", f"a tensor of rank {rank}, the target takes {profile.max_rank}", mend)
-    if any(isinstance(size, torch.SymInt) for value in values for size in value.shape):
-        mend = "Give every tensor a size that does not depend on values: a mask instead of a selection"
-        yield Diagnostic(name, path, "error", "a shape that depends on values", mend)
-    if any(value.is_complex() for value in values):
-        yield Diagnostic(name, path, "error", "complex numbers", "Write the rotation with cosines and sines")
-    if name.removeprefix("aten.") in RANDOM:
-        yield Diagnostic(name, path, "error", "random numbers inside the graph", "Make the noise an input")
-
-
-def _weights(component: Component, profile: Profile, *, splits: bool) -> Iterator[Diagnostic]:
-    count = count_weights(component.module) if component.num_weights is None else component.num_weights
-    size = count * profile.bits // 8
-    mend = "Prune more, or choose a smaller precision"
-    if profile.memory_bytes is not None and size > profile.memory_bytes:
-        message = f"weights of {_mib(size)}, the device has {_mib(profile.memory_bytes)}"
-        yield Diagnostic("", component.name, "error", message, mend)
-    elif profile.max_file_bytes is not None and size > profile.max_file_bytes and not splits:
-        message = f"weights of {_mib(size)}, a file may have {_mib(profile.max_file_bytes)}"
-        yield Diagnostic("", component.name, "error", message, mend)
-
-
-def count_weights(module: nn.Module) -> int:
-    """Values of all parameters and buffers, shared ones once."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.numel() for tensor in tensors.values())
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:.0f} MiB"
-
-
-def _dtypes(component: Component, profile: Profile) -> Iterator[Diagnostic]:
-    for name, value in component.inputs.items():
-        dtype = str(value.dtype).removeprefix("torch.")
-        if dtype not in profile.dtypes:
-            article = "an" if dtype[0] in "aeiou" else "a"
-            message = f"{article} {dtype} input; the target has {', '.join(profile.dtypes)}"
-            yield Diagnostic("", f"input {name}", "error", message, "Give it as int32 or float32")
-
-
-def _short_rows(program: ExportedProgram, profile: Profile) -> list[Diagnostic]:
-    """One warning for all large tensors whose last axis the device pads."""
-    short = [
-        node
-        for node in operators(program)
-        if isinstance(value := node.meta["val"], Tensor)
-        and not any(isinstance(size, torch.SymInt) for size in value.shape)
-        and value.numel() >= LARGE
-        and 0 < value.shape[-1] < profile.alignment
-    ]
-    if not short:
-        return []
-    shape = list(short[0].meta["val"].shape)
-    message = f"large tensors end in less than {profile.alignment} values ({shape}, first): they are padded"
-    mend = "Put the longest axis last"
-    return [Diagnostic(operator_name(short[0]), module_path(short[0]), "warning", message, mend)]
-
-
-def _unused(component: Component, program: ExportedProgram) -> Iterator[Diagnostic]:
-    names = program.graph_signature.user_inputs
-    users = {node.name: node.users for node in program.graph_module.graph.nodes if node.op == "placeholder"}
-    for given, traced in zip(component.inputs, names, strict=True):
-        if not users.get(str(traced)):
-            mend = "Leave it out of the component's inputs"
-            yield Diagnostic("", f"input {given}", "error", "the module does not use this input", mend)
-
-
-def _written(component: Component, program: ExportedProgram) -> Iterator[Diagnostic]:
-    """Inputs that the module writes into: no file can do that."""
-    given = dict(zip(program.graph_signature.user_inputs, component.inputs, strict=True))
-    for traced in program.graph_signature.user_inputs_to_mutate.values():
-        mend = "Clone it in the module first, or write the operation without an underscore"
-        yield Diagnostic("", f"input {given[traced]}", "error", "the module writes into this input", mend)
-
-
-def _norms(component: Component, profile: Profile) -> Iterator[Diagnostic]:
-    """Norms that no rewrite keeps finite in half precision."""
-    for path, kind in odd_norms(component.module) if profile.precision == "float16" else ():
-        message = f"{kind} is not x / sqrt(mean(x²) + eps) · weight over the last axis: squares overflow above 256"
-        yield Diagnostic("", path or component.name, "warning", message, "Write it so, or export in float32")
-
-
-def _flat(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (tuple, list)) else [value]
-
-
 def _place(error: Exception) -> str:
-    """The innermost line of the model's own code in a traceback, as ``file:function``."""
+    """Return the innermost line of the model's own code in a traceback, as ``file:function``."""
     frame, place = error.__traceback__, ""
     while frame is not None:
         code = frame.tb_frame.f_code

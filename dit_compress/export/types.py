@@ -1,11 +1,9 @@
-"""What goes into an exporter and what comes out. Imports no torch."""
+"""Types of an exporter's inputs and outputs. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-from dit_compress.step.protocols import Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,10 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dit_compress.export.compare import Arithmetic
-    from dit_compress.export.component import Component
 
 Fidelity = Literal["production", "reference", "interpreter", "none"]
-"""What executed the file: the runtime apps use, the maker's reference runtime, an interpreter of the graph, nothing."""
+"""The executor of the file: the runtime apps use, the maker's reference runtime, an interpreter, nothing."""
 FIDELITIES: tuple[Fidelity, ...] = ("none", "interpreter", "reference", "production")
 """From the weakest proof to the strongest."""
 Precision = Literal["float32", "float16"]
@@ -26,7 +23,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What a traced program is rewritten to on request (``dit_compress/rewrite``).
+    """Forms that a traced program is rewritten to on request (``dit_compress/rewrite``).
 
     max_rank: chains of views and permutations through more axes, in steps of so many (4 or more).
     convolutions: learnt linears as 1×1 convolutions.
@@ -77,7 +74,7 @@ class Profile:
 
     @property
     def rewrites(self) -> Rewrites:
-        """What the device asks for."""
+        """The rewrites that the device asks for."""
         return Rewrites(self.max_rank, self.convolutions, self.split_heads, self.query_slice, self.patch_linears)
 
     @property
@@ -86,7 +83,7 @@ class Profile:
         return self.weight_bits or {"float32": 32, "float16": 16}[self.precision]
 
     def as_data(self) -> dict[str, Any]:
-        """JSON data."""
+        """Return JSON data."""
         return asdict(self)
 
 
@@ -104,7 +101,7 @@ class Diagnostic:
     mend: str = ""
 
     def as_data(self) -> dict[str, Any]:
-        """JSON data."""
+        """Return JSON data."""
         return asdict(self)
 
 
@@ -135,32 +132,4 @@ class Runner(Protocol):
     arithmetics: tuple[Arithmetic, ...]
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:
-        """Outputs by name."""
-
-
-class Exporter(Step, Protocol):
-    """Files for a device. A subclass of ``ExportStep`` adds three methods to the engine's own work."""
-
-    @property
-    def profile(self) -> Profile:
-        """The device, as the options describe it."""
-
-    @property
-    def sizes(self) -> tuple[tuple[int, int, int], ...]:
-        """Further videos (frames, height, width) that the files take."""
-
-    def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """What would break on the target, each with operator, module path, severity and mend.
-
-        ``plan``, ``check --deep`` and ``run`` ask before any training is paid for: the component then lies on
-        the meta device, without weights. They ask again before ``lower``.
-        """
-
-    def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """Write the component's files into the folder. UserError where that fails."""
-
-    def runner(self, artifact: Artifact) -> Runner:
-        """Something that executes the file just as it is on disk, with its fidelity.
-
-        ``verify`` and ``play`` ask on other machines: the module at ``load`` imports torch only where it needs it.
-        """
+        """Execute the file; outputs by name."""

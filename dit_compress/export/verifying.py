@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import write_json
+from dit_compress.core.files import sealed, write_json
 from dit_compress.export.folder import artifact_of, check_files, read_manifest, runner_of, summarise
 from dit_compress.export.proof import judged, prove, read_golden, read_tensors, refuse
 from dit_compress.export.types import FIDELITIES
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of it.
+    """The outcome of a proof.
 
     fidelity: of this proof, the weakest of its artifacts; ``none`` where one was not executed.
     recorded: what the manifest said before, and says now.
@@ -103,7 +103,7 @@ def _executed(
 def _read(
     artifact: Artifact, golden: Mapping[str, Golden], given: Mapping[str, Any], outputs: Path | None
 ) -> tuple[Fidelity, list[Row], str]:
-    """Outputs that the device computed, in the file's own arithmetic."""
+    """Read outputs that the device computed, in the file's own arithmetic."""
     found = given.get(artifact.component)
     if found is None:
         return "none", [], f"{outputs} has no outputs of it"
@@ -122,7 +122,7 @@ def _read(
 
 
 def _split(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """``component → set → output``."""
+    """Group by component, set and output."""
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for key, value in tensors.items():
         parts = key.split("/")
@@ -133,7 +133,7 @@ def _split(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, dict[str, n
 
 
 def _rewrite(folder: Path, manifest: dict[str, Any]) -> None:
-    """The manifest with what is now known."""
+    """Write the manifest again, with what is now known."""
     manifest.pop("stamp", None)
     manifest.update(summarise(manifest["artifacts"]))
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", sealed(manifest))

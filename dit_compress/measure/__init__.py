@@ -1,1 +1,1 @@
-"""Latency, memory, quality, sensitivity."""
+"""Measurements: latency, memory, quality, sensitivity."""

@@ -28,7 +28,7 @@ FIGURE = "sensitivity.png"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. shares: of each level, removed. size: latent cells (T, H, W); the recipe's if None.
+    """The points to measure. shares: of each level, removed. size: latent cells (T, H, W); the recipe's if None.
 
     each: curves of each axis, too. table: where to write a latency table of the whole model, if anywhere.
     """
@@ -111,12 +111,12 @@ def axes_of(denoiser: Denoiser, names: Sequence[str]) -> dict[str, list[Axis]]:
             )
         levels[name] = make_part("granularity", name, installed()).build().axes(structure)
         if not levels[name]:
-            raise UserError(f"granularity {name!r} finds nothing to remove in this model", mend="Leave it out")
+            raise UserError(f"level {name!r} finds nothing to remove in this model", mend="Leave it out")
     return levels
 
 
 def latent_size(context: Context, denoiser: Denoiser) -> tuple[int, int, int]:
-    """Latent cells of the bundle's video; the smallest example where it has no VAE."""
+    """Return the latent cells of the bundle's video; the smallest example where it has no VAE."""
     spec = context.input.spec
     if spec.latent is None or context.video is None:
         return denoiser.example_size
@@ -125,7 +125,7 @@ def latent_size(context: Context, denoiser: Denoiser) -> tuple[int, int, int]:
 
 
 def grid_of(context: Context, denoiser: Denoiser, size: tuple[int, int, int], samples: int) -> Grid:
-    """Held-out clips where there are some, else noise and the whole model's answers."""
+    """Return held-out clips where there are some, else noise and the whole model's answers."""
     from dit_compress.measure.quality import data_grid, drift_grid
 
     spec, flow = context.input.spec, context.input.flow
@@ -136,14 +136,14 @@ def grid_of(context: Context, denoiser: Denoiser, size: tuple[int, int, int], sa
 
 
 class Chooser:
-    """Which units go, by a search plugin."""
+    """The units that go, by a search plugin."""
 
     def __init__(self, name: str, denoiser: Denoiser, context: Context) -> None:
         self.search = make_part("search", name, installed()).build()
         self.denoiser, self.context = denoiser, context
 
     def __call__(self, axes: Sequence[Axis], keep: Mapping[str, int]) -> Kept:
-        """Units of some axes, the others whole."""
+        """Return the units of some axes, the others whole."""
         return dict(self.search.search(SearchProblem(self.denoiser, tuple(axes), dict(keep)), self.context).kept)
 
 

@@ -106,7 +106,7 @@ def _variant(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Denoiser:
 
 
 def _place(axis: Axis) -> str:
-    """Where an axis stands inside its block."""
+    """Return the place of an axis inside its block."""
     return axis.name.replace(axis.block_path, "", 1)
 
 

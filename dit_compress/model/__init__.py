@@ -1,1 +1,1 @@
-"""A model in the engine's words: denoiser, flow, bundle."""
+"""A model in the engine's words: denoiser, flow, spec, bundle."""

@@ -68,7 +68,7 @@ class _Watcher(TorchFunctionMode):
         self.running: list[tuple[Attention, list[Tensor]]] = []
 
     def hooks(self, attention: Attention) -> tuple[Any, Any]:
-        """Around a call of the attention's module."""
+        """Return the hooks around a call of the attention's module."""
 
         def begin(_module: nn.Module, _args: Any) -> None:
             if not self.running:
@@ -116,7 +116,7 @@ def probabilities(
     scale: float | None = None,
     enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> Tensor:
-    """``softmax(q·kᵀ/sqrt(K) + mask)`` of the same call, in float32 at least; zero for a query that sees no key."""
+    """Return ``softmax(q·kᵀ/sqrt(K) + mask)`` of the same call, in float32 at least; zero for a query without keys."""
     wide = torch.promote_types(query.dtype, torch.float32)
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)

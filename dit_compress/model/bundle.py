@@ -1,7 +1,7 @@
 """A model on disk: denoiser, VAE, text encoder, flow settings, lineage. Whole and immutable.
 
 bundle/
-  bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence
+  bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence, its own sha256
   denoiser/          config.json + diffusion_pytorch_model.safetensors
   latent/  text/     likewise, where the bundle has them
 """
@@ -14,10 +14,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import check_file, file_record, link_tree, read_json, sha256_data, whole_folder, write_json
+from dit_compress.core.files import (
+    check_file,
+    file_record,
+    is_whole,
+    link_file,
+    read_json,
+    sealed,
+    sha256_data,
+    whole_folder,
+    write_json,
+)
+from dit_compress.core.schema import faults
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.model.flow import Flow
 from dit_compress.model.paths import resolve_bundle
+from dit_compress.model.record import BundleRecord
 from dit_compress.model.spec import ComponentSpec, Spec
 
 if TYPE_CHECKING:
@@ -33,6 +45,8 @@ COMPONENTS = {"denoiser": "model", "latent": "latent", "text": "text"}
 """Component → the kind of the plugin that loads it."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _AGAIN = "Copy the bundle again"
+_MOST = 10
+"""Faults of a bundle.json that are named."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -64,6 +78,10 @@ class Bundle:
             raise UserError(f"not a whole bundle: {missing or 'components'} missing", where=where, mend=_AGAIN)
         for name, component in data["components"].items():
             _check_component(name, component, where)
+        if found := list(faults(BundleRecord, data))[:_MOST]:
+            raise UserError.join([UserError(fault, where=where, mend=_AGAIN) for fault in found])
+        if not is_whole(data):
+            raise UserError("the checksum of its entries differs from the one written", where=where, mend=_AGAIN)
         return cls(folder, data)
 
     @property
@@ -89,22 +107,41 @@ class Bundle:
         return self.data["lineage"]
 
     def digest(self, component: str | None = None) -> str:
-        """Digest of one component's files, or of all."""
+        """Return digest of one component's files, or of all."""
         files = {name: entry["files"] for name, entry in self.data["components"].items()}
         return sha256_data(files if component is None else files[component])
 
     def denoiser(self) -> Denoiser:
-        """The denoiser with its weights."""
+        """Return the denoiser with its weights."""
         component = self._need("denoiser")
         return component.loader().denoiser(self._load("denoiser", component))
 
     def codec(self) -> Codec:
-        """The VAE with its weights."""
+        """Return the VAE with its weights."""
         return cast("Codec", self._load("latent", self._need("latent")))
 
     def text(self) -> nn.Module:
-        """The caption encoder (see ``hooks.TextEncoder``)."""
+        """Return the caption encoder (see ``hooks.TextEncoder``)."""
         return self._load("text", self._need("text"))
+
+    def check(self, name: str) -> dict[str, Any]:
+        """Compare a component's files with their record, and return it.
+
+        Raises:
+            UserError: a file is missing or changed, is a symbolic link, or the record does not name it.
+        """
+        folder, files = self.path / name, self.data["components"][name]["files"]
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        for item in (folder, *found):
+            if item.is_symlink():
+                raise UserError("a symbolic link: a bundle holds its files itself", where=str(item), mend=_AGAIN)
+        for file, record in files.items():
+            check_file(folder / file, record, _AGAIN)
+        for item in found:
+            if item.name not in files:
+                what = f"the bundle's record does not name this {'folder' if item.is_dir() else 'file'}"
+                raise UserError(what, where=str(item), mend="Delete it")
+        return files
 
     def _component(self, name: str) -> ComponentSpec | None:
         entry = self.data["components"].get(name)
@@ -123,8 +160,7 @@ class Bundle:
         from safetensors.torch import load_file
 
         folder = self.path / name
-        for file, record in self.data["components"][name]["files"].items():
-            check_file(folder / file, record, _AGAIN)
+        self.check(name)
         try:
             state = load_file(folder / WEIGHTS)
         except SafetensorError as error:
@@ -145,12 +181,12 @@ class Bundle:
 
 
 def _check_component(name: str, component: Mapping[str, Any], where: str) -> None:
-    """UserError where a component is none of ours, or names files that are not its own."""
+    """Raise a UserError where a component is none of ours, or names files that are not its own."""
     if name not in COMPONENTS:
         raise UserError(f"component {name!r} is none of {', '.join(COMPONENTS)}", where=where)
     if not isinstance(component, dict) or not {"plugin", "config", "log", "files"} <= component.keys():
         raise UserError(f"component {name!r} is not whole", where=where, mend=_AGAIN)
-    if not all(_PLAIN_NAME.fullmatch(file) for file in component["files"]):
+    if not isinstance(component["files"], dict) or not all(_PLAIN_NAME.fullmatch(file) for file in component["files"]):
         raise UserError(f"component {name!r} names a file outside its folder", where=where)
     if WEIGHTS not in component["files"]:
         raise UserError(f"component {name!r} has no {WEIGHTS}", where=where, mend=_AGAIN)
@@ -174,32 +210,33 @@ def write_bundle(
                 continue
             if name in modules:
                 save_component(folder / name, modules[name], component.config)
+                files = {item.name: file_record(item) for item in sorted((folder / name).iterdir())}
             elif base is not None:
-                link_tree(base.path / name, folder / name)
+                files = base.check(name)
+                for file in files:
+                    link_file(base.path / name / file, folder / name / file)
             else:
                 raise KeyError(f"component {name!r} has neither a module nor a base bundle")
             components[name] = {
                 "plugin": component.plugin,
                 "config": component.config,
                 "log": list(component.log),
-                "files": {item.name: file_record(item) for item in sorted((folder / name).iterdir())},
+                "files": files,
             }
-        write_json(
-            folder / "bundle.json",
-            {
-                "schema": SCHEMA,
-                "components": components,
-                "flow": spec.flow.as_data(),
-                "video": list(spec.video) if spec.video else None,
-                "lineage": list(lineage),
-                "licence": licence if licence is not None else (base.data.get("licence") if base else None),
-            },
-        )
+        record = {
+            "schema": SCHEMA,
+            "components": components,
+            "flow": spec.flow.as_data(),
+            "video": list(spec.video) if spec.video else None,
+            "lineage": list(lineage),
+            "licence": licence if licence is not None else (base.data.get("licence") if base else None),
+        }
+        write_json(folder / "bundle.json", sealed(record))
     return Bundle.open(path)
 
 
 def save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """``config.json`` and safetensors, byte for byte the same for equal weights."""
+    """Write ``config.json`` and safetensors, byte for byte the same for equal weights."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)

@@ -208,7 +208,13 @@ class Denoiser(nn.Module):
     @torch.no_grad()
     def stream_width(self) -> int:
         """Return the width D of the main stream, seen on one example."""
-        _, taken = self.features(*self.example(1, self.example_size), at=[0])
+        with self.tapped([0]) as taken, suppress(_StoppedError):
+            first = self.module.get_submodule(self.structure().main.block(0))
+            handle = first.register_forward_hook(_stop)
+            try:
+                self(*self.example(1, self.example_size))
+            finally:
+                handle.remove()
         return taken[0].shape[-1]
 
     def tokens(self, size_THW: tuple[int, int, int]) -> int:
@@ -238,5 +244,5 @@ class _StoppedError(Exception):
     """The call was recorded."""
 
 
-def _stop(_module: nn.Module, _args: Any) -> None:
+def _stop(*_: Any) -> None:
     raise _StoppedError

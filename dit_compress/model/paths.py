@@ -1,4 +1,4 @@
-"""Where bundles stand."""
+"""Places of bundles."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dit_compress.core.files import read_json
 
 
 def bundle_of(run: Path, source: str) -> Path:
-    """Where the bundle of an input stands: in an earlier node's folder, or at a path."""
+    """Find the bundle of an input: in an earlier node's folder, or at a path."""
     folder = step_folder(run, source)
     return folder / "bundle" if (folder / "step.json").is_file() else resolve_bundle(source)
 
 
 def resolve_bundle(source: str | Path) -> Path:
-    """A bundle folder, or the last bundle of a run folder."""
+    """Find a bundle folder, or the last bundle of a run folder."""
     path = Path(source)
     if (path / "bundle.json").is_file() or not (path / "run.json").is_file():
         return path
@@ -23,5 +23,5 @@ def resolve_bundle(source: str | Path) -> Path:
 
 
 def step_folder(run: Path, name: str) -> Path:
-    """The folder of a finished step."""
+    """Find the folder of a finished step."""
     return run / "steps" / name

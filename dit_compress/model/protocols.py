@@ -1,4 +1,4 @@
-"""What a model, a VAE, a text encoder and a sampler are to the engine."""
+"""The engine's contracts with models, VAEs, text encoders and samplers."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ class Codec(Protocol):
     """(lead, step) of videos of ``lead + step·k`` frames, ``1 + (F - lead)/ratio[0]`` of them latent; (1, ratio[0])."""
 
     def eval(self) -> Self:
-        """``nn.Module.eval``."""
+        """Set evaluation mode, as ``nn.Module.eval`` does."""
 
     def encode(self, video_BCFYX: Tensor) -> Tensor:
-        """Video in [-1, 1] → normalised latent ``[B,C,T,H,W]`` (mean 0, std 1 over the training set)."""
+        """Encode video in [-1, 1] as a normalised latent ``[B,C,T,H,W]`` (mean 0, std 1 over the training set)."""
 
     takes_first: bool = False
-    """Whether ``decode`` also takes the video's first frame: of a :class:`FirstFrameCodec`."""
+    """True of a :class:`FirstFrameCodec`: ``decode`` also takes the video's first frame."""
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latent → video in [-1, 1], clipped by the caller; may work in tiles."""
+        """Decode a normalised latent to video in [-1, 1], clipped by the caller; may work in tiles."""
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
-        """The same in one piece: what exporters trace."""
+        """Decode in one piece: what exporters trace."""
 
     def features(self, latent_BCTHW: Tensor) -> list[Tensor] | None:  # noqa: ARG002 - for those that have some
-        """The decoder's streams ``[B,D,T,H,W]``, by which it can teach another's; None where it shows none."""
+        """Return the decoder's streams ``[B,D,T,H,W]``, by which it can teach another's; None where it shows none."""
         return None
 
 
 class FirstFrameCodec(Codec, Protocol):
-    """A codec whose one decoder works with the first frame of the video, where that is known, and without."""
+    """A codec whose decoder also takes the first frame, where known."""
 
     takes_first: bool = True
 
     def decode(self, latent_BCTHW: Tensor, first_BCYX: Tensor | None = None) -> Tensor:
-        """The same; ``first_BCYX``: the frame at the video's size, in [-1, 1]."""
+        """Decode, given the first frame: ``first_BCYX``, at the video's size, in [-1, 1]."""
 
 
 def decoded(codec: Codec, latent_BCTHW: Tensor, first_BCYX: Tensor | None = None) -> Tensor:
-    """What a codec decodes, its first frame given or not; UserError where it is, and the codec takes none."""
+    """Decode with a codec, its first frame given or not; raise a UserError where it is, and the codec takes none."""
     if first_BCYX is None:
         return codec.decode(latent_BCTHW)
     if not codec.takes_first:
@@ -68,23 +68,23 @@ class Model(Protocol):
     """Makes a denoiser: the module, its config, and the adapter around it."""
 
     def create(self) -> nn.Module:
-        """The module the options ask for: random weights, or those of the folder they name."""
+        """Make the module the options ask for: random weights, or those of the folder they name."""
 
     def licence(self) -> str | None:
-        """Of the weights that the options name, as their folder states it; a recipe's own goes before it."""
+        """Return the licence of the options' weights, as their folder states it; a recipe's own precedes it."""
         return None
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
-        """JSON config from which :meth:`from_config` makes the same *unpruned* module."""
+        """Return JSON config from which :meth:`from_config` makes the same *unpruned* module."""
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """An empty module of the base class, called on the meta device."""
+        """Make an empty module of the base class; called on the meta device."""
 
     @staticmethod
     def denoiser(module: nn.Module) -> Denoiser:
-        """The module behind the engine's one convention."""
+        """Put the module behind the engine's one convention."""
 
 
 class Text(Protocol):
@@ -94,15 +94,15 @@ class Text(Protocol):
     """True if the encoder is trained together with the denoiser in the first ``distill`` step."""
 
     def create(self) -> nn.Module:
-        """The encoder; it follows :class:`TextEncoder`."""
+        """Make the encoder; it follows :class:`TextEncoder`."""
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
-        """JSON config from which :meth:`from_config` makes the same encoder."""
+        """Return JSON config from which :meth:`from_config` makes the same encoder."""
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """An empty encoder, called on the meta device."""
+        """Make an empty encoder; called on the meta device."""
 
 
 class TextEncoder(Protocol):
@@ -110,21 +110,23 @@ class TextEncoder(Protocol):
 
     width: int
     tokenizer_kind: str | None = None
-    """What :meth:`save_tokenizer` writes: ``words`` or ``tokenizers``. An encoder without it, or without parameters
-    of its own, stays on the host, and an exported package takes embeddings."""
+    """The kind of tokenizer that :meth:`save_tokenizer` writes: ``words`` or ``tokenizers``.
+
+    An encoder without it, or without parameters of its own, stays on the host: an exported package takes embeddings.
+    """
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Captions → integer tensors with leading B, padded to one fixed length."""
+        """Turn captions into integer tensors with leading B, padded to one fixed length."""
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens → ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
+        """Turn tokens into ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
 
     def save_tokenizer(self, folder: Path) -> dict[str, Any]:
         """Write what an app needs to tokenize; say its ``file``, ``length`` and ``padding``."""
         raise NotImplementedError
 
     def digest(self) -> str | None:
-        """Of weights that lie outside the bundle: names the cache of embeddings; None where there are none."""
+        """Return a digest of weights outside the bundle: it names the cache of embeddings; None without such."""
         return None
 
 
@@ -134,4 +136,4 @@ class Sampler(Protocol):
     def sample(
         self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0
     ) -> Tensor:
-        """Differentiable; guidance as one doubled batch, none at 1.0."""
+        """Sample, differentiably; guidance as one doubled batch, none at 1.0."""

@@ -1,4 +1,4 @@
-"""What a bundle will be, before its weights exist: the currency of ``plan``."""
+"""A bundle before its weights exist: the currency of ``plan``."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ComponentSpec:
     log: tuple[dict[str, Any], ...] = ()
 
     def loader(self) -> Any:
-        """The plugin's class, imported."""
+        """Import the plugin's class."""
         return load_object(installed().get(self.kind, self.plugin).load)
 
     def build(self) -> nn.Module:
-        """The module without weights (parameters on the meta device), the log replayed."""
+        """Build the module without weights (parameters on the meta device), the log replayed."""
         from dit_compress.structure.empty import empty_weights
         from dit_compress.structure.files.pruned import remember_log, shapes_of
 
@@ -43,7 +43,7 @@ class ComponentSpec:
         return module.eval()
 
     def appended(self, entry: dict[str, Any]) -> ComponentSpec:
-        """The same with one more transform."""
+        """Return the same with one more transform."""
         return replace(self, log=(*self.log, entry))
 
 
@@ -75,28 +75,28 @@ class Spec:
     notes: tuple[str, ...] = ()
 
     def need_denoiser(self) -> ComponentSpec:
-        """The denoiser, or an error that says what is missing."""
+        """Return the denoiser; raise an error that says what is missing."""
         if self.denoiser is None:
             raise UserError("the bundle has no denoiser", mend="Name a 'model' in the recipe")
         return self.denoiser
 
     def need_latent(self) -> ComponentSpec:
-        """The codec, or an error that says what is missing."""
+        """Return the codec; raise an error that says what is missing."""
         if self.latent is None:
             raise UserError("the bundle has no VAE", mend="Put a 'latent' step before this one")
         return self.latent
 
     def build_denoiser(self) -> Denoiser:
-        """The denoiser on the meta device."""
+        """Build the denoiser on the meta device."""
         component = self.need_denoiser()
         return component.loader().denoiser(component.build())
 
     def codec(self) -> Codec:
-        """The VAE without weights."""
+        """Build the VAE without weights."""
         return cast("Codec", self.need_latent().build())
 
     def latent_size(self) -> tuple[int, int, int]:
-        """Latent cells (T, H, W) of the video; UserError where the video does not fit the ratio."""
+        """Return the latent cells (T, H, W) of the video; raise a UserError where the video does not fit the ratio."""
         codec = self.codec()
         if self.video is None:
             raise UserError("the video size is unknown", mend="Name a 'data' source in the recipe")
@@ -106,7 +106,7 @@ class Spec:
 def latent_size(
     video: tuple[int, int, int], ratio: tuple[int, int, int], rule: tuple[int, int] | None = None
 ) -> tuple[int, int, int]:
-    """Cells (T, H, W) of ``video`` (frames, height, width): ``1 + (F-lead)/t``, ``Y/h``, ``X/w``.
+    """Return the cells (T, H, W) of ``video`` (frames, height, width): ``1 + (F-lead)/t``, ``Y/h``, ``X/w``.
 
     ``rule`` is (lead, step) of a codec that takes ``lead + step·k`` frames; (1, t) where it is None.
     """

@@ -23,7 +23,7 @@ class Captions(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether nothing in the encoder is being trained."""
+        """True where nothing in the encoder is being trained."""
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Cond:

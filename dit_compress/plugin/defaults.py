@@ -1,4 +1,4 @@
-"""Names of plugins that the engine uses where nobody says another: no other module of the engine names one."""
+"""Names of plugins that the engine uses where no other is named: no other module of the engine names one."""
 
 MODEL = "diffusers"
 """Reads folders of diffusers, and makes its classes."""

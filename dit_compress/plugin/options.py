@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PositiveInt, model_validator
 
 from dit_compress.core.files import sha256_content
 
@@ -23,13 +23,40 @@ class Options(BaseModel):
         """Slots of the step (``teacher``) that these options can't do without."""
         return ()
 
+    @property
+    def caption_width(self) -> int | None:
+        """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
+        return None
+
+
+Side = Annotated[PositiveInt, Field(le=65536)]
+
+
+MAX_PIXELS = 2**32
+"""Of one clip: 12 GiB as bytes, four times that as numbers."""
+
 
 class VideoOptions(Options):
     """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip."""
 
-    frames: int = Field(ge=1)
-    size: tuple[int, int]
+    frames: int = Field(ge=1, le=1_000_000)
+    size: tuple[Side, Side]
     fps: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Self:
+        height, width = self.size
+        if self.frames * height * width > MAX_PIXELS:
+            raise ValueError(
+                f"{self.frames} frames of {height}x{width} pixels are more than {MAX_PIXELS}, and a clip is held in "
+                "memory whole: give fewer 'frames' or a smaller 'size'"
+            )
+        return self
+
+    @property
+    def expected_clips(self) -> int | None:
+        """How many clips there will be in all, where the options say it."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,10 @@ class Broken:
     reason: str
     mend: str
 
+    def __str__(self) -> str:
+        """Return its name; of a file that the user gave also why."""
+        return f"{self.name}: {self.reason}" if self.distribution == LOCAL else self.name
+
 
 @dataclass(frozen=True)
 class Source:
@@ -122,7 +126,7 @@ class Registry:
         if guess := closest(name, known):
             listing = f"Did you mean {guess!r}? {listing}"
         if self.broken:
-            listing += f" (and broken: {', '.join(broken.name for broken in self.broken)})"
+            listing += f" (and broken: {', '.join(map(str, self.broken))})"
         raise UserError(f"unknown {kind} plugin {name!r}", mend=listing)
 
     def get(self, kind: str, name: str) -> Plugin:

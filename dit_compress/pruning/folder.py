@@ -25,23 +25,29 @@ if TYPE_CHECKING:
 
 
 def load(
-    path: str | Path, *, torch_dtype: Any = None, module: nn.Module | None = None, verify: bool = True
+    path: str | Path,
+    *,
+    torch_dtype: Any = None,
+    cls: Any = None,
+    module: nn.Module | None = None,
+    verify: bool = True,
 ) -> nn.Module:
-    """A pruned model as its original class, with the dtype of its file, in evaluation mode.
+    """Load a pruned model as its original class, with the dtype of its file, in evaluation mode.
 
     path: a folder that :func:`dit_compress.prune` or ``save_pretrained`` wrote, a bundle, or a run (its last bundle).
-    torch_dtype: cast to it. module: a whole model, where its class is none of diffusers'; it is cut, its weights are
-    replaced. verify: compare checksums (a bundle's are compared in any case). Raises UserError.
+    torch_dtype: cast to it. cls: a class with diffusers' ``from_config``, where it is none of diffusers' own. module: a
+    whole model of any other class; it is cut, its weights are replaced. verify: compare checksums (a bundle's are
+    compared in any case). Raises UserError.
     """
     folder = Path(path)
     if (folder / PRUNING).is_file():
-        return load_pruned.load(folder, torch_dtype=torch_dtype, module=module, verify=verify)
+        return load_pruned.load(folder, torch_dtype=torch_dtype, cls=cls, module=module, verify=verify)
     bundle = resolve_bundle(folder)
     if not (bundle / "bundle.json").is_file():
         raise UserError(
             f"neither a pruned model ({PRUNING}), a bundle nor a run",
             where=str(folder),
-            mend="Load an ordinary folder with its class's from_pretrained",
+            mend=f"Give what dit_compress wrote; a pruned model without its {PRUNING} can't be loaded by any class",
         )
     module = Bundle.open(bundle).denoiser().module
     if torch_dtype is not None:
@@ -50,37 +56,28 @@ def load(
 
 
 def save(module: nn.Module, path: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write a pruned module so that :func:`load` reads it: by its ``save_pretrained`` where its class has one.
+    """Write a pruned module so that :func:`load` reads it; one that is whole by its ``save_pretrained``.
 
     Raises UserError for a module that was not pruned here and has no ``save_pretrained``.
     """
-    if hasattr(module, "save_pretrained"):
+    saving: Any = module
+    if not hasattr(module, ATTRIBUTE):
+        if not hasattr(module, "save_pretrained"):
+            raise UserError(f"{type(module).__name__} was not pruned here", mend="Save its state dict yourself")
         with whole_folder(Path(path)) as folder:
-            saving: Any = module
             saving.save_pretrained(folder, max_shard_size=shard_bytes)
         return
-    held = getattr(module, ATTRIBUTE, None)
-    if held is None:
-        raise UserError(f"{type(module).__name__} was not pruned here", mend="Save its state dict yourself")
-    load_pruned.edits_of(held["record"])
-    from safetensors.torch import save_file
-
-    seen: set[int] = set()
-    state = {}
-    for name, value in module.state_dict().items():
-        shared = value.untyped_storage().data_ptr() in seen
-        seen.add(value.untyped_storage().data_ptr())
-        state[name] = value.clone() if shared else value.contiguous()
+    load_pruned.edits_of(getattr(module, ATTRIBUTE)["record"])
     with whole_folder(Path(path)) as folder:
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        load_pruned.write_record(folder, held["record"], held["loader"])
+        files = load_pruned.write_weights(module, folder, max_shard_size=shard_bytes)
+        load_pruned.write_record(folder, module, files)
 
 
 # ------------------------------------------------------------------ the record
 
 
 def read_log(folder: Path) -> tuple[dict[str, Any], ...]:
-    """The transform log of a pruned folder or of a bundle's denoiser."""
+    """Read the transform log of a pruned folder or of a bundle's denoiser."""
     if (folder / PRUNING).is_file():
         return tuple(read_record(folder)["log"])
     return Bundle.open(folder).spec.need_denoiser().log

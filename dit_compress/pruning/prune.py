@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import publish, sha256_data, whole_folder
+from dit_compress.core.files import need_place, publish, sha256_data, whole_folder
 from dit_compress.core.version import REVISION
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.denoiser import Denoiser
@@ -17,7 +17,7 @@ from dit_compress.model.spec import Spec
 from dit_compress.plugin import defaults
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
-from dit_compress.pruning.step import find, step_part, understood
+from dit_compress.pruning.step import find, need_size, step_part, understood
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
 from dit_compress.run.keys import Node, lineage_entry
 from dit_compress.step.context import Context
@@ -31,13 +31,13 @@ from dit_compress.structure.files.pruned import (
     base_of,
     check_plan,
     log_of,
-    read_config,
     read_plan,
     record_of,
     remember_log,
     write_record,
 )
 from dit_compress.structure.files.tensor_files import open_weights
+from dit_compress.structure.files.whole import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,11 +52,13 @@ if TYPE_CHECKING:
 def prune(
     model: str | Path | nn.Module | Denoiser,
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    latency: float | Mapping[str, Any] | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    latency: float | str | Mapping[str, Any] | None = None,
     size: Sequence[int] | None = None,
     levels: Sequence[str] | None = None,
+    heterogeneous: bool = False,
+    curves: str | Path | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
@@ -70,9 +72,11 @@ def prune(
     model: a module or Denoiser, pruned in place; or a path: a folder of diffusers (a model's or a pipeline's), one
         that this function wrote, a bundle, a run.
     params, flops, latency: the budget, one of them: parameters; FLOPs of one call for one sample; its seconds, or
-        ``{"seconds": …, "table": file, "machine": whose}`` (measured here where no table is given).
+        ``{"seconds": …, "table": file, "machine": whose}`` (measured here where no table is given). ``"50%"`` is half
+        of the whole model's figure.
     size: cells (T, H, W) of the latent that FLOPs and seconds are for; a bundle's or a call's own if absent.
     levels: what a budget may cut; blocks, heads and FFN channels if absent.
+    heterogeneous: widths of each block. curves: a report of ``sensitivity --each`` that decides on them.
     remove, keep: ``{"block": 8, "head": 12}`` and ``{"ffn": 0.75}``, counts and shares per level.
     search: a search plugin that needs no data, or ``{"use": name, option: value}``.
     call: one call of the module (:func:`dit_compress.record`): what its structure is seen on, and the result proven.
@@ -88,6 +92,8 @@ def prune(
         "flops": flops,
         "latency": latency,
         "levels": levels,
+        "heterogeneous": heterogeneous,
+        "curves": curves,
         "remove": remove,
         "keep": keep,
     }
@@ -103,12 +109,12 @@ def prune(
 
 
 def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
-    """The model at a path before and after, without weights: the counts are settled, the units are not.
+    """Describe the model at a path before and after, without weights: the counts are settled, the units are not.
 
     asked: as for :func:`prune`, from ``params`` to ``search``.
     """
-    part = step_part(**asked)
     spec = open_target(path).spec
+    need_size(part := step_part(**asked), spec)
     return spec, part.build().plan(spec)
 
 
@@ -125,7 +131,7 @@ def prune_by_plan(plan: Path, source: Path, out: Path, *, shard_bytes: int = SHA
 
 
 def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Sequence[int] | None:
-    """What FLOPs and seconds are for: a recorded call has a size of its own."""
+    """Return the size that FLOPs and seconds are for: a recorded call has a size of its own."""
     if call is None or not depends:
         return size
     if size is not None:
@@ -134,7 +140,9 @@ def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Seq
 
 
 def free(out: str | Path | None) -> Path | None:
-    """Where to write; UserError where something is there already."""
+    """Return where to write; raise a UserError where something is there already, or nothing can be made."""
+    if out is not None:
+        need_place(Path(out), "folder")
     if out is not None and Path(out).exists():
         raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
     return None if out is None else Path(out)
@@ -147,18 +155,17 @@ def _edits(entries: Sequence[dict[str, Any]]) -> list[Edit]:
     return [edit for entry in entries for edit in edits_from_data(entry["data"]["edits"])]
 
 
-def _apply(denoiser: Denoiser, entries: Sequence[dict[str, Any]]) -> None:
+def _apply(module: nn.Module, entries: Sequence[dict[str, Any]]) -> None:
     """Edit a live module in its own dtype, and let it remember how it was pruned."""
-    log, base = log_of(denoiser.module), base_of(denoiser.module)
-    apply_edits(denoiser.module, _edits(entries))
-    denoiser.forget_structure()
-    remember_log(denoiser.module, base, [*log, *entries])
+    log, base = log_of(module), base_of(module)
+    apply_edits(module, _edits(entries))
+    remember_log(module, base, [*log, *entries])
 
 
 def _prune_live(
     model: nn.Module | Denoiser, part: Part, out: Path | None, seed: int, shard_bytes: int, call: Call | None
 ) -> nn.Module:
-    """Search and proof on a copy that shares the weights; then the module is edited."""
+    """Search, proof and writing on copies that share the weights; only then the module is edited."""
     denoiser, spec = model, Spec()
     if call is not None:
         denoiser = RecordedDenoiser(model.module if isinstance(model, Denoiser) else model, call)
@@ -166,16 +173,19 @@ def _prune_live(
         denoiser, spec = denoiser_of(model)
     assert isinstance(denoiser, Denoiser)
     entries = _found(denoiser, spec, part, seed)
-    _apply(denoiser, entries)
+    if out is not None:
+        copied = shared_copy(denoiser.module)
+        _apply(copied, entries)
+        save(copied, out, shard_bytes=shard_bytes)
+        del copied
+    _apply(denoiser.module, entries)
     if isinstance(model, Denoiser):
         model.forget_structure()
-    if out is not None:
-        save(denoiser.module, out, shard_bytes=shard_bytes)
     return denoiser.module
 
 
 def _found(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Transform-log entries; the denoiser stays as it is."""
+    """Find transform-log entries; the denoiser stays as it is."""
     try:
         return find(shared_copy(denoiser), spec, part, seed)
     except UserError as error:
@@ -207,7 +217,7 @@ def _prune_folder(
 def _write_folder(
     source: Path, edits: Sequence[Edit], record: Mapping[str, Any], out: Path, shard_bytes: int
 ) -> dict[str, Any]:
-    """A pruned folder: weights cut on disk, config, plan, loader; whole or not at all."""
+    """Write a pruned folder: weights cut on disk, config, plan, loader; whole or not at all."""
     with whole_folder(out) as folder:
         files = prune_weights(source, folder, edits, shard_bytes=shard_bytes)
         write_record(folder, record, files, source / "config.json")
@@ -215,13 +225,14 @@ def _write_folder(
 
 
 def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn.Module:
-    """A bundle like the step of a recipe would give it; in memory only without ``out``."""
+    """Prune a bundle as the step of a recipe would; in memory only without ``out``."""
     if out is None:
         denoiser = bundle.denoiser()
         log, base = log_of(denoiser.module), base_of(denoiser.module)
         entries = find(denoiser, bundle.spec, part, seed)
         remember_log(denoiser.module, base, [*log, *entries])
         return denoiser.module
+    need_size(part, bundle.spec)
     work = out.with_name(f".{out.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -237,7 +248,7 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
 
 
 def _record(bundle: Bundle, part: Part, seed: int) -> dict[str, Any]:
-    """The lineage entry."""
+    """Describe the step as lineage does."""
     node, inputs = Node("prune", "prune", {"step": part}), {"input": bundle.digest()}
     key = sha256_data([REVISION, node.describe(contents=True), inputs, seed])
     return lineage_entry(node, key=key, inputs=inputs, sources={}, seed=seed)

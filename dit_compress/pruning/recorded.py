@@ -21,7 +21,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def size_of(call: Call) -> tuple[int, int, int]:
-    """The last three dimensions of a call's first tensor: by them a table of latencies knows the call."""
+    """Return the last three dimensions of a call's first tensor: by them a table of latencies knows the call."""
     first = next(iter(tensors_in((call.args, call.kwargs))), torch.empty(1))
     sizes = (1, 1, 1, *first.shape)[-3:]
     return sizes[0], sizes[1], sizes[2]
@@ -44,7 +44,7 @@ class RecordedDenoiser(Denoiser):
             )
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Any:  # noqa: ARG002 - they are the call's
-        """The module's output for the recorded call, wherever the module stands; half precision as float32."""
+        """Run the module on the recorded call, wherever the module stands; half precision comes out as float32."""
         like = next(self.module.parameters())
         low = like.dtype in _HALF
 
@@ -54,21 +54,21 @@ class RecordedDenoiser(Denoiser):
         return self.recorded.map(moved).replay(self.module)
 
     def structure(self) -> Structure:
-        """As seen on the recorded call."""
+        """Return the structure, as seen on the recorded call."""
         if self._structure is None:
             self._structure = observe(self.module, self.recorded)
         return self._structure
 
     def example(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Cond]:
-        """Nothing: the call has its arguments."""
+        """Return nothing: the call has its arguments."""
         return torch.empty(0), torch.empty(0), Cond({}, {})
 
     def call(self, *_: Any, **__: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """UserError: see the class."""
+        """Raise a UserError: see the class."""
         raise self._unknown()
 
     def velocity(self, *_: Any, **__: Any) -> Tensor:
-        """UserError: see the class."""
+        """Raise a UserError: see the class."""
         raise self._unknown()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,20 +28,22 @@ _COUNTS = "Give a budget (params, flops, latency), or counts per level (remove, 
 
 def step_part(
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    latency: float | Mapping[str, Any] | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    latency: float | str | Mapping[str, Any] | None = None,
     size: Sequence[int] | None = None,
     levels: Sequence[str] | None = None,
+    heterogeneous: bool = False,
+    curves: str | Path | None = None,
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
 ) -> Part:
-    """The prune step that a call asks for, validated as a recipe's would be."""
+    """Return the prune step that a call asks for, validated as a recipe's would be."""
     budget: dict[str, Any] = {
-        "params": None if params is None else int(params),
+        "params": params if params is None or isinstance(params, str) else int(params),
         "flops": flops,
-        "latency": {"seconds": latency} if isinstance(latency, int | float) else latency,
+        "latency": {"seconds": latency} if isinstance(latency, int | float | str) else latency,
     }
     budget = {name: value for name, value in budget.items() if value is not None}
     if budget and (remove or keep):
@@ -49,10 +52,14 @@ def step_part(
         raise UserError("nothing says how much to prune", mend=_COUNTS)
     if not budget and (size or levels):
         raise UserError("'size' and 'levels' go with a budget; counts name their levels", mend="Leave them out")
+    if not budget and (heterogeneous or curves):
+        raise UserError("'heterogeneous' and 'curves' go with a budget", mend="Leave them out")
     options: dict[str, Any] = {"use": defaults.PRUNE, "search": search}
     if budget:
         extra = {"size": size, "levels": levels}
         options["budget"] = budget | {name: list(value) for name, value in extra.items() if value is not None}
+        if heterogeneous or curves:
+            options["budget"] |= {"heterogeneous": heterogeneous, "curves": str(curves or "each")}
     else:
         counts: dict[str, dict[str, Any]] = {}
         for word, given in (("remove", remove), ("keep", keep)):
@@ -68,6 +75,16 @@ def step_part(
     return part
 
 
+def need_size(part: Part, spec: Spec) -> None:
+    """UserError where a budget depends on a size that neither the call nor the model's VAE states."""
+    budget: Any = getattr(part.options, "budget", None)
+    if budget is not None and budget.params is None and budget.size is None and spec.latent is None:
+        raise UserError(
+            "a budget of FLOPs or seconds is for one size of the latent, and no VAE tells it",
+            mend="Give 'size', its cells (T, H, W); on the command line: --size T H W",
+        )
+
+
 class Pruning(Protocol):
     """A prune step that can work without a run."""
 
@@ -76,10 +93,16 @@ class Pruning(Protocol):
 
 
 def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven."""
+    """Transform-log entries of a prune step on a denoiser, which is pruned in place and proven.
+
+    Warns of a level that a budget leaves alone.
+    """
+    need_size(part, spec)
     with tempfile.TemporaryDirectory() as work, understood():
         step: Pruning = part.build()
-        entry, _ = step.prune(denoiser, spec, Workplace(name="prune", seed=seed, folder=Path(work)))
+        entry, result = step.prune(denoiser, spec, Workplace(name="prune", seed=seed, folder=Path(work)))
+    for note in result.metrics.get("left_alone", ()):
+        warnings.warn(note, stacklevel=2)
     return [entry]
 
 

@@ -1,4 +1,4 @@
-"""What a command names: a bundle or a folder of diffusers, and which plugin puts a module behind the convention."""
+"""The model that a command names, a bundle or a folder of diffusers, and the plugin that knows its convention."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from dit_compress.recipe import make_part
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
-from dit_compress.structure.files.pruned import log_of, read_config
+from dit_compress.structure.files.pruned import log_of
+from dit_compress.structure.files.whole import load_whole, read_config
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.model.denoiser import Denoiser
+
+
+RECORD = "Load any other model yourself, 'with dit_compress.record(model) as call' call it, and prune(model, call=call)"
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,27 @@ class Folder:
     path: Path
 
     def load(self) -> tuple[Denoiser, Spec]:
-        """The denoiser in float32, and the model without weights."""
+        """Return the denoiser in float32, and the model without weights."""
+        self._need_known()
         maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
         spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
 
+    def _need_known(self) -> None:
+        try:
+            load_pruned.class_named(read_config(self.path)["_class_name"])
+        except UserError as error:
+            where, what, _ = error.problems[0]
+            raise UserError(what, where=where or str(self.path), mend=RECORD) from error
+
     def module(self) -> nn.Module:
-        """The module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
+        """Load the module in float32, for a call that somebody recorded: no plugin is asked how it is called."""
         import torch
 
         if (self.path / PRUNING).is_file():
-            return load_pruned.load(self.path, torch_dtype=torch.float32, verify=False)
-        kind = load_pruned.class_named(read_config(self.path)["_class_name"])
-        return kind.from_pretrained(
-            str(self.path), torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
+            return load_pruned.load(self.path, torch_dtype=torch.float32)
+        return load_whole(self.path, torch.float32)
 
     @property
     def spec(self) -> Spec:
@@ -58,7 +67,7 @@ class Folder:
 
 
 def open_target(path: str | Path) -> Folder | Bundle:
-    """What stands at a path: a bundle, a run's last bundle, or a folder of diffusers; UserError for anything else."""
+    """Open a bundle, a run's last bundle, or a folder of diffusers at a path; raise a UserError for anything else."""
     bundle = resolve_bundle(path)
     if (bundle / "bundle.json").is_file():
         return Bundle.open(bundle)
@@ -66,7 +75,7 @@ def open_target(path: str | Path) -> Folder | Bundle:
 
 
 def empty_denoiser(target: str) -> Denoiser:
-    """A denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
+    """Build a denoiser without weights: of what :func:`open_target` opens, or of a class of diffusers that is named."""
     if not Path(target).exists() and target.isidentifier():
         maker = make_part("model", {"use": defaults.MODEL, "class_name": target}, installed()).build()
         with empty_weights():
@@ -79,19 +88,19 @@ def empty_denoiser(target: str) -> Denoiser:
 
 
 def component_folder(path: Path) -> Path:
-    """The transformer's folder of a pipeline, or the folder itself."""
+    """Return the transformer's folder of a pipeline, or the folder itself."""
     for found in (path / "transformer", path):
         if (found / "config.json").is_file():
             return found
-    raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=str(path))
+    raise UserError("neither a bundle, a run, nor a diffusers folder with a config.json", where=str(path), mend=RECORD)
 
 
 def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
-    """A live module behind the convention of the plugin that makes its class from its config.
+    """Put a live module behind the convention of the plugin that makes its class from its config.
 
-    Raises UserError where no plugin does, with what each of them said.
+    Raises UserError where no plugin does, with the objection of each.
     """
-    said = []
+    objections = []
     for entry in installed().entries("model"):
         maker: Any = load_object(entry.plugin.load)
         try:
@@ -99,13 +108,13 @@ def denoiser_of(module: nn.Module) -> tuple[Denoiser, Spec]:
             with empty_weights():
                 like = maker.from_config(config)
         except Exception as error:  # noqa: BLE001 - a plugin may fail in any way on a module that is not its own
-            said.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")
+            objections.append(f"{entry.plugin.name}: {' '.join(str(error).split()) or type(error).__name__}")
             continue
         if type(like) is type(module):
             spec = ComponentSpec("model", entry.plugin.name, config, log_of(module))
             return maker.denoiser(module), Spec(denoiser=spec)
-        said.append(f"{entry.plugin.name}: makes {type(like).__name__}")
+        objections.append(f"{entry.plugin.name}: makes {type(like).__name__}")
     raise UserError(
-        f"no model plugin knows {type(module).__name__} ({'; '.join(said)})",
+        f"no model plugin knows {type(module).__name__} ({'; '.join(objections)})",
         mend="Give a Denoiser around the module, or record one of its calls and give that as 'call'",
     )

@@ -25,6 +25,8 @@ MAX_NODES = 100_000
 """Values after aliases are expanded; an alias bomb has billions."""
 
 _TAG = "tag:yaml.org,2002:"
+_WRITTEN = "written:"
+"""Begins the tag of a node that has one in the text."""
 _PLAIN = {
     "null": (re.compile(r"~|null|Null|NULL|"), "~nN"),
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
@@ -40,6 +42,14 @@ class _Loader(yaml.SafeLoader):
     """Only composes: scalars get their tags from ``_PLAIN``, nothing is constructed."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own attribute
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Note the tag that stands in the text; PyYAML gives one to every node."""
+        tag = getattr(self.peek_event(), "tag", None)
+        node = super().compose_node(parent, index)
+        if tag is not None and node is not None:
+            node.tag = f"{_WRITTEN}{tag}"
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -157,9 +167,9 @@ class _Reader:
         data: dict[str, Any] = {}
         first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) and _encodable(key_node.value) else ""
             at = (*place, key)
-            if key_node.tag != f"{_TAG}str":
+            if key_node.tag != f"{_TAG}str" or (key_node.value and not key):
                 self._refuse(
                     key_node, at, f"a key must be a word, got {_show(key_node)}", "Put it in quotes if it is one"
                 )
@@ -192,18 +202,26 @@ class _Reader:
         if kind in ("null", "bool"):
             return None if kind == "null" else text.lower() == "true"
         self._check_tag(node, "str", place)
+        if not _encodable(text):
+            self._refuse(node, place, f"{text!r} holds half a character", "Write the character itself")
         if "${" in text:
             self._refuse(node, place, f"{text!r} asks for a variable, and recipes have none", "Write the value out")
         return text
 
     def _check_tag(self, node: yaml.Node, kind: str, place: Place) -> None:
-        if node.tag not in (_TAG + kind, *(_TAG + name for name in _PLAIN)):
-            self._refuse(node, place, f"the tag {node.tag.replace(_TAG, '!!')!r} is not supported", "Remove the tag")
+        if node.tag != _TAG + kind:
+            shown = node.tag.removeprefix(_WRITTEN).replace(_TAG, "!!")
+            self._refuse(node, place, f"the tag {shown!r} is not supported", "Remove the tag")
 
     def _refuse(self, node: yaml.Node, place: Place, what: str, mend: str) -> None:
         if id(node) not in self._refused:
             self._refused.add(id(node))
             self.errors[place] = UserError(what, where=f"{self.path}:{_line(node)}", mend=mend)
+
+
+def _encodable(text: str) -> bool:
+    """Tell whether UTF-8 can hold a text: the first half of a surrogate pair alone is no character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _line(node: yaml.Node) -> int:

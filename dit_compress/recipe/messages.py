@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,28 +13,33 @@ from pydantic import BaseModel
 from dit_compress.plugin.registry import closest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
     from dit_compress.recipe.document import Place
 
-_NUMBER, _WHOLE, _LIST = "a number", "a whole number", "a list"
-_KEYS = "'key: value' entries"
-_EXPECTED: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
+_Words = str | Callable[[Mapping[str, Any]], str]
+_NUMBER = ("a number", "Write a number, such as 0.5")
+_WHOLE = ("a whole number", "Write digits alone, such as 4")
+_LIST = ("a list", "Write [FIRST, SECOND]")
+_KEYS = ("'key: value' entries", "Write {KEY: VALUE}")
+_TRUTH = ("true or false", "Write one of the two")
+_RAISE, _LOWER, _ADD, _REMOVE = "Raise it", "Lower it", "Add some", "Remove some"
+_CHOICE: tuple[_Words, str] = (lambda ctx: f"{ctx['expected']}", "Choose one of them")
+_CORRECT = "Correct it"
+_EXPECTED: dict[str, tuple[_Words, str]] = {
     "int_type": _WHOLE,
     "int_parsing": _WHOLE,
-    "int_parsing_size": "a smaller whole number",
+    "int_parsing_size": ("a smaller whole number", _LOWER),
     "int_from_float": _WHOLE,
     "float_type": _NUMBER,
     "float_parsing": _NUMBER,
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "text",
-    "path_type": "a path",
-    "none_required": "nothing",
+    "finite_number": ("a finite number", _NUMBER[1]),
+    "bool_type": _TRUTH,
+    "bool_parsing": _TRUTH,
+    "string_type": ("text", "Write a word, or put it in quotes"),
+    "path_type": ("a path", "Write a path, or put it in quotes"),
+    "none_required": ("nothing", "Leave it out"),
     "list_type": _LIST,
     "tuple_type": _LIST,
     "set_type": _LIST,
@@ -43,20 +49,21 @@ _EXPECTED: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "model_type": _KEYS,
     "model_attributes_type": _KEYS,
     "dataclass_type": _KEYS,
-    "is_instance_of": "a plugin",
-    "literal_error": lambda ctx: f"{ctx['expected']}",
-    "enum": lambda ctx: f"{ctx['expected']}",
-    "greater_than": lambda ctx: f"a number above {ctx['gt']:g}",
-    "greater_than_equal": lambda ctx: f"a number of at least {ctx['ge']:g}",
-    "less_than": lambda ctx: f"a number below {ctx['lt']:g}",
-    "less_than_equal": lambda ctx: f"a number of at most {ctx['le']:g}",
-    "multiple_of": lambda ctx: f"a multiple of {ctx['multiple_of']:g}",
-    "too_short": lambda ctx: f"at least {ctx['min_length']} entries",
-    "too_long": lambda ctx: f"at most {ctx['max_length']} entries",
-    "string_too_short": lambda ctx: f"at least {ctx['min_length']} characters",
-    "string_too_long": lambda ctx: f"at most {ctx['max_length']} characters",
-    "string_pattern_mismatch": lambda ctx: f"text like {ctx['pattern']}",
+    "is_instance_of": ("a plugin", "Write {use: NAME}"),
+    "literal_error": _CHOICE,
+    "enum": _CHOICE,
+    "greater_than": (lambda ctx: f"a number above {ctx['gt']:.12g}", _RAISE),
+    "greater_than_equal": (lambda ctx: f"a number of at least {ctx['ge']:.12g}", _RAISE),
+    "less_than": (lambda ctx: f"a number below {ctx['lt']:.12g}", _LOWER),
+    "less_than_equal": (lambda ctx: f"a number of at most {ctx['le']:.12g}", _LOWER),
+    "multiple_of": (lambda ctx: f"a multiple of {ctx['multiple_of']:g}", "Round it"),
+    "too_short": (lambda ctx: f"at least {ctx['min_length']} entries", _ADD),
+    "too_long": (lambda ctx: f"at most {ctx['max_length']} entries", _REMOVE),
+    "string_too_short": (lambda ctx: f"at least {ctx['min_length']} characters", _ADD),
+    "string_too_long": (lambda ctx: f"at most {ctx['max_length']} characters", _REMOVE),
+    "string_pattern_mismatch": (lambda ctx: f"text like {ctx['pattern']}", "Write it like that"),
 }
+"""By pydantic's type of error: what it expected, and the mend."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +155,13 @@ def _wrong(place: Place, group: list[ErrorDetails], data: Mapping[str, Any], who
     words = [_expected(detail) for detail in group]
     subject = f"{_dotted(place)!r} of {whose}" if place else whose
     if None in words:
-        return Finding(place, f"{subject}: {group[0]['msg']}, got {show(value)}")
+        return Finding(place, f"{subject}: {group[0]['msg']}, got {show(value)}", _CORRECT)
     wanted = " or ".join(dict.fromkeys(word for word in words if word))
-    return Finding(place, f"expected {wanted} for {subject}, got {show(value)}")
+    return Finding(place, f"expected {wanted} for {subject}, got {show(value)}", _EXPECTED[group[0]["type"]][1])
 
 
 def _expected(detail: ErrorDetails) -> str | None:
-    words = _EXPECTED.get(detail["type"])
+    words, _ = _EXPECTED.get(detail["type"], (None, ""))
     return words(detail.get("ctx", {})) if callable(words) else words
 
 

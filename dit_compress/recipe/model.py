@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 BASE = "base"
 """The implicit first step, where a recipe has a ``model``: denoiser and text encoder, made from their options."""
 
+PARTIAL = ".partial"
+"""What the folder of an unfinished step has behind its name."""
+
 NO_BUNDLE = frozenset({"evaluate", "export"})
 """Kinds of step that give reports and files, and no bundle to go on with."""
 
@@ -34,7 +37,7 @@ class StepEntry:
 
     @property
     def gives_bundle(self) -> bool:
-        """Whether a later step can read what this one makes."""
+        """True where a later step can read what this one makes."""
         return self.kind not in NO_BUNDLE
 
     def as_data(self) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.limits import MAX_NAME_BYTES, MAX_SEED
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
 from dit_compress.recipe.messages import show, unknown_key
-from dit_compress.recipe.model import BASE, NO_BUNDLE, Recipe, StepEntry
+from dit_compress.recipe.model import BASE, NO_BUNDLE, PARTIAL, Recipe, StepEntry
 from dit_compress.recipe.validate import Checker
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 TOP_KEYS = ("name", "seed", "licence", "model", "data", "text", "sampler", "trackers", "steps")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _NAME_MEND = "Use letters, digits, '_', '-' and '.'"
+_NEAR = 50
+"""Steps before (and after) a wrong name among which the one that was meant is looked for."""
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Draft:
 
     @property
     def gives_bundle(self) -> bool:
-        """Whether a later step can read what this one makes."""
+        """True where a later step can read what this one makes."""
         return self.kind not in NO_BUNDLE
 
 
@@ -80,15 +84,33 @@ def dump(recipe: Recipe) -> str:
 
 def _name(checker: Checker) -> str:
     name = checker.document.data.get("name", Path(checker.document.path).stem)
-    if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        checker.fault(("name",), f"{show(name)} can't name a folder", _NAME_MEND)
+    if fault := _name_fault(name):
+        checker.fault(("name",), f"{show(name)} can't name a folder", fault)
     return str(name)
+
+
+def _name_fault(name: Any) -> str:
+    """Return the mend where a name can't be that of a folder."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        return _NAME_MEND
+    return f"Shorten it to {MAX_NAME_BYTES} letters" if len(name.encode()) > MAX_NAME_BYTES else ""
+
+
+def _is_dir(path: str) -> bool:
+    """Tell whether there is a folder at a path, which may be no path at all."""
+    try:
+        return Path(path).is_dir()
+    except OSError:  # a name that is too long, a loop of links
+        return False
 
 
 def _seed(checker: Checker) -> int:
     seed = checker.document.data.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        checker.fault(("seed",), f"expected a whole number from 0 for 'seed', got {show(seed)}")
+        checker.fault(("seed",), f"expected a whole number from 0 for 'seed', got {show(seed)}", "Write 0")
+        return 0
+    if seed > MAX_SEED:
+        checker.fault(("seed",), f"expected a number of at most {MAX_SEED} for 'seed', got {show(seed)}", "Lower it")
         return 0
     return seed
 
@@ -109,7 +131,7 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     path = value["from"]
     for key in [key for key in value if key != "from"]:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
-    if not isinstance(path, str) or not Path(path).is_dir():
+    if not isinstance(path, str) or not _is_dir(path):
         checker.fault(
             ("model", "from"), f"there is no folder {show(path)}", "Give a bundle, a run or a diffusers folder"
         )
@@ -195,8 +217,12 @@ def _give_names(checker: Checker, drafts: list[Draft]) -> None:
         if "name" not in draft.given:
             continue
         name, place = draft.given["name"], (*draft.place, "name")
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            checker.fault(place, f"{show(name)} can't name a step", _NAME_MEND)
+        if fault := _name_fault(name):
+            checker.fault(place, f"{show(name)} can't name a step", fault)
+        elif name.endswith(PARTIAL):
+            checker.fault(
+                place, f"{name!r} can't name a step: folders of unfinished steps are named so", "Choose another name"
+            )
         elif name == BASE:
             checker.fault(place, f"{BASE!r} is the name of what 'model:' gives", "Choose another name")
         elif name in taken:
@@ -205,24 +231,30 @@ def _give_names(checker: Checker, drafts: list[Draft]) -> None:
         else:
             draft.name = name
             taken[name] = draft
+    counts: Counter[str] = Counter()
     for draft in drafts:
         if "name" not in draft.given and draft.plugin_name:
-            name, count = draft.plugin_name, 1
-            while name in taken or name == BASE:
-                count += 1
-                name = f"{draft.plugin_name}-{count}"
-            draft.name = name
-            taken[name] = draft
+            name = draft.plugin_name
+            counts[name] += 1
+            draft.name = name if counts[name] == 1 else f"{name}-{counts[name]}"
+            while draft.name in taken or draft.name == BASE:
+                counts[name] += 1
+                draft.name = f"{name}-{counts[name]}"
+            taken[draft.name] = draft
 
 
 class _Inputs:
-    """Decides what each step reads: what it names, or the default."""
+    """Decides what each step reads: what it names, or the default. One pass: what later steps need is kept."""
 
     def __init__(self, checker: Checker, drafts: list[Draft], first: str | None) -> None:
         self.checker = checker
         self.drafts = drafts
         self.first = first
         self.index: dict[str, int] = {draft.name: index for index, draft in enumerate(drafts) if draft.name}
+        self._names = list(self.index)
+        self._all_named = all(draft.name for draft in drafts)
+        self._earlier: list[Draft] = []  # that give a bundle
+        self._unpruned: dict[str, str | None] = {}  # by step: the input of the nearest prune among it and its ancestors
 
     def resolve(self) -> None:
         """Fill the inputs of every draft."""
@@ -234,42 +266,51 @@ class _Inputs:
                     source = self._default(index, slot)
                 if source is not None:
                     draft.inputs[slot] = source
+            self._compare(draft)
+            if draft.name:
+                source = draft.inputs.get("input")
+                self._unpruned[draft.name] = source if draft.kind == "prune" else self._unpruned.get(source or "")
+            if draft.gives_bundle:
+                self._earlier.append(draft)
+
+    def _compare(self, draft: Draft) -> None:
+        """Refuse an evaluation of a model against itself."""
+        for slot in draft.slots if draft.kind == "evaluate" else ():
+            if slot in draft.given and draft.inputs.get(slot, slot) == draft.inputs.get("input"):
+                what = f"{slot!r} names {draft.inputs[slot]!r}, which the step reads itself"
+                self.checker.fault((*draft.place, slot), what, "Name another step")
 
     def _default(self, index: int, slot: str) -> str | None:
         draft = self.drafts[index]
         if slot == "input":
-            before = [earlier for earlier in self.drafts[:index] if earlier.gives_bundle]
-            return before[-1].name if before else self.first
+            return self._earlier[-1].name if self._earlier else self.first
         if slot == "teacher" and draft.kind == "distill":
-            return self._unpruned(draft.inputs.get("input"))
-        return None
-
-    def _unpruned(self, name: str | None) -> str | None:
-        """Return the input of the nearest prune step among the ancestors."""
-        while name in self.index:
-            ancestor = self.drafts[self.index[name]]
-            name = ancestor.inputs.get("input")
-            if ancestor.kind == "prune":
-                return name
+            return self._unpruned.get(draft.inputs.get("input", ""))
         return None
 
     def _named(self, index: int, slot: str, value: Any) -> str | None:
         """Return an earlier step's name, or a path; None after noting an error."""
         place = (*self.drafts[index].place, slot)
         if not isinstance(value, str):
-            self.checker.fault(place, f"expected the name of an earlier step for {slot!r}, got {show(value)}")
+            self.checker.fault(
+                place,
+                f"expected the name of an earlier step for {slot!r}, got {show(value)}",
+                "Write its name, or the path of a bundle",
+            )
             return None
         if value == BASE and self.first == BASE:
             return value
         if value in self.index:
             return self._step(index, slot, value)
-        if "/" in value or Path(value).is_dir():
-            if not Path(value).exists():
-                self.checker.fault(place, f"there is no folder {value!r} for {slot!r}", "Give a bundle or a run folder")
+        if "/" in value or _is_dir(value):
+            if not _is_dir(value):
+                self.checker.fault(
+                    place, f"there is no folder {show(value)} for {slot!r}", "Give a bundle or a run folder"
+                )
                 return None
             return _as_path(value)
         # Where a step has an error, its name may be the unknown one, and nothing more is reported.
-        if all(draft.name for draft in self.drafts) or closest(value, self.index):
+        if self._all_named or closest(value, self._names[max(0, index - _NEAR) : index + _NEAR]):
             self._fault_of_unknown(index, slot, value)
         return None
 
@@ -295,12 +336,12 @@ class _Inputs:
         return None
 
     def _fault_of_unknown(self, index: int, slot: str, value: str) -> None:
-        earlier = [draft.name for draft in self.drafts[:index] if draft.name and draft.gives_bundle]
+        earlier = [draft.name for draft in self._earlier[-_NEAR:] if draft.name]
         earlier = [BASE, *earlier] if self.first == BASE else earlier
         guess = closest(value, earlier)
         listing = f"Earlier steps: {', '.join(earlier) or 'none'}; a path has a '/'"
         mend = f"Did you mean {guess!r}?" if guess else listing
-        self.checker.fault((*self.drafts[index].place, slot), f"{slot!r} names an unknown step {value!r}", mend)
+        self.checker.fault((*self.drafts[index].place, slot), f"{slot!r} names an unknown step {show(value)}", mend)
 
 
 def _as_path(path: str) -> str:

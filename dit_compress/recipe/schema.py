@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from dit_compress.core.limits import MAX_SEED
 from dit_compress.plugin.options import Part, slots_of
 from dit_compress.recipe.model import SHARED
 
@@ -34,7 +35,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
         definitions[kind] = _kind(kind, registry)
     properties: dict[str, Any] = {
         "name": {"type": "string", "description": "Names the run's folder; the file's name if absent."},
-        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0},
         "licence": {"type": "string", "minLength": 1, "description": "Of the weights that go in; carried along."},
         **{kind: _ref(kind) for kind in SHARED},
         "trackers": {"anyOf": [_ref("tracker"), {"type": "array", "items": _ref("tracker")}]},

@@ -54,7 +54,7 @@ class Checker:
         return self._named(kind, name, given, place, named)
 
     def parts(self, kind: str, value: Any, place: Place) -> dict[str, Part] | None:
-        """Several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``.
+        """Return several parts of a kind, by plugin name: ``{block: {remove: 8}, head: {remove: 12}}``.
 
         What stands behind a dot says where the part is for (``block.double_blocks``); whoever asks for it knows.
         """
@@ -122,7 +122,9 @@ class Checker:
             return None
         wrong = _booleans_as_numbers(given, options)
         for key in wrong:
-            self.fault((*place, key), f"expected a number for {key!r} of {whose}, got {show(given[key])}")
+            self.fault(
+                (*place, key), f"expected a number for {key!r} of {whose}, got {show(given[key])}", "Write it in digits"
+            )
         return None if failed or wrong else options
 
     def _with_parts(

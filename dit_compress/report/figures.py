@@ -92,7 +92,7 @@ def _calm(axes: Axes) -> None:
 
 
 def families(pruning: Pruning) -> dict[str, list[AxisLayout]]:
-    """Axes that belong in one picture, by title: ``blocks``, ``heads, self-attention``, ``channels, feed-forward``."""
+    """Group axes that belong in one picture, by title: ``blocks``, ``heads, self-attention`` and so on."""
     titles = {entry.plugin.name: entry.plugin.units for entry in installed().entries("granularity")}
     found: dict[str, list[AxisLayout]] = {}
     for axis in pruning.axes:

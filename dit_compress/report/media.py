@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 8
 """Captions shown."""
 MAX_BYTES = 32 * 2**20
-"""Of all videos together: the report must stay a file one can send."""
+"""Bytes of all videos together: the report must stay a file one can send."""
 
 
 @dataclass(frozen=True)

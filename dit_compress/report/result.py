@@ -111,7 +111,7 @@ def _scored(metrics: Mapping[str, Any], quality: str, path: tuple[str, ...] = ()
 
 
 def _by_name(accuracy: Mapping[str, Any], quality: str) -> Iterator[Found]:
-    """``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``: one arm each."""
+    """Return ``{"real": {"shape": 1.0}, "round_trip": {"shape": 0.98}}``: one arm each."""
     for name, scores in accuracy.items():
         if isinstance(scores, dict):
             yield (name,), scores if quality in scores else {"accuracy": scores}
@@ -122,7 +122,7 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _shares(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
-    """Scalar metrics of an evaluation that groups none of them under ``accuracy``."""
+    """Return the scalar metrics of an evaluation that groups none of them under ``accuracy``."""
     named = (quality, "exact_match")
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}
 

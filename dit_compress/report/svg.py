@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INK, MUTED, RULE, ACCENT, WARM = "#010101", "#020202", "#030303", "#040404", "#050505"
 PAPER = "#060606"
 HEAT, GONE = "#1c9d8f", "#d9662f"
-"""Of pictures made of pixels, which CSS can't recolour: it stands on light and on dark paper alike."""
+"""The paper of pictures made of pixels, which CSS can't recolour: it stands on light and on dark paper alike."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", WARM: "--warm", PAPER: "--paper"}
 _STYLE: Any = {
     "svg.fonttype": "none", "font.size": 8.5, "font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": RULE,

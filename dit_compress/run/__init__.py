@@ -1,1 +1,1 @@
-"""A recipe becomes finished steps."""
+"""A recipe becomes finished steps: plan, keys, processes, reuse."""

@@ -36,7 +36,7 @@ class BaseStep:
         return context.give(modules, spec=Spec(video=context.video, **specs), licence=model.licence())
 
     def _create(self) -> tuple[dict[str, nn.Module], dict[str, Any]]:
-        """Modules by component, and what a bundle says of each."""
+        """Return modules by component, and what a bundle says of each."""
         modules: dict[str, nn.Module] = {}
         specs: dict[str, Any] = {}
         for component, kind in COMPONENTS.items():

@@ -1,4 +1,4 @@
-"""What differs from the last run, in words; a half-trained step is not thrown away because of it."""
+"""Differences from the last run, in words; a half-trained step is not thrown away because of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NUM_NAMED = 5
-"""How many changed options one message names."""
+"""The most changed options that one message names."""
 
 
 def data_change(known: Path, records: Sequence[Mapping[str, Any]]) -> str:
-    """What differs from the manifest of the last run, in words; nothing where nothing does, or there was none."""
+    """Say what differs from the manifest of the last run; nothing where nothing does, or there was none."""
     if not known.is_file():
         return ""
     before, now = ({sha256_data(dict(record)): record for record in each} for each in (read_json(known), records))
@@ -35,12 +35,12 @@ def data_change(known: Path, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name_of(record: Mapping[str, Any]) -> str:
-    """What a manifest calls a sample."""
+    """Name a sample as a manifest does."""
     return str(next((record[key] for key in ("file", "path", "sample") if key in record), record))
 
 
 def need_same(partial: Path, step: str, now: Mapping[str, Any]) -> None:
-    """UserError where a step has checkpoints that were made of something else than ``now`` (see ``made_of``).
+    """Raise a UserError where a step has checkpoints that were made of something else than ``now`` (see ``made_of``).
 
     There is a way to say that they may go; a fresh start is never silent.
     """
@@ -59,7 +59,7 @@ def need_same(partial: Path, step: str, now: Mapping[str, Any]) -> None:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """In words, for each thing a key is made of."""
+    """Yield, in words, what differs of each thing a key is made of."""
     if not before:
         return
     if before["engine"] != now["engine"]:
@@ -77,7 +77,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
 
 
 def _options(before: Any, now: Any, name: str) -> Iterator[str]:
-    """``lr was 0.001, is 0.002`` for every leaf that differs."""
+    """Yield ``lr was 0.001, is 0.002`` for every leaf that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             yield from _options(before.get(key), now.get(key), key)

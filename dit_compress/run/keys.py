@@ -14,10 +14,12 @@ from dit_compress.model.bundle import COMPONENTS, Bundle
 from dit_compress.plugin.options import marked, slots_of
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe.model import BASE
+from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dit_compress.data.clips import Split
     from dit_compress.plugin.options import Part
     from dit_compress.recipe.model import Recipe
 
@@ -59,17 +61,30 @@ class Node:
 
     @property
     def reads_data(self) -> bool:
-        """Whether the data manifest belongs to the key."""
+        """True where the data manifest belongs to the key."""
         return any(part.plugin.data for part in self.inner)
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits of the data that the step can't do without; what it reads of the other is its own to say."""
+        if not self.reads_data:
+            return ()
+        if self.kind == "evaluate":
+            return ("test",)
+        looks = any(
+            isinstance(part.options, DistillOptions) and (part.options.validation or part.options.watch)
+            for part in self.inner
+        )
+        return ("train", "test") if looks else ("train",)
+
     def build(self) -> Any:
-        """The step, constructed with its options."""
+        """Construct the step with its options."""
         from dit_compress.run.base import BaseStep
 
         return self.part.build() if "step" in self.parts else BaseStep(self.parts)
 
     def describe(self, *, contents: bool = False) -> dict[str, Any]:
-        """Plugins, revisions and options, as lineage holds them; as the key does with ``contents`` of files."""
+        """Return plugins, revisions and options, as lineage holds them; as the key does with ``contents`` of files."""
         return {
             name: {
                 "plugin": part.name,
@@ -82,7 +97,7 @@ class Node:
 
 
 def with_inner(part: Part) -> list[Part]:
-    """A part and the parts inside its options (a prune's search, its granularities)."""
+    """Return a part and the parts inside its options (a prune's search, its granularities)."""
     found = [part]
     values = dict(part.options)
     for name, slot in slots_of(type(part.options)).items():
@@ -94,7 +109,7 @@ def with_inner(part: Part) -> list[Part]:
 
 
 def nodes(recipe: Recipe) -> list[Node]:
-    """The recipe's steps in order, the implicit first one included."""
+    """Return the recipe's steps in order, the implicit first one included."""
     listed = []
     if recipe.model is not None:
         parts = {"model": recipe.model} | ({"text": recipe.text} if recipe.text else {})
@@ -106,7 +121,7 @@ def nodes(recipe: Recipe) -> list[Node]:
 
 
 def made_of(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest: str) -> dict[str, Any]:
-    """Everything that decides a node's result, as JSON: of files that options name, what is in them.
+    """Return, as JSON, everything that decides a node's result: of files that options name, what is in them.
 
     A licence that the recipe states counts for exports alone: nothing is trained again for it.
     """
@@ -127,7 +142,7 @@ def made_of(node: Node, input_keys: Mapping[str, str], recipe: Recipe, manifest:
 def lineage_entry(
     node: Node, *, key: str, inputs: Mapping[str, str], sources: Mapping[str, str], seed: int, device: str = ""
 ) -> dict[str, Any]:
-    """What a bundle's lineage says of a step. inputs: the key of each; device: a GPU's name."""
+    """Say what a bundle's lineage holds of a step. inputs: the key of each; device: a GPU's name."""
     import torch
 
     return {
@@ -146,7 +161,7 @@ def lineage_entry(
 
 
 def input_key(source: str, keys: Mapping[str, str]) -> str:
-    """The key of an input: an earlier node's, or the digest of a bundle at a path and of what it refers to."""
+    """Return the key of an input: an earlier node's, or the digest of a bundle at a path and of what it refers to."""
     if source in keys:
         return keys[source]
     bundle = Bundle.open(source)
@@ -155,10 +170,10 @@ def input_key(source: str, keys: Mapping[str, str]) -> str:
 
 
 def _outside(bundle: Bundle) -> dict[str, str]:
-    """Digests of what components of a bundle read where it lies, as a T5 encoder does its folder.
+    """Return digests of what components of a bundle read where it lies, as a T5 encoder does its folder.
 
     A component's config names it under the options of its plugin that are marked as files. A plugin that is missing
-    is told by the step that loads it.
+    is reported by the step that loads it.
     """
     found: dict[str, str] = {}
     for name in COMPONENTS:

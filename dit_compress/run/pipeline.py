@@ -17,15 +17,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import disk_errors, full_disk, read_json, sha256_data, write_json
+from dit_compress.core.files import disk_errors, full_disk, need_place, read_json, sha256_data, write_json
 from dit_compress.core.progress import progress
 from dit_compress.core.version import SCHEMA
-from dit_compress.data.source import data_folder
+from dit_compress.data.source import clips_of, data_folder
 from dit_compress.model.paths import step_folder
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import dump
+from dit_compress.recipe.model import PARTIAL
 from dit_compress.run.changes import data_change, need_same
+from dit_compress.run.fit import place_of
 from dit_compress.run.keys import input_key, made_of, nodes
+from dit_compress.run.locks import need_no_worker, one_command, one_worker
 from dit_compress.run.torchrun import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
 
 if TYPE_CHECKING:
@@ -37,12 +40,15 @@ if TYPE_CHECKING:
     from dit_compress.run.torchrun import Crew
 
 MANIFEST = "data.json"
-"""What the data held at the last run, one record a sample."""
+"""The file of what the data held at the last run, one record a sample."""
 
 
 @dataclass
 class Runner:
-    """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use."""
+    """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use.
+
+    yes: run what this machine has no room for, as far as one knows.
+    """
 
     recipe: Recipe
     folder: Path
@@ -53,22 +59,18 @@ class Runner:
     keys: dict[str, str] = field(default_factory=dict)
     made_of: dict[str, dict[str, Any]] = field(default_factory=dict)
     crew: Crew | None = None
+    yes: bool = False
 
     def run(self, only: str | None = None) -> None:
         """Run every step that is not finished (or just ``only``), then write summary and report."""
-        from filelock import FileLock, Timeout
-
+        need_place(self.folder, "folder")
         if not (self.folder / "run.json").is_file():
-            self._plan()
+            self._plan([only] if only else [node.name for node in nodes(self.recipe)])
         with disk_errors(self.folder):
             (self.folder / "cache").mkdir(parents=True, exist_ok=True)
-        try:
-            with full_disk(self.folder), FileLock(self.folder / ".lock", timeout=0):
-                self._run(only)
-        except Timeout as error:
-            raise UserError(
-                "another run is at work here", where=str(self.folder), mend="Wait for it or stop it"
-            ) from error
+        with full_disk(self.folder), one_command(self.folder):
+            need_no_worker(self.folder)
+            self._run(only)
 
     def _run(self, only: str | None) -> None:
         listed = nodes(self.recipe)
@@ -76,8 +78,12 @@ class Runner:
         if unknown := unknown - {node.name for node in listed}:
             raise UserError(f"no step {sorted(unknown)[0]!r}", mend=f"The steps are {[node.name for node in listed]}")
         manifest = self.manifest()
-        if (self.folder / "run.json").is_file() and not self._all_finished(listed, manifest):
-            self._plan()
+        left = [node.name for node in listed if not finished(self.folder, node, self.key(node, manifest))]
+        begun = (self.folder / "run.json").is_file()
+        if left or not begun:
+            self._need_splits(listed)
+        if left and begun:
+            self._plan([name for name in left if only in (None, name)])
         write_json(
             self.folder / "run.json",
             {"schema": SCHEMA, "name": self.recipe.name, "steps": [node.name for node in listed], "manifest": manifest},
@@ -101,17 +107,28 @@ class Runner:
                 self.say(f"{title}: not run")
         self._conclude(changed=ran > 0)
 
-    def _plan(self) -> None:
-        """Refuse what can't work before anything is written or paid for."""
+    def _plan(self, names: Sequence[str]) -> None:
+        """Refuse what can't work, or has no room here, before anything is written or paid for.
+
+        names: the steps that are to be run.
+        """
+        from dit_compress.run.costs import costs, need_room
         from dit_compress.run.plan import plan
 
-        plan(self.recipe, processes=self.crew.size if self.crew else 1)
+        processes = self.crew.size if self.crew else 1
+        rows = plan(self.recipe, processes=processes)
+        if not self.yes:
+            found = {name: cost for name, cost in costs(rows, self.recipe, processes).items() if name in names}
+            need_room(self.recipe, found, self.folder, {row.node.name: place_of(self.recipe, row.node) for row in rows})
 
-    def _all_finished(self, listed: Sequence[Node], manifest: str) -> bool:
-        return all(finished(self.folder, node, self.key(node, manifest)) for node in listed)
+    def _need_splits(self, listed: Sequence[Node]) -> None:
+        """Refuse data without the clips that a step looks for, before the first step runs."""
+        if part := self.recipe.data:
+            for split in dict.fromkeys(split for node in listed for split in node.splits):
+                clips_of(part, data_folder(self.folder / "cache", part), split)
 
     def _conclude(self, *, changed: bool) -> None:
-        """Summary and report, where anything changed."""
+        """Write summary and report, where anything changed."""
         if changed or not (self.folder / "report.html").is_file():
             from dit_compress.report import write_report
 
@@ -133,7 +150,7 @@ class Runner:
         return sha256_data(records)
 
     def key(self, node: Node, manifest: str) -> str:
-        """The node's key; remembered for the nodes that read it."""
+        """Return the node's key; remembered for the nodes that read it."""
         inputs = {slot: input_key(source, self.keys) for slot, source in node.inputs.items()}
         self.made_of[node.name] = made_of(node, inputs, self.recipe, manifest)
         self.keys[node.name] = sha256_data(self.made_of[node.name])
@@ -149,12 +166,13 @@ class Runner:
 
     def _execute(self, node: Node, key: str, manifest: str) -> None:
         place = step_folder(self.folder, node.name)
-        partial = place.with_name(f"{place.name}.partial")
+        partial = place.with_name(f"{place.name}{PARTIAL}")
         begun = _begun(partial, key)
         if partial.is_dir() and begun is None:
             if node.name not in self.force:
                 need_same(partial, node.name, self.made_of[node.name])
-            shutil.rmtree(partial)
+            with one_worker(self.folder):
+                shutil.rmtree(partial)
         threads = (begun or {}).get("threads", self.threads)
         if threads != self.threads:
             self.say(f"{node.name}: going on with {threads} threads, as it began (not {self.threads})")
@@ -207,7 +225,7 @@ def spawn(command: list[str], threads: int) -> int:
 
 
 def _need_inputs(node: Node, unfinished: set[str]) -> None:
-    """With ``--only``, every input must be finished as the recipe has it now."""
+    """Raise a UserError where, with ``--only``, an input is not finished as the recipe has it now."""
     for slot, source in node.inputs.items():
         if source in unfinished:
             raise UserError(
@@ -217,7 +235,7 @@ def _need_inputs(node: Node, unfinished: set[str]) -> None:
 
 
 def finished(run: Path, node: Node, key: str) -> bool:
-    """Whether a step's folder is there with this key, made from the bundles that its inputs have now.
+    """Tell whether a step's folder is there with this key, made from the bundles that its inputs have now.
 
     The key names how an input was made; after ``--force`` with changed code it may be another bundle.
     """
@@ -232,13 +250,13 @@ def finished(run: Path, node: Node, key: str) -> bool:
 
 
 def _given(run: Path, name: str) -> str | None:
-    """Digest of the bundle that a finished step gave."""
+    """Return digest of the bundle that a finished step gave."""
     path = step_folder(run, name) / "step.json"
     return read_json(path).get("bundle") if path.is_file() else None
 
 
 def headline(run: Path, name: str) -> str:
-    """A finished step in a few words."""
+    """Describe a finished step in a few words."""
     record = read_json(step_folder(run, name) / "step.json")
     model = record.get("model") or {}
     size = f", {model['params'] / 1e6:.2f}M parameters" if "params" in model else ""
@@ -249,12 +267,12 @@ def headline(run: Path, name: str) -> str:
 
 
 def source_digests(node: Node) -> dict[str, str]:
-    """Digest of the code of every plugin a node uses, for the record."""
+    """Return digest of the code of every plugin a node uses, for the record."""
     return {f"{part.kind}:{part.name}": installed().source_digest(part.kind, part.name) for part in node.inner}
 
 
 def _begun(partial: Path, key: str) -> dict[str, Any] | None:
-    """The job of a step that began with this key and did not end."""
+    """Return the job of a step that began with this key and did not end."""
     try:
         job = read_json(partial / "job.json")
     except UserError:

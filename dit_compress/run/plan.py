@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec
+from dit_compress.run.fit import encoder_at, encoder_of, located, need, other_width
 from dit_compress.run.keys import nodes
 from dit_compress.train.options import check_parts
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dit_compress.export.check_early import Networks
+    from dit_compress.model.protocols import TextEncoder
+    from dit_compress.model.spec import ComponentSpec
     from dit_compress.recipe.model import Recipe
+    from dit_compress.run.fit import Encoder
     from dit_compress.run.keys import Node
 
 
@@ -30,7 +34,7 @@ class Planned:
 
 
 def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
-    """Every step's figures before and after. Raises one UserError that joins all steps' problems.
+    """Return every step's figures before and after; raise one UserError that joins all steps' problems.
 
     ``deep``: exporters say what would break on their targets, too. ``processes``: that will train together.
     """
@@ -41,13 +45,18 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
     rows: list[Planned] = []
     errors: list[UserError] = []
     networks: list[Networks] = []
+    encoders: dict[str, Encoder | None] = {}
     for node in nodes(recipe):
         source = node.inputs.get("input", "")
         try:
-            before = _input_spec(node, specs, recipe)
+            before = _spec_of(source, specs, recipe)
+            need(node, recipe)
             for part in node.together:
                 check_parts(part.options, processes)
+            if node.kind == "distill" and before is not None:
+                _check_slots(node, before, specs, encoders, recipe)
             after = _planned(node, before or Spec(video=recipe.video))
+            encoders[node.name] = encoder_of(node, encoders, recipe.seed)
             figures[node.name] = (
                 figures[source]
                 if source in figures and before is not None and _alike(before, after)
@@ -60,30 +69,28 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             specs[node.name] = after
         except UserError as error:
             if not _consequence(node, specs, recipe):
-                errors.append(_located(error, recipe, node))
+                errors.append(located(error, recipe, node))
     if errors:
         raise UserError.join(errors)
     return rows
 
 
 def _alike(before: Spec, after: Spec) -> bool:
-    """Whether a step leaves every shape as it was."""
+    """Tell whether a step leaves every shape as it was."""
     return replace(before, flow=after.flow, notes=after.notes) == after
 
 
 def _planned(node: Node, before: Spec) -> Spec:
-    step = node.build()
-    for slot in node.needs:
-        if slot not in node.inputs:
-            raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
-    after = step.plan(before)
+    after = node.build().plan(before)
+    if after.text is not None and after.denoiser is not None and not _alike(before, after):
+        _check_captions(after.text, after)
     if after.latent is not None and after.denoiser is not None and not _alike(before, after):
         _check_fit(after)
     return after
 
 
 def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str, ...]:
-    """What the exporter warns of; UserError where it would refuse a network.
+    """Return the exporter's warnings; raise a UserError where it would refuse a network.
 
     networks: made so far; exporters of inputs that are alike look at the same ones.
     """
@@ -96,7 +103,7 @@ def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str
 
 
 def _check_fit(spec: Spec) -> None:
-    """UserError where the denoiser does not take what the VAE gives."""
+    """Raise a UserError where the denoiser does not take what the VAE gives."""
     denoiser, channels = spec.build_denoiser(), spec.codec().channels
     if denoiser.channels != channels:
         raise UserError(
@@ -110,28 +117,47 @@ def _check_fit(spec: Spec) -> None:
         )
 
 
-def _input_spec(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:
-    source = node.inputs.get("input")
-    if source is None:
-        return None
-    if source in specs:
-        return specs[source]
+def _check_captions(text: ComponentSpec, spec: Spec) -> None:
+    """UserError where a denoiser does not take the embeddings that a text encoder gives."""
+    denoiser = spec.build_denoiser()
+    embedding = denoiser.example(1, denoiser.example_size)[2].get("embedding")
+    width = cast("TextEncoder", text.build()).width
+    if embedding is not None and embedding.shape[-1] != width:
+        raise other_width(width, embedding.shape[-1])
+
+
+def _check_slots(
+    node: Node, before: Spec, specs: Mapping[str, Spec], encoders: Mapping[str, Encoder | None], recipe: Recipe
+) -> None:
+    """UserError where a teacher of a training step can't be given the student's latents and captions."""
+    ours = encoder_at(node.inputs.get("input"), encoders)
+    for slot, source in node.inputs.items():
+        spec = None if slot == "input" else _spec_of(source, specs, recipe)
+        if spec is None or spec.denoiser is None:
+            continue
+        mend = f"Name a {slot} that was trained on the latents of the step's input"
+        channels, denoiser = before.codec().channels if before.latent else None, spec.build_denoiser()
+        if channels not in (None, denoiser.channels):
+            what = f"the {slot} {source!r} takes {denoiser.channels} latent channels, the step's input has {channels}"
+            raise UserError(what, mend=mend)
+        theirs = encoder_at(source, encoders)
+        if ours and theirs and not ours.same(theirs):
+            raise UserError(
+                f"the {slot} {source!r} knows the latents of {theirs}, the input those of {ours}", mend=mend
+            )
+        if before.text is not None:
+            _check_captions(before.text, spec)
+
+
+def _spec_of(source: str, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:
+    """Return what an earlier step gives, or a bundle at a path; None for the first step's input."""
+    if source in specs or not source:
+        return specs.get(source)
     spec = Bundle.open(source).spec
     return replace(spec, video=recipe.video or spec.video)
 
 
 def _consequence(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> bool:
-    """Whether a step failed only because an earlier one did."""
-    source = node.inputs.get("input")
-    return source in {step.name for step in recipe.steps} and source not in specs
-
-
-def _located(error: UserError, recipe: Recipe, node: Node) -> UserError:
-    """The same problems with the recipe's file and the step's line."""
-    place = f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
-    inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
-    error.problems = [
-        (f"{place}: {where}" if where and inside else where or place, what, mend)
-        for where, what, mend in error.problems
-    ]
-    return error
+    """Tell whether a step failed only because an earlier one did."""
+    names = {earlier.name for earlier in nodes(recipe)}
+    return any(source in names and source not in specs for source in node.inputs.values())

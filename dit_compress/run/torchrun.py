@@ -38,22 +38,22 @@ _LONG = timedelta(days=1)
 
 
 def processes() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Return how many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if all(name in os.environ for name in TORCHRUN) else 1
 
 
 def default_threads() -> int:
-    """CPU threads for each process of this machine."""
+    """Return the CPU threads for each process of this machine."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def worker_command(folder: Path) -> list[str]:
-    """What runs a step."""
+    """Return the command that runs a step."""
     return [sys.executable, "-P", "-m", "dit_compress.run.worker", str(folder)]
 
 
 def environment(threads: int, *, alone: bool) -> dict[str, str]:
-    """A worker's environment; without torchrun's variables where it works alone."""
+    """Return a worker's environment; without torchrun's variables where it works alone."""
     kept = {name: value for name, value in os.environ.items() if not (alone and name in TORCHRUN)}
     numbers = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return {**kept, **numbers, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -78,7 +78,7 @@ class Crew:
     # -- the first
 
     def group(self) -> str:
-        """A name for the messages of the next step."""
+        """Return a name for the messages of the next step."""
         return f"{self.attempt}/step/{self.number}"
 
     def lead(self, folder: Path, threads: int, step: str) -> int:
@@ -136,9 +136,9 @@ class Crew:
 
 
 def _verdict(ends: Sequence[dict[str, Any]], step: str, folder: Path) -> int:
-    said = [end for end in ends if end["message"]]
-    if said:
-        sys.stderr.write(f"{said[0]['message']}\n")
+    explained = [end for end in ends if end["message"]]
+    if explained:
+        sys.stderr.write(f"{explained[0]['message']}\n")
         return 2
     failed = [end for end in ends if end["status"] not in (0, STOPPED, ABANDONED)]
     if failed:
@@ -154,7 +154,7 @@ def _verdict(ends: Sequence[dict[str, Any]], step: str, folder: Path) -> int:
 
 
 def how_it_ended(status: int) -> str:
-    """An exit status in words."""
+    """Put an exit status into words."""
     if status == -signal.SIGKILL:
         return "was killed (signal 9), as a machine does that runs out of memory"
     if status < 0:
@@ -163,7 +163,7 @@ def how_it_ended(status: int) -> str:
 
 
 def pass_signals_to(process: subprocess.Popen[bytes]) -> Any:
-    """A SIGTERM or SIGUSR1 to us goes on to a worker; call the result to end that."""
+    """Pass a SIGTERM or SIGUSR1 to us on to a worker; call the result to end that."""
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in numbers}
 

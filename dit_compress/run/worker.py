@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from dit_compress.model.paths import bundle_of
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed, use
 from dit_compress.recipe import load, make_part
+from dit_compress.recipe.model import PARTIAL
 from dit_compress.run.keys import lineage_entry, nodes
+from dit_compress.run.locks import one_worker
 from dit_compress.run.torchrun import ABANDONED, STOPPED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dit_compress.recipe.model import Recipe
     from dit_compress.run.keys import Node
     from dit_compress.step.context import Context, Result
@@ -41,7 +41,7 @@ def main(folder: Path) -> int:
         registry = use(job["plugin_files"])
         recipe = load(Path(job["run"]) / "recipe.yaml", registry)
         node = next(node for node in nodes(recipe) if node.name == job["name"])
-        with _alone(Path(job["run"])) if not world.rank else nullcontext(), full_disk(folder):
+        with one_worker(Path(job["run"])) if not world.rank else nullcontext(), full_disk(folder):
             started = time.perf_counter()
             context = _context(job, recipe, node, folder, world)
             result = node.build().run(context)
@@ -60,22 +60,6 @@ def main(folder: Path) -> int:
             raise
         return ABANDONED
     return 0
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """A worker may outlive a killed run; no second one may write beside it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(run / ".worker.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError("a step of an earlier run is still at work here", where=str(run), mend="Wait for it") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _context(job: dict[str, Any], recipe: Recipe, node: Node, folder: Path, world: World) -> Context:
@@ -136,11 +120,11 @@ def _finish(folder: Path, job: dict[str, Any], node: Node, context: Context, res
     }
     write_json(folder / "step.json", record)
     (folder / "job.json").unlink()
-    publish(folder, folder.with_name(folder.name.removesuffix(".partial")))
+    publish(folder, folder.with_name(folder.name.removesuffix(PARTIAL)))
 
 
 def _shown(node: Node, context: Context) -> dict[str, str | None]:
-    """What the report looks for: the metrics that say how good, and the file of the curves."""
+    """Return what the report looks for: the metrics that say how good, and the file of the curves."""
     step = node.parts.get("step")
     quality = step.plugin.quality if step else None
     return {
@@ -151,4 +135,7 @@ def _shown(node: Node, context: Context) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except KeyboardInterrupt:  # the command was interrupted too, and says so
+        sys.exit(130)

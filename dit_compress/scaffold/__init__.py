@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_folder
+from dit_compress.plugin.defaults import DISTILL, PRUNE, SEARCH
 from dit_compress.plugin.kinds import PART_KINDS, RESERVED, STEP_KINDS
 from dit_compress.plugin.registry import closest
 
@@ -37,15 +38,15 @@ class Template:
 KINDS = {
     "exporter": Template("export", "exporter", "- export: {use: NAME}"),
     "granularity": Template(
-        "granularity", "axes", "- prune: {use: trilevel, levels: {NAME: {remove: 1}}, search: magnitude}"
+        "granularity", "axes", f"- prune: {{use: {PRUNE}, levels: {{NAME: {{remove: 1}}}}, search: {SEARCH}}}"
     ),
     "distiller": Template("distill", "distiller", "- distill: {use: NAME, steps: 1000}"),
     "latent": Template("latent", "codec", "- latent: {use: NAME}"),
     "search": Template(
-        "search", "search", "- prune: {use: trilevel, levels: {block: {remove: 1}}, search: {use: NAME}}"
+        "search", "search", f"- prune: {{use: {PRUNE}, levels: {{block: {{remove: 1}}}}, search: {{use: NAME}}}}"
     ),
     "discriminator": Template(
-        "discriminator", "discriminator", "- distill: {use: adversarial, discriminator: {use: NAME}}"
+        "discriminator", "discriminator", f"- distill: {{use: {DISTILL}, discriminator: {{use: NAME}}}}"
     ),
 }
 """The word that ``new`` takes → the plugin that it writes."""

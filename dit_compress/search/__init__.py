@@ -1,1 +1,1 @@
-"""Which units stay: problems, importance, budgets, trials."""
+"""Units that stay: problems, importance, budgets, trials."""

@@ -1,7 +1,8 @@
 """From a budget to counts, exactly: the plan that minimises summed sensitivity within 1% below the budget.
 
 Equal widths: one count per level, the same share in every axis; for each number of blocks a multiple-choice
-knapsack over the other levels. Widths per block: one count per axis and a choice of blocks, in one programme.
+knapsack over the other levels. Where blocks weigh differently, those of equal weight go in equal shares.
+Widths per block: one count per axis and a choice of blocks, in one programme.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.search.budget import gates, inside
+from dit_compress.search.budget import alike_blocks, gates, inside
 from dit_compress.search.knapsack import Knapsack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dit_compress.search.budget import Price
     from dit_compress.search.curves import Curves
@@ -92,10 +93,11 @@ def equal_plans(question: Question) -> Iterator[EqualPlan]:
     stacks = gates(axes)
     deepest = max((gate.units for gate in stacks.values()), default=1)
     levels = {axis.level: [a for a in axes if a.level == axis.level] for axis in axes if not axis.blocks}
+    groups_of = {gate.name: alike_blocks(question.price, axes, gate) for gate in stacks.values()}
     for left in range(1, deepest + 1) if stacks else [1]:
         blocks = {gate.name: proportional(left, deepest, gate.units, 1) for gate in stacks.values()}
-        shares = {gate.name: blocks[gate.name] / gate.units for gate in stacks.values()}
-        rest = sum(sum(question.price.blocks[name]) * share for name, share in shares.items())
+        shares = {gate.name: _shares(groups_of[gate.name], blocks[gate.name]) for gate in stacks.values()}
+        rest = sum(_blocks_weight(question.price.blocks[name], groups_of[name], shares[name]) for name in shares)
         loss = curves.level(next(iter(stacks.values())).level)(1 - left / deepest) if stacks else 0.0
         prices, losses, groups, entries = [], [], [], []
         for group, (level, members) in enumerate(levels.items()):
@@ -117,9 +119,51 @@ def equal_plans(question: Question) -> Iterator[EqualPlan]:
         yield EqualPlan(sack, loss, blocks, entries)
 
 
-def _weight(price: Price, stacks: Mapping[str, Axis], shares: Mapping[str, float], axis: Axis, count: int) -> float:
+def _weight(
+    price: Price, stacks: Mapping[str, Axis], shares: Mapping[str, Sequence[float]], axis: Axis, count: int
+) -> float:
     gate = stacks.get(axis.stack)
-    return price.units[axis.name] * count * (shares[gate.name] if gate else 1.0)
+    share = 1.0 if gate is None or axis.block is None else shares[gate.name][axis.block]
+    return price.units[axis.name] * count * share
+
+
+def _shares(groups: Sequence[Sequence[int]], left: int) -> list[float]:
+    """Return the share of each block's group that stays where ``left`` blocks do."""
+    counts = zip(groups, apportioned(groups, left), strict=True)
+    shares = {index: kept / len(group) for group, kept in counts for index in group}
+    return [shares[index] for index in range(len(shares))]
+
+
+def _blocks_weight(weights: Sequence[float], groups: Sequence[Sequence[int]], shares: Sequence[float]) -> float:
+    return sum(sum(weights[index] for index in group) * shares[group[0]] for group in groups)
+
+
+def apportioned(groups: Sequence[Sequence[int]], left: int) -> list[int]:
+    """Divide ``left`` blocks among groups in proportion to their sizes, evenly along the stack."""
+    ends = np.cumsum([0, *map(len, groups)])
+    return np.diff([math.floor(end * left / ends[-1] + 0.5) for end in ends]).tolist()
+
+
+def uneven(question: Question) -> bool:
+    """Tell whether a stack's blocks differ in weight."""
+    stacks = gates(question.axes).values()
+    return any(len(alike_blocks(question.price, question.axes, gate)) > 1 for gate in stacks)
+
+
+def settled_blocks(question: Question, counts: Mapping[str, int], score: Callable[[Axis], Sequence[float]]) -> Kept:
+    """Choose the blocks of stacks whose blocks weigh differently, the best of each group; other stacks stay open.
+
+    score: the importance of each block of an axis. Whatever it says, as much is removed.
+    """
+    chosen: Kept = {}
+    for gate in gates(question.axes).values():
+        groups, left = alike_blocks(question.price, question.axes, gate), counts[gate.name]
+        if len(groups) > 1 and left < gate.units:
+            scores = score(gate)
+            best = [sorted(group, key=lambda index: -scores[index]) for group in groups]
+            kept = zip(best, apportioned(groups, left), strict=True)
+            chosen[gate.name] = tuple(sorted(index for group, count in kept for index in group[:count]))
+    return chosen
 
 
 def counts_of(units: int, step: int) -> list[int]:

@@ -72,6 +72,16 @@ def inside(axes: Sequence[Axis], gate: Axis, index: int) -> list[Axis]:
     return [axis for axis in axes if not axis.blocks and (axis.stack, axis.block) == (path, index)]
 
 
+def alike_blocks(price: Price, axes: Sequence[Axis], gate: Axis) -> list[list[int]]:
+    """Group a stack's blocks by what they weigh, with what stands in them: whichever of a group goes, as much goes."""
+
+    def weighs(index: int) -> Hashable:
+        held = sorted((axis.level, axis.units, f"{price.units[axis.name]:.9g}") for axis in inside(axes, gate, index))
+        return f"{price.blocks[gate.name][index]:.9g}", tuple(held)
+
+    return classes(range(gate.units), weighs)
+
+
 # ------------------------------------------------------------------ parameters
 
 
@@ -168,7 +178,7 @@ def classes(items: Sequence[Any], kind: Callable[[Any], Hashable]) -> list[list[
 
 
 def axis_kind(module: nn.Module, axis: Axis) -> Hashable:
-    """Equal for axes at the same place of blocks that are alike."""
+    """Return what is equal for axes at the same place of blocks that are alike."""
     place = axis.block_path
     members = [
         (member.tensor.replace(place, ""), member.dim, member.indices.shape, tuple(tensor.shape))

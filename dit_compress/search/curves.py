@@ -9,7 +9,7 @@ import numpy as np
 
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.defaults import BALANCE
-from dit_compress.search.budget import gates
+from dit_compress.search.budget import gates, inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,13 +62,15 @@ class Curves:
         return self.levels[name]
 
 
-def default_curves(price: Price, axes: Sequence[Axis]) -> Curves:
+def default_curves(price: Price, axes: Sequence[Axis], *, each: bool = False) -> Curves:
     """Make curves where none were measured: ``weight · share² / r``, with the paper's shares r and a level's weight.
 
     At equal slopes, which is where a sum under a budget is least, every level then gives up its share in
-    proportion to r: what was removed per unit of price hurts alike at the paper's own plan.
+    proportion to r: what was removed per unit of price hurts alike at the paper's own plan. each: of every axis, too,
+    and of every block (the middle ones first).
     """
     weights: dict[str, float] = {}
+    own: dict[str, float] = {}
     stacks = gates(axes)
     for axis in axes:
         if axis.blocks:
@@ -77,14 +79,30 @@ def default_curves(price: Price, axes: Sequence[Axis]) -> Curves:
         else:
             weight = price.units[axis.name] * axis.units
         weights[axis.level] = weights.get(axis.level, 0.0) + weight
+        own[axis.name] = weight
     total = sum(weights.values()) or 1.0
-    grid = np.linspace(0, 1, 257)
-    return Curves(
-        {
-            level: Curve(tuple((float(x), float(weight / total * x * x / BALANCE.get(level, OTHER))) for x in grid))
-            for level, weight in weights.items()
-        }
-    )
+
+    def curve(level: str, weight: float, points: int) -> Curve:
+        grid = np.linspace(0, 1, points)
+        return Curve(tuple((float(x), float(weight / total * x * x / BALANCE.get(level, OTHER))) for x in grid))
+
+    levels = {level: curve(level, weight, 257) for level, weight in weights.items()}
+    if not each:
+        return Curves(levels)
+    by_axis = {axis.name: curve(axis.level, own[axis.name], 65) for axis in axes if not axis.blocks}
+    return Curves(levels, by_axis, {axis.name: _absences(price, axes, axis, total) for axis in stacks.values()})
+
+
+def _absences(price: Price, axes: Sequence[Axis], gate: Axis, total: float) -> tuple[float, ...]:
+    """Return what each block's absence costs: removed in order, ``k`` equal blocks cost what the level's curve says."""
+    middle = (gate.units - 1) / 2
+    order = sorted(range(gate.units), key=lambda index: abs(index - middle))
+    losses = [0.0] * gate.units
+    for rank, index in enumerate(order):
+        held = sum(price.units[axis.name] * axis.units for axis in inside(axes, gate, index))
+        weight = (price.blocks[gate.name][index] + held) / total
+        losses[index] = weight * (2 * rank + 1) / gate.units / BALANCE.get(gate.level, OTHER)
+    return tuple(losses)
 
 
 def curves_from_report(report: Mapping[str, Any], where: str = "") -> Curves:

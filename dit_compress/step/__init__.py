@@ -1,1 +1,1 @@
-"""What a step is given, and what it gives."""
+"""A step as the engine knows it: what it reads and gives, the processes it runs on."""

@@ -1,4 +1,4 @@
-"""What a step is given when it runs, and what it gives back."""
+"""A step's inputs when it runs, and its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.cache import ClipCache
-from dit_compress.data.source import data_folder, manifest_digest
+from dit_compress.data.source import clips_of, data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.spec import Spec
 from dit_compress.model.text import Captions
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a step gives: a bundle or nothing, figures for the report, and named files in its folder."""
+    """The result of a step: a bundle or nothing, figures for the report, and named files in its folder."""
 
     bundle: Bundle | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -37,8 +37,9 @@ class Result:
 
 @dataclass(kw_only=True)
 class Context(Workplace):
-    """What a step reads and gives. ``folder`` is its own (kept as the step's result); ``cache`` is shared by the run.
+    """The inputs of a step, and ways to give its result.
 
+    folder: its own, kept as the step's result. cache: shared by the run.
     bundles: the opened bundles by slot; ``input`` among them, unless the step is the first.
     names: where they came from, an earlier step's name or a path.
     parts: the recipe's shared parts by kind: data, model, text, sampler.
@@ -67,11 +68,11 @@ class Context(Workplace):
         return self.bundles["input"]
 
     def spec(self) -> Spec:
-        """The input bundle without weights; an empty one for the first step of a recipe without a model."""
+        """Describe the input bundle without weights; an empty one for the first step of a recipe without a model."""
         return self.input.spec if "input" in self.bundles else Spec(video=self.video)
 
     def slot(self, name: str) -> Bundle | None:
-        """Another bundle the step reads (``teacher``), or None."""
+        """Return another bundle the step reads (``teacher``), or None."""
         return self.bundles.get(name)
 
     def give(
@@ -106,20 +107,17 @@ class Context(Workplace):
     # -- data
 
     def clips(self, split: Split) -> Sequence[Clip]:
-        """The recipe's clips of one split. UserError where they are not those the run began with."""
-        source, folder = self._data_part().build(), self._data_folder()
-        if self.manifest_digest not in ("", manifest_digest(source, folder)):
+        """Return the recipe's clips of one split; raise a UserError where they are not those the run began with."""
+        part, folder = self._data_part(), self._data_folder()
+        if self.manifest_digest not in ("", manifest_digest(part.build(), folder)):
             raise UserError(
                 "the data has changed since the run began",
                 mend="Run the same command again: it says what has changed, and makes anew what depends on it",
             )
-        found = source.clips(folder, split)
-        if not found:
-            raise UserError(f"the data has no {split!r} clips", where=str(folder))
-        return found
+        return clips_of(part, folder, split)
 
     def pixels(self, split: Split) -> Samples:
-        """The clips as training samples in pixel space: streamed where the source has workers, else decoded once."""
+        """Return the clips as samples in pixel space: streamed where the source has workers, else decoded once."""
         cached = self._cached(split)
         if cached.workers:
             return cached.pixels()
@@ -127,7 +125,7 @@ class Context(Workplace):
             return cached.pixels()
 
     def latents(self, split: Split, text: Captions) -> Samples:
-        """The clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
+        """Return the clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
         cached, source = self._cached(split), self._data_part().build()
         latents = source.encoded(self._data_folder(), split, self.input.digest("latent"))
         if latents is None:
@@ -137,11 +135,11 @@ class Context(Workplace):
         return cached.samples(latents, self.input, text)
 
     def text(self) -> Captions:
-        """The input's text encoder."""
+        """Return the input's text encoder."""
         return Captions(self.input.text())
 
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of the recipe's video in the input's latent space."""
+        """Return (C, T, H, W) of the recipe's video in the input's latent space."""
         spec = replace(self.input.spec, video=self.video or self.input.spec.video)
         return (spec.codec().channels, *spec.latent_size())
 
@@ -165,7 +163,7 @@ class Context(Workplace):
         return data_folder(self.cache, self._data_part())
 
     def _need_shape(self, given: tuple[int, ...]) -> None:
-        """UserError where latents encoded elsewhere are of another video size than the recipe says."""
+        """Raise a UserError where latents encoded elsewhere are of another video size than the recipe says."""
         if given != self.latent_shape():
             raise UserError(
                 f"the latents are {list(given)}, the recipe's video makes {list(self.latent_shape())}",

@@ -1,4 +1,4 @@
-"""What a step is to the engine."""
+"""The engine's contract with steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Step(Protocol):
     """One entry of a recipe, constructed with its options."""
 
     def plan(self, spec: Spec) -> Spec:
-        """What the step makes of the bundle described by ``spec``; reads no weights.
+        """Return what the step makes of the bundle described by ``spec``; reads no weights.
 
         Raises ``dit_compress.core.errors.UserError`` where the step can't work on such a bundle.
         """
@@ -32,7 +32,7 @@ class Latent(Step, Protocol):
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
-        """An empty codec, called on the meta device. It follows :class:`Codec`."""
+        """Make an empty codec, called on the meta device. It follows :class:`Codec`."""
 
 
 class Transform(Step, Protocol):

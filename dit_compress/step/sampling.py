@@ -44,7 +44,7 @@ class Generator:
         guidance: float | None = None,
         first_BCYX: Tensor | None = None,
     ) -> np.ndarray:
-        """uint8 ``[B,F,Y,X,3]``, one video per caption; ``first_BCYX`` goes to a decoder that takes first frames."""
+        """Sample uint8 ``[B,F,Y,X,3]``, one video per caption; ``first_BCYX`` for decoders that take a first frame."""
         flow = self.bundle.flow
         noise = Streams(seed, 0, index).normal("sample", self.shape)
         strength = flow.guidance if guidance is None else guidance

@@ -1,4 +1,4 @@
-"""Where work is done, in a run or without one: the processes, a folder, a seed, and whom to tell."""
+"""A place for work, in a run or without one: the processes, a folder, a seed, and the one to notify."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Workplace:
-    """What pruning and a search that needs no data are given.
+    """The surroundings of pruning, and of a search that needs no data.
 
-    name: of the step. seed: of everything drawn. folder: the step's own. notes: what was said.
+    name: of the step. seed: of everything drawn. folder: the step's own. notes: lines printed so far.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the step saved itself an
 
 @dataclass
 class Stopping:
-    """Whether the step was asked to stop. saves_itself: a training loop is at work, which writes a checkpoint first."""
+    """The request to stop. saves_itself: a training loop is at work, which writes a checkpoint first."""
 
     asked: bool = False
     saves_itself: bool = False

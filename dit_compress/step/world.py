@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 PATIENCE = timedelta(days=1)
-"""How long processes wait for each other: the first may encode a data set meanwhile. A dead one ends all at once."""
+"""Longest wait for each other: the first may encode a data set meanwhile. A dead one ends all at once."""
 
 
 class Done(Exception):  # noqa: N818 - not an error: this process has nothing left to do
@@ -28,7 +28,7 @@ class Done(Exception):  # noqa: N818 - not an error: this process has nothing le
 
 @dataclass(frozen=True)
 class World:
-    """Which of the training processes this is, and the device it computes on."""
+    """This process among the training processes, and the device it computes on."""
 
     rank: int = 0
     size: int = 1
@@ -37,7 +37,7 @@ class World:
 
     @classmethod
     def alone(cls) -> World:
-        """One process, on the GPU where there is one."""
+        """Make a world of one process, on the GPU where there is one."""
         return cls(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @classmethod
@@ -57,7 +57,7 @@ class World:
         return cls(rank, size, device, store)
 
     def device_name(self) -> str:
-        """What the GPU is called; empty for a CPU."""
+        """Return what the GPU is called; empty for a CPU."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
 
     def tell(self, message: str) -> None:
@@ -65,7 +65,7 @@ class World:
         self.store.set(f"error/{self.rank}", message)
 
     def broke(self, error: RuntimeError) -> bool:
-        """Whether an error says that another process went away."""
+        """Tell whether an error says that another process went away."""
         import torch.distributed as dist
 
         return self.size > 1 and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))
@@ -78,7 +78,7 @@ class World:
             dist.destroy_process_group()
 
     def disband(self) -> World:
-        """Part from the others, who are done (:class:`Done`); the world of the first, who goes on alone."""
+        """Part from the others, who are done (:class:`Done`); return the world of the first, who goes on alone."""
         if self.size == 1:
             return self
         self.barrier()
@@ -95,7 +95,7 @@ class World:
             self.sum(torch.zeros(1))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over processes, in place."""
+        """Sum over processes, in place."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -103,24 +103,24 @@ class World:
         return value
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001 - a vote
-        """Whether it is true on any process."""
+        """Tell whether it is true on any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor([float(flag)])).item() > 0)
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Means over processes of equally named figures."""
+        """Average equally named figures over processes."""
         if self.size == 1:
             return dict(values)
         total = self.sum(torch.tensor(list(values.values()), dtype=torch.float64)) / self.size
         return dict(zip(values, total.tolist(), strict=True))
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Everyone's tensor of one shape, ``[size, *shape]``."""
+        """Return everyone's tensor of one shape, ``[size, *shape]``."""
         table = torch.zeros(self.size, *rows.shape, dtype=rows.dtype)
         table[self.rank] = rows
         return self.sum(table)
 
     def agree(self, data: Any) -> Any:
-        """The first process' JSON data, on all: what each has measured differs."""
+        """Return the first process' JSON data, on all: what each has measured differs."""
         if self.size == 1:
             return data
         import torch.distributed as dist
@@ -136,7 +136,7 @@ class World:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """The first process goes alone, then the others: what it wrote into a shared folder is there for them."""
+        """Let the first process go alone, then the others: what it wrote into a shared folder is there for them."""
         if self.rank:
             self.barrier()
         yield
@@ -144,6 +144,6 @@ class World:
             self.barrier()
 
     def part(self, count: int) -> range:
-        """This process' share of ``count`` things, ``count`` being a multiple of the processes."""
+        """Return this process' share of ``count`` things, ``count`` being a multiple of the processes."""
         each = count // self.size
         return range(self.rank * each, (self.rank + 1) * each)

@@ -1,1 +1,1 @@
-"""Structure of a DiT: what it consists of, what can go, and how it goes."""
+"""Any ``nn.Module`` with one recorded call of it: facts, axes, masks, edits."""

@@ -68,6 +68,7 @@ def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axi
             where=type(module).__name__,
             mend="Record a call that returns tensors, alone or in tuples, lists, dicts or attributes",
         )
+    _need_finite(module, reference)
     # Scaled weights are rounded anew: the proof takes them unrounded.
     scaled = {edit.tensor: tensor_at(module, edit.tensor) for edit in edits if isinstance(edit, Scale)}
     for name, value in scaled.items():
@@ -80,6 +81,20 @@ def compact_proven(module: nn.Module, run: Callable[[], Any], axes: Sequence[Axi
     if not error <= tolerance:
         raise CompactionError(f"masked and compact differ by {error:.1e} of the largest value")
     return {"name": LOG_NAME, "revision": REVISION, "data": log_data(axes, kept, edits)}
+
+
+def _need_finite(module: nn.Module, reference: Any) -> None:
+    """Raise a UserError where nothing can be proven since the output is not finite; it names a weight that is not."""
+    if all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(reference)):
+        return
+    named = [*module.named_parameters(), *module.named_buffers()]
+    wrong = next((name for name, value in named if not bool(torch.isfinite(value).all())), None)
+    where = type(module).__name__
+    if wrong is not None:
+        raise UserError(
+            f"the weight {wrong!r} holds NaN or infinity", where=where, mend="Give a model with finite weights"
+        )
+    raise UserError("the call gives NaN or infinity", where=where, mend="Record a call whose output is finite")
 
 
 def _widest(

@@ -7,6 +7,7 @@ a pruned model reloads without searching or discovering anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,12 +87,12 @@ class KeepBlocks:
     names: tuple[str, ...] = ()
 
     def gone(self, count: int) -> list[str]:
-        """Paths of the blocks that do not stay. count: blocks in the list, where ``names`` are not given."""
+        """Return paths of the blocks that do not stay. count: blocks in the list, where ``names`` are not given."""
         names = self.names or tuple(f"{self.stack}.{index}" for index in range(count))
         return [name for index, name in enumerate(names) if index not in self.index]
 
     def spared(self) -> list[str]:
-        """Paths of what tombstones keep."""
+        """Return paths of what tombstones keep."""
         return list(self.borrowed) if self.names else [f"{self.stack}.{path}" for path in self.borrowed]
 
 
@@ -263,10 +264,10 @@ def as_ranges(index: Sequence[int]) -> list[list[int]]:
 
 def from_ranges(ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """Turn ``[[0, 3], [5, 6]]`` into ``(0, 1, 2, 5)``."""
-    return tuple(value for start, stop in ranges for value in range(start, stop))
+    return tuple(chain.from_iterable(range(start, stop) for start, stop in ranges))
 
 
 def span(values: Iterable[int]) -> str:
-    """``8`` where all are equal, else ``4–8``."""
+    """Return ``8`` where all are equal, else ``4–8``."""
     listed = sorted(set(values))
     return str(listed[0]) if len(listed) == 1 else f"{listed[0]}–{listed[-1]}"

@@ -133,6 +133,11 @@ class Stack:
         return self.names[index] if self.names else f"{self.path}.{index}"
 
     @property
+    def apart(self) -> bool:
+        """Whether its blocks are parts of lists in a list, each called by the model itself."""
+        return ".*." in self.path
+
+    @property
     def blocks(self) -> list[str]:
         """Module paths of all."""
         return [self.block(index) for index in range(self.length)]
@@ -223,11 +228,13 @@ class Structure:
     def main(self) -> Stack:
         """The stack that carries the latent's tokens: the longest one, removed blocks counted; the last of equals.
 
+        Parts of lists in a list are it where there is nothing else.
+
         Raises UserError where no stack was found.
         """
         if not self.stacks:
             raise UserError(f"no list of blocks was found through which a stream runs{self.reasons()}")
-        return max(reversed(self.stacks), key=lambda stack: stack.length + stack.removed)
+        return max(reversed(self.stacks), key=lambda stack: (not stack.apart, stack.length + stack.removed))
 
     def at(self, place: str) -> Structure:
         """Return what stands in the one stack that a level names (``block.double_blocks``): its path, or the end of it.
@@ -305,7 +312,7 @@ class Granularity(Protocol):
 
     multiple_of: int
     num_parts: int | None
-    """Into how many equal parts a learned search may cut an axis; None for its single units."""
+    """The number of equal parts into which a learned search may cut an axis; None for its single units."""
 
     def axes(self, structure: Structure) -> list[Axis]:
         """Return every axis of this level, as data."""

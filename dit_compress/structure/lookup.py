@@ -35,14 +35,14 @@ def fields_of(value: Any) -> dict[str, Any]:
 
 
 def holds_tensors(value: Any, depth: int = DEEPEST) -> bool:
-    """Whether a value is a tensor, or a structure with one in it."""
+    """Tell whether a value is a tensor, or a structure with one in it."""
     return isinstance(value, Tensor) or (
         depth > 0 and any(holds_tensors(item, depth - 1) for item in fields_of(value).values())
     )
 
 
 def leaves_of(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Tensors in a structure, and what holds none, with their dotted names."""
+    """Return tensors in a structure, and what holds none, with their dotted names."""
     if isinstance(value, Tensor) or not holds_tensors(value):
         yield path, value
         return

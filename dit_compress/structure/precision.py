@@ -35,6 +35,11 @@ class InDouble(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave out torch's wrapper against torch.compile around every operation: nothing here is compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation on wider tensors; views stay views, and what is written to stays what it is."""
         kwargs = {name: WIDE.get(v, v) if isinstance(v, torch.dtype) else v for name, v in (kwargs or {}).items()}

@@ -1,4 +1,4 @@
-"""What somebody else's module raised, in one line: the error, and the line of their code that it came from."""
+"""The error of somebody else's module, in one line: the error, and the line of their code that it came from."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _OURS = (
 
 
 def raised(error: BaseException) -> str:
-    """``ValueError: too long, at dit/model.py:42``; the line itself where the error says nothing."""
+    """Return ``ValueError: too long, at dit/model.py:42``; the line itself where the error says nothing."""
     frame, name = _frame(error), type(error).__name__
     where = "" if frame is None else f", at {_short(Path(frame.filename))}:{frame.lineno}"
-    said = str(error) or ("" if frame is None else (frame.line or ""))
-    return f"{name}: {said}{where}" if said else f"{name}{where}"
+    message = str(error) or ("" if frame is None else (frame.line or ""))
+    return f"{name}: {message}{where}" if message else f"{name}{where}"
 
 
 def in_one_line(error: BaseException, most: int = 160) -> str:
@@ -33,7 +33,7 @@ def in_one_line(error: BaseException, most: int = 160) -> str:
 
 
 def line_of(error: BaseException) -> tuple[str, str] | None:
-    """``dit/model.py:42`` and the line of a stranger's code that an error came from."""
+    """Return ``dit/model.py:42`` and the line of a stranger's code that an error came from."""
     frame = _frame(error)
     return None if frame is None else (f"{_short(Path(frame.filename))}:{frame.lineno}", frame.line or "")
 
@@ -47,5 +47,5 @@ def _frame(error: BaseException) -> traceback.FrameSummary | None:
 
 
 def _short(path: Path) -> Path:
-    """From the working folder, where the file lies in it."""
+    """Shorten a path to start at the working folder, where the file lies in it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -93,7 +93,7 @@ def record(model: nn.Module) -> Iterator[Call]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Every tensor of nested tuples, lists, dicts and plain objects changed; anything else as it is."""
+    """Change every tensor of nested tuples, lists, dicts and plain objects; leave anything else as it is."""
 
     def changed(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -106,7 +106,7 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor of nested tuples, lists and dicts, and of plain objects' attributes, in order."""
+    """Yield every tensor of nested tuples, lists and dicts, and of plain objects' attributes, in order."""
     found: list[Tensor] = []
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):

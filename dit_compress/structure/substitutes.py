@@ -95,7 +95,7 @@ def free_width(kind: type) -> type | None:
 
 
 def _own_methods(kind: type) -> list[str]:
-    """Methods of a class and its bases, up to torch's."""
+    """Return the methods of a class and its bases, up to torch's."""
     own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
     return sorted({name for base in own for name, item in vars(base).items() if isinstance(item, FunctionType)})
 
@@ -123,7 +123,7 @@ def _inferring(method: Any) -> Any:
 
 
 def _width_names(function: ast.FunctionDef) -> set[str]:
-    """Names that hold the last size of a tensor, or something made of it."""
+    """Return names that hold the last size of a tensor, or something made of it."""
     found: set[str] = set()
     for node in ast.walk(function):
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
@@ -137,7 +137,7 @@ def _width_names(function: ast.FunctionDef) -> set[str]:
 
 
 def _is_shape(node: ast.expr) -> bool:
-    """``x.shape`` or ``x.size()``."""
+    """Tell whether a value is ``x.shape`` or ``x.size()``."""
     called = isinstance(node, ast.Call) and not node.args and isinstance(node.func, ast.Attribute)
     if called:
         return node.func.attr == "size"  # type: ignore[attr-defined]
@@ -145,12 +145,12 @@ def _is_shape(node: ast.expr) -> bool:
 
 
 def _is_last_size(node: ast.expr) -> bool:
-    """``x.shape[-1]`` or ``x.size(-1)``, also by position."""
+    """Tell whether a value is ``x.shape[-1]`` or ``x.size(-1)``, also by position."""
     return ast.unparse(node).endswith((".shape[-1]", ".size(-1)", ".shape[2]", ".size(2)"))
 
 
 def _is_made_of(node: ast.expr, names: set[str]) -> bool:
-    """Whether a value is arithmetic on one of the names."""
+    """Tell whether a value is arithmetic on one of the names."""
     return bool(_names_in(node) & names) and not any(isinstance(item, ast.Call) for item in ast.walk(node))
 
 
@@ -165,7 +165,7 @@ class _Inferring(ast.NodeTransformer):
         self.widths, self.changed = widths, False
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """One call, and those inside it."""
+        """Rewrite one call, and those inside it."""
         self.generic_visit(node)
         if not (isinstance(node.func, ast.Attribute) and node.func.attr in RESHAPES):
             return node

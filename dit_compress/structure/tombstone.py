@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skip:
-    """What a block gives if it is skipped, made of its arguments; see ``Stack``.
+    """The results of a skipped block, made of its arguments; see ``Stack``.
 
     returns: for each result ``("pass", argument)``, ``("zeros", argument)`` or ``("none", "")``; before the kind
     stands ``name=`` where a block returns one structure with names, of a class that no argument has.
@@ -36,7 +36,7 @@ class Skip:
         return tuple(self._one(item, args, kwargs) for item in self.every(args, kwargs))
 
     def every(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[str, int | str], ...]:
-        """One item for each result of a tuple."""
+        """Return one item for each result of a tuple."""
         if self.returns:
             return self.returns
         # Without a list of returns: the streams are the block's first arguments, in the order it returns them.

@@ -23,8 +23,8 @@ from einops import rearrange
 from dit_compress.core.errors import UserError
 from dit_compress.data.samples import to_video
 from dit_compress.export.components import vae_decoder
+from dit_compress.export.inspection import inspected
 from dit_compress.export.profiles import profile_named
-from dit_compress.export.tracing import inspected
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec, latent_size
 from dit_compress.testing.steps import DrawnOptions, drawn, tiny_context

@@ -1,4 +1,4 @@
-"""What every transform must keep to, as a class of tests: subclass it, name yours, run pytest.
+"""The contract of every transform, as a class of tests: subclass it, name yours, run pytest.
 
     from dit_compress.testing.transforms import TransformContract
 
@@ -58,7 +58,7 @@ class Remembering(Context):
 
 @dataclass(frozen=True)
 class Made:
-    """What one run gave: the module in memory, and the bundle on disk."""
+    """The outcome of one run: the module in memory, and the bundle on disk."""
 
     module: nn.Module
     bundle: Bundle

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_data, sha256_file, whole_folder, write_json
+from dit_compress.core.files import SEAL, is_whole, read_json, sealed, sha256_file, whole_folder, write_json
 from dit_compress.core.version import REVISION
 from dit_compress.train.parallel import is_sharded
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FORMAT = 3
 """Raised when checkpoints are written in another way."""
 STATE = "state.json"
-_SHA = "sha256"
 _DIGEST = 32
 
 
@@ -76,22 +75,22 @@ def save(
 
 
 def write_state(place: Path, state: dict[str, Any]) -> None:
-    """The scalars of a checkpoint and their sha256."""
-    write_json(place / STATE, {**state, _SHA: sha256_data(state)})
+    """Write the scalars of a checkpoint and their sha256."""
+    write_json(place / STATE, sealed(state))
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, in order."""
+    """Return the steps that have a checkpoint, in order."""
     return [step_of(place) for place in _checkpoints(folder)]
 
 
 def step_of(place: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     return int(place.name.rpartition("-")[2])
 
 
 def newest(folder: Path, key: str | None, world: World, say: Callable[[str], None]) -> Saved | None:
-    """The newest whole checkpoint; a damaged one is passed over for the one before it, and that is said.
+    """Open the newest whole checkpoint; pass a damaged one over for the one before it, and say so.
 
     UserError where checkpoints are there and none is whole (a silent fresh start would be a lie), or where
     they are of another recipe or version.
@@ -110,14 +109,14 @@ def newest(folder: Path, key: str | None, world: World, say: Callable[[str], Non
 
 
 def opened(place: Path, key: str | None, world: World) -> tuple[Saved | None, str]:
-    """A checkpoint, or what is damaged in it; every process checks its share of the files."""
+    """Open a checkpoint, or say what is damaged in it; every process checks its share of the files."""
     try:
         state = read_json(place / STATE)
     except UserError as error:
         return None, str(error.problems[0][1])
-    written = state.pop(_SHA, None) if isinstance(state, dict) else ""
-    if written is not None and written != sha256_data(state):
+    if not isinstance(state, dict) or not is_whole(state):
         return None, f"the checksum of {STATE} differs"
+    state.pop(SEAL, None)
     if state.get("format") != FORMAT or state.get("engine") != REVISION:
         theirs = f"format {state.get('format', 1)}, engine {state.get('engine', 'unknown')}"
         raise UserError(
@@ -171,12 +170,12 @@ def _words(name: str) -> str:
 
 
 def _file_of(rank: int) -> str:
-    """As DCP's safetensors writer names what one process writes."""
+    """Name a file as DCP's safetensors writer names what one process writes."""
     return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
 
 
 def _write(partial: Path, file: Path, tensors: dict[str, Tensor], world: World) -> None:
-    """DCP's writer, each process its own shard. One process writes the same file without DCP's copy in memory."""
+    """Write with DCP's writer, a shard per process; one process writes the same file without DCP's copy in memory."""
     if world.size == 1:
         from safetensors.torch import save_file
 
@@ -193,7 +192,7 @@ def _write(partial: Path, file: Path, tensors: dict[str, Tensor], world: World) 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """What went wrong on one process, on all: DCP wraps it into a BaseException that nobody takes for a full disk."""
+    """Raise one process' error on all: DCP wraps it into a BaseException that nobody takes for a full disk."""
     from torch.distributed.checkpoint import CheckpointException
 
     try:
@@ -203,7 +202,7 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _records(file: Path, world: World) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of everyone's file; a process that holds nothing wrote none."""
+    """Return size and sha256 of everyone's file; a process that holds nothing wrote none."""
     row = torch.zeros(1 + _DIGEST, dtype=torch.int64)
     if file.is_file():
         row[0] = file.stat().st_size
@@ -217,7 +216,7 @@ def _records(file: Path, world: World) -> dict[str, dict[str, Any]]:
 
 
 def _damage(path: Path, record: dict[str, Any]) -> str:
-    """What is wrong with a file, or nothing."""
+    """Say what is wrong with a file, or nothing."""
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != record["bytes"]:
@@ -227,7 +226,7 @@ def _damage(path: Path, record: dict[str, Any]) -> str:
 
 @contextmanager
 def _together(place: Path, world: World) -> Iterator[Path]:
-    """A folder that all processes write into, which appears when each has."""
+    """Give a folder that all processes write into, and that appears when each has."""
     if world.rank:
         world.barrier()
         yield place.with_name(f"{place.name}.partial")

@@ -1,4 +1,4 @@
-"""What discriminators share: a frozen trunk, its feature as a grid, and heads of comparable size.
+"""Common parts of discriminators: a frozen trunk, its feature as a grid, and heads of comparable size.
 
 Shapes: B batch, S tokens, D width, T H W the grid of tokens.
 """
@@ -24,7 +24,7 @@ REFERENCE_BLOCKS, REFERENCE_SHARE = 2, 4
 
 
 def frozen_depth(generator: Denoiser, asked: int | None, learnable: int) -> int:
-    """K, half of the generator's depth if not asked for; UserError where the blocks don't suffice."""
+    """Return K, half of the generator's depth if not asked for; raise a UserError where the blocks don't suffice."""
     depth = generator.structure().main.length
     frozen = asked or max(1, depth // 2)
     if frozen + learnable > depth:
@@ -50,7 +50,7 @@ class GridDiscriminator(nn.Module):
         self.head = head
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
-        """One logit per token."""
+        """Return one logit per token."""
         last = self.frozen_blocks - 1
         _, taken = self.trunk.features(latent_BCTHW, sigma_B, cond, at=[last])
         grid = [cells // patch for cells, patch in zip(latent_BCTHW.shape[2:], self.trunk.patch, strict=True)]
@@ -63,7 +63,7 @@ class GridDiscriminator(nn.Module):
 def grid_discriminator(
     generator: Denoiser, frozen_blocks: int | None, width: int | None, head: Callable[[int, int], nn.Module]
 ) -> GridDiscriminator:
-    """A discriminator from a frozen copy of the generator as it is now.
+    """Make a discriminator from a frozen copy of the generator as it is now.
 
     head: made of the stream's width and its own; as many parameters as the paper's where ``width`` is None.
     """
@@ -74,7 +74,7 @@ def grid_discriminator(
 
 
 def matched_width(make: Callable[[int], nn.Module], target: int, *, multiple_of: int = 8) -> int:
-    """The width whose head comes closest to ``target`` parameters; heads are made without weights."""
+    """Find the width whose head comes closest to ``target`` parameters; heads are made without weights."""
 
     def size(width: int) -> int:
         with torch.device("meta"):
@@ -90,7 +90,7 @@ def matched_width(make: Callable[[int], nn.Module], target: int, *, multiple_of:
 
 
 def reference_parameters(generator: Denoiser, frozen: int) -> int:
-    """Trainable parameters of the paper's head on this generator: two of its blocks and the MLP."""
+    """Count the trainable parameters of the paper's head on this generator: two of its blocks and the MLP."""
     stack = generator.structure().main
     block = generator.module.get_submodule(stack.block(min(frozen, stack.length - 1)))
     width = generator.stream_width()
@@ -100,5 +100,5 @@ def reference_parameters(generator: Denoiser, frozen: int) -> int:
 
 
 def groups_of(width: int, most: int = 32) -> int:
-    """How many groups a GroupNorm of this width gets: the most, up to 32, that divide it."""
+    """Return how many groups a GroupNorm of this width gets: the most, up to 32, that divide it."""
     return next(groups for groups in range(min(most, width), 0, -1) if width % groups == 0)

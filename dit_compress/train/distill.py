@@ -1,4 +1,4 @@
-"""What every distiller does around its objective: load the roles, train, give the bundle."""
+"""The common work of distillers around their objectives: load the roles, train, give the bundle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import fit
+from dit_compress.train.objective import Distiller, Role
 from dit_compress.train.options import DistillOptions
 from dit_compress.train.validation import Monitors, Validator, Watcher
 
@@ -22,13 +23,23 @@ if TYPE_CHECKING:
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
-    from dit_compress.train.objective import Distiller
+    from dit_compress.train.options import TrainOptions
+
+
+def student_role(student: Denoiser, options: TrainOptions) -> Role:
+    """Make the role of a denoiser that is trained, with the rates of the step's options."""
+    student.requires_grad_()
+    return Role(
+        student, lr=options.lr, muon_lr=options.muon_lr, weight_decay=options.weight_decay, ema=options.ema or None
+    )
 
 
 def distill(step: Distiller, context: Context) -> Result:
     """Train the input's denoiser by the step's objective and give the bundle."""
-    student, text = context.input.denoiser(), context.text()
     given = context.slot("teacher")
+    if given is not None:
+        _need_same_latents(context.input, given)
+    student, text = context.input.denoiser(), context.text()
     teacher = given.denoiser() if given else None
     objective = step.objective(context, student, teacher, text)
     fit(objective, context.latents("train", text), step.options, context, monitors(step, context, student, text))
@@ -38,8 +49,18 @@ def distill(step: Distiller, context: Context) -> Result:
     return context.give(modules, flow=step.flow(context.input.flow))
 
 
+def _need_same_latents(student: Bundle, teacher: Bundle) -> None:
+    """UserError where both bundles have a VAE, and not the same; of one yet to be trained no plan knows it."""
+    if student.spec.latent and teacher.spec.latent and student.digest("latent") != teacher.digest("latent"):
+        raise UserError(
+            "the teacher knows the latents of another VAE than the student's",
+            where=str(teacher.path),
+            mend="Name a teacher that was trained on the latents of the step's input",
+        )
+
+
 def monitors(step: Distiller, context: Context, student: Denoiser, text: Captions) -> Monitors | None:
-    """Validation and watch, where the step's options ask for them."""
+    """Make validation and watch, where the step's options ask for them."""
     options = step.options
     if not isinstance(options, DistillOptions) or (options.validation is None and options.watch is None):
         return None
@@ -69,7 +90,7 @@ def monitors(step: Distiller, context: Context, student: Denoiser, text: Caption
 
 
 def _decoder(context: Context) -> Callable[[Tensor], Tensor]:
-    """The VAE's decoder where the training is; only the first process asks for videos."""
+    """Return the VAE's decoder where the training is; only the first process asks for videos."""
     if context.world.rank:
         return lambda latent: latent
     codec: Any = context.input.codec().eval()
@@ -77,7 +98,7 @@ def _decoder(context: Context) -> Callable[[Tensor], Tensor]:
 
 
 def is_trained(lineage: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a bundle's denoiser was trained before: by an earlier step, or by whoever made the folder it is from."""
+    """Tell whether a bundle's denoiser was trained before: by an earlier step, or by whoever made its folder."""
     for record in lineage:
         model = record.get("parts", {}).get("model")
         if record["kind"] == "distill":
@@ -90,7 +111,7 @@ def is_trained(lineage: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def text_lr(context: Context, lr: float) -> float | None:
-    """The encoder's rate: trained with the denoiser in the first training step of a bundle, frozen ever after."""
+    """Return the encoder's rate: trained with the denoiser in a bundle's first training step, frozen ever after."""
     component = context.input.spec.text
     if component is None or not component.loader().trainable:
         return None
@@ -98,7 +119,7 @@ def text_lr(context: Context, lr: float) -> float | None:
 
 
 def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str) -> list[tuple[int, int]]:
-    """(student block, teacher block it came from), by the transform logs.
+    """Return (student block, teacher block it came from), by the transform logs.
 
     Without a teacher bundle, or with an unpruned student, every block is its own origin.
     """
@@ -115,6 +136,6 @@ def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str
 
 
 def last_of_groups(pairs: list[tuple[int, int]], groups: int) -> list[tuple[int, int]]:
-    """The last pair of each of ``groups`` equal runs."""
+    """Return the last pair of each of ``groups`` equal runs."""
     groups = min(groups, len(pairs))
     return [pairs[round((index + 1) * len(pairs) / groups) - 1] for index in range(groups)]

@@ -1,4 +1,4 @@
-"""Guards: what a collapsing training looks like, said while it happens, with what to change.
+"""Guards: signs of a collapsing training, reported while it happens, with what to change.
 
 Two sources: the curves (a discriminator's accuracy that does not move) and samples of the model in training
 (motion, colour, diversity, against real clips and against the model the step began with).
@@ -35,14 +35,14 @@ class Alarms:
         self.raised: dict[str, UserError] = {}
 
     def raise_once(self, kind: str, step: int, what: str, mend: str) -> None:
-        """Warn, unless it was said before; the step's own mend goes before the general one."""
+        """Warn, unless this alarm was raised before; the step's own mend goes before the general one."""
         mend = self.mends.get(kind, mend)
         if kind not in self.raised:
             self.raised[kind] = UserError(f"step {step}: {what}", where=self.context.name, mend=mend)
             self.context.say(f"warning, {what} at step {step}. {mend}")
 
     def stop_if_asked(self) -> None:
-        """UserError with every alarm, where ``stop`` is set."""
+        """Raise a UserError with every alarm, where ``stop`` is set."""
         if self.stop and self.raised:
             raise UserError.join(list(self.raised.values()))
 
@@ -56,7 +56,7 @@ class CurveGuards:
         self.blind_steps = blind_steps
 
     def look(self, step: int, values: Mapping[str, float]) -> None:
-        """One step's figures."""
+        """Look at one step's figures."""
         for name, value in values.items():
             if name.rpartition("/")[2] != "accuracy":
                 continue
@@ -122,7 +122,7 @@ class SampleGuards:
     history: dict[str, list[float]] = field(default_factory=dict)
 
     def look(self, step: int, measures: Mapping[str, float]) -> dict[str, float]:
-        """Each measure as a share of its reference; alarms where it stays below its limit."""
+        """Return each measure as a share of its reference; raise alarms where it stays below its limit."""
         shares = {name: value / self.references[name] for name, value in measures.items() if self.references.get(name)}
         for name, share in shares.items():
             self.history.setdefault(name, []).append(share)

@@ -1,4 +1,4 @@
-"""What a training step remembers on disk: checkpoints, which of them stay, and where it goes on."""
+"""A training step's memory on disk: its checkpoints, those that stay, and the place it goes on from."""
 
 from __future__ import annotations
 

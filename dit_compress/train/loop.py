@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MOST_LEFT = 0.2
 """Share of the first weights in a moving average at the end above which the step warns."""
+FAR = 1000
+"""Times its default from which an option is named where the first loss is not finite."""
 
 
 def fit(
@@ -82,7 +84,7 @@ def _steps(
     monitors: Monitors | None,
     start: int,
 ) -> None:
-    """Everything from the first step that is left to the last one."""
+    """Run everything from the first step that is left to the last one."""
     trackers = open_trackers(context, resume_step=start)
     alarms = monitors.alarms if monitors is not None else Alarms(context, mends=options.mends)
     guards = CurveGuards(alarms)
@@ -135,7 +137,7 @@ def train_step(
 
 
 def draw_batch(samples: Samples, size: int, seed: int, step: int, part: Sequence[int] | None = None) -> Batch:
-    """The batch of a step, or its places ``part``; where clips are decoded as they are needed, the next are begun."""
+    """Draw the batch of a step, or its places ``part``; where clips are decoded as they are needed, begin the next."""
     places = range(size) if part is None else part
     index = batch_index(len(samples), size, seed, step, places)
     if samples.streamed:
@@ -146,14 +148,14 @@ def draw_batch(samples: Samples, size: int, seed: int, step: int, part: Sequence
 
 
 def batch_index(total: int, size: int, seed: int, step: int, part: Sequence[int]) -> list[int]:
-    """The samples at some places of a step's batch: a batch is consecutive entries of the epochs' orders."""
+    """Return the samples at some places of a step's batch: a batch is consecutive entries of the epochs' orders."""
     places = [step * size + place for place in part]
     orders = {epoch: epoch_order(seed, epoch, total) for epoch in {place // total for place in places}}
     return [int(orders[place // total][place % total]) for place in places]
 
 
 def learning_rate(step: int, phase: Phase, options: TrainOptions) -> float:
-    """Factor of the peak rate: linear warm-up, then cosine to ``options.decay``, over the phase's own updates."""
+    """Return the factor of the peak rate: warm-up, then cosine to ``options.decay``, over the phase's own updates."""
     done, total = phase.updates_before(step), phase.updates_before(options.steps)
     if done < options.warmup:
         return (done + 1) / (options.warmup + 1)
@@ -162,7 +164,7 @@ def learning_rate(step: int, phase: Phase, options: TrainOptions) -> float:
 
 
 def _warn_of_averages(objective: Objective, options: TrainOptions, context: Context) -> None:
-    """An average over more updates than there are is mostly what the step began with, random weights perhaps."""
+    """Warn of an average over more updates than there are: mostly what the step began with, random weights perhaps."""
     for name, role in objective.roles.items():
         phases = [phase for phase in objective.phases if name in phase.updates]
         if not role.ema or not phases:
@@ -193,7 +195,7 @@ def _phase(
             losses = objective.loss(phase, batch)
         loss = losses["loss"]
         if world.any(not torch.isfinite(loss)):
-            raise _not_finite(phase, batch, loss, world)
+            raise _not_finite(phase, batch, loss, options, world)
         (loss if len(parts) == 1 else loss / len(parts)).backward()
         for name, value in losses.items():
             values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
@@ -202,12 +204,25 @@ def _phase(
     return values
 
 
-def _not_finite(phase: Phase, batch: Batch, loss: Tensor, world: World) -> UserError:
-    """The same on every process: the mean loss, and whose samples are not finite."""
+def _not_finite(phase: Phase, batch: Batch, loss: Tensor, options: TrainOptions, world: World) -> UserError:
+    """Return the same on every process: the mean loss, and whose samples are not finite."""
     (value,) = world.mean({"loss": float(loss.detach())}).values()
     what = f"the loss of phase {phase.name!r} is {value} at step {batch.step}"
     rows = [[index, float(not torch.isfinite(x0).all())] for index, x0 in zip(batch.sample, batch.x0, strict=True)]
     table = world.gather(torch.tensor(rows, dtype=torch.float64)).flatten(0, 1)
     if broken := sorted({int(index) for index, bad in table.tolist() if bad}):
         return UserError(f"{what}: training samples {broken} hold NaN or infinity", mend="Remove or repair these clips")
+    if batch.step == 0:  # nothing was trained yet: neither the learning rate did it nor what it led to
+        far = " and ".join(_far(options)) or "the options of this step"
+        return UserError(what, mend=f"Nothing was trained yet: look at {far}, and at the model that goes in")
     return UserError(what, mend="Lower the learning rate, or look for broken clips in the data")
+
+
+def _far(options: TrainOptions) -> list[str]:
+    """Return the options that are a thousand times their default or more, as a recipe says them."""
+    found = []
+    for name, value in options:
+        usual = type(options).model_fields[name].default
+        if isinstance(usual, int | float) and isinstance(value, int | float) and value >= FAR * usual > 0:
+            found.append(f"'{name}: {value:g}'")
+    return found

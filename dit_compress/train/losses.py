@@ -8,43 +8,43 @@ from torch.nn import functional as F
 
 
 def per_sample(value: Tensor) -> Tensor:
-    """Mean over everything but the batch."""
+    """Average over everything but the batch."""
     return value.flatten(1).mean(dim=1)
 
 
 def flow_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of the velocity (Eq. 2)."""
+    """Return the mean squared error of the velocity (Eq. 2)."""
     return F.mse_loss(predicted, target)
 
 
 def cosine_distance(student_BSD: Tensor, teacher_BSD: Tensor) -> Tensor:
-    """``1 - cos`` per token, averaged: the default ``sim`` of Eq. 5."""
+    """Return ``1 - cos`` per token, averaged: the default ``sim`` of Eq. 5."""
     return (1 - F.cosine_similarity(student_BSD.float(), teacher_BSD.float(), dim=-1)).mean()
 
 
 def pseudo_huber(predicted: Tensor, target: Tensor, c: float) -> Tensor:
-    """Per sample ``sqrt(mean d² + c²) - c``, averaged (below Eq. 9)."""
+    """Return ``sqrt(mean d² + c²) - c`` per sample, averaged (below Eq. 9)."""
     squares = per_sample((predicted - target).float().square())
     return (torch.sqrt(squares + c * c) - c).mean()
 
 
 def pseudo_huber_elements(predicted: Tensor, target: Tensor, c: float) -> Tensor:
-    """``sqrt(d² + c²) - c`` of every element, averaged: nearer to an absolute error where errors are uneven."""
+    """Return ``sqrt(d² + c²) - c`` of every element, averaged: nearer to an absolute error where errors are uneven."""
     return (torch.sqrt((predicted - target).float().square() + c * c) - c).mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Eq. 8 in the paper's sign: real logits go to -1 and below, fake ones to 1 and above."""
+    """Return Eq. 8 in the paper's sign: real logits go to -1 and below, fake ones to 1 and above."""
     return F.relu(1 + real).mean() + F.relu(1 - fake).mean()
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """Eq. 9: the generator lowers the logits of what it makes."""
+    """Return Eq. 9: the generator lowers the logits of what it makes."""
     return fake.mean()
 
 
 def r1_exact(logits_BS: Tensor, point: Tensor) -> Tensor:
-    """``‖∇ D‖²`` of each sample's mean logit by ``point`` (leading B), averaged over samples; differentiable.
+    """Return ``‖∇ D‖²`` of each sample's mean logit by ``point`` (leading B), averaged over samples; differentiable.
 
     Mescheder et al., "Which training methods for GANs do actually converge?", Eq. 9 without its factor γ/2.
     """
@@ -53,9 +53,9 @@ def r1_exact(logits_BS: Tensor, point: Tensor) -> Tensor:
 
 
 def r1_approximate(logits_BS: Tensor, nearby_BS: Tensor, scale: float) -> Tensor:
-    """The same by a difference: ``nearby`` are the logits of inputs with normal noise of ``scale`` added.
+    """Return the same by a difference: ``nearby`` are the logits of inputs with normal noise of ``scale`` added.
 
-    Both are told one sigma: logits of two noise levels differ for a reason that is no slope. Expected value for a
+    Both get one sigma: logits of two noise levels differ for a reason that is no slope. Expected value for a
     linear discriminator: exactly ``‖∇ D‖²`` (Lin et al., "Diffusion adversarial post-training", section 3.3, over
     scale²).
     """

@@ -1,4 +1,4 @@
-"""What collapse does to videos, as plain numbers of ``[B,3,F,Y,X]`` in [-1, 1]. No reference model, no labels.
+"""Effects of collapse on videos, as plain numbers of ``[B,3,F,Y,X]`` in [-1, 1]. No reference model, no labels.
 
 Motion and diversity are squared differences over twice the variance, of frames averaged down to about 32 cells a side:
 0 is the same picture, 1 an unrelated one. So neither a loss of contrast nor fine noise counts as a change of either.
@@ -29,17 +29,17 @@ def motion(video_BCFYX: Tensor) -> float:
 
 
 def contrast(video_BCFYX: Tensor) -> float:
-    """Standard deviation of each video's brightness over its pixels and frames, averaged."""
+    """Return the standard deviation of each video's brightness over its pixels and frames, averaged."""
     return float(video_BCFYX.mean(dim=1).flatten(1).std(dim=1).mean())
 
 
 def chroma(video_BCFYX: Tensor) -> float:
-    """Standard deviation of a pixel's three channels, averaged: 0 is grey."""
+    """Return the standard deviation of a pixel's three channels, averaged: 0 is grey."""
     return float(video_BCFYX.std(dim=1).mean())
 
 
 def diversity(video_BNCFYX: Tensor) -> float:
-    """Difference of the videos within each group of N, averaged over pairs and groups."""
+    """Return the difference of the videos within each group of N, averaged over pairs and groups."""
     videos = [_coarse(video) for video in video_BNCFYX.unbind(1)]
     pairs = list(combinations(videos, 2))
     return sum(float(_apart(one, other).mean()) for one, other in pairs) / len(pairs)
@@ -50,11 +50,11 @@ def _apart(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _variance(video_BCFYX: Tensor) -> Tensor:
-    """Of each video ``[B]``: over pixels and frames, averaged over channels."""
+    """Return the variance of each video ``[B]``: over pixels and frames, averaged over channels."""
     return video_BCFYX.flatten(2).var(dim=2, correction=0).mean(dim=1).clamp_min(_FLAT)
 
 
 def _coarse(video_BCFYX: Tensor) -> Tensor:
-    """Frames averaged over squares, so that the shorter side has about 32 of them."""
+    """Average frames over squares, so that the shorter side has about 32 of them."""
     side = max(1, min(video_BCFYX.shape[-2:]) // CELLS)
     return functional.avg_pool3d(video_BCFYX, (1, side, side))

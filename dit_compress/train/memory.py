@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from dit_compress.train.options import TrainOptions
 
 MOMENTS = 2
-"""What AdamW holds of each weight besides itself and its gradient."""
+"""The tensors AdamW holds of each weight besides itself and its gradient."""
 
 
 def state_bytes(roles: Mapping[str, Role]) -> dict[str, int]:
-    """Bytes per role on this process: weights, and where it is trained gradients, moments and average.
+    """Count bytes per role on this process: weights, and where it is trained gradients, moments and average.
 
     Weights that several roles share are counted with the first.
     """
@@ -42,7 +42,7 @@ def state_bytes(roles: Mapping[str, Role]) -> dict[str, int]:
 
 @contextmanager
 def memory_errors(objective: Objective, options: TrainOptions, world: World) -> Iterator[None]:
-    """Memory that runs out as one message: what the roles hold, and what to lower for the activations."""
+    """Report memory that runs out as one message: what the roles hold, and what to lower for the activations."""
     trained = {name: [p.requires_grad for p in role.module.parameters()] for name, role in objective.roles.items()}
     try:
         yield
@@ -75,7 +75,7 @@ def _mend(options: TrainOptions, world: World) -> str:
 
 @contextmanager
 def recomputing(roles: Mapping[str, Role]) -> Iterator[None]:
-    """Blocks of denoisers keep only their inputs, and run again in the backward pass.
+    """Let blocks of denoisers keep only their inputs, and run again in the backward pass.
 
     Also those of frozen ones: gradients go through them to masks, or to what a discriminator judges. The block's own
     ``forward`` is replaced, so that hooks around the block (taps, FSDP) see one call, as before. What an objective
@@ -92,14 +92,14 @@ def recomputing(roles: Mapping[str, Role]) -> Iterator[None]:
 
 
 def _run_again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A block's output; where a backward pass may come, nothing inside is kept for it."""
+    """Return a block's output; where a backward pass may come, nothing inside is kept for it."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=_same_attention, **kwargs)
 
 
 def _same_attention() -> tuple[Any, Any]:
-    """Around the first pass nothing; around every later one, the attention kernels that were allowed in the first."""
+    """Return two contexts: around the first pass nothing, around later ones the attention kernels that it allowed."""
     return nullcontext(), _Attention()
 
 

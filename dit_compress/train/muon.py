@@ -22,7 +22,7 @@ class ShardedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 - the loop gives none
-        """One update of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             given = [parameter for parameter in group["params"] if parameter.grad is not None]
             size = given[0].device_mesh.size() if given else 1
@@ -44,7 +44,7 @@ class ShardedMuon(torch.optim.Muon):
             matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(step)
 
     def _momentum(self, matrix: Any, group: Mapping[str, Any]) -> Any:
-        """The rows of what is to be orthogonalised; the momentum moves on."""
+        """Move the momentum on; return the rows of what is to be orthogonalised."""
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix.grad)
@@ -53,7 +53,7 @@ class ShardedMuon(torch.optim.Muon):
 
 
 def _whole_step(update: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """What torch's Muon adds to a matrix for an update: it is given one of zeros, without momentum or decay."""
+    """Return what torch's Muon adds to a matrix for an update: it is given one of zeros, without momentum or decay."""
     moved = nn.Parameter(torch.zeros_like(update))
     moved.grad = update
     same = {name: group[name] for name in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}

@@ -1,4 +1,4 @@
-"""What a training step declares: roles, phases, losses. The loop does the rest."""
+"""The declarations of a training step: roles, phases, losses. The loop does the rest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Role:
     whole: bool = False
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name; UserError where a pattern of ``only`` matches none."""
+        """Return the parameters that are trained, by name; raise a UserError where an ``only`` pattern matches none."""
         if self.lr is None:
             return {}
         named = dict(self.module.named_parameters())
@@ -77,6 +77,10 @@ class Phase:
     every: int = 1
     score: str = "loss"
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"phase {self.name!r} would run each {self.every}-th step")
+
     def runs(self, step: int) -> bool:
         """Tell whether it is its turn."""
         return step >= self.start and (step - self.start) % self.every == 0
@@ -106,7 +110,7 @@ class Batch:
     held_out: bool = False
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device; what the streams draw arrives there, too."""
+        """Move the batch to a device; what the streams draw arrives there, too."""
         tokens = {name: value.to(device) for name, value in self.tokens.items()}
         return replace(self, x0=self.x0.to(device), tokens=tokens, streams=self.streams.to(device))
 
@@ -121,18 +125,18 @@ class Objective(Protocol):
 
     @property
     def roles(self) -> dict[str, Role]:
-        """By name: student, teacher, text, aligner, discriminator, masks."""
+        """Roles by name: student, teacher, text, aligner, discriminator, masks."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """In the order they run within a step."""
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        """The loss of one phase on one batch."""
+        """Return the loss of one phase on one batch."""
 
 
 class Distiller(Step, Protocol):
-    """A training step. ``run`` is normally ``return dit_compress.train.distill.distill(self, context)``.
+    """A training step. A subclass of ``DistillStep`` adds ``objective`` to the engine's own work.
 
     options: of a subclass of ``dit_compress.train.options.TrainOptions``.
     """
@@ -140,14 +144,14 @@ class Distiller(Step, Protocol):
     options: Any
 
     def objective(self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions) -> Objective:
-        """Roles, phases and losses over the loaded models; a search calls it with a masked student."""
+        """Return roles, phases and losses over the loaded models; a search calls it with a masked student."""
 
     def flow(self, before: Flow) -> Flow:
-        """How the result is meant to be sampled."""
+        """Return how the result is meant to be sampled."""
 
 
 class DiscriminatorPart(Protocol):
     """Makes a discriminator out of a frozen copy of the generator."""
 
     def create(self, generator: Denoiser) -> nn.Module:
-        """Module ``(latent_BCTHW, sigma_B, cond) -> logits [B,S]``; its trainable parameters require grad."""
+        """Make a module ``(latent_BCTHW, sigma_B, cond) -> logits [B,S]``; its trainable parameters require grad."""

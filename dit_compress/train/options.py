@@ -12,7 +12,7 @@ from dit_compress.plugin.options import Options
 
 
 class TrainOptions(Options):
-    """How long and how a step trains. Optimiser: AdamW with fp32 masters; Muon for the blocks' matrices on request."""
+    """Options of a step's training. Optimiser: AdamW with fp32 masters; Muon for the blocks' matrices on request."""
 
     steps: int = Field(1000, ge=1, description="Optimiser steps.")
     batch: int = Field(32, ge=1, description="Samples per step, over all processes and parts.")
@@ -33,7 +33,7 @@ class TrainOptions(Options):
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
 
     mends: ClassVar[Mapping[str, str]] = {}
-    """By kind of alarm (``dit_compress.train.guards``): what to change, where these options have something better."""
+    """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
 
     @field_validator("accumulate")
     @classmethod
@@ -45,7 +45,7 @@ class TrainOptions(Options):
 
 
 def check_parts(options: Options, processes: int) -> None:
-    """UserError unless so many processes can share a training step's batch equally, in its parts."""
+    """Raise a UserError unless so many processes can share a training step's batch equally, in its parts."""
     if not isinstance(options, TrainOptions):
         return
     parts = processes * options.accumulate
@@ -74,7 +74,7 @@ class Watch(Options):
 
 
 class DistillOptions(TrainOptions):
-    """What a step that trains a denoiser can look at while it trains."""
+    """The options of a step that trains a denoiser, and can look at it meanwhile."""
 
     validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
@@ -89,7 +89,7 @@ class DistillOptions(TrainOptions):
 
 
 class ProbeOptions(Options):
-    """How much data a search looks at, where it measures losses and trains nothing."""
+    """The data that a search looks at, where it measures losses and trains nothing."""
 
     batches: int = Field(4, ge=1, description="Batches, drawn once; every choice is measured on the same.")
     batch: int = Field(32, ge=1, description="Samples per batch.")

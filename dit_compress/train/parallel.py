@@ -28,12 +28,12 @@ def _square(tensors: Sequence[Any]) -> Tensor:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor: each process holds its rows."""
+    """Tell whether a tensor is a DTensor: each process holds its rows."""
     return hasattr(tensor, "to_local")
 
 
 def local(tensor: Any) -> Tensor:
-    """This process' rows of a sharded tensor; any other as it is."""
+    """Return this process' rows of a sharded tensor; any other as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -41,7 +41,7 @@ def local(tensor: Any) -> Tensor:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
-    """Mean gradients of whole parameters over processes; FSDP has averaged those of sharded ones."""
+    """Average gradients of whole parameters over processes; FSDP has averaged those of sharded ones."""
     whole = [parameter for parameter in parameters if not is_sharded(parameter)]
     if world.size == 1 or not whole:
         return
@@ -97,7 +97,7 @@ def resharded(roles: Mapping[str, Role], world: World) -> None:
 
 @torch.no_grad()
 def gathered(roles: Mapping[str, Role], blueprints: list[tuple[Denoiser, nn.Module]], world: World) -> None:
-    """Whole modules on the CPU again, on the first process."""
+    """Gather whole modules on the CPU again, on the first process."""
     trained = {id(denoiser.module) for role in roles.values() if role.lr is not None for denoiser in _inside(role)}
     for denoiser, blueprint in blueprints:
         sharded = denoiser.module
@@ -114,7 +114,7 @@ def gathered(roles: Mapping[str, Role], blueprints: list[tuple[Denoiser, nn.Modu
 
 
 def _whole_state(module: nn.Module, world: World) -> dict[str, Tensor]:
-    """Every tensor whole on the CPU of the first process; one at a time on the way."""
+    """Gather every tensor whole on the CPU of the first process; one at a time on the way."""
     state = {}
     for name, value in module.state_dict().items():
         whole = value.full_tensor() if is_sharded(value) else value
@@ -132,7 +132,7 @@ def _filled(blueprint: nn.Module, state: dict[str, Tensor], like: nn.Module) -> 
 
 
 def _denoisers(roles: Mapping[str, Role]) -> list[Denoiser]:
-    """The denoisers to shard, each module once."""
+    """Return the denoisers to shard, each module once."""
     found = [(item, role) for role in roles.values() for item in _inside(role)]
     whole = {id(denoiser.module) for denoiser, role in found if role.whole}
     modules: dict[int, Denoiser] = {}
@@ -146,7 +146,7 @@ def _inside(role: Role) -> list[Denoiser]:
 
 
 def _shard(denoiser: Denoiser, world: World) -> None:
-    """Each block of each stack, then the rest, over all processes.
+    """Shard each block of each stack, then the rest, over all processes.
 
     Parameters are gathered in float32 and cast by autocast, as in a single process: FSDP's own mixed precision
     would cast sigma, too.
@@ -171,6 +171,6 @@ def _from_first(tensor: Tensor) -> None:
 
 
 def _without_weights(module: nn.Module) -> nn.Module:
-    """A copy whose parameters are on the meta device."""
+    """Copy a module, its parameters on the meta device."""
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
     return copy.deepcopy(module, dict(empty))

@@ -49,7 +49,7 @@ class Trainee:
         )
 
     def train_only(self, on: bool) -> None:  # noqa: FBT001 - a switch
-        """Gradients on or off, for the phase that runs."""
+        """Turn gradients on or off, for the phase that runs."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(on)
 
@@ -79,7 +79,7 @@ class Trainee:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The moving average in the weights' place, for as long as the context is open."""
+        """Put the moving average in the weights' place, for as long as the context is open."""
         kept = {key: local(self.parameters[key]).detach().clone() for key in self.average}
         self.use_average()
         try:
@@ -92,7 +92,7 @@ class Trainee:
     # -- checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor a checkpoint needs, by name."""
+        """Return every tensor a checkpoint needs, by name."""
         saved: dict[str, Tensor] = {f"{self.name}/weight/{key}": value for key, value in self.parameters.items()}
         saved |= {f"{self.name}/average/{key}": value for key, value in self.average.items()}
         saved |= {f"{self.name}/buffer/{key}": value for key, value in self.buffers.items()}
@@ -102,11 +102,11 @@ class Trainee:
         return saved
 
     def updates(self) -> dict[str, int]:
-        """AdamW's count of updates, by weight."""
+        """Return AdamW's count of updates, by weight."""
         return {key: int(value) for key, slot, value in self._states() if slot == "step"}
 
     def blanks(self, names: set[str]) -> dict[str, Tensor]:
-        """Tensors of the same kinds for a checkpoint to be read into; ``names``: what it has.
+        """Return tensors of the same kinds for a checkpoint to be read into; ``names``: what it has.
 
         Moments are in the weight's memory format: a fused AdamW walks both in the order of memory. A phase
         that had not begun has none.
@@ -145,7 +145,7 @@ class Trainee:
 
 
 def trainees_of(roles: Mapping[str, Role], world: World | None = None) -> dict[str, Trainee]:
-    """The trained roles, whatever the order they are listed in; all that none of them trains is frozen.
+    """Make the trained roles, whatever the order they are listed in; all that none of them trains is frozen.
 
     UserError where two roles would train one tensor.
     """
@@ -165,7 +165,7 @@ def trainees_of(roles: Mapping[str, Role], world: World | None = None) -> dict[s
 
 
 def _owners(trainees: Mapping[str, Trainee]) -> dict[int, str]:
-    """Which role trains each tensor."""
+    """Return which role trains each tensor."""
     owners: dict[int, str] = {}
     for name, trainee in trainees.items():
         for key, value in trainee.parameters.items():
@@ -178,14 +178,14 @@ def _owners(trainees: Mapping[str, Trainee]) -> dict[int, str]:
 
 
 def _silence_dropout(module: nn.Module) -> None:
-    """Dropout draws from torch's global generator, so it is off: randomness is stateless."""
+    """Turn dropout off: it draws from torch's global generator, and randomness is stateless."""
     for item in module.modules():
         if isinstance(item, nn.Dropout):
             item.p = 0.0
 
 
 def _optimizers(role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon before it where the role asks for it; every group remembers its peak rate."""
+    """Make AdamW, and Muon before it where the role asks for it; every group remembers its peak rate."""
     matrices = _matrices(role.module, parameters) if role.muon_lr is not None else {}
     others = [value for key, value in parameters.items() if key not in matrices]
     decay = role.weight_decay
@@ -207,7 +207,7 @@ def _optimizers(role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.o
 
 
 def _matrices(module: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The weights of linears inside module lists: the blocks, not what leads in and out of them."""
+    """Return the weights of linears inside module lists: the blocks, not what leads in and out of them."""
     inside = {
         id(linear.weight)
         for items in module.modules()

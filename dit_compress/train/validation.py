@@ -47,7 +47,7 @@ class Monitors:
 
     @property
     def wants_best(self) -> bool:
-        """Whether the weights of the best validation become the result."""
+        """True where the weights of the best validation become the result."""
         return self.options.validation is not None and self.options.validation.result == "best"
 
     def begin(self, objective: Objective, trainees: dict[str, Trainee]) -> None:
@@ -58,7 +58,7 @@ class Monitors:
 
     @torch.no_grad()
     def look(self, step: int) -> dict[str, float]:
-        """What is due after ``step`` steps, by the moving averages: figures to log."""
+        """Do what is due after ``step`` steps, by the moving averages: return figures to log."""
         found: dict[str, float] = {}
         self.score = None
         with ExitStack() as stack:
@@ -80,7 +80,7 @@ class Monitors:
                 resharded(self.objective.roles, trainee.world)
 
     def saves(self) -> bool:
-        """Whether the step just looked at should have a checkpoint: the best one may be this."""
+        """Tell whether the step just looked at should have a checkpoint: the best one may be this."""
         return self.score is not None or (self.alarms.stop and bool(self.alarms.raised))
 
 
@@ -90,7 +90,7 @@ def _due(options: Validation | Watch | None, step: int) -> bool:
 
 @contextmanager
 def _averaged(trainees: Mapping[str, Trainee]) -> Iterator[None]:
-    """Averages in place, modules in evaluation."""
+    """Put averages in place, modules in evaluation."""
     with ExitStack() as stack:
         for trainee in trainees.values():
             stack.enter_context(trainee.averaged())
@@ -111,7 +111,7 @@ class Validator:
         self.seed, self.world, self.bf16 = seed, world, bf16
 
     def loss(self, objective: Objective, step: int) -> float | None:
-        """Mean of the entry that the phase names as its ``score``; None before its phase begins."""
+        """Return the mean of the entry that the phase names as its ``score``; None before its phase begins."""
         phase = objective.phases[-1]
         if step <= phase.start:
             return None
@@ -139,7 +139,7 @@ class Validator:
         return score
 
     def _parts(self) -> Iterator[tuple[list[int], int]]:
-        """This process' samples and their weight, as many parts on every process: a sharded model's calls are joint."""
+        """Yield this process' samples and their weight, equally often on all: a sharded model's calls are joint."""
         mine = range(self.world.rank, self.count, self.world.size)
         for first in range(0, -(-self.count // self.world.size), self.batch):
             index = list(mine[first : first + self.batch])
@@ -184,8 +184,8 @@ class Watcher:
 
     @torch.no_grad()
     def guards(self, alarms: Alarms) -> SampleGuards:
-        """References: real clips, and for a trained model what it does before this step, where that is less."""
-        found = self._told(self.clean, lambda real: measures.diversity(real[None]) if len(real) > 1 else 0.0)
+        """Make guards; references are real clips, and of a trained model what it gives before this step, where less."""
+        found = self._measured(self.clean, lambda real: measures.diversity(real[None]) if len(real) > 1 else 0.0)
         if self.trained:
             before = self.measure()
             found = {name: min(value, before[name]) for name, value in found.items()}
@@ -193,7 +193,7 @@ class Watcher:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Motion, contrast, chroma and diversity of what the model gives now."""
+        """Measure motion, contrast, chroma and diversity of what the model gives now."""
         if self._cond is None or not self._fixed:
             self._cond = self.text.cond(self.captions).to(self.world.device)
         made = []
@@ -202,10 +202,10 @@ class Watcher:
             noise, cond = self.noise[some].to(self.world.device), self._cond.take(some)
             with _cast(self.world, self.bf16):
                 made.append(self.sample(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
-        return self._told(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
+        return self._measured(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
 
-    def _told(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:
-        """What the first process measures in the decoded latents, on every process."""
+    def _measured(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:
+        """Return what the first process measures in the decoded latents, on every process."""
         found = torch.zeros(4, dtype=torch.float64)
         if not self.world.rank:
             parts = latents.to(self.world.device).split(TWINS)

@@ -14,9 +14,9 @@ from toy import part
 
 from dit_compress.core.errors import UserError
 from dit_compress.export.check_early import Networks, check_early, components_early
+from dit_compress.export.inspection import count_weights, inspected, operators
 from dit_compress.export.package import check_components
 from dit_compress.export.profiles import profile_named
-from dit_compress.export.tracing import count_weights, inspected, operators
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.registry import use
 from dit_compress.testing.models import _CONFIGS, MODELS

@@ -14,12 +14,15 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from flips import silent_flips
 from safetensors.numpy import load_file, save_file
 from test_verify import command
 from toy import part
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import sealed
 from dit_compress.data.video import write_video
+from dit_compress.export.folder import read_manifest
 from dit_compress.export.manifest import manifest_schema
 from dit_compress.export.player import Player, need_frames, to_pixels, tokenize
 from dit_compress.export.step import CAPTIONS, export
@@ -219,7 +222,7 @@ def test_embeddings_from_a_host(onnx: tuple[Any, Path], tmp_path: Path) -> None:
     data = manifest_of(folder)
     data["text"] = {"where": "host", "encoder": "T5", "tensors": data["text"]["tensors"], "padding": "0"}
     jsonschema.validate(data, SCHEMA)
-    (folder / "manifest.json").write_text(json.dumps(data))
+    (folder / "manifest.json").write_text(json.dumps(sealed(data)))
     player = Player(folder, use())
     with pytest.raises(UserError, match=r"text\.where is host\). Give the embeddings with --text FILE"):
         player.video("a circle", 0)
@@ -290,11 +293,16 @@ def test_a_video_that_is_not_finite_is_refused(onnx: tuple[Any, Path]) -> None:
         player.video("a circle", 0)
 
 
+def test_every_flipped_bit_of_a_whole_manifest_is_seen(onnx: tuple[Any, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copy(onnx[1] / "manifest.json", tmp_path))
+    assert silent_flips(path, lambda: read_manifest(tmp_path, whole=True), every=11) == []
+
+
 def edited(folder: Path, change: Any) -> None:
     """The manifest, changed in one place."""
     data = manifest_of(folder)
     change(data)
-    (folder / "manifest.json").write_text(json.dumps(data))
+    (folder / "manifest.json").write_text(json.dumps(sealed(data)))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from dit_compress.export.component import Component
+from dit_compress.export.inspection import inspect
 from dit_compress.export.rewrite import MASKED, ScaledRMSNorm, rewrite_graph, rewrite_modules
-from dit_compress.export.tracing import inspect
 from dit_compress.export.types import Profile
 from dit_compress_plugins.model_video_dit.layers import RMSNorm as ProjectRMSNorm
 

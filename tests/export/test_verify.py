@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from command import here
+from flips import silent_flips
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import sha256_file, write_json
+from dit_compress.core.files import sealed, sha256_file, write_json
 from dit_compress.export import Artifact, Component, Profile, export_components
+from dit_compress.export.folder import read_manifest
 from dit_compress.export.verifying import verify_folder
 from dit_compress.plugin.registry import use
 from dit_compress_plugins.export_onnx import ONNXOptions
@@ -114,7 +116,7 @@ def test_it_needs_neither_torch_nor_the_bundle(package: Path) -> None:
 def test_what_is_recorded_is_raised_and_never_lowered(package: Path) -> None:
     data = manifest_of(package)
     data["artifacts"][0].update(fidelity="interpreter", stamp="UNVERIFIED")
-    write_json(package / "manifest.json", {**data, "fidelity": "interpreter"})
+    write_json(package / "manifest.json", sealed({**data, "fidelity": "interpreter"}))
     found = verify_folder(package, use())
     assert (found.recorded, found.passed) == (("interpreter", "production"), True)
     after = manifest_of(package)
@@ -139,6 +141,12 @@ def other_golden(folder: Path) -> None:
     for file in data["files"]:
         if file["path"] == "golden/toy.safetensors":
             file["sha256"] = sha256_file(path)
+    write_json(folder / "manifest.json", sealed(data))
+
+
+def another_number(folder: Path) -> None:
+    data = manifest_of(folder)
+    data["artifacts"][0]["proof"][0]["relative_l2"] = 0.5
     write_json(folder / "manifest.json", data)
 
 
@@ -157,12 +165,20 @@ def outside(folder: Path) -> None:
     write_json(folder / "manifest.json", data)
 
 
+def test_every_flipped_bit_of_the_manifest_is_seen(package: Path) -> None:
+    assert silent_flips(package / "manifest.json", lambda: read_manifest(package)) == []
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (changed_byte, "toy.onnx: the checksum differs from the one written. Copy the package again"),
         (cut_golden, "golden/toy.safetensors: the checksum differs from the one written."),
         (other_golden, "component toy: the onnx file computes something else: "),
+        (
+            another_number,
+            "manifest.json: the checksum of its entries differs from the one written. Copy the package again",
+        ),
         (newer, "manifest.json: written with schema 99; this toolkit ("),
         (outside, "manifest.json: files[1].path: a path out of the folder. Copy the package again"),
         (lambda folder: (folder / "toy.onnx").unlink(), "toy.onnx: the file is missing"),

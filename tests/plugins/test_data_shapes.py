@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from dit_compress.core.errors import UserError
 from dit_compress.data.clips import split_of
 from dit_compress_plugins.data_shapes import ShapesOptions, data
 from dit_compress_plugins.data_shapes.data import Shapes
@@ -162,11 +168,68 @@ def test_a_clip_depends_on_its_own_index_alone() -> None:
         ({"num_clips": 0}, "num_clips"),
         ({"clips": 3}, "clips"),
         ({"max_objects": 3}, "max_objects"),
+        ({"num_clips": 1e12}, "num_clips\n  Input should be less than or equal to 1000000"),
+        ({"fps": 1e12}, "fps\n  Input should be less than or equal to 1000"),
+        ({"frames": 10**9}, "1000000000 frames of 96x96 pixels are more than 4294967296, and a clip is held in memory"),
+        ({"grid": 1e-9}, "1e-09 of the short side is finer than can be computed: give 0"),
+        ({"grid": 0.5}, "hardly any train scene of 2 objects can be drawn with 'test_fraction' 0.1 and 'grid' 0.5"),
+        ({"test_fraction": 0.999}, "hardly any train scene of 1 object can be drawn with 'test_fraction' 0.999"),
+        ({"test_fraction": 1e-9}, "hardly any test scene of 1 object can be drawn with 'test_fraction' 1e-09"),
     ],
 )
 def test_bad_options(options: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         ShapesOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grid": 0.5, "max_objects": 1},
+        {"grid": 0.5, "size": (64, 128)},
+        {"grid": 0.4},
+        {"test_fraction": 0.99},
+        {"test_fraction": 0.01},
+    ],
+)
+def test_options_at_the_edge_give_scenes(options: dict[str, Any]) -> None:
+    shapes = Shapes(ShapesOptions(**options))
+    for split in ("train", "test"):
+        scenes = [shapes.scene(split, index) for index in range(5)]
+        assert {split_of(scene.caption(), shapes.options.test_fraction) for scene in scenes} == {split}
+
+
+def test_scenes_and_files_stay_as_they_were(shapes: Shapes, tmp_path: Path) -> None:
+    worlds = [{}, {"grid": 0.25}, {"grid": 0.0, "seed": 3}, {"test_fraction": 0.01}, {"size": (64, 128)}]
+    scenes = [
+        repr(Shapes(ShapesOptions(**options)).scene(split, index))
+        for options in worlds
+        for split in ("train", "test")
+        for index in range(20)
+    ]
+    assert (
+        hashlib.sha256("".join(scenes).encode()).hexdigest()
+        == "fc1bf18c375d44432e339194cda724c1702171a011621d8e4698ae3b4fcfaa75"
+    )
+
+
+def test_clips_that_do_not_fit_the_disk_are_refused_by_the_size_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
+    drawn: list[int] = []
+    with pytest.raises(UserError) as caught:
+        Shapes(ShapesOptions(num_clips=1_000_000)).prepare(tmp_path / "cache", lambda done, _: drawn.append(done))
+    found = re.fullmatch(
+        r"(\S+): for 1000200 clips \(([\d,]+) MiB\) there is no space left on the disk\. "
+        r"Free some space \(1,024 MiB are left\) or set a smaller 'num_clips', 'frames' or 'size'",
+        str(caught.value),
+    )
+    assert found is not None
+    assert found[1] == str(tmp_path / "cache")
+    assert 2000 < int(found[2].replace(",", "")) < 20_000  # a clip of 17 × 96 × 96 is 4 to 12 kB
+    assert drawn == list(range(1, 8))
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_other_sizes_scale() -> None:

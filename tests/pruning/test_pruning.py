@@ -14,7 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from toy import context_in, tiny_bundle
+from toy import context_in, part, tiny_bundle
 
 import dit_compress
 from dit_compress.core.errors import UserError
@@ -30,6 +30,7 @@ from dit_compress.run.base import BaseStep
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import LOG_NAME, relative_error
 from dit_compress.structure.edits import KeepBlocks, edits_as_data, edits_from_data
+from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.pruned import remember_log, shapes_of
 from dit_compress.testing.models import tiny_denoiser
 
@@ -523,6 +524,23 @@ def test_a_damaged_folder_is_not_loaded(tmp_path: Path, damage: Any, message: st
     damage(tmp_path / "small")
     with pytest.raises(UserError, match=message):
         dit_compress.load(tmp_path / "small")
+
+
+@pytest.mark.parametrize("way", ["prune", "run"])
+def test_a_damaged_folder_is_not_worked_on(tmp_path: Path, way: str) -> None:
+    save_tiny(tmp_path / "whole")
+    dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "small")
+    _changed(tmp_path / "small")
+    model = part("model", "diffusers", path=str(tmp_path / "small"))
+    again = {
+        "run": model.create,
+        "prune": lambda: dit_compress.prune(tmp_path / "small", remove={"block": 1}, out=tmp_path / "twice"),
+    }
+    with pytest.raises(UserError, match=r"small/diffusion_pytorch_model.safetensors: the checksum differs"):
+        again[way]()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["small", "whole"]
+    with empty_weights():
+        assert model.create() is not None, "a plan reads no weights"
 
 
 def test_pickles_are_not_written(tmp_path: Path) -> None:

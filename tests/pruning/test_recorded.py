@@ -325,7 +325,7 @@ class ByWeight(Block):
 def test_data_dependent_control_flow_is_refused(tmp_path: Path, block: Any, counts: dict[str, Any]) -> None:
     module, call = plain(block)
     whole = copy.deepcopy(module)
-    with pytest.raises(UserError, match="granularity '(head|ffn)' finds nothing to remove in this model"):
+    with pytest.raises(UserError, match="level '(head|ffn)' finds nothing to remove in this model"):
         dit_compress.prune(module, call=call, **counts, out=tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), whole.parameters(), strict=True))
@@ -378,9 +378,9 @@ def test_a_level_that_finds_nothing_is_named(tmp_path: Path) -> None:
             return x + self.down(F.gelu(self.up(x + t)))
 
     module, call = plain(Mlp)
-    with pytest.raises(UserError, match="granularity 'head' finds nothing to remove in this model"):
+    with pytest.raises(UserError, match="level 'head' finds nothing to remove in this model"):
         dit_compress.prune(module, call=call, remove={"head": 1}, out=tmp_path / "small")
-    with pytest.raises(UserError, match="granularity 'head' finds nothing.*Leave it out of 'levels'"):
+    with pytest.raises(UserError, match="level 'head' finds nothing.*Leave it out of 'levels'"):
         dit_compress.prune(module, call=call, params=8_600, out=tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
     dit_compress.prune(module, call=call, params=8_600, levels=["block", "ffn"])

@@ -52,43 +52,43 @@ CASES = {
     ),
     "wrong type": (
         "  - distill:\n      use: flow\n      steps: abc\n",
-        "r.yaml:4: expected a whole number for 'steps' of distill 'flow', got 'abc'",
+        "r.yaml:4: expected a whole number for 'steps' of distill 'flow', got 'abc'. Write digits alone, such as 4",
     ),
     "wrong type, of a union": (
         "  - evaluate: psnr\nmodel: {use: dit, heads: many}\n",
-        "r.yaml:3: expected a whole number or a list for 'heads' of model 'dit', got 'many'",
+        "r.yaml:3: expected a whole number or a list for 'heads' of model 'dit', got 'many'. Write digits alone, such as 4",
     ),
     "wrong type, within a list": (
         "  - evaluate: psnr\nmodel:\n  use: dit\n  heads:\n    - 4\n    - x\n",
-        "r.yaml:7: expected a whole number for 'heads.1' of model 'dit', got 'x'",
+        "r.yaml:7: expected a whole number for 'heads.1' of model 'dit', got 'x'. Write digits alone, such as 4",
     ),
     "wrong type, true for a number": (
         "  - distill: {use: flow, steps: true}\n",
-        "r.yaml:2: expected a number for 'steps' of distill 'flow', got true",
+        "r.yaml:2: expected a number for 'steps' of distill 'flow', got true. Write it in digits",
     ),
     "wrong type, a fraction": (
         "  - distill: {use: flow, steps: 1.5}\n",
-        "r.yaml:2: expected a whole number for 'steps' of distill 'flow', got 1.5",
+        "r.yaml:2: expected a whole number for 'steps' of distill 'flow', got 1.5. Write digits alone, such as 4",
     ),
     "wrong type, not finite": (
         "  - distill: {use: flow, lr: .inf}\n",
-        "r.yaml:2: expected a finite number for 'lr' of distill 'flow', got Infinity",
+        "r.yaml:2: expected a finite number for 'lr' of distill 'flow', got Infinity. Write a number, such as 0.5",
     ),
     "wrong type, of a mapping": (
         "  - latent: {use: vae, losses: 3}\n",
-        "r.yaml:2: expected 'key: value' entries for 'losses' of latent 'vae', got 3",
+        "r.yaml:2: expected 'key: value' entries for 'losses' of latent 'vae', got 3. Write {KEY: VALUE}",
     ),
     "wrong choice": (
         "  - evaluate: psnr\nmodel: {use: dit, preset: 3b}\n",
-        "r.yaml:3: expected 'tiny' or '2b' for 'preset' of model 'dit', got '3b'",
+        "r.yaml:3: expected 'tiny' or '2b' for 'preset' of model 'dit', got '3b'. Choose one of them",
     ),
     "out of range": (
         "  - distill: {use: flow, lr: 0}\n",
-        "r.yaml:2: expected a number above 0 for 'lr' of distill 'flow', got 0",
+        "r.yaml:2: expected a number above 0 for 'lr' of distill 'flow', got 0. Raise it",
     ),
     "bad pattern": (
         "  - latent: {use: vae, ratio: 8x32}\n",
-        r"r.yaml:2: expected text like ^\d+x\d+x\d+$ for 'ratio' of latent 'vae', got '8x32'",
+        r"r.yaml:2: expected text like ^\d+x\d+x\d+$ for 'ratio' of latent 'vae', got '8x32'. Write it like that",
     ),
     "missing key": (
         "  - evaluate: psnr\ndata: {use: clips, path: a, size: [8, 8]}\n",
@@ -148,6 +148,10 @@ CASES = {
         "  - latent: vae\n    name: ../../a\n",
         "r.yaml:3: '../../a' can't name a step. Use letters, digits, '_', '-' and '.'",
     ),
+    "a name that another step's unfinished folder has": (
+        "  - latent: vae\n    name: a.partial\n",
+        "r.yaml:3: 'a.partial' can't name a step: folders of unfinished steps are named so. Choose another name",
+    ),
     "levels beside budget": (
         "  - prune:\n      use: trilevel\n      levels: {block: {remove: 1}}\n      budget: {params: 9}\n",
         "r.yaml:5: prune 'trilevel': give either 'levels' or 'budget'",
@@ -191,7 +195,10 @@ CASES = {
         "  - latent: &a {use: vae}\n  - latent: {<<: *a, use: vae}\n",
         "r.yaml:3: merge keys ('<<') are not supported. Write the values out",
     ),
-    "a bad seed": ("  - latent: vae\nseed: x\n", "r.yaml:3: expected a whole number from 0 for 'seed', got 'x'"),
+    "a bad seed": (
+        "  - latent: vae\nseed: x\n",
+        "r.yaml:3: expected a whole number from 0 for 'seed', got 'x'. Write 0",
+    ),
     "a bad name": (
         "  - latent: vae\nname: a/b\n",
         "r.yaml:3: 'a/b' can't name a folder. Use letters, digits, '_', '-' and '.'",

@@ -149,6 +149,20 @@ class Pairs(Trunk):
         return hidden
 
 
+class Resampled(Counted):
+    """Whole blocks behind a longer list of pairs."""
+
+    def build(self) -> None:
+        super().build()
+        self.resampler = nn.ModuleList(nn.ModuleList([SelfAttn(), Mlp()]) for _ in range(6))
+
+    def body(self, hidden: Tensor, emb: Tensor) -> Tensor:
+        for attn, mlp in self.resampler:  # type: ignore[misc]
+            hidden = attn(hidden) + hidden
+            hidden = mlp(hidden) + hidden
+        return super().body(hidden, emb)
+
+
 class Stages(Trunk):
     """A list of lists of whole blocks that hand the stream on and are no residuals."""
 

@@ -55,7 +55,7 @@ def add(state: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], a: str, b
 
 
 @pytest.mark.parametrize("name", ["video_dit", "ltx", "wan"])
-@pytest.mark.parametrize("style", ["peft", "diffusers", "old"])
+@pytest.mark.parametrize("style", ["peft", "diffusers", "old", "comfy", "kohya"])
 def test_pruned_lora_equals_pruned_merged_model(tmp_path: Path, name: str, style: str) -> None:
     whole, model = with_lora(name, lora_alpha=6)
     base = shapes_of(tiny_denoiser(name).module)
@@ -64,11 +64,17 @@ def test_pruned_lora_equals_pruned_merged_model(tmp_path: Path, name: str, style
         "peft": (".lora_A.weight", ".lora_B.weight", "base_model.model."),
         "diffusers": (".lora_A.weight", ".lora_B.weight", "transformer."),
         "old": (".lora.down.weight", ".lora.up.weight", "transformer."),
+        "comfy": (".lora_down.weight", ".lora_up.weight", "diffusion_model."),
+        "kohya": (".lora_down.weight", ".lora_up.weight", "lora_unet_"),
     }[style]
     state = {
         prefix + key.removeprefix("base_model.model.").replace(".lora_A.weight", a).replace(".lora_B.weight", b): value
         for key, value in state.items()
     }
+    if style == "kohya":
+        state = {
+            key.split(".lora")[0].replace(".", "_") + ".lora" + key.split(".lora")[1]: x for key, x in state.items()
+        }
     save_file(state, tmp_path / "lora.safetensors", metadata={"format": "pt"})
     edits = _edits(name)
     prune_lora(tmp_path / "lora.safetensors", tmp_path / "small.safetensors", edits, base)
@@ -82,6 +88,14 @@ def test_pruned_lora_equals_pruned_merged_model(tmp_path: Path, name: str, style
     before = example_output(small)
     weights, lora = small.module.state_dict(), load_file(tmp_path / "small.safetensors")
     assert 0 < len(lora) < len(state)
+    if style == "kohya":
+        assert all(key.startswith("lora_unet_") and key.count(".") == 2 for key in lora)
+        paths = {path.replace(".", "_"): path for path, _ in small.module.named_modules()}
+        lora = {
+            paths[key.split(".")[0].removeprefix("lora_unet_")] + key[key.index(".") :]: x for key, x in lora.items()
+        }
+    if style == "comfy":
+        lora = {key.removeprefix("diffusion_model."): value for key, value in lora.items()}
     add(weights, lora, a, b, scale=6 / 3)
     small.module.load_state_dict(weights)
     reference = example_output(expected)
@@ -101,6 +115,27 @@ def _edits(name: str) -> list[Any]:
     axes = [block_axis(found.main), *map(head_axis, found.attentions), *map(ffn_axis, found.feed_forwards)]
     kept = {axis.name: tuple(unit for unit in range(axis.units) if unit % 3 != 1) for axis in axes}
     return compile_edits(denoiser.module, axes, kept)
+
+
+def test_what_is_added_to_whole_tensors_follows(tmp_path: Path) -> None:
+    """ComfyUI's ``diff`` and ``diff_b``; a text encoder's factors stay."""
+    base = {"blocks.0.a.weight": [4, 3], "blocks.0.a.bias": [4], "blocks.1.a.weight": [4, 3], "blocks.1.a.bias": [4]}
+    weight, bias, text = torch.randn(4, 3), torch.randn(4), torch.randn(2, 2)
+    state = {
+        "diffusion_model.blocks.1.a.diff": weight, "diffusion_model.blocks.1.a.diff_b": bias,
+        "diffusion_model.blocks.0.a.diff_b": bias.clone(), "lora_te_x.lora_down.weight": text,
+    }  # fmt: skip
+    save_file(state, tmp_path / "lora.safetensors")
+    edits = [Take("blocks.1.a.weight", 0, (0, 2)), Take("blocks.1.a.bias", 0, (0, 2)), KeepBlocks("blocks", (1,))]
+    prune_lora(tmp_path / "lora.safetensors", tmp_path / "small.safetensors", edits, base)
+    found = load_file(tmp_path / "small.safetensors")
+    assert found.keys() == {
+        "diffusion_model.blocks.0.a.diff",
+        "diffusion_model.blocks.0.a.diff_b",
+        "lora_te_x.lora_down.weight",
+    }
+    assert torch.equal(found["diffusion_model.blocks.0.a.diff"], weight[[0, 2]])
+    assert torch.equal(found["diffusion_model.blocks.0.a.diff_b"], bias[[0, 2]])
 
 
 def test_peft_loads_the_pruned_folder_into_the_pruned_model(tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ def test_what_a_model_plugin_says_wrongly_is_refused() -> None:
 def test_a_granularity_that_finds_nothing_says_why() -> None:
     denoiser = Plain(Across)
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}
-    reason = r"granularity 'head' finds nothing .*blocks.0: 3 heads: no set of attributes .* Leave it out of 'levels'"
+    reason = r"level 'head' finds nothing .*blocks.0: 3 heads: no set of attributes .* Leave it out of 'levels'"
     with pytest.raises(UserError, match=reason):
         dit_compress.prune(denoiser, remove={"head": 1})
     after = denoiser.state_dict()

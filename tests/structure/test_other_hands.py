@@ -115,6 +115,12 @@ def test_what_is_not_seen_is_refused_by_name(name: str) -> None:
     assert re.fullmatch(reason, refusals[path])
 
 
+def test_lists_in_a_list_are_not_what_block_means() -> None:
+    structure = observe(*make(other_hands.Resampled))
+    assert (structure.main.path, structure.main.length) == ("layers", 4)
+    assert {part.stack for part in structure.attentions} == {"layers", "resampler.*.0"}
+
+
 def test_no_structure_without_a_reason() -> None:
     structure = observe(nn.Linear(3, 3), Call((torch.zeros(1, 3),), {}, recorded=True))
     assert structure.stacks == ()
@@ -276,7 +282,7 @@ def test_heads_of_one_stack_and_of_the_rest() -> None:
         ({"block.blocks": 1}, "'blocks' names no stack"),
         ({"blok.in_blocks": 1}, "unknown granularity plugin 'blok'. Did you mean 'block'"),
         ({"block.mid_block": 1}, "block:mid_block has 1 units and would keep 0"),
-        ({"block": 1, "block.out_blocks": 1}, "granularity 'block' finds nothing to remove"),
+        ({"block": 1, "block.out_blocks": 1}, "level 'block' finds nothing to remove"),
     ],
 )
 def test_a_stack_that_can_not_be_meant_is_refused(remove: dict[str, int], message: str) -> None:

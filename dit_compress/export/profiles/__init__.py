@@ -20,10 +20,10 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ProfileFile(File):
-    """Marks an option that names a profile: in a step's key stands what the profile says, whoever wrote it."""
+    """A mark of an option that names a profile: a step's key holds the contents of the profile."""
 
     def content(self, value: str) -> str:
-        """The sha256 of the profile's file; the value where there is no such profile."""
+        """Return the sha256 of the profile's file; the value where there is no such profile."""
         path = path_of(value)
         return super().content(str(path)) if path.is_file() else value
 
@@ -33,17 +33,17 @@ Device = Annotated[str, ProfileFile()]
 
 
 def names() -> list[str]:
-    """The profiles that come with the toolkit."""
+    """Name the profiles that come with the toolkit."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def path_of(name: str) -> Path:
-    """The file of a profile: one's own where the name ends in ``.json``, else one of this folder."""
+    """Return the file of a profile: one's own where the name ends in ``.json``, else one of this folder."""
     return Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
 
 
 def profile_named(name: str) -> Profile:
-    """A profile by its name, or by the path of a JSON file.
+    """Read a profile by its name, or by the path of a JSON file.
 
     Raises:
         UserError: there is no such profile, or the file is not one.
@@ -56,7 +56,7 @@ def profile_named(name: str) -> Profile:
 
 
 def from_data(data: Any, where: str) -> Profile:
-    """A profile out of JSON data.
+    """Make a profile out of JSON data.
 
     Raises:
         UserError: unknown or missing keys, or a value of the wrong type.

@@ -1,4 +1,4 @@
-"""What a device asks for beyond what every component gets."""
+"""Rewrites that a device asks for beyond those that every component gets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rewrite_for(program: ExportedProgram, asked: Rewrites) -> None:
 
 
 def would_change(program: ExportedProgram, asked: Rewrites) -> bool:
-    """Whether anything is asked for that concerns this program."""
+    """Tell whether anything is asked for that concerns this program."""
     limit = asked.max_rank
     tall = limit is not None and any(len(shape_of(node) or ()) > limit for node in program.graph_module.graph.nodes)
     patches = asked.patch_linears and any(map(cuts_patches, program.graph_module.graph.nodes))

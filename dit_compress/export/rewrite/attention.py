@@ -73,7 +73,7 @@ def _slice(node: Node, *, heads: bool, queries: int | None) -> bool:
 
 
 def cut(before: Node, value: Any, axis: int, ends: tuple[int, int]) -> Any:
-    """``value[start:end]`` along an axis that it has; None, and axes that broadcast, as they are."""
+    """Slice ``value[start:end]`` along an axis that it has; None, and axes that broadcast, stay as they are."""
     shape = shape_of(value)
     if shape is None or len(shape) < -axis or shape[axis] == 1 or ends == (0, shape[axis]):
         return value

@@ -69,7 +69,7 @@ def patches_as_linears(program: ExportedProgram) -> int:
 
 
 def cuts_patches(node: Node) -> bool:
-    """Whether a node is a convolution over three axes with stride = kernel and nothing left over or added."""
+    """Tell whether a node is a convolution over three axes with stride = kernel and nothing left over or added."""
     if node.target is not aten.conv3d.default:
         return False
     defaults = (None, None, None, [1], [0], [1], 1)
@@ -90,7 +90,7 @@ def _learnt(program: ExportedProgram, weight: Node) -> bool:
 
 
 def _seen(program: ExportedProgram, weight: Node, users: list[Node], shape: list[int]) -> Node:
-    """A weight in another shape: the stored one itself where nothing else reads it, else a view in the graph."""
+    """Return a weight in another shape: the stored one itself where nothing else reads it, else a view in the graph."""
     name = _name(program, weight)
     alone = set(weight.users) == set(users) and all(user.args[0] is not weight for user in users)
     if name not in program.state_dict or not alone:

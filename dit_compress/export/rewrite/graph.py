@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 MASKED = -4e4
-"""What is added to a masked score: finite in half precision, and exp of it is zero in any precision."""
+"""The value added to a masked score: finite in half precision, and exp of it is zero in any precision."""
 SUSPECT = -1e3
 """Numbers below this in a mask mean "masked"."""
 
@@ -38,7 +38,7 @@ EMPTY = (aten.empty.memory_format, aten.empty_like.default, aten.empty_permuted.
 
 @dataclass(frozen=True)
 class GraphRewrite:
-    """How often each rewrite was applied."""
+    """The number of times each rewrite was applied."""
 
     numbers: int
     boolean_masks: int
@@ -72,7 +72,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
 
 
 def _fill(node: Node) -> int:
-    """``zeros_like(x, dtype=…)`` as ``full(shape, 0, dtype=…)``: coremltools 9.0 gives it the dtype of x.
+    """Write ``zeros_like(x, dtype=…)`` as ``full(shape, 0, dtype=…)``: coremltools 9.0 gives it the dtype of x.
 
     ``zeros_like(boolean, dtype=float).masked_fill(boolean, -inf)``, the mask of ``nn.MultiheadAttention``, then
     becomes a boolean that says the opposite.
@@ -86,7 +86,7 @@ def _fill(node: Node) -> int:
 
 
 def _read_through(node: Node) -> int:
-    """Another name of a tensor goes; that of an output, by which a program knows it, becomes a copy."""
+    """Remove another name of a tensor; that of an output, by which a program knows it, becomes a copy."""
     if any(user.op == "output" for user in node.users):
         become(node, aten.clone.default, *node.args)
         return 1
@@ -96,7 +96,7 @@ def _read_through(node: Node) -> int:
 
 
 def _zero(node: Node) -> int:
-    """A tensor that is written before it is read, as zeros: targets have no memory of unknown content."""
+    """Write a tensor that is written before it is read as zeros: targets have no memory of unknown content."""
     _become_full(node, 0)
     return 1
 
@@ -108,7 +108,7 @@ def _become_full(node: Node, number: Any) -> None:
 
 
 def _divide(module: GraphModule, node: Node) -> int:
-    """``1 / x`` as a division, bit for bit the same: Core ML's ``inverse`` adds 1e-4 to x."""
+    """Write ``1 / x`` as a division, bit for bit the same: Core ML's ``inverse`` adds 1e-4 to x."""
     value = node.meta["val"]
     with module.graph.inserting_before(node):
         one = module.graph.call_function(aten.full.default, ([], 1.0), {"dtype": value.dtype, "pin_memory": False})
@@ -121,7 +121,7 @@ def _divide(module: GraphModule, node: Node) -> int:
 
 
 def mask_of(attention: Node) -> Node | None:
-    """The mask of an attention, given by place or by name."""
+    """Return the mask of an attention, given by place or by name."""
     given = attention.kwargs.get("attn_mask")
     if given is None and len(attention.args) > MASK_ARGUMENT:
         given = attention.args[MASK_ARGUMENT]
@@ -129,7 +129,7 @@ def mask_of(attention: Node) -> Node | None:
 
 
 def mask_ancestors(mask: Node) -> Iterator[Node]:
-    """The nodes that make the mask, up to learnt contractions: what lies behind those is not a mask."""
+    """Yield the nodes that make the mask, up to learnt contractions: what lies behind those is not a mask."""
     seen, waiting = set(), [mask]
     while waiting:
         node = waiting.pop()
@@ -159,7 +159,7 @@ def _clip_numbers(node: Node) -> int:
 
 
 def _additive(module: GraphModule, attention: Node, mask: Node) -> int:
-    """A boolean mask (true: attend) as ``(1 - mask) · MASKED``."""
+    """Write a boolean mask (true: attend) as ``(1 - mask) · MASKED``."""
     value = mask.meta["val"]
     if value.dtype != torch.bool:
         return 0

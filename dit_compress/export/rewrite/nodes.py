@@ -16,7 +16,7 @@ VIEWS = (aten.view.default, aten._unsafe_view.default)  # noqa: SLF001 - its nam
 
 
 def call(before: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
-    """A node just before another, said to come from the same line of the model; its value is a fake tensor."""
+    """Insert a node just before another, said to come from the same line of the model; its value is a fake tensor."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args, kwargs)
     given, named = map_arg((args, kwargs), lambda each: each.meta["val"])
@@ -30,14 +30,14 @@ def become(node: Node, target: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def loosen(graph: Graph) -> None:
-    """Every ``view`` as ``reshape``: it also takes values that lie in memory as they did not when traced."""
+    """Turn every ``view`` into ``reshape``: it also takes values that lie in memory as they did not when traced."""
     for node in graph.nodes:
         if node.target in VIEWS:
             node.target = aten.reshape.default
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:
-    """The shape of a node's value where that is one tensor of a fixed shape."""
+    """Return the shape of a node's value where that is one tensor of a fixed shape."""
     value = getattr(node, "meta", {}).get("val")
     if not isinstance(value, Tensor) or any(isinstance(size, torch.SymInt) for size in value.shape):
         return None

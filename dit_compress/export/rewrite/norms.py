@@ -67,7 +67,7 @@ class ScaledRMSNorm(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` → the same shape."""
+        """Normalise ``[..., D]``; the shape stays."""
         largest = x.abs().amax(-1, keepdim=True).clamp(min=self.floor)
         y, root = x / largest, self.root_eps / largest
         square = (y * y).mean(-1, keepdim=True)

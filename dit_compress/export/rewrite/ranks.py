@@ -82,7 +82,7 @@ def _too_many(nodes: Iterable[Node], max_rank: int) -> int:
 
 
 def _order(node: Node) -> tuple[int, ...] | None:
-    """The permutation that a node makes, None where it makes none."""
+    """Return the permutation that a node makes, None where it makes none."""
     rank = len(shape_of(node) or ())
     if node.target is aten.permute.default:
         return tuple(axis % rank for axis in node.args[1])  # type: ignore[union-attr, operator, misc]
@@ -102,7 +102,7 @@ def _permuted(node: Node, held: Node, shape: tuple[int, ...], order: tuple[int, 
 
 @lru_cache(maxsize=1024)
 def steps(shape: tuple[int, ...], order: tuple[int, ...], max_rank: int) -> tuple[Step, ...]:
-    """``permute(order)`` of a tensor of that shape as views and permutations of at most ``max_rank`` axes, 4 or more.
+    """Express ``permute(order)`` of that shape as views and permutations of at most ``max_rank`` axes, 4 or more.
 
     Every step leaves as few groups of axes to be moved as it can, and so at least one fewer.
     """
@@ -115,7 +115,7 @@ def steps(shape: tuple[int, ...], order: tuple[int, ...], max_rank: int) -> tupl
 
 
 def merged(shape: Sequence[int], order: Sequence[int]) -> Step:
-    """The same move with fewer axes: none of size 1, and neighbours that stay neighbours as one."""
+    """Return the same move with fewer axes: none of size 1, and neighbours that stay neighbours as one."""
     moved = [axis for axis in order if shape[axis] != 1]
     place = {axis: index for index, axis in enumerate(sorted(moved))}
     runs: list[list[int]] = []
@@ -129,7 +129,7 @@ def merged(shape: Sequence[int], order: Sequence[int]) -> Step:
 
 
 def _choices(sizes: tuple[int, ...], order: tuple[int, ...], max_rank: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """One step each: the groups' sizes, their permutation, and what is left to be moved, merged."""
+    """Yield one step each: the groups' sizes, their permutation, and what is left to be moved, merged."""
     rank = len(sizes)
     if rank <= max_rank:
         yield sizes, order, (), ()

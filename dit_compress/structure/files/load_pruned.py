@@ -51,10 +51,12 @@ def load(
     for name, written in record["files"].items():
         check_file(folder / name, written, "Copy the folder again", contents=verify)
     edits = edits_of(record, str(folder / PRUNING))
+    state = _read_state([folder / name for name in record["files"]])
     with empty_weights():
         module = _made(folder, record, cls) if module is None else _given(module, record, folder)
-        apply_edits(module, edits)
-    _fill(module, [folder / name for name in record["files"]])
+        if _shapes(module.state_dict()) != _shapes(state):  # a class may state the pruned shape in its config
+            apply_edits(module, edits)
+    _fill(module, state, folder)
     if torch_dtype is not None:
         cast(module, torch_dtype)
     loader = folder / LOADER
@@ -94,20 +96,74 @@ def remember(module: nn.Module, record: dict[str, Any], loader: str) -> None:
 
 
 def save(module: Any, save_directory: str | Path, **options: Any) -> None:
-    """Write what ``save_pretrained`` of the class writes, and what it takes to load that again."""
-    if not options.get("safe_serialization", True):
-        raise UserError("a pruned model is saved as safetensors", mend="Leave 'safe_serialization' out")
-    folder, held = Path(save_directory), getattr(module, ATTRIBUTE)
-    edits_of(held["record"])
-    type(module).save_pretrained(module, folder, **options)
-    write_record(folder, held["record"], held["loader"])
+    """Write the weights of a pruned module, and what it takes to load them again (in the place of ``save_pretrained``).
+
+    A class of diffusers with a ``save_pretrained`` of its own that states the pruned shape is left to it.
+    """
+    folder = Path(save_directory)
+    files = write_weights(module, folder, **options)
+    if not _stated(module, folder):
+        write_record(folder, module, files)
 
 
-def write_record(folder: Path, record: dict[str, Any], loader: str) -> None:
-    """Write ``pruning.json`` beside weights that are written, and the text of this file."""
-    files = {item.name: file_record(item) for item in weight_files(folder)}
-    (folder / PRUNING).write_text(json.dumps({**record, "files": files}, separators=(",", ":")) + "\n", "utf-8")
-    (folder / LOADER).write_text(loader, "utf-8")
+def write_weights(module: Any, folder: Path, **options: Any) -> list[Path]:
+    """Write a pruned module's weights; give their files.
+
+    A class of diffusers saves itself, with ``options``. Any other's ``save_pretrained`` is not asked: its
+    ``from_pretrained`` would take such a folder for a whole model's and fill what is missing with random weights.
+    """
+    if not options.get("safe_serialization", True) or options.get("push_to_hub"):
+        name = "push_to_hub" if options.get("push_to_hub") else "safe_serialization"
+        raise UserError("a pruned model is saved as safetensors, in a folder", mend=f"Leave {name!r} out")
+    edits_of(getattr(module, ATTRIBUTE)["record"])
+    if not hasattr(type(module), "from_config"):
+        name = "pruned" if hasattr(type(module), "from_pretrained") else "model"
+        return [_write_state(options.get("state_dict") or module.state_dict(), folder / f"{name}.safetensors")]
+    try:
+        type(module).save_pretrained(module, folder, **options)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"its save_pretrained fails: {error}",
+            where=type(module).__name__,
+            mend="Let its config hold numbers, words, lists and dicts alone",
+        ) from error
+    return weight_files(folder)
+
+
+def _write_state(state: dict[str, torch.Tensor], file: Path) -> Path:
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    own = {}
+    for name, value in state.items():
+        place = value.untyped_storage().data_ptr()
+        own[name] = value.clone() if place in seen else value.contiguous()
+        seen.add(place)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(own, file, metadata={"format": "pt"})
+    return file
+
+
+def _stated(module: Any, folder: Path) -> bool:
+    """Tell whether a class that overrides diffusers' ``save_pretrained`` wrote a config of the module's own shape."""
+    kind = type(module)
+    if not hasattr(kind, "from_config") or kind.save_pretrained.__module__.startswith("diffusers."):
+        return False
+    with empty_weights():
+        made = kind.from_config(read_json(folder / "config.json"))
+    return _shapes(made.state_dict()) == _shapes(module.state_dict())
+
+
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+def write_record(folder: Path, module: nn.Module, files: list[Path]) -> None:
+    """Write ``pruning.json`` beside a module's weights that are written, and the text of this file."""
+    held = getattr(module, ATTRIBUTE)
+    record = {**held["record"], "files": {item.name: file_record(item) for item in files}}
+    (folder / PRUNING).write_text(json.dumps(record, separators=(",", ":")) + "\n", "utf-8")
+    (folder / LOADER).write_text(held["loader"], "utf-8")
 
 
 def class_name(module: nn.Module) -> str:
@@ -132,7 +188,7 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(torch.float32 if precise & set(name.split(".")) else dtype)
 
 
-def _fill(module: nn.Module, files: list[Path]) -> None:
+def _read_state(files: list[Path]) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -142,11 +198,15 @@ def _fill(module: nn.Module, files: list[Path]) -> None:
             state |= load_file(file)
         except SafetensorError as error:
             raise UserError(f"not a whole safetensors file: {error}", where=str(file)) from error
+    return state
+
+
+def _fill(module: nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
     try:
         module.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()[:200]
-        raise UserError(f"the weights do not fit the plan: {first}", where=str(files[0].parent)) from error
+        raise UserError(f"the weights do not fit the plan: {first}", where=str(folder)) from error
 
 
 def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
@@ -165,7 +225,7 @@ def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
 
 def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module:
     """Check the whole model that somebody made; raise a UserError where it is another one."""
-    shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
+    shapes = _shapes(module.state_dict())
     other = next(
         (name for name in sorted({*shapes, *record["base"]}) if shapes.get(name) != record["base"].get(name)), None
     )
@@ -179,12 +239,12 @@ def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module
     return module
 
 
-def class_named(name: str) -> Any:
-    """Return a model class of diffusers."""
+def class_named(name: str, mend: str = "Give the class as 'cls'") -> Any:
+    """Return a model class of diffusers; nothing else that can be imported has a name here."""
     import diffusers
     from diffusers.models import transformers
 
     found = getattr(diffusers, name, None) or getattr(transformers, name, None)
-    if found is None:
-        raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}", mend="Give the class as 'cls'")
+    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+        raise UserError(f"diffusers {diffusers.__version__} has no class {name[:80]!r}", mend=mend)
     return found

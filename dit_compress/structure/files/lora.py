@@ -2,13 +2,15 @@
 
 ``W + scale·B·A``: rows of W are rows of B, columns of W are columns of A, a factor on W is one on B. What peft and
 diffusers write is understood: ``<module>.lora_A.weight`` and ``lora_B``, ``lora.down`` and ``lora.up``, a bias of B,
-``alpha``, whole tensors that were trained (``modules_to_save``). Anything else is refused by its name.
+``alpha``, whole tensors that were trained (``modules_to_save``); so are Kohya's names (``lora_unet_blocks_0_attn``)
+and ComfyUI's (``diffusion_model.blocks``, ``diff``, ``diff_b``). Anything else is refused by its name.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +36,10 @@ _KINDS = {
     "magnitude": r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)",
 }
 _SUFFIX = re.compile("(?P<module>.+?)(?:" + "|".join(f"(?P<{kind}>{text})" for kind, text in _KINDS.items()) + ")")
+_DIFF = re.compile(r"(?P<module>.+)(?P<suffix>\.diff(?P<bias>_b)?)")
+_FLAT = re.compile(r"(lora_(?:unet|transformer|dit|model)_)(.+)")
 _SAVED = "modules_to_save"
-_ADAPTER = "adapter_config.json"
+_ADAPTER, _WEIGHTS = "adapter_config.json", "pytorch_lora_weights.safetensors"
 _PATHS = ("target_modules", _SAVED, "exclude_modules", "rank_pattern", "alpha_pattern")
 """Entries of an adapter's config that may name modules by their full path."""
 _MERGE = "Merge the LoRA into the model, then prune the model"
@@ -45,8 +49,9 @@ _MERGE = "Merge the LoRA into the model, then prune the model"
 class Factor:
     """One tensor of a LoRA, and the model's ``tensor`` that it follows.
 
-    kind: what it is to that tensor (``whole``: the tensor itself). prefix, suffix: what stands around the module's
-    path in its name; inside: segments within the path (of ``modules_to_save``), and at which place.
+    kind: what it is to that tensor (``whole``: the tensor itself; ``diff``: what is added to it). prefix, suffix: what
+    stands around the module's path in its name; inside: segments within the path (of ``modules_to_save``), and at
+    which place. flat: the path stands in its name with ``_`` for dots.
     """
 
     tensor: str
@@ -55,13 +60,20 @@ class Factor:
     prefix: str
     suffix: str = ""
     inside: tuple[int, tuple[str, ...]] = (0, ())
+    flat: bool = False
 
     def named(self, tensor: str) -> str:
         """Return the factor's name where its tensor has a new one."""
         if self.kind != "whole":
-            return f"{self.prefix}{tensor.removesuffix('.weight')}{self.suffix}"
+            module = tensor.rpartition(".")[0]
+            return f"{self.prefix}{module.replace('.', '_') if self.flat else module}{self.suffix}"
         segments, (place, inserted) = tensor.split("."), self.inside
         return self.prefix + ".".join([*segments[:place], *inserted, *segments[place:]])
+
+
+def is_lora(folder: Path) -> bool:
+    """Tell whether a folder is an adapter: of peft, or of diffusers' ``save_lora_weights``."""
+    return (folder / _ADAPTER).is_file() or (folder / _WEIGHTS).is_file()
 
 
 def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[str, Sequence[int]]) -> None:
@@ -89,24 +101,49 @@ def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[
 def read_factors(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[Factor], list[Piece]]:
     """Read the tensors that belong to the model, and those of a text encoder, which stay as they are."""
     factors, others = [], []
+    flat = _flat_modules(base)
     for name, tensor in weights.tensors.items():
-        if name.startswith("text_encoder"):
+        if name.startswith(("text_encoder", "lora_te")):
             others.append(Piece(tensor, name, {}))
             continue
-        factor = _factor(tensor, base) or _whole(tensor, base)
+        factor = _factor(tensor, base, flat) or _diff(tensor, base) or _whole(tensor, base)
         if factor is None:
             raise _foreign(tensor, base)
         factors.append(_checked(factor, base))
     return factors, others
 
 
-def _factor(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
-    """Read a factor of a LoRA, or what stands beside it; None for anything else."""
-    match = _SUFFIX.fullmatch(source.name)
-    module = _ending(match["module"], base, ".weight") if match else None
+def _flat_modules(base: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Return modules by their paths with ``_`` for dots; those that two modules share are left out."""
+    modules = [name.removesuffix(".weight") for name in base if name.endswith(".weight")]
+    counts = Counter(module.replace(".", "_") for module in modules)
+    return {flat: module for module in modules if counts[flat := module.replace(".", "_")] == 1}
+
+
+def _diff(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
+    """Read what is added to a whole weight or bias; None for anything else."""
+    match = _DIFF.fullmatch(source.name)
+    leaf = ".bias" if match and match["bias"] else ".weight"
+    module = _ending(match["module"], base, leaf) if match else None
     if match is None or module is None:
         return None
+    prefix = match["module"].removesuffix(module)
+    return Factor(f"{module}{leaf}", "diff", Piece(source, source.name, {}), prefix, match["suffix"])
+
+
+def _factor(source: TensorAt, base: Mapping[str, Sequence[int]], flat: Mapping[str, str]) -> Factor | None:
+    """Read a factor of a LoRA, or what stands beside it; None for anything else."""
+    match = _SUFFIX.fullmatch(source.name)
+    if match is None:
+        return None
     kind = next(kind for kind in _KINDS if match[kind])
+    named = _FLAT.fullmatch(match["module"])
+    if named and named[2] in flat:
+        piece = Piece(source, source.name, {})
+        return Factor(f"{flat[named[2]]}.weight", kind, piece, named[1], match[kind], flat=True)
+    module = _ending(match["module"], base, ".weight")
+    if module is None:
+        return None
     prefix = match["module"].removesuffix(module)
     return Factor(f"{module}.weight", kind, Piece(source, source.name, {}), prefix, match[kind])
 
@@ -157,7 +194,11 @@ def _checked(factor: Factor, base: Mapping[str, Sequence[int]]) -> Factor:
     shape, found = list(base[factor.tensor]), list(factor.piece.source.shape)
     wanted = {"down": (1, shape[-1] if len(shape) < 2 else shape[1]), "up": (0, shape[0]), "bias": (0, shape[0])}
     dim, size = wanted.get(factor.kind, (0, None))
-    wrong = found != shape if factor.kind == "whole" else size is not None and (len(found) <= dim or found[dim] != size)
+    wrong = (
+        found != shape
+        if factor.kind in ("whole", "diff")
+        else size is not None and (len(found) <= dim or found[dim] != size)
+    )
     if wrong:
         raise UserError(
             f"{factor.piece.name!r} is {found}, the model's {factor.tensor!r} {shape}",
@@ -186,7 +227,7 @@ def _pruned(factors: Sequence[Factor], edits: Sequence[Edit]) -> list[Piece]:
 
 def _follow(factor: Factor, edit: Take | Scale, leaf: str) -> Piece:
     """Make one edit of a module's ``leaf`` (weight or bias) on one factor."""
-    if factor.kind == "whole":
+    if factor.kind in ("whole", "diff"):
         return edited(factor.piece, edit) if factor.tensor == edit.tensor else factor.piece
     if factor.kind == "bias":
         # Its rows are those of the weight: the model's linear may have no bias itself.

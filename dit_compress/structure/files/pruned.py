@@ -7,9 +7,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json, sha256_data
+from dit_compress.core.files import sha256_data
 from dit_compress.core.version import SCHEMA, __version__
-from dit_compress.structure.compact import LOG_NAME
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
 from dit_compress.structure.files.standalone import flat_source
@@ -53,17 +52,9 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def remember_log(module: nn.Module, base: Mapping[str, Sequence[int]], log: Sequence[dict[str, Any]]) -> None:
-    """Let a pruned module remember how it was pruned; one of diffusers then saves itself as a pruned folder.
-
-    A class with a ``save_pretrained`` of its own is left to it: it can state the pruned shape in its config. Of a
-    plugin's transform no class knows: such a module refuses to be saved as a folder.
-    """
-    from diffusers import ModelMixin
-
-    saves = getattr(type(module), "save_pretrained", None)
-    ordinary = isinstance(module, ModelMixin) and saves is ModelMixin.save_pretrained
-    if log and (ordinary or saves is None or any(entry["name"] != LOG_NAME for entry in log)):
-        config: Any = module.config if ordinary else {}
+    """Let a pruned module remember how it was pruned, whatever its class; it then saves itself as a pruned folder."""
+    if log:
+        config = getattr(module, "config", {}) if hasattr(type(module), "from_config") else {}
         record = record_of(load_pruned.class_name(module), dict(config), base, log)
         remember(module, record, flat_source("dit_compress.structure.files.load_pruned"))
 
@@ -114,11 +105,3 @@ def write_record(folder: Path, record: Mapping[str, Any], files: Mapping[str, An
     text = json.dumps({**record, "files": dict(files)}, separators=(",", ":"))
     (folder / PRUNING).write_text(text + "\n", "utf-8")
     (folder / LOADER).write_text(flat_source("dit_compress.structure.files.load_pruned"), "utf-8")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` of a model's folder."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
-        raise UserError("no config of a diffusers model", where=str(folder / "config.json"))
-    return config

@@ -123,9 +123,14 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorAt]]:
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
         tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"not a safetensors header: {error}", where=str(path), mend=_AGAIN) from error
-    end = max((tensor.offset + tensor.size_bytes for tensor in tensors.values()), default=8 + length)
+    end = 8 + length
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.size_bytes)):
+        if tensor.offset != end:
+            what = "overlaps another" if tensor.offset < end else "leaves a gap before it"
+            raise UserError(f"not a safetensors header: {tensor.name!r} {what}", where=str(path), mend=_AGAIN)
+        end += tensor.size_bytes
     if end != size:
         raise UserError(f"truncated or changed: {size} bytes, the header says {end}", where=str(path), mend=_AGAIN)
     return metadata, tensors
@@ -137,6 +142,8 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any], base: int) -> Tenso
         raise UserError(
             f"{name!r} has the dtype {dtype}, which can't be cut", where=str(path), mend="Give F32, F16 or BF16"
         )
+    if not all(isinstance(number, int) and number >= 0 for number in (start, stop, *entry["shape"])):
+        raise ValueError(f"{name!r} has a size or place that is no number")
     tensor = TensorAt(path, name, dtype, tuple(entry["shape"]), base + start)
     if stop - start != tensor.size_bytes or start < 0:
         raise ValueError(f"{name!r} has {stop - start} bytes, its shape wants {tensor.size_bytes}")

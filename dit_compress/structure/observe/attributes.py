@@ -1,4 +1,4 @@
-"""Which integer attributes must follow when units go: the fewest that make compact equal masked.
+"""The integer attributes that must follow when units go: the fewest that make compact equal masked.
 
 A stale head count is silently wrong in most attention code, so nothing is taken from an attribute's name:
 each candidate set is tried on the edited block, and every matmul's input must be what the masked block gives.
@@ -73,13 +73,18 @@ def solve_with_stand_ins(replica: Replica, unit_list: UnitList, units: Units) ->
 
 
 def failing_line(replica: Replica, unit_list: UnitList, units: Units) -> str:
-    """Return the line of a stranger's code that fails with fewer units; empty where none does."""
+    """Return the line of a stranger's code that fails with fewer units, whatever follows; empty where none does."""
     replica = replica.edited([Substitute(path) for path in unit_list.substitutes])
     trial = _Trial(replica, replica.run(), unit_list, units, plans(unit_list.count)[0])
-    for follow in _candidates(replica.module, unit_list):
-        if not trial.exact((follow,)) and trial.failed is not None and (line := line_of(trial.failed)) is not None:
-            return f"{line[0]}, which fails with fewer: {line[1]}"
-    return ""
+    lines = []
+    for size in (*range(1, LARGEST + 1), 0):
+        for follows in combinations(list(_candidates(replica.module, unit_list)), size):
+            trial.exact(follows)
+            if trial.failed is None:
+                return ""
+            lines.append(line_of(trial.failed))
+    line = next(filter(None, lines), None)
+    return f"{line[0]}, which fails with fewer: {line[1]}" if line else ""
 
 
 def _exact_elsewhere(replica: Replica, unit_list: UnitList, units: Units, follows: tuple[Follow, ...]) -> bool:
@@ -118,7 +123,7 @@ class _Trial:
 
     def exact(self, follows: tuple[Follow, ...]) -> bool:
         """Tell whether the edited block with these attributes gives what the masked one gives, everywhere."""
-        module = self.compact.module
+        module, self.failed = self.compact.module, None
         before = {follow: int(attribute_at(module, follow.module, follow.attribute)) for follow in follows}
         for follow, value in before.items():
             after = value - (follow.step or 0) * len(self.gone)

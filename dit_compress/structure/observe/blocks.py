@@ -25,7 +25,7 @@ LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 def lists_in(module: nn.Module) -> list[tuple[str, Any]]:
-    """Every list of modules that is not empty, outer ones first."""
+    """Return every list of modules that is not empty, outer ones first."""
     return [(path, item) for path, item in module.named_modules() if isinstance(item, LISTS) and len(item)]
 
 
@@ -69,7 +69,7 @@ def found_of(stack: Stack, calls: list[Seen], passes: Sequence[Pass], seen: dict
 
 
 def is_block(item: nn.Module) -> bool:
-    """Whether a module may be one: it has weights, and is none of torch's small parts."""
+    """Tell whether a module may be one: it has weights, and is none of torch's small parts."""
     weighs = next(item.parameters(), None) is not None
     return weighs and (isinstance(item, LAYERS) or not type(item).__module__.startswith("torch.nn"))
 
@@ -107,7 +107,7 @@ def _whole(call: Seen, passes: Sequence[Pass], head: str, value: Any) -> int | s
 
 
 def _borrowed(stack: Stack, seen: dict[str, Seen]) -> tuple[str, ...]:
-    """Parts of a block that the model calls on its own (DiT asks its first block for an embedding)."""
+    """Return parts of a block that the model calls on its own (DiT asks its first block for an embedding)."""
     found = []
     for head in stack.blocks:
         for path, call in seen.items():
@@ -117,5 +117,5 @@ def _borrowed(stack: Stack, seen: dict[str, Seen]) -> tuple[str, ...]:
 
 
 def is_in(outer: str, inner: str) -> bool:
-    """Whether a module path lies inside another, or is it."""
+    """Tell whether a module path lies inside another, or is it."""
     return not outer or inner == outer or inner.startswith(f"{outer}.")

@@ -19,6 +19,7 @@ from dit_compress.structure.observe.assemble import UnsliceableError, common_pat
 from dit_compress.structure.observe.attributes import failing_line, solve, solve_with_stand_ins
 from dit_compress.structure.observe.refusals import promised, unexplained, unused
 from dit_compress.structure.observe.stacks import find_stacks
+from dit_compress.structure.observe.stored import stored
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.units import Observer
 from dit_compress.structure.observe.weightless import Replica, watch
@@ -47,7 +48,7 @@ class _Block:
 
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
-"""What was found before: structure depends on classes and shapes, not on weights."""
+"""Structures found before: structure depends on classes and shapes, not on weights."""
 _VALUES = "Record a call that the model accepts; a model whose control flow depends on values is not understood"
 _DTYPES = "Take the check of dtypes on that line out, or let it pass for float64: the copy computes in it"
 
@@ -58,7 +59,7 @@ def observe(module: nn.Module, call: Call) -> Structure:
     Raises UserError where the module can't be run without its weights.
     """
     key = signature(module, dict(enumerate((call.args, call.kwargs))))
-    return _STRUCTURES.get(key, lambda: _observe(module, call))
+    return _STRUCTURES.get(key, lambda: stored(module, call, lambda: _observe(module, call)))
 
 
 def _observe(module: nn.Module, call: Call) -> Structure:
@@ -123,7 +124,7 @@ def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found
 
 
 def _dtypes(module: nn.Module) -> list[torch.dtype]:
-    """Dtypes that a module may ask of its tensors: that of most parameters, then float32."""
+    """Return the dtypes that a module may ask of its tensors: that of most parameters, then float32."""
     counts = Counter(parameter.dtype for parameter in module.parameters() if parameter.dtype in WIDE)
     return list(dict.fromkeys([*(dtype for dtype, _ in counts.most_common(1)), torch.float32]))
 

@@ -29,6 +29,11 @@ class Watcher(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave out torch's wrapper against torch.compile around every operation: nothing here is compiled."""
+        return False
+
     def __init__(
         self,
         replica: Replica,
@@ -39,8 +44,6 @@ class Watcher(TorchDispatchMode):
         super().__init__()
         self.replica, self.canned, self.change, self.outputs = replica, canned, change, outputs
         self.trace = Trace()
-        self.random = torch.Generator().manual_seed(replica.seed)
-        self.noise = torch.Generator().manual_seed(replica.seed + 1)
         self.origins = Origins(replica.module, replica.sides)
         self.fresh: dict[int, Touch] = {}
         self.hold: list[Tensor] = []
@@ -125,7 +128,7 @@ class Watcher(TorchDispatchMode):
     def _output(self, note: Touch, shape: Any) -> Tensor:
         place = len(self.trace.touches)
         if self.canned is None:
-            output = torch.randn(tuple(shape), generator=self.random, dtype=torch.float64)
+            output = self.replica.normal(place, tuple(shape))
         else:
             if place >= len(self.canned.touches) or self.canned.touches[place].rows.key[0] != note.rows.key[0]:
                 raise DivergedError("a replay took another way through the module")
@@ -139,11 +142,13 @@ class Watcher(TorchDispatchMode):
         changed = self.change.rows.get(rows.key)
         if changed is None:
             return output
-        where = torch.from_numpy(np.isin(rows.index, changed))
+        entries = np.zeros(int(np.prod(rows.shape)), bool)
+        entries[changed] = True
+        where = torch.from_numpy(entries[rows.index])
         if self.change.zero:
             return output * ~where
-        noise = torch.randn(output.shape, generator=self.noise, dtype=torch.float64) * 2
-        return torch.where(where, noise, output)
+        noise = self.replica.normal(-1 - len(self.trace.touches), tuple(output.shape))
+        return torch.where(where, 2 * noise, output)
 
     def _bias(self, bias: Any) -> Side | None:
         if not (isinstance(bias, Tensor) and bias.is_meta and bias.ndim >= 1):

@@ -1,4 +1,4 @@
-"""Which parameter a tensor on the meta device is a view, or a copy, of; entry by entry."""
+"""The parameter that a tensor on the meta device is a view, or a copy, of; entry by entry."""
 
 from __future__ import annotations
 

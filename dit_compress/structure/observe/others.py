@@ -38,11 +38,11 @@ NOTHING = "no list of blocks was found through which a stream runs"
 
 
 def others(replica: Replica, found: Sequence[Found], seen: dict[str, Seen]) -> tuple[list[Found], list[Refusal]]:
-    """More stacks beside those in plain lists, and what is refused with them."""
+    """Find more stacks beside those in plain lists, and what is refused with them."""
     search = _Search(replica.module, seen, list(found), replica.claims)
     more = [*search.nested(), *search.alone()]
     refusals = [Refusal(item.stack.path, ALONE) for item in (*more, *found) if _is_alone(item.stack)]
-    refusals += [Refusal(item.stack.path, APART) for item in more if not item.stack.removable]
+    refusals += [Refusal(item.stack.path, APART) for item in more if item.stack.apart]
     refusals += search.unseen()
     if not search.found and not refusals:
         refusals.append(Refusal("", NOTHING))
@@ -63,7 +63,7 @@ class _Search:
     claims: torch.dtype | None
 
     def apart(self, path: str) -> bool:
-        """Whether a module neither holds a block, nor stands in one."""
+        """Tell whether a module neither holds a block, nor stands in one."""
         blocks = [block for item in self.found for block in item.stack.blocks]
         return not any(is_in(path, block) or is_in(block, path) for block in blocks)
 

@@ -1,4 +1,4 @@
-"""Which entries of a block's parameters belong together, found by perturbation.
+"""Entries of a block's parameters that belong together, found by perturbation.
 
 Every output row of every matmul, and every entry of every small parameter, gets other numbers; which input
 columns of other matmuls change is what it influences *directly* (replayed outputs stop anything indirect,
@@ -36,6 +36,11 @@ OUTPUT: Key = ("", ("output",))
 TOLERANCE = 1e-9
 DRAWS = 12
 """Random subsets on which guessed runs are tested; a wrong edge escapes one with probability 3/4 at most."""
+
+PATTERN = 3
+"""Runs that are looked at before a pattern is continued."""
+LONG = 12
+"""Runs from which on continuing a pattern takes fewer looks than finding each."""
 
 Effect = dict[Key, frozenset[int]]
 """Columns that change, by weight."""
@@ -82,19 +87,20 @@ class Prober:
 
     def runs(self, lists: Mapping[Key, tuple[int, Perturb]]) -> dict[Key, list[Run]]:
         """Find the runs of several lists of entries: for each its size and what perturbs some of them at once."""
-        known = {key: list(gallop(size, self._single(perturb))) for key, (size, perturb) in lists.items()}
+        known = {key: list(gallop(size, self._joint(perturb))) for key, (size, perturb) in lists.items()}
         guessed = {key: runs for key, runs in known.items() if len(runs) < lists[key][0]}
         if self._hold(guessed, lists):
             return known
         for key, runs in guessed.items():
             if not self._hold({key: runs}, lists):
                 size, perturb = lists[key]
-                effect = self._single(perturb)
+                effect = self._joint(perturb)
                 known[key] = [Run(entry, entry + 1, effect(entry), shift=False) for entry in range(size)]
         return known
 
-    def _single(self, perturb: Perturb) -> Callable[[int], Effect]:
-        return cache(lambda entry: self.effect(perturb(np.array([entry]))))
+    def _joint(self, perturb: Perturb) -> Callable[..., Effect]:
+        """Return the function from entries to what they change together."""
+        return cache(lambda *entries: self.effect(perturb(np.array(entries))))
 
     def _hold(self, guessed: Mapping[Key, list[Run]], lists: Mapping[Key, tuple[int, Perturb]]) -> bool:
         """Tell whether random subsets of the entries change exactly the columns that the runs predict.
@@ -132,15 +138,55 @@ def _union(a: Effect, b: Effect) -> Effect:
     return {key: a.get(key, frozenset()) | b.get(key, frozenset()) for key in {*a, *b}}
 
 
-def gallop(size: int, effect: Callable[[int], Effect]) -> Iterator[Run]:
-    """Cut ``0 … size`` into runs, looking at few entries."""
+def gallop(size: int, effect: Callable[..., Effect]) -> Iterator[Run]:
+    """Cut ``0 … size`` into runs, looking at few entries. effect: what some entries change together."""
     start, length = 0, 0
+    found: list[Run] = []
     while start < size:
         first = effect(start)
         shift = start + 1 < size and _shifted(first, effect(start + 1), 1)
         stop = start + _length(size - start, length, start, first, effect, shift=shift)
-        yield Run(start, stop, first, shift)
+        found.append(Run(start, stop, first, shift))
         start, length = stop, stop - start
+        if len(found) == PATTERN:
+            found += _continued(found, size, effect)
+            start = found[-1].stop
+    yield from found
+
+
+def _continued(found: Sequence[Run], size: int, effect: Callable[..., Effect]) -> list[Run]:
+    """Continue a regular pattern, such as the rows of heads, to the end; nothing where it is none.
+
+    Runs whose numbers have a certain bit set, and the others, must change exactly what the pattern says. That settles
+    every run: of any two there are tests that have the one and not the other.
+    """
+    first, second = found[:2]
+    length, step = first.stop, _step(first.effect, second.effect)
+    count = size // length
+    if first.shift or step is None or size % length or count < LONG:
+        return []
+    runs = [Run(n * length, (n + 1) * length, _moved(first.effect, step, n), shift=False) for n in range(count)]
+    if any(run != before for run, before in zip(runs, found, strict=False)):
+        return []
+    for bit in range(count.bit_length()):
+        for side in (0, 1):
+            entries = [run.start + (n + bit) % length for n, run in enumerate(runs) if n >> bit & 1 == side]
+            if entries and effect(*entries) != merged(runs, entries):
+                return []
+    return runs[len(found) :]
+
+
+def _step(first: Effect, second: Effect) -> dict[Key, int] | None:
+    """Return how much further the columns of each weight are; None where it isn't so, or columns are shared."""
+    if not first or first.keys() != second.keys() or OUTPUT in first:
+        return None
+    step = {key: min(second[key]) - min(columns) for key, columns in first.items()}
+    disjoint = all(first[key].isdisjoint(second[key]) for key in first)
+    return step if disjoint and _moved(first, step, 1) == second else None
+
+
+def _moved(effect: Effect, step: Mapping[Key, int], times: int) -> Effect:
+    return {key: frozenset(column + step[key] * times for column in columns) for key, columns in effect.items()}
 
 
 def _length(room: int, guess: int, start: int, first: Effect, effect: Callable[[int], Effect], *, shift: bool) -> int:
@@ -152,6 +198,8 @@ def _length(room: int, guess: int, start: int, first: Effect, effect: Callable[[
 
     if guess and guess <= room and (guess == 1 or alike(guess - 1)) and (guess == room or not alike(guess)):
         return guess
+    if room > LONG and all(alike(offset) for offset in (1, room - 1, room // 2, room // 3)):
+        return room  # all of them, most likely; the guess is tested later
     low, high = 1, 1
     while high < room and alike(high):
         low, high = high + 1, min(2 * high, room)
@@ -208,7 +256,7 @@ def outputs_differ(before: object, after: object) -> bool:
 
 
 def noise_like(tensor: Tensor, seed: int) -> Tensor:
-    """Other numbers in the same order of memory (operators take other ways through other strides)."""
+    """Draw other numbers in the same order of memory (operators take other ways through other strides)."""
     if not tensor.is_floating_point():
         return tensor
     made = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)

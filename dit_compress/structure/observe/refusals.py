@@ -1,4 +1,4 @@
-"""What one block holds that no list of units accounts for: told, so that nothing is left out in silence."""
+"""Parts of one block that no list of units accounts for: reported, so that nothing is left out in silence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HINTS = ("heads", "num_heads", "num_attention_heads", "n_heads", "nheads")
 
 
 def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) -> list[Refusal]:
-    """Attentions that the block's attributes promise and the probe did not find: a hint, told and not used.
+    """Refuse attentions that the block's attributes promise and the probe did not find: a hint, reported and not used.
 
     known: paths of the attentions that were found, and of what was refused.
     """
@@ -37,15 +37,15 @@ def promised(block: nn.Module, known: Sequence[str], calls: Mapping[str, Call]) 
 
 
 def unexplained(replica: Replica, weights: Sequence[str], refused: Sequence[str]) -> list[Refusal]:
-    """Matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
+    """Refuse matmuls that read what the streams' matmuls give, and that no list of units accounts for."""
     paths = list(dict.fromkeys(common_path(replica.module, [name], ()) for name in weights))
-    told = [path for path in refused if path]
+    named = [path for path in refused if path]
     reason = "reads something that falls into no units: all of it hangs together, or it does not vanish when masked"
-    return [Refusal(path, reason) for path in paths if not any(is_in(outer, path) for outer in told)]
+    return [Refusal(path, reason) for path in paths if not any(is_in(outer, path) for outer in named)]
 
 
 def unused(replica: Replica, base: Trace) -> list[Refusal]:
-    """Matrices that the recorded call does not read: what they would do with fewer units is not known."""
+    """Refuse matrices that the recorded call does not read: what they would do with fewer units is not known."""
     read = {touch.rows.key[0] for touch in base.touches} | base.read
     matrices = [name for name, parameter in replica.module.named_parameters() if parameter.ndim > 1]
     names = [name for name in matrices if name not in read]

@@ -63,7 +63,7 @@ def alike(given: Any, value: Any) -> bool:
 
 
 def residual(blocks: Sequence[nn.Module], calls: Sequence[Seen], claims: torch.dtype | None) -> list[Pass]:
-    """Streams that every block hands on as a residual: the output moves exactly as the argument does.
+    """Find the streams that every block hands on as a residual: the output moves exactly as the argument does.
 
     claims: as a ``Replica`` takes it.
     """

@@ -86,8 +86,11 @@ def proven(replica: Replica, stack: Stack) -> Stack | Refusal:
 
 
 def _run(replica: Replica, stack: Stack, kept: tuple[int, ...], *, tombstones: bool) -> Trace | Exception:
+    # Torch's own leaves know of no other module; a stranger's block may hold one that holds it.
+    leaves = [each for each in replica.module.modules() if type(each).__module__.startswith("torch.nn.modules.")]
+    shared = [each for each in leaves if not list(each.children())]
     try:
-        return replica.edited([keep_blocks(stack, kept, tombstones=tombstones)]).run()
+        return replica.edited([keep_blocks(stack, kept, tombstones=tombstones)], shared=shared).run()
     except FAILURES as error:
         return error
 

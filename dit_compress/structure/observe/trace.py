@@ -16,7 +16,7 @@ Key = tuple[str, tuple[Any, ...]]
 
 
 FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
-"""What somebody else's module may raise."""
+"""The errors that somebody else's module may raise."""
 
 
 class DivergedError(RuntimeError):

@@ -93,7 +93,7 @@ class Observer:
         return frozenset(self.cols - read.keys())
 
     def _other_streams(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Other numbers in the arguments that carry streams."""
+        """Draw other numbers in the arguments that carry streams."""
         for stream in self.streams:
             args, kwargs = with_argument(args, kwargs, stream, _noise(argument_at(args, kwargs, stream)))
         return args, kwargs
@@ -180,7 +180,7 @@ def _rows(key: Key) -> Callable[[np.ndarray], Change]:
 
 
 def _noise(value: Any) -> Any:
-    """Other numbers in every floating tensor."""
+    """Draw other numbers in every floating tensor."""
     return map_tensors(lambda tensor: noise_like(tensor, 2), value)
 
 

@@ -26,7 +26,7 @@ from dit_compress.structure.precision import WIDE, Claiming, double_by_default
 from dit_compress.structure.record import Call, map_tensors, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dit_compress.structure.edits import Edit
     from dit_compress.structure.observe.trace import Side
@@ -58,11 +58,12 @@ class Replica:
         self.seed = seed
         self.cuts: tuple[str, ...] = ()
         self.sides: dict[Any, Side | None] = {}
+        self.drawn: dict[Any, Tensor] = {}
 
-    def edited(self, edits: list[Edit]) -> Replica:
-        """Make a copy with some edits made."""
+    def edited(self, edits: list[Edit], shared: Sequence[nn.Module] = ()) -> Replica:
+        """Make a copy with some edits made. shared: modules that no edit changes: the same ones in the copy."""
         other = copy.copy(self)
-        other.module = copy.deepcopy(self.module)
+        other.module = copy.deepcopy(self.module, {id(module): module for module in shared})
         apply_edits(other.module, edits)
         other.values, other.cuts = edit_state(self.values, edits), ()
         return other
@@ -92,6 +93,13 @@ class Replica:
         if canned is not None and len(mode.trace.touches) != len(canned.touches):
             raise DivergedError("a replay made another number of matmuls")
         return mode.trace
+
+    def normal(self, place: int, shape: tuple[int, ...]) -> Tensor:
+        """Return the random numbers of one place in a run: the same ones in every run. Not to be written to."""
+        if (place, shape) not in self.drawn:
+            made = torch.Generator().manual_seed(self.seed * 7919 + place + 2**32)
+            self.drawn[place, shape] = torch.randn(shape, generator=made, dtype=torch.float64)
+        return self.drawn[place, shape]
 
     def value(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the random value of a parameter, between 0.5 and 1.5: no norm is off, no gate is shut."""
@@ -170,12 +178,12 @@ class Seen:
     writes: bool = False
 
     def inputs(self) -> dict[int | str, Any]:
-        """Arguments by position and keyword; tensors in structures by their dotted names."""
+        """Return arguments by position and keyword; tensors in structures by their dotted names."""
         given: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
         return {f"{key}.{path}" if path else key: item for key, value in given for path, item in leaves_of(value)}
 
     def outputs(self) -> dict[int | str | None, Any]:
-        """Results by position, or by dotted names where they are structures; None for one tensor."""
+        """Return results by position, or by dotted names where they are structures; None for one tensor."""
         plain = isinstance(self.output, tuple | list) and not hasattr(self.output, "_fields")
         if not plain:
             return {path or None: item for path, item in leaves_of(self.output)}
@@ -225,7 +233,7 @@ def watch(replica: Replica) -> tuple[dict[str, Seen], Trace]:
 
 
 def _versions(args: Any, kwargs: Any) -> list[tuple[int, int]]:
-    """Which tensors are among the arguments, and how often each was written to."""
+    """Return which tensors are among the arguments, and how often each was written to."""
     return [(id(tensor), tensor._version) for tensor in tensors_in((args, kwargs))]  # noqa: SLF001 - autograd's own
 
 

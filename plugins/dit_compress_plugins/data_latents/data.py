@@ -44,6 +44,7 @@ class Latents(Data):
     def __init__(self, options: LatentsOptions) -> None:
         """Keep the options; nothing is read yet."""
         self.options = options
+        self.place = str(options.path)
 
     def prepare(self, cache: Path) -> None:
         """Compare every shard with its checksum, once for as long as the files stay as they are.

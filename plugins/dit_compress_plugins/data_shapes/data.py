@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.core.files import whole_folder
+from dit_compress.core.files import need_space, whole_folder
 from dit_compress.data.clips import Clip, Split, read_folder, split_of, write_captions
 from dit_compress.data.source import Data
 from dit_compress.data.video import write_video
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from dit_compress_plugins.data_shapes import ShapesOptions
 
 _FOLDER = "clips"
+_FIRST = 8
+"""Clips by which the size of all is estimated."""
+_BLOCK = 4096
+"""Bytes in which disks give room to a file."""
 
 
 class Shapes(Data):
@@ -41,7 +45,11 @@ class Shapes(Data):
         )
 
     def prepare(self, cache: Path, progress: Callable[[int, int], None] | None = None) -> None:
-        """Draw and encode every clip, unless they are there; ``progress(done, total)`` after each."""
+        """Draw and encode every clip, unless they are there; ``progress(done, total)`` after each.
+
+        Raises:
+            UserError: by the size of the first few, the disk does not hold all.
+        """
         folder = cache / _FOLDER
         if folder.exists():
             return
@@ -50,6 +58,8 @@ class Shapes(Data):
         with whole_folder(folder) as partial:
             for record in self._draw(partial):
                 records.append(record)
+                if len(records) == min(_FIRST, total):
+                    _need_space_for(partial, records, total)
                 if progress is not None:
                     progress(len(records), total)
             write_captions(partial, records)
@@ -77,3 +87,15 @@ class Shapes(Data):
 
     def _read(self, cache: Path) -> list[Clip]:
         return read_folder(cache / _FOLDER, frames=self.options.frames, size=self.options.size)
+
+
+def _need_space_for(folder: Path, records: Sequence[dict[str, Any]], total: int) -> None:
+    """Refuse a number of clips that the disk does not hold, of the size of those that are there."""
+    sizes = [(folder / record["file"]).stat().st_size for record in records]
+    each = sum(-(-size // _BLOCK) * _BLOCK + len(str(record)) for size, record in zip(sizes, records, strict=True))
+    need_space(
+        folder.parent,
+        each * (total - len(records)) // len(records),
+        f"{total} clips",
+        "set a smaller 'num_clips', 'frames' or 'size'",
+    )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +45,8 @@ _GAP = 3.0
 """Pixels between two objects, at every moment."""
 _PLACES = 128
 """Places tried at once for a pair of objects."""
+_ATTEMPTS, _ENOUGH = 4_000, 2
+"""Scenes drawn to see whether a world has any, and how many must do: fewer, and drawing its clips would not end."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,30 @@ def draw_scene(
     """Draw the scene of one clip: a function of its arguments, of the split that its caption hashes to."""
     rng = generator(seed, f"shapes/{split}", index)
     count = int(rng.integers(1, max_objects + 1))
-    while True:
-        background = _pick(rng, BACKGROUNDS)
-        things = _draw_things(rng, count)
-        if split_of(Scene(background, things).caption(), test_fraction) != split:
-            continue
-        placed = _place(rng, things, size, grid)
-        if placed is not None:  # many pairs of large objects don't fit into the frame: others are drawn
-            return Scene(background, placed)
+    while True:  # it ends: options whose scenes are_rare are refused
+        scene = _attempt(rng, split, count, size, test_fraction, grid)
+        if scene is not None:
+            return scene
+
+
+@lru_cache(maxsize=64)
+def are_rare(split: Split, count: int, size: tuple[int, int], test_fraction: float, grid: float) -> bool:
+    """Tell whether of many scenes of ``count`` objects hardly one is of a split and finds places in the frame."""
+    rng = generator(0, f"shapes/rare/{split}", count)
+    attempts = (_attempt(rng, split, count, size, test_fraction, grid) for _ in range(_ATTEMPTS))
+    return sum(1 for _ in islice((scene for scene in attempts if scene), _ENOUGH)) < _ENOUGH
+
+
+def _attempt(
+    rng: np.random.Generator, split: Split, count: int, size: tuple[int, int], test_fraction: float, grid: float
+) -> Scene | None:
+    """Draw a scene; None where it is of the other split, or its objects don't fit (as many pairs of large ones)."""
+    background = _pick(rng, BACKGROUNDS)
+    things = _draw_things(rng, count)
+    if split_of(Scene(background, things).caption(), test_fraction) != split:
+        return None
+    placed = _place(rng, things, size, grid)
+    return None if placed is None else Scene(background, placed)
 
 
 def path_of(thing: Thing, num_frames: int, size: tuple[int, int]) -> np.ndarray:

@@ -24,6 +24,7 @@ class Videos(Data):
     def __init__(self, options: VideosOptions) -> None:
         """Keep the options; nothing is read yet."""
         self.options = options
+        self.place = str(options.path)
         self.workers = options.workers
 
     def prepare(self, cache: Path) -> None:

@@ -18,7 +18,8 @@ from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress.train.distill import distill
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import student_role
 from dit_compress.train.losses import (
     hinge_discriminator,
     hinge_generator,
@@ -38,37 +39,29 @@ if TYPE_CHECKING:
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_adversarial import AdversarialOptions
 
 
-class AdversarialDistiller:
+class AdversarialDistiller(DistillStep):
     """Step ``distill: {use: adversarial}``."""
 
-    def __init__(self, options: AdversarialOptions) -> None:
-        self.options = options
-
     def plan(self, spec: Spec) -> Spec:
-        """Training changes weights, and how the model is sampled."""
-        spec.need_denoiser()
-        spec.need_latent()
+        """Return the bundle with its new way of sampling; a discriminator that does not fit is refused."""
+        planned = super().plan(spec)
         with suppress(NotImplementedError, RuntimeError):  # a head that needs weights is made when the step runs
             self.part().build().create(spec.build_denoiser().to("meta"))
-        return replace(spec, flow=self.flow(spec.flow))
-
-    def run(self, context: Context) -> Result:
-        """Train."""
-        return distill(self, context)
+        return planned
 
     def flow(self, before: Flow) -> Flow:
-        """Few steps, no guidance."""
+        """Return few steps, no guidance."""
         return replace(before, num_steps=self.options.sampling_steps, guidance=1.0)
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
     ) -> AdversarialObjective:
-        """Roles: student (the generator), discriminator."""
+        """Return the objective of the roles student (the generator) and discriminator."""
         judge = self.part().build().create(student)
         if self.options.r1 and self.options.r1_kind == "exact" and context.world.size > 1 and _learns_inside(judge):
             raise UserError(
@@ -84,7 +77,7 @@ class AdversarialDistiller:
         return AdversarialObjective(self.options, student, judge, text, self.flow(context.input.flow), pairs)
 
     def part(self) -> Part:
-        """The discriminator: the recipe's, or the paper's."""
+        """Return the discriminator: the recipe's, or the paper's."""
         if self.options.discriminator is not None:
             return self.options.discriminator
         return make_part(
@@ -105,15 +98,8 @@ class AdversarialObjective:
         pairs: TeacherPairs | None,
     ) -> None:
         self.options, self.student, self.judge, self.text, self.pairs = options, student, judge, text, pairs
-        student.requires_grad_()
         self.roles = {
-            "student": Role(
-                student,
-                lr=options.lr,
-                muon_lr=options.muon_lr,
-                weight_decay=options.weight_decay,
-                ema=options.ema or None,
-            ),
+            "student": student_role(student, options),
             "discriminator": Role(judge, lr=options.discriminator_lr),
             "text": Role(text),
         }
@@ -126,7 +112,7 @@ class AdversarialObjective:
         self.ends = torch.tensor(grid[1:] if options.grid == "with_zero" else grid[1:-1])
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 8 or Eq. 9 and the reconstruction loss."""
+        """Return Eq. 8 or Eq. 9 and the reconstruction loss."""
         x0, noise, cond = self.clean(batch)
         t, then = self.times(batch)
         x = flow.interpolate(x0, noise, t)
@@ -146,28 +132,28 @@ class AdversarialObjective:
         return {"loss": total, **logged}
 
     def fake(self, batch: Batch, x: Tensor, velocity: Tensor, t: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
-        """What the generator makes, noised as it is judged, and the sigma it is judged at."""
+        """Return what the generator makes, noised as it is judged, and the sigma it is judged at."""
         if self.options.renoise == "grid":
             return flow.jump(x, velocity, t, then), then
         sigma, again = self.renoised(batch)
         return flow.interpolate(flow.predict_x0(x, velocity, t), again, sigma), sigma
 
     def real(self, batch: Batch, x0: Tensor, noise: Tensor, then: Tensor) -> Tensor:
-        """Clean latents noised alike."""
+        """Return clean latents noised alike."""
         if self.options.renoise == "grid":
             return flow.interpolate(x0, noise, then)
         sigma, again = self.renoised(batch)
         return flow.interpolate(x0, again, sigma)
 
     def renoised(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sigma ``[B]`` and fresh noise: the logit is normal, as sigma / (1 - sigma) is lognormal in SF-V."""
+        """Draw sigma ``[B]`` and fresh noise: the logit is normal, as sigma / (1 - sigma) is lognormal in SF-V."""
         logit = self.options.renoise_mean + self.options.renoise_std * batch.streams.normal("renoise/sigma", ())
         return torch.sigmoid(logit), batch.streams.normal("renoise", batch.x0.shape[1:])
 
     def discriminator_loss(
         self, batch: Batch, real: Tensor, fake: Tensor, sigma: Tensor, cond: Cond
     ) -> dict[str, Tensor]:
-        """Eq. 8, and R1 where it is asked for."""
+        """Return Eq. 8, and R1 where it is asked for."""
         judged_real, judged_fake = self.judge(real, sigma, cond), self.judge(fake, sigma, cond)
         right = ((judged_real < 0).float().mean() + (judged_fake > 0).float().mean()) / 2
         hinge = hinge_discriminator(judged_real, judged_fake)
@@ -177,14 +163,14 @@ class AdversarialObjective:
         return {"loss": hinge + self.options.r1 / 2 * penalty, "r1": penalty, "accuracy": right}
 
     def penalty(self, batch: Batch, judged_BS: Tensor, real: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """R1 on real samples, exact or approximate."""
+        """Return R1 on real samples, exact or approximate."""
         if self.options.r1_kind == "approximate":
             nearby = real + self.options.r1_scale * batch.streams.normal("r1", real.shape[1:])
             return r1_approximate(judged_BS, self.judge(nearby, sigma, cond), self.options.r1_scale)
         return r1_exact(*logits_and_leaf(self.judge, real, sigma, cond))
 
     def clean(self, batch: Batch) -> tuple[Tensor, Tensor, Cond]:
-        """x0, noise and condition: of the data, or of the guided teacher's samples."""
+        """Return x0, noise and condition: of the data, or of the guided teacher's samples."""
         if self.pairs is not None:
             return self.pairs.draw(batch, self.text)
         with torch.no_grad():
@@ -201,13 +187,13 @@ class AdversarialObjective:
 
 
 def _learns_inside(judge: nn.Module) -> bool:
-    """Whether blocks of the generator are what it trains."""
+    """Tell whether blocks of the generator are what it trains."""
     trunk = getattr(judge, "trunk", None)
     return trunk is not None and any(parameter.requires_grad for parameter in trunk.parameters())
 
 
 def logits_and_leaf(judge: nn.Module, latent: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-    """Logits, and the tensor whose slope R1 is about: the feature after the frozen blocks, else the latent.
+    """Return logits, and the tensor whose slope R1 is about: the feature after the frozen blocks, else the latent.
 
     A discriminator says where it begins to learn by ``trunk`` (a denoiser) and ``frozen_blocks``. Attention is
     computed plainly: the fused kernels have no second derivative.

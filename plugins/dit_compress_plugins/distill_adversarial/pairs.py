@@ -26,7 +26,7 @@ BATCH = 32
 
 @dataclass
 class TeacherPairs:
-    """What the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens.
+    """Pairs that the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens.
 
     held_out: pairs of held-out captions, one a sample, which a validation measures.
     """
@@ -37,13 +37,13 @@ class TeacherPairs:
     held_out: TeacherPairs | None = None
 
     def draw(self, batch: Batch, text: Captions) -> tuple[Tensor, Tensor, Cond]:
-        """A batch of pairs, as a function of the batch's streams; those of its samples in a validation."""
+        """Draw a batch of pairs, as a function of the batch's streams; those of its samples in a validation."""
         if batch.held_out and self.held_out is not None:
             return self.held_out.take(torch.tensor(list(batch.sample), device=batch.x0.device), text)
         return self.take(batch.streams.integers("pair", len(self.x0)), text)
 
     def take(self, index: Tensor, text: Captions) -> tuple[Tensor, Tensor, Cond]:
-        """The pairs of some places, on the device of ``index``."""
+        """Return the pairs of some places, on the device of ``index``."""
         where, index = index.device, index.cpu()
         with torch.no_grad():
             cond = text({name: value[index].to(where) for name, value in self.tokens.items()})

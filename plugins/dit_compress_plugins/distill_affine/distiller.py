@@ -9,7 +9,8 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
-from dit_compress.train.distill import block_pairs, distill, last_of_groups
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import block_pairs, last_of_groups, student_role
 from dit_compress.train.losses import cosine_distance, flow_loss
 from dit_compress.train.objective import Phase, Role
 
@@ -18,37 +19,19 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_affine import AffineOptions
 
 
-class AffineDistiller:
-    """Step ``distill: {use: affine}``; also a search's objective."""
-
-    def __init__(self, options: AffineOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Training changes weights only."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return spec
-
-    def run(self, context: Context) -> Result:
-        """Train."""
-        return distill(self, context)
-
-    def flow(self, before: Flow) -> Flow:
-        """The student is sampled like its teacher."""
-        return before
+class AffineDistiller(DistillStep):
+    """Step ``distill: {use: affine}``; also a search's objective. The student is sampled as its teacher is."""
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
     ) -> AffineObjective:
-        """Roles: student, teacher (frozen), aligner."""
+        """Return the objective of the roles student, teacher (frozen) and aligner."""
         if teacher is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
         stack = student.structure().main
@@ -74,15 +57,8 @@ class AffineObjective:
         self.pairs, self.schedule = pairs, schedule
         width_S, width_T = student.stream_width(), teacher.stream_width()
         self.aligner = nn.ModuleList([affine_map(width_S, width_T) for _ in pairs])
-        student.requires_grad_()
         self.roles = {
-            "student": Role(
-                student,
-                lr=options.lr,
-                muon_lr=options.muon_lr,
-                weight_decay=options.weight_decay,
-                ema=options.ema or None,
-            ),
+            "student": student_role(student, options),
             "aligner": Role(self.aligner, lr=options.lr),
             "teacher": Role(teacher),
             "text": Role(text),
@@ -90,7 +66,7 @@ class AffineObjective:
         self.phases = (Phase("affine", ("student", "aligner"), score="flow_loss"),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
-        """Eq. 6 on one batch."""
+        """Return Eq. 6 on one batch."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         sigma = self.schedule.warp(batch.streams.positions(self.options.sigma))
         x = flow.interpolate(batch.x0, noise, sigma)
@@ -113,7 +89,7 @@ class AffineObjective:
 
 
 def affine_map(width_S: int, width_T: int) -> nn.Linear:
-    """``A_g, b_g`` of Eq. 5, from the identity (the student starts as a part of its teacher)."""
+    """Make ``A_g, b_g`` of Eq. 5, from the identity (the student starts as a part of its teacher)."""
     layer = nn.Linear(width_S, width_T)
     nn.init.eye_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dit_compress.model import flow
 from dit_compress.model.flow import Flow
-from dit_compress.train.distill import distill, text_lr
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import student_role, text_lr
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 
@@ -15,31 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_flow import FlowOptions
 
 
-class FlowDistiller:
+class FlowDistiller(DistillStep):
     """Step ``distill: {use: flow}``."""
 
-    def __init__(self, options: FlowOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Training changes weights only."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return replace(spec, flow=self.flow(spec.flow))
-
-    def run(self, context: Context) -> Result:
-        """Train."""
-        return distill(self, context)
-
     def flow(self, before: Flow) -> Flow:
-        """The schedule this training used is the one to sample with."""
+        """Return the schedule this training used: it is the one to sample with."""
         options = self.options
         return replace(before, shift=options.shift, num_steps=options.sampling_steps, guidance=options.guidance)
 
@@ -50,7 +37,7 @@ class FlowDistiller:
         teacher: Denoiser | None,  # noqa: ARG002 - flow matching has none
         text: Captions,
     ) -> FlowObjective:
-        """One role, one phase."""
+        """Return the objective of one role and one phase."""
         return FlowObjective(self.options, student, text, text_lr(context, self.options.lr))
 
 
@@ -62,19 +49,15 @@ class FlowObjective:
     def __init__(self, options: FlowOptions, student: Denoiser, text: Captions, text_rate: float | None) -> None:
         self.options, self.student, self.text = options, student, text
         self.schedule = Flow(options.shift)
-        student.requires_grad_()
-        ema = options.ema or None
         self.roles = {
-            "student": Role(
-                student, lr=options.lr, muon_lr=options.muon_lr, weight_decay=options.weight_decay, ema=ema
-            ),
-            "text": Role(text.requires_grad_(text_rate is not None), lr=text_rate, ema=ema),
+            "student": student_role(student, options),
+            "text": Role(text.requires_grad_(text_rate is not None), lr=text_rate, ema=options.ema or None),
         }
         if text_rate is not None:
             self.phases = (Phase("flow", ("student", "text")),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
-        """Eq. 2 on one batch."""
+        """Return Eq. 2 on one batch."""
         sigma, noise = self.noise(batch)
         x = flow.interpolate(batch.x0, noise, sigma)
         dropped = batch.streams.uniform("dropout") < self.options.caption_dropout
@@ -82,6 +65,6 @@ class FlowObjective:
         return {"loss": flow_loss(self.student(x, sigma, cond), flow.velocity(batch.x0, noise))}
 
     def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sigma ``[B]`` and noise like x0, from the batch's streams."""
+        """Draw sigma ``[B]`` and noise like x0, from the batch's streams."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         return self.schedule.warp(batch.streams.positions(self.options.sigma)), noise

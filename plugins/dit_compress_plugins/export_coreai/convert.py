@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.files import disk_errors
 from dit_compress.core.progress import quiet
-from dit_compress.export.tracing import module_path, operator_name, operators
+from dit_compress.export.inspection import module_path, operator_name, operators
 from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def convert(component: Component, precision: Precision, path: Path) -> None:
 
 
 def decomposed(component: Component) -> ExportedProgram:
-    """The traced program in the operators that Core AI has."""
+    """Decompose the traced program into the operators that Core AI has."""
     from coreai_torch import get_decomp_table
 
     return component.program.run_decompositions(get_decomp_table())
 
 
 def untranslated(component: Component) -> tuple[Diagnostic, ...]:
-    """Operators that coreai-torch has no lowering for."""
+    """List operators that coreai-torch has no lowering for."""
     with quiet():
         from coreai_torch._aten_to_core import _aten_to_core_resolver  # coreai-torch has no public way to ask
 
@@ -75,7 +75,7 @@ def untranslated(component: Component) -> tuple[Diagnostic, ...]:
 
 
 def forget_date(path: Path) -> None:
-    """Equal models shall have equal bytes: the asset's metadata holds when it was made."""
+    """Remove when the asset was made from its metadata: equal models shall have equal bytes."""
     file = path / "metadata.json"
     data = json.loads(file.read_text("utf-8"))
     data["creationDate"] = DATE

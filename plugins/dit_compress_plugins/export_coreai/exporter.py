@@ -37,15 +37,15 @@ class CoreAIExport(ExportStep):
         return replace(super().profile, max_rank=MAX_RANK, max_file_bytes=None)
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """What would break in Core AI. Needs no weights: the component may lie on the meta device."""
-        from dit_compress.export.tracing import inspected
+        """Say what would break in Core AI. Needs no weights: the component may lie on the meta device."""
+        from dit_compress.export.inspection import inspected
         from dit_compress_plugins.export_coreai.convert import untranslated
 
         found, nodes = inspected(component, profile)
         return [*found, *(untranslated(component) if nodes else ())]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """One ``.aimodel``."""
+        """Write one ``.aimodel``."""
         from dit_compress_plugins.export_coreai.convert import convert
 
         path = folder / f"{component.name}.{KIND}"
@@ -54,7 +54,7 @@ class CoreAIExport(ExportStep):
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def runner(self, artifact: Artifact) -> CoreAIRunner:
-        """Core AI's own runtime: on Linux the makers' reference, on a Mac what apps use."""
+        """Return Core AI's own runtime: on Linux the makers' reference, on a Mac what apps use."""
         return CoreAIRunner(artifact)
 
 
@@ -82,7 +82,7 @@ class CoreAIRunner:
             raise UserError(what, where=str(artifact.path), mend="Export the bundle again") from error
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the asset decides
-        """Outputs by name."""
+        """Execute the file; outputs by name."""
         given = {name: self._array(np.ascontiguousarray(value)) for name, value in inputs.items()}
         found = self._loop.run_until_complete(self._function(given))
         return {name: np.array(value.numpy()) for name, value in found.items()}

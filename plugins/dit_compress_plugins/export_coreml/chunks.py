@@ -42,12 +42,12 @@ def split(package: Path, limit_bytes: int | None) -> tuple[Path, list[str]]:
 
 
 def weight_bytes(package: Path) -> int:
-    """Size of a package's largest file."""
+    """Return size of a package's largest file."""
     return max(item.stat().st_size for item in package.rglob("*") if item.is_file())
 
 
 def _cut(package: Path, limit_bytes: int, folder: Path) -> list[Path]:
-    """The package in halves (removed itself), each cut again where it must be."""
+    """Cut the package in halves (removed itself), each cut again where it must be."""
     if weight_bytes(package) <= limit_bytes:
         return [package]
     place = folder / f"halves-{package.stem}"
@@ -76,7 +76,7 @@ def _cut(package: Path, limit_bytes: int, folder: Path) -> list[Path]:
 
 
 def _give_back_memory() -> None:
-    """What the conversion left goes back to the system, where the C library can: its programs hold each other."""
+    """Give what the conversion left back to the system, where the C library can: its programs hold each other."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

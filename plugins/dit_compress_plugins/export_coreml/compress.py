@@ -17,7 +17,7 @@ LEAST = 10_000
 
 
 def compress(model: Any, weights: Weights, component: str) -> Any:
-    """The model with its matrices and kernels stored in fewer bits.
+    """Store the model's matrices and kernels in fewer bits.
 
     - ``int8``: symmetric, one scale per output channel.
     - ``int4``: symmetric, one scale per block of 32 inputs; needs iOS 18.

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.fx import Node
 
     from dit_compress.export import Component, Precision
 
 CONTRACTIONS = ("linear", "matmul", "conv", "einsum", "scaled_dot_product_attention")
+UNASKED = ("executorch", "sklearn", "xgboost", "libsvm")
+"""What coremltools imports for converters that are not used here: most of the time that its own import takes."""
 PRECISE_DEPTH = 32
 """Longest chain of operators between a precise input and its first contraction."""
 
 
 def convert(component: Component, precision: Precision, minimum_os: str) -> Any:
-    """The component as an ``MLModel`` with float32 inputs and outputs of fixed shapes.
+    """Convert the component to an ``MLModel`` with float32 inputs and outputs of fixed shapes.
 
     Raises:
         UserError: coremltools refuses the program.
     """
     program = component.program
     with quiet():
-        import coremltools
+        with without_unasked():
+            import coremltools
 
         try:
             return coremltools.convert(
@@ -43,17 +50,30 @@ def convert(component: Component, precision: Precision, minimum_os: str) -> Any:
 
 
 def has_translation(node: Node) -> bool:
-    """Whether coremltools knows the operator."""
-    from coremltools.converters.mil.frontend.torch.torch_op_registry import (
-        _TORCH_OPS_REGISTRY,  # coremltools has no public way to ask
-    )
+    """Tell whether coremltools knows the operator."""
+    with without_unasked():
+        from coremltools.converters.mil.frontend.torch.torch_op_registry import (
+            _TORCH_OPS_REGISTRY,  # coremltools has no public way to ask
+        )
 
     name = str(node.target)
     return not name.startswith("aten.") or _TORCH_OPS_REGISTRY.get_func(name.split(".")[1]) is not None
 
 
+@contextmanager
+def without_unasked() -> Iterator[None]:
+    """Import coremltools in here: it finds none of ``UNASKED``, and takes them for absent, which it allows."""
+    absent = [name for name in UNASKED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type] # None: not to be imported
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
 def _precision(component: Component, precision: Precision) -> Any:
-    """Half precision except on the way from a precise input to its first contraction."""
+    """Choose half precision except on the way from a precise input to its first contraction."""
     import coremltools
 
     if precision == "float32":
@@ -65,7 +85,7 @@ def _precision(component: Component, precision: Precision) -> Any:
 
 
 def stays_precise(operation: Any, names: frozenset[str], depth: int = PRECISE_DEPTH) -> bool:
-    """Whether all that an operator reads comes from precise inputs, without a contraction in between."""
+    """Tell whether all that an operator reads comes from precise inputs, without a contraction in between."""
     if operation.op_type in CONTRACTIONS or depth == 0:
         return False
     read = []

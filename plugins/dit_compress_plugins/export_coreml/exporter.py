@@ -33,9 +33,9 @@ class CoreMLExport(ExportStep):
         return self.options.sizes
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """What would break in Core ML. Needs no weights: the component may lie on the meta device."""
+        """Say what would break in Core ML. Needs no weights: the component may lie on the meta device."""
         from dit_compress.core.progress import quiet
-        from dit_compress.export.tracing import inspected, module_path, operator_name
+        from dit_compress.export.inspection import inspected, module_path, operator_name
         from dit_compress_plugins.export_coreml.convert import has_translation
 
         found, nodes = inspected(component, profile, splits=True)
@@ -48,7 +48,7 @@ class CoreMLExport(ExportStep):
         ]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """One ``.mlpackage``, or a folder of chunks where one would exceed the profile's limit.
+        """Write one ``.mlpackage``, or a folder of chunks where one would exceed the profile's limit.
 
         A component of several sizes becomes one function each, in the same packages.
         """
@@ -65,7 +65,7 @@ class CoreMLExport(ExportStep):
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def _write(self, component: Component, profile: Profile, folder: Path) -> tuple[Path, list[str]]:
-        """A component of one size: its package, or a folder and its chunks."""
+        """Write a component of one size: its package, or a folder and its chunks."""
         from dit_compress_plugins.export_coreml.chunks import split
 
         path = folder / f"{component.name}.{KIND}"
@@ -84,7 +84,7 @@ class CoreMLExport(ExportStep):
         save_package(model, path)
 
     def runner(self, artifact: Artifact) -> Runner:
-        """Core ML itself on a Mac, else the interpreter, over the package as it is on disk."""
+        """Return Core ML itself on a Mac, else the interpreter, over the package as it is on disk."""
         from dit_compress_plugins.export_coreml import runners
 
         return runners.CoreMLRunner(artifact) if sys.platform == "darwin" else runners.MilRunner(artifact)

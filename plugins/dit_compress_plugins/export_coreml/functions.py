@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def describe(component: Component) -> list[dict[str, Any]]:
-    """The functions as the manifest holds them: name, shape of every input."""
+    """Describe the functions as the manifest holds them: name, shape of every input."""
     return [{"name": size or MAIN, "inputs": shapes_of(part.inputs)} for size, part in component.by_size.items()]
 
 
@@ -67,7 +67,7 @@ def lower_sizes(component: Component, folder: Path, write: Write) -> tuple[Path,
 
 
 def join(packages: Mapping[str, Path], destination: Path) -> None:
-    """The ``main`` of each package as a function of one, named by its key."""
+    """Join the ``main`` of each package as a function of one, named by its key."""
     try:
         with quiet():
             from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction

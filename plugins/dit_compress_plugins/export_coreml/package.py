@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMESPACE = uuid.UUID("5a0a3c3c-6d3f-5c1e-9b53-0d0a5f3f7c11")
-"""Of the identifiers in a package's manifest."""
+"""The namespace of the identifiers in a package's manifest."""
 DATE = "com.github.apple.coremltools.conversion_date"
 DEBUG_FILE = "executorch_debug_handle_mapping.json"
 
@@ -47,7 +47,7 @@ def rewrite_specification(path: Path) -> None:
 
 
 def rewrite_manifest(path: Path) -> None:
-    """Identifiers out of the paths they stand for."""
+    """Take identifiers out of the paths they stand for."""
     manifest = json.loads(path.read_text("utf-8"))
     names = {old: str(uuid.uuid5(NAMESPACE, entry["path"])) for old, entry in manifest["itemInfoEntries"].items()}
     entries = {names[old]: entry for old, entry in manifest["itemInfoEntries"].items()}

@@ -1,4 +1,4 @@
-"""What executes a package: Core ML on a Mac, the interpreter elsewhere. Chunks run one after another."""
+"""Runners of a package: Core ML on a Mac, the interpreter elsewhere. Chunks run one after another."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def parts_of(artifact: Artifact) -> list[Path]:
-    """The packages of an artifact, in the order in which they run."""
+    """Return the packages of an artifact, in the order in which they run."""
     chunks = artifact.details.get("chunks")
     return [artifact.path / name for name in chunks] if chunks else [artifact.path]
 
 
 def function_for(artifact: Artifact, inputs: Mapping[str, np.ndarray]) -> str:
-    """The function whose shapes the inputs have; ``main`` where the package has one only.
+    """Return the function whose shapes the inputs have; ``main`` where the package has one only.
 
     Raises:
         UserError: the package has none for them.
@@ -56,7 +56,7 @@ class MilRunner:
         self.arithmetics: tuple[Arithmetic, ...] = ("float32", "float16") if half else ("float32",)
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:
-        """Outputs by name."""
+        """Execute the package; outputs by name."""
         name = function_for(self.artifact, inputs)
         values: dict[str, Any] = dict(inputs)
         for functions in self.parts:
@@ -96,7 +96,7 @@ class CoreMLRunner:
         self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the file decides
-        """Outputs by name."""
+        """Execute the package; outputs by name."""
         values: dict[str, Any] = dict(inputs)
         found: dict[str, Any] = {}
         function = function_for(self.artifact, inputs)
@@ -107,7 +107,7 @@ class CoreMLRunner:
 
 
 def _inputs_of(model: Any, function: str) -> list[str]:
-    """Names of a function's inputs: a package of several describes each by itself."""
+    """Name a function's inputs: a package of several describes each by itself."""
     description = model.get_spec().description
     several = {each.name: each for each in description.functions}
     return [each.name for each in several.get(function, description).input]

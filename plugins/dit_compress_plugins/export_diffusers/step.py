@@ -27,12 +27,12 @@ class DiffusersExport:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Needs a denoiser."""
+        """Return the bundle as it is; raise where it has no denoiser."""
         spec.need_denoiser()
         return spec
 
     def run(self, context: Context) -> Result:
-        """One folder per component, each reloaded and compared."""
+        """Write one folder per component, each reloaded and compared."""
         bundle, folder = context.input, context.folder / "files"
         shutil.rmtree(folder, ignore_errors=True)
         modules: dict[str, Any] = {"transformer": bundle.denoiser().module}
@@ -49,7 +49,7 @@ class DiffusersExport:
 
 
 def save_and_prove(folder: Path, module: Any) -> None:
-    """``save_pretrained``, reloaded: every tensor equal. What a config can't state stands in ``pruning.json``."""
+    """Write by ``save_pretrained``, reload, compare all tensors; what a config can't state is in ``pruning.json``."""
     module.save_pretrained(folder)
     try:
         again = _reload(folder, module)

@@ -8,7 +8,7 @@ import torch
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
-from dit_compress.export.tracing import module_path, operator_name, operators
+from dit_compress.export.inspection import module_path, operator_name, operators
 from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ INTERNAL = ("aten._assert", "aten.sym_", "<built-in")
 
 
 def convert(component: Component, precision: Precision) -> bytes:
-    """The component as a program with float32 inputs and outputs of fixed shapes.
+    """Convert the component to a program with float32 inputs and outputs of fixed shapes.
 
     Raises:
         UserError: ExecuTorch refuses the program.
@@ -51,7 +51,7 @@ def convert(component: Component, precision: Precision) -> bytes:
 
 
 def apart(program: ExportedProgram) -> ExportedProgram:
-    """The program, its weights that are packed *and* read otherwise with a copy for the other readers.
+    """Give weights that are packed *and* read otherwise a copy for the other readers; return the program.
 
     XNNPACK frees what it has packed; who reads the same constant without packing it then reads freed memory, and the
     process ends (ExecuTorch 1.5.1, files loaded from disk).
@@ -76,7 +76,7 @@ def apart(program: ExportedProgram) -> ExportedProgram:
 
 
 def _others(node: Node) -> list[Node]:
-    """Readers of a packed placeholder that do not pack it."""
+    """List readers of a packed placeholder that do not pack it."""
     if node.op != "placeholder":
         return []
     packing = [user for user in node.users if _packs(user, node)]
@@ -88,7 +88,7 @@ def _packs(user: Node, node: Node) -> bool:
 
 
 def without_kernel(component: Component) -> tuple[Diagnostic, ...]:
-    """Operators that neither XNNPACK nor the portable library can run; the file would be written all the same.
+    """List operators that neither XNNPACK nor the portable library can run; the file would be written all the same.
 
     The program is decomposed to core operators, and each must be in the runtime's own registry. Convolutions
     over three axes are in it by name, and fail when they run.

@@ -32,15 +32,15 @@ class ExecuTorchExport(ExportStep):
         return replace(super().profile, patch_linears=True)
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """What would break. ExecuTorch writes files that it can't load or run, so each operator needs a kernel here."""
-        from dit_compress.export.tracing import inspected
+        """Say what would break. ExecuTorch writes files that it can't load or run: operators need a kernel here."""
+        from dit_compress.export.inspection import inspected
         from dit_compress_plugins.export_executorch.convert import without_kernel
 
         found, nodes = inspected(component, profile)
         return [*found, *(without_kernel(component) if nodes else ())]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """One ``.pte``."""
+        """Write one ``.pte``."""
         from dit_compress_plugins.export_executorch.convert import convert
 
         path = folder / f"{component.name}.{KIND}"
@@ -51,7 +51,7 @@ class ExecuTorchExport(ExportStep):
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def runner(self, artifact: Artifact) -> ExecuTorchRunner:
-        """ExecuTorch's runtime, the one that apps use."""
+        """Return ExecuTorch's runtime, the one that apps use."""
         return ExecuTorchRunner(artifact)
 
 
@@ -76,7 +76,7 @@ class ExecuTorchRunner:
             raise UserError(what, where=str(artifact.path), mend="Export the bundle again") from error
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the file decides
-        """Outputs by name."""
+        """Execute the file; outputs by name."""
         given = [self._tensor(np.ascontiguousarray(inputs[name])) for name in self.names]
         results = self.method.execute(given)
         # The runtime owns the memory of its outputs: the next execution writes over it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.files import disk_errors
 from dit_compress.core.progress import quiet
-from dit_compress.export.tracing import module_path, operator_name, operators
+from dit_compress.export.inspection import module_path, operator_name, operators
 from dit_compress.export.types import Diagnostic
 from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve, weight_bytes
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def convert(component: Component, precision: Precision, opset: int) -> ModelProto:
-    """The component as a model with float32 inputs and outputs of fixed shapes.
+    """Convert the component to a model with float32 inputs and outputs of fixed shapes.
 
     Raises:
         UserError: the exporter of torch refuses the program.
@@ -53,7 +53,7 @@ def convert(component: Component, precision: Precision, opset: int) -> ModelProt
 
 
 def untranslated(component: Component, opset: int) -> list[Diagnostic]:
-    """Operators that are left when torch has decomposed what ONNX lacks, and that it can't translate."""
+    """List operators that are left when torch has decomposed what ONNX lacks, and that it can't translate."""
     from torch._ops import OpOverload
 
     with quiet():
@@ -72,7 +72,7 @@ def untranslated(component: Component, opset: int) -> list[Diagnostic]:
 
 @cache
 def _translations(opset: int) -> tuple[Any, Any]:
-    """The tables that ``torch.onnx.export`` takes: of translations, and of decompositions to what is in that."""
+    """Return the tables that ``torch.onnx.export`` takes: translations, and decompositions to what is in those."""
     from torch.onnx._internal.exporter import _decomp, _registration  # torch has no public way to ask
 
     known = _registration.ONNXRegistry.from_torchlib(opset_version=opset)

@@ -28,9 +28,9 @@ class ONNXExport(ExportStep):
     """Step ``export: {use: onnx}``."""
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
-        """What would break in ONNX. Needs no weights: the component may lie on the meta device."""
+        """Say what would break in ONNX. Needs no weights: the component may lie on the meta device."""
+        from dit_compress.export.inspection import inspected, module_path, operator_name
         from dit_compress.export.rewrite.graph import ATTENTION
-        from dit_compress.export.tracing import inspected, module_path, operator_name
         from dit_compress_plugins.export_onnx.convert import untranslated
 
         what, mend = "ONNX has attention of rank 4 only", "Add an axis of heads"
@@ -45,7 +45,7 @@ class ONNXExport(ExportStep):
         return found + untranslated(component, self.options.opset)
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
-        """One ``.onnx``, with the weights beside it above 2 GB."""
+        """Write one ``.onnx``, with the weights beside it above 2 GB."""
         from dit_compress_plugins.export_onnx.convert import convert, save
 
         path = folder / f"{component.name}.{KIND}"
@@ -54,7 +54,7 @@ class ONNXExport(ExportStep):
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def runner(self, artifact: Artifact) -> ORTRunner:
-        """ONNX Runtime on the CPU, the runtime that apps use."""
+        """Return ONNX Runtime on the CPU, the runtime that apps use."""
         return ORTRunner(artifact)
 
 
@@ -77,6 +77,6 @@ class ORTRunner:
         self.arithmetics: tuple[Arithmetic, ...] = (artifact.precision,)
 
     def __call__(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:  # noqa: ARG002 - the file decides
-        """Outputs by name."""
+        """Execute the file; outputs by name."""
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))

@@ -25,7 +25,7 @@ FLOAT, HALF = 1, 10
 
 
 def halve(model: ModelProto, precise: frozenset[str]) -> ModelProto:
-    """Float16 except on the way from a precise input to its first contraction. Inputs and outputs stay float32."""
+    """Convert to float16 except from a precise input to its first contraction. Inputs and outputs stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     for place, node in enumerate(model.graph.node):
@@ -45,14 +45,14 @@ def halve(model: ModelProto, precise: frozenset[str]) -> ModelProto:
 
 
 def weight_bytes(model: ModelProto) -> int:
-    """Bytes of all weights. A model above 2 GiB can't say its own size: protobuf refuses to measure it."""
+    """Count the bytes of all weights. A model above 2 GiB can't say its own size: protobuf refuses to measure it."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
     return sum(prod(each.dims) * tensor_dtype_to_np_dtype(each.data_type).itemsize for each in model.graph.initializer)
 
 
 def precise_nodes(nodes: Iterable[NodeProto], precise: frozenset[str]) -> list[str]:
-    """Names of the nodes that read precise values (and constants) only. Nodes come in order of execution."""
+    """Name the nodes that read precise values (and constants) only. Nodes come in order of execution."""
     kept: list[str] = []
     values, others = set(precise), set[str]()
     for node in nodes:
@@ -66,7 +66,7 @@ def precise_nodes(nodes: Iterable[NodeProto], precise: frozenset[str]) -> list[s
 
 
 def once_each(nodes: Iterable[NodeProto]) -> list[NodeProto]:
-    """The first of the nodes that write one value: repeated casts."""
+    """Keep the first of the nodes that write one value: repeated casts."""
     seen: set[str] = set()
     first = []
     for node in nodes:
@@ -77,7 +77,7 @@ def once_each(nodes: Iterable[NodeProto]) -> list[NodeProto]:
 
 
 def shortened(nodes: list[NodeProto]) -> list[NodeProto]:
-    """A value cast to half and back is the value before: readers take that."""
+    """Let readers of a value cast to half and back take the value before."""
     makers = {name: node for node in nodes for name in node.output}
     instead: dict[str, str] = {}
     for node in nodes:
@@ -93,7 +93,7 @@ def shortened(nodes: list[NodeProto]) -> list[NodeProto]:
 
 
 def in_order(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
-    """The nodes that the outputs need, every one after those it reads (the converter appends casts at the end)."""
+    """Order the nodes that the outputs need, each after those it reads (the converter appends casts at the end)."""
     makers = {name: node for node in nodes for name in node.output}
     ordered: list[NodeProto] = []
     done: set[str] = set()

@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class BlockOptions(Options):
-    """How many blocks to remove from the longest stack, or from the one that the level names."""
+    """The number of blocks to remove from the longest stack, or from the one that the level names."""
 
     remove: int | None = Field(None, ge=0, description="Blocks to remove; left to the budget if absent.")
 

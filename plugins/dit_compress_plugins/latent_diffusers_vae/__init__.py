@@ -10,7 +10,7 @@ from dit_compress.hooks import File, Options, Plugin, hookimpl
 
 
 class DiffusersVAEOptions(Options):
-    """Which VAE, and how it is called. Nothing is trained.
+    """The VAE, and its convention. Nothing is trained.
 
     path: a local folder with config.json and safetensors, or a pipeline's folder with ``vae/`` in it.
     scaling_factor: what normalised latents are multiplied by. Not given: the config's, 1 where it has none.

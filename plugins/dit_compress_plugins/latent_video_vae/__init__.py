@@ -47,10 +47,12 @@ class VideoVAEOptions(TrainOptions):
     chunk: videos of more latent frames are encoded and decoded in chunks of so many.
     """
 
-    ratio: str = Field(default="8x32x32", pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")
-    channels: int = Field(default=64, ge=1)
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(32, 96, 160, 192), min_length=1)
-    blocks: int = Field(default=2, ge=1)
+    ratio: str = Field(default="8x32x32", pattern=r"^[1-9]\d{0,2}x[1-9]\d{0,2}x[1-9]\d{0,2}$")
+    channels: int = Field(default=64, ge=1, le=16384)
+    widths: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        default=(32, 96, 160, 192), min_length=1, max_length=16
+    )
+    blocks: int = Field(default=2, ge=1, le=100)
     whitening: float = Field(default=0.5, ge=0, le=1)
     noise: float = Field(default=0.1, gt=0)
     steps: int = Field(default=3000, ge=1)

@@ -14,6 +14,9 @@ LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
 LTX_ROPE_SCALE = (8 / 25, 32.0, 32.0)
 """Seconds per latent frame at 25 frames a second, pixels per cell: those of LTX's pipeline for its 8x32x32 VAE."""
 
+MOST_LAYERS, MOST = 1000, 1_000_000
+"""Of numbers in a class's config: of layers or blocks, and of anything else."""
+
 
 class DiffusersOptions(Options):
     """A local folder, or a class with its config and random weights.
@@ -44,6 +47,10 @@ class DiffusersOptions(Options):
             raise ValueError("give either 'path' (a local folder) or 'class_name' with its 'config'")
         if self.path is not None and self.config is not None:
             raise ValueError("'config' goes with 'class_name'; a folder brings its own: remove it")
+        for name, value in (self.config or {}).items():
+            most = MOST_LAYERS if "layers" in name or "blocks" in name else MOST
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"'{name}' of 'config' is {value:,}: give at most {most:,}")
         return self
 
 

@@ -16,6 +16,7 @@ from dit_compress.model.denoiser import Cond, Denoiser
 from dit_compress.model.flow import expand
 from dit_compress.model.licence import licence_of
 from dit_compress.model.protocols import Model
+from dit_compress.structure.files.whole import own_config
 from dit_compress_plugins.model_diffusers import load
 from dit_compress_plugins.model_diffusers.convention import Convention, channels_of, example_text, observe, patch_of
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
@@ -124,13 +125,13 @@ class DiffusersModel(Model):
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:
         """Return the class, its own config as it was built, and the convention."""
-        own = {name: value for name, value in module.config.items() if not name.startswith("_")}
-        return {"class_name": type(module).__name__, "config": load.as_json(own), "convention": asdict(load.of(module))}
+        own = load.as_json(own_config(type(module), module.config))
+        return {"class_name": type(module).__name__, "config": own, "convention": asdict(load.of(module))}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
         """Make a module without its weights; call it on the meta device."""
-        module = load.class_named(config["class_name"])(**config["config"])
+        module = load.made_of(config["class_name"], config["config"])
         load.attach(module, load.convention_from_data(config["convention"]))
         return module
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dit_compress_plugins.model_diffusers.layouts import Patch
 
-WRITE_A_PLUGIN = "Write a 'model' plugin for this class (dit-compress new model)"
+WRITE_A_PLUGIN = "Write a 'model' plugin for this class (docs/adding-a-model.md)"
 FULL_CLOCK = 1000.0
 """The number that reaches the sinusoids of a flow model at sigma 1."""
 

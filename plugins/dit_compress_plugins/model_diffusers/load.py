@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import diffusers
 import torch
 from torch import nn
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
+from dit_compress.structure.files.whole import load_whole, made, own_config, said
 from dit_compress_plugins.model_diffusers.convention import Convention, observe
 
 if TYPE_CHECKING:
@@ -26,35 +27,37 @@ if TYPE_CHECKING:
 ATTRIBUTE = "dit_compress_convention"
 
 
-def class_named(name: str) -> Any:
-    """Return a model class of diffusers."""
-    places = (diffusers, importlib.import_module("diffusers.models.transformers"))
-    found = next((getattr(place, name) for place in places if hasattr(place, name)), None)
-    if found is None:
-        raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}", mend="Check 'class_name'")
-    return found
-
-
 def load_module(options: DiffusersOptions) -> nn.Module:
     """Load the module of the options from local files only, and never a pickle; no weights where none are asked for.
 
     None are where ``empty_weights`` puts new parameters on the meta device.
     """
     if options.class_name is not None:
-        return class_named(options.class_name)(**(options.config or {}))
+        return _strictly_made(options.class_name, options.config or {})
     folder = _component(Path(options.path or ""), "transformer")
     if (folder / PRUNING).is_file():
-        return load_pruned.load(folder, torch_dtype=torch.float32, verify=False)
-    kind = class_named(_read(folder / "config.json").get("_class_name", ""))
-    if next(nn.Linear(1, 1).parameters()).is_meta:
-        return kind.from_config(kind.load_config(str(folder), local_files_only=True))
-    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+        planning = next(nn.Linear(1, 1).parameters()).is_meta
+        return load_pruned.load(folder, torch_dtype=torch.float32, verify=not planning)
+    return load_whole(folder)
+
+
+def _strictly_made(class_name: str, config: Mapping[str, Any]) -> nn.Module:
+    """Make a module of what a recipe says, where a key that the class does not know is a mistake."""
+    known = own_config(load_pruned.class_named(class_name, "Check 'class_name'"), config)
+    if unknown := sorted(config.keys() - known.keys()):
+        raise UserError(f"{class_name} takes no {unknown[0]!r}", mend="Remove it from 'config'")
+    return made_of(class_name, config)
+
+
+def made_of(class_name: str, config: Mapping[str, Any]) -> nn.Module:
+    """Make a module of a class of diffusers from its config."""
+    return made(load_pruned.class_named(class_name, "Check 'class_name'"), config, f"the config of {class_name}")
 
 
 def convention(options: DiffusersOptions) -> Convention:
     """Return what the options state; else what the pipeline's scheduler states; else a flow model."""
     file = Path(options.path or "") / "scheduler" / "scheduler_config.json"
-    scheduler = options.scheduler or (_read(file) if options.path and file.is_file() else {})
+    scheduler = options.scheduler or (_scheduler(file) if options.path and file.is_file() else {})
     flow = "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or scheduler.get("use_flow_sigmas", False)
     inverted = bool(scheduler.get("invert_sigmas", False))
     stated = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
@@ -79,13 +82,20 @@ def convention(options: DiffusersOptions) -> Convention:
     )
 
 
-def alphas_cumprod(scheduler: Mapping[str, Any] | None) -> Tensor:
+def alphas_cumprod(noise_levels: Mapping[str, Any] | None) -> Tensor:
     """Return the alpha-bar ``[N]`` of a scheduler's config."""
-    config = {"_class_name": "DDPMScheduler", **(scheduler or {})}
-    made = getattr(diffusers, config["_class_name"]).from_config(config)
-    if not hasattr(made, "alphas_cumprod"):
-        raise UserError(f"{config['_class_name']} has no alphas_cumprod", mend="Give a DDPM, DDIM or DPM scheduler")
-    return made.alphas_cumprod
+    config = {"_class_name": "DDPMScheduler", **(noise_levels or {})}
+    name, mend = config["_class_name"], "Give a DDPM, DDIM or DPM scheduler"
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise UserError(f"diffusers {diffusers.__version__} has no scheduler {name!r}", mend=mend)
+    try:
+        scheduler = cast("Any", kind).from_config(config)
+    except Exception as error:
+        raise UserError(f"{name} can't be made of this config: {said(error)}", mend="Correct 'scheduler'") from error
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UserError(f"{name} has no alphas_cumprod", mend=mend)
+    return scheduler.alphas_cumprod
 
 
 def attach(module: nn.Module, known: Convention) -> None:
@@ -118,5 +128,10 @@ def _component(folder: Path, name: str) -> Path:
     raise UserError(f"{folder} has no config.json", mend=f"Give the folder of a model, or a pipeline with {name}/")
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+def _scheduler(file: Path) -> dict[str, Any]:
+    """Read the config of a pipeline's scheduler."""
+    config = read_json(file)
+    texts = [config.get(key, "") for key in ("_class_name", "prediction_type")] if isinstance(config, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError("no config of a scheduler", where=str(file), mend="Download or copy the folder again")
+    return config

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TEXT_WIDTHS = ("caption_channels", "text_embed_dim", "text_dim", "joint_attention_dim", "cross_attention_dim")
 ROPE_TABLES = ("image_rotary_emb", "rotary_embedding")
 PIXELS_PER_CELL = 8
-"""Of the image VAEs whose models take sizes in pixels (PixArt, CogView)."""
+"""Pixels per latent of the image VAEs whose models take sizes in pixels (PixArt, CogView)."""
 
 
 @dataclass(frozen=True)

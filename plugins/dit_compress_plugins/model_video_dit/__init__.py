@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -18,6 +18,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 """``2b`` is the server model; ``shallow`` (2048×14) and ``narrow`` (1472×28) are the baselines of Table 4."""
 
 
+MOST_PARAMETERS = 100_000_000_000
+Layers = Annotated[int, Field(ge=1, le=1000)]
+Width = Annotated[int, Field(ge=1, le=16384)]
+Inner = Annotated[int, Field(ge=1, le=65536)]
+
+
 class VideoDiTOptions(Options):
     """A preset, and what differs from it.
 
@@ -26,14 +32,14 @@ class VideoDiTOptions(Options):
     """
 
     preset: Literal["tiny", "small", "2b", "shallow", "narrow"] = "tiny"
-    layers: PositiveInt | None = None
-    hidden: PositiveInt | None = None
-    heads: PositiveInt | list[PositiveInt] | None = None
-    cross_heads: PositiveInt | list[PositiveInt] | None = None
-    head_width: PositiveInt | None = Field(default=None, multiple_of=2)
-    ffn: PositiveInt | list[PositiveInt] | None = None
-    channels: PositiveInt = 128
-    text_width: PositiveInt | None = None
+    layers: Layers | None = None
+    hidden: Width | None = None
+    heads: Width | list[Width] | None = None
+    cross_heads: Width | list[Width] | None = None
+    head_width: Width | None = Field(default=None, multiple_of=2)
+    ffn: Inner | list[Inner] | None = None
+    channels: Width = 128
+    text_width: Width | None = None
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)
     rope_theta: float | None = Field(
         default=None,
@@ -46,8 +52,20 @@ class VideoDiTOptions(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> VideoDiTOptions:
-        self.config()
+        config = self.config()
+        inner = [config[name] for name in ("heads", "cross_heads", "ffn")]
+        heads, cross, ffn = (max(value) if isinstance(value, list) else value for value in inner)
+        wide = 4 * (heads + cross) * config["head_width"] + 2 * ffn
+        if (count := config["layers"] * config["hidden"] * wide) > MOST_PARAMETERS:
+            raise ValueError(
+                f"the model would have about {count / 1e9:,.0f} billion parameters: lower 'layers' or 'heads'"
+            )
         return self
+
+    @property
+    def caption_width(self) -> int:
+        """Return the width of the caption embeddings that the model takes."""
+        return self.config()["text_width"]
 
     def config(self) -> dict[str, Any]:
         """Return the complete config of ``VideoDiT``, with one entry per block where counts differ."""

@@ -1,16 +1,31 @@
 """Tri-level pruning: blocks, heads and feed-forward channels together (section 3.2 of the paper)."""
 
-from typing import Annotated, Self
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PlainSerializer, PositiveInt, WrapValidator, model_validator
 
 from dit_compress.hooks import File, Options, PartField, Plugin, Slot, hookimpl
+
+
+def _or_percent(value: Any, number: Callable[[Any], Any]) -> Any:
+    """Take ``50%`` as it is, anything else as a number."""
+    if not isinstance(value, str) or not re.fullmatch(r"\d+(\.\d+)?%", value):
+        return number(value)
+    if not 0 < float(value[:-1]) <= 100:
+        raise ValueError(f"{value} is no share of the model: write more than 0% and at most 100%")
+    return value
+
+
+PERCENT = (WrapValidator(_or_percent), PlainSerializer(lambda value: value))
+"""Marks a number that may also be a share of the whole model's figure: ``50%``."""
 
 
 class Latency(Options):
     """Seconds of one DiT call for one sample."""
 
-    seconds: float = Field(gt=0)
+    seconds: Annotated[float, *PERCENT] = Field(gt=0)
     table: Annotated[str | None, File()] = Field(
         None, description="A JSON file with seconds per piece; measured here if absent."
     )
@@ -20,15 +35,18 @@ class Latency(Options):
 class Budget(Options):
     """A size, in one of three units; how it is shared between levels."""
 
-    params: int | None = Field(None, gt=0, description="Parameters of the denoiser.")
-    flops: float | None = Field(None, gt=0, description="FLOPs of one call at the recipe's video size.")
+    params: Annotated[int | None, *PERCENT] = Field(None, gt=0, description="Parameters of the denoiser.")
+    flops: Annotated[float | None, *PERCENT] = Field(
+        None, gt=0, description="FLOPs of one call at the recipe's video size."
+    )
     latency: Latency | None = Field(None, description="Seconds of one call, by a table.")
-    levels: list[str] = Field(["block", "head", "ffn"], min_length=1, description="Granularities that may be cut.")
+    levels: list[str] = Field(["block", "head", "ffn"], min_length=1, description="What may be cut.")
     size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
         None, description="Latent cells (T, H, W) of the call; those of the recipe's video if absent."
     )
     curves: Annotated[str, File()] = Field(
-        "default", description="Sensitivity: 'default', 'measured' (when the step runs), or a report's path."
+        "default",
+        description="Sensitivity: 'default', 'each' (that of each axis), 'measured' (when the step runs), or a path.",
     )
     heterogeneous: bool = Field(False, description="Widths of each block, from curves of each axis.")
 
@@ -66,6 +84,8 @@ class TrilevelOptions(Options):
             )
         if self.levels is None and self.budget is None:
             raise ValueError("give 'levels' (explicit counts) or 'budget'")
+        if self.levels == {}:
+            raise ValueError("'levels' is empty: name at least one, such as block: {remove: 1}")
         return self
 
 

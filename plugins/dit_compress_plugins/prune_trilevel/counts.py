@@ -13,7 +13,7 @@ from dit_compress.measure.sensitivity import quality_curves
 from dit_compress.measure.table import measured_table, read_table
 from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import make_part
-from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, show
+from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, settled_blocks, show, uneven
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curves, curves_from_report, default_curves
 from dit_compress.search.importance import magnitude, top
@@ -21,7 +21,7 @@ from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.spec import Spec
@@ -39,7 +39,7 @@ class Counts:
 
     axes: all that may be cut. keep: axis name → how many stay. num_parts: into how many parts a learned search
     may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
-    files: name → JSON data that belongs beside the result.
+    files: name → JSON data that belongs beside the result. left_alone: levels of a default budget that found nothing.
     """
 
     axes: tuple[Axis, ...]
@@ -48,6 +48,7 @@ class Counts:
     blocks: Kept = field(default_factory=dict)
     price: Price | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
+    left_alone: tuple[str, ...] = ()
 
     def kept(self, units: Kept) -> Kept:
         """Join a search's units with the blocks that were settled before."""
@@ -61,13 +62,13 @@ class Counts:
 def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Workplace | None) -> Counts:
     """Settle the counts for a denoiser (with weights where there is a place to work at, else on the meta device)."""
     levels = granularities(options)
-    by_level = found_axes(levels, denoiser)
+    by_level, left_alone = found_axes(levels, denoiser, spare=_default_levels(options))
     axes = tuple(axis for found in by_level.values() for axis in found)
     num_parts = {kind_of(name): level.num_parts for name, level in levels.items() if level.num_parts}
     if options.budget is None:
         keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
         return Counts(axes, keep, num_parts)
-    return _within(options.budget, denoiser, spec, place, levels, Counts(axes, {}, num_parts))
+    return _within(options.budget, denoiser, spec, place, levels, Counts(axes, {}, num_parts, left_alone=left_alone))
 
 
 def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
@@ -91,8 +92,17 @@ def kind_of(level: str) -> str:
     return level.partition(".")[0]
 
 
-def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[str, list[Axis]]:
+def _default_levels(options: TrilevelOptions) -> bool:
+    return options.budget is not None and "levels" not in options.budget.model_fields_set
+
+
+def found_axes(
+    levels: Mapping[str, Granularity], denoiser: Denoiser, *, spare: bool = False
+) -> tuple[dict[str, list[Axis]], tuple[str, ...]]:
     """Every level's axes, each axis in one of them; UserError where a level finds nothing.
+
+    spare: a level all of whose parts are refused is left alone and described instead, where another finds some inside
+    blocks.
 
     A level may name the one stack that it is for (``head.double_blocks``); its axes are not those of ``head`` then.
     """
@@ -104,20 +114,24 @@ def found_axes(levels: Mapping[str, Granularity], denoiser: Denoiser) -> dict[st
         found = levels[name].axes(structure.at(place) if place else structure)
         by_level[name] = [axis for axis in found if axis.name not in taken]
     by_level = {name: by_level[name] for name in levels}
+    inside = any(axis.block is not None for axes in by_level.values() for axis in axes)
+    left_alone = []
     for name, axes in by_level.items():
-        if not axes:
+        if not axes and spare and inside and structure.reasons():
+            left_alone.append(f"level {name!r} is left alone{structure.reasons()}")
+        elif not axes:
             raise UserError(
-                f"granularity {name!r} finds nothing to remove in this model{structure.reasons()}",
+                f"level {name!r} finds nothing to remove in this model{structure.reasons()}",
                 mend="Leave it out of 'levels'",
             )
-    return by_level
+    return by_level, tuple(left_alone)
 
 
 def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
     """Raise a UserError where blocks of different size went than the counts were settled for."""
     if budget is None or counts.price is None:
         return
-    price, wanted = counts.price.of(counts.axes, kept), amount(budget)
+    price, wanted = counts.price.of(counts.axes, kept), amount(budget, counts.price.of(counts.axes, {}))
     if not SLACK * wanted <= price <= wanted * (1 + 1e-9):
         raise UserError(
             f"the units that the search chose weigh {show(price, counts.price.unit)}, "
@@ -126,11 +140,13 @@ def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
         )
 
 
-def amount(budget: Budget) -> float:
-    """Return the budget's number, whatever its unit."""
-    if budget.latency is not None:
-        return budget.latency.seconds
-    return float(budget.params or budget.flops or 0)
+def amount(budget: Budget, whole: float) -> float:
+    """Return the budget's number, whatever its unit; of a percentage, that share of the whole model's figure."""
+    given: Any = budget.latency.seconds if budget.latency is not None else budget.params or budget.flops
+    if isinstance(given, str):
+        share = float(given.removesuffix("%")) / 100 * whole
+        return share if budget.latency is not None else float(int(share))
+    return float(given)
 
 
 # ------------------------------------------------------------------ a budget
@@ -152,14 +168,26 @@ def _within(
     if report is not None:
         files["sensitivity"] = report
     steps = {kind_of(name): level.multiple_of for name, level in levels.items()}
-    question = Question(axes, steps, price, curves, amount(budget))
+    question = Question(axes, steps, price, curves, amount(budget, price.of(axes, {})))
     counts = replace(counts, price=price, files=files)
     if not budget.heterogeneous or curves.needs_measuring:
-        return replace(counts, keep=allocate(question))
+        try:
+            keep = allocate(question)
+        except UserError:
+            if not uneven(question):
+                raise
+            question = replace(question, curves=default_curves(price, axes, each=True))
+        else:
+            return replace(counts, keep=keep, blocks=settled_blocks(question, keep, _scores(denoiser, place)))
     plan = allocate_each(question)
     blocks = {axis.name: plan[axis.name] for axis in axes if axis.blocks}
     keep = {axis.name: len(plan.get(axis.name, range(axis.units))) for axis in axes}
     return replace(counts, keep=keep, blocks=blocks)
+
+
+def _scores(denoiser: Denoiser, place: Workplace | None) -> Callable[[Axis], Sequence[float]]:
+    """Return the magnitudes of blocks; all alike without weights."""
+    return lambda axis: [0.0] * axis.units if place is None else magnitude(denoiser.module, axis).tolist()
 
 
 def _price(
@@ -198,8 +226,8 @@ def _curves(
     budget: Budget, denoiser: Denoiser, place: Workplace | None, axes: Sequence[Axis], price: Price
 ) -> tuple[Curves, dict[str, Any] | None]:
     """Return the budget's curves; the default ones at plan time, where they are measured when the step runs."""
-    if budget.curves == "default":
-        return default_curves(price, axes), None
+    if budget.curves in ("default", "each"):
+        return default_curves(price, axes, each=budget.curves == "each"), None
     if budget.curves != "measured":
         return curves_from_report(read_json(Path(budget.curves)), budget.curves), None
     if place is None:

@@ -37,6 +37,7 @@ class TrilevelPruning:
         denoiser = spec.build_denoiser().to("meta")
         before = count_parameters(denoiser.module)
         counts = settle(self.options, denoiser, spec, place=None)
+        check_met(counts, self.options.budget, counts.first())
         entry = compact(denoiser, counts.axes, counts.first())
         after = self.within_limit(denoiser)
         note = f"{before:,} → {after:,} parameters"
@@ -45,6 +46,7 @@ class TrilevelPruning:
             note = f"{note}: {described(counts)}"
             if budget.curves == "measured":
                 note += ", by default curves; sensitivity is measured when the step runs"
+            note = "; ".join([note, *counts.left_alone])
         return replace(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, note))
 
     def run(self, context: Context) -> Result:
@@ -72,7 +74,8 @@ class TrilevelPruning:
         for name, data in counts.files.items():
             write_json(place.folder / f"{name}.json", data)
             files[name] = f"{name}.json"
-        metrics = {"params_before": before, "params_after": after, "params_kept": after / before}
+        metrics: dict[str, Any] = {"params_before": before, "params_after": after, "params_kept": after / before}
+        metrics |= {"left_alone": list(counts.left_alone)} if counts.left_alone else {}
         if counts.price is not None and counts.price.unit != "parameters":
             metrics[counts.price.unit.lower()] = counts.price.of(counts.axes, kept)
         return entry, Result(metrics=metrics, files=files)

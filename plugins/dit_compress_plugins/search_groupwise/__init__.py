@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import TrainOptions
@@ -37,7 +37,9 @@ class GroupwiseOptions(TrainOptions):
         default=GROUPS, description="Groups per axis, by level; as few as can be for levels that are not named."
     )
     init: float = Field(0.02, ge=0, description="Scale of the first logits.")
-    temperature: tuple[float, float] = Field((4.0, 0.1), description="Gumbel-softmax temperature, first and last.")
+    temperature: tuple[PositiveFloat, PositiveFloat] = Field(
+        (4.0, 0.1), description="Gumbel-softmax temperature, first and last."
+    )
     lora: Lora | None = Field(None, description="Co-optimise the weights; frozen if absent.")
     objective: Annotated[PartField, Slot("distill")]
 

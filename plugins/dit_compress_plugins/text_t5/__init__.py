@@ -13,8 +13,15 @@ class T5Options(Options):
     path: Annotated[str, File()] = Field(
         description="A local folder in transformers' layout: config.json, weights, tokenizer."
     )
-    width: int = Field(4096, ge=1, description="d_model; checked against the folder's config when it is loaded.")
-    length: int = Field(128, ge=1, description="Tokens every caption is padded or cut to.")
+    width: int = Field(
+        4096, ge=1, le=65536, description="d_model; checked against the folder's config when it is loaded."
+    )
+    length: int = Field(128, ge=1, le=65536, description="Tokens every caption is padded or cut to.")
+
+    @property
+    def caption_width(self) -> int:
+        """Return the width of the embeddings that the encoder gives."""
+        return self.width
 
 
 @hookimpl

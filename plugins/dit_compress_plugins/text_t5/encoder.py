@@ -143,7 +143,7 @@ class T5(Text):
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:
-        """Where it lies, how wide it is, how long captions are."""
+        """Return the encoder's folder, its width, and the length of captions."""
         return {"path": module.path, "width": module.width, "length": module.length}
 
     @staticmethod

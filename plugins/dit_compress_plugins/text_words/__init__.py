@@ -25,8 +25,8 @@ class WordsOptions(Options):
     """
 
     vocabulary: list[str] = Field(default_factory=SHAPES_WORLD.split, min_length=1)
-    width: PositiveInt = 128
-    length: PositiveInt = 24
+    width: int = Field(default=128, ge=1, le=16384)
+    length: int = Field(default=24, ge=1, le=16384)
     layers: int = Field(default=2, ge=0, le=8)
     heads: PositiveInt = 4
 
@@ -39,6 +39,11 @@ class WordsOptions(Options):
         if len(set(self.vocabulary)) != len(self.vocabulary):
             raise ValueError("a word stands twice in 'vocabulary': remove one")
         return self
+
+    @property
+    def caption_width(self) -> int:
+        """Return the width of the embeddings that the encoder gives."""
+        return self.width
 
 
 @hookimpl

@@ -10,41 +10,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dit_compress.model import flow
-from dit_compress.train.distill import distill
+from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import student_role
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 
 if TYPE_CHECKING:
     from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.flow import Flow
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
-    from dit_compress.step.context import Context, Result
+    from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from torch import Tensor
 
     from dit_compress.scaffold.samples.distill import ExampleOptions
 
 
-class ExampleDistiller:
-    """Step ``distill: {use: example}``."""
-
-    def __init__(self, options: ExampleOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Give the spec unchanged: training changes weights only."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return spec
-
-    def run(self, context: Context) -> Result:
-        """Run the one training loop: optimisers, averages, checkpoints, resume, several processes."""
-        return distill(self, context)
-
-    def flow(self, before: Flow) -> Flow:
-        """Return how the result is meant to be sampled. Change this: fewer steps, where you distill steps."""
-        return before
+class ExampleDistiller(DistillStep):
+    """Step ``distill: {use: example}``. Change this: ``flow``, where you distill steps: how the result is sampled."""
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
@@ -64,9 +47,8 @@ class ExampleObjective:
 
     def __init__(self, options: ExampleOptions, student: Denoiser, text: Captions, schedule: Flow) -> None:
         self.options, self.student, self.text, self.schedule = options, student, text, schedule
-        student.requires_grad_()
         self.roles = {
-            "student": Role(student, lr=options.lr, weight_decay=options.weight_decay, ema=options.ema or None),
+            "student": student_role(student, options),
             "text": Role(text.requires_grad_(requires_grad=False)),
         }
 

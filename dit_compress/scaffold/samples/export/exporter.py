@@ -29,7 +29,7 @@ class ExampleExport(ExportStep):
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """List what any target objects to, and the operators that this one lacks. Asked before anything is trained."""
-        from dit_compress.export.tracing import inspected, module_path, operator_name
+        from dit_compress.export.inspection import inspected, module_path, operator_name
 
         found, operators = inspected(component, profile)
         what, mend = "the target has no such operator", "Write it with others, or prune the module that needs it"

@@ -16,43 +16,43 @@ SIGMOID_GELU = 1.702
 
 @operator("relu")
 def relu(x: Tensor) -> Tensor:
-    """``max(x, 0)``."""
+    """Compute ``max(x, 0)``."""
     return x.relu()
 
 
 @operator("sigmoid")
 def sigmoid(x: Tensor) -> Tensor:
-    """``1 / (1 + exp(-x))``."""
+    """Compute ``1 / (1 + exp(-x))``."""
     return x.sigmoid()
 
 
 @operator("silu")
 def silu(x: Tensor) -> Tensor:
-    """``x · sigmoid(x)``."""
+    """Compute ``x · sigmoid(x)``."""
     return F.silu(x)
 
 
 @operator("softplus")
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))``."""
+    """Compute ``log(1 + exp(x))``."""
     return F.softplus(x, threshold=80.0)
 
 
 @operator("leaky_relu")
 def leaky_relu(x: Tensor, alpha: Any) -> Tensor:
-    """``x`` where positive, else ``alpha · x``."""
+    """Return ``x`` where positive, else ``alpha · x``."""
     return F.leaky_relu(x, number(alpha))
 
 
 @operator("elu")
 def elu(x: Tensor, alpha: Any) -> Tensor:
-    """``x`` where positive, else ``alpha · (exp(x) - 1)``."""
+    """Return ``x`` where positive, else ``alpha · (exp(x) - 1)``."""
     return F.elu(x, number(alpha))
 
 
 @operator("gelu")
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
-    """GELU by erf, by tanh, or as ``x · sigmoid(1.702·x)``."""
+    """Compute GELU by erf, by tanh, or as ``x · sigmoid(1.702·x)``."""
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(SIGMOID_GELU * x)
     return F.gelu(x, approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
@@ -60,5 +60,5 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
 
 @operator("softmax")
 def softmax(x: Tensor, axis: Any) -> Tensor:
-    """Over one axis."""
+    """Take the softmax over one axis."""
     return x.softmax(int(number(axis)))

@@ -16,7 +16,7 @@ from dit_compress_plugins.export_coreml.mil.registry import ints, number, operat
 
 @operator("constexpr_affine_dequantize")
 def affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: Any) -> Tensor:
-    """``(q - zero_point) · scale``, one of each per entry of the axis, or one for all (iOS 16)."""
+    """Compute ``(q - zero_point) · scale``, one of each per entry of the axis, or one for all (iOS 16)."""
     shape = [1] * quantized_data.ndim
     shape[int(number(axis))] = -1
     zero, factor = torch.as_tensor(zero_point).float(), torch.as_tensor(scale).float()
@@ -26,14 +26,14 @@ def affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scale: Tensor,
 
 @operator("constexpr_blockwise_shift_scale")
 def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
-    """``(q - offset) · scale`` with one scale per block (iOS 18)."""
+    """Compute ``(q - offset) · scale`` with one scale per block (iOS 18)."""
     shifted = data.float() if offset is None else data.float() - _spread(offset.float(), list(data.shape))
     return shifted * _spread(scale.float(), list(data.shape))
 
 
 @operator("constexpr_lut_to_dense")
 def lut_to_dense(indices: Tensor, lut: Tensor, shape: Tensor | None = None, vector_axis: Any = None) -> Tensor:
-    """Entries of a palette by their numbers.
+    """Look up entries of a palette by their numbers.
 
     iOS 16: ``indices`` are packed bits, ``lut`` has rank 1, ``shape`` is the result's. iOS 18: ``indices`` have
     the result's shape, ``lut`` is ``[blocks …, entries, 1]``.
@@ -49,7 +49,7 @@ def lut_to_dense(indices: Tensor, lut: Tensor, shape: Tensor | None = None, vect
 
 
 def _spread(blocks: Tensor, shape: list[int]) -> Tensor:
-    """Every entry repeated over its block."""
+    """Repeat every entry over its block."""
     for axis, size in enumerate(shape):
         if blocks.shape[axis] != size:
             blocks = blocks.repeat_interleave(size // blocks.shape[axis], axis)
@@ -57,7 +57,7 @@ def _spread(blocks: Tensor, shape: list[int]) -> Tensor:
 
 
 def _unpacked(packed: Tensor, entries: int, count: int) -> Tensor:
-    """Numbers of log2(entries) bits out of bytes, the lowest bit first."""
+    """Unpack numbers of log2(entries) bits out of bytes, the lowest bit first."""
     bits = (entries - 1).bit_length()
     stream = (packed.long()[:, None] >> torch.arange(8)) & 1
     numbers = stream.reshape(-1)[: count * bits].reshape(count, bits)

@@ -20,13 +20,13 @@ CONV_TRANSPOSE = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transp
 
 @operator("linear")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x · weightᵀ + bias``."""
+    """Compute ``x · weightᵀ + bias``."""
     return F.linear(x, weight, bias)
 
 
 @operator("matmul")
 def matmul(x: Tensor, y: Tensor, transpose_x: Any = False, transpose_y: Any = False) -> Tensor:  # noqa: FBT002 - MIL's names
-    """Batched product; either side may be transposed first."""
+    """Compute a batched product; either side may be transposed first."""
     x = x.transpose(-1, -2) if flag(transpose_x) else x
     y = y.transpose(-1, -2) if flag(transpose_y) else y
     return x @ y
@@ -34,7 +34,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: Any = False, transpose_y: Any = Fa
 
 @operator("einsum")
 def einsum(values: list[Tensor], equation: str) -> Tensor:
-    """Two operands, MIL's own equations."""
+    """Contract two operands by MIL's own equations."""
     return torch.einsum(equation, *values)
 
 
@@ -49,7 +49,7 @@ def conv(
     dilations: Any = None,
     groups: Any = 1,
 ) -> Tensor:
-    """Convolution in one to three dimensions; unequal padding is made beforehand."""
+    """Convolve in one to three dimensions; unequal padding is made beforehand."""
     spatial = x.ndim - 2
     stride = ints(strides) if strides is not None else [1] * spatial
     dilation = ints(dilations) if dilations is not None else [1] * spatial
@@ -71,7 +71,7 @@ def conv_transpose(
     groups: Any = 1,
     output_shape: Any = None,
 ) -> Tensor:
-    """Transposed convolution; with an output shape, the end of each axis is extended to it."""
+    """Convolve transposed; with an output shape, the end of each axis is extended to it."""
     spatial = x.ndim - 2
     stride = ints(strides) if strides is not None else [1] * spatial
     dilation = ints(dilations) if dilations is not None else [1] * spatial
@@ -89,7 +89,7 @@ def conv_transpose(
 
 @operator("scaled_dot_product_attention")
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """``softmax(q·kᵀ/sqrt(K) + mask)·v``; MIL's operator has no scale."""
+    """Compute ``softmax(q·kᵀ/sqrt(K) + mask)·v``; MIL's operator has no scale."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
 
 
@@ -97,7 +97,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
 def layer_norm(
     x: Tensor, axes: Any = None, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: Any = 1e-5
 ) -> Tensor:
-    """Over the last axes."""
+    """Normalise over the last axes."""
     chosen = sorted(axis % x.ndim for axis in ints(axes)) if axes is not None else list(range(x.ndim))
     if chosen != list(range(x.ndim - len(chosen), x.ndim)):
         raise UserError(f"the interpreter has layer_norm over the last axes only, not {chosen}", where="layer_norm")
@@ -106,7 +106,7 @@ def layer_norm(
 
 @operator("instance_norm")
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: Any = 1e-5) -> Tensor:
-    """Over the spatial axes."""
+    """Normalise over the spatial axes."""
     return F.instance_norm(x, weight=gamma, bias=beta, eps=number(epsilon))
 
 
@@ -119,20 +119,20 @@ def batch_norm(
     beta: Tensor | None = None,
     epsilon: Any = 1e-5,
 ) -> Tensor:
-    """With the statistics of the file."""
+    """Normalise with the statistics of the file."""
     return F.batch_norm(x, mean, variance, gamma, beta, training=False, eps=number(epsilon))
 
 
 @operator("l2_norm")
 def l2_norm(x: Tensor, epsilon: Any = 1e-6) -> Tensor:
-    """``x / sqrt(Σx² + epsilon)`` over the last three axes."""
+    """Compute ``x / sqrt(Σx² + epsilon)`` over the last three axes."""
     return x * torch.rsqrt(x.square().sum((-3, -2, -1), keepdim=True) + number(epsilon))
 
 
 def _edges(
     x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], pad_type: str, pad: list[int]
 ) -> list[int]:
-    """Padding before and after every spatial axis."""
+    """Return the padding before and after every spatial axis."""
     if pad_type == "custom":
         return pad
     if pad_type == "valid":
@@ -147,6 +147,6 @@ def _edges(
 
 
 def _last_axis_first(edges: list[int]) -> list[int]:
-    """MIL lists the first axis first, ``F.pad`` the last."""
+    """Reverse the pairs: MIL lists the first axis first, ``F.pad`` the last."""
     pairs = [edges[place : place + 2] for place in range(0, len(edges), 2)]
     return [edge for pair in reversed(pairs) for edge in pair]

@@ -71,35 +71,35 @@ DTYPES = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32, "b
 
 @operator("cast")
 def cast(x: Tensor, dtype: str) -> Tensor:
-    """To another dtype; floats are cut towards zero."""
+    """Cast to another dtype; floats are cut towards zero."""
     return x.to(DTYPES.get(dtype, torch.int32))
 
 
 @operator("clip")
 def clip(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """``min(max(x, alpha), beta)``."""
+    """Compute ``min(max(x, alpha), beta)``."""
     return x.clamp(number(alpha), number(beta))
 
 
 @operator("inverse")
 def inverse(x: Tensor, epsilon: Any = 1e-4) -> Tensor:
-    """``1 / (x + epsilon)``: the default epsilon is why a reciprocal must not be traced."""
+    """Compute ``1 / (x + epsilon)``: the default epsilon is why a reciprocal must not be traced."""
     return 1 / (x + number(epsilon))
 
 
 @operator("log")
 def log(x: Tensor, epsilon: Any = 1e-45) -> Tensor:
-    """``log(x + epsilon)``."""
+    """Compute ``log(x + epsilon)``."""
     return torch.log(x + number(epsilon))
 
 
 @operator("rsqrt")
 def rsqrt(x: Tensor, epsilon: Any = 1e-12) -> Tensor:
-    """``1 / sqrt(x + epsilon)``."""
+    """Compute ``1 / sqrt(x + epsilon)``."""
     return torch.rsqrt(x + number(epsilon))
 
 
 @operator("select")
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``a`` where the condition holds, else ``b``."""
+    """Return ``a`` where the condition holds, else ``b``."""
     return torch.where(cond.bool(), a, b)

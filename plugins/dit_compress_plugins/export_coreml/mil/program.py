@@ -48,13 +48,13 @@ class MilProgram:
         self._last_use = self._plan_release()
 
     def operators(self) -> dict[str, int]:
-        """How often each operator occurs."""
+        """Count how often each operator occurs."""
         names = [each.op_type for each in self._operations]
         return {name: names.count(name) for name in sorted(set(names))}
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, np.ndarray], arithmetic: Arithmetic) -> dict[str, np.ndarray]:
-        """Outputs by name, as float32 or integer arrays."""
+        """Execute the function; outputs by name, as float32 or integer arrays."""
         missing = set(self.inputs) - inputs.keys()
         if missing:
             raise UserError(f"the program needs inputs {sorted(missing)}", where=self.where)
@@ -81,7 +81,7 @@ class MilProgram:
         return values[name] if name in values else self._constants[name]
 
     def _check(self) -> None:
-        """Every operator must be known before anything is computed."""
+        """Raise unless every operator is known, before anything is computed."""
         unknown = sorted({each.op_type for each in self._operations} - OPERATORS.keys())
         if unknown:
             raise UserError(
@@ -91,7 +91,7 @@ class MilProgram:
             )
 
     def _plan_release(self) -> dict[int, list[str]]:
-        """After which operation a value is not needed any more."""
+        """Return after which operation a value is not needed any more."""
         last: dict[str, int] = {}
         for place, each in enumerate(self._operations):
             for given in each.inputs.values():
@@ -106,12 +106,12 @@ class MilProgram:
 
 
 def load_program(package: Path) -> MilProgram:
-    """The main function of a ``.mlpackage`` on disk; errors as of :func:`load_functions`."""
+    """Load the main function of a ``.mlpackage`` on disk; errors as of :func:`load_functions`."""
     return load_functions(package)["main"]
 
 
 def load_functions(package: Path) -> dict[str, MilProgram]:
-    """Every function of a ``.mlpackage`` on disk, by name.
+    """Load every function of a ``.mlpackage`` on disk, by name.
 
     Raises:
         UserError: the package is damaged, or has an operator that the interpreter lacks.
@@ -135,7 +135,7 @@ def _is_constant(operation: Any) -> bool:
 
 
 def _value(value: Any) -> Any:
-    """A constant: arrays and numbers as tensors, strings as they are."""
+    """Read a constant: arrays and numbers as tensors, strings as they are."""
     if isinstance(value, (str, bool)) or value is None:
         return value
     array = np.asarray(value)
@@ -143,12 +143,12 @@ def _value(value: Any) -> Any:
 
 
 def _floats(value: Any) -> Any:
-    """Half precision widened: the interpreter computes in float32."""
+    """Widen half precision: the interpreter computes in float32."""
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _rounded(value: Any, var: Any) -> Any:
-    """A value rounded to half precision where the file says so."""
+    """Round a value to half precision where the file says so."""
     from coremltools.converters.mil.mil import types
 
     is_half = isinstance(value, Tensor) and value.is_floating_point() and types.builtin_to_string(var.dtype) == HALF

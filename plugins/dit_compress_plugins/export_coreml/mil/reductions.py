@@ -34,13 +34,13 @@ OPERATORS.update({name: _reduction(compute) for name, compute in REDUCTIONS.item
 
 @operator("reduce_argmax")
 def reduce_argmax(x: Tensor, axis: Any = -1, keep_dims: Any = True, output_dtype: str = "int32") -> Tensor:  # noqa: ARG001, FBT002 - MIL's names
-    """Place of the largest value."""
+    """Return the place of the largest value."""
     return x.argmax(int(number(axis)), keepdim=flag(keep_dims)).to(torch.int32)
 
 
 @operator("cumsum")
 def cumsum(x: Tensor, axis: Any = 0, exclusive: Any = False, reverse: Any = False) -> Tensor:  # noqa: FBT002 - MIL's names
-    """Running sums along one axis, from either end, with or without the value itself."""
+    """Sum along one axis as it goes, from either end, with or without the value itself."""
     place = int(number(axis))
     x = x.flip(place) if flag(reverse) else x
     total = x.cumsum(place)

@@ -30,17 +30,17 @@ def operator(*names: str) -> Callable[[Function], Function]:
 
 
 def ints(value: Any) -> list[int]:
-    """A tensor, sequence or number as a list of integers."""
+    """Return a tensor, sequence or number as a list of integers."""
     if isinstance(value, Tensor):
         return [int(each) for each in value.reshape(-1).tolist()]
     return [int(each) for each in value] if isinstance(value, (list, tuple)) else [int(value)]
 
 
 def number(value: Any) -> float:
-    """A tensor with one element, or a number, as a number."""
+    """Return a tensor with one element, or a number, as a number."""
     return float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value)
 
 
 def flag(value: Any) -> bool:
-    """A tensor with one element, or a boolean, as a boolean."""
+    """Return a tensor with one element, or a boolean, as a boolean."""
     return bool(number(value))

@@ -16,7 +16,7 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "replica
 
 @operator("reshape")
 def reshape(x: Tensor, shape: Any) -> Tensor:
-    """−1 is inferred."""
+    """Reshape; −1 is inferred."""
     return x.reshape(ints(shape))
 
 
@@ -80,7 +80,7 @@ def slice_by_index(
     end_mask: Any = None,
     squeeze_mask: Any = None,
 ) -> Tensor:
-    """``x[begin:end:stride]`` per axis; a begin or end mask means "from the edge"; squeezed axes take one entry."""
+    """Take ``x[begin:end:stride]`` per axis; a set mask means "from the edge"; squeezed axes take one entry."""
     chosen, drop = _chosen(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask))
     for axis, entries in enumerate(chosen):
         x = x.index_select(axis, entries)
@@ -98,7 +98,7 @@ def slice_update(
     end_mask: Any = None,
     squeeze_mask: Any = None,
 ) -> Tensor:
-    """``x`` with ``update`` at the entries that :func:`slice_by_index` takes."""
+    """Put ``update`` into ``x`` at the entries that :func:`slice_by_index` takes."""
     chosen, _ = _chosen(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask))
     written = x.clone()
     written[torch.meshgrid(*chosen, indexing="ij")] = update.reshape([len(entries) for entries in chosen])
@@ -108,7 +108,7 @@ def slice_update(
 def _chosen(
     x: Tensor, begin: Any, end: Any, stride: Any, masks: tuple[Any, Any, Any]
 ) -> tuple[list[Tensor], list[int]]:
-    """The entries of each axis, and the axes that are squeezed."""
+    """Return the entries of each axis, and the axes that are squeezed."""
     zeros = [0] * x.ndim
     steps = ints(stride) if stride is not None else [1] * x.ndim
     no_begin, no_end, drop = (ints(mask) if mask is not None else zeros for mask in masks)
@@ -123,7 +123,7 @@ def _chosen(
 
 @operator("slice_by_size")
 def slice_by_size(x: Tensor, begin: Any, size: Any) -> Tensor:
-    """``size`` entries from ``begin`` per axis; −1 means all that remain."""
+    """Take ``size`` entries from ``begin`` per axis; −1 means all that remain."""
     for axis, (first, count) in enumerate(zip(ints(begin), ints(size), strict=True)):
         start = first % x.shape[axis]
         x = x.narrow(axis, start, x.shape[axis] - start if count < 0 else count)
@@ -172,13 +172,13 @@ def gather_along_axis(x: Tensor, indices: Tensor, axis: Any = 0, validate_indice
 
 @operator("pixel_shuffle")
 def pixel_shuffle(x: Tensor, upscale_factor: Any) -> Tensor:
-    """``[N, C·r², H, W]`` → ``[N, C, H·r, W·r]``."""
+    """Map ``[N, C·r², H, W]`` to ``[N, C, H·r, W·r]``."""
     return F.pixel_shuffle(x, int(number(upscale_factor)))
 
 
 @operator("pixel_unshuffle")
 def pixel_unshuffle(x: Tensor, downscale_factor: Any) -> Tensor:
-    """``[N, C, H·r, W·r]`` → ``[N, C·r², H, W]``."""
+    """Map ``[N, C, H·r, W·r]`` to ``[N, C·r², H, W]``."""
     return F.pixel_unshuffle(x, int(number(downscale_factor)))
 
 
@@ -197,14 +197,14 @@ def reverse(x: Tensor, axes: Any = None) -> Tensor:
 
 @operator("fill")
 def fill(shape: Any, value: Any = 0.0) -> Tensor:
-    """A constant tensor."""
+    """Make a constant tensor."""
     like = value if isinstance(value, Tensor) else torch.tensor(value)
     return like.reshape(()).expand(ints(shape)).clone()
 
 
 @operator("shape")
 def shape_of(x: Tensor) -> Tensor:
-    """Sizes of the axes."""
+    """Return sizes of the axes."""
     return torch.tensor(x.shape, dtype=torch.int32)
 
 

@@ -20,7 +20,7 @@ class OpenVINOExport(ExportStep):
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """What holds for every target; OpenVINO's own refusals come from ``lower``."""
-        from dit_compress.export.tracing import inspected
+        from dit_compress.export.inspection import inspected
 
         return inspected(component, profile)[0]
 

@@ -1,0 +1,151 @@
+"""What must fit together before a step runs: its needs, captions, latents of a teacher. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError
+from dit_compress.model.bundle import Bundle
+from dit_compress.plugin.options import marked
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe.model import BASE
+from dit_compress.run.keys import nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dit_compress.recipe.model import Recipe
+    from dit_compress.run.keys import Node
+
+
+def check_needs(recipe: Recipe) -> None:
+    """Raise one UserError with what every step of a recipe lacks, as far as the recipe alone says it."""
+    errors = []
+    for node in nodes(recipe):
+        try:
+            need(node, recipe)
+        except UserError as error:
+            errors.append(located(error, recipe, node))
+    if errors:
+        raise UserError.join(errors)
+
+
+def need(node: Node, recipe: Recipe) -> None:
+    """UserError where a step lacks a slot, clips or captions, or the recipe's captions do not fit its model."""
+    if node.name == BASE:
+        _need_width(recipe)
+    for slot in node.needs:
+        if slot not in node.inputs:
+            raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
+    if node.reads_data and recipe.data is None:
+        raise UserError(f"step {node.name!r} needs clips", mend="Name a 'data' source in the recipe")
+    trains = any(part.kind == "distill" for part in node.inner)
+    if trains and not _has_text(node.inputs.get("input"), recipe):
+        raise UserError(f"step {node.name!r} needs a text encoder", mend="Name a 'text' in the recipe")
+
+
+def _need_width(recipe: Recipe) -> None:
+    """UserError where model and text encoder say in their options that they do not fit."""
+    taken, given = (part.options.caption_width if part else None for part in (recipe.model, recipe.text))
+    if recipe.text and None not in (taken, given) and taken != given:
+        raise other_width(given, taken, recipe.text.where)
+
+
+def other_width(given: int | None, taken: int | None, where: str = "") -> UserError:
+    """Return what to say of captions that a model can't take."""
+    return UserError(
+        f"the text encoder gives embeddings of width {given}, the model takes {taken}",
+        where=where,
+        mend="Give 'width' of 'text' and 'text_width' of 'model' the same value",
+    )
+
+
+def _has_text(source: str | None, recipe: Recipe) -> bool:
+    """Whether captions can be encoded where a step reads ``source``; that there is a model is told elsewhere."""
+    while source is not None and (step := recipe.step(source)) is not None:
+        source = step.inputs.get("input")
+    if source in (None, BASE):
+        return recipe.text is not None or recipe.model is None
+    return "text" in Bundle.open(source).data["components"]
+
+
+def place_of(recipe: Recipe, node: Node) -> str:
+    """Name file and line of a step, as far as there are any; of the first step those of 'model'."""
+    if node.name == BASE and recipe.model is not None and recipe.model.where:
+        return recipe.model.where
+    return f"{recipe.path}:{node.line}" if recipe.path and node.line else f"step {node.name}"
+
+
+def located(error: UserError, recipe: Recipe, node: Node) -> UserError:
+    """Return the same problems with the recipe's file and the step's line."""
+    place = place_of(recipe, node)
+    inside = node.kind == "export"  # a place in the model says nothing of the step that exports it
+    error.problems = [
+        (f"{place}: {where}" if where and inside else where or place, what, mend)
+        for where, what, mend in error.problems
+    ]
+    return error
+
+
+# ------------------------------------------------------------------ whose latents
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The VAE whose latents a model works on: that of a step of the recipe, or of a bundle from elsewhere."""
+
+    node: Node | None = None
+    bundle: Bundle | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"step {self.node.name!r}" if self.node else str(self.bundle.path if self.bundle else "")
+
+    def same(self, other: Encoder) -> bool:
+        """Tell whether both are one VAE, as far as it is known before their weights are: if in doubt, they are."""
+        if self.node and other.node:
+            return self.node.name == other.node.name or _exactly(self.node) == _exactly(other.node)
+        if self.bundle and other.bundle:
+            return self.bundle.digest("latent") == other.bundle.digest("latent")
+        ours, theirs = self._made(), other._made()
+        return not (ours and theirs) or all(theirs.get(name, value) == value for name, value in ours.items())
+
+    def _made(self) -> dict[str, Any]:
+        """Plugin, options but for files, and seed of the step that made it; nothing where no record says."""
+        seed: dict[str, Any]
+        if self.node:
+            step = self.node.describe()["step"]
+            seed = {"seed": self.seed} if self.node.reads_data else {}
+        else:
+            lineage = self.bundle.lineage if self.bundle else []
+            entry: dict[str, Any] = next((each for each in reversed(lineage) if each["kind"] == "latent"), {})
+            step, seed = entry.get("parts", {}).get("step"), {"seed": entry.get("seed")}
+        if step is None:
+            return {}
+        try:
+            files = marked(installed().get("latent", step["plugin"]).options)
+        except UserError:
+            return {}
+        options = {f"option {name}": value for name, value in step["options"].items() if name not in files}
+        return {"plugin": step["plugin"], **options, **seed}
+
+
+def _exactly(node: Node) -> Any:
+    return node.describe(contents=True), dict(node.inputs) if node.needs else {}
+
+
+def encoder_of(node: Node, encoders: Mapping[str, Encoder | None], seed: int) -> Encoder | None:
+    """Return the VAE whose latents belong to what a step gives; None where there is none.
+
+    encoders: those of the steps before.
+    """
+    return Encoder(node=node, seed=seed) if node.kind == "latent" else encoder_at(node.inputs.get("input"), encoders)
+
+
+def encoder_at(source: str | None, encoders: Mapping[str, Encoder | None]) -> Encoder | None:
+    """Return the VAE of an earlier step, or of a bundle at a path."""
+    if source is None or source in encoders:
+        return encoders.get(source or "")
+    bundle = Bundle.open(source)
+    return Encoder(bundle=bundle) if "latent" in bundle.data["components"] else None
