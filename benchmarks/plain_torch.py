@@ -83,7 +83,7 @@ def parsed() -> argparse.Namespace:
 
 
 def progress(names: list[str]) -> Iterator[str]:
-    """Return the names, each said when its turn comes."""
+    """Give the names, saying each when its turn comes."""
     for place, name in enumerate(names, 1):
         print(f"[{place}/{len(names)}] {name}", file=sys.stderr, flush=True)
         yield name
@@ -108,7 +108,7 @@ def reloaded(found: dict[str, list[Cell]], folder: Path) -> None:
 
 
 def show(name: str, cells: list[Cell]) -> None:
-    """Return a row, and what is not exact."""
+    """Print a row, and what is not exact."""
     marks = {"exact": "=", "refused": "r", "silent": "SILENT", "crashed": "CRASHED"}
     print(f"{name:22}" + "  ".join(f"{cell.name} {marks[cell.kind]}" for cell in cells))
     for kind, text in dict.fromkeys((cell.kind, cell.text) for cell in cells if cell.text):

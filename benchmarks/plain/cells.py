@@ -150,7 +150,7 @@ class Trial:
             raise WrongError("no record was written")
 
     def _again(self, pruned: Pruned) -> None:
-        """Return the same stacks are there, and what can go goes once more."""
+        """Prune what can go once more."""
         module, left = copy.deepcopy(pruned.module), None
         for asked in ({"keep": {"ffn": 0.75}}, {"remove": {"head": 1}}, {"remove": {"block": 1}}):
             try:

@@ -35,7 +35,7 @@ class Before:
         self.size = sum(parameter.numel() for parameter in module.parameters())
 
     def cuts(self, pruned: nn.Module) -> Cuts:
-        """Return what of it is not in the pruned module."""
+        """Find what of it is not in the pruned module."""
         own = {id(part): path for path, part in self.parts.items()}
         left = {own[id(part)] for part in pruned.modules() if id(part) in own}
         blocks = tuple(path for path in self._blocks() if path not in left)
