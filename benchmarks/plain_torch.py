@@ -50,7 +50,8 @@ def main() -> int:
     torch.set_num_threads(1)
     names, start = arguments.modules or list(ENTRIES), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: list(Trial(name, ENTRIES[name], Path(folder)).cells(arguments.cells)) for name in progress(names)}
+        trials = (Trial(name, ENTRIES[name], Path(folder)) for name in progress(names))
+        found = {trial.name: list(trial.cells(arguments.cells)) for trial in trials}
         reloaded(found, Path(folder))
     for name, cells in found.items():
         show(name, cells)
@@ -82,20 +83,23 @@ def parsed() -> argparse.Namespace:
 
 
 def progress(names: list[str]) -> Iterator[str]:
-    """Return the names, each said when its turn comes."""
+    """Give the names, saying each when its turn comes."""
     for place, name in enumerate(names, 1):
         print(f"[{place}/{len(names)}] {name}", file=sys.stderr, flush=True)
         yield name
 
 
 def reloaded(found: dict[str, list[Cell]], folder: Path) -> None:
-    """Return what was saved is loaded in one process without the package; the cells say what came of it."""
-    saved = {name: cell for name, cells in found.items() for cell in cells if (cell.name, cell.kind) == ("reload", "exact")}
+    """Load what was saved in one process without the package; the cells say what came of it."""
+    written = ("reload", "exact")
+    saved = {name: cell for name, cells in found.items() for cell in cells if (cell.name, cell.kind) == written}
     if not saved:
         return
     command = [sys.executable, str(HERE / "plain" / "fresh.py"), str(TESTS), str(folder), *saved]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else dict.fromkeys(saved, done.stderr[-300:])
+    said = dict.fromkeys(saved, done.stderr[-300:])
+    if done.returncode == 0:
+        said = json.loads(done.stdout.splitlines()[-1])
     for name, cell in saved.items():
         if isinstance(said[name], str):
             cell.kind, cell.text = "crashed", said[name]
@@ -104,7 +108,7 @@ def reloaded(found: dict[str, list[Cell]], folder: Path) -> None:
 
 
 def show(name: str, cells: list[Cell]) -> None:
-    """Return a row, and what is not exact."""
+    """Print a row, and what is not exact."""
     marks = {"exact": "=", "refused": "r", "silent": "SILENT", "crashed": "CRASHED"}
     print(f"{name:22}" + "  ".join(f"{cell.name} {marks[cell.kind]}" for cell in cells))
     for kind, text in dict.fromkeys((cell.kind, cell.text) for cell in cells if cell.text):

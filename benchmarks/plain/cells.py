@@ -42,7 +42,7 @@ class Cell:
     text: str = ""
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """Nothing was said, and it is not what it should be."""
 
 
@@ -50,7 +50,7 @@ def tried(name: str, what: Callable[[], None]) -> Cell:
     """Do it, and see what comes of it."""
     try:
         what()
-    except Wrong as error:
+    except WrongError as error:
         return Cell(name, "silent", str(error))
     except UserError as error:
         text = " ".join(str(error).split())
@@ -99,14 +99,14 @@ class Trial:
             dit_compress.prune(module, call=self.call, **asked)
         except UserError:
             if before.size == size(module) and error_of(self.call.replay(module), self.call.replay(before.whole)):
-                raise Wrong("refused, and the module is another one") from None
+                raise WrongError("refused, and the module is another one") from None
             raise
         cuts = before.cuts(module)
         error = error_of(self.call.replay(module), before.output(cuts, self.entry))
         if not error <= EXACT[self.entry.dtype]:
-            raise Wrong(f"{error:.0e} off")
+            raise WrongError(f"{error:.0e} off")
         if size(module) >= before.size:
-            raise Wrong("nothing became smaller")
+            raise WrongError("nothing became smaller")
         return Pruned(module, before, cuts)
 
     def _alone(self, **asked: Any) -> None:
@@ -124,7 +124,7 @@ class Trial:
             budget = int(nearest[1].replace(",", ""))
             self._pruned(module, params=budget)
         if size(module) > budget:
-            raise Wrong(f"{size(module)} parameters at a budget of {budget:.0f}")
+            raise WrongError(f"{size(module)} parameters at a budget of {budget:.0f}")
 
     def _most(self) -> Pruned:
         """All that can go at once: channels, heads, a block of the longest stack. UserError where nothing can."""
@@ -147,10 +147,10 @@ class Trial:
         dit_compress.save(pruned.module, self.place / self.name)
         torch.save(tensors_in(self.call.replay(pruned.module))[0], self.place / f"{self.name}.pt")
         if not (self.place / self.name / "pruning.json").is_file():
-            raise Wrong("no record was written")
+            raise WrongError("no record was written")
 
     def _again(self, pruned: Pruned) -> None:
-        """Return the same stacks are there, and what can go goes once more."""
+        """Prune what can go once more."""
         module, left = copy.deepcopy(pruned.module), None
         for asked in ({"keep": {"ffn": 0.75}}, {"remove": {"head": 1}}, {"remove": {"block": 1}}):
             try:
@@ -181,7 +181,7 @@ class Trial:
                 module.get_parameter(name).add_(value)
         error = error_of(self.call.replay(module), wanted)
         if not error <= EXACT[self.entry.dtype]:
-            raise Wrong(f"{error:.0e} off")
+            raise WrongError(f"{error:.0e} off")
 
     def _onnx(self, pruned: Pruned) -> None:
         """In single precision; the file itself is proven by the export."""

@@ -1,6 +1,7 @@
 """Load pruned folders in a process that has no dit-compress: ``python fresh.py TESTS FOLDER NAME ...``.
 
-The last line is one JSON object: by name the largest difference of the outputs relative to the largest output, or what was raised.
+The last line is one JSON object: by name the largest difference of the outputs, relative to the largest, or what was
+raised.
 """
 
 from __future__ import annotations

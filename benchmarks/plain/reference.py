@@ -35,7 +35,7 @@ class Before:
         self.size = sum(parameter.numel() for parameter in module.parameters())
 
     def cuts(self, pruned: nn.Module) -> Cuts:
-        """Return what of it is not in the pruned module."""
+        """Find what of it is not in the pruned module."""
         own = {id(part): path for path, part in self.parts.items()}
         left = {own[id(part)] for part in pruned.modules() if id(part) in own}
         blocks = tuple(path for path in self._blocks() if path not in left)
@@ -57,8 +57,8 @@ class Before:
             inside = [parts for parts in patterns if _matches(parts, wanted)]
             holds = isinstance(self.parts.get(stack), torch.nn.ModuleList | torch.nn.ModuleDict)
             if holds:
-                inside = [parts for parts in patterns if len(parts) == len(wanted) + 1 and parts[:-1] == wanted]
-                deeper = [parts for parts in patterns if len(parts) == len(wanted) + 2 and parts[: len(wanted)] == wanted]
+                below = [parts for parts in patterns if parts[: len(wanted)] == wanted]
+                inside, deeper = ([parts for parts in below if len(parts) == len(wanted) + more] for more in (1, 2))
                 lists = all(isinstance(self.parts[".".join(parts)], torch.nn.ModuleList) for parts in inside)
                 inside = deeper if lists else inside
             found += [".".join(parts) for parts in inside]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,10 @@ def prune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
     def command(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["dit-compress", "prune", *arguments])
-        try:
+        with contextlib.suppress(SystemExit):
             cli.main()
-        except SystemExit as left:
-            assert not left.code, capsys.readouterr().err
-        printed = capsys.readouterr().out
-        assert printed.splitlines()[-1] == arguments[-1]
+        printed, said_why = capsys.readouterr()
+        assert printed.splitlines()[-1:] == [arguments[-1]], said_why
         said = re.search(r"^([\d,]+) parameters stay$", printed, re.MULTILINE)
         assert said is not None, printed
         return int(said[1].replace(",", ""))

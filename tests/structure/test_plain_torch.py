@@ -76,9 +76,7 @@ def test_a_wrong_result_and_a_traceback_are_seen(benchmark: Any, monkeypatch: An
         return module
 
     monkeypatch.setattr(dit_compress, "prune", wrong)
-    status, found, printed = figures(
-        benchmark, monkeypatch, capsys, "usual", "--cells", "blocks", "heads", "ffn"
-    )
+    status, found, printed = figures(benchmark, monkeypatch, capsys, "usual", "--cells", "blocks", "heads", "ffn")
     assert (status, found["silent"], found["crashed"]) == (1, 2, 1), printed
     assert "KeyError: 'channels' (test_plain_torch.py:" in printed
 
