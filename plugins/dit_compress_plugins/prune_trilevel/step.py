@@ -74,7 +74,7 @@ class TrilevelPruning:
         for name, data in counts.files.items():
             write_json(place.folder / f"{name}.json", data)
             files[name] = f"{name}.json"
-        metrics = {"params_before": before, "params_after": after, "params_kept": after / before}
+        metrics: dict[str, Any] = {"params_before": before, "params_after": after, "params_kept": after / before}
         metrics |= {"left_alone": list(counts.left_alone)} if counts.left_alone else {}
         if counts.price is not None and counts.price.unit != "parameters":
             metrics[counts.price.unit.lower()] = counts.price.of(counts.axes, kept)
