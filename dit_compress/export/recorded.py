@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
+from dit_compress.export.base import ExportStep
 from dit_compress.export.component import Component
 from dit_compress.export.components import WIDE_RANK
 from dit_compress.export.package import export_components
@@ -52,7 +53,7 @@ def export(module: nn.Module, *, call: Call, target: str, out: str | Path, **opt
     if Path(out).exists():
         raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
     exporter = make_part("export", {"use": target, **options}, installed()).build()
-    if not hasattr(exporter, "lower"):
+    if not isinstance(exporter, ExportStep):
         raise UserError(f"the exporter {target!r} writes no single component", mend="Name another target")
     component, left_out = recorded_component(module, call)
     for name in left_out:
