@@ -4,6 +4,9 @@ import dit_compress
 
 model = dit_compress.prune("LTX-Video/transformer", params=1e9, search="magnitude", out="pruned")
 model = dit_compress.load("pruned")
+
+with dit_compress.record(model) as call: ...
+dit_compress.export(model, call=call, target="onnx", out="files")
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from typing import Any
 
 from dit_compress.core.version import __version__
 
-__all__ = ["__version__", "load", "prune", "record", "save"]
+__all__ = ["__version__", "export", "load", "prune", "record", "save"]
 
 _PUBLIC = {
+    "export": "dit_compress.export.recorded:export",
     "load": "dit_compress.pruning.folder:load",
     "prune": "dit_compress.pruning.prune:prune",
     "record": "dit_compress.structure.record:record",

@@ -5,6 +5,8 @@ Names are imported when they are asked for: what verifies or plays a package nee
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,3 +70,16 @@ def __getattr__(name: str) -> Any:
     from dit_compress.plugin.options import load_object
 
     return load_object(f"dit_compress.export.{_PUBLIC[name]}:{name}")
+
+
+class _Callable(ModuleType):
+    """This package, which is also the function ``dit_compress.export``: the two have one name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Export a module by one recorded call: see ``dit_compress.export.recorded.export``."""
+        from dit_compress.export.recorded import export
+
+        return export(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -78,8 +78,8 @@ def step_part(
 
 def need_size(part: Part, spec: Spec) -> None:
     """UserError where a budget depends on a size that neither the call nor the model's VAE states."""
-    budget: Any = getattr(part.options, "budget", None)
-    if budget is not None and budget.params is None and budget.size is None and spec.latent is None:
+    budget = part.as_data().get("budget")
+    if budget and budget["params"] is None and budget["size"] is None and spec.latent is None:
         raise UserError(
             "a budget of FLOPs or seconds is for one size of the latent, and no VAE tells it",
             mend="Give 'size', its cells (T, H, W); on the command line: --size T H W",
