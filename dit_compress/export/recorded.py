@@ -63,7 +63,7 @@ def export(module: nn.Module, *, call: Call, target: str, out: str | Path, **opt
 
 
 def recorded_component(module: nn.Module, call: Call) -> tuple[Component, list[str]]:
-    """The module as a component of the call's tensors; the inputs that it does not use, which are left out."""
+    """Return the module as a component of the call's tensors; the inputs that it does not use, which are left out."""
     if not call.recorded:
         raise UserError("nothing was recorded", mend="Run 'with dit_compress.record(model) as call'")
     half = any(tensor.dtype in _HALF for tensor in module.parameters())
@@ -103,7 +103,7 @@ class RecordedStep(nn.Module):
         self.module, self.call, self.places = module, call, tuple(places)
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The tensors of the result; inputs come as files have them, and get the dtypes of the call back."""
+        """Return the tensors of the result; inputs come as files have them, and get the dtypes of the call back."""
         given = list(tensors_in((self.call.args, self.call.kwargs)))
         for place, tensor in zip(self.places, tensors, strict=True):
             same = given[place].dtype == tensor.dtype
@@ -131,7 +131,7 @@ def _component(module: nn.Module, call: Call, names: Sequence[str], kept: Iterab
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A tensor as files take it: whole numbers and masks as int32, numbers as float32."""
+    """Return a tensor as files take it: whole numbers and masks as int32, numbers as float32."""
     return tensor.to(torch.float32 if tensor.is_floating_point() else torch.int32).contiguous()
 
 
