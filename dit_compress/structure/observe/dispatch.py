@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,23 @@ from dit_compress.structure.precision import widened
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dit_compress.structure.observe.weightless import Replica
-
 _aten = torch.ops.aten
 _COPIES = {_aten.clone.default, _aten._to_copy.default}  # noqa: SLF001 - the name of the operator
 _ADDS = {_aten.add.Tensor, _aten.add_.Tensor}
 _ALIASES = {_aten._unsafe_view.default, _aten.detach.default, _aten.lift_fresh.default}  # noqa: SLF001
+
+
+class Weightless(Protocol):
+    """A module without weights, as far as a watcher asks it: see ``weightless.Replica``."""
+
+    module: nn.Module
+    sides: dict[Any, Side | None]
+
+    def value(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return random values of a small parameter."""
+
+    def normal(self, place: int, shape: tuple[int, ...]) -> Tensor:
+        """Return random numbers for one place of the run, the same ones each time."""
 
 
 class Watcher(TorchDispatchMode):
@@ -36,7 +47,7 @@ class Watcher(TorchDispatchMode):
 
     def __init__(
         self,
-        replica: Replica,
+        replica: Weightless,
         canned: Trace | None,
         change: Change,
         outputs: Callable[[Touch, Touch], Tensor] | None,
