@@ -83,6 +83,14 @@ def real(*arguments: str | Path, **more: Any) -> Done:
     return Done(made.returncode, made.stdout + made.stderr)
 
 
+PROGRESS = ("reading ", "observing ", "pruning ", "proving ", "writing ")
+
+
+def quiet(printed: str) -> str:
+    """Without the lines that say what a command is at."""
+    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(PROGRESS))
+
+
 def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: Any) -> tuple[int, str, str]:
     """The command in this process: exit status, output, errors."""
     from dit_compress.cli import app as cli

@@ -43,7 +43,7 @@ def faults(model: type[BaseModel], data: Mapping[str, Any], *, partial: bool = F
 
 
 def _words(fault: Any) -> str:
-    *outer, leaf = fault["loc"]
+    *outer, leaf = fault["loc"] or ("",)
     what = re.sub("^(Value error, |(Input|String|List) (?=should))", "", fault["msg"])
     if fault["type"] == "missing":
         where, what = outer, f"{leaf!r} is a required property"

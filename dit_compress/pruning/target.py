@@ -18,15 +18,13 @@ from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress.structure.files.pruned import log_of
-from dit_compress.structure.files.whole import load_whole, read_config
+from dit_compress.structure.files.whole import RECORD, load_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.model.denoiser import Denoiser
 
-
-RECORD = "Load any other model yourself, 'with dit_compress.record(model) as call' call it, and prune(model, call=call)"
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,10 @@ class Folder:
 
     def load(self) -> tuple[Denoiser, Spec]:
         """Return the denoiser in float32, and the model without weights."""
-        self._need_known()
         maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
         spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
         return maker.denoiser(module), Spec(denoiser=spec)
-
-    def _need_known(self) -> None:
-        try:
-            load_pruned.class_named(read_config(self.path)["_class_name"])
-        except UserError as error:
-            where, what, _ = error.problems[0]
-            raise UserError(what, where=where or str(self.path), mend=RECORD) from error
 
     def module(self) -> nn.Module:
         """Load the module in float32, for a call that somebody recorded: no plugin is asked how it is called."""

@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from command import quiet
 from safetensors.torch import load_file, save_file
 from toy import tiny_bundle
 
@@ -34,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         try:
             cli.main()
         except SystemExit as left:
-            return int(left.code or 0), capsys.readouterr().err
+            return int(left.code or 0), quiet(capsys.readouterr().err)
         return 0, capsys.readouterr().out
 
     return command

@@ -30,13 +30,15 @@ MAX_MODULES = 30_000
 _WIDTH = 200
 """Letters of what a library said."""
 _AGAIN = "Download or copy the folder again"
+RECORD = "Load any other model yourself, 'with dit_compress.record(model) as call' call it, and prune(model, call=call)"
+"""The way of models that are none of diffusers."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a model's folder; it must name a class, and no code."""
     config, where = read_json(folder / "config.json"), str(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
-        raise UserError("no config of a diffusers model", where=where)
+        raise UserError("no config of a diffusers model", where=where, mend=RECORD)
     if "auto_map" in config:
         raise UserError(
             "it asks for code of its own ('auto_map'), which is never executed",
@@ -95,7 +97,7 @@ def load_whole(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
     """
     config = read_config(folder)
     where = str(folder / "config.json")
-    kind = class_named(config["_class_name"], "Check '_class_name' in config.json")
+    kind = class_named(config["_class_name"], f"Check '_class_name' in config.json. {RECORD}")
     with empty_weights():
         empty = made(kind, config, where)
     if next(nn.Linear(1, 1).parameters()).is_meta:
