@@ -35,7 +35,7 @@ RELOAD = """\
 import sys
 import torch
 from dit_compress.model.bundle import Bundle
-from dit_compress.structure.compact import example_output
+from dit_compress.model.cut import example_output
 torch.set_num_threads(1)
 before, gated, pruned = (Bundle.open(path).denoiser() for path in sys.argv[1:])
 assert torch.equal(example_output(before), example_output(gated)), "a gate of zero changes nothing"
