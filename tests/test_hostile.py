@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow(60)
 CASES = {
     "recipe": 150, "header": 1500, "manifest": 1500, "arguments": 50, "check": 10, "config": 12, "weights": 6, "package": 20,
+    "captions": 300, "bundle": 100,
 }  # fmt: skip
 
 
