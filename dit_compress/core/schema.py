@@ -43,14 +43,14 @@ def faults(model: type[BaseModel], data: Mapping[str, Any], *, partial: bool = F
 
 
 def _words(fault: Any) -> str:
-    *outer, leaf = fault["loc"] or ("",)
+    where: list[Any] = list(fault["loc"]) or [""]
+    *outer, leaf = where
     what = re.sub("^(Value error, |(Input|String|List) (?=should))", "", fault["msg"])
     if fault["type"] == "missing":
         where, what = outer, f"{leaf!r} is a required property"
     elif fault["type"] == "extra_forbidden":
         where, what = outer, f"{leaf!r} is none of its keys"
     else:
-        where = fault["loc"]
         what = what if fault["type"] == "value_error" or ", not " in what else f"{what}, not {fault['input']!r}"
     place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in where).removeprefix(".")
     return f"{place or '$'}: {what if len(what) <= _WIDTH else f'{what[:_WIDTH]} …'}"

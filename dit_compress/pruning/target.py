@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from dit_compress.model.denoiser import Denoiser
 
 
-
 @dataclass(frozen=True)
 class Folder:
     """A model of diffusers on disk. given: the path as it was named, maybe a pipeline's; path: the model's own."""

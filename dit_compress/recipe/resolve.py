@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from dit_compress.core.limits import MAX_NAME_BYTES, MAX_SEED
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
+from dit_compress.recipe.inputs import Draft, Inputs, as_path, is_folder
 from dit_compress.recipe.messages import show, unknown_key
-from dit_compress.recipe.model import BASE, NO_BUNDLE, PARTIAL, Recipe, StepEntry
+from dit_compress.recipe.model import BASE, PARTIAL, Recipe, StepEntry
 from dit_compress.recipe.validate import Checker
 
 if TYPE_CHECKING:
@@ -24,27 +24,6 @@ if TYPE_CHECKING:
 TOP_KEYS = ("name", "seed", "licence", "model", "data", "text", "sampler", "trackers", "steps")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _NAME_MEND = "Use letters, digits, '_', '-' and '.'"
-_NEAR = 50
-"""Steps before (and after) a wrong name among which the one that was meant is looked for."""
-
-
-@dataclass
-class Draft:
-    """A step as it is read. name and part are None where the document has an error there."""
-
-    place: Place
-    kind: str | None = None
-    plugin_name: str | None = None
-    slots: tuple[str, ...] = ()
-    part: Part | None = None
-    name: str | None = None
-    given: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def gives_bundle(self) -> bool:
-        """True where a later step can read what this one makes."""
-        return self.kind not in NO_BUNDLE
 
 
 def resolve(document: Document, registry: Registry) -> Recipe:
@@ -61,7 +40,7 @@ def resolve(document: Document, registry: Registry) -> Recipe:
     drafts = _drafts(checker)
     _give_names(checker, drafts)
     first = source if source is not None else BASE if "model" in data else None
-    _Inputs(checker, drafts, first).resolve()
+    Inputs(checker, drafts, first).resolve()
     checker.finish()
     steps = tuple(
         StepEntry(draft.kind, draft.part, draft.name, draft.inputs, document.line(draft.place))
@@ -96,14 +75,6 @@ def _name_fault(name: Any) -> str:
     return f"Shorten it to {MAX_NAME_BYTES} letters" if len(name.encode()) > MAX_NAME_BYTES else ""
 
 
-def _is_dir(path: str) -> bool:
-    """Tell whether there is a folder at a path, which may be no path at all."""
-    try:
-        return Path(path).is_dir()
-    except OSError:  # a name that is too long, a loop of links
-        return False
-
-
 def _seed(checker: Checker) -> int:
     seed = checker.document.data.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -131,14 +102,14 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     path = value["from"]
     for key in [key for key in value if key != "from"]:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
-    if not isinstance(path, str) or not _is_dir(path):
+    if not isinstance(path, str) or not is_folder(path):
         checker.fault(
             ("model", "from"), f"there is no folder {show(path)}", "Give a bundle, a run or a diffusers folder"
         )
         return None, None
     if _is_diffusers(Path(path)):
         return checker.part("model", {"use": defaults.MODEL, "path": path}, ("model",)), None
-    return None, _as_path(path)
+    return None, as_path(path)
 
 
 def _is_diffusers(path: Path) -> bool:
@@ -241,109 +212,3 @@ def _give_names(checker: Checker, drafts: list[Draft]) -> None:
                 counts[name] += 1
                 draft.name = f"{name}-{counts[name]}"
             taken[draft.name] = draft
-
-
-class _Inputs:
-    """Decides what each step reads: what it names, or the default. One pass: what later steps need is kept."""
-
-    def __init__(self, checker: Checker, drafts: list[Draft], first: str | None) -> None:
-        self.checker = checker
-        self.drafts = drafts
-        self.first = first
-        self.index: dict[str, int] = {draft.name: index for index, draft in enumerate(drafts) if draft.name}
-        self._names = list(self.index)
-        self._all_named = all(draft.name for draft in drafts)
-        self._earlier: list[Draft] = []  # that give a bundle
-        self._unpruned: dict[str, str | None] = {}  # by step: the input of the nearest prune among it and its ancestors
-
-    def resolve(self) -> None:
-        """Fill the inputs of every draft."""
-        for index, draft in enumerate(self.drafts):
-            for slot in ("input", *draft.slots):
-                if slot in draft.given:
-                    source = self._named(index, slot, draft.given[slot])
-                else:
-                    source = self._default(index, slot)
-                if source is not None:
-                    draft.inputs[slot] = source
-            self._compare(draft)
-            if draft.name:
-                source = draft.inputs.get("input")
-                self._unpruned[draft.name] = source if draft.kind == "prune" else self._unpruned.get(source or "")
-            if draft.gives_bundle:
-                self._earlier.append(draft)
-
-    def _compare(self, draft: Draft) -> None:
-        """Refuse an evaluation of a model against itself."""
-        for slot in draft.slots if draft.kind == "evaluate" else ():
-            if slot in draft.given and draft.inputs.get(slot, slot) == draft.inputs.get("input"):
-                what = f"{slot!r} names {draft.inputs[slot]!r}, which the step reads itself"
-                self.checker.fault((*draft.place, slot), what, "Name another step")
-
-    def _default(self, index: int, slot: str) -> str | None:
-        draft = self.drafts[index]
-        if slot == "input":
-            return self._earlier[-1].name if self._earlier else self.first
-        if slot == "teacher" and draft.kind == "distill":
-            return self._unpruned.get(draft.inputs.get("input", ""))
-        return None
-
-    def _named(self, index: int, slot: str, value: Any) -> str | None:
-        """Return an earlier step's name, or a path; None after noting an error."""
-        place = (*self.drafts[index].place, slot)
-        if not isinstance(value, str):
-            self.checker.fault(
-                place,
-                f"expected the name of an earlier step for {slot!r}, got {show(value)}",
-                "Write its name, or the path of a bundle",
-            )
-            return None
-        if value == BASE and self.first == BASE:
-            return value
-        if value in self.index:
-            return self._step(index, slot, value)
-        if "/" in value or _is_dir(value):
-            if not _is_dir(value):
-                self.checker.fault(
-                    place, f"there is no folder {show(value)} for {slot!r}", "Give a bundle or a run folder"
-                )
-                return None
-            return _as_path(value)
-        # Where a step has an error, its name may be the unknown one, and nothing more is reported.
-        if self._all_named or closest(value, self._names[max(0, index - _NEAR) : index + _NEAR]):
-            self._fault_of_unknown(index, slot, value)
-        return None
-
-    def _step(self, index: int, slot: str, name: str) -> str | None:
-        place = (*self.drafts[index].place, slot)
-        other = self.index[name]
-        if other == index:
-            self.checker.fault(place, f"step {name!r} names itself as {slot!r}", "Name an earlier step")
-        elif other > index:
-            line = self.checker.document.line(self.drafts[other].place)
-            self.checker.fault(
-                place,
-                f"{slot!r} names the step {name!r}, which comes later (line {line})",
-                "Move that step up, or name an earlier one",
-            )
-        elif not self.drafts[other].gives_bundle:
-            kind = self.drafts[other].kind
-            self.checker.fault(
-                place, f"{slot!r} names {name!r}, an {kind} step, which gives no bundle", "Name the step it reads"
-            )
-        else:
-            return name
-        return None
-
-    def _fault_of_unknown(self, index: int, slot: str, value: str) -> None:
-        earlier = [draft.name for draft in self._earlier[-_NEAR:] if draft.name]
-        earlier = [BASE, *earlier] if self.first == BASE else earlier
-        guess = closest(value, earlier)
-        listing = f"Earlier steps: {', '.join(earlier) or 'none'}; a path has a '/'"
-        mend = f"Did you mean {guess!r}?" if guess else listing
-        self.checker.fault((*self.drafts[index].place, slot), f"{slot!r} names an unknown step {show(value)}", mend)
-
-
-def _as_path(path: str) -> str:
-    """Return a path that can't be taken for the name of a step."""
-    return path if "/" in path else f"./{path}"
