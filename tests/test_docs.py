@@ -296,8 +296,10 @@ def test_the_example_of_a_model_is_pruned_and_exports(tmp_path: Path) -> None:
     for name, text in {**examples(page), "recipe.yaml": recipe}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, "utf-8")
+    registry = use()
+    registry.add([Source("plain_dit", "docs", "", lambda: importlib.import_module("plain_dit"))])
     try:
-        load(tmp_path / "recipe.yaml", use([tmp_path / "plain_dit" / "__init__.py"]))
+        load(tmp_path / "recipe.yaml", registry)
     finally:
         use()
     adapter = importlib.import_module("plain_dit.adapter")
