@@ -33,7 +33,8 @@ from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
 from dit_compress.step.world import World
 from dit_compress.structure.copies import shared_copy
-from dit_compress.train.loop import _trainees, train_step
+from dit_compress.train.loop import train_step
+from dit_compress.train.trainee import trainees_of
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, GroupwiseSearch, MaskedObjective
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def made_steps(arguments: argparse.Namespace) -> dict[str, Callable[[int], Any]]
         return stepping(MaskedObjective(objective, problem, logits, part.options, folder / "notes"), part.options)
 
     def stepping(objective: Any, options: Any) -> Callable[[int], Any]:
-        trainees = _trainees(objective, context.world)
+        trainees = trainees_of(objective.roles, context.world)
         return lambda number: train_step(objective, trainees, samples, options, context, number)
 
     return {"plain": plain(), "search": search("flow"), "search_kd": search("affine")}
