@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from command import here
 from safetensors.torch import load_file, save_file
 from test_own_save import Body, OfTransformers, TinyConfig, recorded
 from torch import Tensor, nn
 
 import dit_compress
-from dit_compress.cli import app as cli
 from dit_compress.core.errors import UserError
 from dit_compress.model.figures import count_parameters
 from dit_compress.testing.models import tiny_denoiser
@@ -25,14 +24,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dit-compress", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
+        status, out, err = here(capsys, monkeypatch, *arguments)
+        return int(status or 0), out, err
 
     return command
 

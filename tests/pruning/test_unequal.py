@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from command import here
 from torch import Tensor, nn
 
 import dit_compress
-from dit_compress.cli import app as cli
 from dit_compress.core.errors import UserError
 from dit_compress.model.figures import count_flops, count_parameters
 from dit_compress.pruning.recorded import RecordedDenoiser
@@ -26,12 +25,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dit-compress", *arguments])
-        try:
-            cli.main()
-        except SystemExit as left:
-            return int(left.code or 0), capsys.readouterr().err
-        return 0, capsys.readouterr().out
+        status, out, err = here(capsys, monkeypatch, *arguments)
+        return int(status or 0), err if status else out
 
     return command
 
