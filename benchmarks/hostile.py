@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,27 +119,30 @@ def places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, value in keys for place in ((*at, key), *places(value, (*at, key)))]
 
 
+def a_value(random: Random) -> Any:
+    """One of ``VALUES``, to be changed further."""
+    return deepcopy(random.choice(VALUES))
+
+
 def changed(random: Random, data: Any) -> Any:
     """Nested data with one to three places replaced, deleted, renamed or added."""
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         found = places(data)
         if not found:
-            return random.choice(VALUES)
+            return a_value(random)
         *outer, leaf = random.choice(found)
         holder = data
         for step in outer:
             holder = holder[step]
         kind = random.random()
         if kind < 0.65:
-            holder[leaf] = random.choice(VALUES)
+            holder[leaf] = a_value(random)
         elif kind < 0.8:
             del holder[leaf]
         elif isinstance(holder, dict):
-            holder[random.choice((f"{leaf}x", "", "_class_name", "auto_map", "\ud800", "x" * 300))] = random.choice(
-                VALUES
-            )
+            holder[random.choice((f"{leaf}x", "", "_class_name", "auto_map", "\ud800", "x" * 300))] = a_value(random)
         else:
-            holder.append(random.choice(VALUES))
+            holder.append(a_value(random))
     return data
 
 

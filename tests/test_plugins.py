@@ -225,9 +225,11 @@ def test_no_transform_may_have_the_name_of_the_engines_edit_tables(install: Inst
     assert registry.get("prune", "prune").load == "fake_prune_mine:Made"
 
 
-def test_a_local_file_is_a_plugin(tmp_path: Path) -> None:
-    """Its ``load`` resolves by the file's stem, and ``use`` makes it known to the process."""
-    path = tmp_path / "my_search.py"
+@pytest.mark.parametrize("file", ["my_search.py", "my_search/__init__.py"])
+def test_a_local_file_is_a_plugin(file: str, tmp_path: Path) -> None:
+    """Its ``load`` resolves by the file's stem, a package's by its folder; ``use`` makes it known to the process."""
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
     path.write_text(PLUGIN.format(kind="search", name="mine", module="my_search"))
     try:
         registry = use([path])
@@ -248,7 +250,7 @@ def test_a_local_file_that_can_not_be_one(tmp_path: Path) -> None:
     for name, text in {"json": "x = 1", "my_bad": "1 / 0"}.items():
         (tmp_path / f"{name}.py").write_text(text)
     registry = Registry.discover([tmp_path / "json.py", tmp_path / "my_bad.py"])
-    assert _broken(registry, "json")[1] == "ImportError: a module named 'json' exists already; rename the file"
+    assert _broken(registry, "json")[1] == "ImportError: a module named 'json' exists already; rename it"
     assert _broken(registry, "my_bad")[1] == "ZeroDivisionError: division by zero"
     assert "my_bad" not in sys.modules
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dit_compress.cli.options import Seed, finite
+from dit_compress.cli.options import Seed
 from dit_compress.core.errors import UserError
 from dit_compress.core.limits import MAX_CELLS
 from dit_compress.core.progress import say, speak
@@ -22,7 +22,9 @@ Size = Annotated[
 ]
 Work = Annotated[str | None, typer.Option(metavar="N", help="FLOPs of one call that may stay, such as 2.4e13 or 50%.")]
 Curves = Annotated[Path | None, typer.Option(help="A report of 'sensitivity', which decides what a budget cuts.")]
-Seconds = Annotated[float | None, typer.Option(min=1e-9, callback=finite, help="Seconds of one call that may stay.")]
+Seconds = Annotated[
+    str | None, typer.Option(metavar="N", help="Seconds of one call that may stay, such as 0.05 or 50%.")
+]
 Table = Annotated[Path | None, typer.Option(help="Seconds per piece, a JSON file; measured here if absent.")]
 Machine = Annotated[str | None, typer.Option(help="The machine that the table is for; this one if absent.")]
 Cells = Annotated[
@@ -80,7 +82,10 @@ def prune(
         _by_plan(plan, path, out, asked=bool(params or flops or latency or remove or keep or dry_run))
     else:
         what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
-        what |= {"latency": _latency(latency, table, machine), "levels": levels.split(",") if levels else None}
+        what |= {
+            "latency": _latency(_number("--latency", latency), table, machine),
+            "levels": levels.split(",") if levels else None,
+        }
         what |= {"heterogeneous": heterogeneous, "curves": curves}
         what |= {"remove": _counts("--remove", remove, int), "keep": _counts("--keep", keep, float), "search": search}
         if dry_run:
@@ -130,19 +135,28 @@ def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
 
 
 def _number(option: str, text: str | None) -> float | str | None:
-    if text is not None and text.endswith("%"):
+    """Return a number in the option's unit, or a share of the whole (``50%``) as it is."""
+    if text is None or text.endswith("%"):
         return text
+    unit, least, mend = _UNITS[option]
     try:
-        value = None if text is None else float(text)
+        value = float(text)
     except ValueError:
         value = 0.0
-    if value is not None and not 1 <= value < float("inf"):
-        what = option.removeprefix("--").replace("params", "parameters").replace("flops", "FLOPs")
-        raise UserError(f"{option} takes a number of {what}, got {text!r}", mend="Write 1e9 or 915_000_000")
+    if not least <= value < float("inf"):
+        raise UserError(f"{option} takes a number of {unit}, got {text!r}", mend=f"Write {mend}, or 50%")
     return value
 
 
-def _latency(seconds: float | None, table: Path | None, machine: str | None) -> dict[str, Any] | None:
+_UNITS = {
+    "--params": ("parameters", 1, "1e9 or 915_000_000"),
+    "--flops": ("FLOPs", 1, "2.4e13"),
+    "--latency": ("seconds", 1e-9, "0.05"),
+}
+"""Unit of an option's number, the least one, and an example."""
+
+
+def _latency(seconds: float | str | None, table: Path | None, machine: str | None) -> dict[str, Any] | None:
     """Return a latency budget as the step's options say it."""
     if seconds is None:
         if table or machine:

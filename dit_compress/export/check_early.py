@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dit_compress.export.component import Component
     from dit_compress.export.contract import Exporter
     from dit_compress.export.types import Diagnostic
+    from dit_compress.model.protocols import Codec
     from dit_compress.model.spec import Spec
     from dit_compress.step.protocols import Step
 
@@ -84,7 +85,7 @@ def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
         raise UserError("the bundle has no text encoder", mend="Name a 'text' in the recipe")
     encoder: Any = spec.text.build()
     tokens = {name: encoder.tokenize([caption]) for name, caption in CAPTIONS.items()} if on_device(encoder) else None
-    denoiser, codec, size = spec.build_denoiser(), spec.codec(), spec.latent_size()
+    denoiser, codec, size = spec.build_denoiser(), cast("Codec", spec.need_latent().build()), spec.latent_size()
     channels, num_weights = codec.channels, count_weights(denoiser.module)
     if short:
         shorten(denoiser)

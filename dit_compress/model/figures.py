@@ -39,15 +39,15 @@ def describe(spec: Spec) -> dict[str, Any]:
     """
     figures: dict[str, Any] = {}
     if spec.text is not None:
-        figures["text_params"] = count_parameters(spec.text.build())
+        figures["text_params"] = count_parameters(spec.text.outline)
     if spec.latent is not None:
-        figures["latent_params"] = count_parameters(spec.latent.build())
+        figures["latent_params"] = count_parameters(spec.latent.outline)
     if spec.denoiser is None:
         return figures
-    denoiser = spec.build_denoiser()
+    structure = spec.outline().structure()
+    denoiser = spec.build_denoiser().to("meta")
     figures["params"] = count_parameters(denoiser)
     figures["train_bytes"] = figures["params"] * BYTES_FP32 * TRAIN_COPIES
-    structure = denoiser.to("meta").structure()
     figures["blocks"] = structure.main.length
     figures["heads"] = [attention.heads for attention in structure.attentions]
     figures["ffn"] = [feed_forward.width for feed_forward in structure.feed_forwards]

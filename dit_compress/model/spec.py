@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
@@ -41,6 +42,16 @@ class ComponentSpec:
             replay(module, self.log)
         remember_log(module, base, self.log)
         return module.eval()
+
+    @cached_property
+    def outline(self) -> nn.Module:
+        """The module without weights, made once: to be read, not changed; ``build`` makes one of your own."""
+        return self.build()
+
+    @cached_property
+    def denoiser_outline(self) -> Denoiser:
+        """The same as a denoiser; what it finds of its structure is found once."""
+        return self.loader().denoiser(self.outline)
 
     def appended(self, entry: dict[str, Any]) -> ComponentSpec:
         """Return the same with one more transform."""
@@ -87,13 +98,18 @@ class Spec:
         return self.latent
 
     def build_denoiser(self) -> Denoiser:
-        """Build the denoiser on the meta device."""
-        component = self.need_denoiser()
-        return component.loader().denoiser(component.build())
+        """Build a denoiser without weights, which may be changed."""
+        from dit_compress.structure.copies import shared_copy
+
+        return shared_copy(self.outline())
+
+    def outline(self) -> Denoiser:
+        """Return the denoiser without weights, made once: to be read, not changed."""
+        return self.need_denoiser().denoiser_outline
 
     def codec(self) -> Codec:
-        """Build the VAE without weights."""
-        return cast("Codec", self.need_latent().build())
+        """Return the VAE without weights, made once: to be read, not changed."""
+        return cast("Codec", self.need_latent().outline)
 
     def latent_size(self) -> tuple[int, int, int]:
         """Return the latent cells (T, H, W) of the video; raise a UserError where the video does not fit the ratio."""

@@ -255,28 +255,32 @@ def _entry_points() -> list[Source]:
 
 
 def _local(path: Path) -> Source:
-    """Describe a file given by ``--plugin``; its module has the file's stem for a name: ``load="my_dit:MyDiT"``."""
+    """Describe a file given by ``--plugin``.
+
+    Its module has the file's stem for a name (``load="my_dit:MyDiT"``); a package's ``__init__.py``, its folder's name.
+    """
     path = path.resolve()
     if path.suffix != ".py" or not path.is_file():
         raise UserError("not a Python file", where=str(path), mend="Give --plugin the .py file of a local plugin")
-    return Source(path.stem, LOCAL, "", lambda: _import_file(path))
+    name = path.parent.name if path.name == "__init__.py" else path.stem
+    return Source(name, LOCAL, "", lambda: _import_file(name, path))
 
 
-def _import_file(path: Path) -> ModuleType:
-    known = sys.modules.get(path.stem)
+def _import_file(name: str, path: Path) -> ModuleType:
+    known = sys.modules.get(name)
     is_local = known is not None and hasattr(known, "__dit_compress_local__")
-    if not is_local and (known is not None or _importable(path.stem)):
-        raise ImportError(f"a module named {path.stem!r} exists already; rename the file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not is_local and (known is not None or _importable(name)):
+        raise ImportError(f"a module named {name!r} exists already; rename it")
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} can't be imported")
     module = importlib.util.module_from_spec(spec)
     module.__dict__["__dit_compress_local__"] = True
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[path.stem]
+        del sys.modules[name]
         raise
     return module
 

@@ -13,7 +13,7 @@ from dit_compress.run.keys import nodes
 from dit_compress.train.options import check_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Set
 
     from dit_compress.export.check_early import Networks
     from dit_compress.model.protocols import TextEncoder
@@ -46,7 +46,9 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
     errors: list[UserError] = []
     networks: list[Networks] = []
     encoders: dict[str, Encoder | None] = {}
-    for node in nodes(recipe):
+    steps = nodes(recipe)
+    names = {node.name for node in steps}
+    for node in steps:
         source = node.inputs.get("input", "")
         try:
             before = _spec_of(source, specs, recipe)
@@ -68,7 +70,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
             specs[node.name] = after
         except UserError as error:
-            if not _consequence(node, specs, recipe):
+            if not _consequence(node, specs, names):
                 errors.append(located(error, recipe, node))
     if errors:
         raise UserError.join(errors)
@@ -104,7 +106,7 @@ def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str
 
 def _check_fit(spec: Spec) -> None:
     """Raise a UserError where the denoiser does not take what the VAE gives."""
-    denoiser, channels = spec.build_denoiser(), spec.codec().channels
+    denoiser, channels = spec.outline(), spec.codec().channels
     if denoiser.channels != channels:
         raise UserError(
             f"the denoiser takes {denoiser.channels} latent channels, the VAE gives {channels}",
@@ -119,9 +121,9 @@ def _check_fit(spec: Spec) -> None:
 
 def _check_captions(text: ComponentSpec, spec: Spec) -> None:
     """UserError where a denoiser does not take the embeddings that a text encoder gives."""
-    denoiser = spec.build_denoiser()
+    denoiser = spec.outline()
     embedding = denoiser.example(1, denoiser.example_size)[2].get("embedding")
-    width = cast("TextEncoder", text.build()).width
+    width = cast("TextEncoder", text.outline).width
     if embedding is not None and embedding.shape[-1] != width:
         raise other_width(width, embedding.shape[-1])
 
@@ -136,7 +138,7 @@ def _check_slots(
         if spec is None or spec.denoiser is None:
             continue
         mend = f"Name a {slot} that was trained on the latents of the step's input"
-        channels, denoiser = before.codec().channels if before.latent else None, spec.build_denoiser()
+        channels, denoiser = before.codec().channels if before.latent else None, spec.outline()
         if channels not in (None, denoiser.channels):
             what = f"the {slot} {source!r} takes {denoiser.channels} latent channels, the step's input has {channels}"
             raise UserError(what, mend=mend)
@@ -157,7 +159,6 @@ def _spec_of(source: str, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | N
     return replace(spec, video=recipe.video or spec.video)
 
 
-def _consequence(node: Node, specs: Mapping[str, Spec], recipe: Recipe) -> bool:
+def _consequence(node: Node, specs: Mapping[str, Spec], names: Set[str]) -> bool:
     """Tell whether a step failed only because an earlier one did."""
-    names = {earlier.name for earlier in nodes(recipe)}
     return any(source in names and source not in specs for source in node.inputs.values())

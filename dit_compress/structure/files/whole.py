@@ -7,6 +7,7 @@ a folder is executed: the class is one of diffusers, weights are safetensors.
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,16 @@ def _need_weights(folder: Path, module: Any) -> None:
     found: dict[str, Any] = dict(open_weights(folder).shapes())
     if hasattr(module, "_fix_state_dict_keys_on_load"):  # names of older versions of the class
         module._fix_state_dict_keys_on_load(found)  # noqa: SLF001 - what from_pretrained does with them
-    for name, value in module.state_dict().items():
+    state = module.state_dict()
+    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    for name in found.keys() - state.keys():
+        if not any(re.search(pattern, name) for pattern in ignored):
+            raise UserError(
+                f"the weights have {name!r}, which {type(module).__name__} has not by config.json",
+                where=str(folder),
+                mend=f"Correct config.json. {_AGAIN}",
+            )
+    for name, value in state.items():
         if name not in found:
             raise UserError(f"the weights lack {name!r}", where=str(folder), mend=_AGAIN)
         if found[name] != list(value.shape):
