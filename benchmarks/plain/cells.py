@@ -185,18 +185,9 @@ class Trial:
 
     def _onnx(self, pruned: Pruned) -> None:
         """In single precision; the file itself is proven by the export."""
-        from dit_compress.export import Component, export_components
-        from dit_compress.export.profiles import profile_named
-        from dit_compress_plugins.export_onnx import ONNXOptions
-        from dit_compress_plugins.export_onnx.exporter import ONNXExport
-
-        given = self.entry.arguments()
-        if not all(isinstance(value, torch.Tensor) for value in given):
-            raise UserError("the call has arguments that are no tensors", mend="Put a module around it")
-        inputs = {f"input{place}": value.float() for place, value in enumerate(given)}
-        component = Component(self.name, copy.deepcopy(pruned.module).float(), inputs, ("output",), tuple(inputs))
-        exporter = ONNXExport(ONNXOptions())
-        export_components(exporter, [component], profile_named("cpu"), self.place / f"{self.name}-onnx")
+        call = self.call.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+        module = copy.deepcopy(pruned.module).float()
+        dit_compress.export(module, call=call, target="onnx", out=self.place / f"{self.name}-onnx")
 
 
 @dataclass

@@ -112,44 +112,48 @@ if sys.argv[1] == "blocked":
             if name.split(".")[0] in ("dit_compress", "dit_compress_plugins"):
                 raise ImportError(f"{name} is not here")
     sys.meta_path.insert(0, Block())
-    sys.path.insert(0, "small")
+    sys.path.insert(0, sys.argv[2] + "/small")
     from load_pruned import load
 else:
     from dit_compress import load
 import torch
 from models import whole
 torch.manual_seed(99)
-module = load("small", module=whole(sys.argv[2]))
-with torch.no_grad():
-    torch.save(module(*torch.load("args.pt", weights_only=True)), "output.pt")
-module.save_pretrained("again")
+for name in sys.argv[2:]:
+    module = load(name + "/small", module=whole(name))
+    with torch.no_grad():
+        torch.save(module(*torch.load("args.pt", weights_only=True)), name + "/output.pt")
+    module.save_pretrained(name + "/again")
 """
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("package", ["blocked", "installed"])
-def test_the_record_is_written_and_loads_bit_equal_in_a_fresh_process(tmp_path: Path, name: str, package: str) -> None:
+def test_the_record_is_written_and_loads_bit_equal_in_a_fresh_process(tmp_path: Path, package: str) -> None:
     torch.manual_seed(0)
-    module: Any = whole(name)
-    call = recorded(module)
-    dit_compress.prune(module, call=call, remove={"block": 1, "head": 1}, keep={"ffn": 0.5}, out=tmp_path / "small")
-    kept = "model" if name == "OfItsOwn" else "pruned"
-    files = sorted(item.name for item in (tmp_path / "small").iterdir())
-    assert files == sorted(["load_pruned.py", f"{kept}.safetensors", "pruning.json"])
+    modules: dict[str, Any] = {name: whole(name) for name in NAMES}
+    calls = {name: recorded(module) for name, module in modules.items()}
+    for name, module in modules.items():
+        small, kept = tmp_path / name / "small", "model" if name == "OfItsOwn" else "pruned"
+        small.parent.mkdir()
+        dit_compress.prune(module, call=calls[name], remove={"block": 1, "head": 1}, keep={"ffn": 0.5}, out=small)
+        files = sorted(item.name for item in small.iterdir())
+        assert files == sorted(["load_pruned.py", f"{kept}.safetensors", "pruning.json"])
     source = Path(__file__).read_text("utf-8")
     models = source[: source.index("import dit_compress\n")] + source[source.index("# the models") :]
     (tmp_path / "models.py").write_text(models[: models.index("# the end of the models")])
     (tmp_path / "fresh.py").write_text(FRESH)
-    torch.save(call.args, tmp_path / "args.pt")
+    torch.save(calls[NAMES[0]].args, tmp_path / "args.pt")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "fresh.py", package, name],
+        [sys.executable, "fresh.py", package, *NAMES],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert torch.equal(torch.load(tmp_path / "output.pt", weights_only=True), call.replay(module))
-    again = dit_compress.load(tmp_path / "again", module=whole(name))
-    assert torch.equal(call.replay(again), call.replay(module))
+    for name, module in modules.items():
+        call, folder = calls[name], tmp_path / name
+        assert torch.equal(torch.load(folder / "output.pt", weights_only=True), call.replay(module))
+        again = dit_compress.load(folder / "again", module=whole(name))
+        assert torch.equal(call.replay(again), call.replay(module))
 
 
 @pytest.mark.parametrize("name", NAMES)
