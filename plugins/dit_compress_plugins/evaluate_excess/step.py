@@ -45,7 +45,9 @@ class Truth:
         known = [clip.truth for clip in clips if clip.truth is not None and "mixture" in clip.truth]
         if len(known) < len(clips):
             raise UserError(
-                "the exact velocity of this data is not known", where=str(clips[0].path), mend="Use 'data: {use: mixture}'"
+                "the exact velocity of this data is not known",
+                where=str(clips[0].path),
+                mend="Use 'data: {use: mixture}'",
             )
         mixture: Mapping[str, Any] = known[0]["mixture"]
         return cls(
