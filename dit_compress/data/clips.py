@@ -79,7 +79,7 @@ class EncodedClip(Clip):
         raise UserError(
             "this data holds latents, and the step looks at pixels",
             where=str(self.path.parent),
-            mend="Give the clips themselves (data: {use: videos}) to steps that train or measure a VAE",
+            mend="Give the clips themselves, as video files, to steps that train or measure a VAE",
         )
 
 
