@@ -40,7 +40,7 @@ class MixtureOptions(VideoOptions):
     values: tuple[int, ...] = Field((6, 6, 6), min_length=1, max_length=len(WORDS))
     modes: int = Field(4, ge=1, le=4096)
     spread: float = Field(0.5, gt=0.01, lt=1)
-    composed: float = Field(0.5, ge=0, le=1)
+    composed: float = Field(0.8, ge=0, le=1)
     num_clips: int = Field(50_000, ge=1, le=1_000_000)
     num_test: int = Field(1000, ge=1, le=1_000_000)
     seed: int = 0

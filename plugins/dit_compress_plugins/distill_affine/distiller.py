@@ -90,7 +90,7 @@ class AffineObjective:
         flow_part = flow_loss(predicted, flow.velocity(batch.x0, noise))
         distances = [self.sim(affine(y_S[s]), y_T[t]) for affine, (s, t) in zip(self.aligner, self.pairs, strict=True)]
         feature_part = torch.stack(distances).mean()
-        total = flow_part + self.aligner.alpha * feature_part
+        total = flow_part + self.aligner.get_buffer("alpha") * feature_part
         logged = {"flow_loss": flow_part, "feature_loss": feature_part}
         if self.options.output_weight:
             # Differs from the paper: the teacher's velocity as a second target, off by default.
