@@ -68,6 +68,7 @@ ORDINARY = frozenset(
         "diffusers",
         "exhaustive",
         "flow",
+        "given",
         "greedy",
         "head",
         "jsonl",
@@ -142,7 +143,7 @@ def test_the_engine_names_no_plugin() -> None:
 
 def test_the_engine_names_no_plugins_metric_or_file() -> None:
     stated = built_in("quality", "curves")
-    assert stated == {"attribute_accuracy", "curves.jsonl"}
+    assert stated == {"attribute_accuracy", "curves.jsonl", "explained"}
     assert [f"{name}:{line}" for name, tree in SOURCES.items() for line, text in strings(tree) if text in stated] == []
 
 

@@ -17,6 +17,7 @@ from dit_compress.report import write_report
 from dit_compress.report.data import Series, read_run
 from dit_compress.report.figures import binned, curve, families
 from dit_compress.report.media import wall
+from dit_compress.report.paper import compared
 from dit_compress.report.proofs import proofs, verdict
 from dit_compress.report.result import arms, outcome
 
@@ -524,3 +525,34 @@ def test_a_step_may_be_named_by_a_number() -> None:
 
     text = as_svg(Figure(figsize=(1, 1)), "4x16x16-c0", "a loss")
     assert 'id="4x16x16-c0-figure_1"' in text
+
+
+def arm(run: Path, name: str, accuracy: float, *, teacher: bool, steps: int = 500, num_steps: int = 4) -> None:
+    """A training of the pruned model, with its evaluation."""
+    inputs = {"input": "prune", **({"teacher": "teacher"} if teacher else {})}
+    step(run, name, "distill", "any", model=shape_of(3_600_000, 990_000_000), flow=SHORT, inputs=inputs, options={"steps": steps})
+    options = {"num_steps": num_steps, "guidance": 1.0}
+    step(run, f"{name}_judged", "evaluate", "shapes", inputs={"input": name}, options=options, metrics=shapes(accuracy))
+
+
+@pytest.mark.parametrize(
+    ("arms_of_a_run", "ours"),
+    [
+        ([("plain", 0.61, False, {}), ("taught", 0.64, True, {})], "0.610 → 0.640"),
+        ([("taught", 0.64, True, {}), ("plain", 0.61, False, {})], "0.610 → 0.640"),
+        ([("plain", 0.61, False, {"steps": 100}), ("taught", 0.64, True, {})], None),
+        ([("plain", 0.61, False, {"num_steps": 40}), ("taught", 0.64, True, {})], None),
+        ([("taught", 0.64, True, {})], None),
+    ],
+)
+def test_the_gain_by_kd_is_that_of_two_trainings_alike(empty: Path, arms_of_a_run: list[Any], ours: str | None) -> None:
+    """Not of the pruned model and the trained one, which training alone makes better."""
+    trained(empty)
+    judged(empty)
+    for name, accuracy, teacher, more in arms_of_a_run:
+        arm(empty, name, accuracy, teacher=teacher, **more)
+    names = [*STEPS, *(f"{name}{end}" for name, *_ in arms_of_a_run for end in ("", "_judged"))]
+    write(empty / "run.json", {"schema": 1, "name": "quickstart", "steps": names, "manifest": ""})
+    run = read_run(empty)
+    found = {pair.what: pair.ours for pair in compared(run, outcome(run))}
+    assert found.get("Pruned model trained without → with KD") == ours

@@ -68,6 +68,21 @@ class Clip:
         return [self.path.name, stat.st_size, stat.st_mtime_ns, self.frames, list(self.size), self.fps]
 
 
+@dataclass(frozen=True)
+class EncodedClip(Clip):
+    """A clip of which the latent is known, and the pixels are not. place: its row among the latents."""
+
+    place: int = field(default=0, compare=False)
+
+    def pixels(self) -> np.ndarray:
+        """Raise ``UserError``: there are none."""
+        raise UserError(
+            "this data holds latents, and the step looks at pixels",
+            where=str(self.path.parent),
+            mend="Give the clips themselves, as video files, to steps that train or measure a VAE",
+        )
+
+
 def split_of(caption: str, test_fraction: float) -> Split:
     """Return the split a caption (or name) belongs to, by its hash: equal captions share a split."""
     share = int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") / 2**64

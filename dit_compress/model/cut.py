@@ -53,7 +53,7 @@ def example_output(denoiser: Denoiser) -> Tensor:
 
 
 def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
-    """Copy the denoiser up to its first ``num_blocks`` blocks (Fig. 4 of the paper)."""
+    """Copy the denoiser up to its first ``num_blocks`` blocks (Figure 2 of the paper)."""
     copied = shared_copy(denoiser)
     axis = block_axis(copied.structure().main)
     apply_edits(copied.module, compile_edits(copied.module, [axis], {axis.name: tuple(range(num_blocks))}))

@@ -135,7 +135,18 @@ def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str
     return list(enumerate(origins))
 
 
-def last_of_groups(pairs: list[tuple[int, int]], groups: int) -> list[tuple[int, int]]:
-    """Return the last pair of each of ``groups`` equal runs."""
-    groups = min(groups, len(pairs))
-    return [pairs[round((index + 1) * len(pairs) / groups) - 1] for index in range(groups)]
+def group_pairs(origins: Sequence[tuple[int, int]], length: int, groups: int, target: str) -> list[tuple[int, int]]:
+    """Return (student block, teacher block) for ``groups`` equal runs of the teacher's ``length`` blocks.
+
+    origins: as :func:`block_pairs` gives them. The student's output of a run is the last block that came from it; a run
+    of which none stays joins the one before. target: ``ends``, the run's last block, as Eq. 5 compares outputs of
+    groups; ``origins``, the block that the student's came from.
+    """
+    groups = min(groups, length)
+    found: dict[int, int] = {}
+    for index in range(groups):
+        end = round((index + 1) * length / groups) - 1
+        if standing := [pair for pair in origins if pair[1] <= end]:
+            student, origin = standing[-1]
+            found[student] = end if target == "ends" else origin
+    return list(found.items())

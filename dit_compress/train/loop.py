@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dit_compress.data.samples import Samples
     from dit_compress.step.context import Context
     from dit_compress.step.world import World
-    from dit_compress.train.objective import Objective, Phase
+    from dit_compress.train.objective import Objective, Phase, Weighing
     from dit_compress.train.options import TrainOptions
     from dit_compress.train.trainee import Trainee
     from dit_compress.train.validation import Monitors
@@ -188,11 +188,12 @@ def _phase(
     for name, trainee in trainees.items():
         trainee.train_only(name in phase.updates)
     resharded(objective.roles, world)
+    weighing = phase.weighing
+    if weighing is not None and phase.updates_before(parts[0].step) % weighing.every == 0:
+        weighing.tell(_term_norms(objective, phase, weighing, parts, trainees, options))
     values: dict[str, float] = {}
     for batch in parts:
-        cast: Any = torch.autocast(batch.x0.device.type, torch.bfloat16) if options.bf16 else nullcontext()
-        with cast:
-            losses = objective.loss(phase, batch)
+        losses = _losses(objective, phase, batch, options)
         loss = losses["loss"]
         if world.any(not torch.isfinite(loss)):
             raise _not_finite(phase, batch, loss, options, world)
@@ -202,6 +203,31 @@ def _phase(
     for name in phase.updates:
         values[f"grad_{name}"] = trainees[name].update(learning_rate(parts[0].step, phase, options))
     return values
+
+
+def _losses(objective: Objective, phase: Phase, batch: Batch, options: TrainOptions) -> dict[str, Tensor]:
+    cast: Any = torch.autocast(batch.x0.device.type, torch.bfloat16) if options.bf16 else nullcontext()
+    with cast:
+        return objective.loss(phase, batch)
+
+
+def _term_norms(
+    objective: Objective,
+    phase: Phase,
+    weighing: Weighing,
+    parts: Sequence[Batch],
+    trainees: dict[str, Trainee],
+    options: TrainOptions,
+) -> dict[str, float]:
+    """Measure each term's gradient by passes of its own, so that the update is the same as without."""
+    norms = {}
+    for term in weighing.terms:
+        for batch in parts:
+            (_losses(objective, phase, batch, options)[term] / len(parts)).backward()
+        norms[term] = trainees[weighing.role].gradient_norm()
+        for trainee in trainees.values():
+            trainee.forget_gradients()
+    return norms
 
 
 def _not_finite(phase: Phase, batch: Batch, loss: Tensor, options: TrainOptions, world: World) -> UserError:

@@ -22,6 +22,18 @@ def cosine_distance(student_BSD: Tensor, teacher_BSD: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student_BSD.float(), teacher_BSD.float(), dim=-1)).mean()
 
 
+def squared_distance(student_BSD: Tensor, teacher_BSD: Tensor) -> Tensor:
+    """Return the mean squared difference of features: ``sim`` of Eq. 5 that sees lengths, too."""
+    return F.mse_loss(student_BSD.float(), teacher_BSD.float())
+
+
+def relative_squared_distance(student_BSD: Tensor, teacher_BSD: Tensor) -> Tensor:
+    """Return the same over the teacher's mean square, per sample, averaged: features of any scale count alike."""
+    teacher = teacher_BSD.float()
+    scale_B = per_sample(teacher.square()).clamp_min(torch.finfo(teacher.dtype).tiny)
+    return (per_sample((student_BSD.float() - teacher).square()) / scale_B).mean()
+
+
 def pseudo_huber(predicted: Tensor, target: Tensor, c: float) -> Tensor:
     """Return ``sqrt(mean d² + c²) - c`` per sample, averaged (below Eq. 9)."""
     squares = per_sample((predicted - target).float().square())

@@ -10,7 +10,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.step.protocols import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -63,12 +63,29 @@ class Role:
 
 
 @dataclass(frozen=True)
+class Weighing:
+    """Terms of a phase's loss whose gradients are measured one by one, for an objective that weighs them.
+
+    terms: entries of the loss. role: at whose trained parameters.
+    every: at the first and each ``every``-th update of the phase, before it.
+    tell: is given the norm of each term's gradient, of the whole batch on all processes. What it makes of them it keeps
+        in buffers of a trained role: checkpoints hold those.
+    """
+
+    terms: tuple[str, ...]
+    role: str
+    every: int
+    tell: Callable[[Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
 class Phase:
     """One update within a step: which roles move, by which loss.
 
     start: first step it runs at.
     every: it runs at that one and each ``every``-th after it. Warm-up, decay and moving averages count its own updates.
     score: the entry of the loss that a validation of the last phase compares; lower is better.
+    weighing: terms of the loss whose gradients are measured.
     """
 
     name: str
@@ -76,6 +93,7 @@ class Phase:
     start: int = 0
     every: int = 1
     score: str = "loss"
+    weighing: Weighing | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:

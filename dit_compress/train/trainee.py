@@ -53,18 +53,27 @@ class Trainee:
         for parameter in self.parameters.values():
             parameter.requires_grad_(on)
 
-    def update(self, factor: float) -> float:
-        """Clip, step, average; returns the gradient norm. UserError where it is not finite."""
+    def gradient_norm(self, most: float = math.inf) -> float:
+        """Average gradients over the processes, scale them to a norm of at most ``most``; return the norm before."""
         parameters = list(self.parameters.values())
         average_gradients(parameters, self.world)
-        norm = clip_gradients(parameters, self.role.clip or math.inf, self.world)
+        return clip_gradients(parameters, most, self.world)
+
+    def forget_gradients(self) -> None:
+        """Free every gradient."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def update(self, factor: float) -> float:
+        """Clip, step, average; returns the gradient norm. UserError where it is not finite."""
+        norm = self.gradient_norm(self.role.clip or math.inf)
         if not math.isfinite(norm):
             raise UserError(f"the gradient of role {self.name!r} is not finite", mend="Lower the learning rate")
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         if self.role.ema:
             with torch.no_grad():
                 for key, value in self.parameters.items():

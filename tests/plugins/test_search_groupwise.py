@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, planted, problem_of
+from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, latents_in, planted, problem_of
 from planted import search as planted_search
 from torch import nn
+from toy import part
 
 import dit_compress_plugins.search_groupwise as package
 import dit_compress_plugins.search_groupwise.search as groupwise
@@ -301,3 +302,15 @@ def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:
     problem = problem_of(planted())
     whole = SearchProblem(problem.denoiser, problem.axes, {axis.name: axis.units for axis in problem.axes})
     assert search(tmp_path, whole, steps=2).kept == {axis.name: tuple(range(axis.units)) for axis in problem.axes}
+
+
+def test_a_share_of_kd_is_that_of_the_masks_gradient(tmp_path: Path) -> None:
+    """The objective's weight is set by what moves in a search, and noted in its curves."""
+    objective = {"use": "affine", "kd_share": 0.3, "share_every": 2}
+    made = part("search", "groupwise", steps=4, batch=4, groups=dict.fromkeys(("block", "head", "ffn"), 1), objective=objective)
+    made.search(problem_of(tiny_denoiser("video_dit")), latents_in(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert [row["kd_share"] for row in rows] == pytest.approx([0.3] * 4)
+    assert rows[0]["alpha"] == rows[1]["alpha"] > 0
+    assert rows[2]["alpha"] != rows[1]["alpha"]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["flow_loss"] + rows[0]["alpha"] * rows[0]["feature_loss"], rel=1e-4)

@@ -15,6 +15,8 @@ from dit_compress.train.losses import (
     pseudo_huber_elements,
     r1_approximate,
     r1_exact,
+    relative_squared_distance,
+    squared_distance,
 )
 
 
@@ -37,6 +39,14 @@ def test_cosine_distance_sees_direction_only(student: tuple[float, float], dista
 def test_cosine_distance_is_a_mean_over_tokens() -> None:
     student = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]]])
     assert float(cosine_distance(student, torch.tensor([[[1.0, 0.0]] * 4]))) == pytest.approx((0 + 1 + 2 + 0) / 4)
+
+
+def test_squared_distances_of_features() -> None:
+    """Samples of mean squares 4 and 100, each off by 1: 1, and the mean of 1/4 and 1/100."""
+    teacher = torch.tensor([[[2.0, -2.0]], [[10.0, 10.0]]])
+    assert float(squared_distance(teacher + 1, teacher)) == pytest.approx(1)
+    assert float(relative_squared_distance(teacher + 1, teacher)) == pytest.approx((1 / 4 + 1 / 100) / 2)
+    assert float(relative_squared_distance(1000 * (teacher + 1), 1000 * teacher)) == pytest.approx(0.13)
 
 
 def test_pseudo_huber_per_sample() -> None:

@@ -38,6 +38,8 @@ from dit_compress.train.trainee import Trainee
 from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_affine import AffineOptions
+from dit_compress_plugins.distill_affine.distiller import AffineObjective
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
 from dit_compress_plugins.search_groupwise.lora import adapted
@@ -62,6 +64,8 @@ class KilledError(Exception):
 def objective(kind: str, name: str, options: Any) -> Any:
     if kind == "flow":
         return FlowObjective(options, tiny_denoiser(name).requires_grad_(), words(), 1e-3)
+    if kind == "affine":
+        return AffineObjective(options, tiny_denoiser(name), tiny_denoiser(name, 1), words(), [(0, 0), (2, 2)], Flow())
     student = tiny_denoiser(name)
     torch.manual_seed(2)
     judge = part("discriminator", "dit_block", frozen_blocks=1, learnable_blocks=1).create(student)
@@ -70,6 +74,8 @@ def objective(kind: str, name: str, options: Any) -> Any:
 
 def options_of(kind: str, **more: Any) -> Any:
     given = {**FLOW, **more}
+    if kind == "affine":
+        return AffineOptions(**{"kd_share": 0.2, "share_every": 2, "output_weight": 0.5, **given})
     return (
         FlowOptions(**given)
         if kind == "flow"
@@ -142,7 +148,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("flow", "video_dit"), ("adversarial", "video_dit"), ("adversarial", "wan")]
+    ("kind", "name"),
+    [("flow", "video_dit"), ("affine", "video_dit"), ("adversarial", "video_dit"), ("adversarial", "wan")],
 )
 def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
     together(train, tmp_path, 2, kind, name)
@@ -188,7 +195,7 @@ def test_a_search_on_two_processes_equals_one(tmp_path: Path, lora: bool) -> Non
     assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["flow", "adversarial"])
+@pytest.mark.parametrize("kind", ["flow", "affine", "adversarial"])
 def test_four_parts_of_a_quarter_equal_one_whole(tmp_path: Path, alone: Any, kind: str) -> None:
     train(ALONE, tmp_path, kind, "video_dit", None, {"accumulate": 4})
     assert_alike(tmp_path, alone(kind, "video_dit"))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
-from dit_compress.data.clips import Clip, Split, split_of
+from dit_compress.data.clips import EncodedClip, Split, split_of
 from dit_compress.data.shards import INDEX, Column, Shards
 from dit_compress.data.source import Data
 
@@ -15,27 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy as np
-
     from dit_compress_plugins.data_latents import LatentsOptions
 
 _VERIFIED = "verified.json"
 NAME = "latent"
-
-
-@dataclass(frozen=True)
-class EncodedClip(Clip):
-    """A clip of which the latent is known, and the pixels are not. place: its row in the shards."""
-
-    place: int = field(default=0, compare=False)
-
-    def pixels(self) -> np.ndarray:
-        """Raise ``UserError``: there are none."""
-        raise UserError(
-            "this data holds latents, and the step looks at pixels",
-            where=str(self.path.parent),
-            mend="Give the clips themselves (data: {use: videos}) to steps that train or measure a VAE",
-        )
 
 
 class Latents(Data):

@@ -1,4 +1,4 @@
-"""The paper's discriminator: frozen generator blocks, learnable DiT blocks, an MLP (section 3.3, Table 5)."""
+"""The paper's discriminator: frozen generator blocks, learnable DiT blocks, an MLP (section 4.3, Table 5)."""
 
 from pydantic import Field
 

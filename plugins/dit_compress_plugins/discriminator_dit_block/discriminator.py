@@ -1,4 +1,4 @@
-"""Logits per token from the generator's own features (Fig. 4 of the paper).
+"""Logits per token from the generator's own features (Figure 2 of the paper).
 
 The denoiser contract makes it one class for every DiT: a truncated copy keeps the first K + n blocks,
 of which the last n are learnable; whatever the model does before its blocks stays as it is.

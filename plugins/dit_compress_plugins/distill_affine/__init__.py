@@ -1,8 +1,8 @@
 """Knowledge distillation through affine maps (Eq. 5–6)."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dit_compress.hooks import Plugin, hookimpl
 from dit_compress.train.options import DistillOptions
@@ -11,11 +11,37 @@ from dit_compress.train.options import DistillOptions
 class AffineOptions(DistillOptions):
     """Feature KD from the model the student was pruned from."""
 
-    alpha: float = Field(0.01, ge=0, description="Weight of the feature loss (Eq. 6).")
+    alpha: float | None = Field(0.01, ge=0, description="Weight of the feature loss (Eq. 6).")
+    kd_share: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Instead of 'alpha': norm of the feature loss' gradient over the flow's.",
+    )
+    share_every: int = Field(100, ge=1, description="Steps between two measurements of that share.")
+    sim: Literal["cosine", "mse", "relative_mse"] = "cosine"
     output_weight: float = Field(0.0, ge=0, description="Weight of the teacher's velocity as a second target.")
-    groups: int = Field(4, ge=1, description="Block groups; the last block of each is compared.")
+    groups: int = Field(4, ge=1, description="Groups of the teacher's blocks; their outputs are compared.")
+    pairs: Literal["ends", "origins"] = Field(
+        "ends", description="The student's output of a group learns the teacher's, or the block it came from."
+    )
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     sigma: Literal["uniform", "logit_normal"] = "logit_normal"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_weight(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("kd_share") is None:
+            return given
+        if given.get("alpha") is not None:
+            raise ValueError("'alpha' and 'kd_share' both set the weight of the feature loss: give one of them")
+        return {**given, "alpha": None}
+
+    @model_validator(mode="after")
+    def _a_weight(self) -> Self:
+        if self.alpha is None and self.kd_share is None:
+            raise ValueError("nothing sets the weight of the feature loss: give 'alpha' or 'kd_share'")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -31,6 +57,7 @@ def distill() -> Plugin:
         options=AffineOptions,
         load="dit_compress_plugins.distill_affine.distiller:AffineDistiller",
         slots=("teacher",),
+        revision=2,
         world="all",
         data=True,
         summary="feature KD through affine maps (Eq. 5-6)",

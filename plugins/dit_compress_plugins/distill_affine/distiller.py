@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,13 @@ from torch import nn
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
-from dit_compress.train.distill import block_pairs, last_of_groups, student_role
-from dit_compress.train.losses import cosine_distance, flow_loss
-from dit_compress.train.objective import Phase, Role
+from dit_compress.train.distill import block_pairs, group_pairs, student_role
+from dit_compress.train.losses import cosine_distance, flow_loss, relative_squared_distance, squared_distance
+from dit_compress.train.objective import Phase, Role, Weighing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from dit_compress.model.denoiser import Denoiser
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_affine import AffineOptions
+
+
+SIMS = {"cosine": cosine_distance, "mse": squared_distance, "relative_mse": relative_squared_distance}
 
 
 class AffineDistiller(DistillStep):
@@ -35,14 +41,16 @@ class AffineDistiller(DistillStep):
         if teacher is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
         stack = student.structure().main
-        pairs = block_pairs(context.input, context.slot("teacher"), stack.length, stack.path)
-        return AffineObjective(
-            self.options, student, teacher, text, last_of_groups(pairs, self.options.groups), context.input.flow
-        )
+        origins = block_pairs(context.input, context.slot("teacher"), stack.length, stack.path)
+        pairs = group_pairs(origins, teacher.structure().main.length, self.options.groups, self.options.pairs)
+        return AffineObjective(self.options, student, teacher, text, pairs, context.input.flow)
 
 
 class AffineObjective:
-    """Flow matching plus similarity of aligned features."""
+    """Flow matching plus similarity of aligned features.
+
+    The aligner's buffers hold the weight of the features, and the terms' shares in the gradient as measured last.
+    """
 
     def __init__(
         self,
@@ -57,13 +65,18 @@ class AffineObjective:
         self.pairs, self.schedule = pairs, schedule
         width_S, width_T = student.stream_width(), teacher.stream_width()
         self.aligner = nn.ModuleList([affine_map(width_S, width_T) for _ in pairs])
+        shares = {"feature_loss": "kd_share"} | ({"output_loss": "output_share"} if options.output_weight else {})
+        for name, value in {"alpha": options.alpha or 0.0, **dict.fromkeys(shares.values(), 0.0)}.items():
+            self.aligner.register_buffer(name, torch.tensor(value))
+        self.shares, self.sim = shares, SIMS[options.sim]
         self.roles = {
             "student": student_role(student, options),
             "aligner": Role(self.aligner, lr=options.lr),
             "teacher": Role(teacher),
             "text": Role(text),
         }
-        self.phases = (Phase("affine", ("student", "aligner"), score="flow_loss"),)
+        weighing = Weighing(("flow_loss", *shares), "student", options.share_every, self.weigh)
+        self.phases = (Phase("affine", ("student", "aligner"), score="flow_loss", weighing=weighing),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return Eq. 6 on one batch."""
@@ -75,17 +88,26 @@ class AffineObjective:
             target, y_T = self.teacher.features(x, sigma, cond, [teacher for _, teacher in self.pairs])
         predicted, y_S = self.student.features(x, sigma, cond, [student for student, _ in self.pairs])
         flow_part = flow_loss(predicted, flow.velocity(batch.x0, noise))
-        distances = [
-            cosine_distance(affine(y_S[s]), y_T[t]) for affine, (s, t) in zip(self.aligner, self.pairs, strict=True)
-        ]
+        distances = [self.sim(affine(y_S[s]), y_T[t]) for affine, (s, t) in zip(self.aligner, self.pairs, strict=True)]
         feature_part = torch.stack(distances).mean()
-        total = flow_part + self.options.alpha * feature_part
+        total = flow_part + self.aligner.get_buffer("alpha") * feature_part
         logged = {"flow_loss": flow_part, "feature_loss": feature_part}
         if self.options.output_weight:
             # Differs from the paper: the teacher's velocity as a second target, off by default.
             logged["output_loss"] = flow_loss(predicted, target)
             total = total + self.options.output_weight * logged["output_loss"]
-        return {"loss": total, **logged}
+        return {"loss": total, **logged, **dict(self.aligner.named_buffers())}
+
+    def weigh(self, norms: Mapping[str, float]) -> None:
+        """Note the weighted terms' gradients over the flow's; before, set alpha where its share is what is given."""
+        flow_norm, wanted, buffers = norms["flow_loss"], self.options.kd_share, dict(self.aligner.named_buffers())
+        if not all(map(math.isfinite, norms.values())) or not flow_norm:
+            return  # the loop raises over losses that are not finite
+        if wanted is not None and norms["feature_loss"]:
+            buffers["alpha"].fill_(wanted * flow_norm / norms["feature_loss"])
+        weights = {"feature_loss": float(buffers["alpha"]), "output_loss": self.options.output_weight}
+        for term, name in self.shares.items():
+            buffers[name].fill_(weights[term] * norms[term] / flow_norm)
 
 
 def affine_map(width_S: int, width_T: int) -> nn.Linear:

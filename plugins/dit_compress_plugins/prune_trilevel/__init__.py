@@ -1,4 +1,4 @@
-"""Tri-level pruning: blocks, heads and feed-forward channels together (section 3.2 of the paper)."""
+"""Tri-level pruning: blocks, heads and feed-forward channels together (section 4.2 of the paper)."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Group-wise learned binary masks (after TinyFusion; section 3.2 of the paper)."""
+"""Group-wise learned binary masks (after TinyFusion; section 4.2 of the paper)."""
 
 from importlib.util import find_spec
 from typing import Annotated, Literal, Self

@@ -203,7 +203,14 @@ class MaskedObjective:
             rate = options.lora.lr or options.lr / MASKS_OVER_LORA
             roles["student"] = Role(inner.roles["student"].module, lr=rate)
         self.roles = {name: replace(role, whole=True) for name, role in roles.items()}
-        self.phases = (Phase("search", tuple(name for name, role in roles.items() if role.lr is not None)),)
+        weighing = inner.phases[0].weighing
+        self.phases = (
+            Phase(
+                "search",
+                tuple(name for name, role in roles.items() if role.lr is not None),
+                weighing=replace(weighing, role="masks") if weighing else None,
+            ),
+        )
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return the inner loss under one draw of masks per sample."""

@@ -1,0 +1,135 @@
+"""The mean squared distance of a denoiser's velocity to the exact one, on held-out draws at fixed noise levels.
+
+Shapes: B batch, C T H W of a latent, G captions, M modes of each, D = C·T·H·W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_compress.core.errors import UserError
+from dit_compress.core.progress import progress
+from dit_compress.core.randomness import Streams
+from dit_compress.measure.quality import sigmas
+from dit_compress.model import flow
+from dit_compress.step.context import Result
+from dit_compress_plugins.evaluate_excess.mixture import constant, exact, linear
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from dit_compress.data.clips import Clip
+    from dit_compress.data.samples import Samples
+    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.spec import Spec
+    from dit_compress.step.context import Context
+    from dit_compress_plugins.evaluate_excess import ExcessOptions
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The mixture that the data was drawn from, as its clips state it. float64."""
+
+    means_GMD: Tensor
+    captions_N: Tensor
+    spread: float
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip]) -> Truth:
+        """Read the truth of some clips; UserError where they are of another world."""
+        known = [clip.truth for clip in clips if clip.truth is not None and "mixture" in clip.truth]
+        if len(known) < len(clips):
+            raise UserError(
+                "the exact velocity of this data is not known",
+                where=str(clips[0].path),
+                mend="Use 'data: {use: mixture}'",
+            )
+        mixture: Mapping[str, Any] = known[0]["mixture"]
+        return cls(
+            torch.tensor(mixture["means"], dtype=torch.float64).flatten(2),
+            torch.tensor([truth["caption"] for truth in known]),
+            mixture["spread"],
+        )
+
+    def velocities(self, x_BD: Tensor, sigma: float, index: Sequence[int]) -> dict[str, Tensor]:
+        """Return the exact velocity at ``x``, and those of denoisers that know less."""
+        everything = self.means_GMD.flatten(0, 1)
+        return {
+            "exact": exact(x_BD, sigma, self.means_GMD[self.captions_N[list(index)]], self.spread),
+            "caption_blind": exact(x_BD, sigma, everything, self.spread),
+            "linear": linear(x_BD, sigma, everything, self.spread),
+            "chance": constant(x_BD, everything),
+        }
+
+
+class ExcessEvaluation:
+    """Step ``evaluate: {use: excess}``."""
+
+    def __init__(self, options: ExcessOptions) -> None:
+        self.options = options
+
+    def plan(self, spec: Spec) -> Spec:
+        """Check that there is a denoiser, and latents for it."""
+        spec.need_denoiser()
+        spec.need_latent()
+        return spec
+
+    def run(self, context: Context) -> Result:
+        """Measure the excess, its floors, and the loss that the exact velocity has itself."""
+        options, schedule, text = self.options, context.input.flow, context.text().eval()
+        if options.shift is not None:
+            schedule = replace(schedule, shift=options.shift)
+        truth, samples = Truth.of(context.clips("test")), context.latents("test", text)
+        denoiser, levels = context.input.denoiser().eval(), sigmas(schedule, options.num_sigmas)
+        count = min(options.num_draws, len(samples))
+        batches = [range(first, min(first + options.batch, count)) for first in range(0, count, options.batch)]
+        sums = [dict[str, float]() for _ in levels]
+        with progress(context.name, count) as advance, torch.no_grad():
+            for index in batches:
+                cond = text(samples.tokens(index))
+                for place, (sigma, total) in enumerate(zip(levels, sums, strict=True)):
+                    for name, value in self.distances(denoiser, truth, samples, cond, place, sigma, index).items():
+                        total[name] = total.get(name, 0.0) + value * len(index) / count
+                for _ in index:
+                    advance()
+        return Result(metrics=summarise(levels, sums))
+
+    def distances(
+        self,
+        denoiser: Denoiser,
+        truth: Truth,
+        samples: Samples,
+        cond: Cond,
+        place: int,
+        sigma: float,
+        index: Sequence[int],
+    ) -> dict[str, float]:
+        """Return mean squared distances at one noise level: to the exact velocity, and to that of the draw."""
+        x0 = samples.x0(index)
+        noise = Streams(self.options.seed, place, index).normal("excess", x0.shape[1:])
+        sigma_B = torch.full((len(x0),), sigma)
+        x = flow.interpolate(x0, noise, sigma_B)
+        drawn_BD = flow.velocity(x0, noise).double().flatten(1)
+        model_BD = denoiser(x, sigma_B, cond).double().flatten(1)
+        known = truth.velocities(x.double().flatten(1), sigma, index)
+        best_BD = known.pop("exact")
+        found = {"excess": _distance(model_BD, best_BD), "loss": _distance(model_BD, drawn_BD)}
+        found["irreducible"] = _distance(best_BD, drawn_BD)
+        return found | {f"{name}_excess": _distance(value, best_BD) for name, value in known.items()}
+
+
+def summarise(levels: Sequence[float], rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Average over noise levels; ``explained`` is 1 for the exact velocity, 0 for the mean one."""
+    by_sigma = {name: [row[name] for row in rows] for name in rows[0]}
+    mean = {name: sum(values) / len(values) for name, values in by_sigma.items()}
+    mean["explained"] = 1 - mean["excess"] / mean["chance_excess"]
+    return {**mean, "by_sigma": {"sigma": list(levels), **by_sigma}}
+
+
+def _distance(one_BD: Tensor, other_BD: Tensor) -> float:
+    return float((one_BD - other_BD).square().mean())
