@@ -52,8 +52,24 @@ def test_a_file_counts_by_its_content(tmp_path: Path, name: str) -> None:
 
 
 def test_words_are_no_files(tmp_path: Path) -> None:
-    assert key(tmp_path, {"params": 1000})[0] == key(tmp_path, {"params": 1000, "curves": "default"})[0]
+    assert key(tmp_path, {"params": 1000})[0] == key(tmp_path, {"params": 1000, "curves": None})[0]
     assert key(tmp_path, {"params": 1000})[0] != key(tmp_path, {"params": 1000, "curves": "measured"})[0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "reads", "needs", "splits"),
+    [
+        ({}, True, False, ("train",)),
+        ({"curves": "default"}, False, False, ()),
+        ({"curves": "measured"}, True, True, ("train", "test")),
+        ({"curves": "default", "trials": {}}, True, True, ("train", "test")),
+    ],
+)
+def test_what_measures_has_the_data_in_its_key(
+    tmp_path: Path, budget: dict[str, Any], reads: bool, needs: bool, splits: tuple[str, ...]
+) -> None:
+    node = key(tmp_path, {"params": 1000, **budget})[1]
+    assert (node.reads_data, node.needs_data, node.splits) == (reads, needs, splits)
 
 
 class Inner(Options):

@@ -194,6 +194,26 @@ LONG, SHORT = {"num_steps": 40, "guidance": 4.0, "shift": 3.0}, {"num_steps": 4,
 CAPTIONS = ("a small red circle moving left slowly on a black background", EVIL)
 
 
+def tried(family: str, counts: dict[str, list[int]], losses: list[float], *, chosen: bool = False) -> dict[str, Any]:
+    """One plan of a prune step's field."""
+    cost = 3_600_000.0
+    return {"family": family, "counts": counts, "cost": cost, "expected": 0.1, "losses": losses, "chosen": chosen}
+
+
+FIELD = {
+    "unit": "parameters",
+    "budget": 3_630_000.0,
+    "steps": 1200,
+    "none": ["head alone"],
+    "plans": [
+        tried("block + ffn", {"block": [3, 4], "ffn": [1024, 2048]}, [0.5312, 0.4876]),
+        tried("block alone", {"block": [2, 4], "ffn": [2048, 2048]}, [0.6125]),
+        tried("ffn alone", {"block": [4, 4], "ffn": [256, 2048]}, [0.5401, 0.4312], chosen=True),
+    ],
+}
+"""Three plans, of which one left after the first round."""
+
+
 def trained(run: Path) -> None:
     """The steps up to the student."""
     big, small = shape_of(8_400_000, 2_310_000_000), shape_of(3_600_000, 990_000_000)
@@ -220,8 +240,10 @@ def trained(run: Path) -> None:
             flow=LONG,
             inputs={"input": "teacher"},
             metrics={"params_before": 8_400_000, "params_after": 3_600_000},
+            files={"trials": "trials.json"},
         )
     )
+    write(run / "steps" / "prune" / "trials.json", FIELD)
     student = step(
         run,
         "student",
@@ -376,6 +398,21 @@ def test_page_shows_the_figures(run: Path) -> None:
     assert "1 of 4 (25%)" in page  # blocks removed, beside the paper's 8 of 28
     for column in ("real", "VAE round trip", "teacher, 40 steps", "student, 4 steps"):
         assert f"<th>{column}</th>" in page
+
+
+def test_the_page_shows_every_plan_that_was_tried(run: Path) -> None:
+    """The one that stays first, then those that went, the last to go first; a round that a plan did not see is a dash."""
+    page = page_of(run)
+    table = page[page.index("Plans that were tried") : page.index("Which units went")]
+    assert "healed for 1,200 steps before each round" in table
+    assert "The budget is 3,630,000 parameters; nothing comes below it with head alone." in table
+    assert re.findall(r"Loss after<br>([\d,]+) steps", table) == ["1,200", "2,400"]
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in table.split("<tr>")[2:]]
+    assert rows == [
+        ["ffn alone", "4 of 4", "256 of 2,048", "3,600,000", "0.5401", "0.4312", "yes"],
+        ["block + ffn", "3 of 4", "1,024 of 2,048", "3,600,000", "0.5312", "0.4876", ""],
+        ["block alone", "2 of 4", "2,048 of 2,048", "3,600,000", "0.6125", "–", ""],
+    ]
 
 
 def test_page_loads_nothing(run: Path) -> None:

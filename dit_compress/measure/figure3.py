@@ -51,7 +51,7 @@ def sensitivity(target: str, out: Path, settings: Settings) -> dict[str, Any]:
     """
     from dit_compress.measure.figure import four_panels
     from dit_compress.measure.latency import machine
-    from dit_compress.measure.sensitivity import measure, quality_curves
+    from dit_compress.measure.sensitivity import masked_loss, measure, quality_curves
 
     shares = sorted(settings.shares)
     if not shares or not 0 < shares[0] <= shares[-1] < 1:
@@ -65,7 +65,8 @@ def sensitivity(target: str, out: Path, settings: Settings) -> dict[str, Any]:
     if settings.table is not None:
         write_table(settings.table, context, levels, size, settings.rounds)
     grid = grid_of(context, denoiser, size, settings.samples)
-    report = quality_curves(denoiser, levels, chooser, grid, shares, each=settings.each)
+    loss = masked_loss(denoiser, levels, grid)
+    report = quality_curves(levels, chooser, loss, grid.name, shares, each=settings.each)
     measure(denoiser, levels, report, size, settings.rounds)
     report |= {"model": target, "size": list(size), "machine": machine(), "search": settings.search}
     out.mkdir(parents=True, exist_ok=True)

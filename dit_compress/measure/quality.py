@@ -39,9 +39,11 @@ class Grid:
         """Return the mean squared error of the velocity over the grid; a function of the denoiser alone."""
         training = denoiser.training
         denoiser.eval()
+        place = next(denoiser.parameters()).device
         total = count = 0.0
         for x, sigma, cond, target in self.rows:
-            total += float(flow_loss(denoiser(x, sigma, cond), target)) * len(x)
+            found = denoiser(x.to(place), sigma.to(place), cond.to(place))
+            total += float(flow_loss(found, target.to(place))) * len(x)
             count += len(x)
         denoiser.train(training)
         return total / count / self.scale

@@ -24,34 +24,32 @@ if TYPE_CHECKING:
 
     Levels = Mapping[str, Sequence[Axis]]
     Choose = Callable[[Sequence[Axis], Mapping[str, int]], Kept]
+    Loss = Callable[[Kept], float]
 
 SHARES = (0.125, 0.25, 0.375, 0.5)
 """The shares of a level that are removed by default."""
 
 
 def quality_curves(
-    denoiser: Denoiser, levels: Levels, choose: Choose, grid: Grid, shares: Sequence[float] = SHARES, *, each: bool
+    levels: Levels, choose: Choose, loss: Loss, quality: str, shares: Sequence[float] = SHARES, *, each: bool
 ) -> dict[str, Any]:
-    """Measure the loss with a share of each level masked; with ``each``, of each axis and without each block, too."""
-    every = [axis for axes in levels.values() for axis in axes]
+    """Measure the loss with a share of each level gone; with ``each``, of each axis and without each block, too.
 
-    def loss(kept: Kept) -> float:
-        with masked(denoiser.module, every, hard_masks(every, kept, next(denoiser.parameters()))):
-            return grid.loss(denoiser)
-
-    whole = grid.loss(denoiser)
-    report: dict[str, Any] = {"quality": grid.name, "whole": {grid.name: whole}, "levels": {}}
+    loss: of a plan, axes that it does not name whole. quality: what its figures are called.
+    """
+    whole = loss({})
+    report: dict[str, Any] = {"quality": quality, "whole": {quality: whole}, "levels": {}}
     for level, axes in levels.items():
         rows = []
         for keep in steps_of(axes, shares):
             widest = max(axes, key=lambda axis: axis.units)
             kept = choose(axes, keep)
             removed = widest.units - keep[widest.name]
-            rows.append({"removed": removed, "of": widest.units, "kept": kept, grid.name: loss(kept)})
+            rows.append({"removed": removed, "of": widest.units, "kept": kept, quality: loss(kept)})
         report["levels"][level] = rows
     if each:
         report["axes"], report["blocks"] = {}, {}
-        for axis in every:
+        for axis in (axis for axes in levels.values() for axis in axes):
             if axis.blocks:
                 others = [tuple(i for i in range(axis.units) if i != gone) for gone in range(axis.units)]
                 report["blocks"][axis.name] = [loss({axis.name: left}) for left in others]
@@ -60,11 +58,22 @@ def quality_curves(
                 {
                     "removed": axis.units - keep[axis.name],
                     "of": axis.units,
-                    grid.name: loss(choose([axis], keep)),
+                    quality: loss(choose([axis], keep)),
                 }
                 for keep in steps_of([axis], shares)
             ]
     return report
+
+
+def masked_loss(denoiser: Denoiser, levels: Levels, grid: Grid) -> Loss:
+    """Return the loss of a plan at once: of the whole model under masks."""
+    every = [axis for axes in levels.values() for axis in axes]
+
+    def loss(kept: Kept) -> float:
+        with masked(denoiser.module, every, hard_masks(every, kept, next(denoiser.parameters()))):
+            return grid.loss(denoiser)
+
+    return loss
 
 
 def steps_of(axes: Sequence[Axis], shares: Sequence[float]) -> list[dict[str, int]]:

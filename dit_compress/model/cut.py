@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.structure.apply import apply_edits
+from dit_compress.structure.compact import block_axis, compact_proven
 from dit_compress.structure.copies import shared_copy
-from dit_compress.structure.edits import (
-    compile_edits,
-)
+from dit_compress.structure.edits import compile_edits, settle_norms
 from dit_compress.structure.masks import hard_masks, masked
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.structure.facts import Axis, Kept
-from dit_compress.structure.compact import block_axis, compact_proven
 
 
 def compact(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> dict[str, Any]:
@@ -52,10 +50,16 @@ def example_output(denoiser: Denoiser) -> Tensor:
     return output
 
 
-def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
-    """Copy the denoiser up to its first ``num_blocks`` blocks (Figure 2 of the paper)."""
+def pruned_copy(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Denoiser:
+    """Copy the denoiser without what a plan removes, to be tried: unproven, with weights of its own."""
     copied = shared_copy(denoiser)
-    axis = block_axis(copied.structure().main)
-    apply_edits(copied.module, compile_edits(copied.module, [axis], {axis.name: tuple(range(num_blocks))}))
+    settle_norms(copied.module, axes)
+    apply_edits(copied.module, compile_edits(copied.module, axes, kept))
     copied.forget_structure()
     return copy.deepcopy(copied)
+
+
+def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:
+    """Copy the denoiser up to its first ``num_blocks`` blocks (Figure 2 of the paper)."""
+    axis = block_axis(denoiser.structure().main)
+    return pruned_copy(denoiser, [axis], {axis.name: tuple(range(num_blocks))})

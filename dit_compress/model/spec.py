@@ -75,7 +75,8 @@ def replay(module: nn.Module, log: tuple[dict[str, Any], ...]) -> None:
 class Spec:
     """A bundle without weights, and the video it is meant for.
 
-    video: frames, height, width in pixels. reads: notes a step leaves for ``plan`` to print.
+    video: frames, height, width in pixels. data: whether there are clips to measure on. notes: what a step leaves for
+    ``plan`` to print.
     """
 
     video: tuple[int, int, int] | None = None
@@ -84,6 +85,7 @@ class Spec:
     text: ComponentSpec | None = None
     flow: Flow = field(default_factory=Flow)
     notes: tuple[str, ...] = ()
+    data: bool = False
 
     def need_denoiser(self) -> ComponentSpec:
         """Return the denoiser; raise an error that says what is missing."""

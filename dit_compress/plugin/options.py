@@ -24,6 +24,11 @@ class Options(BaseModel):
         return ()
 
     @property
+    def reads_data(self) -> Literal["no", "if any", "yes"]:
+        """Whether these options make a step read the recipe's data, where the plugin does not (``Plugin.data``)."""
+        return "no"
+
+    @property
     def caption_width(self) -> int | None:
         """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
         return None
@@ -72,7 +77,7 @@ class Plugin:
     slots: bundles a step reads besides ``input`` (each an earlier step's name or a path); ``needs`` of the
         options names those that they can't do without.
     world: ``all`` for a step that trains on every process, or a part that makes its step one; ``one`` for any other.
-    data: whether a step reads the recipe's data.
+    data: whether a step reads the recipe's data, whatever its options say (``Options.reads_data``).
     quality: an evaluation's metric by which the report compares models; more is better.
     headline: the metric that it shows first; ``quality`` if absent.
     curves: the file of JSON lines that a tracker writes into the step's folder, for the report.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
+from dit_compress.report.trials import Trials, read_trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -97,6 +98,7 @@ class Step:
     curves: tuple[Series, ...] = ()
     videos: tuple[Video, ...] = ()
     pruning: Pruning | None = None
+    trials: Trials | None = None
     manifest: dict[str, Any] | None = None
 
     @property
@@ -176,6 +178,7 @@ def read_step(folder: Path) -> Step:
         curves=read_curves(folder / record["curves"]) if record.get("curves") else (),
         videos=read_videos(folder / files["videos"]) if "videos" in files else (),
         pruning=read_pruning(folder),
+        trials=read_trials(folder / files["trials"]) if "trials" in files else None,
         manifest=read_manifest(folder),
     )
 

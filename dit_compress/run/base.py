@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.model.bundle import COMPONENTS
@@ -27,7 +28,7 @@ class BaseStep:
     def plan(self, spec: Spec) -> Spec:
         """Describe the components; no weights are made."""
         with empty_weights():
-            return Spec(video=spec.video, **self._create()[1])
+            return replace(spec, **self._create()[1])
 
     def run(self, context: Context) -> Result:
         """Make the components and give them. The licence is the recipe's, else the model's own."""

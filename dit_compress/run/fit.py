@@ -38,7 +38,7 @@ def need(node: Node, recipe: Recipe) -> None:
     for slot in node.needs:
         if slot not in node.inputs:
             raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
-    if node.reads_data and recipe.data is None:
+    if node.needs_data and recipe.data is None:
         raise UserError(f"step {node.name!r} needs clips", mend="Name a 'data' source in the recipe")
     trains = any(part.kind == "distill" for part in node.inner)
     if trains and not _has_text(node.inputs.get("input"), recipe):

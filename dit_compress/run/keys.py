@@ -62,7 +62,12 @@ class Node:
     @property
     def reads_data(self) -> bool:
         """True where the data manifest belongs to the key."""
-        return any(part.plugin.data for part in self.inner)
+        return self.needs_data or any(part.options.reads_data == "if any" for part in self.inner)
+
+    @property
+    def needs_data(self) -> bool:
+        """True where the step can't do without data."""
+        return any(part.plugin.data or part.options.reads_data == "yes" for part in self.inner)
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -75,7 +80,8 @@ class Node:
             isinstance(part.options, DistillOptions) and (part.options.validation or part.options.watch)
             for part in self.inner
         )
-        return ("train", "test") if looks else ("train",)
+        measures = any(part.options.reads_data == "yes" for part in self.inner)
+        return ("train", "test") if looks or measures else ("train",)
 
     def build(self) -> Any:
         """Construct the step with its options."""

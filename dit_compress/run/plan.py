@@ -57,7 +57,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
                 check_parts(part.options, processes)
             if node.kind == "distill" and before is not None:
                 _check_slots(node, before, specs, encoders, recipe)
-            after = _planned(node, before or Spec(video=recipe.video))
+            after = _planned(node, before or Spec(video=recipe.video, data=recipe.data is not None))
             encoders[node.name] = encoder_of(node, encoders, recipe.seed)
             figures[node.name] = (
                 figures[source]
@@ -156,7 +156,7 @@ def _spec_of(source: str, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | N
     if source in specs or not source:
         return specs.get(source)
     spec = Bundle.open(source).spec
-    return replace(spec, video=recipe.video or spec.video)
+    return replace(spec, video=recipe.video or spec.video, data=recipe.data is not None)
 
 
 def _consequence(node: Node, specs: Mapping[str, Spec], names: Set[str]) -> bool:

@@ -42,15 +42,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """One curve per level; per axis where they were measured so, and per block what its absence costs.
-
-    needs_measuring: they stand in, at plan time, for curves that are measured later.
-    """
+    """One curve per level; per axis where they were measured so, and per block what its absence costs."""
 
     levels: Mapping[str, Curve]
     axes: Mapping[str, Curve] = field(default_factory=dict)
     blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    needs_measuring: bool = False
 
     def level(self, name: str) -> Curve:
         """Return a level's curve; raise a UserError where there is none."""

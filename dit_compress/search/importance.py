@@ -1,4 +1,4 @@
-"""Importance of units from weights alone; pure functions of tensors."""
+"""Importance of units, from weights or from derivatives of a loss; pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -52,6 +52,14 @@ def _block_magnitude(module: nn.Module, axis: Axis) -> Tensor:
         for index, norm in found.items():
             scores[index].append(norm / mean)
     return torch.stack([torch.stack(own).mean() if own else torch.zeros(()) for own in scores])
+
+
+def taylor(slopes_SU: Tensor) -> Tensor:
+    """Return the root mean square over samples: ``[samples, units]`` → ``[units]``.
+
+    Squared per sample, since derivatives of both signs cancel in the sum over a trained model's samples.
+    """
+    return slopes_SU.square().mean(dim=0).sqrt()
 
 
 def top(scores: Tensor, count: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from dit_compress.data.samples import Samples
 from dit_compress.measure.figure3 import Settings, axes_of, opened, sensitivity
 from dit_compress.measure.memory import LiveBytes, peak_bytes, weight_bytes
 from dit_compress.measure.quality import data_grid, drift_grid, sigmas
-from dit_compress.measure.sensitivity import quality_curves, steps_of
+from dit_compress.measure.sensitivity import masked_loss, quality_curves, steps_of
 from dit_compress.model import flow
 from dit_compress.model.cut import compact
 from dit_compress.model.denoiser import Denoiser
@@ -130,7 +130,7 @@ def test_quality_is_that_of_the_compacted_model(name: str) -> None:
     denoiser = tiny_denoiser(name)
     levels = axes_of(denoiser, ("block", "head", "ffn"))
     grid = drift_grid(denoiser, denoiser.example_size, 2, Flow())
-    report = quality_curves(denoiser, levels, largest(denoiser), grid, (0.5,), each=True)
+    report = quality_curves(levels, largest(denoiser), masked_loss(denoiser, levels, grid), "drift", (0.5,), each=True)
     assert report["whole"] == {"drift": 0.0}
     for level, axes in levels.items():
         (row,) = report["levels"][level]

@@ -17,9 +17,18 @@ from dit_compress.measure.table import table_of
 from dit_compress.model.figures import count_flops, count_parameters
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.report.trials import read_trials
+from dit_compress.search.allocate import Question
 from dit_compress.search.budget import Price, flops_price, parameter_price
+from dit_compress.search.curves import default_curves
+from dit_compress.search.problem import SearchProblem
+from dit_compress.search.trial import Trial
 from dit_compress.step.context import Context
-from dit_compress_plugins.prune_trilevel import counts
+from dit_compress.structure.facts import Axis
+from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.train.healing import FlowMatching
+from dit_compress.train.loop import draw_batch
+from dit_compress_plugins.prune_trilevel import Budget, counts, evidence
 
 SIZE = (2, 2, 2)
 
@@ -30,8 +39,9 @@ def context(smoke: Path, tmp_path: Path) -> Context:
     return replace(made, record={"kind": "prune"})
 
 
-def prune(where: Context, search: Any = "magnitude", **options: Any) -> Any:
-    return part("prune", "trilevel", search=search, **options).run(where)
+def prune(where: Context, search: Any = "magnitude", *, budget: dict[str, Any]) -> Any:
+    """The step, by the formula unless the budget names other curves: measuring takes seconds."""
+    return part("prune", "trilevel", search=search, budget={"curves": "default", **budget}).run(where)
 
 
 def total(where: Context) -> tuple[float, int]:
@@ -48,7 +58,7 @@ def test_a_budget_of_flops_is_met_by_the_model_that_is_written(smoke: Path, tmp_
     flops = count_flops(result.bundle.denoiser(), SIZE)
     assert 0.99 * budget <= flops <= budget
     assert result.metrics["flops"] == flops
-    planned = part("prune", "trilevel", search="magnitude", budget={"flops": budget}).plan(
+    planned = part("prune", "trilevel", search="magnitude", budget={"flops": budget, "curves": "default"}).plan(
         replace(where.input.spec, video=where.video)
     )
     assert count_flops(planned.build_denoiser().to("meta"), SIZE) == flops
@@ -117,7 +127,8 @@ def cache_one(measure: Any) -> Any:
 def test_measured_curves_are_written_and_decide(smoke: Path, tmp_path: Path) -> None:
     where = context(smoke, tmp_path)
     budget = round(0.8 * total(where)[1])
-    result = prune(where, budget={"params": budget, "curves": "measured"})
+    result = prune(where, budget={"params": budget, "curves": None})
+    assert result.metrics["curves"] == "measured", "the default, where there is data"
     assert 0.99 * budget <= result.metrics["params_after"] <= budget
     report = json.loads((where.folder / result.files["sensitivity"]).read_text())
     assert report["quality"] == "flow_loss"
@@ -126,9 +137,103 @@ def test_measured_curves_are_written_and_decide(smoke: Path, tmp_path: Path) -> 
     again.folder.mkdir()
     path = str(where.folder / "sensitivity.json")
     assert prune(again, budget={"params": budget, "curves": path}).bundle.digest() == result.bundle.digest()
-    planned = part("prune", "trilevel", search="magnitude", budget={"params": budget, "curves": "measured"})
-    note = planned.plan(where.input.spec).notes[-1]
-    assert note.endswith("by default curves; sensitivity is measured when the step runs")
+    assert where.notes == []
+    planned = part("prune", "trilevel", search="magnitude", budget={"params": budget})
+    assert (
+        planned.plan(replace(where.input.spec, data=True))
+        .notes[-1]
+        .endswith("an estimate by the formula: what is measured when the step runs settles the allocation")
+    )
+    assert (
+        planned.plan(where.input.spec)
+        .notes[-1]
+        .endswith("; there is no data to measure sensitivity on: the budget is shared out by the paper's proportions")
+    )
+
+
+def test_points_of_the_curves_are_ranked_by_taylor(smoke: Path, tmp_path: Path, few: None) -> None:
+    """What a point of ``measured`` loses is what the masks of the best units by their derivatives lose."""
+    where = context(smoke, tmp_path)
+    denoiser = where.input.denoiser()
+    axes = tuple(axis for found in axes_of(denoiser, ("block", "head", "ffn")).values() for axis in found)
+    budget = Budget(params=1, heal={"steps": 2, "batch": 4, "lr": 1e-3})
+    with evidence.evidence(budget, denoiser, axes, where) as found:
+        heads = [axis for axis in axes if axis.level == "head"]
+        trial = Trial(FlowMatching(denoiser, found.text, where.input.flow), problem_of(denoiser, axes), batches(found))
+        slopes = trial.gradients()
+        kept = {}
+        for axis in heads:
+            order = slopes[axis.name].square().mean(dim=0).sqrt().argsort(descending=True)[:2]
+            kept[axis.name] = tuple(sorted(order.tolist()))
+        with masked(denoiser.module, heads, hard_masks(heads, kept, next(denoiser.parameters()))):
+            expected = found.grid("train").loss(denoiser)
+        rows = {row["removed"]: row["flow_loss"] for row in found.curves("measured")["levels"]["head"]}
+        recovered = found.curves("recovered")
+    assert rows[2] == expected
+    assert recovered["whole"]["flow_loss"] < evidence_loss(found, denoiser)
+    assert recovered["levels"].keys() == {"block", "head", "ffn"}
+
+
+def problem_of(denoiser: Any, axes: Any) -> SearchProblem:
+    return SearchProblem(denoiser, axes, {})
+
+
+def batches(found: Any) -> list[Any]:
+    return [draw_batch(found.samples, evidence.BATCH, found.context.seed, step) for step in range(evidence.BATCHES)]
+
+
+def evidence_loss(found: Any, denoiser: Any) -> float:
+    """The whole model's held-out loss, not healed."""
+    return found.grid("test").loss(denoiser)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less data to look at."""
+    monkeypatch.setattr(evidence, "SAMPLES", 4)
+    monkeypatch.setattr(evidence, "BATCHES", 2)
+    monkeypatch.setattr(evidence, "BATCH", 4)
+
+
+def test_whole_plans_of_every_family_are_tried(smoke: Path, tmp_path: Path, few: None) -> None:
+    """Every family is in the field, the one that stays has the least loss, is what was written, and always the same."""
+    where = context(smoke, tmp_path / "one")
+    budget = round(0.8 * total(where)[1])
+    asked = {"params": budget, "trials": {"plans": 20, "steps": 2}, "heal": {"batch": 4}}
+    result = prune(where, budget=asked)
+    field = json.loads((where.folder / result.files["trials"]).read_text())
+    names = {name for plan in field["plans"] for name in plan["family"].split(", ")}
+    pairs = {"block + head", "block + ffn", "head + ffn"}
+    assert names == {"block + head + ffn", *pairs, "block alone", "head alone", "ffn alone", "paper's proportions"}
+    assert (field["none"], field["steps"], field["budget"]) == ([], 2, budget)
+    assert all(plan["cost"] <= budget for plan in field["plans"])
+    (chosen,) = (plan for plan in field["plans"] if plan["chosen"])
+    rounds = len(chosen["losses"])
+    assert chosen["losses"][-1] == min(plan["losses"][-1] for plan in field["plans"] if len(plan["losses"]) == rounds)
+    assert chosen["losses"][-1] == min(loss for plan in field["plans"] for loss in plan["losses"])
+    assert result.metrics["params_after"] == chosen["cost"]
+    structure = result.bundle.denoiser().structure()
+    assert chosen["counts"] == {
+        "block": [structure.main.length, 4],
+        "head": [structure.attentions[0].heads, 4],
+        "ffn": [structure.feed_forwards[0].width, 128],
+    }
+    with evidence.evidence(Budget(**asked), where.input.denoiser(), *field_of(where, budget)[:1], where) as found:
+        again = found.trials(field_of(where, budget)[1], 2, 20)[1]
+    assert again == field
+    ranked = read_trials(where.folder / "trials.json").ranked
+    assert ranked[0].chosen
+    assert [len(plan.losses) for plan in ranked] == sorted(
+        (len(plan["losses"]) for plan in field["plans"]), reverse=True
+    )
+
+
+def field_of(where: Context, budget: int) -> tuple[tuple[Axis, ...], Question]:
+    """The axes, and what the step asks of them."""
+    denoiser = where.input.denoiser()
+    axes = tuple(axis for found in axes_of(denoiser, ("block", "head", "ffn")).values() for axis in found)
+    price = parameter_price(denoiser.module, axes)
+    return axes, Question(axes, {"block": 1, "head": 1, "ffn": 8}, price, default_curves(price, axes), budget)
 
 
 def test_curves_that_make_heads_free_take_heads(smoke: Path, tmp_path: Path) -> None:
@@ -180,9 +285,13 @@ def test_widths_of_each_block(smoke: Path, tmp_path: Path, search: str) -> None:
     [
         ({}, "give one of 'params', 'flops', 'latency', not none"),
         ({"params": 5, "flops": 6.0}, "give one of 'params', 'flops', 'latency', not params and flops"),
-        ({"params": 5, "heterogeneous": True}, "'heterogeneous' needs curves of each axis: set 'curves' to 'measured'"),
+        (
+            {"params": 5, "heterogeneous": True, "curves": "default"},
+            "'heterogeneous' needs curves of each axis: set 'curves' to 'measured'",
+        ),
         ({"latency": {"seconds": 0}}, "seconds"),
         ({"params": 5, "levels": []}, "levels"),
+        ({"params": 5, "heterogeneous": True, "trials": {}}, "'trials' are of plans with equal widths"),
     ],
 )
 def test_options_that_contradict_each_other(budget: dict[str, Any], message: str) -> None:

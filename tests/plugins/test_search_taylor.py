@@ -10,10 +10,10 @@ from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, latents_in, 
 
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.search.importance import taylor
 from dit_compress.search.trial import Trial, trial
 from dit_compress.structure.masks import masked
 from dit_compress.testing.models import MODELS, tiny_denoiser
-from dit_compress_plugins.search_taylor.search import importance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def test_importance_by_hand() -> None:
     """Derivatives 3 and -3 would cancel in a sum; their root mean square is 3. Of 1 and 7 it is 5."""
-    assert importance(torch.tensor([[3.0, 1.0, 0.0], [-3.0, 7.0, 0.0]])).tolist() == [3.0, 5.0, 0.0]
+    assert taylor(torch.tensor([[3.0, 1.0, 0.0], [-3.0, 7.0, 0.0]])).tolist() == [3.0, 5.0, 0.0]
 
 
 def mean_slopes(measured: Trial) -> dict[str, Tensor]:

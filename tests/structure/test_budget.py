@@ -23,6 +23,7 @@ from dit_compress.recipe import make_part
 from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, counts_of, proportional, thinned
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curve, Curves, curves_from_report, default_curves
+from dit_compress.search.field import PAPER, enter, families, halved
 from dit_compress.structure.facts import Axis, Stack
 from dit_compress.testing.models import MODELS, tiny_denoiser
 
@@ -231,6 +232,88 @@ def test_widths_of_each_block_are_the_best_of_all_plans(
 def test_widths_of_each_block_need_curves_of_each_axis() -> None:
     with pytest.raises(UserError, match=r"there is none for ffn:s.0.f. Measure them: dit-compress sensitivity --each"):
         allocate_each(asked(700))
+
+
+# ------------------------------------------------------------------ a field of plans
+
+
+def test_families_of_levels() -> None:
+    assert families(["block", "head", "head", "ffn"]) == [
+        ("block", "head", "ffn"), ("block", "head"), ("block", "ffn"), ("head", "ffn"), ("block",), ("head",), ("ffn",)
+    ]  # fmt: skip
+    assert families(["ffn", "ffn"]) == [("ffn",)]
+
+
+def listed(question: Question) -> dict[str, list[tuple[float, float]]]:
+    """Every plan by the family that it cuts: (price, what the curves expect)."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for blocks, heads, channels in itertools.product(range(1, 11), range(1, 5), range(2, 17, 2)):
+        kept = {"block": blocks / 10, "head": heads / 4, "ffn": channels / 16}
+        cut = [level for level, share in kept.items() if share < 1]
+        loss = sum(question.curves.levels[level](1 - share) for level, share in kept.items())
+        name = " + ".join(cut) if len(cut) > 1 else f"{''.join(cut)} alone"
+        found.setdefault(name, []).append((100 + blocks * (18 + 10 * heads + 2 * channels), loss))
+    return found
+
+
+@pytest.mark.parametrize("budget", [700.0, 760.0])
+def test_the_best_of_each_family_is_in_the_field(budget: float) -> None:
+    """Against every plan, one by one. Channels alone come down to 720 at least; blocks alone to 640, not to 700."""
+    question = asked(budget, curves=Curves({name: Curve(((1.0, loss),)) for name, loss in COSTS.items()}))
+    entrants, none = enter(question, 100)
+    assert none == (["ffn alone"] if budget == 700 else [])
+    best: dict[str, tuple[float, float]] = {}
+    for entrant in entrants:
+        price = HAND.of(HAND_AXES, first(dict(entrant.keep)))
+        for name in entrant.family.split(", "):
+            if name not in best or entrant.expected < best[name][1]:
+                best[name] = (price, entrant.expected)
+    plans = listed(question)
+    for name in plans.keys() - {*none, " alone"}:
+        near = [(price, loss) for price, loss in plans[name] if 0.99 * budget <= price <= budget]
+        highest = max(price for price, _ in plans[name] if price <= budget)
+        near = near or [pair for pair in plans[name] if pair[0] == highest]
+        assert best[name][0] <= budget, name
+        assert best[name][1] == pytest.approx(min(loss for _, loss in near)), name
+    assert best["block alone"][0] == {700: 640, 760: 730}[int(budget)]
+    assert 0.99 * budget <= best[PAPER][0] <= budget
+    assert len({tuple(entrant.keep.items()) for entrant in entrants}) == len(entrants)
+
+
+COSTS = {"block": 3.0, "head": 1.0, "ffn": 2.0}
+
+
+def test_a_small_field_has_the_best_of_the_families() -> None:
+    question = asked(700, curves=Curves({name: Curve(((1.0, loss),)) for name, loss in COSTS.items()}))
+    every, few = enter(question, 100)[0], enter(question, 3)[0]
+    assert few == every[:3]
+    assert few[0].expected == min(entrant.expected for entrant in every)
+
+
+def test_halving_finds_the_one_that_heals_best() -> None:
+    """Losses fall towards an end of their own; the one that ends lowest is not the lowest at first."""
+    ends = [0.9, 0.8, 0.95, 0.5, 0.85, 0.7, 0.99]
+    gaps = [0.0, 0.2, 0.0, 0.31, 0.3, 0.0, 0.0]
+    calls = [0] * len(ends)
+
+    def loss_of(which: int) -> float:
+        calls[which] += 1
+        return ends[which] + gaps[which] * 0.5 ** (calls[which] - 1)
+
+    left = {which: which for which in range(len(ends))}
+    rounds = halved(left, loss_of)
+    assert [sorted(losses) for losses in rounds] == [[0, 1, 2, 3, 4, 5, 6], [0, 2, 3, 5], [3, 5]]
+    assert left == {3: 3}
+    assert rounds[0][5] < rounds[0][3]
+    assert rounds[2][3] == pytest.approx(0.5 + 0.31 / 4)
+    assert calls == [2, 1, 2, 3, 1, 3, 1]
+
+
+def test_of_equals_the_first_stays() -> None:
+    left = {0: 1.0, 1: 1.0, 2: 1.0}
+    assert [len(losses) for losses in halved(left, float)] == [3, 2]
+    assert left == {0: 1.0}
+    assert halved({4: 2.0}, float) == [{4: 2.0}]
 
 
 # ------------------------------------------------------------------ curves

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Self
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, PositiveInt, WrapValidator, model_validator
 
@@ -32,6 +33,29 @@ class Latency(Options):
     machine: str | None = Field(None, description="The machine the table is for; this one if absent.")
 
 
+class Heal(Options):
+    """A short training by flow matching, equal for all that is compared."""
+
+    steps: int = Field(100, ge=1, description="Steps before a point of 'curves: recovered' is measured.")
+    lora: int | None = Field(None, ge=1, description="Rank of LoRA on the blocks' linears; all weights if absent.")
+    batch: int = Field(16, ge=1, description="Samples per step.")
+    lr: float = Field(5e-4, gt=0, description="Learning rate.")
+    muon_lr: float | None = Field(None, gt=0, description="Train the blocks' matrices with Muon at this rate.")
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        if self.lora is not None and find_spec("peft") is None:
+            raise ValueError("'lora' needs the package 'peft': run pip install \"dit-compress[lora]\"")
+        return self
+
+
+class Trials(Options):
+    """The best few plans of each family of levels, tried whole, healed and halved until one stays."""
+
+    plans: int = Field(12, ge=2, description="Plans that are tried.")
+    steps: int = Field(100, ge=1, description="Steps of healing in each round, as 'heal' says.")
+
+
 class Budget(Options):
     """A size, in one of three units; how it is shared between levels."""
 
@@ -44,10 +68,13 @@ class Budget(Options):
     size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
         None, description="Latent cells (T, H, W) of the call; those of the recipe's video if absent."
     )
-    curves: Annotated[str, File()] = Field(
-        "default",
-        description="Sensitivity: 'default', 'each' (that of each axis), 'measured' (when the step runs), or a path.",
+    curves: Annotated[str | None, File()] = Field(
+        None,
+        description="Sensitivity: 'measured' (at once, when the step runs), 'recovered' (after healing), 'default' or "
+        "'each' (a formula, of levels or axes), or a path. If absent: measured where there is data, else the formula.",
     )
+    heal: Heal = Field(Heal(), description="How 'curves: recovered' and 'trials' heal.")
+    trials: Trials | None = Field(None, description="Try whole plans of each family of levels.")
     heterogeneous: bool = Field(False, description="Widths of each block, from curves of each axis.")
 
     @model_validator(mode="after")
@@ -59,6 +86,8 @@ class Budget(Options):
             raise ValueError("'size' goes with 'flops' or 'latency': parameters do not depend on it")
         if self.heterogeneous and self.curves == "default":
             raise ValueError("'heterogeneous' needs curves of each axis: set 'curves' to 'measured' or to a report")
+        if self.heterogeneous and self.trials is not None:
+            raise ValueError("'trials' are of plans with equal widths: leave out 'heterogeneous'")
         return self
 
 
@@ -75,6 +104,15 @@ class TrilevelOptions(Options):
     budget: Budget | None = Field(None, description="The toolkit chooses the counts; met within 1% from below.")
     limit: Limit | None = Field(None, description="An upper bound to check.")
     search: Annotated[PartField, Slot("search")]
+
+    @property
+    def reads_data(self) -> Literal["no", "if any", "yes"]:
+        """Measuring does; of what is measured where there is data, the key has the data."""
+        if self.budget is None:
+            return "no"
+        if self.budget.trials is not None or self.budget.curves in ("measured", "recovered"):
+            return "yes"
+        return "if any" if self.budget.curves is None else "no"
 
     @model_validator(mode="after")
     def _levels_or_budget(self) -> Self:
@@ -96,6 +134,6 @@ def prune() -> Plugin:
         name="trilevel",
         options=TrilevelOptions,
         load="dit_compress_plugins.prune_trilevel.step:TrilevelPruning",
-        revision=2,
+        revision=3,
         summary="blocks, heads and FFN channels together",
     )

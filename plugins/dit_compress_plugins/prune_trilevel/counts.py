@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
-from dit_compress.measure.quality import data_grid
-from dit_compress.measure.sensitivity import quality_curves
 from dit_compress.measure.table import measured_table, read_table
 from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import make_part
 from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, settled_blocks, show, uneven
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curves, curves_from_report, default_curves
-from dit_compress.search.importance import magnitude, top
+from dit_compress.search.importance import magnitude
 from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
+from dit_compress_plugins.prune_trilevel.evidence import evidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from dit_compress.structure.facts import Axis, Granularity, Kept
     from dit_compress_plugins.prune_trilevel import Budget, TrilevelOptions
 
-SAMPLES = 64
-"""Clips on which sensitivity is measured."""
+MEASURED = ("measured", "recovered")
+"""Curves that look at data."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class Counts:
     axes: all that may be cut. keep: axis name → how many stay. num_parts: into how many parts a learned search
     may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
     files: name → JSON data that belongs beside the result. left_alone: levels of a default budget that found nothing.
+    curves: by which sensitivity a budget was shared out. estimated: it will be, by what is measured when the step runs.
+    each: every block has widths of its own.
     """
 
     axes: tuple[Axis, ...]
@@ -49,6 +50,9 @@ class Counts:
     price: Price | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
     left_alone: tuple[str, ...] = ()
+    curves: str = ""
+    estimated: bool = False
+    each: bool = False
 
     def kept(self, units: Kept) -> Kept:
         """Join a search's units with the blocks that were settled before."""
@@ -132,7 +136,9 @@ def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
     if budget is None or counts.price is None:
         return
     price, wanted = counts.price.of(counts.axes, kept), amount(budget, counts.price.of(counts.axes, {}))
-    if not SLACK * wanted <= price <= wanted * (1 + 1e-9):
+    # What was tried may be a coarse family's, and lie further below.
+    least = 0.0 if "trials" in counts.files else SLACK * wanted
+    if not least <= price <= wanted * (1 + 1e-9):
         raise UserError(
             f"the units that the search chose weigh {show(price, counts.price.unit)}, "
             f"the budget is {show(wanted, counts.price.unit)}: this model's blocks differ in size",
@@ -160,29 +166,63 @@ def _within(
     levels: Mapping[str, Granularity],
     counts: Counts,
 ) -> Counts:
-    axes, files = counts.axes, {}
+    axes = counts.axes
     price, table = _price(budget, denoiser, spec, place, axes)
-    if table is not None:
-        files["latency"] = table
-    curves, report = _curves(budget, denoiser, place, axes, price)
-    if report is not None:
-        files["sensitivity"] = report
+    word = curves_for(budget, spec)
+    looks = word in MEASURED or budget.trials is not None
     steps = {kind_of(name): level.multiple_of for name, level in levels.items()}
-    question = Question(axes, steps, price, curves, amount(budget, price.of(axes, {})))
-    counts = replace(counts, price=price, files=files)
-    if not budget.heterogeneous or curves.needs_measuring:
+    question = Question(axes, steps, price, _stated(word, price, axes), amount(budget, price.of(axes, {})))
+    files = {} if table is None else {"latency": table}
+    counts = replace(counts, price=price, files=files, curves=word, estimated=looks and place is None)
+    if place is None or not looks:
+        return _settled(budget, question, counts, _scores(denoiser, place))
+    return _measured(budget, question, counts, denoiser, place)
+
+
+def _measured(budget: Budget, question: Question, counts: Counts, denoiser: Denoiser, place: Workplace) -> Counts:
+    """Settle the counts by what data say: measured curves, and trials where they are asked for."""
+    if not isinstance(place, Context):
+        asked = "trials" if budget.trials else f"curves: {counts.curves}"
+        raise UserError(
+            f"'{asked}' looks at data, and a call without a recipe has none", mend="Give a report of curves"
+        )
+    files = dict(counts.files)
+    with evidence(budget, denoiser, counts.axes, place) as found:
+        if counts.curves in MEASURED:
+            files["sensitivity"] = found.curves(counts.curves)
+            question = replace(question, curves=curves_from_report(files["sensitivity"]))
+        counts = replace(counts, files=files)
+
+        def scores(axis: Axis) -> Sequence[float]:
+            return found.scores[axis.name].tolist()
+
+        settled = _settled(budget, question, counts, scores)
+        if budget.trials is None:
+            return settled
+        if settled.each:
+            place.say("no equal widths come within 1% of the budget: each block has its own, and no plans are tried")
+            return settled
+        keep, tried = found.trials(question, budget.trials.steps, budget.trials.plans)
+        blocks = settled_blocks(question, keep, scores)
+        return replace(counts, keep=keep, blocks=blocks, files={**files, "trials": tried})
+
+
+def _settled(budget: Budget, question: Question, counts: Counts, scores: Callable[[Axis], Sequence[float]]) -> Counts:
+    """Allocate by the question's curves: equal widths, or widths of each block where they are asked for or needed."""
+    axes = counts.axes
+    if not budget.heterogeneous or counts.estimated:
         try:
             keep = allocate(question)
         except UserError:
             if not uneven(question):
                 raise
-            question = replace(question, curves=default_curves(price, axes, each=True))
+            question = replace(question, curves=default_curves(question.price, axes, each=True))
         else:
-            return replace(counts, keep=keep, blocks=settled_blocks(question, keep, _scores(denoiser, place)))
+            return replace(counts, keep=keep, blocks=settled_blocks(question, keep, scores))
     plan = allocate_each(question)
     blocks = {axis.name: plan[axis.name] for axis in axes if axis.blocks}
     keep = {axis.name: len(plan.get(axis.name, range(axis.units))) for axis in axes}
-    return replace(counts, keep=keep, blocks=blocks)
+    return replace(counts, keep=keep, blocks=blocks, each=True)
 
 
 def _scores(denoiser: Denoiser, place: Workplace | None) -> Callable[[Axis], Sequence[float]]:
@@ -222,35 +262,20 @@ def _size_of(spec: Spec) -> tuple[int, int, int]:
     return spec.latent_size()
 
 
-def _curves(
-    budget: Budget, denoiser: Denoiser, place: Workplace | None, axes: Sequence[Axis], price: Price
-) -> tuple[Curves, dict[str, Any] | None]:
-    """Return the budget's curves; the default ones at plan time, where they are measured when the step runs."""
-    if budget.curves in ("default", "each"):
-        return default_curves(price, axes, each=budget.curves == "each"), None
-    if budget.curves != "measured":
-        return curves_from_report(read_json(Path(budget.curves)), budget.curves), None
-    if place is None:
-        return replace(default_curves(price, axes), needs_measuring=True), None
-    if not isinstance(place, Context):
-        raise UserError(
-            "'curves: measured' looks at data, and a call without a recipe has none", mend="Give a report of curves"
-        )
-    text = place.text()
-    grid = data_grid(place.latents("train", text), text, place.input.flow, SAMPLES)
-    by_level: dict[str, list[Axis]] = {}
-    for axis in axes:
-        by_level.setdefault(axis.level, []).append(axis)
+def curves_for(budget: Budget, spec: Spec) -> str:
+    """Return by which sensitivity a budget is shared out: the one it names, else measured where there is data."""
+    if budget.curves is not None:
+        return budget.curves
+    if spec.data and spec.latent is not None and spec.text is not None:
+        return "measured"
+    return "each" if budget.heterogeneous else "default"
 
-    def largest(some: Sequence[Axis], keep: Mapping[str, int]) -> Kept:
-        return {axis.name: top(magnitude(denoiser.module, axis), keep[axis.name]) for axis in some}
 
-    report = quality_curves(denoiser, by_level, largest, grid, each=budget.heterogeneous)
-    for rows in report["levels"].values():
-        for row in rows:
-            row.pop("kept")
-    report = place.world.agree(report)
-    return curves_from_report(report), report
+def _stated(word: str, price: Price, axes: Sequence[Axis]) -> Curves:
+    """Return the curves of a report, else those of the formula, which stand in for curves that are measured later."""
+    if word in ("default", "each", *MEASURED):
+        return default_curves(price, axes, each=word == "each")
+    return curves_from_report(read_json(Path(word)), word)
 
 
 def _explicit(level: Granularity, axis: Axis) -> int:

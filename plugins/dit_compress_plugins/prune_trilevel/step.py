@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dit_compress.step.context import Context
     from dit_compress.step.workplace import Workplace
     from dit_compress.structure.facts import Axis
-    from dit_compress_plugins.prune_trilevel import TrilevelOptions
+    from dit_compress_plugins.prune_trilevel import Budget, TrilevelOptions
     from dit_compress_plugins.prune_trilevel.counts import Counts
 
 
@@ -44,15 +44,16 @@ class TrilevelPruning:
         budget = self.options.budget
         if budget is not None:
             note = f"{note}: {described(counts)}"
-            if budget.curves == "measured":
-                note += ", by default curves; sensitivity is measured when the step runs"
-            note = "; ".join([note, *counts.left_alone])
+            if counts.estimated:
+                note += ", an estimate by the formula: what is measured when the step runs settles the allocation"
+            note = "; ".join([note, *unmeasured(budget, counts), *counts.left_alone])
         return replace(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, note))
 
     def run(self, context: Context) -> Result:
         """Prune the input's denoiser and write a bundle."""
         denoiser, spec = context.input.denoiser(), context.input.spec
-        entry, found = self.prune(denoiser, replace(spec, video=context.video or spec.video), context)
+        spec = replace(spec, video=context.video or spec.video, data="data" in context.parts)
+        entry, found = self.prune(denoiser, spec, context)
         given = context.give({"denoiser": denoiser.module}, log=[entry], metrics=found.metrics)
         return replace(given, files=found.files)
 
@@ -60,6 +61,8 @@ class TrilevelPruning:
         """Search, compact in place, prove on a recorded call. Works without a run, where nothing asks for data."""
         before = count_parameters(denoiser.module)
         counts = settle(self.options, denoiser, spec, place)
+        for note in unmeasured(self.options.budget, counts):
+            place.say(note)
         problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.num_parts, counts.blocks)
         selection = self.options.search.build().search(problem, place)
         place.world = place.world.disband()  # where the search had nothing to train
@@ -76,6 +79,7 @@ class TrilevelPruning:
             files[name] = f"{name}.json"
         metrics: dict[str, Any] = {"params_before": before, "params_after": after, "params_kept": after / before}
         metrics |= {"left_alone": list(counts.left_alone)} if counts.left_alone else {}
+        metrics |= {"curves": counts.curves} if counts.curves else {}
         if counts.price is not None and counts.price.unit != "parameters":
             metrics[counts.price.unit.lower()] = counts.price.of(counts.axes, kept)
         return entry, Result(metrics=metrics, files=files)
@@ -90,6 +94,13 @@ class TrilevelPruning:
                 mend="Remove more, or raise 'limit'",
             )
         return params
+
+
+def unmeasured(budget: Budget | None, counts: Counts) -> list[str]:
+    """Say that a budget is shared out by the formula, where that is for want of data."""
+    if budget is None or budget.curves is not None or counts.estimated or counts.curves not in ("default", "each"):
+        return []
+    return ["there is no data to measure sensitivity on: the budget is shared out by the paper's proportions"]
 
 
 def described(counts: Counts) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.search.importance import top
+from dit_compress.search.importance import taylor, top
 from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.search.trial import trial
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dit_compress.step.context import Context
     from dit_compress_plugins.search_taylor import TaylorOptions
 
@@ -24,16 +22,8 @@ class TaylorSearch:
     def search(self, problem: SearchProblem, context: Context) -> Selection:
         """Rank within each axis."""
         with trial(problem, context, self.options.objective, self.options) as measured:
-            scores = {name: importance(slopes) for name, slopes in measured.gradients().items()}
+            scores = {name: taylor(slopes) for name, slopes in measured.gradients().items()}
         kept = {name: top(score, problem.keep[name]) for name, score in scores.items()}
         return Selection(
             {**kept, **problem.fixed}, {"scores": {name: score.tolist() for name, score in scores.items()}}
         )
-
-
-def importance(slopes_SU: Tensor) -> Tensor:
-    """Return the root mean square over samples: ``[samples, units]`` → ``[units]``.
-
-    Squared per sample, since derivatives of both signs cancel in the sum over a trained model's samples.
-    """
-    return slopes_SU.square().mean(dim=0).sqrt()
