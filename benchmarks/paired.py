@@ -197,13 +197,13 @@ class Table:
         for arm, paper in self.paper.items():
             cells = [_cell([row[arm][name] for row in rows], digits) for name, digits in self.measures.items()]
             lines.append(_row(arm, *cells, paper))
-        lines += ["", self.note, ""]
-        lines += (
-            _row("claim", "by", "mean advantage", "95% interval", "corrected p (of the sign seen)", "verdict"),
-            "|---" * 6 + "|",
-        )
-        lines += [_sentence(verdict) for verdict in verdicts]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, "", self.note, "", claims_table(verdicts)]) + "\n"
+
+
+def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
+    """Format every claim with its interval, p and verdict."""
+    head = _row("claim", "by", "mean advantage", "95% interval", "corrected p (of the sign seen)", "verdict")
+    return "\n".join([head, "|---" * 6 + "|", *(_sentence(verdict) for verdict in verdicts)])
 
 
 def _row(*cells: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paired import base_recipe, encode, link_cache, parameters, quality, run, shared, vae_of
+from paired import base_recipe, encode, link_cache, quality, run, shared, vae_of
 
 from dit_compress.core.files import read_json
 from dit_compress.core.randomness import Streams
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from paired import Row
     from torch import Tensor
 
-BLOCKS_LEFT = 0.75
-"""Table 4's size, as a share of the teacher's blocks."""
-LEVELS = {"trilevel": ["block", "head", "ffn"], "head": ["head"], "ffn": ["ffn"], "block": ["block"]}
-GROUPS = {"block": 2, "head": 4, "ffn": 8}
 GUIDANCE = 4
 PLAIN_STEPS = 4
 TIMED_BATCH, TIMED_ROUNDS = 8, 9
@@ -38,7 +34,7 @@ TIMED_BATCH, TIMED_ROUNDS = 8, 9
 
 
 def base(out: Path, sizes: dict[str, Any]) -> None:
-    """Make the clips, the VAE and its latents, for Tables 4, 5 and the sweep."""
+    """Make the clips, the VAE and its latents, for Table 5 and the sweep."""
     encode(run(out / "base", base_recipe(sizes), 1) / "vae" / "bundle")
 
 
@@ -83,7 +79,7 @@ def begun(vae: Path, folder: Path, model: Mapping[str, Any], text_width: int, se
 
 
 def trained(out: Path, sizes: dict[str, Any], seed: int) -> str:
-    """Train the seed's teacher, shared by Tables 4, 5 and the sweep; return its bundle's path."""
+    """Train the seed's teacher, shared by Table 5 and the sweep; return its bundle's path."""
     folder = out / f"seed{seed}" / "teacher"
     link_cache(out / "base", folder)
     vae = out / "base" / "run" / "steps" / "vae" / "bundle"
@@ -93,7 +89,7 @@ def trained(out: Path, sizes: dict[str, Any], seed: int) -> str:
 
 
 def flow_step(sizes: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Return a step of flow matching, from scratch or as fine-tuning."""
+    """Return a step of flow matching, from scratch."""
     return {"use": "flow", "guidance": GUIDANCE, **training(sizes, steps)}
 
 
@@ -129,32 +125,6 @@ def row_3(out: Path, sizes: dict[str, Any], seed: int, ratios: Sequence[str]) ->
     return found
 
 
-def row_4(out: Path, sizes: dict[str, Any], seed: int) -> Row:
-    """Prune the teacher by each choice of levels, fine-tune; train the small models from scratch."""
-    teacher, folder = trained(out, sizes, seed), out / f"seed{seed}" / "table4"
-    link_cache(out / "base", folder)
-    learned = {"steps": sizes["search"], "batch": sizes["batch"], "groups": GROUPS, "objective": {"use": "flow"}}
-    steps: list[dict[str, Any]] = []
-    for name, levels in LEVELS.items():
-        budget = {"params": target(sizes), "levels": levels}
-        prune = {"use": "trilevel", "budget": budget, "search": {"use": "groupwise", **learned}}
-        steps.append({"prune": prune, "name": f"{name}-pruned", "input": teacher})
-    tune = training(sizes, sizes["tune"])
-    for arm, pruned in {"kd": "trilevel", "head": "head", "ffn": "ffn", "block": "block"}.items():
-        affine = {"use": "affine", "alpha": 0.01, **tune}
-        steps.append({"distill": affine, "name": arm, "input": f"{pruned}-pruned", "teacher": teacher})
-    steps.append({"distill": flow_step(sizes, sizes["tune"]), "name": "no_kd", "input": "trilevel-pruned"})
-    vae = out / "base" / "run" / "steps" / "vae" / "bundle"
-    total = sizes["teacher"] + sizes["search"] + sizes["tune"]
-    for arm, model in (("shallow", shallow(sizes)), ("narrow", narrow(sizes))):
-        start = begun(vae, folder / "starts" / arm, model, sizes["text"], seed)
-        steps.append({"distill": flow_step(sizes, total), "name": arm, "input": start})
-    done = run(folder, {**shared(sizes), "seed": seed, "steps": steps}, 1)
-    arms = {arm: done / arm / "bundle" for arm in ("kd", "no_kd", "head", "ffn", "block", "shallow", "narrow")}
-    arms["teacher"] = Path(teacher)
-    return {arm: quality(bundle, {**sizes["guided"], "seed": seed}) for arm, bundle in arms.items()}
-
-
 def row_5(out: Path, sizes: dict[str, Any], seed: int, heads: Mapping[str, dict[str, Any]]) -> Row:
     """Distil the teacher to four steps against each discriminator."""
     teacher = trained(out, sizes, seed)
@@ -174,32 +144,6 @@ def student(out: Path, sizes: dict[str, Any], seed: int, teacher: str, head: dic
     distill = {**how, **sizes["adversarial"], "discriminator": head}
     step = {"distill": distill, "name": "student", "input": teacher, "teacher": teacher}
     return run(folder, {**shared(sizes), "seed": seed, "steps": [step]}, 1) / "student" / "bundle"
-
-
-# ------------------------------------------------------------------ models of Table 4
-
-
-def shallow(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Return the teacher with fewer blocks."""
-    return {**sizes["model"], "layers": round(BLOCKS_LEFT * sizes["model"]["layers"])}
-
-
-def target(sizes: dict[str, Any]) -> int:
-    """Count the parameters of the shallow model, and 0.4% more, so that heads alone come below it as well."""
-    return round(1.004 * parameters(shallow(sizes), sizes["text"]))
-
-
-def narrow(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Return a DiT as deep as the teacher with fewer heads: of all with as many parameters, the one most like it."""
-    model, most = sizes["model"], target(sizes)
-    found = []
-    for heads in range(1, model["heads"]):
-        least, next_one = (parameters({**model, "heads": heads, "ffn": ffn}, sizes["text"]) for ffn in (1, 2))
-        ffn = 1 + (most - least) // (next_one - least)
-        if ffn >= 1:
-            found.append((abs(ffn / heads - model["ffn"] / model["heads"]), heads, ffn))
-    _, heads, ffn = min(found)
-    return {**model, "heads": heads, "ffn": ffn}
 
 
 # ------------------------------------------------------------------ what is measured
