@@ -1,27 +1,17 @@
-"""Searches compared by what they prune, on the world of moving shapes: equal parameters, paired over seeds, corrected.
+"""Searches compared by what they prune: equal parameters, equal steps afterwards, paired over seeds, corrected.
 
-    python benchmarks/search_quality.py [--tier short] [--seeds 10] [--out runs/search_quality]
+    python benchmarks/search_quality.py [--teachers 3] [--students 3] [--workers 2] [--tier short] [--out runs/tables]
 
-For every seed a teacher is trained (seed of weights, order, noise); every arm prunes that teacher to the same
-number of parameters (6 of its 8 blocks' worth, within 1% from below), is measured, fine-tuned equally and shortly
-by flow matching, and measured again. Arms differ in the search, or in the levels it may cut:
+In the world of ``account.py``, whose teachers and pruned models it shares. The measure is *excess*, the loss above the
+best possible, after ``N`` steps of flow matching.
 
-    groupwise     learned masks, blocks, heads and FFN channels together: what the claims are about
-    magnitude, taylor, random            other searches over the same counts
-    depth_only (TinyFusion's setting), head_only, channel_only    learned masks over one level
+    all, block, head, ffn              a budget shared out by measured sensitivity: over all levels, over one
+    groupwise, magnitude, random       other searches than Taylor's, over the counts that ``all`` settled on
 
-Measures: the flow-matching loss on a fixed grid of held-out clips and noise levels, and attribute accuracy of
-generated videos read from their pixels; right after pruning and after fine-tuning. Also, for every seed, the
-regret of each search in a space that can be listed (5 of 8 blocks): (loss - best) / (worst - best).
-
-The claims stand below, before any run: by each measure at each time, ``groupwise`` is better than each other arm.
-A claim holds where the mean paired difference is in its favour and the exact one-sided sign-flip test over seeds
-has p < 0.05 after Holm's correction over all claims: with 24 claims that takes at least 9 seeds. Everything runs
-as recipes of the toolkit, so that a killed run goes on; ``--workers`` seeds at once, one thread each. The last line
-is one JSON object; a claim that fails is a result, and the exit status is 0.
-
-Tiers: ``short`` (the default; all seeds and claims, a small model), ``full`` (a larger model, trained longer: hours),
-``tiny`` (shows that the benchmark runs; nothing is learned).
+The claims stand below, before any run. A claim holds where the mean paired difference is in its favour and the exact
+one-sided sign-flip test has p < 0.05 after Holm's correction. For every teacher also the *regret* of each search in a
+space that can be listed (4 of 6 blocks): (loss - best) / (worst - best). Everything runs as recipes of the toolkit, so
+that a killed run goes on. The last line is one JSON object; a claim that fails is a result, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -34,152 +24,120 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import account
 import numpy as np
-from paired import base_recipe, encode, judge, link_cache, parameters, quality, run, shared, single_thread
+from paired import claims_table, interval, judge, run, single_thread
 
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import read_json
 from dit_compress.measure.figure3 import axes_of, opened
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
 from dit_compress.search.trial import trial
+from dit_compress.structure.edits import from_ranges
 
-ALL = ["block", "head", "ffn"]
-OTHERS = ("magnitude", "taylor", "random", "depth_only", "head_only", "channel_only")
-LEVELS = {"depth_only": ["block"], "head_only": ["head"], "channel_only": ["ffn"]}
-MEASURES = (("loss_pruned", -1), ("accuracy_pruned", 1), ("loss_tuned", -1), ("accuracy_tuned", 1))
-"""The measures compared, and which way is better."""
-CLAIMS = tuple(("groupwise", other, measure, better) for measure, better in MEASURES for other in OTHERS)
-"""Each: groupwise is better than this arm by this measure."""
-BLOCKS_LEFT = 6
-REGRET_BLOCKS = 5
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-TIERS: dict[str, dict[str, Any]] = {
-    "full": {
-        "model": {"preset": "small", "layers": 8, "heads": 16, "head_width": 12, "ffn": 576, "channels": 96},
-        "text": 96, "data": {"num_clips": 4000, "num_test": 128, "frames": 9, "size": [96, 96]},
-        "vae": {"steps": 1500}, "train": {"lr": 1e-3}, "teacher": 3000, "search": 200, "tune": 300, "batch": 32,
-        "score": {"num_captions": 64}, "groups": {"block": 2, "head": 4, "ffn": 8},
-    },
-    "short": {
-        "model": {
-            "preset": "small", "layers": 8, "heads": 16, "head_width": 8, "ffn": 384, "channels": 96,
-            "preconditioned": True,
-        },
-        "text": 64, "data": {"num_clips": 1000, "num_test": 64, "frames": 9, "size": [96, 96]},
-        "vae": {"steps": 300}, "train": {"lr": 2e-3, "muon_lr": 0.02}, "teacher": 400, "search": 50, "tune": 50,
-        "batch": 32, "score": {"num_captions": 24, "num_steps": 10}, "groups": {"block": 2, "head": 4, "ffn": 8},
-    },
-    "tiny": {
-        "model": {"preset": "tiny", "layers": 8, "heads": 16, "head_width": 4, "ffn": 192, "channels": 32},
-        "text": 16, "data": {"num_clips": 16, "num_test": 4, "frames": 9, "size": [64, 64]},
-        "vae": {"steps": 2, "widths": [8, 8, 8, 8], "blocks": 1, "pca_clips": 16}, "train": {"lr": 1e-3},
-        "teacher": 4, "search": 4, "tune": 2, "batch": 4, "score": {"num_captions": 2, "num_steps": 2},
-        "groups": {"block": 2, "head": 4, "ffn": 8},
-    },
-}  # fmt: skip
+    from paired import Row
+
+OTHERS = ("groupwise", "magnitude", "random")
+SINGLE = ("block", "head", "ffn")
+CLAIMS = (
+    *(("all", level, "excess", -1) for level in SINGLE),
+    ("groupwise", "taylor", "excess", -1),
+    *(("taylor", other, "excess", -1) for other in ("magnitude", "random")),
+)
+"""Each: the first is better than the second. ``taylor`` is ``all`` by another name: its counts, its search."""
+REGRET_BLOCKS = 4
+LEARNED = {"short": {"steps": 200, "batch": 64}, "full": {"steps": 400, "batch": 64}, "tiny": {"steps": 4, "batch": 4}}
+"""The training of a learned search, by tier."""
 
 
 def main() -> int:
     """Run what has not run, print the comparisons, and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("runs/search_quality"))
-    parser.add_argument("--tier", choices=TIERS, default="short")
+    parser.add_argument("--teachers", type=int, default=3)
+    parser.add_argument("--students", type=int, default=3, help="seeds of students, for each teacher")
+    parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="shared with tables.py --table 4")
+    parser.add_argument("--tier", choices=account.TIERS, default="short")
     parser.add_argument("--workers", type=int, default=2, help="seeds at once; each has one thread")
-    parser.add_argument("--arms", nargs="*", choices=OTHERS, default=list(OTHERS), help="compare with these only")
-    arguments = parser.parse_args()
-    sizes, out = TIERS[arguments.tier], arguments.out / arguments.tier
-    started = time.monotonic()
-    base = run(out / "base", base_recipe(sizes), arguments.workers)
-    encode(base / "vae" / "bundle")
-    with ProcessPoolExecutor(arguments.workers, get_context("spawn"), single_thread) as pool:
-        jobs = [pool.submit(one_seed, out, sizes, seed, tuple(arguments.arms)) for seed in range(arguments.seeds)]
-        rows, regrets = map(list, zip(*(job.result() for job in jobs), strict=True))
-    verdicts = judge(rows, [claim for claim in CLAIMS if claim[1] in arguments.arms])
-    show(rows, regrets, verdicts)
-    held = sum(verdict["held"] for verdict in verdicts)
-    mean = {name: round(float(np.mean([row[name] for row in regrets])), 4) for name in regrets[0]}
-    result = {"claims": len(verdicts), "claims_held": held, "regret": mean["groupwise"], "regrets": mean}
-    result |= {"seeds": arguments.seeds, "tier": arguments.tier, "minutes": round((time.monotonic() - started) / 60, 1)}
-    print(json.dumps(result))
+    given = parser.parse_args()
+    out, started = (given.out / f"mixture-{given.tier}").resolve(), time.monotonic()
+    pairs = [(first, second) for second in range(given.students) for first in range(given.teachers)]
+    with ProcessPoolExecutor(given.workers, get_context("spawn"), single_thread) as pool:
+        rows = [job.result() for job in [pool.submit(one_pair, out, given.tier, pair) for pair in pairs]]
+        jobs = [pool.submit(regret, out, given.tier, seed) for seed in range(given.teachers)]
+        regrets = [job.result() for job in jobs]
+    figures = {**found(rows, regrets), "tier": given.tier, "minutes": round((time.monotonic() - started) / 60, 1)}
+    print(json.dumps(figures))
     return 0
 
 
 # ------------------------------------------------------------------ what runs
 
 
-def one_seed(
-    out: Path, sizes: dict[str, Any], seed: int, others: tuple[str, ...]
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Run a seed; its arms' measures, and the regrets."""
-    arms, folder, vae = ("groupwise", *others), out / f"seed{seed}", out / "base" / "run" / "steps" / "vae" / "bundle"
-    link_cache(out / "base", folder)
-    steps = run(folder, seed_recipe(sizes, vae, seed, arms), 1)
-    row = {arm: figures(steps, arm, sizes["score"]) for arm in arms}
-    return row, regret(steps / "teacher" / "bundle", sizes, folder / "regret")
+def one_pair(out: Path, tier: str, seeds: tuple[int, int]) -> Row:
+    """Prune a teacher by every arm, train on equally; the excess of each."""
+    sizes = account.TIERS[tier]
+    steps = sizes["marks"][0]
+    shared = account.pruned(out, sizes, seeds)
+    row = {name: shared[account.arm(name, steps)] for name in ("all", *SINGLE)}
+    bundle = str(account.teacher(out, sizes, seeds[0]) / "teacher" / "bundle")
+    levels = counts(account.folder(out, seeds) / "all" / "run" / "steps" / "all" / "kept.json")
+    recipe: list[dict[str, Any]] = []
+    for name in OTHERS:
+        prune = {"use": "trilevel", "levels": levels, "search": search_of(name, tier)}
+        recipe.append({"prune": prune, "name": name, "input": bundle})
+        recipe += account.trained(name, name, [steps], sizes)
+    done = run(account.folder(out, seeds) / "searches", account.recipe(sizes, account.own_seed(seeds), recipe), 1)
+    row |= {name: account.metrics(done, account.step_name(name, steps)) for name in OTHERS}
+    return {**row, "taylor": row["all"]}
 
 
-def seed_recipe(sizes: dict[str, Any], vae: Path, seed: int, arms: tuple[str, ...]) -> dict[str, Any]:
-    """Make the recipe of a teacher and all arms of one seed. The VAE of the base is read from its bundle."""
-    train = {"use": "flow", "batch": sizes["batch"], "decay": 0.05, **sizes["train"]}
-    steps: list[dict[str, Any]] = [{"distill": {**train, "steps": sizes["teacher"], "ema": 0.99}, "name": "teacher"}]
-    steps[0]["input"] = str(vae.resolve())
-    for arm in arms:
-        budget = {"params": target(sizes), "levels": LEVELS.get(arm, ALL)}
-        prune = {"use": "trilevel", "budget": budget, "search": search_of(arm, sizes)}
-        steps.append({"prune": prune, "name": arm, "input": "teacher"})
-        steps.append({"distill": {**train, "steps": sizes["tune"]}, "name": f"{arm}-tuned", "input": arm})
-    return {**shared(sizes), "seed": seed, "steps": steps}
+def counts(kept: Path) -> dict[str, dict[str, int]]:
+    """Return what a pruning removed of each level, the same in every block, as options of that level."""
+    found = read_json(kept)
+    removed: dict[str, int] = {}
+    for axis in found["axes"]:
+        record = found["kept"].get(axis["name"])
+        removed[axis["level"]] = axis["units"] - len(from_ranges(record["units"])) if record else 0
+    return {level: {"remove": number} for level, number in removed.items() if number}
 
 
-def search_of(arm: str, sizes: dict[str, Any]) -> dict[str, Any]:
-    """Return the arm's search; the three that learn or look at data see as many samples."""
-    if arm in ("magnitude", "random"):
-        return {"use": arm}
-    if arm == "taylor":
-        return {"use": "taylor", "batches": sizes["search"], "batch": sizes["batch"]}
-    learned = {"steps": sizes["search"], "batch": sizes["batch"], "groups": sizes["groups"]}
-    return {"use": "groupwise", "objective": {"use": "flow"}, **learned}
-
-
-def target(sizes: dict[str, Any]) -> int:
-    """Count the parameters with ``BLOCKS_LEFT`` blocks, and 0.4% more, so that heads alone come below it as well."""
-    return round(1.004 * parameters({**sizes["model"], "layers": BLOCKS_LEFT}, sizes["text"]))
+def search_of(name: str, tier: str) -> dict[str, Any]:
+    """Return an arm's search."""
+    if name != "groupwise":
+        return {"use": name}
+    return {"use": "groupwise", "objective": {"use": "flow"}, **LEARNED[tier]}
 
 
 # ------------------------------------------------------------------ what is measured
 
 
-def figures(steps: Path, arm: str, score: dict[str, Any]) -> dict[str, float]:
-    """Return the four measures and the parameters of an arm."""
-    found: dict[str, float] = {}
-    for when, bundle in (("pruned", arm), ("tuned", f"{arm}-tuned")):
-        measured = quality(steps / bundle / "bundle", score)
-        found |= {f"{name}_{when}": measured[name] for name in ("loss", "accuracy")}
-        found["params"] = measured["params"]
-    return found
-
-
-def regret(teacher: Path, sizes: dict[str, Any], folder: Path) -> dict[str, float]:
+def regret(out: Path, tier: str, seed: int) -> dict[str, float]:
     """Return per search how much of the spread between the best and the worst choice of blocks its choice gives away.
 
     Every choice is measured on the same batches, which none of the searches has seen.
     """
-    context, denoiser = opened(str(teacher), folder)
+    sizes = account.TIERS[tier]
+    bundle, folder = account.teacher(out, sizes, seed) / "teacher" / "bundle", out / f"teacher{seed}" / "regret"
     folder.mkdir(parents=True, exist_ok=True)
+    context, denoiser = opened(str(bundle), folder)
     axes = tuple(axes_of(denoiser, ["block"])["block"])
     problem = SearchProblem(denoiser, axes, {axis.name: REGRET_BLOCKS for axis in axes})
-    chosen = {}
-    for name in ("groupwise", "magnitude", "taylor", "random", "greedy"):
-        few = {"batches": 4, "batch": sizes["batch"]} if name == "greedy" else {}
-        part = make_part(
-            "search", {**search_of(name if name != "greedy" else "random", sizes), "use": name, **few}, installed()
-        )
-        chosen[name] = part.build().search(problem, context).kept[axes[0].name]
+    few = {"batches": 4, "batch": sizes["batch"]}
+    asked = {name: search_of(name, tier) for name in OTHERS} | {"taylor": {"use": "taylor"}}
+    asked["greedy"] = {"use": "greedy", **few}
+    chosen = {
+        name: make_part("search", given, installed()).build().search(problem, context).kept[axes[0].name]
+        for name, given in asked.items()
+    }
     context.seed += 10**6
-    judge_by = make_part("search", {"use": "exhaustive", "batches": 4, "batch": sizes["batch"]}, installed()).options
+    judge_by = make_part("search", {"use": "exhaustive", **few}, installed()).options
     with trial(problem, context, judge_by.objective, judge_by) as measured:
         every = itertools.combinations(range(axes[0].units), REGRET_BLOCKS)
         losses = {units: measured.loss({axes[0].name: units}) for units in every}
@@ -190,23 +148,30 @@ def regret(teacher: Path, sizes: dict[str, Any], folder: Path) -> dict[str, floa
 # ------------------------------------------------------------------ what follows
 
 
-def show(rows: list[Any], regrets: list[Any], verdicts: list[dict[str, Any]]) -> None:
-    """Print the means per arm, regrets, and every claim."""
-    names = [measure for measure, _ in MEASURES]
-    print(f"{'arm':14}{'parameters':>12}" + "".join(f"{name:>17}" for name in names))
+def found(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Print the means, the regrets and every claim; return the figures."""
     for arm in rows[0]:
-        means = [np.mean([row[arm][name] for row in rows]) for name in names]
-        print(f"{arm:14}{rows[0][arm]['params']:12,.0f}" + "".join(f"{mean:17.4f}" for mean in means))
-    for name in regrets[0]:
-        print(f"regret of {name:14} {np.mean([row[name] for row in regrets]):.3f} of the spread")
-    for verdict in verdicts:
-        verdict_word = "held    " if verdict["held"] else "NOT HELD"
-        spread = f"{verdict['mean']:+.4f} [{verdict['low']:+.4f}, {verdict['high']:+.4f}]"
-        print(
-            f"{verdict_word} groupwise over {verdict['other']:13} by {verdict['measure']:16} {spread}, "
-            f"p {verdict['corrected']:.4f}"
-        )
+        print(f"{arm:10} excess {account.shown([row[arm]['excess'] for row in rows])}")
+    mean = {name: round(float(np.mean([row[name] for row in regrets])), 4) for name in regrets[0]}
+    for name, value in mean.items():
+        print(f"regret of {name:10} {value:.3f} of the spread")
+    verdicts = judge(rows, CLAIMS)
+    print(claims_table(verdicts))
+    best = min(SINGLE, key=lambda level: np.mean([row[level]["excess"] for row in rows]))
+    figures: dict[str, Any] = {"pairs": len(rows), "claims": len(CLAIMS)}
+    figures |= {word: sum(verdict[word] for verdict in verdicts) for word in ("held", "reversed")}
+    for name, first, other in (
+        ("all_levels_minus_best_single", "all", best),
+        ("groupwise_minus_taylor", "groupwise", "taylor"),
+    ):
+        gap = interval(np.array([row[first]["excess"] - row[other]["excess"] for row in rows]))
+        figures |= {name: round(gap["mean"], 5), f"{name}_half": round(gap["high"] - gap["mean"], 5)}
+    return {**figures, "best_single": best, "regret": mean["groupwise"], "regrets": mean}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)

@@ -102,7 +102,9 @@ def test_every_claim_of_table_4_is_about_arms_that_run_and_can_hold(question, ti
 
 def test_the_questions_of_table_4_are_judged_apart() -> None:
     """Pruned by 0.1 better at equal further steps; worse by 0.1 than a small model trained as long as both together."""
-    rows = [pair({2: 0.3 + seed / 100, 4: 0.2}, {2: 0.4 + seed / 100, 4: 0.3, 12: 0.2 + seed / 100}) for seed in range(9)]
+    rows = [
+        pair({2: 0.3 + seed / 100, 4: 0.2}, {2: 0.4 + seed / 100, 4: 0.3, 12: 0.2 + seed / 100}) for seed in range(9)
+    ]
     more, total = (account.verdict(question, rows, SIZES) for question in ("more", "total"))
     assert [found["held"] for found in more] == [True] * 4 + [False] * 4
     assert [found["mean"] for found in more] == pytest.approx([0.1] * 4 + [0.0] * 4)
