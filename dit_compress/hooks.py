@@ -100,6 +100,7 @@ What a plugin meets:
     DistillStep     The engine's own work around a distiller's objective                   train/base.py
     Role            A module with a part in training, and its rate                          train/objective.py
     Phase           One update: which roles move, by which loss                             train/objective.py
+    Weighing        Terms of a loss whose gradients are measured, to weigh them             train/objective.py
     Batch           Samples, captions, and their streams                                    train/objective.py
     ExportStep      The engine's own work around an exporter's three methods                export/base.py
     Component       One network of a package, with typical inputs                           export/component.py
@@ -147,7 +148,7 @@ if TYPE_CHECKING:
     from dit_compress.step.world import World
     from dit_compress.structure.facts import Axis, Structure
     from dit_compress.train.base import DistillStep
-    from dit_compress.train.objective import Batch, Phase, Role
+    from dit_compress.train.objective import Batch, Phase, Role, Weighing
     from dit_compress.train.options import DistillOptions, TrainOptions
 
 _MODULES = {
@@ -168,7 +169,7 @@ _MODULES = {
     "step.world": ("World",),
     "structure.facts": ("Axis", "Structure"),
     "train.base": ("DistillStep",),
-    "train.objective": ("Batch", "Phase", "Role"),
+    "train.objective": ("Batch", "Phase", "Role", "Weighing"),
     "train.options": ("DistillOptions", "TrainOptions"),
 }
 MET = {name: module for module, names in _MODULES.items() for name in names}
@@ -180,8 +181,8 @@ __all__ = [
     "ExportStep", "Exporter", "File", "FirstFrameCodec", "Flow", "Granularity", "KindHooks", "Latent", "Model",
     "Objective", "Options", "Part", "PartField", "Phase", "Plugin", "Profile", "Result", "Role", "Runner", "Sampler",
     "Samples", "Search", "SearchProblem", "Selection", "Slot", "Spec", "Step", "Streams", "Structure", "Text",
-    "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError", "VideoOptions", "World", "hookimpl",
-    "hookspec",
+    "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError", "VideoOptions", "Weighing", "World",
+    "hookimpl", "hookspec",
 ]  # fmt: skip
 
 

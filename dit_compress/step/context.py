@@ -167,5 +167,5 @@ class Context(Workplace):
         if given != self.latent_shape():
             raise UserError(
                 f"the latents are {list(given)}, the recipe's video makes {list(self.latent_shape())}",
-                mend="Give 'frames' and 'size' of the clips that were encoded",
+                mend="Give 'frames' and 'size' of the clips that were encoded, and in the latent step as many channels",
             )

@@ -111,6 +111,7 @@ def test_the_manifest_changes_with_the_world(tmp_path: Path) -> None:
         ({"values": [6, 0]}, "0 words of attribute 2, which has 12: give 1 to 12"),
         ({"modes": 400}, "the means of 86400 modes are 5529600 numbers, more than 4000000"),
         ({"spread": 1}, "less than 1"),
+        ({"size": [0, 2]}, "greater than or equal to 1"),
     ],
 )
 def test_what_can_not_be_is_refused(options: dict[str, Any], message: str) -> None:

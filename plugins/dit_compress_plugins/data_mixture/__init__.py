@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,8 @@ WORDS = (
 MOST_NUMBERS = 4_000_000
 """Of all modes' means together: they are held in memory, and compared with every latent."""
 
+Cells = Annotated[int, Field(ge=1, le=1024)]
+
 
 class MixtureOptions(VideoOptions):
     """The mixture, and how much is drawn of it.
@@ -35,7 +37,7 @@ class MixtureOptions(VideoOptions):
     """
 
     frames: int = Field(1, ge=1, le=64)
-    size: tuple[int, int] = (2, 2)
+    size: tuple[Cells, Cells] = (2, 2)
     channels: int = Field(16, ge=1, le=1024)
     values: tuple[int, ...] = Field((6, 6, 6), min_length=1, max_length=len(WORDS))
     modes: int = Field(4, ge=1, le=4096)
