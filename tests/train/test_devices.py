@@ -113,8 +113,8 @@ def searched(name: str, notes: Path) -> MaskedObjective:
     levels = [part("granularity", level, remove=1) for level in ("block", "head", "ffn")]
     axes = tuple(axis for level in levels for axis in level.axes(inner.student.structure()))
     problem = SearchProblem(inner.student, axes, {axis.name: axis.units - 1 for axis in axes}, {}, {})
-    search = part("search", "groupwise", steps=100, batch=2, objective={"use": "flow"})
-    logits = CandidateLogits({axis.name: search.cut(axis, problem) for axis in axes}, 0.1, 0)
+    search = part("search", "groupwise", steps=100, batch=2, objective={"use": "flow"}, lora=None)
+    logits = CandidateLogits({axis.name: search.cut(axis, problem, torch.ones(axis.units)) for axis in axes}, 0.0, 0)
     return MaskedObjective(inner, problem, logits, search.options, notes)
 
 
