@@ -62,6 +62,23 @@ class Trial:
                 found[name].append(torch.zeros_like(mask) if slope is None else slope * size)
         return {name: torch.cat(rows).detach() for name, rows in found.items()}
 
+    def weight_gradients(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Differentiate each batch's loss by the parameters of these names, zero where the loss has none of one."""
+        weights = {name: self.module.get_parameter(name) for name in names}
+        for batch in self.batches:
+            for weight in weights.values():
+                weight.requires_grad_(True)
+            try:
+                with torch.enable_grad(), masked(self.module, self.axes, hard_masks(self.axes, self.fixed, self._like)):
+                    found = torch.autograd.grad(self._loss(batch), list(weights.values()), allow_unused=True)
+            finally:
+                for weight in weights.values():
+                    weight.requires_grad_(False)
+            yield {
+                name: torch.zeros_like(weight) if slope is None else slope
+                for (name, weight), slope in zip(weights.items(), found, strict=True)
+            }
+
     def _loss(self, batch: Batch) -> Tensor:
         return self.objective.loss(self.objective.phases[0], batch)["loss"]
 
