@@ -87,16 +87,28 @@ class Trial:
 def trial(problem: SearchProblem, context: Context, objective: Part, options: ProbeOptions) -> Iterator[Trial]:
     """Give a trial of the problem's denoiser; the whole model is the teacher of objectives that have one.
 
-    The denoiser is in evaluation mode inside; it is left frozen, its weights untouched.
+    The denoiser is in evaluation mode inside, on the step's device; it is left frozen, its weights untouched.
     """
     student, text = problem.denoiser, context.text()
     training = student.training
     built = objective.build().objective(context, student, shared_copy(student), text)
-    for role in built.roles.values():
-        role.module.requires_grad_(requires_grad=False).eval()
-    samples = context.latents("train", text)
-    batches = [draw_batch(samples, options.batch, context.seed, step) for step in range(options.batches)]
+    samples, device = context.latents("train", text), context.world.device
+    batches = [draw_batch(samples, options.batch, context.seed, step).to(device) for step in range(options.batches)]
     try:
-        yield Trial(built, problem, batches)
+        with at_work(built, device):
+            yield Trial(built, problem, batches)
     finally:
         student.train(training)
+
+
+@contextmanager
+def at_work(objective: Objective, device: torch.device) -> Iterator[None]:
+    """Hold an objective's modules on a device, frozen and in evaluation mode; afterwards they lie on the CPU again."""
+    modules = [role.module for role in objective.roles.values()]
+    for module in modules:
+        module.requires_grad_(requires_grad=False).eval().to(device)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.to("cpu")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.search.trial import Trial
+from dit_compress.search.trial import Trial, at_work
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import draw_batch, fit
@@ -35,7 +35,8 @@ class Comparison:
         self.problem, self.context, self.options, self.by = problem, context, options, by
         self.text = context.text()
         samples = context.latents("test", self.text)
-        self.batches = [draw_batch(samples, by.batch, context.seed, step) for step in range(by.batches)]
+        device = context.world.device
+        self.batches = [draw_batch(samples, by.batch, context.seed, step).to(device) for step in range(by.batches)]
         self.heal_steps = round(by.heal * options.steps) if options.lora is not None else 0
 
     def better(self, start: Kept, result: Kept, name: str) -> tuple[Kept, dict[str, Any]]:
@@ -55,9 +56,7 @@ class Comparison:
         """Heal the model under a choice, if that is asked for, and return its held-out loss; nothing is left of it."""
         student, problem = self.problem.denoiser, self.problem
         objective = self.options.objective.build().objective(self.context, student, shared_copy(student), self.text)
-        with self.healed(objective, kept, name):
-            for role in objective.roles.values():
-                role.module.requires_grad_(requires_grad=False).eval()
+        with self.healed(objective, kept, name), at_work(objective, self.context.world.device):
             return Trial(objective, problem, self.batches).loss(kept)
 
     @contextmanager

@@ -74,7 +74,7 @@ class TorchPruningSearch:
         with trial(problem, context, options.objective, options.model_copy(update=alone)) as measured:
             for found in measured.weight_gradients(names):
                 for name, value in found.items():
-                    total[name] += (value.square() if squared else value) / len(measured.batches)
+                    total[name] += (value.square() if squared else value).cpu() / len(measured.batches)
         return total
 
     def score(self, axis: Axis, tensors: dict[str, Tensor], gradients: dict[str, Tensor] | None) -> Tensor:
