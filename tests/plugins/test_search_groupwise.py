@@ -20,6 +20,7 @@ from dit_compress.core.randomness import Streams
 from dit_compress.plugin.options import Options, Part, Plugin
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.run.keys import Node
 from dit_compress.search.importance import magnitude, top
 from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
@@ -525,3 +526,12 @@ def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:
     problem = problem_of(planted())
     whole = SearchProblem(problem.denoiser, problem.axes, {axis.name: axis.units for axis in problem.axes})
     assert search(tmp_path, whole, steps=2).kept == {axis.name: tuple(range(axis.units)) for axis in problem.axes}
+
+
+@pytest.mark.parametrize(
+    ("off", "splits"), [({}, ("train", "test")), ({"init": None}, ("train",)), ({"compare": None}, ("train",))]
+)
+def test_data_without_held_out_clips_is_refused_before_the_first_step(off: dict[str, None], splits: Any) -> None:
+    given = {"use": "trilevel", "levels": {"head": {"remove": 1}}}
+    part = make_part("prune", {**given, "search": {"use": "groupwise", "objective": "flow", **off}}, installed())
+    assert Node("pruned", "prune", {"step": part}).splits == splits
