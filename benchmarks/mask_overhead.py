@@ -104,12 +104,12 @@ def made_steps(arguments: argparse.Namespace) -> dict[str, Callable[[int], Any]]
         return stepping(objective, part.options)
 
     def search(inner: str) -> Callable[[int], Any]:
-        asked = {"use": "groupwise", "batch": arguments.batch, "objective": inner, "steps": 10**6}
+        asked = {"use": "groupwise", "batch": arguments.batch, "objective": inner, "steps": 10**6, "lora": None}
         part = make_part("search", {**asked, "groups": {"ffn": 8}}, installed())
         student = maker.denoiser(copy.deepcopy(module))
         problem = problem_of(student)
-        cuts = {a.name: GroupwiseSearch(part.options).cut(a, problem) for a in problem.axes}
-        logits = CandidateLogits(cuts, 0.02, 0)
+        cuts = {a.name: GroupwiseSearch(part.options).cut(a, problem, torch.ones(a.units)) for a in problem.axes}
+        logits = CandidateLogits(cuts, 0.0, 0)
         objective = part.options.objective.build().objective(context, student, shared_copy(student), text)
         return stepping(MaskedObjective(objective, problem, logits, part.options, folder / "notes"), part.options)
 

@@ -76,8 +76,11 @@ def run(capsys: Any, monkeypatch: pytest.MonkeyPatch, *words: Any) -> tuple[int,
     ("old", "new", "message"),
     [
         ("steps: 2, batch: 4", "steps: 2, batch: 4_000_000_000", "{path}:7: step 'vae' needs at least "),
-        ("num_clips: 16, num_test: 4, frames: 9, size: [64, 64]",
-         "num_clips: 1_000_000, num_test: 4, frames: 121, size: [1024, 1024]", "{run}: the run needs at least "),
+        (
+            "num_clips: 16, num_test: 4, frames: 9, size: [64, 64]",
+            "num_clips: 1_000_000, num_test: 4, frames: 121, size: [1024, 1024]",
+            "{run}: the run needs at least ",
+        ),
     ],
 )
 def test_what_this_machine_can_not_hold(

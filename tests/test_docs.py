@@ -172,7 +172,9 @@ def test_the_page_names_every_protocol_of_the_engine() -> None:
         if any(ast.unparse(base) == "Protocol" for base in node.bases)
     }
     # Pruning: of the one plugin that a call without a recipe uses. Weightless: inside observation.
-    assert every - set(PLACES) == {"Pruning", "Rows", "Weightless"}, "add it to dit_compress/hooks.py, or to what is no plugin's business here"
+    assert every - set(PLACES) == {"Pruning", "Rows", "Weightless"}, (
+        "add it to dit_compress/hooks.py, or to what is no plugin's business here"
+    )
 
 
 def test_what_the_page_says_a_plugin_meets_is_there() -> None:

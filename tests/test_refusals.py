@@ -428,14 +428,20 @@ VIDEO = ("generate", "x", "--model", "nowhere", "--out")
     [
         ((*VIDEO, "folder"), "folder: this is a folder. Name a file"),
         ((*VIDEO, "file/v.mp4"), "file/v.mp4: can't be written: Not a directory. Name another place"),
-        ((*VIDEO, "/proc/1/none/v.mp4"), "/proc/1/none/v.mp4: can't be written: No such file or directory. Name another"),
+        (
+            (*VIDEO, "/proc/1/none/v.mp4"),
+            "/proc/1/none/v.mp4: can't be written: No such file or directory. Name another",
+        ),
         ((*VIDEO, "x" * 300), f"{'x' * 300}: can't be written: File name too long. Name another place"),
         ((*VIDEO, "v.mp4", "--fps", "1e12"), "Invalid value for '--fps'"),
         ((*VIDEO, "v.mp4", "--fps", "nan"), "Invalid value for '--fps'"),
         ((*VIDEO, "v.mp4", "--size", "0", "0"), "Invalid value for '--size'"),
         ((*VIDEO, "v.mp4", "--size", "-8", "8"), "Invalid value for '--size'"),
         (("play", "nowhere", "x", "--out", "folder"), "folder: this is a folder. Name a file"),
-        (("encode", SMOKE, "--vae", "nowhere", "--out", "/dev/null/x"), "/dev/null/x: can't be written: Not a directory"),
+        (
+            ("encode", SMOKE, "--vae", "nowhere", "--out", "/dev/null/x"),
+            "/dev/null/x: can't be written: Not a directory",
+        ),
         (("run", SMOKE, "--out", "file"), "file: this is a file. Name a folder"),
         (("prune", "folder", "--remove", "block=1", "--out", "file/x"), "file/x: can't be written: Not a directory"),
     ],

@@ -415,6 +415,35 @@ def test_the_page_shows_every_plan_that_was_tried(run: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("comparison", "said"),
+    [
+        (
+            {
+                "start": "taylor",
+                "kept": "result",
+                "same": False,
+                "healed": 50,
+                "losses": {"start": 1.01, "result": 0.98},
+            },
+            "On held-out data, each healed for 50 steps, the start (taylor) has a loss of 1.0100, the result of the "
+            "search 0.9800: the result stays.",
+        ),
+        (
+            {"start": "taylor", "kept": "start", "same": False, "healed": 0, "losses": {"start": 0.5, "result": 0.75}},
+            "On held-out data the start (taylor) has a loss of 0.5000, the result of the search 0.7500: the start stays.",
+        ),
+        ({"start": "magnitude", "kept": "start", "same": True}, "The search kept its start (magnitude)."),
+        ({}, None),
+    ],
+)
+def test_page_says_what_became_of_a_searchs_start(run: Path, comparison: dict[str, Any], said: str | None) -> None:
+    (path,) = run.rglob("search.json")
+    write(path, {**json.loads(path.read_text()), "comparison": comparison})
+    page = page_of(run)
+    assert (said in page) if said else ("the start" not in page and "its start" not in page)
+
+
 def test_page_loads_nothing(run: Path) -> None:
     page = page_of(run)
     assert not re.search(r"""(src|href|action|data|poster)\s*=\s*["']?\s*(https?:)?//""", page, re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from dit_compress.core.limits import MAX_CELLS
 from dit_compress.core.progress import say, speak
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.search.budget import Price
@@ -26,6 +27,9 @@ def inspect(
         tuple[int, int, int] | None,
         typer.Option(min=1, max=MAX_CELLS, help="Latent cells T H W that FLOPs are for; the smallest if absent."),
     ] = None,
+    peer: Annotated[
+        bool, typer.Option("--peer", help="Say where Torch-Pruning's own dependency graph agrees with these axes.")
+    ] = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Show what a model consists of: axes, parameters and FLOPs by component, what can be removed and what stays."""
@@ -34,13 +38,14 @@ def inspect(
     from dit_compress.pruning.target import empty_denoiser
 
     registry(plugin)
-    show(axes_table(empty_denoiser(target), size))
+    show(axes_table(empty_denoiser(target), size, peer=peer))
 
 
-def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None) -> Table:
+def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None, *, peer: bool = False) -> Table:
     """Lay out axes by component, those alike in one row: units, parameters and FLOPs of one call; what stays, and why.
 
     size_THW: latent cells of that call; the smallest example if None. A block's figures include its heads and channels.
+    peer: with what Torch-Pruning's graph says to each.
     """
     from dit_compress.model.figures import count_parameters
     from dit_compress.search.budget import axis_kind, classes, inside, parameter_price
@@ -56,7 +61,11 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None)
     title = f"{type(module).__name__}: {count_parameters(module):,} parameters"
     if totals[1] is not None:
         title += f"; {totals[1] / 1e9:,.3f} GFLOPs a call, latent {'x'.join(map(str, size))}"
-    columns = ("axis", "level", "units", "parameters/unit", "share", "MFLOPs/unit", "share")
+    columns = ["axis", "level", "units", "parameters/unit", "share", "MFLOPs/unit", "share"]
+    verdicts: Mapping[str, str] = {}
+    if peer:
+        verdicts, said = _peer(denoiser, axes)
+        columns, title = [*columns, "torch-pruning"], f"{title}\n{said}"
     table = Table(*columns, box=None, title_justify="left", title=title)
 
     def cells(each: list[float | None], count: int) -> list[str]:
@@ -75,7 +84,13 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None)
             whole = sum(price.blocks[axis.name]) + sum(price.units[one.name] * one.units for one in within)
             each.append(whole / axis.units)
         units = axis.units * len(alike)
-        table.add_row(_named(alike), axis.level, str(axis.units), *cells(each, units))
+        table.add_row(
+            _named(alike),
+            axis.level,
+            str(axis.units),
+            *cells(each, units),
+            *([_counted(alike, verdicts)] if peer else []),
+        )
     fixed = [None if price is None else price.fixed for price in prices]
     table.add_row("remainder", "–", "–", *cells(fixed, 1))
     for refusal in structure.refusals:
@@ -96,6 +111,21 @@ def _flops(denoiser: Denoiser, axes: Sequence[Axis], size: tuple[int, int, int])
         return flops_price(meta_copy(denoiser), axes, size)
     except (UserError, RuntimeError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _peer(denoiser: Denoiser, axes: Sequence[Axis]) -> tuple[Mapping[str, str], str]:
+    """Return what Torch-Pruning's graph says to each axis, and a line with the counts."""
+    from dit_compress.measure.peer import compare
+
+    say("tracing Torch-Pruning's graph")
+    verdicts, why = compare(denoiser, axes)
+    return verdicts, f"torch-pruning: {_counted(axes, verdicts)}{f'; it builds no graph ({why})' if why else ''}"
+
+
+def _counted(axes: Sequence[Axis], verdicts: Mapping[str, str]) -> str:
+    """Return ``agrees 18, differs 1``."""
+    found = Counter(verdicts[axis.name] for axis in axes)
+    return ", ".join(f"{verdict} {count}" for verdict, count in found.most_common())
 
 
 def _share(part: float | None, whole: float | None) -> str:

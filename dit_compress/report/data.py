@@ -57,12 +57,14 @@ class Pruning:
     """The decision of a prune step, and how the search came to it.
 
     kept: axis name → units that stay. snapshots: (search step, axis name → probability of each part to stay).
+    comparison: of a search's start with its result: which stays, the held-out loss of both.
     """
 
     axes: tuple[AxisLayout, ...]
     kept: dict[str, frozenset[int]]
     snapshots: tuple[tuple[int, dict[str, list[float]]], ...] = ()
     chosen: dict[str, list[float]] = field(default_factory=dict)
+    comparison: dict[str, Any] = field(default_factory=dict)
 
     def kept_units(self, axis: AxisLayout) -> frozenset[int]:
         """Return the units of an axis that stay; all where the plan does not name it."""
@@ -226,6 +228,7 @@ def read_pruning(folder: Path) -> Pruning | None:
         kept={name: units_of(record) for name, record in data["kept"].items()},
         snapshots=tuple((row["step"], row["keep"]) for row in history.get("probabilities", [])),
         chosen=history.get("chosen", {}),
+        comparison=history.get("comparison", {}),
     )
 
 

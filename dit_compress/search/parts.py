@@ -12,7 +12,7 @@ from dit_compress.search.importance import magnitude, top
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from dit_compress.search.problem import SearchProblem
     from dit_compress.structure.facts import Axis
@@ -42,13 +42,21 @@ def cut(order: Sequence[int], count: int, name: str) -> Parts:
 
 
 def complete(
-    module: nn.Module, axis: Axis, chosen: Iterable[Sequence[int]], keep: int, among: Sequence[int] | None = None
+    module: nn.Module,
+    axis: Axis,
+    chosen: Iterable[Sequence[int]],
+    keep: int,
+    among: Sequence[int] | None = None,
+    scores: Tensor | None = None,
 ) -> tuple[int, ...]:
-    """Choose exactly ``keep`` units: those of the chosen parts; magnitude fills what is missing (from ``among``)."""
+    """Choose exactly ``keep`` units: those of the chosen parts, and of the others (from ``among``) the best.
+
+    By ``scores``, or else by magnitude.
+    """
     kept = {unit for part in chosen for unit in part}
     missing = keep - len(kept)
     if missing > 0:
-        scores = magnitude(module, axis)
+        scores = magnitude(module, axis) if scores is None else scores.clone()
         scores[list(kept)] = -torch.inf
         if among is not None:
             scores[[unit for unit in range(axis.units) if unit not in set(among)]] = -torch.inf

@@ -62,6 +62,23 @@ class Trial:
                 found[name].append(torch.zeros_like(mask) if slope is None else slope * size)
         return {name: torch.cat(rows).detach() for name, rows in found.items()}
 
+    def weight_gradients(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Differentiate each batch's loss by the parameters of these names, zero where the loss has none of one."""
+        weights = {name: self.module.get_parameter(name) for name in names}
+        for batch in self.batches:
+            for weight in weights.values():
+                weight.requires_grad_(True)
+            try:
+                with torch.enable_grad(), masked(self.module, self.axes, hard_masks(self.axes, self.fixed, self._like)):
+                    found = torch.autograd.grad(self._loss(batch), list(weights.values()), allow_unused=True)
+            finally:
+                for weight in weights.values():
+                    weight.requires_grad_(False)
+            yield {
+                name: torch.zeros_like(weight) if slope is None else slope
+                for (name, weight), slope in zip(weights.items(), found, strict=True)
+            }
+
     def _loss(self, batch: Batch) -> Tensor:
         return self.objective.loss(self.objective.phases[0], batch)["loss"]
 
@@ -70,16 +87,28 @@ class Trial:
 def trial(problem: SearchProblem, context: Context, objective: Part, options: ProbeOptions) -> Iterator[Trial]:
     """Give a trial of the problem's denoiser; the whole model is the teacher of objectives that have one.
 
-    The denoiser is in evaluation mode inside; it is left frozen, its weights untouched.
+    The denoiser is in evaluation mode inside, on the step's device; it is left frozen, its weights untouched.
     """
     student, text = problem.denoiser, context.text()
     training = student.training
     built = objective.build().objective(context, student, shared_copy(student), text)
-    for role in built.roles.values():
-        role.module.requires_grad_(requires_grad=False).eval()
-    samples = context.latents("train", text)
-    batches = [draw_batch(samples, options.batch, context.seed, step) for step in range(options.batches)]
+    samples, device = context.latents("train", text), context.world.device
+    batches = [draw_batch(samples, options.batch, context.seed, step).to(device) for step in range(options.batches)]
     try:
-        yield Trial(built, problem, batches)
+        with at_work(built, device):
+            yield Trial(built, problem, batches)
     finally:
         student.train(training)
+
+
+@contextmanager
+def at_work(objective: Objective, device: torch.device) -> Iterator[None]:
+    """Hold an objective's modules on a device, frozen and in evaluation mode; afterwards they lie on the CPU again."""
+    modules = [role.module for role in objective.roles.values()]
+    for module in modules:
+        module.requires_grad_(requires_grad=False).eval().to(device)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.to("cpu")

@@ -63,9 +63,9 @@ def hard_masks(axes: Sequence[Axis], kept: Kept, like: Tensor) -> dict[str, Tens
     values = {}
     for axis in axes:
         if axis.name in kept:
-            value = torch.zeros(axis.units, dtype=like.dtype, device=like.device)
+            value = torch.zeros(axis.units)
             value[list(kept[axis.name])] = 1
-            values[axis.name] = value
+            values[axis.name] = value.to(like)
     return values
 
 

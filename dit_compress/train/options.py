@@ -35,6 +35,11 @@ class TrainOptions(Options):
     mends: ClassVar[Mapping[str, str]] = {}
     """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
 
+    @property
+    def held_out(self) -> bool:
+        """True where the step can't do without held-out data."""
+        return False
+
     @field_validator("accumulate")
     @classmethod
     def _whole_parts(cls, accumulate: int, info: ValidationInfo) -> int:
@@ -78,6 +83,11 @@ class DistillOptions(TrainOptions):
 
     validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
+
+    @property
+    def held_out(self) -> bool:
+        """True where it validates or watches."""
+        return self.validation is not None or self.watch is not None
 
     @field_validator("validation", "watch")
     @classmethod

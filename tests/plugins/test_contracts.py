@@ -31,6 +31,13 @@ class TestTaylor(SearchContract):
         return part("search", "taylor", batches=1, batch=4)
 
 
+class TestTorchPruning(SearchContract):
+    """Of gradients, on the drawn clips."""
+
+    def search(self) -> Any:
+        return part("search", "torch_pruning", importance="taylor", objective="flow", batches=1, batch=4)
+
+
 class TestHead(GranularityContract):
     def granularity(self) -> Any:
         return part("granularity", "head", remove=1)

@@ -252,7 +252,10 @@ HARMED = [
     (_config({"_class_name": 3}), "config.json: no config of a diffusers model"),
     (_config({"_class_name": "os"}), "has no class 'os'. Check '_class_name' in config.json"),
     (_config({"_class_name": "LTXPipeline"}), "has no class 'LTXPipeline'"),
-    (_config({"auto_map": {"AutoModel": "x.Y"}}), "config.json: it asks for code of its own ('auto_map'), which is never"),
+    (
+        _config({"auto_map": {"AutoModel": "x.Y"}}),
+        "config.json: it asks for code of its own ('auto_map'), which is never",
+    ),
     (_config({"num_layers": "3"}), "config.json: LTXVideoTransformer3DModel can't be made of this config: TypeError: "),
     (_config({"num_layers": 10**9}), "config.json: LTXVideoTransformer3DModel would have more than 30,000 modules"),
 ]

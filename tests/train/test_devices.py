@@ -25,6 +25,7 @@ from dit_compress.model.flow import Flow
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
+from dit_compress.search.trial import Trial
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.objective import Batch, Phase, Role
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
@@ -113,9 +114,27 @@ def searched(name: str, notes: Path) -> MaskedObjective:
     levels = [part("granularity", level, remove=1) for level in ("block", "head", "ffn")]
     axes = tuple(axis for level in levels for axis in level.axes(inner.student.structure()))
     problem = SearchProblem(inner.student, axes, {axis.name: axis.units - 1 for axis in axes}, {}, {})
-    search = part("search", "groupwise", steps=100, batch=2, objective={"use": "flow"})
-    logits = CandidateLogits({axis.name: search.cut(axis, problem) for axis in axes}, 0.1, 0)
+    search = part("search", "groupwise", steps=100, batch=2, objective={"use": "flow"}, lora=None)
+    logits = CandidateLogits({axis.name: search.cut(axis, problem, torch.ones(axis.units)) for axis in axes}, 0.0, 0)
     return MaskedObjective(inner, problem, logits, search.options, notes)
+
+
+def tried(name: str, notes: Path) -> None:
+    """What searches measure: slopes by masks and by weights, with a block settled."""
+    masked = searched(name, notes)
+    axes = tuple(axis for axis in masked.axes if axis.blocks or axis.block)
+    problem = SearchProblem(masked.inner.student, axes, {}, {}, {axes[0].name: tuple(range(1, axes[0].units))})
+    given = latents()
+    weight = next(member.tensor for axis in axes for member in axis.members)
+    with moved(*(role.module for role in masked.inner.roles.values())) as mode:
+        tokens = {key: mode.from_tensor(value) for key, value in given.tokens.items()}
+        placed = replace(given, x0=mode.from_tensor(given.x0), tokens=tokens).to(THERE)  # type: ignore[arg-type]
+        trial = Trial(masked.inner, problem, [placed])
+        found = [
+            *trial.gradients().values(),
+            *(slope for each in trial.weight_gradients([weight]) for slope in each.values()),
+        ]
+        assert {str(slope.device) for slope in found} == {THERE}
 
 
 def vae() -> VideoVAEObjective:
@@ -142,6 +161,7 @@ def cases(notes: Path) -> dict[str, Callable[[], None]]:
         **{f"flow, {name}": lambda name=name: step(flow(name), latents()) for name in MODELS},
         **{f"affine, {name}": lambda name=name: step(affine(name), latents()) for name in MODELS},
         **{f"search, {name}": lambda name=name: step(searched(name, notes), latents()) for name in MODELS},
+        **{f"trial, {name}": lambda name=name: tried(name, notes) for name in MODELS},
         **{head: lambda head=head: step(adversarial(head, "approximate"), latents()) for head in HEADS},
         "exact R1": lambda: step(adversarial("dit_block", "exact"), latents()),
         "VAE": lambda: step(vae(), clips),

@@ -166,9 +166,9 @@ def search(world: World, folder: Path, lora: bool) -> None:
     stacks = inner.student.structure().stacks
     axes = tuple(axis for level in levels for axis in level.axes(inner.student.structure()))
     problem = SearchProblem(inner.student, axes, {axis.name: axis.units - 1 for axis in axes}, {"ffn": 4}, {})
-    more = {"lora": {"rank": 2, "lr": 1e-2}} if lora else {}
+    more = {"lora": {"rank": 2, "lr": 1e-2} if lora else None}
     made = part("search", "groupwise", objective={"use": "flow"}, **{**SEARCH, **more})
-    logits = CandidateLogits({axis.name: made.cut(axis, problem) for axis in axes}, 0.1, 0)
+    logits = CandidateLogits({axis.name: made.cut(axis, problem, torch.ones(axis.units)) for axis in axes}, 0.0, 0)
     with adapted(inner.student.module, stacks, made.options.lora, 0) if lora else nullcontext():
         masked = MaskedObjective(inner, problem, logits, made.options, None)
         fit(masked, samples(), made.options, context)

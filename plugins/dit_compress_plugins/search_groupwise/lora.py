@@ -41,6 +41,7 @@ def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -
     finally:
         for name in names:
             _unwrap(module, name, merge=lora.after == "merge")
+        del module.peft_config  # else peft takes the next adapter for a second one
 
 
 def _unwrap(module: nn.Module, name: str, *, merge: bool) -> None:

@@ -1,4 +1,4 @@
-"""Learn which candidate of each group stays, by the loss of the masked model.
+"""Learn which candidate of each group stays, by the loss of the masked model, from what another search thinks.
 
 Every step draws one candidate per group and *sample* (Gumbel-softmax, straight-through), masks the
 model with it (Eq. 3, 4) and moves the logits, and with ``lora`` low-rank updates of the weights, along the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import closest
-from dit_compress.search.importance import magnitude
 from dit_compress.search.parts import complete
 from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.structure.copies import shared_copy
@@ -28,13 +26,18 @@ from dit_compress_plugins.search_groupwise import GROUPS
 from dit_compress_plugins.search_groupwise.candidates import (
     Cut,
     cut_axis,
+    first_logits,
     gumbel_from,
     straight_through,
     temperature_at,
 )
+from dit_compress_plugins.search_groupwise.compare import Comparison
 from dit_compress_plugins.search_groupwise.lora import adapted
+from dit_compress_plugins.search_groupwise.roles import roles_of
+from dit_compress_plugins.search_groupwise.start import begin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from dit_compress.step.context import Context
@@ -44,8 +47,8 @@ if TYPE_CHECKING:
 
 NUM_SNAPSHOTS = 24
 """Steps between two notes of the probabilities for the report."""
-MASKS_OVER_LORA = 10
-"""The masks' learning rate over that of LoRA, by default."""
+NOISE = 0.02
+"""Standard deviation of the first logits where no search's scores give them."""
 
 
 class GroupwiseSearch:
@@ -55,20 +58,31 @@ class GroupwiseSearch:
         self.options = options
 
     def search(self, problem: SearchProblem, context: Context) -> Selection:
-        """Train the logits, keep the argmax of their average."""
+        """Train the logits from another search's scores, keep the argmax of their average, or that search's choice."""
         self.check_levels(problem)
         axes = [a for a in problem.axes if problem.keep[a.name] < a.units and a.name not in problem.fixed]
-        cuts = {axis.name: self.cut(axis, problem) for axis in axes}
-        logits = CandidateLogits(cuts, self.options.init, context.seed)
+        whole = {**{axis.name: tuple(range(axis.units)) for axis in problem.axes}, **problem.fixed}
+        if not axes:
+            return Selection(whole, {"probabilities": [], "chosen": {}})
+        by = self.options.compare if self.options.held_out else None
+        comparison = Comparison(problem, context, self.options, by) if by is not None else None
+        start = begin(problem, axes, self.options.init, context)
+        cuts = {axis.name: self.cut(axis, problem, start.scores[axis.name]) for axis in axes}
+        logits = CandidateLogits(cuts, self.options.trust if start.name else 0.0, context.seed)
         notes = context.folder / "probabilities.jsonl"
-        if axes:
-            self.train(problem, context, logits, notes)
-        kept = {**{axis.name: tuple(range(axis.units)) for axis in problem.axes}, **problem.fixed}
+        self.train(problem, context, logits, notes)
+        kept = dict(whole)
         for axis in axes:
-            row, cut = logits.hard(axis.name), cuts[axis.name]
+            row, cut, scores = logits.hard(axis.name), cuts[axis.name], start.scores[axis.name]
             chosen = [part for place, part in enumerate(cut.parts) if row[place]]
-            kept[axis.name] = complete(problem.denoiser.module, axis, chosen, problem.keep[axis.name])
-        return Selection(kept, {"probabilities": read_notes(notes) if axes else [], "chosen": logits.best()})
+            count = problem.keep[axis.name]
+            kept[axis.name] = complete(problem.denoiser.module, axis, chosen, count, scores=scores)
+        history: dict[str, Any] = {"probabilities": read_notes(notes)}
+        if comparison is not None:
+            kept, history["comparison"] = comparison.better({**whole, **start.kept}, kept, start.name)
+        return Selection(
+            kept, {**history, "chosen": {name: whole_parts(cut, kept[name]) for name, cut in cuts.items()}}
+        )
 
     def train(self, problem: SearchProblem, context: Context, logits: CandidateLogits, notes: Path) -> None:
         """Move the logits (and LoRA, where asked for); the model is left frozen, LoRA gone or merged."""
@@ -95,20 +109,16 @@ class GroupwiseSearch:
                     mend=f"Did you mean {meant!r}?" if meant else "Name one of these",
                 )
 
-    def cut(self, axis: Axis, problem: SearchProblem) -> Cut:
-        """Cut one axis into groups and candidates."""
-        parts = problem.num_parts.get(axis.level, axis.units)
-        order = list(range(axis.units))
-        if parts < axis.units:
-            scores = magnitude(problem.denoiser.module, axis)
-            order = torch.argsort(scores, descending=True, stable=True).tolist()
-        return cut_axis(order, problem.keep[axis.name], parts, self.options.groups.get(axis.level), axis.name)
+    def cut(self, axis: Axis, problem: SearchProblem, scores: Tensor) -> Cut:
+        """Cut one axis into groups and candidates, by its units' scores ``[U]``."""
+        parts, groups = problem.num_parts.get(axis.level, axis.units), self.options.groups.get(axis.level)
+        return cut_axis(scores.tolist(), problem.keep[axis.name], parts, groups, axis.name, self.options.bound)
 
 
 class CandidateLogits(nn.Module):
-    """One logit per candidate of every group of every axis."""
+    """One logit per candidate of every group of every axis; first by the parts' scores, or noise without ``trust``."""
 
-    def __init__(self, cuts: dict[str, Cut], init: float, seed: int) -> None:
+    def __init__(self, cuts: dict[str, Cut], trust: float, seed: int) -> None:
         super().__init__()
         self.cuts = cuts
         noise = torch.Generator().manual_seed(seed)
@@ -117,7 +127,8 @@ class CandidateLogits(nn.Module):
             for group in range(len(cut.groups)):
                 rows = cut.candidates(group)
                 self.register_buffer(_rows(name, group), rows, persistent=False)
-                self.table[_key(name, group)] = nn.Parameter(init * torch.randn(len(rows), generator=noise))
+                drawn = NOISE * torch.randn(len(rows), generator=noise)
+                self.table[_key(name, group)] = nn.Parameter(first_logits(rows, cut.scores, trust) if trust else drawn)
 
     def groups(self, name: str) -> list[tuple[Tensor, Tensor]]:
         """Return the logits ``[C]`` and candidates ``[C,P]`` of every group of an axis."""
@@ -139,10 +150,6 @@ class CandidateLogits(nn.Module):
         """Return the most likely candidates of an axis, over its parts."""
         return torch.stack([rows[int(logits.argmax())] for logits, rows in self.groups(name)]).sum(dim=0)
 
-    def best(self) -> dict[str, list[float]]:
-        """Return the winning parts of every axis."""
-        return {name: self.hard(name).tolist() for name in self.cuts}
-
     def keep_probability(self) -> dict[str, list[float]]:
         """Return how likely each part of each axis is to stay."""
         with torch.no_grad():
@@ -152,6 +159,11 @@ class CandidateLogits(nn.Module):
                 .tolist()
                 for name in self.cuts
             }
+
+
+def whole_parts(cut: Cut, kept: Sequence[int]) -> list[float]:
+    """Return 1 for each part all of whose units are kept, else 0."""
+    return [float(set(part) <= set(kept)) for part in cut.parts]
 
 
 def spread(mask: Tensor, cut: Cut) -> Tensor:
@@ -195,19 +207,13 @@ class MaskedObjective:
         self.module, self.axes = problem.denoiser.module, problem.axes
         self.masks = ExitStack()
         self.fixed = hard_masks(problem.axes, problem.fixed, next(self.module.parameters()))
-        frozen = {
-            name: Role(role.module) if name in ("student", "text") else role for name, role in inner.roles.items()
-        }
-        roles = {**frozen, "masks": Role(logits, lr=options.lr, ema=options.ema, clip=None)}
-        if options.lora is not None:
-            rate = options.lora.lr or options.lr / MASKS_OVER_LORA
-            roles["student"] = Role(inner.roles["student"].module, lr=rate)
-        self.roles = {name: replace(role, whole=True) for name, role in roles.items()}
+        masks = Role(logits, lr=options.lr, ema=options.ema, clip=None, whole=True)
+        self.roles = {**roles_of(inner, options), "masks": masks}
         weighing = inner.phases[0].weighing
         self.phases = (
             Phase(
                 "search",
-                tuple(name for name, role in roles.items() if role.lr is not None),
+                tuple(name for name, role in self.roles.items() if role.lr is not None),
                 weighing=replace(weighing, role="masks") if weighing else None,
             ),
         )
