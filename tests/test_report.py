@@ -238,11 +238,9 @@ def trained(run: Path) -> None:
             model=small,
             flow=LONG,
             inputs={"input": "teacher"},
-            metrics={"params_before": 8_400_000, "params_after": 3_600_000},
-            files={"trials": "trials.json"},
+            metrics={"params_before": 8_400_000, "params_after": 3_600_000, "trials": FIELD},
         )
     )
-    write(run / "steps" / "prune" / "trials.json", FIELD)
     student = step(
         run,
         "student",
@@ -348,6 +346,7 @@ def test_summary_holds_every_figure(run: Path) -> None:
     assert by_name["student_4"]["metrics"]["accuracy.shape"] == 0.871
     assert by_name["student"]["seconds"] == 95.0
     assert by_name["student"]["inputs"] == {"input": "prune", "teacher": "teacher"}
+    assert by_name["prune"]["metrics"]["trials.plans"] == FIELD["plans"]
     assert by_name["student"]["bundle"] == "07" * 32
     assert summary["environment"]["torch"] == "2.9.0+cpu"
     assert summary["environment"]["threads"] == 2
