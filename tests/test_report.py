@@ -239,11 +239,9 @@ def trained(run: Path) -> None:
             model=small,
             flow=LONG,
             inputs={"input": "teacher"},
-            metrics={"params_before": 8_400_000, "params_after": 3_600_000},
-            files={"trials": "trials.json"},
+            metrics={"params_before": 8_400_000, "params_after": 3_600_000, "curves": "default", "trials": FIELD},
         )
     )
-    write(run / "steps" / "prune" / "trials.json", FIELD)
     student = step(
         run,
         "student",
@@ -349,6 +347,7 @@ def test_summary_holds_every_figure(run: Path) -> None:
     assert by_name["student_4"]["metrics"]["accuracy.shape"] == 0.871
     assert by_name["student"]["seconds"] == 95.0
     assert by_name["student"]["inputs"] == {"input": "prune", "teacher": "teacher"}
+    assert by_name["prune"]["metrics"]["trials.plans"] == FIELD["plans"]
     assert by_name["student"]["bundle"] == "07" * 32
     assert summary["environment"]["torch"] == "2.9.0+cpu"
     assert summary["environment"]["threads"] == 2
@@ -403,6 +402,7 @@ def test_page_shows_the_figures(run: Path) -> None:
 def test_the_page_shows_every_plan_that_was_tried(run: Path) -> None:
     """The one that stays first, then those that went, the last to go first; a round that a plan did not see is a dash."""
     page = page_of(run)
+    assert "prune: the budget was shared out by the paper’s proportions; no sensitivity was measured." in page
     table = page[page.index("Plans that were tried") : page.index("Which units went")]
     assert "healed for 1,200 steps before each round" in table
     assert "The budget is 3,630,000 parameters; nothing comes below it with head alone." in table

@@ -180,7 +180,7 @@ def read_step(folder: Path) -> Step:
         curves=read_curves(folder / record["curves"]) if record.get("curves") else (),
         videos=read_videos(folder / files["videos"]) if "videos" in files else (),
         pruning=read_pruning(folder),
-        trials=read_trials(folder / files["trials"]) if "trials" in files else None,
+        trials=read_trials(record["metrics"]["trials"]) if "trials" in (record.get("metrics") or {}) else None,
         manifest=read_manifest(folder),
     )
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from dit_compress.core.files import read_json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ class Trials:
         return max(len(plan.losses) for plan in self.plans)
 
 
-def read_trials(path: Path) -> Trials:
-    """Read the field of plans that a prune step tried."""
-    data = read_json(path)
+def read_trials(data: Mapping[str, Any]) -> Trials:
+    """Read the field from the metrics of a step."""
     plans = []
     for plan in data["plans"]:
         counts = {level: (kept, of) for level, (kept, of) in plan["counts"].items()}

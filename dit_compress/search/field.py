@@ -41,44 +41,55 @@ class Entrant:
 def enter(question: Question, most: int) -> tuple[list[Entrant], list[str]]:
     """Choose at most ``most`` plans, and name the families that can't come below the budget.
 
-    First the best of each family, then the others, either in the order of what the curves expect them to lose. A plan
-    that is the best of two families bears both names.
+    First the best of each family, then the second best of each, and so on; those in the order of what the curves expect
+    them to lose. A plan that two families share bears both names.
     """
-    found = {named(family): ranked(question, family) for family in families([axis.level for axis in question.axes])}
+    depths = list(equal_plans(question))
+    levels = families([axis.level for axis in question.axes])
+    found = {named(family): ranked(question, depths, family) for family in levels}
     found[PAPER] = papers(question)
     entered: dict[Hashable, Entrant] = {}
-    best: set[Hashable] = set()
+    places: dict[Hashable, int] = {}
     for entrants in found.values():
         for place, entrant in enumerate(entrants):
             key = frozenset(entrant.keep.items())
-            if not place:
-                best.add(key)
+            places[key] = min(place, places.get(key, place))
             names = f"{entered[key].family}, {entrant.family}" if key in entered else entrant.family
             entered[key] = replace(entrant, family=names)
-    order = sorted(entered, key=lambda key: (key not in best, entered[key].expected))
+    order = sorted(entered, key=lambda key: (places[key], entered[key].expected))
     return [entered[key] for key in order[:most]], [name for name, entrants in found.items() if not entrants]
 
 
-def ranked(question: Question, family: Family) -> list[Entrant]:
+def ranked(question: Question, depths: Sequence[EqualPlan], family: Family) -> list[Entrant]:
     """Return a family's plans, the best first; of one level alone only one, since its counts differ by a hair.
 
     A family too coarse to come within 1% (blocks alone weigh much) is taken where it comes nearest from below.
     """
-    entrants = sorted(plans(question, family), key=lambda entrant: entrant.expected)
-    if not entrants and (nearest := below(question, family)) is not None:
-        lower = replace(question, budget=nearest)
-        entrants = sorted(plans(lower, family), key=lambda entrant: entrant.expected)[:1]
+    choices = [variant for plan in depths for variant in variants(question, plan, family)]
+    entrants = plans(choices, family, question.budget)
+    if not entrants and (nearest := below(choices, question.budget)) is not None:
+        entrants = plans(choices, family, nearest)[:1]
     return entrants if len(family) > 1 else entrants[:1]
 
 
-def below(question: Question, family: Family) -> float | None:
-    """Return the highest price up to the budget that a family comes to; None where it has no plan so cheap."""
-    reached: list[float] = []
-    for plan in equal_plans(question):
-        for variant in variants(question, plan, family):
-            chosen = variant.sack.solve(-np.inf, question.budget, -variant.sack.prices)
-            if chosen is not None:
-                reached.append(variant.sack.base + float(variant.sack.prices @ chosen))
+def plans(choices: Sequence[EqualPlan], family: Family, budget: float) -> list[Entrant]:
+    """Return the best plan of each choice within 1% of a budget, sorted by what the curves expect."""
+    found = []
+    for choice in choices:
+        chosen = choice.sack.solve(SLACK * budget, budget, choice.sack.losses)
+        if chosen is not None:
+            expected = choice.loss + float(choice.sack.losses @ chosen)
+            found.append(Entrant(named(family), choice.keep(chosen), expected))
+    return sorted(found, key=lambda entrant: entrant.expected)
+
+
+def below(choices: Sequence[EqualPlan], budget: float) -> float | None:
+    """Return the highest price up to a budget that any choice comes to; None where all are dearer."""
+    reached = [
+        choice.sack.base + float(choice.sack.prices @ chosen)
+        for choice in choices
+        if (chosen := choice.sack.solve(-np.inf, budget, -choice.sack.prices)) is not None
+    ]
     return max(reached, default=None)
 
 
@@ -94,21 +105,11 @@ def named(family: Family) -> str:
     return " + ".join(family) if len(family) > 1 else f"{family[0]} alone"
 
 
-def plans(question: Question, family: Family) -> Iterator[Entrant]:
-    """Yield the best plans of one family that differ much: one for each depth, else for each count of one level.
-
-    Each of the family's levels is cut, and no other.
-    """
-    for plan in equal_plans(question):
-        for variant in variants(question, plan, family):
-            chosen = variant.sack.solve(SLACK * question.budget, question.budget, variant.sack.losses)
-            if chosen is not None:
-                expected = variant.loss + float(variant.sack.losses @ chosen)
-                yield Entrant(named(family), variant.keep(chosen), expected)
-
-
 def variants(question: Question, plan: EqualPlan, family: Family) -> Iterator[EqualPlan]:
-    """Yield what a number of blocks leaves to a family: nothing, one choice, or one for each count of its coarsest."""
+    """Yield what a number of blocks leaves to a family that cuts each of its levels and no other.
+
+    Nothing; one choice; or, where no block goes, one for each count of its coarsest level: plans that differ much.
+    """
     axes = {axis.name: axis for axis in question.axes}
     cut = {axes[name].level for name, count in plan.blocks.items() if count < axes[name].units}
     if cut != {axes[name].level for name in plan.blocks if axes[name].level in family}:

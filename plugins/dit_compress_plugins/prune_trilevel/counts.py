@@ -40,7 +40,7 @@ class Counts:
     may cut an axis of a level. blocks: blocks settled already, where every block has widths of its own.
     files: name → JSON data that belongs beside the result. left_alone: levels of a default budget that found nothing.
     curves: by which sensitivity a budget was shared out. estimated: it will be, by what is measured when the step runs.
-    each: every block has widths of its own.
+    each: every block has widths of its own. trials: the plans that were tried, as JSON data.
     """
 
     axes: tuple[Axis, ...]
@@ -53,6 +53,7 @@ class Counts:
     curves: str = ""
     estimated: bool = False
     each: bool = False
+    trials: Mapping[str, Any] = field(default_factory=dict)
 
     def kept(self, units: Kept) -> Kept:
         """Join a search's units with the blocks that were settled before."""
@@ -137,7 +138,7 @@ def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
         return
     price, wanted = counts.price.of(counts.axes, kept), amount(budget, counts.price.of(counts.axes, {}))
     # What was tried may be a coarse family's, and lie further below.
-    least = 0.0 if "trials" in counts.files else SLACK * wanted
+    least = 0.0 if counts.trials else SLACK * wanted
     if not least <= price <= wanted * (1 + 1e-9):
         raise UserError(
             f"the units that the search chose weigh {show(price, counts.price.unit)}, "
@@ -204,7 +205,7 @@ def _measured(budget: Budget, question: Question, counts: Counts, denoiser: Deno
             return settled
         keep, tried = found.trials(question, budget.trials.steps, budget.trials.plans)
         blocks = settled_blocks(question, keep, scores)
-        return replace(counts, keep=keep, blocks=blocks, files={**files, "trials": tried})
+        return replace(counts, keep=keep, blocks=blocks, trials=tried)
 
 
 def _settled(budget: Budget, question: Question, counts: Counts, scores: Callable[[Axis], Sequence[float]]) -> Counts:

@@ -149,4 +149,5 @@ def evidence(budget: Budget, denoiser: Denoiser, axes: tuple[Axis, ...], context
 def counted(axes: Sequence[Axis], keep: Mapping[str, int]) -> dict[str, list[int]]:
     """Return, per level, how many units of its widest axis stay, and of how many."""
     widest = {axis.level: axis for axis in sorted(axes, key=lambda axis: axis.units)}
-    return {level: [keep[axis.name], axis.units] for level, axis in widest.items()}
+    levels = dict.fromkeys(axis.level for axis in axes)
+    return {level: [keep[widest[level].name], widest[level].units] for level in levels}

@@ -80,6 +80,7 @@ class TrilevelPruning:
         metrics: dict[str, Any] = {"params_before": before, "params_after": after, "params_kept": after / before}
         metrics |= {"left_alone": list(counts.left_alone)} if counts.left_alone else {}
         metrics |= {"curves": counts.curves} if counts.curves else {}
+        metrics |= {"trials": counts.trials} if counts.trials else {}
         if counts.price is not None and counts.price.unit != "parameters":
             metrics[counts.price.unit.lower()] = counts.price.of(counts.axes, kept)
         return entry, Result(metrics=metrics, files=files)
