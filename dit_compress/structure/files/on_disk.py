@@ -7,7 +7,8 @@ views, slices and casts of them are noted, and done where the bytes are read.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from dit_compress.structure.files.tensor_files import TensorAt
 
 _OP = torch.ops.aten
+_TO = torch.ops.aten._to_copy.default  # noqa: SLF001 - its name
+AT_ONCE = 1 << 18
+"""Entries of a matrix that are widened and multiplied at once: they stay in the processor's cache."""
 
 
 class Memory:
@@ -35,7 +39,16 @@ class Memory:
 
     def __init__(self) -> None:
         self._blocks: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
+        self._latest: tuple[Any, Tensor] | None = None
         self.buffers = Buffers()
+
+    def latest(self, tensor: OnDisk) -> Tensor:
+        """Read a tensor, unless it is the one that was read last. Not to be written to."""
+        key = (id(tensor.piece), tensor.casts, tensor.views)
+        if self._latest is None or self._latest[0] != key or tensor.views:
+            self._latest = None
+            self._latest = key, tensor.read()
+        return self._latest[1]
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a tensor whose values are whatever stood there before."""
@@ -54,22 +67,26 @@ class Memory:
 
 
 class OnDisk(Tensor):
-    """A tensor in a file, with the dtype of the module's parameter; read in each operation that needs its values.
+    """A tensor in a file, read in each operation that needs its values.
 
-    piece: what of the file it is. views: what was noted since, to be done on what is read.
+    piece: what of the file it is. casts: dtypes that it took one after another, the parameter's own first. views: what
+    else was noted, to be done on what is read.
     """
 
     piece: Piece
     memory: Memory
+    casts: tuple[torch.dtype, ...]
     views: tuple[tuple[Any, tuple[Any, ...], Mapping[str, Any]], ...]
 
     @staticmethod
-    def __new__(cls, piece: Piece, memory: Memory, like: Tensor, views: tuple[Any, ...] = ()) -> Self:
+    def __new__(
+        cls, piece: Piece, memory: Memory, like: Tensor, casts: tuple[torch.dtype, ...] = (), views: tuple[Any, ...] = ()
+    ) -> Self:
         """Make it with the shape, strides and dtype of a tensor without values."""
         made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # noqa: SLF001 - torch's own way to subclass
             cls, like.shape, strides=like.stride(), dtype=like.dtype, device="cpu"
         )
-        made.piece, made.memory, made.views = piece, memory, views
+        made.piece, made.memory, made.casts, made.views = piece, memory, casts or (like.dtype,), views
         return made
 
     def __init__(self, *_: Any) -> None:
@@ -85,58 +102,88 @@ class OnDisk(Tensor):
         """Return itself: nothing writes to it."""
         return self
 
-    def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Read the values, in another dtype where one is given: as if it were cast from the tensor's own."""
-        stored = getattr(torch, TORCH[self.piece.source.dtype])
-        value = self._stored(stored)
-        for step in (self.dtype, dtype or self.dtype):
-            # A wider dtype on the way changes no value.
-            if step != value.dtype and (step == dtype or dtype is None or torch.promote_types(stored, step) != step):
-                value = self.memory.empty(tuple(value.shape), step).copy_(value)
-        for func, rest, kwargs in self.views:
-            value = func(value, *rest, **kwargs)
-        return value
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype in the file."""
+        return getattr(torch, TORCH[self.piece.source.dtype])
 
-    def _stored(self, dtype: torch.dtype) -> Tensor:
-        """Read the bytes as they are in the file."""
-        value = self.memory.empty(self.piece.described.shape, dtype)
+    def read(self) -> Tensor:
+        """Read the values into memory that is lent."""
+        value = self.memory.empty(self.piece.described.shape, self.stored)
         place, start = value.view(-1).view(torch.uint8).numpy(), 0
         for chunk in cut(self.piece, self.memory.buffers):
             place[start : start + len(chunk)] = chunk
             start += len(chunk)
+        for dtype in self.steps():
+            value = self.memory.empty(tuple(value.shape), dtype).copy_(value)
+        for func, rest, kwargs in self.views:
+            value = func(value, *rest, **kwargs)
         return value
+
+    def steps(self) -> list[torch.dtype]:
+        """Return the casts that can change a value: a wider dtype on the way to another changes none."""
+        found, now = [], self.stored
+        for dtype, later in zip_longest(self.casts, self.casts[1:]):
+            if dtype != now and (later is None or torch.promote_types(now, dtype) != dtype):
+                found.append(dtype)
+                now = dtype
+        return found
+
+    def applied(self, rows: Tensor) -> Tensor:
+        """Return ``rows @ self`` of a transposed matrix, ``[S,in]`` → ``[S,out]``, a few of its rows at a time."""
+        kept, width = self.piece.described.shape
+        product, start = rows.new_empty(len(rows), kept), 0
+        for chunk in cut(self.piece, self.memory.buffers):
+            matrix = torch.from_numpy(np.frombuffer(chunk, np.uint8)).view(self.stored).view(-1, width)
+            for part in matrix.split(max(1, AT_ONCE // width)):
+                for dtype in self.steps():
+                    part = self.memory.empty(tuple(part.shape), dtype).copy_(part)  # noqa: PLW2901 - cast step by step
+                product[:, start : start + len(part)] = rows @ part.t()
+                start += len(part)
+        return product
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
-        """Note a view, a slice, a copy without values; read for any other operation."""
+        """Note a view, a slice, a cast; read for any other operation."""
         kwargs = kwargs or {}
-        if any(isinstance(args[place] if isinstance(place, int) else kwargs.get(place), cls) for place in written(func)):
-            _refuse_writing()
-        own = args[0] if args and isinstance(args[0], cls) else None
-        if own is not None and (noted := _noted(own, func, args[1:], kwargs)) is not None:
-            return noted
-        if own is not None and func is _OP.pow.Tensor_Scalar:
-            return own.read().pow_(*args[1:])  # in place: what was read is nobody else's
+        given = {**dict(enumerate(args)), **kwargs}
+        if any(isinstance(given.get(place), cls) for place in written(func)):
+            raise RuntimeError("weights on disk are read, not written to: make a tensor of them first")
+        parts = func.decompose(*args, **kwargs)  # of an operation that consists of others, such as 'to'
+        if parts is not NotImplemented:
+            return parts
+        if args and isinstance(args[0], cls):
+            own, rest = args[0], args[1:]
+            if func is _OP.pow.Tensor_Scalar:
+                return torch.pow(own.memory.latest(own), *rest, out=own.memory.empty(tuple(own.shape), own.dtype))
+            noted = _noted(own, func, rest, kwargs)
+            if noted is not None:
+                return noted
+        if func in (_OP.mm.default, _OP.addmm.default) and not kwargs:
+            *bias, rows, matrix = args
+            if isinstance(matrix, cls) and [view[0] for view in matrix.views] == [_OP.t.default]:
+                product = matrix.applied(_read(rows))
+                return product.add_(_read(bias[0])) if bias else product
         return func(*tree_map(_read, args), **tree_map(_read, kwargs))
 
 
 def _noted(own: OnDisk, func: Any, rest: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return what an operation gives without reading more than it must; None where it needs the values."""
     if func in (_OP.detach.default, _OP.alias.default):
-        return OnDisk(own.piece, own.memory, _empty(own), own.views)
-    if func is _OP._to_copy.default or func is _OP.empty_like.default:  # noqa: SLF001 - its name
-        if torch.device(kwargs.get("device") or "cpu").type == "meta" or func is _OP.empty_like.default:
-            return func(_empty(own), *rest, **{"device": own.device, **kwargs})
-        return own.read(kwargs.get("dtype"))
-    if func is _OP.index_select.default and not own.views:
-        index = rest[1].tolist()
-        if index == sorted(set(index)):
-            piece = edited(own.piece, Take(own.piece.name, rest[0], tuple(index)))
-            return OnDisk(piece, own.memory, _empty(own).index_select(rest[0], rest[1].to("meta")))
+        return OnDisk(own.piece, own.memory, _empty(own), own.casts, own.views)
+    if func is _OP.empty_like.default or (func is _TO and torch.device(kwargs.get("device") or "cpu").type == "meta"):
+        return func(_empty(own), *rest, **{"device": own.device, **kwargs})
+    if func is _TO and kwargs.keys() <= {"dtype"}:
+        cast = func(_empty(own), **kwargs)
+        return OnDisk(own.piece, own.memory, cast, (*own.casts, cast.dtype), own.views)
+    if func is _OP.index_select.default and not own.views and bool((rest[1].diff() > 0).all()):
+        dim, index = rest
+        piece = edited(own.piece, Take(own.piece.name, dim, index.numpy()))
+        return OnDisk(piece, own.memory, _empty(own).index_select(dim, index.to("meta")), own.casts)
     if getattr(func, "is_view", False):
         seen = func(_empty(own), *rest, **kwargs)
         if isinstance(seen, Tensor):
-            return OnDisk(own.piece, own.memory, seen, (*own.views, (func, rest, kwargs)))
+            return OnDisk(own.piece, own.memory, seen, own.casts, (*own.views, (func, rest, kwargs)))
     return None
 
 
@@ -145,11 +192,7 @@ def _empty(own: OnDisk) -> Tensor:
 
 
 def _read(value: Any) -> Any:
-    return value.read() if isinstance(value, OnDisk) else value
-
-
-def _refuse_writing() -> NoReturn:
-    raise RuntimeError("weights on disk are read, not written to: make a tensor of them first")
+    return value.memory.latest(value) if isinstance(value, OnDisk) else value
 
 
 # ------------------------------------------------------------------ modules
