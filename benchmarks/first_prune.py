@@ -2,18 +2,18 @@
 
     python benchmarks/first_prune.py [--params 7.15e8] [--folder DIR] [--rounds 3] [--threads 1]
 
-A sharded folder of ``WanTransformer3DModel`` is written with random bfloat16 weights (from 5e9 parameters on with the
-widths of Wan2.1-T2V-14B, else with those of the 1.3B one; the number of blocks follows). Each round, a process of its own
-copies the files (read, write, fsync; a copy is deleted at once), and another prunes them with ``dit_compress.prune(folder,
-params="50%", out=...)``: search by magnitude, proof in float64, cutting, checksums, loading. Both start with the source
-in the page cache, as far as it fits.
+A sharded folder of ``WanTransformer3DModel`` is written with random bfloat16 weights (from 5e9 parameters on with
+the widths of Wan2.1-T2V-14B, else with those of the 1.3B one; the number of blocks follows). Each round, a process of
+its own copies the files (read, write, fsync; a copy is deleted at once), and another prunes them with
+``dit_compress.prune(folder, params="50%", out=...)``: search by magnitude, proof in float64, cutting, checksums,
+loading. Both start with the source in the page cache, as far as it fits.
 
-Memory is the largest resident set of the pruning process (``ru_maxrss``: pages of mapped files included), less what it was
+Memory is the largest resident set of the pruning process (``VmHWM``: pages of mapped files included), less what it was
 after the imports, which is printed beside it. The module that ``prune`` returns is mapped from its files: its pages
-count when they are read, so the peak after reading all of it is measured, too, and that is the one that counts. Time is the
-wall time of the call, least of the rounds, with the class' structure known from the first one; the first one's stands
-beside. The last line is one JSON object. Exit status 1 where a goal is missed: 1.2 times the pruned size plus a block,
-3 times the copy.
+count when they are read, so the peak after reading all of it is the one that counts; the one before stands beside. Time
+is the wall time of the call, least of the rounds, with the class' structure known from the first one; the first one's
+stands beside, and the processor's times against each other, which other work on the machine disturbs less. The last
+line is one JSON object. Exit status 1 where a goal is missed: 1.2 times the pruned size plus a block, 3 times the copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -128,7 +127,9 @@ def prune(source: Path, target: Path) -> dict[str, float]:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the largest resident set so far, in bytes (``ru_maxrss`` would count the parent's before the exec)."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def child(work: str, source: Path, target: Path, cache: Path, threads: int) -> dict[str, float]:
@@ -177,7 +178,7 @@ def main() -> int:
     """Measure, print, and hold against the goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=float, default=7.15e8, help="about so many parameters")
-    parser.add_argument("--folder", type=Path, help="where to write, three times the weights; a temporary one if absent")
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if absent")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--work", choices=("copy", "prune"), help=argparse.SUPPRESS)

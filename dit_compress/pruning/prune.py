@@ -29,7 +29,7 @@ from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.disk import SHARD_BYTES, prune_weights, refuse_quantised
 from dit_compress.structure.files.load_pruned import edits_of
-from dit_compress.structure.files.on_disk import bring_to_memory, leave_on_disk
+from dit_compress.structure.files.on_disk import bring_to_memory, left_on_disk
 from dit_compress.structure.files.pruned import (
     base_of,
     check_plan,
@@ -207,11 +207,12 @@ def _prune_folder(
     refuse_quantised(weights)
     with empty_weights():
         denoiser, spec = target.load() if call is None else (RecordedDenoiser(target.module(), call), Spec())
-    leave_on_disk(denoiser.module, target.weights(denoiser.module))
     log, base = log_of(denoiser.module), base_of(denoiser.module)
-    entries = find(denoiser, spec, part, seed)
+    with left_on_disk(denoiser.module, target.weights(denoiser.module)):
+        entries = find(denoiser, spec, part, seed)
+        if out is None:
+            bring_to_memory(denoiser.module)
     if out is None:
-        bring_to_memory(denoiser.module)
         remember_log(denoiser.module, base, [*log, *entries])
         return denoiser.module
     del denoiser

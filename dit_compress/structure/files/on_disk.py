@@ -7,6 +7,7 @@ views, slices and casts of them are noted, and done where the bytes are read.
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from dit_compress.structure.files.disk import TORCH, Buffers, Piece, cut, edited
 from dit_compress.structure.precision import written
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from dit_compress.structure.files.tensor_files import TensorAt
@@ -50,6 +51,10 @@ class Memory:
             self._latest = key, tensor.read()
         return self._latest[1]
 
+    def release(self) -> None:
+        """Give everything back."""
+        self._blocks, self._latest, self.buffers = [], None, Buffers()
+
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a tensor whose values are whatever stood there before."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -78,13 +83,17 @@ class OnDisk(Tensor):
     casts: tuple[torch.dtype, ...]
     views: tuple[tuple[Any, tuple[Any, ...], Mapping[str, Any]], ...]
 
-    @staticmethod
     def __new__(
-        cls, piece: Piece, memory: Memory, like: Tensor, casts: tuple[torch.dtype, ...] = (), views: tuple[Any, ...] = ()
+        cls,
+        piece: Piece,
+        memory: Memory,
+        like: Tensor,
+        casts: tuple[torch.dtype, ...] = (),
+        views: tuple[Any, ...] = (),
     ) -> Self:
         """Make it with the shape, strides and dtype of a tensor without values."""
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # noqa: SLF001 - torch's own way to subclass
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device="cpu"
+        made = Tensor._make_wrapper_subclass(  # noqa: SLF001 - torch's own way to subclass
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=torch.device("cpu")
         )
         made.piece, made.memory, made.casts, made.views = piece, memory, casts or (like.dtype,), views
         return made
@@ -92,7 +101,7 @@ class OnDisk(Tensor):
     def __init__(self, *_: Any) -> None:
         super().__init__()
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # noqa: SLF001 - results are plain tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001 - results are plain tensors
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         """Say where it lies; printing reads nothing."""
@@ -143,7 +152,7 @@ class OnDisk(Tensor):
         return product
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Note a view, a slice, a cast; read for any other operation."""
         kwargs = kwargs or {}
         given = {**dict(enumerate(args)), **kwargs}
@@ -198,9 +207,21 @@ def _read(value: Any) -> Any:
 # ------------------------------------------------------------------ modules
 
 
-def leave_on_disk(module: nn.Module, tensors: Mapping[str, TensorAt]) -> None:
-    """Let a module without weights have those of its files, read when they are used; its buffers are read now."""
+@contextmanager
+def left_on_disk(module: nn.Module, tensors: Mapping[str, TensorAt]) -> Iterator[None]:
+    """Let a module without weights have those of its files, read when they are used; its buffers are read now.
+
+    What reading took of memory is given back on leaving, whoever still holds the module.
+    """
     memory = Memory()
+    _leave(module, tensors, memory)
+    try:
+        yield
+    finally:
+        memory.release()
+
+
+def _leave(module: nn.Module, tensors: Mapping[str, TensorAt], memory: Memory) -> None:
     known = {id(value): name for name, value in module.state_dict(keep_vars=True).items() if name in tensors}
 
     def there(name: str, like: Tensor) -> OnDisk:
