@@ -6,8 +6,9 @@ views, slices and casts of them are noted, and done where the bytes are read.
 
 from __future__ import annotations
 
+import ctypes
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,10 @@ class Memory:
         return self._latest[1]
 
     def release(self) -> None:
-        """Give everything back."""
+        """Give everything back; what the C allocator keeps of it, too, where it can be asked (glibc)."""
         self._blocks, self._latest, self.buffers = [], None, Buffers()
+        with suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a tensor whose values are whatever stood there before."""
