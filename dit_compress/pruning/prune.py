@@ -26,8 +26,10 @@ from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import CompactionError
 from dit_compress.structure.copies import shared_copy, single_copy
 from dit_compress.structure.edits import edits_from_data
+from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.disk import SHARD_BYTES, prune_weights, refuse_quantised
 from dit_compress.structure.files.load_pruned import edits_of
+from dit_compress.structure.files.on_disk import bring_to_memory, left_on_disk
 from dit_compress.structure.files.pruned import (
     base_of,
     check_plan,
@@ -200,12 +202,16 @@ def _found(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[s
 def _prune_folder(
     target: Folder, part: Part, out: Path | None, seed: int, shard_bytes: int, call: Call | None
 ) -> nn.Module:
-    """Search and proof on the loaded model, in float32; then its files are cut on disk."""
+    """Search and proof read one weight at a time; then the files are cut on disk."""
     weights, config = open_weights(target.path), read_config(target.path)
     refuse_quantised(weights)
-    denoiser, spec = target.load() if call is None else (RecordedDenoiser(target.module(), call), Spec())
+    with empty_weights():
+        denoiser, spec = target.load() if call is None else (RecordedDenoiser(target.module(), call), Spec())
     log, base = log_of(denoiser.module), base_of(denoiser.module)
-    entries = find(denoiser, spec, part, seed)
+    with left_on_disk(denoiser.module, target.weights(denoiser.module)):
+        entries = find(denoiser, spec, part, seed)
+        if out is None:
+            bring_to_memory(denoiser.module)
     if out is None:
         remember_log(denoiser.module, base, [*log, *entries])
         return denoiser.module

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import check_file
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
@@ -16,14 +17,15 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
-from dit_compress.structure.files.load_pruned import PRUNING
+from dit_compress.structure.files.load_pruned import PRUNING, read_record
 from dit_compress.structure.files.pruned import log_of
-from dit_compress.structure.files.whole import RECORD, load_whole
+from dit_compress.structure.files.whole import RECORD, load_whole, whole_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.structure.files.tensor_files import TensorAt
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Folder:
     path: Path
 
     def load(self) -> tuple[Denoiser, Spec]:
-        """Return the denoiser in float32, and the model without weights."""
+        """Return the denoiser in float32, or without weights inside ``empty_weights``; and the model without."""
         maker = make_part("model", {"use": defaults.MODEL, "path": str(self.given)}, installed()).build()
         module = maker.create()
         spec = ComponentSpec("model", defaults.MODEL, maker.config_of(module), log_of(module))
@@ -47,6 +49,13 @@ class Folder:
         if (self.path / PRUNING).is_file():
             return load_pruned.load(self.path, torch_dtype=torch.float32)
         return load_whole(self.path, torch.float32)
+
+    def weights(self, module: nn.Module) -> dict[str, TensorAt]:
+        """Find the weights of its module in its files; UserError where they are not those that belong there."""
+        if (self.path / PRUNING).is_file():
+            for name, written in read_record(self.path)["files"].items():
+                check_file(self.path / name, written, "Copy the folder again")
+        return whole_weights(self.path, module)
 
     @property
     def spec(self) -> Spec:

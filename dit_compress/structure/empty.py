@@ -21,8 +21,9 @@ def empty_weights() -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def register_empty(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        empty = None if param is None else nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-        register(module, name, empty)
+        if param is not None and not param.is_meta:  # one that is empty already has another name: it stays the same
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
 
     nn.Module.register_parameter = register_empty  # type: ignore[method-assign,assignment]
     try:

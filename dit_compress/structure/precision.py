@@ -45,9 +45,9 @@ class InDouble(TorchDispatchMode):
         kwargs = {name: WIDE.get(v, v) if isinstance(v, torch.dtype) else v for name, v in (kwargs or {}).items()}
         if getattr(func, "is_view", False):
             return func(*args, **kwargs)
-        written = _written(func)
-        args = tuple(value if place in written else tree_map(_wide, value) for place, value in enumerate(args))
-        return func(*args, **{name: v if name in written else tree_map(_wide, v) for name, v in kwargs.items()})
+        given = written(func)
+        args = tuple(value if place in given else tree_map(_wide, value) for place, value in enumerate(args))
+        return func(*args, **{name: v if name in given else tree_map(_wide, v) for name, v in kwargs.items()})
 
 
 class Claiming(TorchFunctionMode):
@@ -115,7 +115,7 @@ def eager_flex_attention() -> Iterator[None]:
             setattr(flex, name, before)
 
 
-def _written(func: Any) -> set[int | str]:
+def written(func: Any) -> set[int | str]:
     """Find the arguments that an operation writes to."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:

@@ -23,6 +23,7 @@ from dit_compress.pruning.recorded import RecordedDenoiser, size_of
 from dit_compress.search.importance import magnitude, top
 from dit_compress.structure.compact import relative_error
 from dit_compress.structure.copies import meta_copy
+from dit_compress.structure.files.on_disk import Memory
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.record import Call
@@ -419,6 +420,59 @@ def test_a_live_module_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> Non
         given = seen.pop().module
         assert given is not made
         assert [p.data_ptr() for p in given.parameters()] == [p.data_ptr() for p in made.parameters()]
+
+
+COUNTS: dict[str, Any] = {"remove": {"block": 1, "head": 1}, "keep": {"ffn": 0.5}}
+
+
+def test_the_weights_of_a_folder_stay_in_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search and proof read them there, one at a time: in bfloat16, float32, squared, and in float64."""
+    module: Any = tiny_denoiser("wan").module.to(torch.bfloat16)
+    module.save_pretrained(tmp_path / "whole", max_shard_size="60KB")
+    lent: list[int] = []
+    empty = Memory.empty
+
+    def counted(memory: Memory, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        made = empty(memory, shape, dtype)
+        lent.append(sum(len(block) for block, _ in memory._blocks))
+        return made
+
+    monkeypatch.setattr(Memory, "empty", counted)
+    monkeypatch.setattr(type(module), "from_pretrained", None)
+    dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "small")
+    largest, whole = (of(value.numel() for value in module.parameters()) for of in (max, sum))
+    assert 0 < max(lent) <= largest * (2 + 4 + 4 + 8) < 4 * whole
+
+
+@pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "FluxTransformer2DModel"])
+def test_a_folder_gives_the_plan_of_the_live_module(tmp_path: Path, name: str) -> None:
+    """With a table in its files (PixArt), and with two stacks (Flux)."""
+    configs: dict[str, dict[str, Any]] = {
+        "PixArtTransformer2DModel": {
+            "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 3, "in_channels": 4, "out_channels": 8,
+            "cross_attention_dim": 32, "caption_channels": 16, "sample_size": 8, "norm_num_groups": 4,
+        },
+        "FluxTransformer2DModel": {
+            "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "num_single_layers": 3,
+            "in_channels": 16, "joint_attention_dim": 16, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4),
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    module: Any = getattr(diffusers, name)(**configs[name])
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) / 20)
+    module.save_pretrained(tmp_path / "whole", max_shard_size="40KB")
+    assert len(list((tmp_path / "whole").glob("*.safetensors"))) > 1
+    folder: Any = dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "small")
+    without: Any = dit_compress.prune(tmp_path / "whole", **COUNTS)
+    live: Any = dit_compress.prune(module, **COUNTS)
+    kept = [each.dit_compress_pruning["record"]["log"] for each in (folder, without, live)]
+    assert kept[0] == kept[1] == kept[2]
+    for each in (folder, without):
+        state = each.state_dict()
+        assert state.keys() == live.state_dict().keys()
+        assert all(torch.equal(value, live.state_dict()[key]) for key, value in state.items())
 
 
 def test_half_precision_is_widened_where_the_proof_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,13 +220,18 @@ def _scaled(piece: Piece, data: bytes) -> memoryview:
     """Do the same arithmetic as on a live tensor. Only norm weights are scaled: they are small."""
     import torch
 
-    tensor = torch.frombuffer(bytearray(data), dtype=getattr(torch, _TORCH[piece.source.dtype]))
+    tensor = torch.frombuffer(bytearray(data), dtype=getattr(torch, TORCH[piece.source.dtype]))
     for factor in piece.factors:
         tensor = edit_tensor(tensor, Scale(piece.name, factor))
     return tensor.view(torch.uint8).numpy().data
 
 
-_TORCH = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+TORCH = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "I16": "int16",
+    "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "F32": "float32",
+    "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+"""What torch calls the dtypes of safetensors."""
 
 
 def _taken(handle: int, piece: Piece, buffers: Buffers) -> Iterator[memoryview]:

@@ -42,6 +42,8 @@ def load(
 ) -> nn.Module:
     """Load the model of a pruned folder, in evaluation mode; ``save_pretrained`` writes such a folder again.
 
+    Without weights where ``empty_weights`` is at work.
+
     torch_dtype: None keeps the dtype of the file. cls: the class, where it is none of diffusers'. module: a whole
     model of a class that no config describes; it is cut, and its weights replaced. verify: compare checksums (sizes
     are compared in any case). Raises UserError where the folder is not whole, or of another model.
@@ -52,10 +54,13 @@ def load(
         check_file(folder / name, written, "Copy the folder again", contents=verify)
     edits = edits_of(record, str(folder / PRUNING))
     state = _read_state([folder / name for name in record["files"]])
+    empty = next(nn.Linear(1, 1).parameters()).is_meta
     with empty_weights():
         module = _made(folder, record, cls) if module is None else _given(module, record, folder)
         if _shapes(module.state_dict()) != _shapes(state):  # a class may state the pruned shape in its config
             apply_edits(module, edits)
+    if empty:
+        state |= {name: state[name].to("meta") for name, _ in module.named_parameters() if name in state}
     _fill(module, state, folder)
     if torch_dtype is not None:
         cast(module, torch_dtype)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dit_compress.structure.files.tensor_files import TensorAt
+
 MAX_MODULES = 30_000
 """Modules of the largest model that is made; a transformer of 100 blocks has some 6,000."""
 _WIDTH = 200
@@ -103,16 +105,19 @@ def load_whole(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
         empty = made(kind, config, where)
     if next(nn.Linear(1, 1).parameters()).is_meta:
         return empty
-    _need_weights(folder, empty)
+    whole_weights(folder, empty)
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
     except Exception as error:
         raise UserError(f"diffusers can't load it: {said(error)}", where=str(folder), mend=_AGAIN) from error
 
 
-def _need_weights(folder: Path, module: Any) -> None:
-    """UserError where the files of a folder are not whole, or lack a tensor that the module has, or have another."""
-    found: dict[str, Any] = dict(open_weights(folder).shapes())
+def whole_weights(folder: Path, module: Any) -> dict[str, TensorAt]:
+    """Find every tensor of a module's state in the files of a folder, by the module's names.
+
+    Raises UserError where files are not whole, or lack a tensor that the module has, or have another.
+    """
+    found = dict(open_weights(folder).tensors)
     if hasattr(module, "_fix_state_dict_keys_on_load"):  # names of older versions of the class
         module._fix_state_dict_keys_on_load(found)  # noqa: SLF001 - what from_pretrained does with them
     state = module.state_dict()
@@ -127,12 +132,13 @@ def _need_weights(folder: Path, module: Any) -> None:
     for name, value in state.items():
         if name not in found:
             raise UserError(f"the weights lack {name!r}", where=str(folder), mend=_AGAIN)
-        if found[name] != list(value.shape):
+        if list(found[name].shape) != list(value.shape):
             raise UserError(
-                f"{name!r} is {found[name]} in the weights, {list(value.shape)} by config.json",
+                f"{name!r} is {list(found[name].shape)} in the weights, {list(value.shape)} by config.json",
                 where=str(folder),
                 mend=_AGAIN,
             )
+    return found
 
 
 def said(error: BaseException) -> str:

@@ -11,7 +11,7 @@ Everything runs on the CPU in float64, also where a module asks for float32.
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.lookup import leaves_of
 from dit_compress.structure.observe.dispatch import Watcher
-from dit_compress.structure.observe.trace import Change, DivergedError, Touch, Trace
+from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError, Touch, Trace
 from dit_compress.structure.precision import WIDE, Claiming, double_by_default
 from dit_compress.structure.record import Call, map_tensors, tensors_in
 
@@ -110,8 +110,17 @@ class Replica:
 
 
 def run_weightless(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
-    """Run a module on the CPU without its weights: shapes are right, and values that need no weights are real."""
-    return Replica(module, Call((), dict(arguments), recorded=True)).run().output
+    """Run a module on the CPU without its weights: shapes are right, and values that need no weights are real.
+
+    Where it does not run, its tables become real, too (Mochi asks one for its device).
+    """
+    call = Call((), dict(arguments), recorded=True)
+    try:
+        return Replica(module, call).run().output
+    except FAILURES as error:
+        with suppress(*FAILURES):
+            return Replica(module, call, real=True).run().output
+        raise error from None
 
 
 def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module, dict[str, Tensor]]:

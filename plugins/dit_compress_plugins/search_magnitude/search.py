@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.search.importance import magnitude, top
+from dit_compress.search.importance import magnitudes, top
 from dit_compress.search.problem import SearchProblem, Selection
 
 if TYPE_CHECKING:
@@ -20,6 +20,6 @@ class MagnitudeSearch:
 
     def search(self, problem: SearchProblem, context: Workplace) -> Selection:  # noqa: ARG002 - the contract's signature
         """Rank within each axis."""
-        scores = {axis.name: magnitude(problem.denoiser.module, axis) for axis in problem.axes}
+        scores = magnitudes(problem.denoiser.module, problem.axes)
         kept = {name: top(score, problem.keep[name]) for name, score in scores.items()}
         return Selection(kept, {"scores": {name: score.tolist() for name, score in scores.items()}})
