@@ -47,8 +47,8 @@ TIERS: dict[str, dict[str, Any]] = {
         "teacher": 10, "marks": (2, 4), "far": (), "total": 2, "plans": 2, "trial": 1, "draws": 16,
     },
 }  # fmt: skip
-"""marks: N for every pair of seeds; far: further ones for the first student of each teacher. total: steps after the
-teacher's that the paper's question grants."""
+"""marks: N for every pair of seeds; far: further ones for the first student of each teacher, all levels and the small
+models. total: steps after the teacher's that the paper's question grants."""
 BLOCKS_LEFT = 2 / 3
 """The size of what is pruned, as a share of the teacher's blocks."""
 LEVELS = {"all": ["block", "head", "ffn"], "block": ["block"], "head": ["head"], "ffn": ["ffn"]}
@@ -143,9 +143,10 @@ def far(sizes: Mapping[str, Any]) -> list[int]:
 def pruned(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
     """Prune the teacher by each choice of levels, train on."""
     bundle = str(teacher(out, sizes, seeds[0]) / "teacher" / "bundle")
-    marks = sorted({*sizes["marks"], sizes["total"], *(sizes["far"] if seeds[1] == 0 else ())})
+    further = {sizes["total"], *(sizes["far"] if seeds[1] == 0 else ())}
     found: Row = {}
     for name, levels in LEVELS.items():
+        marks = sorted({*sizes["marks"], *(further if name == "all" else ())})
         budget: dict[str, Any] = {"params": target(sizes), "levels": levels}
         if name == "all":
             budget["trials"] = {"plans": sizes["plans"], "steps": sizes["trial"]}
