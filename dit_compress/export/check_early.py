@@ -10,7 +10,8 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.export.base import ExportStep
-from dit_compress.export.components import DitStep, dit_step, text_component, vae_decoder
+from dit_compress.export.components import DIT_STEP, dit_step, text_component, vae_decoder
+from dit_compress.export.inputs import without_unused
 from dit_compress.export.inspection import count_weights
 from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
@@ -43,8 +44,8 @@ class Networks:
     @cached_property
     def whole(self) -> list[Component]:
         """With every block; what has no blocks is the same as in ``short``."""
-        (step,) = (each for each in components_early(self.spec) if isinstance(each.module, DitStep))
-        return [step if isinstance(each.module, DitStep) else each for each in self.short]
+        (step,) = (each for each in components_early(self.spec) if each.name == DIT_STEP)
+        return [step if each.name == DIT_STEP else each for each in self.short]
 
 
 def check_early(exporter: Step, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
@@ -100,4 +101,4 @@ def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
         latent, _, cond = denoiser.example(1, size)
         found.append(replace(dit_step(denoiser, latent, dict(cond)), num_weights=num_weights))
         found.append(vae_decoder(cast("nn.Module", codec), torch.empty(1, channels, *size)))
-    return found
+        return [without_unused(component) for component in found]

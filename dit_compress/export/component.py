@@ -40,6 +40,7 @@ class Component:
     sizes: typical inputs of other shapes that the file takes too, by name (``video_9x64x96``), each complete.
     num_weights: values of its parameters and buffers, where the module is a stand-in with fewer.
     rewrites: what its trace gets beyond what all get; the engine sets it from the profile.
+    left_out: inputs that the module was found not to use (``without_unused``); they are constants of the file.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Component:
     num_weights: int | None = None
     sizes: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     rewrites: Rewrites = field(default_factory=Rewrites)
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def program(self) -> ExportedProgram:

@@ -17,6 +17,8 @@ from dit_compress.model.denoiser import Cond, Denoiser
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+DIT_STEP = "dit_step"
+"""Name of the component of one step."""
 TYPICAL_SIGMA = 0.7
 WIDE_RANK = 3
 """Conditions of this rank carry values (embeddings); those below are masks, rates, flags."""
@@ -101,7 +103,7 @@ def dit_step(denoiser: Denoiser, latent_BCTHW: Tensor, cond: Mapping[str, Tensor
     texts = {INPUT_NAMES.get(name, name): value for name, value in cond.items()}
     wide = [name for name, value in texts.items() if value.is_floating_point() and value.ndim >= WIDE_RANK]
     return Component(
-        name="dit_step",
+        name=DIT_STEP,
         module=DitStep(denoiser, names).eval(),
         inputs={"latent": latent_BCTHW, "sigma": sigma_B, **texts},
         outputs=("velocity",),

@@ -1,15 +1,20 @@
-"""The inputs a file is proven on: each a variation of the component's typical ones."""
+"""The inputs that a file takes, and those it is proven on: each a variation of the component's typical ones."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+
+from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+    from torch.export import ExportedProgram
 
     from dit_compress.export.component import Component
 
@@ -63,3 +68,68 @@ def reference_outputs(component: Component, inputs: dict[str, Tensor]) -> dict[s
     given = component.module(*(value.clone() for value in inputs.values()))
     several = given if isinstance(given, (tuple, list)) else (given,)
     return {name: value.detach().float() for name, value in zip(component.outputs, several, strict=True)}
+
+
+# ------------------------------------------------------------------ what it does not use
+
+
+class Fixed(nn.Module):
+    """A module with some of its inputs fixed. fixed: by name. names: all inputs, in the module's order."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str], fixed: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.module, self.names, self.fixed = module, tuple(names), dict(fixed)
+
+    def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Take the others, in their order."""
+        left = iter(given)
+        found: Tensor | tuple[Tensor, ...] = self.module(
+            *(self.fixed[name] if name in self.fixed else next(left) for name in self.names)
+        )
+        return found
+
+
+def without_unused(component: Component) -> Component:
+    """Return the component without the inputs on which its outputs don't depend; itself where it uses all, or none.
+
+    What can't be traced is given back: ``check`` says what is wrong with it.
+    """
+    try:
+        used = dict(zip(component.inputs, _reaching(component.program), strict=True))
+    except UserError:
+        return component
+    left_out = tuple(name for name, own in used.items() if not own)
+    if not left_out or len(left_out) == len(used):
+        return component
+
+    def taken(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in inputs.items() if used[name]}
+
+    def named(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if used[name])
+
+    fixed = {name: component.inputs[name] for name in left_out}
+    return replace(
+        component,
+        module=Fixed(component.module, list(component.inputs), fixed).eval(),
+        inputs=taken(component.inputs),
+        varied=named(component.varied),
+        precise=named(component.precise),
+        mask=component.mask if component.mask is not None and used[component.mask] else None,
+        more={name: taken(inputs) for name, inputs in component.more.items()},
+        sizes={name: taken(inputs) for name, inputs in component.sizes.items()},
+        left_out=left_out,
+    )
+
+
+def _reaching(program: ExportedProgram) -> list[bool]:
+    """Whether the result depends on each input; a check of its dtype alone is no use of it."""
+    nodes = list(program.graph_module.graph.nodes)
+    reached, open_ends = set(), [node for node in nodes if node.op == "output"]
+    while open_ends:
+        node = open_ends.pop()
+        if node not in reached:
+            reached.add(node)
+            open_ends += node.all_input_nodes
+    names = {node.name for node in reached}
+    return [traced in names for traced in program.graph_signature.user_inputs]

@@ -20,6 +20,7 @@ from dit_compress.export.folder import UNVERIFIED, need_schema, summarise
 from dit_compress.export.headroom import headroom, shown
 from dit_compress.export.inputs import input_sets, reference_outputs
 from dit_compress.export.proof import Golden, prove, write_golden
+from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dit_compress.export.component import Component
     from dit_compress.export.contract import Exporter
     from dit_compress.export.proof import Row
-    from dit_compress.export.types import Artifact, Diagnostic, Profile, Runner
+    from dit_compress.export.types import Artifact, Profile, Runner
 
 
 def export_components(
@@ -97,6 +98,8 @@ def check_components(exporter: Exporter, components: Sequence[Component], profil
     """Return the exporter's warnings on the components as the profile asks for them; raise its errors together."""
     errors, warnings = [], []
     for component in (component.fitted(profile) for component in components):
+        message = "it is left out: the module does not use it"
+        warnings += [Diagnostic("", f"input {name}", "warning", message, "") for name in component.left_out]
         for found in exporter.check(component, profile):
             if found.severity == "warning":
                 warnings.append(found)

@@ -15,6 +15,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.export.base import ExportStep
 from dit_compress.export.component import Component
 from dit_compress.export.components import WIDE_RANK
+from dit_compress.export.inputs import without_unused
 from dit_compress.export.package import export_components
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -23,10 +24,6 @@ from dit_compress.structure.lookup import leaves_of
 from dit_compress.structure.record import map_tensors, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from torch.export import ExportedProgram
-
     from dit_compress.structure.record import Call
 
 NAME = "model"
@@ -55,73 +52,52 @@ def export(module: nn.Module, *, call: Call, target: str, out: str | Path, **opt
     exporter = make_part("export", {"use": target, **options}, installed()).build()
     if not isinstance(exporter, ExportStep):
         raise UserError(f"the exporter {target!r} writes no single component", mend="Name another target")
-    component, left_out = recorded_component(module, call)
-    for name in left_out:
+    component = recorded_component(module, call)
+    for name in component.left_out:
         warnings.warn(f"input {name!r} is left out: the module does not use it", stacklevel=2)
     about = {"exporter": {"plugin": target, "options": options}}
-    return {**export_components(exporter, [component], exporter.profile, Path(out), about), "left_out": left_out}
+    report = export_components(exporter, [component], exporter.profile, Path(out), about)
+    return {**report, "left_out": list(component.left_out)}
 
 
-def recorded_component(module: nn.Module, call: Call) -> tuple[Component, list[str]]:
-    """Return the module as a component of the call's tensors; the inputs that it does not use, which are left out."""
+def recorded_component(module: nn.Module, call: Call) -> Component:
+    """Return the module as a component of those of the call's tensors that it uses."""
     if not call.recorded:
         raise UserError("nothing was recorded", mend="Run 'with dit_compress.record(model) as call'")
     half = any(tensor.dtype in _HALF for tensor in module.parameters())
     copied = (single_copy(module) if half else shared_copy(module)).eval()
     call = call.map(lambda tensor: tensor.float() if half and tensor.dtype in _HALF else tensor)
-    names = _names(copied, call)
     outputs = tensors_in(call.replay(copied))
     if not outputs:
         raise UserError("the call gives no tensor back", where=type(module).__name__, mend="Record one that does")
-    component = _component(copied, call, names, names, len(outputs))
-    used = _reaching(component.program)
-    left_out = [name for name, own in zip(names, used, strict=True) if not own]
-    if left_out:
-        kept = [name for name in names if name not in left_out]
-        component = _component(copied, call, names, kept, len(outputs))
-    return component, left_out
-
-
-def _reaching(program: ExportedProgram) -> list[bool]:
-    """Whether the result depends on each input; a check of its dtype alone is no use of it."""
-    nodes = list(program.graph_module.graph.nodes)
-    reached, open_ends = set(), [node for node in nodes if node.op == "output"]
-    while open_ends:
-        node = open_ends.pop()
-        if node not in reached:
-            reached.add(node)
-            open_ends += node.all_input_nodes
-    names = {node.name for node in reached}
-    return [traced in names for traced in program.graph_signature.user_inputs]
+    return without_unused(_component(copied, call, len(outputs)))
 
 
 class RecordedStep(nn.Module):
-    """A module, called as it was recorded, with some of the call's tensors as its inputs."""
+    """A module, called as it was recorded, with the call's tensors as its inputs."""
 
-    def __init__(self, module: nn.Module, call: Call, places: Sequence[int]) -> None:
+    def __init__(self, module: nn.Module, call: Call) -> None:
         super().__init__()
-        self.module, self.call, self.places = module, call, tuple(places)
+        self.module, self.call = module, call
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the tensors of the result; inputs come as files have them, and get the dtypes of the call back."""
-        given = list(tensors_in((self.call.args, self.call.kwargs)))
-        for place, tensor in zip(self.places, tensors, strict=True):
-            same = given[place].dtype == tensor.dtype
-            given[place] = tensor if same else tensor.to(given[place].dtype)
-        left = iter(given)
+        dtypes = [tensor.dtype for tensor in tensors_in((self.call.args, self.call.kwargs))]
+        left = (
+            tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)
+        )
         args, kwargs = map_tensors(lambda _: next(left), (self.call.args, self.call.kwargs))
         found = tensors_in(self.module(*args, **kwargs))
         return found[0] if len(found) == 1 else tuple(found)
 
 
-def _component(module: nn.Module, call: Call, names: Sequence[str], kept: Iterable[str], outputs: int) -> Component:
-    places = [names.index(name) for name in kept]
+def _component(module: nn.Module, call: Call, outputs: int) -> Component:
     tensors = tensors_in((call.args, call.kwargs))
-    inputs = {names[place]: _plain(tensors[place]) for place in places}
+    inputs = {name: _plain(tensor) for name, tensor in zip(_names(module, call), tensors, strict=True)}
     floats = [name for name, value in inputs.items() if value.is_floating_point()]
     component = Component(
         name=NAME,
-        module=RecordedStep(module, call, places).eval(),
+        module=RecordedStep(module, call).eval(),
         inputs=inputs,
         outputs=("output",) if outputs == 1 else tuple(f"output_{place}" for place in range(outputs)),
         varied=tuple(name for name in floats if inputs[name].ndim >= WIDE_RANK),

@@ -10,6 +10,7 @@ import torch
 
 from dit_compress.core.randomness import Streams
 from dit_compress.export.components import dit_step, text_encoder, vae_decoder
+from dit_compress.export.inputs import without_unused
 from dit_compress.export.loaded import Loaded
 from dit_compress.export.package import describe_video, export_components
 from dit_compress.export.phone import on_device, write_phone_files
@@ -79,11 +80,12 @@ def components(context: Context, loaded: Loaded, sizes: Sequence[Video] = ()) ->
     with torch.no_grad():
         cond = dict(loaded.text.cond([TYPICAL_CAPTION]))
     encoder = loaded.text.encoder
-    return [
+    found = [
         *([text_encoder(encoder, CAPTIONS)] if on_device(encoder) else []),
         dit_step(loaded.denoiser, latent, cond).with_sizes(latents),
         vae_decoder(cast("nn.Module", loaded.codec), latent).with_sizes(latents),
     ]
+    return [without_unused(component) for component in found]
 
 
 def _latent(context: Context, video: tuple[int, int, int] | None) -> Tensor:

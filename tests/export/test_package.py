@@ -22,8 +22,8 @@ from dit_compress.export import (
     export_components,
     inspect,
 )
-from dit_compress.export.inputs import INPUT_SETS, input_sets
-from dit_compress.export.package import golden_of
+from dit_compress.export.inputs import INPUT_SETS, input_sets, reference_outputs, without_unused
+from dit_compress.export.package import check_components, golden_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,6 +150,33 @@ def test_sets_that_equal_an_earlier_one_are_left_out() -> None:
         "t", Half(), {"x": torch.ones(1, 3)}, ("y",), varied=(), more={"empty": {"x": torch.ones(1, 3) * 2}}
     )
     assert list(input_sets(captions, ("typical", "zero", "huge"))) == ["typical", "empty"]
+
+
+class Deaf(nn.Module):
+    """Takes a mask and a rate, looks at neither; asks for the mask's dtype."""
+
+    def forward(self, mask: Tensor, x: Tensor, rate: Tensor) -> Tensor:
+        return x * 2 if mask.is_floating_point() else x
+
+
+def test_inputs_that_are_not_used_are_left_out_and_said() -> None:
+    given = {"mask": torch.ones(1, 3), "x": torch.tensor([[1.0, 2.0, 3.0]]), "rate": torch.ones(1)}
+    wider = {**given, "x": torch.tensor([[4.0]])}
+    component = Component(
+        "deaf", Deaf(), given, ("y",), ("x", "rate"), ("rate",), "mask", {"other": given}, sizes={"w": wider}
+    )
+    found = without_unused(component)
+    assert found.left_out == ("mask", "rate")
+    assert (found.varied, found.precise, found.mask) == (("x",), (), None)
+    assert [list(inputs) for inputs in (found.inputs, found.more["other"], found.sizes["w"])] == [["x"]] * 3
+    assert reference_outputs(found, found.inputs)["y"].tolist() == [[2.0, 4.0, 6.0]]
+    assert reference_outputs(found, found.sizes["w"])["y"].tolist() == [[8.0]]
+    warnings = check_components(TableExporter(), [found], Profile("test"))
+    assert [f"{each.path}: {each.message}" for each in warnings] == [
+        "input mask: it is left out: the module does not use it",
+        "input rate: it is left out: the module does not use it",
+    ]
+    assert without_unused(half()).left_out == ()
 
 
 def test_errors_of_the_check_come_together_before_anything_is_written(tmp_path: Path) -> None:
