@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.edits import COMPUTING, GatherArgument, KeepBlocks, Scale, SetAttribute, Substitute, Take
+from dit_compress.structure.edits import (
+    COMPUTING,
+    Factor,
+    GatherArgument,
+    KeepBlocks,
+    Scale,
+    SetAttribute,
+    Substitute,
+    Tabulate,
+    Take,
+)
 from dit_compress.structure.lookup import set_attribute, tensor_at
+from dit_compress.structure.modulation import factor, tabulate
 from dit_compress.structure.substitutes import substitute
 from dit_compress.structure.tombstone import Tombstone
 
@@ -19,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
-    """Edit a live module in place (on any device, meta included)."""
+    """Edit a live module in place (on any device, meta included). Tensors that are made anew are NaN."""
     for edit in edits:
         if isinstance(edit, Take | Scale):
             replace_tensor(module, edit.tensor, edit_tensor(tensor_at(module, edit.tensor), edit))
@@ -31,6 +42,10 @@ def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
             substitute(module.get_submodule(edit.module))
         elif isinstance(edit, KeepBlocks):
             _keep_blocks(module, edit)
+        elif isinstance(edit, Factor):
+            factor(module, edit)
+        elif isinstance(edit, Tabulate):
+            tabulate(module, edit)
         else:
             raise unknown_edit(edit)
 
@@ -47,6 +62,14 @@ def edit_state(state: Mapping[str, Tensor], edits: Iterable[Edit]) -> dict[str, 
         elif not isinstance(edit, COMPUTING):
             raise unknown_edit(edit)
     return edited
+
+
+def after(name: str, edit: Factor | Tabulate) -> str | None:
+    """Return a tensor's name after an edit that makes new ones; None where they stand in its place."""
+    path, _, leaf = name.rpartition(".")
+    if path not in edit.modules:
+        return name
+    return f"{path}.1.bias" if isinstance(edit, Factor) and leaf == "bias" else None
 
 
 def unknown_edit(edit: object) -> TypeError:
