@@ -38,4 +38,5 @@ def timesteps(denoiser: Denoiser, sigmas: Sequence[float]) -> dict[int | str, tu
         by_sigma = {key for key, value in early.items() if not torch.equal(value, late[key])}
         by_latent = {key for key, value in early.items() if not torch.equal(value, other[key])}
         calls = [given(sigma) for sigma in sigmas]
-    return {key: tuple(float(call[key].flatten()[0]) for call in calls) for key in sorted(by_sigma - by_latent, key=str)}
+    keys = sorted(by_sigma - by_latent, key=str)
+    return {key: tuple(float(call[key].flatten()[0]) for call in calls) for key in keys}

@@ -64,14 +64,6 @@ def edit_state(state: Mapping[str, Tensor], edits: Iterable[Edit]) -> dict[str, 
     return edited
 
 
-def after(name: str, edit: Factor | Tabulate) -> str | None:
-    """Return a tensor's name after an edit that makes new ones; None where they stand in its place."""
-    path, _, leaf = name.rpartition(".")
-    if path not in edit.modules:
-        return name
-    return f"{path}.1.bias" if isinstance(edit, Factor) and leaf == "bias" else None
-
-
 def unknown_edit(edit: object) -> TypeError:
     """Make the error for an edit of a kind that is not in the table: skipping it would give another model."""
     return TypeError(f"{type(edit).__name__} is no edit that can be applied here")

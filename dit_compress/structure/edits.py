@@ -105,10 +105,14 @@ class Substitute:
 
 @dataclass(frozen=True)
 class Factor:
-    """Make a linear two, ``module.0`` without a bias and ``module.1``, with ``rank`` features between them."""
+    """Make a linear two, ``module.0`` without a bias and ``module.1``, with ``rank`` features between them.
+
+    bias: whether the second has one, as the linear had.
+    """
 
     module: str
     rank: int
+    bias: bool = True
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -122,8 +126,9 @@ class Factor:
 
     @property
     def made(self) -> tuple[str, ...]:
-        """Tensors that a checkpoint holds after it and not before; the bias moves to ``module.1``."""
-        return (f"{self.module}.0.weight", f"{self.module}.1.weight")
+        """Tensors that a checkpoint holds after it and not before."""
+        names = ("0.weight", "1.weight", "1.bias") if self.bias else ("0.weight", "1.weight")
+        return tuple(f"{self.module}.{name}" for name in names)
 
 
 @dataclass(frozen=True)

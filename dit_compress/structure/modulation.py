@@ -120,10 +120,12 @@ def factor(module: nn.Module, edit: Factor) -> None:
     like: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
     with torch.device("meta"):
         down = nn.Linear(linear.in_features, edit.rank, bias=False)
-        up = nn.Linear(edit.rank, linear.out_features, bias=False)
+        up = nn.Linear(edit.rank, linear.out_features, bias=edit.bias)
     for made in (down, up):
-        made.weight = nn.Parameter(torch.full(made.weight.shape, torch.nan, **like), linear.weight.requires_grad)
-    up.register_parameter("bias", linear.bias)
+        for name, value in made.named_parameters():
+            made.register_parameter(
+                name, nn.Parameter(torch.full(value.shape, torch.nan, **like), linear.weight.requires_grad)
+            )
     set_module(module, edit.module, nn.Sequential(down, up).train(linear.training))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors, write_json
-from dit_compress.structure.apply import after, edit_tensor, rename, unknown_edit
+from dit_compress.structure.apply import edit_tensor, rename, unknown_edit
 from dit_compress.structure.edits import COMPUTING, MAKING, KeepBlocks, Scale, Take
 from dit_compress.structure.files.tensor_files import (
     INDEX,
@@ -113,8 +113,8 @@ def pieces(weights: Weights, edits: Iterable[Edit], made: Mapping[str, TensorAt]
                     f"the plan makes {edit.made[0]!r} anew, out of the weights of one checkpoint",
                     mend="Prune the modulation of this checkpoint itself",
                 )
-            moved = {new: replace(piece, name=new) for name, piece in state.items() if (new := after(name, edit))}
-            state = moved | {name: Piece(made[name], name, {}) for name in edit.made}
+            state = {name: piece for name, piece in state.items() if name.rpartition(".")[0] not in edit.modules}
+            state |= {name: Piece(made[name], name, {}) for name in edit.made}
         elif not isinstance(edit, COMPUTING):
             raise unknown_edit(edit)
     return list(state.values())

@@ -202,5 +202,3 @@ def _unfit(module: nn.Module, path: str, name: str) -> str:
     if len(modules) > 1 or len(tensors) > 1:
         return f"it is shared with {(modules + tensors)[-1]!r}"
     return ""
-
-

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from dit_compress.step.context import Context
     from dit_compress.step.workplace import Workplace
     from dit_compress.structure.observe.modulation import Modulation
-    from dit_compress.structure.record import Call
     from dit_compress_plugins.prune_modulation import ModulationOptions
 
 Edits = list[Factor | Tabulate]
@@ -85,7 +84,8 @@ class ModulationPruning:
             metrics = self.factor(denoiser, chosen, spec.flow)
             say(f"of what varies, {metrics['error_mean']:.2%} is lost on average, {metrics['error_max']:.2%} at most")
         denoiser.forget_structure()
-        write_json(place.folder / "modulation.json", {"edits": edits_as_data(chosen.edits), "left": chosen.left, **metrics})
+        data = {"edits": edits_as_data(chosen.edits), "left": chosen.left, **metrics}
+        write_json(place.folder / "modulation.json", data)
         after = count_parameters(denoiser.module)
         figures = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
         figures |= {"params_before": before, "params_after": after, "params_kept": after / before}
@@ -159,7 +159,12 @@ def _factored(denoiser: Denoiser, linears: Sequence[Modulation], rank: int, left
             left[item.path] = f"rank {rank} does not make it smaller"
     if not chosen:
         raise UserError(f"rank {rank} makes no linear of the modulation smaller", mend=f"Give a rank below {most}")
-    return Chosen([Factor(item.path, rank) for item in chosen], tuple(chosen), left)
+    return Chosen([_factor(denoiser, item.path, rank) for item in chosen], tuple(chosen), left)
+
+
+def _factor(denoiser: Denoiser, path: str, rank: int) -> Factor:
+    linear: Any = denoiser.module.get_submodule(path)
+    return Factor(path, rank, bias=linear.bias is not None)
 
 
 def _tabulated(
@@ -228,4 +233,4 @@ def _fill(denoiser: Denoiser, edit: Factor, made: LowRank) -> None:
     for name, value in values.items():
         if value is not None:
             old = denoiser.module.get_submodule(edit.module).get_parameter(name)
-            replace_tensor(denoiser.module, f"{edit.module}.{name}", value.to(old))
+            replace_tensor(denoiser.module, f"{edit.module}.{name}", value.to(old).contiguous())
