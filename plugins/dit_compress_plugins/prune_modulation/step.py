@@ -89,7 +89,7 @@ class ModulationPruning:
         after = count_parameters(denoiser.module)
         figures = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
         figures |= {"params_before": before, "params_after": after, "params_kept": after / before}
-        figures |= {"left_alone": [f"{path}: {why}" for path, why in chosen.left.items()]} if chosen.left else {}
+        figures |= {"left_alone": [_note(chosen.left)]} if chosen.left else {}
         return chosen.entry, Result(metrics=figures, files={"modulation": "modulation.json"})
 
     def described(self, chosen: Chosen) -> str:
@@ -140,6 +140,13 @@ class ModulationPruning:
             for path, (x, _) in watched(denoiser.module, other, paths)[1].items():
                 seen[path].append(x)
         return {path: torch.cat(rows) for path, rows in seen.items()}
+
+
+def _note(left: Mapping[str, str]) -> str:
+    """Say in one line which linears stay as they are."""
+    path, why = next(iter(left.items()))
+    more = f", and {len(left) - 1} more" if len(left) > 1 else ""
+    return f"level 'modulation' leaves {path} alone: {why}{more}"
 
 
 def _times(chosen: Chosen) -> tuple[float, ...]:

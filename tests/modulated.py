@@ -14,7 +14,7 @@ from dit_compress.structure.record import Call
 if TYPE_CHECKING:
     from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "zoo"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "zoo"))
 
 from models import build
 
