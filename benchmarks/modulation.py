@@ -95,6 +95,7 @@ class Verdict:
     folded_db: float | None = None
     error: float | None = None
     said: str = ""
+    folded: nn.Module | None = None
     wrong: list[str] = field(default_factory=list)
 
 
@@ -130,50 +131,58 @@ def judged(name: str) -> Verdict:
         verdict.wrong.append(f"found {shown(verdict.found)}, the source has {shown(TRUTH.get(name, {}))}")
     own = sum(p.numel() for item in found.linears for p in module.get_submodule(item.path).parameters())
     verdict.share = own / sum(p.numel() for p in module.parameters())
-    fold(verdict, module, inputs)
-    factored(verdict, module, inputs)
+    alone = [next(iter(reads)) for reads in verdict.found if len(reads) == 1]
+    clock = alone[0] if alone else next(iter({TIME, "timesteps"} & inputs.keys()), None)
+    size = "whole" if clock is None or bool((inputs[clock] > 1).any()) else "half"
+    given = [other(inputs, clock, value) for value in TIMES[size]] if clock else [inputs]
+    fold(verdict, module, inputs, given, TIMES[size])
+    if clock in alone and verdict.folded_db is not None:
+        refuse_between(verdict, other(inputs, clock, BETWEEN[size]))
+    factored(verdict, module, inputs, given[0])
+    verdict.folded = None
     return verdict
 
 
-def fold(verdict: Verdict, module: nn.Module, inputs: dict[str, Any]) -> None:
-    """Make a table and compare it; where it is refused nothing may have changed."""
-    alone = [next(iter(reads)) for reads in verdict.found if len(reads) == 1]
-    clock = alone[0] if alone else TIME
-    size = "half" if clock in inputs and bool((inputs[clock] <= 1).all()) else "whole"
+def fold(
+    verdict: Verdict, module: nn.Module, inputs: dict[str, Any], others: list[dict[str, Any]], times: tuple[float, ...]
+) -> None:
+    """Make a table and compare it at each timestep; where it is refused nothing may have changed."""
     pruned = copy.deepcopy(module)
     try:
-        dit_compress.prune(pruned, modulation={"table": TIMES[size]}, call=Call((), inputs, recorded=True))
+        dit_compress.prune(pruned, modulation={"table": times}, call=Call((), inputs, recorded=True))
     except UserError as error:
         verdict.said = error.problems[0][1]
-        if alone:
+        if any(len(reads) == 1 for reads in verdict.found):
             verdict.wrong.append(f"a table is refused: {verdict.said}")
         if any(not torch.equal(value, pruned.state_dict()[key]) for key, value in module.state_dict().items()):
             verdict.wrong.append("refused, and changed all the same")
         return
-    levels = []
-    for value in TIMES[size]:
-        given = other(inputs, clock, value)
-        levels.append(decibel(called(pruned, given), called(module, given)))
-    verdict.folded_db = min(levels)
-    if verdict.folded_db < GOAL_DB:
+    verdict.folded = pruned
+    verdict.folded_db = min(decibel(called(pruned, given), called(module, given)) for given in others)
+    if not verdict.folded_db >= GOAL_DB:
         verdict.wrong.append(f"the table differs: {verdict.folded_db:.0f} dB")
+
+
+def refuse_between(verdict: Verdict, given: dict[str, Any]) -> None:
+    """Call a folded model at a timestep between two rows: it must raise."""
+    assert verdict.folded is not None
     try:
-        called(pruned, other(inputs, clock, BETWEEN[size]))
+        called(verdict.folded, given)
     except UserError as error:
         verdict.said = error.problems[0][1]
     else:
         verdict.wrong.append("a timestep that is not in the table gives something")
 
 
-def factored(verdict: Verdict, module: nn.Module, inputs: dict[str, Any]) -> None:
-    """Take low rank; state its error."""
+def factored(verdict: Verdict, module: nn.Module, inputs: dict[str, Any], given: dict[str, Any]) -> None:
+    """Take low rank; state the error of the output, on other inputs."""
     pruned = copy.deepcopy(module)
     try:
         dit_compress.prune(pruned, modulation={"rank": 4}, call=Call((), inputs, recorded=True))
     except UserError as error:
         verdict.said = verdict.said or error.problems[0][1]
         return
-    outputs = called(pruned, inputs), called(module, inputs)
+    outputs = called(pruned, given), called(module, given)
     verdict.error = max(float((a - b).norm() / b.norm()) for a, b in zip(*outputs, strict=True))
 
 

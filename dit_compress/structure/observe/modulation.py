@@ -22,6 +22,7 @@ from dit_compress.structure.observe.trace import FAILURES, Touch, Trace
 from dit_compress.structure.observe.weightless import Seen
 from dit_compress.structure.raised import raised
 from dit_compress.structure.record import Call
+from dit_compress.structure.signature import Known, signature
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -63,6 +64,11 @@ def modulation(module: nn.Module, call: Call, clocks: Collection[Key] | None = N
 
     clocks: the arguments that carry the timestep; any with one number a sample, where they are not known.
     """
+    key = signature(module, dict(enumerate((call.args, call.kwargs)))), frozenset(clocks or ())
+    return _FOUND.get(key, lambda: _modulation(module, call, clocks))
+
+
+def _modulation(module: nn.Module, call: Call, clocks: Collection[Key] | None) -> Found:
     try:
         replica, (stacks, _) = replicated(module, call)
         return _Dependencies(replica, clocks).found([block for item in stacks for block in item.stack.blocks])
@@ -72,6 +78,10 @@ def modulation(module: nn.Module, call: Call, clocks: Collection[Key] | None = N
             where=type(module).__name__,
             mend="Record a call that the model accepts; a model whose control flow depends on values is not understood",
         ) from error
+
+
+_FOUND: Known[Found] = Known(64)
+"""What was found before: it depends on classes and shapes, not on weights."""
 
 
 class _Dependencies:
