@@ -159,7 +159,7 @@ def test_the_rank_must_make_something_smaller() -> None:
     with pytest.raises(UserError, match="rank 1000 makes no linear of the modulation smaller") as caught:
         dit_compress.prune(denoiser.module, modulation={"rank": 1000}, call=denoiser.recorded)
     # 64 features to 6 · 64: 64 · 384 / (64 + 384).
-    assert caught.value.problems[0][2] == "Give a rank below 54"
+    assert caught.value.problems[0][2] == "Give 54 at most"
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 4, "table": [1.0]}, {"table": []}, {"rank": 0}, {"table": "all"}])

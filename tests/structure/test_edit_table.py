@@ -215,7 +215,7 @@ def test_an_unknown_kind_is_refused_everywhere(tmp_path: Path) -> None:
 
 
 def test_edits_of_tensors_and_edits_of_code_are_all_there_are() -> None:
-    assert {Take, Scale, KeepBlocks, *COMPUTING} == set(table._KINDS.values())
+    assert {Take, Scale, KeepBlocks, *COMPUTING, *table.MAKING} == set(table._KINDS.values())
 
 
 # ------------------------------------------------------------------ a LoRA of any of them

@@ -157,15 +157,15 @@ def _factored(denoiser: Denoiser, linears: Sequence[Modulation], rank: int, left
     """Choose the linears that low rank makes smaller."""
     chosen, most = [], 0
     for item in linears:
-        weight = denoiser.module.get_submodule(item.path).weight
-        below = weight.numel() // sum(weight.shape)
-        most = max(most, below)
-        if rank * sum(weight.shape) < weight.numel():
+        weight = denoiser.module.get_parameter(f"{item.path}.weight")
+        fits = (weight.numel() - 1) // sum(weight.shape)
+        most = max(most, fits)
+        if rank <= fits:
             chosen.append(item)
         else:
             left[item.path] = f"rank {rank} does not make it smaller"
     if not chosen:
-        raise UserError(f"rank {rank} makes no linear of the modulation smaller", mend=f"Give a rank below {most}")
+        raise UserError(f"rank {rank} makes no linear of the modulation smaller", mend=f"Give {most} at most")
     return Chosen([_factor(denoiser, item.path, rank) for item in chosen], tuple(chosen), left)
 
 
