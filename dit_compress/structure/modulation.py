@@ -51,20 +51,26 @@ class Timetable:
 
     def _nearest(self, given: Tensor, *, check: bool) -> Tensor:
         # float32, also for what counts in float64: phones and graphics chips have nothing wider.
-        wide = given.to(torch.float32)
-        times = torch.tensor(self.times, dtype=wide.dtype, device=wide.device)
-        distance, index = (wide[:, None] - times).abs().min(1)
+        single = given.to(torch.float32)
+        order = sorted(range(len(self.times)), key=self.times.__getitem__)
+        rising = torch.tensor([self.times[place] for place in order], device=given.device, dtype=torch.float32)
+        # Comparisons and a sum: not every exporter has a search for the least.
+        passed = (single[:, None] > (rising[1:] + rising[:-1]) / 2).to(torch.int32).sum(1)
         # A traced program can't raise: it is called by the schedule that it was exported with.
         if check and not torch.compiler.is_compiling():
-            precision = torch.finfo(given.dtype).eps if given.is_floating_point() else 0
-            wrong = distance > max(precision, APART) * wide.abs()
-            if bool(wrong.any()):
-                raise UserError(
-                    f"the timestep {float(wide[wrong][0]):.9g} is not in the modulation's table, which holds "
-                    + ", ".join(f"{time:.9g}" for time in self.times),
-                    mend="Sample with the schedule that the table was made for, or make a table for this one",
-                )
-        return index
+            self._need_near(given, single, rising[passed])
+        return torch.tensor(order, device=given.device)[passed]
+
+    def _need_near(self, given: Tensor, single: Tensor, nearest: Tensor) -> None:
+        """Raise a UserError where a timestep is none of the table's."""
+        precision = torch.finfo(given.dtype).eps if given.is_floating_point() else 0
+        wrong = ~((single - nearest).abs() <= max(precision, APART) * single.abs())
+        if bool(wrong.any()):
+            raise UserError(
+                f"the timestep {float(single[wrong][0]):.9g} is not in the modulation's table, which holds "
+                + ", ".join(f"{time:.9g}" for time in self.times),
+                mend="Sample with the schedule that the table was made for, or make a table for this one",
+            )
 
 
 class TimeTable(nn.Module):
