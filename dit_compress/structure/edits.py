@@ -135,9 +135,9 @@ class Factor:
 class Tabulate:
     """Put tables, a row for each timestep, in the place of linears that read the timestep alone.
 
-    times: the timesteps as the model is given them, in its call's ``argument``. sigmas: the same as noise levels,
-    where they are known. upstream: modules between the timestep and the linears; what changes them, as a LoRA may,
-    changes no table.
+    times: the timesteps as the model is given them, in its call's ``argument``, rising. sigmas: the same as noise
+    levels, where they are known. upstream: modules between the timestep and the linears; what changes them, as a LoRA
+    may, changes no table.
     """
 
     modules: tuple[str, ...]

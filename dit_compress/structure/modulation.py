@@ -27,7 +27,7 @@ APART = 4 * torch.finfo(torch.float32).eps
 class Timetable:
     """The timesteps of a table, and the row of the call that runs now. One for all tables of a model.
 
-    argument, times, sigmas: as in ``Tabulate``.
+    argument, times, sigmas: as in ``Tabulate``; times rise.
     """
 
     def __init__(self, argument: int | str, times: tuple[float, ...], sigmas: tuple[float, ...]) -> None:
@@ -52,14 +52,13 @@ class Timetable:
     def _nearest(self, given: Tensor, *, check: bool) -> Tensor:
         # float32, also for what counts in float64: phones and graphics chips have nothing wider.
         single = given.to(torch.float32)
-        order = sorted(range(len(self.times)), key=self.times.__getitem__)
-        rising = torch.tensor([self.times[place] for place in order], device=given.device, dtype=torch.float32)
+        rising = torch.tensor(self.times, device=given.device, dtype=torch.float32)
         # Comparisons and a sum: not every exporter has a search for the least.
         passed = (single[:, None] > (rising[1:] + rising[:-1]) / 2).to(torch.int32).sum(1)
         # A traced program can't raise: it is called by the schedule that it was exported with.
         if check and not torch.compiler.is_compiling():
             self._need_near(given, single, rising[passed])
-        return torch.tensor(order, device=given.device)[passed]
+        return passed
 
     def _need_near(self, given: Tensor, single: Tensor, nearest: Tensor) -> None:
         """Raise a UserError where a timestep is none of the table's."""

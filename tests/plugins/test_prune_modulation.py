@@ -220,7 +220,7 @@ def test_a_few_step_student_samples_the_same_from_its_table(whole: Bundle, tmp_p
         assert whole.flow.sigmas() == (*SCHEDULE, 0.0)
         assert decibel(*samples) >= 100
         with pytest.raises(
-            UserError, match=r"timestep 0.66\d* is not in the modulation's table, which holds 1, 0.75, 0.5"
+            UserError, match=r"timestep 0.66\d* is not in the modulation's table, which holds 0.25, 0.5, 0.75, 1"
         ):
             euler(folded, noise, cond, (1.0, 2 / 3, 0.0))
 

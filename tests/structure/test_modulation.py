@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from modulated import MIXED, QWEN, TABLES, UNMODULATED, recorded
 from torch import Tensor, nn
 
+import dit_compress
 from dit_compress.core.errors import UserError
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.edits import Factor, KeepBlocks, Tabulate, edits_as_data, edits_from_data
 from dit_compress.structure.modulation import TimeTable, Timetable
 from dit_compress.structure.observe.modulation import modulation
 from dit_compress.structure.record import Call
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # ------------------------------------------------------------------ found
 
@@ -108,7 +113,7 @@ def test_a_shared_linear_is_refused() -> None:
 
 
 def test_edits_are_json_and_come_back() -> None:
-    edits = [Factor("a.b", 4, bias=False), Tabulate(("x", "y"), "timestep", (1.0, 0.5), (1.0, 0.5), ("embed",))]
+    edits = [Factor("a.b", 4, bias=False), Tabulate(("x", "y"), "timestep", (500.0, 1000.0), (0.5, 1.0), ("embed",))]
     assert edits_from_data(edits_as_data(edits)) == edits
     assert edits[0].made == ("a.b.0.weight", "a.b.1.weight")
     assert Factor("a", 1).made == ("a.0.weight", "a.1.weight", "a.1.bias")
@@ -117,7 +122,7 @@ def test_edits_are_json_and_come_back() -> None:
 
 def test_new_tensors_are_nan_until_they_are_filled() -> None:
     model, call = made()
-    apply_edits(model, [Factor("blocks.0.modulate", 3), Tabulate(("blocks.1.modulate",), 1, (0.5, 0.25))])
+    apply_edits(model, [Factor("blocks.0.modulate", 3), Tabulate(("blocks.1.modulate",), 1, (0.25, 0.5))])
     first, second = model.blocks[0].modulate, model.blocks[1].modulate
     assert [tuple(item.weight.shape) for item in first] == [(3, 8), (16, 3)]
     assert first[0].bias is None
@@ -126,7 +131,7 @@ def test_new_tensors_are_nan_until_they_are_filled() -> None:
     assert bool(call.replay(model).isnan().any())
 
 
-def tabled(times: tuple[float, ...] = (1.0, 0.5, 0.25)) -> Model:
+def tabled(times: tuple[float, ...] = (0.25, 0.5, 1.0)) -> Model:
     """A model whose tables hold, for the i-th timestep, the number i everywhere."""
     model, _ = made()
     apply_edits(model, [Tabulate(tuple(f"blocks.{index}.modulate" for index in range(3)), 1, times)])
@@ -147,23 +152,23 @@ def rows_of(model: Model, *args: Tensor, **kwargs: Tensor) -> list[float]:
 
 def test_every_sample_gets_the_row_of_its_timestep() -> None:
     model, x = tabled(), torch.randn(2, 6, 8)
-    assert rows_of(model, x, torch.tensor([0.25, 1.0])) == [2.0, 0.0]
+    assert rows_of(model, x, torch.tensor([0.25, 1.0])) == [0.0, 2.0]
     assert rows_of(model, x, t=torch.tensor([0.5, 0.5])) == [1.0, 1.0], "also by name"
-    assert rows_of(copy.deepcopy(model), x, torch.tensor([0.5, 1.0])) == [1.0, 0.0]
+    assert rows_of(copy.deepcopy(model), x, torch.tensor([0.5, 1.0])) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 0.3000001), (torch.bfloat16, 0.301), (torch.float64, 0.3)])
 def test_a_timestep_may_differ_by_its_own_precision(dtype: torch.dtype, near: float) -> None:
-    model = tabled((0.7, 0.3))
-    assert Timetable(1, (0.7, 0.3), ()).times == (0.7, 0.3)
+    model = tabled((0.3, 0.7))
+    assert model.timetable.times == (0.3, 0.7)
     model.timetable.note(torch.tensor([near], dtype=dtype))
-    assert model.timetable.index(check=True).tolist() == [1]
+    assert model.timetable.index(check=True).tolist() == [0]
 
 
 @pytest.mark.parametrize("wrong", [0.30001, 0.5, 0.0, 1.0])
 def test_another_timestep_is_refused(wrong: float) -> None:
-    model = tabled((0.7, 0.3))
-    with pytest.raises(UserError, match=r"is not in the modulation's table, which holds 0.7, 0.3") as caught:
+    model = tabled((0.3, 0.7))
+    with pytest.raises(UserError, match=r"is not in the modulation's table, which holds 0.3, 0.7") as caught:
         model(torch.randn(2, 6, 8), torch.tensor([0.7, wrong]))
     assert caught.value.problems[0][2].startswith("Sample with the schedule")
 
@@ -208,6 +213,16 @@ def test_a_table_is_constants_of_a_traced_program() -> None:
     for time in (1.0, 0.5, 0.25):
         with torch.no_grad():
             assert torch.equal(program(x, torch.tensor([time])), model(x, torch.tensor([time])))
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_a_table_is_exported_and_proven(target: str, tmp_path: Path) -> None:
+    model = tabled()
+    with dit_compress.record(model) as call:
+        model(torch.randn(1, 6, 8), torch.tensor([0.5]))
+    report = dit_compress.export(model, call=call, target=target, out=tmp_path / target)
+    assert report["passed"]
+    assert min(row["psnr_db"] for row in report["rows"]) >= 70
 
 
 def test_structure_is_found_behind_tables() -> None:

@@ -193,11 +193,10 @@ def _tabulated(
     for item in linears:
         if item.reads != {argument}:
             left[item.path] = f"it reads {', '.join(sorted(map(str, item.reads)))}"
-    times = known.get(argument, tuple(wanted))
+    pairs = sorted(set(zip(known.get(argument, tuple(wanted)), wanted, strict=True)))
+    times, levels = tuple(time for time, _ in pairs), tuple(sigma for _, sigma in pairs)
     upstream = tuple(dict.fromkeys(path for item in chosen for path in item.upstream))
-    edit = Tabulate(
-        tuple(item.path for item in chosen), argument, times, tuple(wanted) if argument in known else (), upstream
-    )
+    edit = Tabulate(tuple(item.path for item in chosen), argument, times, levels if argument in known else (), upstream)
     return Chosen([edit], tuple(chosen), left)
 
 
