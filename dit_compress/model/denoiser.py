@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dit_compress.model.attention import attentions_at, captured
 from dit_compress.structure.lookup import output_at, with_output
+from dit_compress.structure.modulation import timetable_of
 from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.observe.weightless import hollow_copy
 from dit_compress.structure.record import Call, record
@@ -208,10 +209,10 @@ class Denoiser(nn.Module):
 
     def possible(self, sigma_B: Tensor) -> Tensor:
         """Return the nearest sigmas that the module can be called with: those of its table of modulations."""
-        known: tuple[float, ...] = getattr(getattr(self.module, "timetable", None), "sigmas", ())
-        if not known:
+        timetable = timetable_of(self.module)
+        if timetable is None or not timetable.sigmas:
             return sigma_B
-        table = torch.tensor(known, dtype=sigma_B.dtype, device=sigma_B.device)
+        table = torch.tensor(timetable.sigmas, dtype=sigma_B.dtype, device=sigma_B.device)
         return table[(sigma_B[..., None] - table).abs().argmin(-1)]
 
     def example_call(self) -> Call:

@@ -108,6 +108,11 @@ def _spread(index: Tensor, lead: torch.Size) -> Tensor:
     )
 
 
+def timetable_of(module: nn.Module) -> Timetable | None:
+    """Return the timetable of a model whose modulation is tables."""
+    return getattr(module, "timetable", None)
+
+
 def note_time(owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Note the timestep of a model's call, given by position or by name; a hook before its forward."""
     key = owner.timetable.argument

@@ -17,6 +17,7 @@ from dit_compress.step.context import Result
 from dit_compress.structure.apply import apply_edits, replace_tensor
 from dit_compress.structure.compact import LOG_NAME, SINGLE, disagreement
 from dit_compress.structure.edits import REVISION, Factor, Tabulate, edits_as_data
+from dit_compress.structure.modulation import timetable_of
 from dit_compress.structure.observe.modulation import modulation
 from dit_compress_plugins.prune_modulation.calls import at_time, example_at_hand, redrawn, watched
 from dit_compress_plugins.prune_modulation.low_rank import LowRank, low_rank
@@ -109,7 +110,7 @@ class ModulationPruning:
             raise UserError(f"no modulation to replace was found: {found.reasons()}", mend="Leave this step out")
         if self.options.rank is not None:
             return _factored(denoiser, found.linears, self.options.rank, left)
-        if hasattr(denoiser.module, "timetable"):
+        if timetable_of(denoiser.module) is not None:
             raise UserError("its modulation has a table already", mend="Make the table from the model before that step")
         return _tabulated(found.linears, wanted, known, left)
 
