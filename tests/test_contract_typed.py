@@ -75,6 +75,7 @@ ORDINARY = frozenset(
         "latency",
         "latents",
         "magnitude",
+        "modulation",
         "random",
         "shapes",
         "videos",
@@ -84,8 +85,8 @@ ORDINARY = frozenset(
 """Names that are words of the trade, too: in a sentence, or in the name of a file, they name no plugin."""
 
 OTHERS = {
-    "cli/prune.py": {"latency": "a budget, beside params and flops"},
-    "pruning/": {"latency": "a budget, beside params and flops"},
+    "cli/prune.py": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
+    "pruning/": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "data/video.py": {"videos": "the folder of a step's videos, and its entry among the files"},
     "model/bundle.py": {"flow": "a key of bundle.json"},
     "report/data.py": {"flow": "a key of bundle.json", "videos": "an entry among the files of a step"},

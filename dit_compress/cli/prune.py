@@ -53,6 +53,9 @@ def prune(
     curves: Curves = None,
     remove: Counts = None,
     keep: Shares = None,
+    modulation: Annotated[
+        str | None, typer.Option(metavar="rank=N|table=X,…", help="Instead of units: per-block modulation (AdaLN).")
+    ] = None,
     search: Annotated[str, typer.Option(help="The search plugin that chooses the units.")] = defaults.SEARCH,
     plan: Annotated[
         Path | None, typer.Option(help="Repeat the plan of a pruned folder (or its pruning.json) instead of a search.")
@@ -79,7 +82,7 @@ def prune(
 
     use(plugin or ())
     if plan is not None:
-        _by_plan(plan, path, out, asked=bool(params or flops or latency or remove or keep or dry_run))
+        _by_plan(plan, path, out, asked=bool(params or flops or latency or remove or keep or modulation or dry_run))
     else:
         what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
         what |= {
@@ -88,6 +91,7 @@ def prune(
         }
         what |= {"heterogeneous": heterogeneous, "curves": curves}
         what |= {"remove": _counts("--remove", remove, int), "keep": _counts("--keep", keep, float), "search": search}
+        what |= {"modulation": _modulation(modulation)}
         if dry_run:
             before, after = planned(path, **what)
             log = after.need_denoiser().log[len(before.need_denoiser().log) :]
@@ -180,6 +184,23 @@ def _counts(option: str, text: str | None, kind: type[int] | type[float]) -> dic
     return found
 
 
+def _modulation(text: str | None) -> dict[str, Any] | None:
+    """Parse ``rank=64``, ``table=1.0,0.75`` or ``table=schedule`` into the step's options."""
+    if text is None:
+        return None
+    word, _, value = text.partition("=")
+    try:
+        if word == "rank":
+            return {"rank": int(value)}
+        if word == "table":
+            return {"table": value if value == "schedule" else [float(item) for item in value.split(",")]}
+    except ValueError:
+        pass
+    raise UserError(
+        f"--modulation takes rank=N or table=SIGMA,…, got {text!r}", mend="Write rank=64, or table=1.0,0.75,0.5,0.25"
+    )
+
+
 def _print_plan(log: Any, module: Any) -> None:
     """Print one line per level, then the size."""
     from dit_compress.model.figures import count_parameters
@@ -189,6 +210,13 @@ def _print_plan(log: Any, module: Any) -> None:
     for entry in log:
         for name, record in entry["data"].get("kept", {}).items():
             counts.setdefault(name.partition(":")[0], []).append((record["of"], len(from_ranges(record["units"]))))
+    made = [edit for entry in log for edit in entry["data"]["edits"] if edit["edit"] in ("Factor", "Tabulate")]
+    for edit in made:
+        if edit["edit"] == "Tabulate":
+            typer.echo(f"modulation: {len(edit['modules'])} linears → tables of {len(edit['times'])} timesteps")
+    ranks = [edit["rank"] for edit in made if edit["edit"] == "Factor"]
+    if ranks:
+        typer.echo(f"modulation: {len(ranks)} linears → rank {span(ranks)}")
     for level, pairs in counts.items():
         typer.echo(f"{level}: {span(of for of, _ in pairs)} → {span(stay for _, stay in pairs)}")
     typer.echo(f"{count_parameters(module):,} parameters stay")

@@ -99,7 +99,7 @@ def dit_step(denoiser: Denoiser, latent_BCTHW: Tensor, cond: Mapping[str, Tensor
         cond: what a typical caption gives; ``embedding`` becomes ``text``, ``mask`` becomes ``text_mask``.
     """
     names = tuple(cond)
-    sigma_B = torch.full((latent_BCTHW.shape[0],), TYPICAL_SIGMA)
+    sigma_B = denoiser.possible(torch.full((latent_BCTHW.shape[0],), TYPICAL_SIGMA))
     texts = {INPUT_NAMES.get(name, name): value for name, value in cond.items()}
     wide = [name for name, value in texts.items() if value.is_floating_point() and value.ndim >= WIDE_RANK]
     return Component(

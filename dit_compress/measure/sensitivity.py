@@ -106,7 +106,7 @@ def measure(
 def caller(denoiser: Denoiser, size_THW: tuple[int, int, int]) -> Callable[[], object]:
     """Return one call of the denoiser for one sample."""
     denoiser.eval()
-    example = denoiser.example(1, size_THW)
+    example = denoiser.typical(1, size_THW)
 
     @torch.no_grad()
     def call() -> object:

@@ -81,7 +81,7 @@ def _time_outside(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int,
     alone: Kept = {gate.name: (0,) for gate in gates(axes).values()}
     short = _variant(denoiser, axes, alone)
     calls = {gate.name: _block_call(short, gate, size_THW) for gate in gates(axes).values()}
-    example = short.example(1, size_THW, text_length=TEXT_LENGTH)
+    example = short.typical(1, size_THW, text_length=TEXT_LENGTH)
 
     @torch.no_grad()
     def call() -> object:
@@ -117,7 +117,7 @@ def _block_call(denoiser: Denoiser, gate: Axis, size_THW: tuple[int, int, int]) 
     left = (there[path] for path in gate.blocks.blocks if path in there)
     block = next(item for item in left if not isinstance(item, Tombstone) and any(True for _ in item.parameters()))
     with _arguments(block) as taken, torch.no_grad():
-        denoiser(*denoiser.example(1, size_THW, text_length=TEXT_LENGTH))
+        denoiser(*denoiser.typical(1, size_THW, text_length=TEXT_LENGTH))
     args, kwargs = taken[0]
 
     @torch.no_grad()

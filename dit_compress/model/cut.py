@@ -45,7 +45,7 @@ def example_output(denoiser: Denoiser) -> Tensor:
     denoiser.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        output = denoiser(*denoiser.example(2, denoiser.example_size))
+        output = denoiser(*denoiser.typical(2, denoiser.example_size))
     denoiser.train(training)
     return output
 

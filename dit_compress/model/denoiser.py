@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dit_compress.model.attention import attentions_at, captured
 from dit_compress.structure.lookup import output_at, with_output
+from dit_compress.structure.modulation import timetable_of
 from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.observe.weightless import hollow_copy
 from dit_compress.structure.record import Call, record
@@ -199,6 +200,31 @@ class Denoiser(nn.Module):
         with captured(self.module, attentions_at(self.structure(), at)) as taken:
             yield taken
 
+    def typical(
+        self, batch: int, size_THW: tuple[int, int, int], *, text_length: int = 8
+    ) -> tuple[Tensor, Tensor, Cond]:
+        """Draw an example that the module can be called with: at a sigma of its table, where it has one."""
+        latent, sigma_B, cond = self.example(batch, size_THW, text_length=text_length)
+        return latent, self.possible(sigma_B), cond
+
+    def possible(self, sigma_B: Tensor) -> Tensor:
+        """Return the nearest sigmas that the module can be called with: those of its table of modulations."""
+        timetable = timetable_of(self.module)
+        if timetable is None or not timetable.sigmas:
+            return sigma_B
+        table = torch.tensor(timetable.sigmas, dtype=sigma_B.dtype, device=sigma_B.device)
+        return table[(sigma_B[..., None] - table).abs().argmin(-1)]
+
+    def example_call(self) -> Call:
+        """Return one call of the module, on the CPU."""
+        return first_call(self)
+
+    def timesteps(self, sigmas: Sequence[float]) -> dict[int | str, tuple[float, ...]]:
+        """Return the arguments of the module's call that carry the timestep, with their values at some sigmas."""
+        from dit_compress.model.clock import timesteps
+
+        return timesteps(self, sigmas)
+
     @property
     def example_size(self) -> tuple[int, int, int]:
         """The smallest latent size (T, H, W) with more than one token along every axis."""
@@ -212,7 +238,7 @@ class Denoiser(nn.Module):
             first = self.module.get_submodule(self.structure().main.block(0))
             handle = first.register_forward_hook(_stop)
             try:
-                self(*self.example(1, self.example_size))
+                self(*self.typical(1, self.example_size))
             finally:
                 handle.remove()
         return taken[0].shape[-1]
@@ -230,14 +256,20 @@ def discover(denoiser: Denoiser) -> Structure:
 
 def first_call(denoiser: Denoiser) -> Call:
     """Record how the denoiser calls its module on its example, on the CPU. The module stays untouched."""
-    stand_in = copy.copy(denoiser)
-    own = stand_in._modules  # noqa: SLF001 - a copy shares its children with the original
-    stand_in.__dict__["_modules"] = {**own, "module": hollow_copy(denoiser.module)}
+    stand_in = hollow(denoiser)
     with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
         torch.manual_seed(0)
         stand_in.module.register_forward_pre_hook(_stop)
         stand_in(*stand_in.example(1, stand_in.example_size))
     return call
+
+
+def hollow(denoiser: Denoiser) -> Denoiser:
+    """Copy a denoiser with a module that takes no memory, on the CPU. It can make calls; they are not to be run."""
+    stand_in = copy.copy(denoiser)
+    own = stand_in._modules  # noqa: SLF001 - a copy shares its children with the original
+    stand_in.__dict__["_modules"] = {**own, "module": hollow_copy(denoiser.module)}
+    return stand_in
 
 
 class _StoppedError(Exception):

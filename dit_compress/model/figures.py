@@ -82,7 +82,7 @@ def count_flops(
     denoiser = denoiser.to("meta")
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            denoiser(*denoiser.example(1, size_THW, text_length=text_length))
+            denoiser(*denoiser.typical(1, size_THW, text_length=text_length))
     except RuntimeError as error:
         raise UncountableError(
             f"its FLOPs can't be counted without weights: {root_cause(error)}",

@@ -18,17 +18,18 @@ from dit_compress.model.spec import Spec
 from dit_compress.plugin import defaults
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
-from dit_compress.pruning.step import find, need_size, step_part, understood
+from dit_compress.pruning.step import asked_part, find, need_size, understood
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
 from dit_compress.run.keys import Node, lineage_entry
 from dit_compress.step.context import Context
-from dit_compress.structure.apply import apply_edits
+from dit_compress.structure.apply import apply_edits, replace_tensor
 from dit_compress.structure.compact import CompactionError
 from dit_compress.structure.copies import shared_copy, single_copy
-from dit_compress.structure.edits import edits_from_data
+from dit_compress.structure.edits import MAKING, edits_from_data
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.disk import SHARD_BYTES, prune_weights, refuse_quantised
 from dit_compress.structure.files.load_pruned import edits_of
+from dit_compress.structure.files.made import tensors_on_disk
 from dit_compress.structure.files.on_disk import bring_to_memory, left_on_disk
 from dit_compress.structure.files.pruned import (
     base_of,
@@ -41,11 +42,12 @@ from dit_compress.structure.files.pruned import (
 )
 from dit_compress.structure.files.tensor_files import open_weights
 from dit_compress.structure.files.whole import read_config
+from dit_compress.structure.lookup import tensor_at, tensor_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from dit_compress.plugin.options import Part
     from dit_compress.structure.edits import Edit
@@ -65,6 +67,7 @@ def prune(
     remove: Mapping[str, int] | None = None,
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
+    modulation: Mapping[str, Any] | None = None,
     call: Call | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -82,6 +85,8 @@ def prune(
     heterogeneous: widths of each block. curves: a report of ``sensitivity --each`` that decides on them.
     remove, keep: ``{"block": 8, "head": 12}`` and ``{"ffn": 0.75}``, counts and shares per level.
     search: a search plugin that needs no data, or ``{"use": name, option: value}``.
+    modulation: instead of units: ``{"rank": 64}``, per-block modulation of low rank, or ``{"table": [1.0, 0.75]}``,
+        exact at these sigmas and for no other (timesteps, where a ``call`` is given); ``"schedule"`` is a bundle's own.
     call: one call of the module (:func:`dit_compress.record`): what its structure is seen on, and the result proven.
         With it any ``nn.Module`` can be pruned; without it those that a model plugin knows.
     out: where to write what :func:`dit_compress.load` reads. The weights of a folder are cut on disk, as they are,
@@ -99,8 +104,9 @@ def prune(
         "curves": curves,
         "remove": remove,
         "keep": keep,
+        "modulation": modulation,
     }
-    part, place = step_part(**asked, size=_size(size, call, flops or latency), search=search), free(out)
+    part, place = asked_part(**asked, size=_size(size, call, flops or latency), search=search), free(out)
     if not isinstance(model, str | Path):
         return _prune_live(model, part, place, seed, shard_bytes, call)
     target = open_target(model)
@@ -114,10 +120,10 @@ def prune(
 def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
     """Describe the model at a path before and after, without weights: the counts are settled, the units are not.
 
-    asked: as for :func:`prune`, from ``params`` to ``search``.
+    asked: as for :func:`prune`, from ``params`` to ``modulation``.
     """
     spec = open_target(path).spec
-    need_size(part := step_part(**asked), spec)
+    need_size(part := asked_part(**asked), spec)
     return spec, part.build().plan(spec)
 
 
@@ -158,11 +164,19 @@ def _edits(entries: Sequence[dict[str, Any]]) -> list[Edit]:
     return [edit for entry in entries for edit in edits_from_data(entry["data"]["edits"])]
 
 
-def _apply(module: nn.Module, entries: Sequence[dict[str, Any]]) -> None:
-    """Edit a live module in its own dtype, and let it remember how it was pruned."""
+def _apply(module: nn.Module, entries: Sequence[dict[str, Any]], made: Mapping[str, Tensor]) -> None:
+    """Edit a live module in its own dtype, and let it remember how it was pruned. made: values that no edit gives."""
     log, base = log_of(module), base_of(module)
     apply_edits(module, _edits(entries))
+    for name, value in made.items():
+        replace_tensor(module, name, value.to(tensor_at(module, name)))
     remember_log(module, base, [*log, *entries])
+
+
+def _made(module: nn.Module, entries: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return the tensors of a pruned module that were not cut out of the whole one's."""
+    names = (name for edit in _edits(entries) if isinstance(edit, MAKING) for name in edit.made)
+    return {name: found for name in names if (found := tensor_or_none(module, name)) is not None}
 
 
 def _prune_live(
@@ -175,28 +189,31 @@ def _prune_live(
     elif not isinstance(model, Denoiser):
         denoiser, spec = denoiser_of(model)
     assert isinstance(denoiser, Denoiser)
-    entries = _found(denoiser, spec, part, seed)
+    entries, made = _found(denoiser, spec, part, seed)
     if out is not None:
         copied = shared_copy(denoiser.module)
-        _apply(copied, entries)
+        _apply(copied, entries, made)
         save(copied, out, shard_bytes=shard_bytes)
         del copied
-    _apply(denoiser.module, entries)
+    _apply(denoiser.module, entries, made)
     if isinstance(model, Denoiser):
         model.forget_structure()
     return denoiser.module
 
 
-def _found(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str, Any]]:
-    """Find transform-log entries; the denoiser stays as it is."""
+def _found(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Find transform-log entries, and the tensors that they make anew; the denoiser stays as it is."""
+    copied = shared_copy(denoiser)
     try:
-        return find(shared_copy(denoiser), spec, part, seed)
+        entries = find(copied, spec, part, seed)
     except UserError as error:
         # Where one of its kernels has no float64, half precision is too coarse for the proof.
         half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in denoiser.parameters())
         if not half or not isinstance(error.__cause__, CompactionError):
             raise
-    return find(single_copy(denoiser), spec, part, seed)
+        copied = single_copy(denoiser)
+        entries = find(copied, spec, part, seed)
+    return entries, _made(copied.module, entries)
 
 
 def _prune_folder(
@@ -215,19 +232,25 @@ def _prune_folder(
     if out is None:
         remember_log(denoiser.module, base, [*log, *entries])
         return denoiser.module
+    made = _made(denoiser.module, entries)
     del denoiser
     record = record_of(config["_class_name"], config, base, [*log, *entries])
-    _write_folder(target.path, _edits(entries), record, out, shard_bytes)
+    _write_folder(target.path, _edits(entries), record, out, shard_bytes, made)
     return load(out, verify=False)
 
 
 def _write_folder(
-    source: Path, edits: Sequence[Edit], record: Mapping[str, Any], out: Path, shard_bytes: int
+    source: Path,
+    edits: Sequence[Edit],
+    record: Mapping[str, Any],
+    out: Path,
+    shard_bytes: int,
+    made: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Write a pruned folder: weights cut on disk, config, plan, loader; whole or not at all."""
     say(f"writing {out}")
-    with whole_folder(out) as folder:
-        files = prune_weights(source, folder, edits, shard_bytes=shard_bytes)
+    with whole_folder(out) as folder, tensors_on_disk(made or {}, edits, open_weights(source)) as new:
+        files = prune_weights(source, folder, edits, made=new, shard_bytes=shard_bytes)
         write_record(folder, record, files, source / "config.json")
     return files
 

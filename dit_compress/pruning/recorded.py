@@ -63,6 +63,14 @@ class RecordedDenoiser(Denoiser):
         """Return nothing: the call has its arguments."""
         return torch.empty(0), torch.empty(0), Cond({}, {})
 
+    def example_call(self) -> Call:
+        """Return the call that was recorded."""
+        return self.recorded
+
+    def timesteps(self, *_: Any) -> dict[int | str, tuple[float, ...]]:
+        """Return nothing: nobody has said which argument is the timestep, and what it is at a sigma."""
+        return {}
+
     def call(self, *_: Any, **__: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Raise a UserError: see the class."""
         raise self._unknown()

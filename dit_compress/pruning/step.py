@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 _COUNTS = "Give a budget (params, flops, latency), or counts per level (remove, keep)"
 
 
+def asked_part(*, modulation: Mapping[str, Any] | None = None, **asked: Any) -> Part:
+    """Return the prune step that a call asks for: of the modulation, or of units (see :func:`step_part`)."""
+    if modulation is None:
+        return step_part(**asked)
+    if any(asked.get(name) for name in ("params", "flops", "latency", "remove", "keep", "levels")):
+        raise UserError("the modulation and units at once", mend="Prune twice, each by a call of its own")
+    return make_part("prune", {"use": defaults.MODULATION, **modulation}, installed())
+
+
 def step_part(
     *,
     params: float | str | None = None,
@@ -40,7 +49,7 @@ def step_part(
     keep: Mapping[str, float] | None = None,
     search: str | Mapping[str, Any] = defaults.SEARCH,
 ) -> Part:
-    """Return the prune step that a call asks for, validated as a recipe's would be."""
+    """Return the prune step that removes units, validated as a recipe's would be."""
     budget: dict[str, Any] = {
         "params": params if params is None or isinstance(params, str) else int(params),
         "flops": flops,

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_compress.structure.edits import COMPUTING, GatherArgument, KeepBlocks, Scale, SetAttribute, Substitute, Take
+from dit_compress.structure.edits import (
+    COMPUTING,
+    Factor,
+    GatherArgument,
+    KeepBlocks,
+    Scale,
+    SetAttribute,
+    Substitute,
+    Tabulate,
+    Take,
+)
 from dit_compress.structure.lookup import set_attribute, tensor_at
+from dit_compress.structure.modulation import factor, tabulate
 from dit_compress.structure.substitutes import substitute
 from dit_compress.structure.tombstone import Tombstone
 
@@ -19,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
-    """Edit a live module in place (on any device, meta included)."""
+    """Edit a live module in place (on any device, meta included). Tensors that are made anew are NaN."""
     for edit in edits:
         if isinstance(edit, Take | Scale):
             replace_tensor(module, edit.tensor, edit_tensor(tensor_at(module, edit.tensor), edit))
@@ -31,6 +42,10 @@ def apply_edits(module: nn.Module, edits: Iterable[Edit]) -> None:
             substitute(module.get_submodule(edit.module))
         elif isinstance(edit, KeepBlocks):
             _keep_blocks(module, edit)
+        elif isinstance(edit, Factor):
+            factor(module, edit)
+        elif isinstance(edit, Tabulate):
+            tabulate(module, edit)
         else:
             raise unknown_edit(edit)
 

@@ -103,10 +103,65 @@ class Substitute:
     module: str
 
 
-Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks | Substitute
-_KINDS = {kind.__name__: kind for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks, Substitute)}
+@dataclass(frozen=True)
+class Factor:
+    """Make a linear two, ``module.0`` without a bias and ``module.1``, with ``rank`` features between them.
+
+    bias: whether the second has one, as the linear had.
+    """
+
+    module: str
+    rank: int
+    bias: bool = True
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The linear whose tensors go."""
+        return (self.module,)
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """Nothing: it reads its input still."""
+        return ()
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Tensors that a checkpoint holds after it and not before."""
+        names = ("0.weight", "1.weight", "1.bias") if self.bias else ("0.weight", "1.weight")
+        return tuple(f"{self.module}.{name}" for name in names)
+
+
+@dataclass(frozen=True)
+class Tabulate:
+    """Put tables, a row for each timestep, in the place of linears that read the timestep alone.
+
+    times: the timesteps as the model is given them, in its call's ``argument``, rising. sigmas: the same as noise
+    levels, where they are known. upstream: modules between the timestep and the linears; what changes them, as a LoRA
+    may, changes no table.
+    """
+
+    modules: tuple[str, ...]
+    argument: int | str
+    times: tuple[float, ...]
+    sigmas: tuple[float, ...] = ()
+    upstream: tuple[str, ...] = ()
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Tensors that a checkpoint holds after it and not before."""
+        return tuple(f"{path}.rows" for path in self.modules)
+
+
+Edit = Take | Scale | SetAttribute | GatherArgument | KeepBlocks | Substitute | Factor | Tabulate
+_KINDS = {
+    kind.__name__: kind
+    for kind in (Take, Scale, SetAttribute, GatherArgument, KeepBlocks, Substitute, Factor, Tabulate)
+}
 COMPUTING = (SetAttribute, GatherArgument, Substitute)
 """Edits of what a module computes: no tensor of a state dict, of a file or of a LoRA changes by them."""
+_LISTS = ("modules", "times", "sigmas", "upstream")
+MAKING = (Factor, Tabulate)
+"""Edits that put new tensors in the place of a module's: their values are not cut out of the old ones."""
 
 
 # ------------------------------------------------------------------ compile
@@ -227,6 +282,7 @@ def edits_as_data(edits: Iterable[Edit]) -> list[dict[str, Any]]:
             data["returns"] = [list(item) for item in data["returns"]]
             data["borrowed"] = list(data["borrowed"])
             data |= {"names": list(names)} if (names := data.pop("names")) else {}
+        data |= {key: list(data[key]) for key in _LISTS if key in data}
         listed.append(data)
     return listed
 
@@ -246,7 +302,8 @@ def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
             data["index"] = from_ranges(data["index"])
         if "returns" in data:
             data["returns"] = tuple(tuple(item) for item in data["returns"])
-        data |= {key: tuple(data[key]) for key in ("borrowed", "names") if key in data}
+        lists = ("borrowed", "names", *_LISTS)
+        data |= {key: tuple(data[key]) for key in lists if key in data}
         edits.append(kind(**data))
     return edits
 

@@ -18,7 +18,7 @@ import numpy as np
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors, write_json
 from dit_compress.structure.apply import edit_tensor, rename, unknown_edit
-from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take
+from dit_compress.structure.edits import COMPUTING, MAKING, KeepBlocks, Scale, Take
 from dit_compress.structure.files.tensor_files import (
     INDEX,
     ITEM_BYTES,
@@ -65,16 +65,18 @@ class Piece:
 
 
 def prune_weights(
-    source: Path, target: Path, edits: Sequence[Edit], *, shard_bytes: int = SHARD_BYTES
+    source: Path, target: Path, edits: Sequence[Edit], *, made: Path | None = None, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, dict[str, Any]]:
     """Apply edits to the safetensors of a folder (or a file) and write the result into the folder ``target``.
 
     Dtypes and metadata stay; shards are made anew, of about equal size and at most ``shard_bytes`` each (a
-    larger tensor has a shard of its own). Gives ``file → {"bytes", "sha256"}``. Raises UserError, with nothing
-    written, where a file is missing or cut short, or the edits are those of another model.
+    larger tensor has a shard of its own). made: a file with the tensors that edits make anew. Gives
+    ``file → {"bytes", "sha256"}``. Raises UserError, with nothing written, where a file is missing or cut short, or
+    the edits are those of another model.
     """
     weights = open_weights(source)
-    return write_pieces(pieces(weights, edits), target, weights.stem, weights.metadata, shard_bytes)
+    others = {} if made is None else open_weights(made).tensors
+    return write_pieces(pieces(weights, edits, others), target, weights.stem, weights.metadata, shard_bytes)
 
 
 def refuse_quantised(weights: Weights) -> None:
@@ -92,8 +94,8 @@ def _quantised(tensor: TensorAt) -> UserError:
     )
 
 
-def pieces(weights: Weights, edits: Iterable[Edit]) -> list[Piece]:
-    """Sort the edits by the tensor they act on; blocks are dropped or renamed on the way."""
+def pieces(weights: Weights, edits: Iterable[Edit], made: Mapping[str, TensorAt] | None = None) -> list[Piece]:
+    """Sort the edits by the tensor they act on; blocks are dropped or renamed on the way. made: tensors made anew."""
     state = {name: Piece(tensor, name, {}) for name, tensor in weights.tensors.items()}
     for edit in edits:
         if isinstance(edit, KeepBlocks):
@@ -105,6 +107,14 @@ def pieces(weights: Weights, edits: Iterable[Edit]) -> list[Piece]:
             if edit.tensor not in state:
                 raise UserError(f"the plan edits the tensor {edit.tensor!r}, which is not here", mend=_OTHER)
             state[edit.tensor] = edited(state[edit.tensor], edit)
+        elif isinstance(edit, MAKING):
+            if made is None or not all(name in made for name in edit.made):
+                raise UserError(
+                    f"the plan makes {edit.made[0]!r} anew, out of the weights of one checkpoint",
+                    mend="Prune the modulation of this checkpoint itself",
+                )
+            state = {name: piece for name, piece in state.items() if name.rpartition(".")[0] not in edit.modules}
+            state |= {name: Piece(made[name], name, {}) for name in edit.made}
         elif not isinstance(edit, COMPUTING):
             raise unknown_edit(edit)
     return list(state.values())

@@ -18,12 +18,12 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors, read_json, whole_folder, write_json
 from dit_compress.core.progress import say
 from dit_compress.structure.apply import rename, unknown_edit
-from dit_compress.structure.edits import COMPUTING, KeepBlocks, Scale, Take
+from dit_compress.structure.edits import COMPUTING, MAKING, KeepBlocks, Scale, Take
 from dit_compress.structure.files.disk import Piece, edited, write_file, write_pieces
 from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from dit_compress.structure.edits import Edit
@@ -223,9 +223,22 @@ def _pruned(factors: Sequence[Factor], edits: Sequence[Edit]) -> list[Piece]:
             for place, factor in state.items():
                 if factor.tensor.rpartition(".")[0] == module:
                     state[place] = replace(factor, piece=_follow(factor, edit, leaf))
+        elif isinstance(edit, MAKING):
+            _refuse_made(state.values(), (*edit.modules, *edit.upstream))
         elif not isinstance(edit, COMPUTING):
             raise unknown_edit(edit)
     return [replace(factor.piece, name=factor.named(factor.tensor)) for factor in state.values()]
+
+
+def _refuse_made(factors: Iterable[Factor], modules: Sequence[str]) -> None:
+    """Raise a UserError where a LoRA changes a linear in whose place a table stands, or two of low rank."""
+    for factor in factors:
+        if factor.tensor.rpartition(".")[0] in modules:
+            raise UserError(
+                f"{factor.piece.name!r} changes a modulation that the plan made anew out of the base's weights",
+                where=str(factor.piece.source.file),
+                mend=_MERGE,
+            )
 
 
 def _follow(factor: Factor, edit: Take | Scale, leaf: str) -> Piece:

@@ -104,7 +104,9 @@ class Watcher(TorchDispatchMode):
         note.bias = note.bias or self._bias(bias)
         return output
 
-    def matmul(self, shape: Any, weight: Tensor, out: int, x: Tensor | None, bias: Any = None) -> Tensor | None:
+    def matmul(
+        self, shape: Any, weight: Tensor, out: int, x: Tensor | None, bias: Any = None, index: Tensor | None = None
+    ) -> Tensor | None:
         """Note one use of a weight, whose outputs run along ``out`` (-1 or 0, then inputs along the other axis).
 
         Gives the output ``[..., out]``; None if the weight is no plain view of a parameter.
@@ -119,15 +121,23 @@ class Watcher(TorchDispatchMode):
             before = self.canned.touches[place]
             if before.rows.key[0] != origin.name:
                 raise DivergedError("a replay took another way through the module")
-            return self.touch(shape, before.rows, before.cols, before.bias, x)
+            return self.touch(shape, before.rows, before.cols, before.bias, x, index)
         rows, cols = self.origins.side(weight, out, other), None if x is None else self.origins.side(weight, other, out)
         if rows is None or (x is not None and cols is None):
             return None
-        return self.touch(shape, rows, cols, self._bias(bias), x)
+        return self.touch(shape, rows, cols, self._bias(bias), x, index)
 
-    def touch(self, shape: Any, rows: Side, cols: Side | None, bias: Side | None, x: Tensor | None) -> Tensor:
+    def touch(
+        self,
+        shape: Any,
+        rows: Side,
+        cols: Side | None,
+        bias: Side | None,
+        x: Tensor | None,
+        index: Tensor | None = None,
+    ) -> Tensor:
         """Note one use of a weight and give its output."""
-        note = Touch(rows, cols, bias, None if x is None else x.clone(), torch.empty(0))
+        note = Touch(rows, cols, bias, None if x is None else x.clone(), torch.empty(0), index)
         note.output = self._output(note, shape)
         self.trace.touches.append(note)
         # A module may write into what it gets: the recorded numbers stay as they are.
@@ -233,7 +243,7 @@ def _convolution(mode: Watcher, func: Any, args: Any, kwargs: Any) -> Tensor | N
 
 def _embedding(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
     weight, index = args[0], args[1]
-    return mode.matmul((*index.shape, weight.shape[1]), weight, 1, None)
+    return mode.matmul((*index.shape, weight.shape[1]), weight, 1, None, index=index)
 
 
 MATMULS: dict[Any, Callable[..., Tensor | None]] = {

@@ -34,13 +34,17 @@ class Side:
 
 @dataclass
 class Touch:
-    """One use of a weight: its sides, the input ``[..., in]`` and the output ``[..., out]``."""
+    """One use of a weight: its sides, the input ``[..., in]`` and the output ``[..., out]``.
+
+    index: of an embedding, the entries that were looked up.
+    """
 
     rows: Side
     cols: Side | None
     bias: Side | None
     input: Tensor | None
     output: Tensor
+    index: Tensor | None = None
 
 
 @dataclass
