@@ -6,7 +6,8 @@ For each class of the zoo, without any code written for it: the linears that mak
 timestep, by observation; where they read it alone, a table over four timesteps, compared in float32 with the whole
 model on *other* features than those that it was made with, at each timestep; a timestep between two rows must raise.
 Where they read more, the table must be refused and low rank taken instead (rank 4), with its error. What the sources
-say stands in ``TRUTH``: by what the blocks are modulated, read by hand.
+say stands in ``TRUTH``: by what the blocks are modulated, as observed once and checked against
+the names of their modules.
 
 *Silently wrong*: a table that differs by more than 100 dB allow, or that gives something for another timestep; linears
 that the source does not know, or does not find; a model that changes though the step refused.

@@ -39,12 +39,13 @@ class Networks:
     @cached_property
     def short(self) -> list[Component]:
         """With one block of each shape: traced in a fraction of the time."""
-        return components_early(self.spec, short=True)
+        return [without_unused(each) for each in components_early(self.spec, short=True)]
 
     @cached_property
     def whole(self) -> list[Component]:
         """With every block; what has no blocks is the same as in ``short``."""
         (step,) = (each for each in components_early(self.spec) if each.name == DIT_STEP)
+        step = without_unused(step)
         return [step if each.name == DIT_STEP else each for each in self.short]
 
 
@@ -101,4 +102,4 @@ def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
         latent, _, cond = denoiser.example(1, size)
         found.append(replace(dit_step(denoiser, latent, dict(cond)), num_weights=num_weights))
         found.append(vae_decoder(cast("nn.Module", codec), torch.empty(1, channels, *size)))
-        return [without_unused(component) for component in found]
+        return found

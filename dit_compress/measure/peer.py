@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin import defaults
 from dit_compress.structure.copies import meta_copy
 from dit_compress.structure.record import tensors_in
 
@@ -40,8 +41,8 @@ def compare(denoiser: Denoiser, axes: Sequence[Axis]) -> tuple[Mapping[str, Verd
     The library is given the unit's rows of the projections; what it prunes besides must be what ours states: the same
     entries of the same matrices. Blocks it can't trace: a list of modules is no layer.
     """
-    if find_spec("torch_pruning") is None:
-        raise UserError("the peer needs the package 'torch_pruning'", mend='Run pip install "dit-compress[pruning]"')
+    if find_spec(defaults.PEER) is None:
+        raise UserError(f"the peer needs the package {defaults.PEER!r}", mend='Run pip install "dit-compress[pruning]"')
     try:
         graph = _Graph(denoiser)
     except Exception as error:  # noqa: BLE001 - whatever a peer raises is its answer
@@ -109,7 +110,7 @@ class _Graph:
         target = dependency.target
         if isinstance(target.module, nn.Parameter):
             return self.weights[id(target.module)], target.pruning_dim % target.module.ndim
-        weight = getattr(target.module, "weight", None)
+        weight = dict(target.module.named_parameters(recurse=False)).get("weight")
         if weight is None:
             return None
         return self.weights[id(weight)], 0 if self.graph.is_out_channel_pruning_fn(dependency.handler) else 1

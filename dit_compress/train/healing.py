@@ -17,6 +17,8 @@ from dit_compress.train.objective import Phase, Role
 from dit_compress.train.trainee import trainees_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from dit_compress.data.samples import Samples
@@ -65,7 +67,7 @@ class Healing:
         self.context = replace(context, world=World(device=context.world.device))
         role = student_role(student, options)
         if rank is not None:
-            add_lora(student.module, rank, context.seed)
+            add_lora(student.module, _linears(student.module), rank, context.seed)
         self.objective = FlowMatching(student, text, context.input.flow, role)
         for each in self.objective.roles.values():
             each.module.to(context.world.device)
@@ -79,19 +81,24 @@ class Healing:
         self.done += steps
 
 
-def add_lora(module: nn.Module, rank: int, seed: int) -> None:
-    """Put LoRA on every linear inside module lists (the blocks), for good; only it requires gradients."""
-    import peft
-
-    names = [
+def _linears(module: nn.Module) -> list[str]:
+    """Name every linear inside module lists: the blocks."""
+    names = {
         f"{path}.{name}"
         for path, items in module.named_modules()
         if isinstance(items, nn.ModuleList)
         for name, item in items.named_modules()
         if isinstance(item, nn.Linear)
-    ]
+    }
+    return sorted(names)
+
+
+def add_lora(module: nn.Module, linears: Sequence[str], rank: int, seed: int) -> None:
+    """Put LoRA on linears, by path; only it requires gradients."""
+    import peft
+
     module.requires_grad_(requires_grad=False)
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(set(names)))
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(linears))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, module)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
+
+from dit_compress.train.healing import add_lora
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,8 +23,6 @@ def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -
     Masks act on what a projection and its update give together. At the end the updates are added to the
     weights (``after: merge``) or thrown away, and every linear is the module it was.
     """
-    import peft
-
     names = [
         f"{block}.{path}".rstrip(".")
         for stack in stacks
@@ -31,11 +30,7 @@ def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -
         for path, item in module.get_submodule(block).named_modules()
         if isinstance(item, nn.Linear)
     ]
-    module.requires_grad_(requires_grad=False)
-    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=names)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, module)
+    add_lora(module, names, lora.rank, seed)
     try:
         yield
     finally:

@@ -194,6 +194,7 @@ class MaskedObjective:
     Every process holds the whole model: student and teacher are one set of weights, and hooks mask what runs.
     notes: where probabilities are noted for the report; one process does.
     masks: those of the last loss; they stay until the next, since a backward pass may run blocks again.
+    noted: the step of the last note: a measurement of KD's share computes a loss again.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class MaskedObjective:
     ) -> None:
         self.inner, self.logits, self.options, self.notes = inner, logits, options, notes
         self.module, self.axes = problem.denoiser.module, problem.axes
-        self.masks = ExitStack()
+        self.masks, self.noted = ExitStack(), -1
         self.fixed = hard_masks(problem.axes, problem.fixed, next(self.module.parameters()))
         masks = Role(logits, lr=options.lr, ema=options.ema, clip=None, whole=True)
         self.roles = {**roles_of(inner, options), "masks": masks}
@@ -223,7 +224,8 @@ class MaskedObjective:
         """Return the inner loss under one draw of masks per sample."""
         steps = self.options.steps
         due = batch.step % max(1, steps // NUM_SNAPSHOTS) == 0 or batch.step == steps - 1
-        if self.notes is not None and due:
+        if self.notes is not None and due and batch.step != self.noted:
+            self.noted = batch.step
             with self.notes.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": batch.step, "keep": self.logits.keep_probability()}) + "\n")
         temperature = temperature_at(batch.step, steps, *self.options.temperature)
