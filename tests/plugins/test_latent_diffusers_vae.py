@@ -260,9 +260,30 @@ def test_a_pipeline_s_folder_and_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no VAE 'AutoencoderNew'"):
         step(tmp_path / "other").plan(Spec())
     weights = tmp_path / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"
-    weights.unlink()
-    with pytest.raises(UserError, match="the VAE's weights can't be read"):
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="Download or copy it again"):
         step(tmp_path / "pipeline").load()
+    weights.unlink()
+    with pytest.raises(UserError, match="no safetensors here"):
+        step(tmp_path / "pipeline").load()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "no config of a diffusers model"),
+        ('{"_class_name": 3}', "no config of a diffusers model"),
+        ("{", "config.json"),
+        ('{"_class_name": "AutoencoderKLWan", "auto_map": {}}', "asks for code of its own"),
+        ('{"_class_name": "AutoencoderKLWan", "base_dim": "x"}', "AutoencoderKLWan can't be made of this config"),
+    ],
+)
+def test_a_broken_config_is_refused_by_plan_and_run(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    for call in (lambda: step(tmp_path).plan(Spec()), lambda: step(tmp_path).load()):
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 def test_a_vae_of_images_is_refused(tmp_path: Path) -> None:

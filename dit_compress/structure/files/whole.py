@@ -21,7 +21,7 @@ from dit_compress.structure.files.load_pruned import class_named
 from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -92,19 +92,22 @@ def _bounded(name: str) -> Iterator[None]:
         handle.remove()
 
 
-def load_whole(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
+def load_whole(folder: Path, dtype: torch.dtype | None = None, named: Callable[[str], Any] | None = None) -> nn.Module:
     """Load the model of a folder, in evaluation mode; without weights where ``empty_weights`` is at work.
+
+    named: gives the class of a name, where it is none of the models that are pruned: a VAE.
 
     Raises:
         UserError: config or weights are broken, or not those of each other.
     """
     config = read_config(folder)
     where = str(folder / "config.json")
-    kind = class_named(config["_class_name"], f"Check '_class_name' in config.json. {RECORD}")
+    name = config["_class_name"]
+    kind = named(name) if named else class_named(name, f"Check '_class_name' in config.json. {RECORD}")
     with empty_weights():
         empty = made(kind, config, where)
     if next(nn.Linear(1, 1).parameters()).is_meta:
-        return empty
+        return empty.eval()
     whole_weights(folder, empty)
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json
 from dit_compress.model.protocols import Codec
 from dit_compress.structure.empty import empty_weights
+from dit_compress.structure.files.whole import load_whole
 from dit_compress_plugins.latent_diffusers_vae.facts import (
     FLAGS,
     class_named,
@@ -68,20 +68,11 @@ class DiffusersCodec(nn.Module, Codec):
         Args:
             folder: of the VAE, or of a pipeline with ``vae/``.
             settings: see :func:`describe`; what diffusers' own ``from_pretrained`` takes besides is passed over.
+
+        Raises UserError where config or weights are broken, or not those of each other.
         """
         place = folder_of(Path(folder))
-        kind = class_named(read_json(place / "config.json")["_class_name"])
-        try:
-            vae = kind.from_pretrained(
-                str(place), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the VAE's weights can't be read: {str(error).splitlines()[0]}",
-                where=str(place),
-                mend="Save it with save_pretrained, as safetensors",
-            ) from error
-        vae = quiet(vae.eval().requires_grad_(requires_grad=False))
+        vae = quiet(load_whole(place, torch.float32, class_named).requires_grad_(requires_grad=False))
         return cls(vae, describe(vae, **{name: settings[name] for name in SETTINGS if name in settings}))
 
     def encode(self, video_BCFYX: Tensor) -> Tensor:

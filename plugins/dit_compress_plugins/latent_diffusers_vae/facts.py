@@ -17,7 +17,6 @@ import diffusers
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +45,7 @@ class Geometry:
 def folder_of(path: Path) -> Path:
     """Return the VAE's folder in a pipeline, or the folder itself."""
     for found in (path / "vae", path):
-        if (found / "config.json").is_file() and "_class_name" in read_json(found / "config.json"):
+        if (found / "config.json").is_file():
             return found
     raise UserError(
         "no VAE of diffusers here (config.json is missing)",

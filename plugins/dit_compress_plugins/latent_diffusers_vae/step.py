@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json
 from dit_compress.model.spec import ComponentSpec
 from dit_compress.structure.empty import empty_weights
+from dit_compress.structure.files.whole import load_whole
 from dit_compress_plugins.latent_diffusers_vae.codec import SETTINGS, DiffusersCodec, describe
-from dit_compress_plugins.latent_diffusers_vae.facts import empty, folder_of
+from dit_compress_plugins.latent_diffusers_vae.facts import class_named, folder_of, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,9 +35,8 @@ class DiffusersVAEStep:
 
     def plan(self, spec: Spec) -> Spec:
         """Give the bundle a codec; the video must fit. Reads config.json alone."""
-        config = read_json(folder_of(Path(self.options.path)) / "config.json")
         with empty_weights():
-            vae = empty(config["_class_name"], config)
+            vae = quiet(load_whole(folder_of(Path(self.options.path)), named=class_named))
         after = replace(spec, latent=ComponentSpec("latent", PLUGIN, describe(vae, **self.settings())))
         if spec.video is not None:
             after.latent_size()
