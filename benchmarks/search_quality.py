@@ -1,6 +1,6 @@
 """Searches compared by what they prune: equal parameters, equal steps afterwards, paired over seeds, corrected.
 
-    python benchmarks/search_quality.py [--teachers 3] [--students 3] [--workers 2] [--tier short] [--out runs/tables]
+    python benchmarks/search_quality.py [--teachers 8] [--students 3] [--workers 2] [--tier short] [--out runs/tables]
 
 In the world of ``account.py``, whose teachers and pruned models it shares. The measure is *excess*, the loss above the
 best possible, after ``N`` steps of flow matching.
@@ -8,10 +8,11 @@ best possible, after ``N`` steps of flow matching.
     all, block, head, ffn              a budget shared out by measured sensitivity: over all levels, over one
     groupwise, magnitude, random       other searches than Taylor's, over the counts that ``all`` settled on
 
-The claims stand below, before any run. A claim holds where the mean paired difference is in its favour and the exact
-one-sided sign-flip test has p < 0.05 after Holm's correction. For every teacher also the *regret* of each search in a
-space that can be listed (4 of 6 blocks): (loss - best) / (worst - best). Everything runs as recipes of the toolkit, so
-that a killed run goes on. The last line is one JSON object; a claim that fails is a result, and the exit status is 0.
+The claims stand below, before any run. Students of one teacher are averaged. A claim holds where the mean paired
+difference is in its favour and the exact one-sided sign-flip test has p < 0.05 after Holm's correction. For every
+teacher also the *regret* of each search in a space that can be listed (4 of 6 blocks): (loss - best) / (worst -
+best). Everything runs as recipes of the toolkit, so that a killed run goes on. The last line is one JSON object; a
+claim that fails is a result, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ LEARNED = {"short": {"steps": 200, "batch": 64}, "full": {"steps": 400, "batch":
 def main() -> int:
     """Run what has not run, print the comparisons, and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teachers", type=int, default=3)
+    parser.add_argument("--teachers", type=int, default=8)
     parser.add_argument("--students", type=int, default=3, help="seeds of students, for each teacher")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="shared with tables.py --table 4")
     parser.add_argument("--tier", choices=account.TIERS, default="short")
@@ -69,10 +70,17 @@ def main() -> int:
     out, started = (given.out / f"mixture-{given.tier}").resolve(), time.monotonic()
     pairs = [(first, second) for second in range(given.students) for first in range(given.teachers)]
     with ProcessPoolExecutor(given.workers, get_context("spawn"), single_thread) as pool:
-        rows = [job.result() for job in [pool.submit(one_pair, out, given.tier, pair) for pair in pairs]]
+        list(
+            pool.map(
+                account.teacher,
+                *zip(*((out, account.TIERS[given.tier], seed) for seed in range(given.teachers)), strict=True),
+            )
+        )
+        found = {pair: pool.submit(one_pair, out, given.tier, pair) for pair in pairs}
+        rows = account.by_teacher({pair: job.result() for pair, job in found.items()})
         jobs = [pool.submit(regret, out, given.tier, seed) for seed in range(given.teachers)]
         regrets = [job.result() for job in jobs]
-    figures = {**found(rows, regrets), "tier": given.tier, "minutes": round((time.monotonic() - started) / 60, 1)}
+    figures = {**judged(rows, regrets), "tier": given.tier, "minutes": round((time.monotonic() - started) / 60, 1)}
     print(json.dumps(figures))
     return 0
 
@@ -86,7 +94,7 @@ def one_pair(out: Path, tier: str, seeds: tuple[int, int]) -> Row:
     steps = sizes["marks"][0]
     shared = account.pruned(out, sizes, seeds)
     row = {name: shared[account.arm(name, steps)] for name in ("all", *SINGLE)}
-    bundle = str(account.teacher(out, sizes, seeds[0]) / "teacher" / "bundle")
+    bundle = str(account.teacher_bundle(out, seeds[0]))
     levels = counts(account.folder(out, seeds) / "all" / "run" / "steps" / "all" / "kept.json")
     recipe: list[dict[str, Any]] = []
     for name in OTHERS:
@@ -124,7 +132,7 @@ def regret(out: Path, tier: str, seed: int) -> dict[str, float]:
     Every choice is measured on the same batches, which none of the searches has seen.
     """
     sizes = account.TIERS[tier]
-    bundle, folder = account.teacher(out, sizes, seed) / "teacher" / "bundle", out / f"teacher{seed}" / "regret"
+    bundle, folder = account.teacher_bundle(out, seed), out / f"teacher{seed}" / "regret"
     folder.mkdir(parents=True, exist_ok=True)
     context, denoiser = opened(str(bundle), folder)
     axes = tuple(axes_of(denoiser, ["block"])["block"])
@@ -148,7 +156,7 @@ def regret(out: Path, tier: str, seed: int) -> dict[str, float]:
 # ------------------------------------------------------------------ what follows
 
 
-def found(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def judged(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Print the means, the regrets and every claim; return the figures."""
     for arm in rows[0]:
         print(f"{arm:10} excess {account.shown([row[arm]['excess'] for row in rows])}")
@@ -158,7 +166,7 @@ def found(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[s
     verdicts = judge(rows, CLAIMS)
     print(claims_table(verdicts))
     best = min(SINGLE, key=lambda level: np.mean([row[level]["excess"] for row in rows]))
-    figures: dict[str, Any] = {"pairs": len(rows), "claims": len(CLAIMS)}
+    figures: dict[str, Any] = {"teachers": len(rows), "claims": len(CLAIMS)}
     figures |= {word: sum(verdict[word] for verdict in verdicts) for word in ("held", "reversed")}
     for name, first, other in (
         ("all_levels_minus_best_single", "all", best),

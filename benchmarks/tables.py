@@ -1,7 +1,7 @@
 """The paper's Tables 3, 4 and 5 in miniature, and the sweep of K: paired over seeds, Holm-corrected.
 
     python benchmarks/tables.py --table 3|5|k [--seeds 8] [--workers 2] [--out runs/tables] [--device cuda]
-    python benchmarks/tables.py --table 4 --question more|total [--teachers 3] [--students 3] [--workers 2]
+    python benchmarks/tables.py --table 4 --question more|total [--teachers 8] [--students 3] [--workers 2]
 
 Table 4 is two questions, asked in a world whose exact velocity is known (``account.py``). The others run on the world
 of moving shapes. All are recipes of the toolkit, so that a killed run goes on; ``--workers`` seeds at once, one thread
@@ -14,16 +14,18 @@ each. A seed fixes first weights, data order, noise and the noise of samples; al
         discriminator heads of equal trainable size (within 10%)
     k   the same against the paper's head after K frozen blocks
 
-Each claim says that one arm is better than another by a measure; claims stand in ``TABLES`` before any run, six a
-table: Holm's correction over exact one-sided sign-flip tests of 8 seeds (smallest p 1/256) lets each hold. A claim is
-``held`` where the mean paired difference is in its favour with a corrected p < 0.05, ``reversed`` where it is against
-it with one. Measures: attribute accuracy of generated videos, read from their pixels (10 guided steps in Table 3, 4
-plain ones in 5 and k); ``loss``, flow matching on a fixed grid of held-out clips and noise levels; ``energy``, the
-energy distance between latents sampled in 4 steps and those of held-out clips; ``ms``, processor time of one DiT call.
+Each claim says that one arm is better than another by a measure; claims stand in ``TABLES`` (of Table 4 in
+``account.claims``) before any run, six a table: Holm's correction over exact one-sided sign-flip tests of 8 seeds
+(smallest p 1/256) lets each hold. A claim is ``held`` where the mean paired difference is in its favour with a
+corrected p < 0.05, ``reversed`` where it is against it with one. Measures: attribute accuracy of generated videos,
+read from their pixels (10 guided steps in Table 3, 4 plain ones in 5 and k); ``loss``, flow matching on a fixed grid
+of held-out clips and noise levels; ``energy``, the energy distance between latents sampled in 4 steps and those of
+held-out clips; ``ms``, processor time of one DiT call.
 
-Writes ``table-<N>.md`` with the paper's numbers beside; the last line is one JSON object. A claim that fails is a
-result: exit status 0. Tiers: ``short`` (the default), ``full`` (larger, for a GPU: the default of ``--device cuda``;
-its time was never measured), ``tiny`` (shows that the benchmark runs; nothing is learned).
+Writes ``table-<N>.md`` (``table-4-<question>.md``) with the paper's numbers beside; the last line is one JSON object.
+A claim that fails is a result: exit status 0. Tiers: ``short`` (the default), ``full`` (larger, for a GPU: the
+default of ``--device cuda``; its time was never measured), ``tiny`` (shows that the benchmark runs; nothing is
+learned).
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ def main() -> int:
     parser.add_argument("--table", choices=[*TABLES, "4"], required=True, help="'k' sweeps the frozen blocks")
     parser.add_argument("--seeds", type=int, default=8, help="of all tables but 4")
     parser.add_argument("--question", choices=("more", "total"), help="of Table 4: steps beside a teacher, or in all")
-    parser.add_argument("--teachers", type=int, default=3, help="seeds of Table 4's teachers")
+    parser.add_argument("--teachers", type=int, default=8, help="seeds of Table 4's teachers")
     parser.add_argument("--students", type=int, default=3, help="seeds of students, for each teacher")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"))
     parser.add_argument("--tier", choices=TIERS, help="'short' if absent; 'full' with --device cuda")

@@ -97,7 +97,7 @@ def test_every_claim_of_table_4_is_about_arms_that_run_and_can_hold(question, ti
                dict.fromkeys([*sizes["marks"], *account.far(sizes)], 0.0))  # fmt: skip
     assert all(name in row for claim in claims for name in claim[:2])
     assert len(set(claims)) == len(claims) == {"more": 8, "total": 4}[question]
-    assert len(claims) / 2**9 < paired.LEVEL
+    assert len(claims) / 2**8 < paired.LEVEL, "eight teachers by default"
 
 
 def test_the_questions_of_table_4_are_judged_apart() -> None:
@@ -117,6 +117,14 @@ def test_small_models_overtake_between_two_marks() -> None:
     assert account.crossover(rows, SIZES) == 3
     assert account.crossover([pair({2: 0.3, 4: 0.2}, {2: 0.4, 4: 0.3})], SIZES) is None
     assert account.crossover([pair({2: 0.3, 4: 0.2}, {2: 0.2, 4: 0.3})], SIZES) == 2
+
+
+def test_students_of_a_teacher_are_averaged() -> None:
+    rows = {(0, 0): pair({2: 0.3}, {2: 0.4, 12: 0.2}), (1, 0): pair({2: 0.5}, {}), (0, 1): pair({2: 0.1}, {2: 0.6})}
+    first, second = account.by_teacher(rows)
+    assert [first[name]["excess"] for name in ("all@2", "narrow@2", "narrow@12")] == pytest.approx([0.2, 0.5, 0.2])
+    assert second["kd@2"]["excess"] == 0.5
+    assert account.crossover([first, second], SIZES) is None
 
 
 def test_nothing_is_concluded_from_teachers_that_are_not_done() -> None:

@@ -138,6 +138,7 @@ def test_names_share_a_weight_and_buffers_are_read(tmp_path: Path) -> None:
     assert [type(value) for value in stays.buffers()] == [Tensor, Tensor]
     assert torch.equal(stays.table, module.table)
     bring_to_memory(stays)
+    assert stays.tied.weight is stays.first.weight
     assert type(stays.norm.weight) is nn.Parameter
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in stays.state_dict().items())
 

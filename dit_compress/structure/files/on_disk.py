@@ -41,16 +41,18 @@ class Memory:
 
     def __init__(self) -> None:
         self._blocks: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
-        self._latest: tuple[Any, Tensor] | None = None
+        self._latest: tuple[Piece, tuple[torch.dtype, ...], Tensor] | None = None
         self.buffers = Buffers()
 
     def latest(self, tensor: OnDisk) -> Tensor:
         """Read a tensor, unless it is the one that was read last. Not to be written to."""
-        key = (id(tensor.piece), tensor.casts, tensor.views)
-        if self._latest is None or self._latest[0] != key or tensor.views:
+        if tensor.views:
             self._latest = None
-            self._latest = key, tensor.read()
-        return self._latest[1]
+            return tensor.read()
+        if self._latest is None or self._latest[0] is not tensor.piece or self._latest[1] != tensor.casts:
+            self._latest = None  # its memory is lent again
+            self._latest = tensor.piece, tensor.casts, tensor.read()
+        return self._latest[2]
 
     def release(self) -> None:
         """Give everything back; what the C allocator keeps of it, too, where it can be asked (glibc)."""
@@ -242,8 +244,9 @@ def _leave(module: nn.Module, tensors: Mapping[str, TensorAt], memory: Memory) -
 
 
 def bring_to_memory(module: nn.Module) -> None:
-    """Read what still lies on disk."""
+    """Read what still lies on disk; tied weights stay tied."""
+    held = {id(value): value for value in module.parameters() if isinstance(value, OnDisk)}
+    read = {key: nn.Parameter(value.read().clone(), requires_grad=value.requires_grad) for key, value in held.items()}
     for owner in module.modules():
-        for leaf, value in list(owner.named_parameters(recurse=False)):
-            if isinstance(value, OnDisk):
-                owner._parameters[leaf] = nn.Parameter(value.read().clone(), requires_grad=value.requires_grad)  # noqa: SLF001
+        for leaf, value in list(owner.named_parameters(recurse=False, remove_duplicate=False)):
+            owner._parameters[leaf] = read.get(id(value), value)  # noqa: SLF001 - no register hook may see it
