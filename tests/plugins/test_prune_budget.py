@@ -64,6 +64,19 @@ def test_a_budget_of_flops_is_met_by_the_model_that_is_written(smoke: Path, tmp_
     assert count_flops(planned.build_denoiser().to("meta"), SIZE) == flops
 
 
+def test_a_level_too_coarse_is_planned_below_the_budget_where_plans_are_tried(smoke: Path, tmp_path: Path) -> None:
+    """Blocks alone: the whole weighs 1, a block less does not come within 1% of 0.9999."""
+    where = context(smoke, tmp_path)
+    whole = count_parameters(where.input.denoiser())
+    budget: dict[str, Any] = {"params": int(0.9999 * whole), "levels": ["block"], "curves": "default"}
+    spec = replace(where.input.spec, video=where.video, data=True)
+    with pytest.raises(UserError, match="no plan comes within 1%"):
+        part("prune", "trilevel", search="magnitude", budget=budget).plan(spec)
+    after = part("prune", "trilevel", search="magnitude", budget={**budget, "trials": {}}).plan(spec)
+    before, left = (each.build_denoiser().structure().main.length for each in (spec, after))
+    assert left == before - 1
+
+
 def test_flops_need_a_video_size(tmp_path: Path) -> None:
     bare = context_in(tmp_path / "step", input=tiny_bundle(tmp_path / "input"))
     with pytest.raises(UserError, match="no VAE tells it. Give 'size', its cells .T, H, W., or put a 'latent'"):

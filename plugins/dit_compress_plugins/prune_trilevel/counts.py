@@ -14,6 +14,7 @@ from dit_compress.recipe import make_part
 from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, settled_blocks, show, uneven
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curves, curves_from_report, default_curves
+from dit_compress.search.field import enter
 from dit_compress.search.importance import magnitude
 from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
@@ -138,7 +139,7 @@ def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:
         return
     price, wanted = counts.price.of(counts.axes, kept), amount(budget, counts.price.of(counts.axes, {}))
     # What was tried may be a coarse family's, and lie further below.
-    least = 0.0 if counts.trials else SLACK * wanted
+    least = 0.0 if budget.trials is not None else SLACK * wanted
     if not least <= price <= wanted * (1 + 1e-9):
         raise UserError(
             f"the units that the search chose weigh {show(price, counts.price.unit)}, "
@@ -209,12 +210,18 @@ def _measured(budget: Budget, question: Question, counts: Counts, denoiser: Deno
 
 
 def _settled(budget: Budget, question: Question, counts: Counts, scores: Callable[[Axis], Sequence[float]]) -> Counts:
-    """Allocate by the question's curves: equal widths, or widths of each block where they are asked for or needed."""
+    """Allocate by the question's curves: equal widths, or widths of each block where they are asked for or needed.
+
+    Where plans are tried, those of levels too coarse to come within 1% count at their nearest below.
+    """
     axes = counts.axes
     if not budget.heterogeneous or counts.estimated:
         try:
             keep = allocate(question)
         except UserError:
+            if budget.trials is not None and (nearest := enter(question, 1)[0]):
+                keep = nearest[0].keep
+                return replace(counts, keep=keep, blocks=settled_blocks(question, keep, scores))
             if not uneven(question):
                 raise
             question = replace(question, curves=default_curves(question.price, axes, each=True))
