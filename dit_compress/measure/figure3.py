@@ -13,6 +13,7 @@ from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import load, make_part
 from dit_compress.search.problem import SearchProblem
 from dit_compress.step.context import Context
+from dit_compress.structure.modulation import need_any_timestep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,14 +134,17 @@ def grid_of(context: Context, denoiser: Denoiser, size: tuple[int, int, int], sa
     if spec.latent is None or spec.text is None or "data" not in context.parts:
         return drift_grid(denoiser, size, samples, flow)
     text = context.text()
-    return data_grid(context.latents("test", text), text, flow, samples)
+    return data_grid(context.latents("test", text), text, flow, samples, denoiser.possible)
 
 
 class Chooser:
     """The units that go, by a search plugin."""
 
     def __init__(self, name: str, denoiser: Denoiser, context: Context) -> None:
-        self.search = make_part("search", name, installed()).build()
+        part = make_part("search", name, installed())
+        if part.plugin.data:
+            need_any_timestep(denoiser.module, f"the search {name!r}")
+        self.search = part.build()
         self.denoiser, self.context = denoiser, context
 
     def __call__(self, axes: Sequence[Axis], keep: Mapping[str, int]) -> Kept:

@@ -12,6 +12,8 @@ from dit_compress.model import flow
 from dit_compress.train.losses import flow_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from dit_compress.data.samples import Samples
@@ -55,15 +57,24 @@ def sigmas(schedule: Flow, count: int = NUM_SIGMAS) -> list[float]:
 
 
 @torch.no_grad()
-def data_grid(samples: Samples, text: Captions, schedule: Flow, num_samples: int) -> Grid:
-    """Make a grid of every clip at every noise level, each with noise of its own."""
+def data_grid(
+    samples: Samples,
+    text: Captions,
+    schedule: Flow,
+    num_samples: int,
+    possible: Callable[[Tensor], Tensor] = lambda sigma_B: sigma_B,
+) -> Grid:
+    """Make a grid of every clip at every noise level, each with noise of its own.
+
+    possible: the nearest sigmas that a denoiser can be called with (``Denoiser.possible``).
+    """
     rows = []
     for first in range(0, min(num_samples, len(samples)), CHUNK):
         index = list(range(first, min(first + CHUNK, num_samples, len(samples))))
         x0, cond = samples.x0(index), text(samples.tokens(index))
         for place, sigma in enumerate(sigmas(schedule)):
             noise = Streams(0, place, index).normal("grid", x0.shape[1:])
-            sigma_B = torch.full((len(index),), sigma)
+            sigma_B = possible(torch.full((len(index),), sigma))
             rows.append((flow.interpolate(x0, noise, sigma_B), sigma_B, cond, flow.velocity(x0, noise)))
     return Grid("flow_loss", tuple(rows))
 
@@ -78,7 +89,7 @@ def drift_grid(denoiser: Denoiser, size_THW: tuple[int, int, int], num_samples: 
             size = min(CHUNK, num_samples - first)
             for sigma in sigmas(schedule):
                 x, _, cond = denoiser.example(size, size_THW)
-                sigma_B = torch.full((size,), sigma).to(x)
+                sigma_B = denoiser.possible(torch.full((size,), sigma).to(x))
                 rows.append((x, sigma_B, cond, denoiser(x, sigma_B, cond)))
     scale = sum(float(target.square().mean()) * len(target) for *_, target in rows) / sum(len(row[0]) for row in rows)
     return Grid("drift", tuple(rows), scale)

@@ -18,7 +18,7 @@ from dit_compress.model.spec import Spec
 from dit_compress.plugin import defaults
 from dit_compress.pruning.folder import load, save
 from dit_compress.pruning.recorded import RecordedDenoiser, size_of
-from dit_compress.pruning.step import asked_part, find, need_size, understood
+from dit_compress.pruning.step import asked_part, find, need_schedule, need_size, understood
 from dit_compress.pruning.target import Folder, component_folder, denoiser_of, open_target
 from dit_compress.run.keys import Node, lineage_entry
 from dit_compress.step.context import Context
@@ -108,9 +108,11 @@ def prune(
     }
     part, place = asked_part(**asked, size=_size(size, call, flops or latency), search=search), free(out)
     if not isinstance(model, str | Path):
+        need_schedule(part)
         return _prune_live(model, part, place, seed, shard_bytes, call)
     target = open_target(model)
     if isinstance(target, Folder):
+        need_schedule(part)
         return _prune_folder(target, part, place, seed, shard_bytes, call)
     if call is not None:
         raise UserError("a bundle says itself how its model is called", where=str(model), mend="Leave 'call' out")
@@ -122,8 +124,10 @@ def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
 
     asked: as for :func:`prune`, from ``params`` to ``modulation``.
     """
-    spec = open_target(path).spec
-    need_size(part := asked_part(**asked), spec)
+    target, part = open_target(path), asked_part(**asked)
+    if isinstance(target, Folder):
+        need_schedule(part)
+    need_size(part, spec := target.spec)
     return spec, part.build().plan(spec)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,8 +32,13 @@ def asked_part(*, modulation: Mapping[str, Any] | None = None, **asked: Any) -> 
     """Return the prune step that a call asks for: of the modulation, or of units (see :func:`step_part`)."""
     if modulation is None:
         return step_part(**asked)
-    if any(asked.get(name) for name in ("params", "flops", "latency", "remove", "keep", "levels")):
-        raise UserError("the modulation and units at once", mend="Prune twice, each by a call of its own")
+    units = signature(step_part).parameters
+    given = [repr(name) for name, value in asked.items() if value and value != units[name].default]
+    if given:
+        raise UserError(
+            f"the modulation and units at once: {', '.join(given)} {'is' if len(given) == 1 else 'are'} of units",
+            mend="Leave that out, or prune twice, each by a call of its own",
+        )
     return make_part("prune", {"use": defaults.MODULATION, **modulation}, installed())
 
 
@@ -92,6 +98,15 @@ def need_size(part: Part, spec: Spec) -> None:
         raise UserError(
             "a budget of FLOPs or seconds is for one size of the latent, and no VAE tells it",
             mend="Give 'size', its cells (T, H, W); on the command line: --size T H W",
+        )
+
+
+def need_schedule(part: Part) -> None:
+    """UserError where a table is for the schedule of a model that is no bundle: nothing says how it is sampled."""
+    if part.as_data().get("table") == "schedule":
+        raise UserError(
+            "'table: schedule' is a bundle's own, and nothing says how this model is sampled",
+            mend="Give the sigmas, such as 1.0,0.75,0.5,0.25",
         )
 
 

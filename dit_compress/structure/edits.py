@@ -1,7 +1,8 @@
-"""The edit table: a pruning plan, compiled to edits on tensors, attributes, arguments and lists.
+"""The edit table: a pruning plan, compiled to edits on tensors, attributes, arguments, lists and modules.
 
 The same table edits a live module and a state dict (``apply.py``); it is what a bundle's transform log holds, so that
-a pruned model reloads without searching or discovering anything.
+a pruned model reloads without searching or discovering anything. Tensors that ``Factor`` and ``Tabulate`` make anew
+have their shapes from the edit, and their values from the step that made it or from a file.
 """
 
 from __future__ import annotations

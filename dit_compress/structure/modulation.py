@@ -113,6 +113,15 @@ def timetable_of(module: nn.Module) -> Timetable | None:
     return getattr(module, "timetable", None)
 
 
+def need_any_timestep(module: nn.Module, what: str) -> None:
+    """Raise a UserError where the modulation is a table: ``what`` is going to draw other timesteps than its own."""
+    if timetable_of(module) is not None:
+        raise UserError(
+            f"{what} looks at data at any noise level, and the modulation is a table for a few",
+            mend="Fold after pruning: put the step with 'table' behind this one",
+        )
+
+
 def note_time(owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Note the timestep of a model's call, given by position or by name; a hook before its forward."""
     key = owner.timetable.argument

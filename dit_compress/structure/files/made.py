@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dit_compress.structure.edits import MAKING
+from dit_compress.structure.files.disk import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from dit_compress.structure.edits import Edit
     from dit_compress.structure.files.tensor_files import Weights
-
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def tensors_on_disk(made: Mapping[str, Tensor], edits: Sequence[Edit], weights: 
     from safetensors.torch import save_file
 
     modules = [path for edit in edits if isinstance(edit, MAKING) for path in edit.modules]
-    dtypes = {name: _DTYPES[weights.tensors[f"{_module(name, modules)}.weight"].dtype] for name in made}
+    dtypes = {name: getattr(torch, TORCH[weights.tensors[f"{_module(name, modules)}.weight"].dtype]) for name in made}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "made.safetensors"
         save_file({name: value.detach().to("cpu", dtypes[name]).contiguous() for name, value in made.items()}, file)

@@ -71,7 +71,8 @@ class Timed:
     @torch.no_grad()
     def call(self) -> Tensor:
         """Make one DiT call on the batch."""
-        return self.denoiser(self.noise, torch.full((len(self.noise),), 0.5), self.cond)
+        sigma_B = self.denoiser.possible(torch.full((len(self.noise),), 0.5))
+        return self.denoiser(self.noise, sigma_B, self.cond)
 
     @torch.no_grad()
     def decode(self) -> Tensor:

@@ -18,6 +18,7 @@ from dit_compress.search.field import enter
 from dit_compress.search.importance import magnitude
 from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
+from dit_compress.structure.modulation import need_any_timestep, timetable_of
 from dit_compress_plugins.prune_trilevel.evidence import evidence
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Counts:
 
 def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Workplace | None) -> Counts:
     """Settle the counts for a denoiser (with weights where there is a place to work at, else on the meta device)."""
+    if options.search.plugin.data:
+        need_any_timestep(denoiser.module, f"the search {options.search.name!r}")
     levels = granularities(options)
     by_level, left_alone = found_axes(levels, denoiser, spare=_default_levels(options))
     axes = tuple(axis for found in by_level.values() for axis in found)
@@ -170,8 +173,10 @@ def _within(
 ) -> Counts:
     axes = counts.axes
     price, table = _price(budget, denoiser, spec, place, axes)
-    word = curves_for(budget, spec)
+    word = curves_for(budget, spec, denoiser)
     looks = word in MEASURED or budget.trials is not None
+    if looks:
+        need_any_timestep(denoiser.module, "'trials'" if budget.trials else f"'curves: {word}'")
     steps = {kind_of(name): level.multiple_of for name, level in levels.items()}
     question = Question(axes, steps, price, _stated(word, price, axes), amount(budget, price.of(axes, {})))
     files = {} if table is None else {"latency": table}
@@ -270,11 +275,12 @@ def _size_of(spec: Spec) -> tuple[int, int, int]:
     return spec.latent_size()
 
 
-def curves_for(budget: Budget, spec: Spec) -> str:
-    """Return by which sensitivity a budget is shared out: the one it names, else measured where there is data."""
+def curves_for(budget: Budget, spec: Spec, denoiser: Denoiser) -> str:
+    """Return by which sensitivity a budget is shared out: the one it names, else measured where that is possible."""
     if budget.curves is not None:
         return budget.curves
-    if spec.data and spec.latent is not None and spec.text is not None:
+    data = spec.data and spec.latent is not None and spec.text is not None
+    if data and timetable_of(denoiser.module) is None:
         return "measured"
     return "each" if budget.heterogeneous else "default"
 

@@ -12,6 +12,7 @@ from dit_compress.model.figures import count_parameters
 from dit_compress.search.problem import SearchProblem
 from dit_compress.step.context import Result
 from dit_compress.structure.edits import span
+from dit_compress.structure.modulation import timetable_of
 from dit_compress_plugins.prune_trilevel.counts import check_met, settle
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TrilevelPruning:
             note = f"{note}: {described(counts)}"
             if counts.estimated:
                 note += ", an estimate by the formula: what is measured when the step runs settles the allocation"
-            note = "; ".join([note, *unmeasured(budget, counts), *counts.left_alone])
+            note = "; ".join([note, *unmeasured(budget, counts, denoiser), *counts.left_alone])
         return replace(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, note))
 
     def run(self, context: Context) -> Result:
@@ -61,7 +62,7 @@ class TrilevelPruning:
         """Search, compact in place, prove on a recorded call. Works without a run, where nothing asks for data."""
         before = count_parameters(denoiser.module)
         counts = settle(self.options, denoiser, spec, place)
-        for note in unmeasured(self.options.budget, counts):
+        for note in unmeasured(self.options.budget, counts, denoiser):
             place.say(note)
         problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.num_parts, counts.blocks)
         selection = self.options.search.build().search(problem, place)
@@ -97,11 +98,13 @@ class TrilevelPruning:
         return params
 
 
-def unmeasured(budget: Budget | None, counts: Counts) -> list[str]:
-    """Say that a budget is shared out by the formula, where that is for want of data."""
+def unmeasured(budget: Budget | None, counts: Counts, denoiser: Denoiser) -> list[str]:
+    """Say that a budget is shared out by the formula, where nothing can be measured."""
     if budget is None or budget.curves is not None or counts.estimated or counts.curves not in ("default", "each"):
         return []
-    return ["there is no data to measure sensitivity on: the budget is shared out by the paper's proportions"]
+    folded = timetable_of(denoiser.module) is not None
+    why = "the modulation is a table for a few noise levels" if folded else "there is no data"
+    return [f"{why} to measure sensitivity on: the budget is shared out by the paper's proportions"]
 
 
 def described(counts: Counts) -> str:
