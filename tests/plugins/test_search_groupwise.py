@@ -26,6 +26,7 @@ from dit_compress.search.importance import magnitude, top
 from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train import memory
+from dit_compress_plugins.search_groupwise import compare
 from dit_compress_plugins.search_groupwise.candidates import (
     candidate_rows,
     cut_axis,
@@ -539,6 +540,27 @@ def test_a_share_of_kd_is_that_of_the_masks_gradient(tmp_path: Path) -> None:
     assert rows[0]["alpha"] == rows[1]["alpha"] > 0
     assert rows[2]["alpha"] != rows[1]["alpha"]
     assert rows[0]["loss"] == pytest.approx(rows[0]["flow_loss"] + rows[0]["alpha"] * rows[0]["feature_loss"], rel=1e-4)
+
+
+def test_a_share_of_kd_heals_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start and result are each healed with an alpha of their own, and compared by the flow's loss."""
+    alphas: list[float] = []
+    loss = compare.LoraObjective.loss
+
+    def seen(self: Any, *given: Any) -> dict[str, Tensor]:
+        found = loss(self, *given)
+        alphas.append(float(found["alpha"]))
+        return found
+
+    monkeypatch.setattr(compare.LoraObjective, "loss", seen)
+    options = part("search", "groupwise", batch=4, steps=2, objective={"use": "affine", "kd_share": 0.3}).options
+    problem, by = problem_of(tiny_denoiser("video_dit")), package.Compare(batches=1, batch=4, heal=1.0)
+    made = compare.Comparison(problem, latents_in(tmp_path), options, by)
+    kept = {axis.name: tuple(range(problem.keep[axis.name])) for axis in problem.axes}
+    assert made.loss(kept, "start") > 0
+    assert alphas[:2] == [0.0, 0.0], "the two terms are measured"
+    assert len(alphas) == 4
+    assert min(alphas[2:]) > 0
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def search() -> Plugin:
         name="groupwise",
         options=GroupwiseOptions,
         load="dit_compress_plugins.search_groupwise.search:GroupwiseSearch",
-        revision=3,
+        revision=4,
         data=True,
         world="all",
         summary="learned binary masks over candidate sets",
