@@ -524,6 +524,14 @@ def test_lora_without_peft_is_refused_before_anything_runs(monkeypatch: pytest.M
         make_part("search", {"use": "groupwise", "objective": "flow", "lora": {}}, installed())
 
 
+def test_it_does_not_begin_from_itself() -> None:
+    given = {"use": "groupwise", "objective": "flow"}
+    with pytest.raises(UserError) as caught:
+        make_part("search", {**given, "init": given}, installed())
+    assert len(caught.value.problems) == 1
+    assert "'groupwise' begins from another search's scores: name one that is not learnt (taylor)" in str(caught.value)
+
+
 def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:
     problem = problem_of(planted())
     whole = SearchProblem(problem.denoiser, problem.axes, {axis.name: axis.units for axis in problem.axes})
