@@ -489,6 +489,22 @@ def test_lora_moves_with_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not any(parameter.requires_grad for parameter in problem.denoiser.parameters())
 
 
+def test_the_start_is_compared_before_lora_is_merged(tmp_path: Path) -> None:
+    """What becomes of LoRA changes no loss of the comparison: both choices are healed from the weights as given."""
+    said, weights = [], []
+    for after in ("discard", "merge"):
+        problem = problem_of(planted())
+        start = found_by(scored(problem, right=False), problem)
+        options = {"steps": 6, "lr": 0.3, "lora": {"rank": 2, "after": after}, "trust": 1e-3, "groups": ONE_GROUP}
+        by = {"batches": 1, "batch": 4, "heal": 0.5}
+        found = search_from(tmp_path / after, problem, start, **options, compare=by)
+        said.append(found.history["comparison"])
+        weights.append(problem.denoiser.module.get_parameter("transformer_blocks.0.attn1.to_v.weight"))
+    assert not said[0]["same"]
+    assert said[0] == said[1]
+    assert not torch.equal(*weights), "one of them was merged"
+
+
 def test_weights_that_give_way_lower_the_loss_of_the_masked_model(tmp_path: Path) -> None:
     """Equal draws of masks: at the end the loss with LoRA is below that of frozen weights."""
     means = []

@@ -69,12 +69,11 @@ class Comparison:
         if lora is None or not self.heal_steps:
             yield
             return
-        passing = lora.model_copy(update={"after": "discard"})
         options = self.options.model_copy(update={"steps": self.heal_steps})
         place = replace(self.context, folder=self.context.folder / "healed" / name, trackers=(), trainings=0)
         like = torch.ones(1, device=self.context.world.device)
         plan = {axis.name: kept[axis.name] for axis in self.problem.axes}
-        with adapted(student.module, student.structure().stacks, passing, self.context.seed):
+        with adapted(student.module, student.structure().stacks, lora.rank, self.context.seed):
             with masked(student.module, self.problem.axes, hard_masks(self.problem.axes, plan, like)):
                 fit(LoraObjective(objective, options), self.context.latents("train", self.text), options, place)
             yield
