@@ -39,6 +39,7 @@ from dit_compress_plugins.search_groupwise.start import begin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from dit_compress.step.context import Context
@@ -95,7 +96,10 @@ class GroupwiseSearch:
         # The weights that both hold stay frozen: LoRA stands beside them until the search is over.
         inner = self.options.objective.build().objective(context, student, shared_copy(student), text)
         stacks = student.structure().stacks
-        with adapted(student.module, stacks, lora.rank, context.seed) if lora else nullcontext([]) as layers:
+        adapting: AbstractContextManager[list[Any]] = (
+            adapted(student.module, stacks, lora.rank, context.seed) if lora else nullcontext([])
+        )
+        with adapting as layers:
             objective = MaskedObjective(inner, problem, logits, self.options, None if context.world.rank else notes)
             try:
                 fit(objective, context.latents("train", text), self.options, context)
