@@ -20,7 +20,7 @@ WORDS = (
 MOST_NUMBERS = 4_000_000
 """Of all modes' means together: they are held in memory, and compared with every latent."""
 MOST_DRAWN = 200_000_000
-"""Of one split's latents together, which are drawn at once: 0.8 GB as float32, and about 5 GB while they are drawn in float64."""
+"""Of one split's latents together: 0.8 GB as float32, and several times that while they are drawn (in float64)."""
 
 Cells = Annotated[int, Field(ge=1, le=1024)]
 
