@@ -61,7 +61,8 @@ def test_words_are_no_files(tmp_path: Path) -> None:
     [
         ({}, True, False, ("train",)),
         ({"curves": "default"}, False, False, ()),
-        ({"curves": "measured"}, True, True, ("train", "test")),
+        ({"curves": "measured"}, True, True, ("train",)),
+        ({"curves": "recovered"}, True, True, ("train", "test")),
         ({"curves": "default", "trials": {}}, True, True, ("train", "test")),
     ],
 )

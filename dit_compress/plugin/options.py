@@ -29,6 +29,11 @@ class Options(BaseModel):
         return "no"
 
     @property
+    def held_out(self) -> bool:
+        """True where the step can't do without held-out data."""
+        return False
+
+    @property
     def caption_width(self) -> int | None:
         """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
         return None

@@ -14,7 +14,6 @@ from dit_compress.model.bundle import COMPONENTS, Bundle
 from dit_compress.plugin.options import marked, slots_of
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe.model import BASE
-from dit_compress.train.options import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,9 +75,7 @@ class Node:
             return ()
         if self.kind == "evaluate":
             return ("test",)
-        looks = any(isinstance(part.options, TrainOptions) and part.options.held_out for part in self.inner)
-        measures = any(part.options.reads_data == "yes" for part in self.inner)
-        return ("train", "test") if looks or measures else ("train",)
+        return ("train", "test") if any(part.options.held_out for part in self.inner) else ("train",)
 
     def build(self) -> Any:
         """Construct the step with its options."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dit_compress.core.errors import UserError
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import draw_batch
@@ -28,9 +29,23 @@ if TYPE_CHECKING:
 
 
 class Trial:
-    """The loss of a problem's module under masks, mean over batches. ``count``: losses measured so far."""
+    """The loss of a problem's module under masks, mean over batches. ``count``: losses measured so far.
 
-    def __init__(self, objective: Objective, problem: SearchProblem, batches: Sequence[Batch]) -> None:
+    entry: of the objective's losses, the one that is measured. The total raises a UserError where only training weighs
+    its terms.
+    """
+
+    def __init__(
+        self, objective: Objective, problem: SearchProblem, batches: Sequence[Batch], entry: str = "loss"
+    ) -> None:
+        weighing = objective.phases[0].weighing
+        if entry == "loss" and weighing is not None and weighing.instead:
+            raise UserError(
+                "the objective's terms are weighed while it trains, and this search trains nothing",
+                where=objective.phases[0].name,
+                mend=f"Give {weighing.instead!r} in the search's 'objective'",
+            )
+        self.entry = entry
         self.objective, self.module, self.batches = objective, problem.denoiser.module, tuple(batches)
         self.axes, self.fixed = problem.axes, problem.fixed
         self.count = 0
@@ -80,7 +95,7 @@ class Trial:
             }
 
     def _loss(self, batch: Batch) -> Tensor:
-        return self.objective.loss(self.objective.phases[0], batch)["loss"]
+        return self.objective.loss(self.objective.phases[0], batch)[self.entry]
 
 
 @contextmanager

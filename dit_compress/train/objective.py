@@ -70,12 +70,14 @@ class Weighing:
     every: at the first and each ``every``-th update of the phase, before it.
     tell: is given the norm of each term's gradient, of the whole batch on all processes. What it makes of them it keeps
         in buffers of a trained role: checkpoints hold those.
+    instead: where the loss lacks terms until ``tell`` was called, the option that would weigh them without it.
     """
 
     terms: tuple[str, ...]
     role: str
     every: int
     tell: Callable[[Mapping[str, float]], None]
+    instead: str = ""
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,6 @@ class TrainOptions(Options):
     mends: ClassVar[Mapping[str, str]] = {}
     """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
 
-    @property
-    def held_out(self) -> bool:
-        """True where the step can't do without held-out data."""
-        return False
-
     @field_validator("accumulate")
     @classmethod
     def _whole_parts(cls, accumulate: int, info: ValidationInfo) -> int:

@@ -110,6 +110,14 @@ def test_the_manifest_changes_with_the_world(tmp_path: Path) -> None:
         ({"values": [7, 6, 6]}, "7 words of attribute 1, which has 6: give 1 to 6"),
         ({"values": [6, 0]}, "0 words of attribute 2, which has 12: give 1 to 12"),
         ({"modes": 400}, "the means of 86400 modes are 5529600 numbers, more than 4000000"),
+        (
+            {"num_clips": 1_000_000, "frames": 4, "modes": 1},
+            r"1000000 latents of \[16, 4, 2, 2\] are 256000000 numbers, more than 200000000, .* 'num_clips' to 781250",
+        ),
+        (
+            {"num_test": 1_000_000, "frames": 4, "modes": 1},
+            r"1000000 latents of \[16, 4, 2, 2\] are 256000000 numbers, .* set 'num_test' to 781250 at most",
+        ),
         ({"spread": 1}, "less than 1"),
         ({"size": [0, 2]}, "greater than or equal to 1"),
     ],

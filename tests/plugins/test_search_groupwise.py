@@ -26,6 +26,7 @@ from dit_compress.search.importance import magnitude, top
 from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train import memory
+from dit_compress_plugins.search_groupwise import compare
 from dit_compress_plugins.search_groupwise.candidates import (
     candidate_rows,
     cut_axis,
@@ -488,6 +489,22 @@ def test_lora_moves_with_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not any(parameter.requires_grad for parameter in problem.denoiser.parameters())
 
 
+def test_the_start_is_compared_before_lora_is_merged(tmp_path: Path) -> None:
+    """What becomes of LoRA changes no loss of the comparison: both choices are healed from the weights as given."""
+    said, weights = [], []
+    for after in ("discard", "merge"):
+        problem = problem_of(planted())
+        start = found_by(scored(problem, right=False), problem)
+        options = {"steps": 6, "lr": 0.3, "lora": {"rank": 2, "after": after}, "trust": 1e-3, "groups": ONE_GROUP}
+        by = {"batches": 1, "batch": 4, "heal": 0.5}
+        found = search_from(tmp_path / after, problem, start, **options, compare=by)
+        said.append(found.history["comparison"])
+        weights.append(problem.denoiser.module.get_parameter("transformer_blocks.0.attn1.to_v.weight"))
+    assert not said[0]["same"]
+    assert said[0] == said[1]
+    assert not torch.equal(*weights), "one of them was merged"
+
+
 def test_weights_that_give_way_lower_the_loss_of_the_masked_model(tmp_path: Path) -> None:
     """Equal draws of masks: at the end the loss with LoRA is below that of frozen weights."""
     means = []
@@ -523,6 +540,14 @@ def test_lora_without_peft_is_refused_before_anything_runs(monkeypatch: pytest.M
         make_part("search", {"use": "groupwise", "objective": "flow", "lora": {}}, installed())
 
 
+def test_it_does_not_begin_from_itself() -> None:
+    given = {"use": "groupwise", "objective": "flow"}
+    with pytest.raises(UserError) as caught:
+        make_part("search", {**given, "init": given}, installed())
+    assert len(caught.value.problems) == 1
+    assert "'groupwise' begins from another search's scores: name one that is not learnt (taylor)" in str(caught.value)
+
+
 def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:
     problem = problem_of(planted())
     whole = SearchProblem(problem.denoiser, problem.axes, {axis.name: axis.units for axis in problem.axes})
@@ -539,6 +564,27 @@ def test_a_share_of_kd_is_that_of_the_masks_gradient(tmp_path: Path) -> None:
     assert rows[0]["alpha"] == rows[1]["alpha"] > 0
     assert rows[2]["alpha"] != rows[1]["alpha"]
     assert rows[0]["loss"] == pytest.approx(rows[0]["flow_loss"] + rows[0]["alpha"] * rows[0]["feature_loss"], rel=1e-4)
+
+
+def test_a_share_of_kd_heals_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start and result are each healed with an alpha of their own, and compared by the flow's loss."""
+    alphas: list[float] = []
+    loss = compare.LoraObjective.loss
+
+    def seen(self: Any, *given: Any) -> dict[str, Tensor]:
+        found = loss(self, *given)
+        alphas.append(float(found["alpha"]))
+        return found
+
+    monkeypatch.setattr(compare.LoraObjective, "loss", seen)
+    options = part("search", "groupwise", batch=4, steps=2, objective={"use": "affine", "kd_share": 0.3}).options
+    problem, by = problem_of(tiny_denoiser("video_dit")), package.Compare(batches=1, batch=4, heal=1.0)
+    made = compare.Comparison(problem, latents_in(tmp_path), options, by)
+    kept = {axis.name: tuple(range(problem.keep[axis.name])) for axis in problem.axes}
+    assert made.loss(kept, "start") > 0
+    assert alphas[:2] == [0.0, 0.0], "the two terms are measured"
+    assert len(alphas) == 4
+    assert min(alphas[2:]) > 0
 
 
 @pytest.mark.parametrize(

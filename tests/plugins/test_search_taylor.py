@@ -8,6 +8,7 @@ import pytest
 import torch
 from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, latents_in, planted, problem_of, search
 
+from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.importance import taylor
@@ -97,3 +98,16 @@ def test_the_copying_objective_has_no_slope(tmp_path: Path) -> None:
     """A model that is its own teacher stands at a minimum: every derivative is zero, and ties go to the first."""
     selection = search(tmp_path, problem_of(tiny_denoiser("video_dit")), "taylor", batches=1)
     assert max(max(map(abs, scores)) for scores in selection.history["scores"].values()) < 1e-6
+
+
+def test_a_share_of_kd_is_refused_where_nothing_trains(tmp_path: Path) -> None:
+    """Nothing would turn the share into a weight, and the loss would be the flow's alone; ``alpha`` is a weight."""
+    problem, context = problem_of(tiny_denoiser("video_dit")), latents_in(tmp_path)
+    for given in ({"kd_share": 0.3}, {"alpha": 0.3}):
+        objective = {"use": "affine", **given}
+        made = make_part("search", {"use": "taylor", "batches": 1, "batch": 2, "objective": objective}, installed())
+        if "alpha" in given:
+            assert made.build().search(problem, context).kept.keys() == {axis.name for axis in problem.axes}
+            continue
+        with pytest.raises(UserError, match="this search trains nothing. Give 'alpha' in the search's 'objective'"):
+            made.build().search(problem, context)

@@ -169,7 +169,7 @@ def search(world: World, folder: Path, lora: bool) -> None:
     more = {"lora": {"rank": 2, "lr": 1e-2} if lora else None}
     made = part("search", "groupwise", objective={"use": "flow"}, **{**SEARCH, **more})
     logits = CandidateLogits({axis.name: made.cut(axis, problem, torch.ones(axis.units)) for axis in axes}, 0.0, 0)
-    with adapted(inner.student.module, stacks, made.options.lora, 0) if lora else nullcontext():
+    with adapted(inner.student.module, stacks, made.options.lora.rank, 0) if lora else nullcontext():
         masked = MaskedObjective(inner, problem, logits, made.options, None)
         fit(masked, samples(), made.options, context)
         weights = {name: value.detach().clone() for name, value in logits.named_parameters()}

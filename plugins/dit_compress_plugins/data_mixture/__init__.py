@@ -19,6 +19,8 @@ WORDS = (
 """Words of each attribute, in the order of a caption: "a tiny red circle moving left"."""
 MOST_NUMBERS = 4_000_000
 """Of all modes' means together: they are held in memory, and compared with every latent."""
+MOST_DRAWN = 200_000_000
+"""Of one split's latents together: 0.8 GB as float32, and several times that while they are drawn (in float64)."""
 
 Cells = Annotated[int, Field(ge=1, le=1024)]
 
@@ -71,6 +73,13 @@ class MixtureOptions(VideoOptions):
             raise ValueError(
                 f"the means of {prod(self.values) * self.modes} modes are {count} numbers, more than {MOST_NUMBERS}: "
                 "give fewer 'values' or 'modes'"
+            )
+        clips = max(self.num_clips, self.num_test)
+        if (count := clips * prod(self.shape)) > MOST_DRAWN:
+            name = "num_clips" if clips == self.num_clips else "num_test"
+            raise ValueError(
+                f"{clips} latents of {list(self.shape)} are {count} numbers, more than {MOST_DRAWN}, and a split is "
+                f"held in memory whole: set {name!r} to {MOST_DRAWN // prod(self.shape)} at most, or make them smaller"
             )
         return self
 

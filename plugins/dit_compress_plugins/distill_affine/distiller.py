@@ -75,7 +75,8 @@ class AffineObjective:
             "teacher": Role(teacher),
             "text": Role(text),
         }
-        weighing = Weighing(("flow_loss", *shares), "student", options.share_every, self.weigh)
+        instead = "" if options.kd_share is None else "alpha"
+        weighing = Weighing(("flow_loss", *shares), "student", options.share_every, self.weigh, instead)
         self.phases = (Phase("affine", ("student", "aligner"), score="flow_loss", weighing=weighing),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase

@@ -114,6 +114,11 @@ class TrilevelOptions(Options):
             return "yes"
         return "if any" if self.budget.curves is None else "no"
 
+    @property
+    def held_out(self) -> bool:
+        """True where losses after healing are compared."""
+        return self.budget is not None and (self.budget.trials is not None or self.budget.curves == "recovered")
+
     @model_validator(mode="after")
     def _levels_or_budget(self) -> Self:
         if self.levels is not None and self.budget is not None:

@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
+from dit_compress.hooks import Options, Part, PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import ProbeOptions, TrainOptions
 
 GROUPS = {"block": 4, "head": 4, "ffn": 8}
@@ -57,6 +57,13 @@ class GroupwiseOptions(TrainOptions):
         """True where start and result are compared."""
         return self.init is not None and self.compare is not None
 
+    @field_validator("init")
+    @classmethod
+    def _another(cls, init: Part | None) -> Part | None:
+        if init is not None and init.name == "groupwise":
+            raise ValueError("'groupwise' begins from another search's scores: name one that is not learnt (taylor)")
+        return init
+
     @model_validator(mode="after")
     def _installed(self) -> Self:
         if self.lora is not None and find_spec("peft") is None:
@@ -73,7 +80,7 @@ def search() -> Plugin:
         name="groupwise",
         options=GroupwiseOptions,
         load="dit_compress_plugins.search_groupwise.search:GroupwiseSearch",
-        revision=3,
+        revision=4,
         data=True,
         world="all",
         summary="learned binary masks over candidate sets",

@@ -57,7 +57,10 @@ class Comparison:
         student, problem = self.problem.denoiser, self.problem
         objective = self.options.objective.build().objective(self.context, student, shared_copy(student), self.text)
         with self.healed(objective, kept, name), at_work(objective, self.context.world.device):
-            return Trial(objective, problem, self.batches).loss(kept)
+            phase = objective.phases[0]
+            # Each of the two is healed with weights of its own where training sets them: their totals don't compare.
+            entry = phase.score if phase.weighing is not None and phase.weighing.instead else "loss"
+            return Trial(objective, problem, self.batches, entry).loss(kept)
 
     @contextmanager
     def healed(self, objective: Objective, kept: Kept, name: str) -> Iterator[None]:
@@ -66,24 +69,30 @@ class Comparison:
         if lora is None or not self.heal_steps:
             yield
             return
-        passing = lora.model_copy(update={"after": "discard"})
         options = self.options.model_copy(update={"steps": self.heal_steps})
         place = replace(self.context, folder=self.context.folder / "healed" / name, trackers=(), trainings=0)
         like = torch.ones(1, device=self.context.world.device)
         plan = {axis.name: kept[axis.name] for axis in self.problem.axes}
-        with adapted(student.module, student.structure().stacks, passing, self.context.seed):
+        with adapted(student.module, student.structure().stacks, lora.rank, self.context.seed):
             with masked(student.module, self.problem.axes, hard_masks(self.problem.axes, plan, like)):
-                fit(Healing(objective, options), self.context.latents("train", self.text), options, place)
+                fit(LoraObjective(objective, options), self.context.latents("train", self.text), options, place)
             yield
 
 
-class Healing:
+class LoraObjective:
     """A distiller's objective, of which LoRA and aligners move."""
 
     def __init__(self, inner: Objective, options: GroupwiseOptions) -> None:
         self.inner = inner
         self.roles = roles_of(inner, options)
-        self.phases = (Phase("heal", tuple(name for name, role in self.roles.items() if role.lr is not None)),)
+        weighing = inner.phases[0].weighing
+        self.phases = (
+            Phase(
+                "heal",
+                tuple(name for name, role in self.roles.items() if role.lr is not None),
+                weighing=replace(weighing, role="student") if weighing else None,
+            ),
+        )
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return the inner loss."""

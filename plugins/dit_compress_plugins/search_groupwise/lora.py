@@ -13,15 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dit_compress.structure.facts import Stack
-    from dit_compress_plugins.search_groupwise import Lora
 
 
 @contextmanager
-def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -> Iterator[None]:
+def adapted(module: nn.Module, stacks: Sequence[Stack], rank: int, seed: int) -> Iterator[list[Any]]:
     """Put LoRA on every linear inside the blocks for as long as the context is open; only it requires gradients.
 
-    Masks act on what a projection and its update give together. At the end the updates are added to the
-    weights (``after: merge``) or thrown away, and every linear is the module it was.
+    Masks act on what a projection and its update give together. At the end every linear is the module it was, with
+    the weights it had; the layers that are given hold the updates, for :func:`merge`.
     """
     names = [
         f"{block}.{path}".rstrip(".")
@@ -30,18 +29,18 @@ def adapted(module: nn.Module, stacks: Sequence[Stack], lora: Lora, seed: int) -
         for path, item in module.get_submodule(block).named_modules()
         if isinstance(item, nn.Linear)
     ]
-    add_lora(module, names, lora.rank, seed)
+    add_lora(module, names, rank, seed)
+    layers: list[Any] = [module.get_submodule(name) for name in names]
     try:
-        yield
+        yield layers
     finally:
-        for name in names:
-            _unwrap(module, name, merge=lora.after == "merge")
+        for name, layer in zip(names, layers, strict=True):
+            path, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(path), leaf, layer.get_base_layer())
         del module.peft_config  # else peft takes the next adapter for a second one
 
 
-def _unwrap(module: nn.Module, name: str, *, merge: bool) -> None:
-    layer: Any = module.get_submodule(name)
-    if merge:
-        layer.merge()
-    path, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(path), leaf, layer.get_base_layer())
+def merge(layers: Sequence[Any]) -> None:
+    """Add the updates to the weights of the linears, wherever these lie by now."""
+    for layer in layers:
+        layer.to(layer.get_base_layer().weight.device).merge()

@@ -33,12 +33,13 @@ from dit_compress_plugins.search_groupwise.candidates import (
     temperature_at,
 )
 from dit_compress_plugins.search_groupwise.compare import Comparison
-from dit_compress_plugins.search_groupwise.lora import adapted
+from dit_compress_plugins.search_groupwise.lora import adapted, merge
 from dit_compress_plugins.search_groupwise.roles import roles_of
 from dit_compress_plugins.search_groupwise.start import begin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from dit_compress.step.context import Context
@@ -71,7 +72,7 @@ class GroupwiseSearch:
         cuts = {axis.name: self.cut(axis, problem, start.scores[axis.name]) for axis in axes}
         logits = CandidateLogits(cuts, self.options.trust if start.name else 0.0, context.seed)
         notes = context.folder / "probabilities.jsonl"
-        self.train(problem, context, logits, notes)
+        updates = self.train(problem, context, logits, notes)
         kept = dict(whole)
         for axis in axes:
             row, cut, scores = logits.hard(axis.name), cuts[axis.name], start.scores[axis.name]
@@ -81,23 +82,31 @@ class GroupwiseSearch:
         history: dict[str, Any] = {"probabilities": read_notes(notes)}
         if comparison is not None:
             kept, history["comparison"] = comparison.better({**whole, **start.kept}, kept, start.name)
+        if self.options.lora is not None and self.options.lora.after == "merge":
+            merge(
+                updates
+            )  # after the comparison: they were trained for what the search might choose, not for the start
         return Selection(
             kept, {**history, "chosen": {name: whole_parts(cut, kept[name]) for name, cut in cuts.items()}}
         )
 
-    def train(self, problem: SearchProblem, context: Context, logits: CandidateLogits, notes: Path) -> None:
-        """Move the logits (and LoRA, where asked for); the model is left frozen, LoRA gone or merged."""
+    def train(self, problem: SearchProblem, context: Context, logits: CandidateLogits, notes: Path) -> list[Any]:
+        """Move the logits (and LoRA, where asked for) and return LoRA's layers; the model is frozen and as it was."""
         student, text, lora = problem.denoiser, context.text(), self.options.lora
         # The weights that both hold stay frozen: LoRA stands beside them until the search is over.
         inner = self.options.objective.build().objective(context, student, shared_copy(student), text)
         stacks = student.structure().stacks
-        with adapted(student.module, stacks, lora, context.seed) if lora else nullcontext():
+        adapting: AbstractContextManager[list[Any]] = (
+            adapted(student.module, stacks, lora.rank, context.seed) if lora else nullcontext([])
+        )
+        with adapting as layers:
             objective = MaskedObjective(inner, problem, logits, self.options, None if context.world.rank else notes)
             try:
                 fit(objective, context.latents("train", text), self.options, context)
             finally:
                 objective.masks.close()
         student.module.requires_grad_(requires_grad=False).eval()
+        return layers
 
     def check_levels(self, problem: SearchProblem) -> None:
         """Raise a UserError where ``groups`` names a level that is not pruned."""
