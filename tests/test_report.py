@@ -596,7 +596,16 @@ def test_a_step_may_be_named_by_a_number() -> None:
 def arm(run: Path, name: str, accuracy: float, *, teacher: bool, steps: int = 500, num_steps: int = 4) -> None:
     """A training of the pruned model, with its evaluation."""
     inputs = {"input": "prune", **({"teacher": "teacher"} if teacher else {})}
-    step(run, name, "distill", "any", model=shape_of(3_600_000, 990_000_000), flow=SHORT, inputs=inputs, options={"steps": steps})
+    step(
+        run,
+        name,
+        "distill",
+        "any",
+        model=shape_of(3_600_000, 990_000_000),
+        flow=SHORT,
+        inputs=inputs,
+        options={"steps": steps},
+    )
     options = {"num_steps": num_steps, "guidance": 1.0}
     step(run, f"{name}_judged", "evaluate", "shapes", inputs={"input": name}, options=options, metrics=shapes(accuracy))
 

@@ -52,7 +52,9 @@ def test_means_are_centred_and_leave_room_for_the_spread(composed: float) -> Non
 def test_composed_means_are_sums_over_words() -> None:
     """Without a part of their own: one word changed moves the mean by the same whatever the others are."""
     composed = means(MixtureOptions(values=(2, 3), modes=2, composed=1)).reshape(2, 3, 2, 64)
-    np.testing.assert_allclose(composed[1] - composed[0], np.broadcast_to((composed[1] - composed[0])[:1, :1], (3, 2, 64)))
+    np.testing.assert_allclose(
+        composed[1] - composed[0], np.broadcast_to((composed[1] - composed[0])[:1, :1], (3, 2, 64))
+    )
     own = means(MixtureOptions(values=(2, 3), modes=2, composed=0)).reshape(2, 3, 2, 64)
     assert np.abs((own[1, 0] - own[0, 0]) - (own[1, 1] - own[0, 1])).mean() > 0.1
 

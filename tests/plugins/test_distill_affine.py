@@ -139,7 +139,10 @@ def test_the_step_pairs_by_the_plan(tmp_path: Path) -> None:
     """Of three blocks the first stays, in one group: it learns the output of the last, or of itself."""
     student = tiny_denoiser("video_dit")
     log = (drop_blocks(student, 0),)
-    bundles = {"teacher": tiny_bundle(tmp_path / "whole"), "input": tiny_bundle(tmp_path / "a", denoiser=student, log=log)}
+    bundles = {
+        "teacher": tiny_bundle(tmp_path / "whole"),
+        "input": tiny_bundle(tmp_path / "a", denoiser=student, log=log),
+    }
     context = context_in(tmp_path / "step", **bundles)
     for pairs, expected in (("ends", [(0, 2)]), ("origins", [(0, 0)])):
         made = part("distill", "affine", groups=1, pairs=pairs)
@@ -204,13 +207,17 @@ def gradient_norm(made: AffineObjective, given: Any, term: str) -> float:
     return float(torch.cat([gradient.flatten() for gradient in found if gradient is not None]).double().norm())
 
 
-def trained(folder: Path, steps: int, accumulate: int = 1, **options: Any) -> tuple[AffineObjective, list[dict[str, float]]]:
+def trained(
+    folder: Path, steps: int, accumulate: int = 1, **options: Any
+) -> tuple[AffineObjective, list[dict[str, float]]]:
     """Train on a batch that is all the data; what was logged of each step."""
     from dit_compress.train import loop
 
     student, teacher = tiny_denoiser("video_dit", 0), tiny_denoiser("video_dit", 1)
     drop_blocks(student, 1, 2)
-    made = objective(student, teacher, SHARED, steps=steps, batch=4, accumulate=accumulate, lr=1e-3, warmup=0, **options)
+    made = objective(
+        student, teacher, SHARED, steps=steps, batch=4, accumulate=accumulate, lr=1e-3, warmup=0, **options
+    )
     rows: list[dict[str, float]] = []
 
     def noted(*given: Any) -> dict[str, float]:

@@ -557,7 +557,9 @@ def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:
 def test_a_share_of_kd_is_that_of_the_masks_gradient(tmp_path: Path) -> None:
     """The objective's weight is set by what moves in a search, and noted in its curves."""
     objective = {"use": "affine", "kd_share": 0.3, "share_every": 2}
-    made = part("search", "groupwise", steps=4, batch=4, groups=dict.fromkeys(("block", "head", "ffn"), 1), objective=objective)
+    made = part(
+        "search", "groupwise", steps=4, batch=4, groups=dict.fromkeys(("block", "head", "ffn"), 1), objective=objective
+    )
     made.search(problem_of(tiny_denoiser("video_dit")), latents_in(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
     assert [row["kd_share"] for row in rows] == pytest.approx([0.3] * 4)
