@@ -55,7 +55,7 @@ BLOCKS_LEFT = 2 / 3
 """The size of what is pruned, as a share of the teacher's blocks."""
 LEVELS = {"all": ["block", "head", "ffn"], "block": ["block"], "head": ["head"], "ffn": ["ffn"]}
 NEAREST = {"head": {"remove": 6}, "ffn": {"remove": 176}}
-"""Too coarse to come within 1% of the budget: the nearest below it are 2 of 8 heads (5%) and 80 of 256 channels (1.2%)."""
+"""Too coarse to come within 1% of the budget; the nearest below it: 2 of 8 heads (5%) and 80 of 256 channels (1.2%)."""
 PRUNED, SCRATCH = ("kd", *LEVELS), ("narrow", "shallow")
 PAPER = {"kd": "81.45", "all": "79.00", "shallow": "78.62", "narrow": "77.92"}
 """VBench total; "79.00 → 81.45" is training without and with KD."""
