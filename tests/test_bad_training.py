@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from command import Die, Done, finish, start
+from command import SCRIPT, Die, Done, finish, start
 from safetensors.torch import load_file, save_file
 
 from dit_compress.core.files import read_json, sha256_file, write_json
@@ -282,3 +285,25 @@ def test_a_changed_byte_in_a_folder_of_weights_runs_its_step_again(tmp_path: Pat
     assert third.status == 0, third.printed
     assert "vae: running" in third.printed
     assert Bundle.open(tmp_path / "run" / "steps" / "vae" / "bundle").digest() != before
+
+
+def test_ctrl_c_is_no_fault_of_anybody(half: Half, tmp_path: Path) -> None:
+    """The terminal interrupts command and worker at once: no trace, status 130, and what was trained stays."""
+    place = half.copy(tmp_path)
+    (place / "recipe.yaml").write_text(half.text.replace("steps: 7,", "steps: 5000,"))
+    shutil.rmtree(place / "run" / "steps" / "teacher.partial")
+    log = (tmp_path / "log").open("wb")
+    command = [SCRIPT, "run", place / "recipe.yaml", "--out", place / "run", "--threads", "1"]
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    rows = place / "run" / "steps" / "teacher.partial" / "curves.jsonl"
+    end = time.monotonic() + 200
+    while not rows.is_file() or rows.read_text().count("\n") < 20:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    printed = (tmp_path / "log").read_text()
+    assert "Traceback" not in printed
+    assert "KeyboardInterrupt" not in printed
+    assert checkpoints(place)

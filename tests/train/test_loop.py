@@ -199,6 +199,24 @@ def test_a_gradient_that_is_not_finite_is_an_error() -> None:
         trained(float("nan"))
 
 
+@pytest.mark.parametrize(
+    ("given", "mend"),
+    [
+        ({"lr": 1e-4 * 1000, "weight_decay": 1e9}, "look at 'lr: 0.1', and at the model that goes in"),
+        ({"lr": 1e-4 * 999}, "look at the options of this step, and at the model that goes in"),
+    ],
+)
+def test_a_first_loss_that_is_not_finite_names_the_options_that_are_far_out(
+    given: dict[str, Any], mend: str, tmp_path: Path
+) -> None:
+    """From a thousand times the default on, where that is no zero; clips and learning rate are not blamed."""
+    objective: Any = Noisy()
+    objective.loss = lambda phase, batch: {"loss": torch.tensor(float("nan"), requires_grad=True)}
+    with pytest.raises(UserError, match="is nan at step 0. Nothing was trained yet: ") as caught:
+        fit(objective, samples(), TrainOptions(steps=2, batch=2, **given), context_in(tmp_path))
+    assert mend in str(caught.value)
+
+
 def test_half_precision_masters_are_refused() -> None:
     with pytest.raises(UserError, match=r"role 'student' would train \['torch.bfloat16'\] weights"):
         Trainee("student", Role(Weight().to(torch.bfloat16), lr=LR))
