@@ -225,7 +225,7 @@ def _settled(budget: Budget, question: Question, counts: Counts, scores: Callabl
             keep = allocate(question)
         except UserError:
             if budget.trials is not None and (nearest := enter(question, 1)[0]):
-                keep = nearest[0].keep
+                keep = dict(nearest[0].keep)
                 return replace(counts, keep=keep, blocks=settled_blocks(question, keep, scores))
             if not uneven(question):
                 raise
