@@ -13,7 +13,7 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
-from dit_compress.train.loop import draw_batch
+from dit_compress.train.loop import draw_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,7 +108,7 @@ def trial(problem: SearchProblem, context: Context, objective: Part, options: Pr
     training = student.training
     built = objective.build().objective(context, student, shared_copy(student), text)
     samples, device = context.latents("train", text), context.world.device
-    batches = [draw_batch(samples, options.batch, context.seed, step).to(device) for step in range(options.batches)]
+    batches = draw_batches(samples, options.batch, options.batches, context)
     try:
         with at_work(built, device):
             yield Trial(built, problem, batches)

@@ -147,6 +147,11 @@ def draw_batch(samples: Samples, size: int, seed: int, step: int, part: Sequence
     )
 
 
+def draw_batches(samples: Samples, size: int, count: int, context: Context) -> list[Batch]:
+    """Draw those of the first ``count`` steps, on the step's device: for measurements on equal batches."""
+    return [draw_batch(samples, size, context.seed, step).to(context.world.device) for step in range(count)]
+
+
 def batch_index(total: int, size: int, seed: int, step: int, part: Sequence[int]) -> list[int]:
     """Return the samples at some places of a step's batch: a batch is consecutive entries of the epochs' orders."""
     places = [step * size + place for place in part]

@@ -13,9 +13,9 @@ from dit_compress.search.allocate import settled_blocks
 from dit_compress.search.field import enter, halved
 from dit_compress.search.importance import taylor, top
 from dit_compress.search.problem import SearchProblem
-from dit_compress.search.trial import Trial
+from dit_compress.search.trial import Trial, at_work
 from dit_compress.train.healing import FlowMatching
-from dit_compress.train.loop import draw_batch
+from dit_compress.train.loop import draw_batches
 from dit_compress.train.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -132,18 +132,17 @@ def train_options(heal: Heal, steps: int) -> TrainOptions:
 @contextmanager
 def evidence(budget: Budget, denoiser: Denoiser, axes: tuple[Axis, ...], context: Context) -> Iterator[Evidence]:
     """Put the denoiser where the step computes, rank its units; it is given back on the CPU, frozen, else unchanged."""
-    training, device = denoiser.training, context.world.device
-    text = context.text().requires_grad_(requires_grad=False).to(device)
-    denoiser.requires_grad_(requires_grad=False).eval().to(device)
-    samples = context.latents("train", text)
-    batches = [draw_batch(samples, BATCH, context.seed, step).to(device) for step in range(BATCHES)]
+    training, text = denoiser.training, context.text()
     objective = FlowMatching(denoiser, text, context.input.flow)
-    trial = Trial(objective, SearchProblem(denoiser, axes, {}), batches)
-    scores = {name: taylor(slopes).cpu() for name, slopes in trial.gradients().items()}
     try:
-        yield Evidence(budget, denoiser, axes, context, text, samples, scores)
+        with at_work(objective, context.world.device):
+            samples = context.latents("train", text)
+            batches = draw_batches(samples, BATCH, BATCHES, context)
+            trial = Trial(objective, SearchProblem(denoiser, axes, {}), batches)
+            scores = {name: taylor(slopes).cpu() for name, slopes in trial.gradients().items()}
+            yield Evidence(budget, denoiser, axes, context, text, samples, scores)
     finally:
-        denoiser.to("cpu").train(training)
+        denoiser.train(training)
 
 
 def counted(axes: Sequence[Axis], keep: Mapping[str, int]) -> dict[str, list[int]]:

@@ -11,10 +11,9 @@ import torch
 from dit_compress.search.trial import Trial, at_work
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
-from dit_compress.train.loop import draw_batch, fit
-from dit_compress.train.objective import Phase
+from dit_compress.train.loop import draw_batches, fit
 from dit_compress_plugins.search_groupwise.lora import adapted
-from dit_compress_plugins.search_groupwise.roles import roles_of
+from dit_compress_plugins.search_groupwise.roles import phase_of, roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from dit_compress.search.problem import SearchProblem
     from dit_compress.step.context import Context
     from dit_compress.structure.facts import Kept
-    from dit_compress.train.objective import Batch, Objective
+    from dit_compress.train.objective import Batch, Objective, Phase
     from dit_compress_plugins.search_groupwise import Compare, GroupwiseOptions
 
 
@@ -34,9 +33,7 @@ class Comparison:
     def __init__(self, problem: SearchProblem, context: Context, options: GroupwiseOptions, by: Compare) -> None:
         self.problem, self.context, self.options, self.by = problem, context, options, by
         self.text = context.text()
-        samples = context.latents("test", self.text)
-        device = context.world.device
-        self.batches = [draw_batch(samples, by.batch, context.seed, step).to(device) for step in range(by.batches)]
+        self.batches = draw_batches(context.latents("test", self.text), by.batch, by.batches, context)
         self.heal_steps = round(by.heal * options.steps) if options.lora is not None else 0
 
     def better(self, start: Kept, result: Kept, name: str) -> tuple[Kept, dict[str, Any]]:
@@ -85,14 +82,7 @@ class LoraObjective:
     def __init__(self, inner: Objective, options: GroupwiseOptions) -> None:
         self.inner = inner
         self.roles = roles_of(inner, options)
-        weighing = inner.phases[0].weighing
-        self.phases = (
-            Phase(
-                "heal",
-                tuple(name for name, role in self.roles.items() if role.lr is not None),
-                weighing=replace(weighing, role="student") if weighing else None,
-            ),
-        )
+        self.phases = (phase_of("heal", self.roles, inner, "student"),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return the inner loss."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +33,7 @@ from dit_compress_plugins.search_groupwise.candidates import (
 )
 from dit_compress_plugins.search_groupwise.compare import Comparison
 from dit_compress_plugins.search_groupwise.lora import adapted, merge
-from dit_compress_plugins.search_groupwise.roles import roles_of
+from dit_compress_plugins.search_groupwise.roles import phase_of, roles_of
 from dit_compress_plugins.search_groupwise.start import begin
 
 if TYPE_CHECKING:
@@ -220,14 +219,7 @@ class MaskedObjective:
         self.fixed = hard_masks(problem.axes, problem.fixed, next(self.module.parameters()))
         masks = Role(logits, lr=options.lr, ema=options.ema, clip=None, whole=True)
         self.roles = {**roles_of(inner, options), "masks": masks}
-        weighing = inner.phases[0].weighing
-        self.phases = (
-            Phase(
-                "search",
-                tuple(name for name, role in self.roles.items() if role.lr is not None),
-                weighing=replace(weighing, role="masks") if weighing else None,
-            ),
-        )
+        self.phases = (phase_of("search", self.roles, inner, "masks"),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return the inner loss under one draw of masks per sample."""
