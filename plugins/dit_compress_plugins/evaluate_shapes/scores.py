@@ -153,7 +153,9 @@ def floors(truths: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def agreement(shown: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
     """Return the attribute accuracy of a clip that shows exactly one truth while another was wanted."""
     pairs = match(wanted["objects"], shown["objects"])
-    right = [float(len(shown["objects"]) == len(wanted["objects"])), float(shown["background"] == wanted["background"])]
-    for name in OBJECT_ATTRIBUTES:
-        right.append(float(np.mean([found is not None and found[name] == want[name] for want, found in pairs])))
-    return float(np.mean(right))
+    whole = [len(shown["objects"]) == len(wanted["objects"]), shown["background"] == wanted["background"]]
+    each = [
+        np.mean([found is not None and found[name] == want[name] for want, found in pairs])
+        for name in OBJECT_ATTRIBUTES
+    ]
+    return float(np.mean([*whole, *each]))
