@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams, epoch_order
+from dit_compress.train.compiled import compiling
 from dit_compress.train.guards import Alarms, CurveGuards
 from dit_compress.train.history import History, open_trackers
 from dit_compress.train.memory import memory_errors, recomputing
@@ -49,14 +50,16 @@ def fit(
     With more than one process only the first returns, with whole weights on the CPU; the others are done. A
     step that calls ``fit`` twice trains the second time in one process.
     """
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.use_deterministic_algorithms(mode=options.deterministic, warn_only=True)
     # Nothing here reads memory it has not written; filling every new tensor costs more than it could show.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its class
     world = context.world
     check_parts(options, world.size)
     with ExitStack() as stack:
         stack.enter_context(memory_errors(objective, options, world))
-        blueprints = spread(objective.roles, world)
+        blueprints = spread(objective.roles, world, options)
+        if options.compile:
+            stack.enter_context(compiling(objective.roles, context.say))
         if options.checkpoint_activations:
             stack.enter_context(recomputing(objective.roles))
         trainees = trainees_of(objective.roles, world)
