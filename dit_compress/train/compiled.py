@@ -35,8 +35,9 @@ def need_compiler(where: str = "") -> None:
             warnings.simplefilter("ignore")  # of the caches, which must not hide a compiler that is missing
             torch.compile(lambda x: x + 1, backend=BACKEND)(torch.ones(2, device=device))
     except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own
+        inner = getattr(error, "inner_exception", error)
         raise UserError(
-            f"nothing can be compiled on this machine: {str(error).splitlines()[0]}",
+            f"nothing can be compiled on this machine: {(str(inner) or type(inner).__name__).splitlines()[0]}",
             where=where,
             mend="Install a C++ compiler (g++; on a GPU Triton, too), or set 'compile: false'",
         ) from error

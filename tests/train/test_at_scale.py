@@ -18,16 +18,19 @@ from toy import context_in, part, words
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
+from dit_compress.data.sheet import write_sheet
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import Spec
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train import compiled
 from dit_compress.train.compiled import WATCHED, compiling, need_compiler
 from dit_compress.train.distill import student_role
+from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import draw_batch, fit, on_images
 from dit_compress.train.objective import Role
 from dit_compress.train.options import TrainOptions, check_parts
 from dit_compress.train.trainee import Trainee
+from dit_compress.train.validation import Monitors, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -196,8 +199,6 @@ def test_the_compiler_of_this_machine_is_found() -> None:
 
 # ------------------------------------------------------------------ processes
 
-HALF = {"bf16": True, "bf16_gather": True}
-
 
 class Looking:
     """An objective that notes the types of a block's weights while it computes, and of the student's while not."""
@@ -266,6 +267,47 @@ def test_groups_that_do_not_divide_the_processes_are_refused() -> None:
     check_parts(TrainOptions(batch=8, shard=2), 4)
     with pytest.raises(UserError, match="4 processes can't be cut into groups of 3. Set 'shard' to a divisor of 4, or"):
         check_parts(TrainOptions(batch=8, shard=3), 4)
+
+
+# ------------------------------------------------------------------ samples as pictures
+
+
+def watched(world: Any, folder: Path, sheets: int) -> None:
+    """Six steps with a look after each, of one caption's two videos."""
+    context = context_in(folder)
+    context.world = world
+    options = options_of("flow", steps=6, watch={"every": 1, "captions": 2, "sheets": sheets})
+    made, given = objective("flow", "video_dit", options), samples()
+    watch = Watcher(
+        made.student, made.text, Flow(3.0, 2, 1.0), given, options.watch, lambda latent: latent[:, :3].tanh(), seed=0,
+        world=world, trained=False,
+    )  # fmt: skip
+    fit(made, given, options, context, Monitors(options, Alarms(context), None, watch))
+
+
+@pytest.mark.parametrize(("sheets", "kept"), [(0, []), (2, [3, 6]), (4, [2, 3, 5, 6]), (8, [1, 2, 3, 4, 5, 6])])
+def test_some_looks_are_kept_as_pictures(tmp_path: Path, sheets: int, kept: list[int]) -> None:
+    watched(ALONE, tmp_path, sheets)
+    assert sorted(path.name for path in tmp_path.glob("samples/*")) == [f"step-{step:08d}.jpg" for step in kept]
+
+
+def test_two_processes_keep_one_picture(tmp_path: Path) -> None:
+    together(watched, tmp_path, 2, 1)
+    assert [path.name for path in tmp_path.glob("samples/*")] == ["step-00000006.jpg"]
+
+
+def test_a_sheet_has_a_row_a_video_and_at_most_six_frames_of_it(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    red, blue = torch.tensor([1.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0, 1.0])
+    videos = torch.stack([red, blue])[:, :, None, None, None].expand(2, 3, 9, 96, 192)
+    write_sheet(tmp_path / "samples" / "s.jpg", videos)
+    picture = imread(tmp_path / "samples" / "s.jpg")
+    assert picture.shape == (2 * (48 + 2), 6 * (96 + 2), 3)
+    for row, colour in ((26, (255, 0, 0)), (76, (0, 0, 255))):
+        for column in range(6):
+            assert picture[row, 50 + 98 * column].tolist() == pytest.approx(colour, abs=8)
+    assert picture[0, 0].tolist() == pytest.approx((255, 255, 255), abs=8)
 
 
 # ------------------------------------------------------------------ images
