@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -196,13 +197,12 @@ def head_of(scale: Scale) -> list[str]:
     cuda = scale.device == "cuda"
     name = torch.cuda.get_device_name() if cuda else f"{platform.machine()} (dry run at toy size: no GPU)"
     memory = f"{torch.cuda.get_device_properties(0).total_memory / GIB:.0f} GiB, " if cuda else ""
-    return [
-        f"# {name}",
-        "",
+    how = (
         f"{memory}torch {torch.__version__}, CUDA {torch.version.cuda}. Latent {list(scale.latent)}, one clip a step; "
         f"{scale.steps} steps with bf16, {scale.option_steps} with each option (bf16 besides). Seconds a step are the "
-        f"median without the first {scale.skipped}; the first step holds what is compiled. How: `benchmarks/gpu.py`.",
-    ]
+        f"median without the first {scale.skipped}; the first step holds what is compiled. How: `benchmarks/gpu.py`."
+    )
+    return [f"# {name}", "", how]
 
 
 # ------------------------------------------------------------------ training
@@ -222,7 +222,9 @@ class Training:
         self.text.requires_grad_(requires_grad=False)
         captions = ["one red circle", "two blue squares"] * 4
         with torch.no_grad():
-            tokens = {name: value.clone() for name, value in self.text.encoder(self.text.encoder.tokenize(captions)).items()}
+            tokens = {
+                name: value.clone() for name, value in self.text.encoder(self.text.encoder.tokenize(captions)).items()
+            }
         latents = np.random.default_rng(0).standard_normal((len(captions), *scale.latent), dtype=np.float32)
         self.samples = Samples(latents, captions, tokens, pixels=False)
 
@@ -230,7 +232,7 @@ class Training:
         """Train; return the row's figures."""
         gc.collect()
         if "compile" in options:
-            torch._dynamo.reset()
+            torch.compiler.reset()
         with tempfile.TemporaryDirectory() as folder:
             context = self._context(Path(folder))
             given = {"bf16": True, "steps": steps, "batch": 1, "checkpoint_every": 10**9, **options}
@@ -278,7 +280,9 @@ class Training:
         ends = []
         for kept in BYTES_KEPT:
             whole = kept * cells * (1 if options["bf16"] else 2)
-            held = BYTES_RECOMPUTED * cells * blocks + whole if options.get("checkpoint_activations") else whole * blocks
+            held = (
+                BYTES_RECOMPUTED * cells * blocks + whole if options.get("checkpoint_activations") else whole * blocks
+            )
             ends.append((state + held) / GIB)
         return f"{ends[0]:.3g} to {ends[1]:.3g}"
 
@@ -317,7 +321,7 @@ class Clock:
     def taken(self) -> list[float]:
         """Return the seconds from each step's beginning to the next one's."""
         begins = list(self.begins.values())
-        return [after - before for before, after in zip(begins, begins[1:], strict=False)]
+        return [after - before for before, after in pairwise(begins)]
 
 
 # ------------------------------------------------------------------ what other programs show
@@ -325,7 +329,9 @@ class Clock:
 
 def tests(seconds: float) -> dict[str, Any]:
     """Run the tests that need a GPU."""
-    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text("utf-8"))
+    files = sorted(
+        str(path) for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text("utf-8")
+    )
     last = _last_line([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files], seconds)
     return {"note": last}
 

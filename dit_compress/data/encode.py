@@ -82,7 +82,6 @@ def encode_captions(
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """
-
     kept = getattr(torch, text.encoder.embeddings)
 
     def encode(first: int, last: int) -> dict[str, Tensor]:

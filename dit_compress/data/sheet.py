@@ -29,7 +29,9 @@ def write_sheet(path: Path, video_NCFYX: Tensor) -> None:
     height, width = video_NCFYX.shape[-2:]
     scale = min(1.0, SIDE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    small = torch.stack([functional.interpolate(video[:, shown].transpose(0, 1), size, mode="area") for video in video_NCFYX])
+    small = torch.stack(
+        [functional.interpolate(video[:, shown].transpose(0, 1), size, mode="area") for video in video_NCFYX]
+    )
     padded = functional.pad(small, (GAP, 0, GAP, 0), value=1.0)
     rows = torch.cat([torch.cat(list(row), dim=-1) for row in padded], dim=-2)
     with disk_errors(path):

@@ -34,7 +34,7 @@ def need_compiler(where: str = "") -> None:
         with config.patch(force_disable_caches=True, compile_threads=1), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the caches, which must not hide a compiler that is missing
             torch.compile(lambda x: x + 1, backend=BACKEND)(torch.ones(2, device=device))
-    except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own
+    except Exception as error:
         inner = getattr(error, "inner_exception", error)
         raise UserError(
             f"nothing can be compiled on this machine: {(str(inner) or type(inner).__name__).splitlines()[0]}",

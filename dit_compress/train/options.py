@@ -10,7 +10,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.options import Keyed, Options
 
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -43,13 +42,19 @@ class TrainOptions(Options):
         description="Equal runs give equal bits; false: kernels that sum in any order, faster backward attention.",
     )
     shard: Annotated[int | None, Keyed()] = Field(
-        None, ge=1, description="Processes that share one copy of the weights, each such group a replica; all if absent."
+        None,
+        ge=1,
+        description="Processes that share one copy of the weights; such groups are replicas; all if absent.",
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
 
     mends: ClassVar[Mapping[str, str]] = {}
     """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
+
+    def sharing(self, processes: int) -> int:
+        """Return how many of these processes share one copy of the weights."""
+        return min(processes, self.shard or processes)
 
     @field_validator("bf16_gather")
     @classmethod
@@ -77,7 +82,7 @@ def check_parts(options: Options, processes: int) -> None:
             f"a batch of {options.batch} can't be shared by {processes} processes in {options.accumulate} equal parts",
             mend=f"Set 'batch' to a multiple of {parts}",
         )
-    if processes > 1 and processes % (options.shard or processes):
+    if processes % options.sharing(processes):
         raise UserError(
             f"{processes} processes can't be cut into groups of {options.shard}",
             mend=f"Set 'shard' to a divisor of {processes}, or leave it out",

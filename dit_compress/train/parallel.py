@@ -2,7 +2,8 @@
 
 What stands inside a :class:`Denoiser` is sharded by FSDP2, block by block, over all processes or within groups of them
 that are replicas of each other; every other module (aligners, masks, heads, a small text encoder), and a role that
-says so, is whole on every process, and the loop averages its gradients. Each process takes its part of every batch, so that a step is the same whatever the number of processes.
+says so, is whole on every process, and the loop averages its gradients. Each process takes its part of every batch, so
+that a step is the same whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def _shard(denoiser: Denoiser, world: World, options: TrainOptions) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nobody writes into it
-    mesh = _mesh(world, options.shard or world.size)
+    mesh = _mesh(world, options.sharing(world.size))
     sent = torch.bfloat16 if options.bf16_gather else None
     policy = MixedPrecisionPolicy(param_dtype=sent, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in denoiser.blocks():

@@ -79,7 +79,7 @@ class Monitors:
         return found
 
     def _sheet(self, step: int) -> Path | None:
-        """Return the picture to make of this look's samples: of so many looks at most, evenly spread, the last one too."""
+        """Return the picture to make of this look's samples; of so many looks at most, the last one too."""
         watch, steps = self.options.watch, self.options.steps
         looks = 0 if watch is None else steps // watch.every
         if watch is None or (sheets := min(watch.sheets, looks)) == 0:

@@ -265,6 +265,7 @@ def test_a_training_goes_on_in_another_layout(tmp_path: Path, alone: Path, befor
 def test_groups_that_do_not_divide_the_processes_are_refused() -> None:
     check_parts(TrainOptions(batch=8, shard=3), 1)
     check_parts(TrainOptions(batch=8, shard=2), 4)
+    check_parts(TrainOptions(batch=8, shard=8), 4)  # all of them
     with pytest.raises(UserError, match="4 processes can't be cut into groups of 3. Set 'shard' to a divisor of 4, or"):
         check_parts(TrainOptions(batch=8, shard=3), 4)
 
