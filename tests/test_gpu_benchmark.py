@@ -22,7 +22,7 @@ def test_the_dry_run_fills_the_table(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

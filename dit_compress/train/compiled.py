@@ -63,8 +63,8 @@ def compiling(roles: Mapping[str, Role], say: Callable[[str], None]) -> Iterator
             say(WATCHED)
 
     most = VARIANTS * len(blocks)
-    limits = {"recompile_limit": most, "accumulated_recompile_limit": 4 * most}
-    with torch._dynamo.config.patch(**limits), around_blocks(roles, lambda block: _Compiled(block, tell)):  # noqa: SLF001 - torch's way to set them
+    limits: dict[str, Any] = {"recompile_limit": most, "accumulated_recompile_limit": 4 * most}
+    with torch._dynamo.config.patch(limits), around_blocks(roles, lambda block: _Compiled(block, tell)):  # noqa: SLF001 - torch's way to set them
         yield
 
 
