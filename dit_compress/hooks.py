@@ -64,7 +64,7 @@ What some of them make follows a protocol, too; codecs and text encoders are an 
     FirstFrameCodec                 A codec whose decoder also takes the first frame, where known    model/protocols.py
         ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
     TextEncoder                     Turn captions into the tensors a denoiser takes                  model/protocols.py
-        width, tokenize, forward; by default: tokenizer_kind, save_tokenizer, digest
+        width, tokenize, forward; by default: tokenizer_kind, embeddings, save_tokenizer, digest
     Objective                       Roles, phases, and one loss per phase                            train/objective.py
         roles, phases, loss
     Runner                          Executes one artifact just as it is on disk                      export/types.py
@@ -109,7 +109,8 @@ What a plugin meets:
     Artifact        A written file, and its arithmetic                                      export/types.py
 
 Options subclass :class:`Options`: the schema of the recipe's entry. :class:`Slot` marks an option that holds another
-part, :class:`File` one that names a file; data sources that state their video subclass :class:`VideoOptions`.
+part, :class:`File` one that names a file, :class:`Keyed` one that does not always count in a step's key; data sources
+that state their video subclass :class:`VideoOptions`.
 
 Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D width, L text length.
 Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames (see :class:`Codec`) of Y × X pixels.
@@ -124,7 +125,7 @@ from dit_compress.export.contract import Exporter
 from dit_compress.export.types import Runner
 from dit_compress.model.protocols import Codec, FirstFrameCodec, Model, Sampler, Text, TextEncoder
 from dit_compress.plugin.kinds import KindHooks, hookimpl, hookspec
-from dit_compress.plugin.options import File, Options, Part, PartField, Plugin, Slot, VideoOptions, load_object
+from dit_compress.plugin.options import File, Keyed, Options, Part, PartField, Plugin, Slot, VideoOptions, load_object
 from dit_compress.search.problem import Search
 from dit_compress.step.protocols import Latent, Step, Tracker, Transform
 from dit_compress.structure.facts import Granularity
@@ -178,7 +179,7 @@ MET = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Artifact", "Axis", "Batch", "Bundle", "Captions", "Clip", "Codec", "Component", "ComponentSpec", "Cond",
     "Context", "Data", "Denoiser", "Diagnostic", "DiscriminatorPart", "DistillOptions", "DistillStep", "Distiller",
-    "ExportStep", "Exporter", "File", "FirstFrameCodec", "Flow", "Granularity", "KindHooks", "Latent", "Model",
+    "ExportStep", "Exporter", "File", "FirstFrameCodec", "Flow", "Granularity", "Keyed", "KindHooks", "Latent", "Model",
     "Objective", "Options", "Part", "PartField", "Phase", "Plugin", "Profile", "Result", "Role", "Runner", "Sampler",
     "Samples", "Search", "SearchProblem", "Selection", "Slot", "Spec", "Step", "Streams", "Structure", "Text",
     "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError", "VideoOptions", "Weighing", "World",

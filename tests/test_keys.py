@@ -12,7 +12,7 @@ from toy import tiny_bundle
 
 from dit_compress.core import files
 from dit_compress.core.files import sealed, sha256_content, sha256_data, sha256_file
-from dit_compress.plugin.options import File, Options, files_of, options_as_data
+from dit_compress.plugin.options import File, Keyed, Options, files_of, options_as_data
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
 from dit_compress.run.keys import Node, input_key, made_of, nodes
@@ -92,6 +92,52 @@ def test_a_plugins_own_options_may_name_files(tmp_path: Path) -> None:
         "inner": {"table": sha256_file(path)}, "notes": "none", "title": str(path),
     }  # fmt: skip
     assert options_as_data(options)["inner"] == {"table": str(path)}
+
+
+class Later(Options):
+    old: int = 1
+    machine: Annotated[int | None, Keyed()] = None
+    new: Annotated[float, Keyed("new")] = 0.5
+    meaning: Annotated[bool, Keyed("meaning", "old")] = False
+
+
+class Holding(Options):
+    inner: Later = Later()
+
+
+@pytest.mark.parametrize(
+    ("given", "counted"),
+    [
+        ({}, {"old": 1}),
+        ({"machine": 8}, {"old": 1}),
+        ({"new": 0.5}, {"old": 1}),
+        ({"new": 0.25}, {"old": 1, "new": 0.25}),
+        ({"old": 2}, {"old": 2, "meaning": False}),
+        ({"meaning": True}, {"old": 1, "meaning": True}),
+    ],
+)
+def test_an_option_that_came_later_counts_where_it_changes_something(
+    given: dict[str, Any], counted: dict[str, Any]
+) -> None:
+    whole = {"old": 1, "machine": None, "new": 0.5, "meaning": False, **given}
+    assert options_as_data(Later(**given), contents=True) == counted
+    assert options_as_data(Holding(inner=Later(**given)), contents=True) == {"inner": counted}
+    assert options_as_data(Later(**given)) == whole
+
+
+def test_how_a_training_is_computed_changes_no_key() -> None:
+    def counted(**given: Any) -> dict[str, Any]:
+        part = make_part("distill", {"use": "flow", "steps": 200, "watch": {}, **given}, installed())
+        return part.as_data(contents=True)
+
+    plain = counted()
+    assert not plain.keys() & {"compile", "deterministic", "shard", "bf16_gather", "betas", "clip", "images"}
+    assert plain["watch"] == {"every": 100, "captions": 4, "sampling_steps": None, "stop": False}
+    assert counted(compile=True, deterministic=False, shard=2, watch={"sheets": 3}) == plain
+    assert counted(betas=[0.9, 0.999], clip=1.0, images=0.0) == plain
+    assert counted(images=0.25) == {**plain, "images": 0.25}
+    assert counted(clip=None) == {**plain, "clip": None}
+    assert counted(weight_decay=0.1) == {**plain, "weight_decay": 0.1, "decay_norms": False}
 
 
 # ------------------------------------------------------------------ folders

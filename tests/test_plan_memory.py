@@ -43,6 +43,17 @@ def test_student_and_teacher_are_shared_out(tmp_path: Path) -> None:
     assert all(column.header != "training, each of 4" for column in plan_table(rows, recipe, tmp_path).columns)
 
 
+def test_a_copy_is_shared_by_a_group_where_there_are_groups(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("{use: flow, steps: 2}", "{use: flow, steps: 2, batch: 8, shard: 2}"))
+    recipe = load(path, use())
+    rows = plan(recipe, processes=4)
+    table = plan_table(rows, recipe, tmp_path / "run", 4)
+    (column,) = [column for column in table.columns if column.header == "training, each of 4"]
+    params = rows[-1].after["params"]
+    assert list(column.cells)[2:] == [f"{params * size / 2**20:.1f} MiB" for size in (16 / 2, 24 / 4)]
+
+
 def test_a_batch_that_so_many_can_not_share_is_refused_before_anything_runs(tmp_path: Path) -> None:
     """The VAE's 4 over 8; flow's 32 goes."""
     path = tmp_path / "recipe.yaml"

@@ -56,6 +56,27 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     return Done(left.value.code, printed.err)
 
 
+def test_a_recipe_that_compiles_is_refused_where_nothing_can_be_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first step, which compiles nothing."""
+    import torch
+
+    from dit_compress.train import compiled
+
+    def no_compiler(*_: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(compiled, "BACKEND", no_compiler)
+    torch._dynamo.reset()
+    text = HEAD + "  - distill: {use: flow, steps: 2, batch: 2, warmup: 0, compile: true}\n"
+    done = command(capsys, monkeypatch, "run", recipe(tmp_path, text), "--out", tmp_path / "run", "--threads", "1")
+    assert done.status == 2
+    assert "r.yaml:8: nothing can be compiled on this machine: No working C++ compiler found. Install a" in done.printed
+    assert "Traceback" not in done.printed
+    assert not (tmp_path / "run").exists()
+
+
 PLANNED = {
     "frames not 1 + 8k": ("frames: 9", "frames: 10", "r.yaml:6: 10 frames are not 1 + 8·k. Take 9 or 17 frames"),
     "height not divisible": (

@@ -458,6 +458,19 @@ def test_page_says_what_became_of_a_searchs_start(run: Path, comparison: dict[st
     assert (said in page) if said else ("the start" not in page and "its start" not in page)
 
 
+def test_page_shows_what_was_sampled_while_a_model_trained(run: Path) -> None:
+    assert "Samples while it trained" not in page_of(run)
+    (trained,) = [step for step in read_run(run).steps if step.kind == "distill" and step.curves][:1]
+    place = run / "steps" / trained.name / "samples"
+    place.mkdir()
+    for number, content in ((2000, b"two"), (1000, b"one")):
+        (place / f"step-{number:08d}.jpg").write_bytes(content)
+    page = page_of(run)
+    first = '<figcaption>after 1,000 steps</figcaption><img src="data:image/jpeg;base64,b25l"'
+    second = '<figcaption>after 2,000 steps</figcaption><img src="data:image/jpeg;base64,dHdv"'
+    assert 0 < page.index(first) < page.index(second)
+
+
 def test_page_loads_nothing(run: Path) -> None:
     page = page_of(run)
     assert not re.search(r"""(src|href|action|data|poster)\s*=\s*["']?\s*(https?:)?//""", page, re.IGNORECASE)

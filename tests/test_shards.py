@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.data import shard_writer as sharding
@@ -36,9 +37,9 @@ def tmp_path(tmp_path: Path) -> Path:
 def writing(folder: Path, count: int = 22, factor: float = 1.0, **changes: Any) -> Writing:
     """Sample i is ``[i·factor, i·factor]`` and a mask; 8 samples to a shard, in batches of 4."""
 
-    def encode(first: int, last: int) -> dict[str, np.ndarray]:
-        rows = np.arange(first, last, dtype=np.float32)[:, None]
-        return {"latent": np.repeat(rows * factor, 2, 1), "mask": np.ones_like(rows)}
+    def encode(first: int, last: int) -> dict[str, torch.Tensor]:
+        rows = torch.arange(first, last, dtype=torch.float32)[:, None]
+        return {"latent": (rows * factor).repeat(1, 2), "mask": torch.ones_like(rows)}
 
     given: dict[str, Any] = {
         "folder": folder,
@@ -250,9 +251,9 @@ def test_killed_in_the_middle_it_goes_on_to_equal_bytes(tmp_path: Path, last: in
 
 
 def test_a_value_that_is_not_finite_is_named_before_it_is_written(tmp_path: Path) -> None:
-    def encode(first: int, last: int) -> dict[str, np.ndarray]:
-        rows = np.zeros((last - first, 2), np.float32)
-        rows[np.arange(first, last) == 13] = np.nan
+    def encode(first: int, last: int) -> dict[str, torch.Tensor]:
+        rows = torch.zeros(last - first, 2)
+        rows[torch.arange(first, last) == 13] = torch.nan
         return {"latent": rows}
 
     with pytest.raises(UserError, match=r"13\.mp4: the latent is not finite"):

@@ -93,7 +93,7 @@ def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
         return "–"
     copies = TRAIN_COPIES + (options.ema > 0)
     weights = copies * row.after.get("params", 0) + sizes.get(row.node.inputs.get("teacher", ""), 0)
-    return size(BYTES_FP32 * weights / processes)
+    return size(BYTES_FP32 * weights / options.sharing(processes))
 
 
 def _change(row: Planned, name: str, show: Any) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from dit_compress.data.clips import Clip
     from dit_compress.model.protocols import Codec
     from dit_compress.model.text import Captions
@@ -54,11 +56,11 @@ def encode_latents(
     """
     stream = ClipStream(clips, workers)
 
-    def encode(first: int, last: int) -> dict[str, np.ndarray]:
+    def encode(first: int, last: int) -> dict[str, Tensor]:
         stream.prefetch(range(first, min(last + ENCODE_BATCH, len(clips))))
         with torch.no_grad():
             pixels = torch.from_numpy(stream[range(first, last)])
-            return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu().numpy()}
+            return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu()}
 
     first = clips[0]
     size = latent_size((first.frames, *first.size), codec.ratio, codec.frame_rule)
@@ -76,16 +78,17 @@ def encode_latents(
 def encode_captions(
     folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any], device: torch.device = CPU
 ) -> Writing:
-    """Prepare to encode captions once by a frozen encoder: ``embedding [L,D]`` and ``mask [L]`` each.
+    """Prepare to encode captions once by a frozen encoder: ``embedding [L,D]``, of its type, and ``mask [L]`` each.
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """
+    kept = getattr(torch, text.encoder.embeddings)
 
-    def encode(first: int, last: int) -> dict[str, np.ndarray]:
+    def encode(first: int, last: int) -> dict[str, Tensor]:
         tokens = {name: value.to(device) for name, value in text.encoder.tokenize(captions[first:last]).items()}
         with torch.no_grad():
             encoded = text.encoder(tokens)
-        return {name: encoded[name].float().cpu().numpy() for name in ("embedding", "mask")}
+        return {"embedding": encoded["embedding"].to(kept).cpu(), "mask": encoded["mask"].float().cpu()}
 
     length, width = next(iter(text.encoder.tokenize([""]).values())).shape[1], text.encoder.width
     return Writing(
@@ -95,7 +98,7 @@ def encode_captions(
         identities=list(captions),
         encode=encode,
         batch=ENCODE_BATCH,
-        bytes_per_sample=count_bytes([(length, width), (length,)]),
+        bytes_per_sample=count_bytes([(length, width)], kept.itemsize) + count_bytes([(length,)]),
     )
 
 

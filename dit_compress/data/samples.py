@@ -51,8 +51,9 @@ class Samples:
         return [self._captions[i] for i in index]
 
     def tokens(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """Return the text encoder's tokens (or cached embeddings), leading B."""
-        return {name: _rows(value, index) for name, value in self._tokens.items()}
+        """Return the text encoder's tokens (or cached embeddings, as float32), leading B."""
+        taken = {name: _rows(value, index) for name, value in self._tokens.items()}
+        return {name: rows.float() if rows.is_floating_point() else rows for name, rows in taken.items()}
 
 
 def _rows(source: Rows, index: Sequence[int]) -> Tensor:

@@ -6,9 +6,10 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import disk_errors, need_space, read_json, sha256_data, sha256_file, whole_file
@@ -17,6 +18,8 @@ from dit_compress.data.shards import INDEX, SAMPLES, SCHEMA, Shards
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
 SHARD_BYTES = 64 * 2**20
 SMALLER = "take fewer or smaller clips"
@@ -40,7 +43,7 @@ class Writing:
     made_by: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
     identities: Sequence[Any]
-    encode: Callable[[int, int], Mapping[str, np.ndarray]]
+    encode: Callable[[int, int], Mapping[str, Tensor]]
     batch: int
     bytes_per_sample: int
 
@@ -127,21 +130,21 @@ def _need_space_for(writing: Writing) -> None:
 
 
 def _write_shard(writing: Writing, path: Path, first: int, last: int) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.torch import save_file
 
     parts = []
     for start in range(first, last, writing.batch):
         parts.append(writing.encode(start, min(start + writing.batch, last)))
         for name, rows in parts[-1].items():
             _need_finite(rows, name, writing, start)
-    tensors = {name: np.ascontiguousarray(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     with whole_file(path, shared=True) as partial:
         save_file(tensors, partial)
 
 
-def _need_finite(rows: np.ndarray, name: str, writing: Writing, start: int) -> None:
+def _need_finite(rows: Tensor, name: str, writing: Writing, start: int) -> None:
     for place, row in enumerate(rows):
-        if not np.isfinite(row).all():
+        if not torch.isfinite(row).all():
             sample = writing.samples[start + place]
             raise UserError(
                 f"the {name} is not finite",
@@ -171,4 +174,4 @@ def _index(writing: Writing, paths: Sequence[Path]) -> dict[str, Any]:
 
 def count_bytes(shapes: Sequence[Sequence[int]], itemsize: int = 4) -> int:
     """Count the bytes of one sample's tensors."""
-    return sum(itemsize * int(np.prod(list(shape))) for shape in shapes)
+    return sum(itemsize * prod(shape) for shape in shapes)

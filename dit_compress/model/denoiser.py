@@ -142,6 +142,11 @@ class Denoiser(nn.Module):
         """Forget the structure; call this after an edit of the module."""
         self._structure = None
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks of every stack."""
+        places = [stack.block(index) for stack in self.structure().stacks for index in range(stack.length)]
+        return [self.module.get_submodule(place) for place in places]
+
     def features(
         self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond, at: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:

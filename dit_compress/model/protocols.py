@@ -114,6 +114,8 @@ class TextEncoder(Protocol):
 
     An encoder without it, or without parameters of its own, stays on the host: an exported package takes embeddings.
     """
+    embeddings: str = "float32"
+    """How training keeps the embeddings of a frozen encoder on disk: ``bfloat16`` takes half the place."""
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Turn captions into integer tensors with leading B, padded to one fixed length."""

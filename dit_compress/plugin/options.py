@@ -134,6 +134,22 @@ class File:
         return sha256_content(path, self.within) if path.exists() else value
 
 
+class Keyed:
+    """Marks an option that counts in a step's key only where one of some options differs from its default.
+
+    ``clip: Annotated[float, Keyed("clip")] = 1.0`` came after there were keys, which stay as they were. ``Keyed()``
+    never counts: it says how a step is computed, which changes results by rounding, as the number of processes does.
+    """
+
+    def __init__(self, *by: str) -> None:
+        self.by = by
+
+    def counts(self, options: Options) -> bool:
+        """Tell whether the option counts among these."""
+        fields = type(options).model_fields
+        return any(getattr(options, name) != fields[name].get_default(call_default_factory=True) for name in self.by)
+
+
 @dataclass(frozen=True)
 class Part:
     """A validated part of a recipe: a plugin and its options. ``build`` imports and makes it."""
@@ -178,12 +194,17 @@ def slots_of(options: type[Options]) -> dict[str, Slot]:
 
 
 def options_as_data(options: Options, *, contents: bool = False) -> dict[str, Any]:
-    """Return options as JSON data, parts included; with ``contents`` the sha256 of what :class:`File` options name."""
+    """Return options as JSON data, parts included; with ``contents`` as a step's key has them.
+
+    Those are without what does not count (:class:`Keyed`), and with the sha256 of what :class:`File` options name.
+    """
     slots = slots_of(type(options))
     data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
     for names, (mark, value) in files_of(options).items() if contents else ():
         *outer, leaf = names.split(".")
         reduce(getitem, outer, data)[leaf] = mark.content(value)
+    if contents:
+        _keep_counted(options, data)
     values = dict(options)
     for name, slot in slots.items():
         value = values[name]
@@ -194,6 +215,16 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
         else:
             data[name] = value.as_data(contents=contents)
     return data
+
+
+def _keep_counted(options: Options, data: dict[str, Any]) -> None:
+    """Take out of the data what does not count in a key, in inner options, too."""
+    for name, value in options:
+        marks = type(options).model_fields[name].metadata
+        if any(isinstance(mark, Keyed) and not mark.counts(options) for mark in marks):
+            data.pop(name, None)
+        elif isinstance(value, Options) and name in data:
+            _keep_counted(value, data[name])
 
 
 def marked(options: type[Options]) -> dict[str, File]:

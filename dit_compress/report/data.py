@@ -81,6 +81,7 @@ class Step:
     """One finished step: the content of step.json, and the files that only the report reads.
 
     quality, headline: the metrics by which models are compared, and that is shown first, as the plugin names them.
+    sheets: pictures of samples made while it trained, with the step of the training.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Step:
     pruning: Pruning | None = None
     trials: Trials | None = None
     manifest: dict[str, Any] | None = None
+    sheets: tuple[tuple[int, Path], ...] = ()
 
     @property
     def plugin_kind(self) -> str:
@@ -182,6 +184,7 @@ def read_step(folder: Path) -> Step:
         pruning=read_pruning(folder),
         trials=read_trials(record["metrics"]["trials"]) if "trials" in (record.get("metrics") or {}) else None,
         manifest=read_manifest(folder),
+        sheets=tuple((int(path.stem.rpartition("-")[2]), path) for path in sorted(folder.glob("samples/step-*.jpg"))),
     )
 
 

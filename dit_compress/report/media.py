@@ -54,5 +54,6 @@ def _titles(keys: list[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def data_uri(path: Path) -> str:
-    """Encode an mp4 as a ``data:`` URI."""
-    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    """Encode an mp4 or a JPEG as a ``data:`` URI."""
+    kind = "image/jpeg" if path.suffix == ".jpg" else "video/mp4"
+    return f"data:{kind};base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.report import figures
 from dit_compress.report.lineage import lineage
-from dit_compress.report.media import wall
+from dit_compress.report.media import data_uri, wall
 from dit_compress.report.paper import compared
 from dit_compress.report.proofs import input_sets, proofs
 from dit_compress.report.result import arms, sentence, words
@@ -55,7 +55,7 @@ def environment() -> Environment:
 
     made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    made.filters |= {each.__name__: each for each in (millions, figure, duration, share, megabytes)}
+    made.filters |= {each.__name__: each for each in (millions, figure, duration, share, megabytes, data_uri)}
     return made
 
 

@@ -73,7 +73,7 @@ def _cost(row: Planned, figures: Mapping[str, Mapping[str, int]], recipe: Recipe
         activations = (BYTES_BF16 if options.bf16 else BYTES_FP32) * widest * blocks
         flops = _PASSES * own.get("flops", 0) * options.batch * options.steps
     disk = BYTES_FP32 * written * (1 + saved) + (0 if _streams(recipe) else cached)
-    return Cost(disk, BYTES_FP32 * held / processes + part * activations, flops)
+    return Cost(disk, BYTES_FP32 * held / options.sharing(processes) + part * activations, flops)
 
 
 def _streams(recipe: Recipe) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.errors import UserError
 from dit_compress.train.objective import Distiller
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class DistillStep(Distiller):
         """Return the bundle as it will be sampled; training changes weights besides."""
         spec.need_denoiser()
         spec.need_latent()
+        if getattr(self.options, "images", 0) and (frames := spec.outline().patch[0]) > 1:
+            raise UserError(
+                f"'images' are single latent frames, and a token of this denoiser takes {frames}",
+                mend="Take 'images' out, or a model with a patch of one frame",
+            )
         return replace(spec, flow=self.flow(spec.flow))
 
     def run(self, context: Context) -> Result:

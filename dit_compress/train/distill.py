@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
 def student_role(student: Denoiser, options: TrainOptions) -> Role:
     """Make the role of a denoiser that is trained, with the rates of the step's options."""
     student.requires_grad_()
-    return Role(
+    role = Role(
         student, lr=options.lr, muon_lr=options.muon_lr, weight_decay=options.weight_decay, ema=options.ema or None
     )
+    if not isinstance(options, DistillOptions):
+        return role
+    return replace(role, betas=options.betas, clip=options.clip, decay_norms=options.decay_norms)
 
 
 def distill(step: Distiller, context: Context) -> Result:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
-from dit_compress.core.randomness import Streams, epoch_order
+from dit_compress.core.randomness import Streams, epoch_order, generator
+from dit_compress.train.compiled import compiling
 from dit_compress.train.guards import Alarms, CurveGuards
 from dit_compress.train.history import History, open_trackers
 from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
-from dit_compress.train.options import check_parts
+from dit_compress.train.options import DistillOptions, check_parts
 from dit_compress.train.parallel import gathered, resharded, spread
 from dit_compress.train.trainee import trainees_of
 
@@ -49,14 +50,16 @@ def fit(
     With more than one process only the first returns, with whole weights on the CPU; the others are done. A
     step that calls ``fit`` twice trains the second time in one process.
     """
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.use_deterministic_algorithms(mode=options.deterministic, warn_only=True)
     # Nothing here reads memory it has not written; filling every new tensor costs more than it could show.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its class
     world = context.world
     check_parts(options, world.size)
     with ExitStack() as stack:
         stack.enter_context(memory_errors(objective, options, world))
-        blueprints = spread(objective.roles, world)
+        blueprints = spread(objective.roles, world, options)
+        if options.compile:
+            stack.enter_context(compiling(objective.roles, context.say))
         if options.checkpoint_activations:
             stack.enter_context(recomputing(objective.roles))
         trainees = trainees_of(objective.roles, world)
@@ -123,10 +126,13 @@ def train_step(
     world = context.world
     share = world.part(options.batch)
     each = len(share) // options.accumulate
+    images = options.images if isinstance(options, DistillOptions) else 0.0
     parts = [
-        draw_batch(samples, options.batch, context.seed, step, share[first : first + each]).to(world.device)
+        draw_batch(samples, options.batch, context.seed, step, share[first : first + each], images).to(world.device)
         for first in range(0, len(share), each)
     ]
+    if images:
+        values["images"] = float(on_images(context.seed, step, images))
     for phase in objective.phases:
         if not phase.runs(step):
             continue
@@ -136,15 +142,25 @@ def train_step(
     return world.mean(values)
 
 
-def draw_batch(samples: Samples, size: int, seed: int, step: int, part: Sequence[int] | None = None) -> Batch:
-    """Draw the batch of a step, or its places ``part``; where clips are decoded as they are needed, begin the next."""
+def draw_batch(
+    samples: Samples, size: int, seed: int, step: int, part: Sequence[int] | None = None, images: float = 0.0
+) -> Batch:
+    """Draw the batch of a step, or its places ``part``; where clips are decoded as they are needed, begin the next.
+
+    images: share of the steps whose batch is the first latent frame of each clip.
+    """
     places = range(size) if part is None else part
     index = batch_index(len(samples), size, seed, step, places)
     if samples.streamed:
         samples.prefetch([*index, *batch_index(len(samples), size, seed, step + 1, places)])
-    return Batch(
-        step, index, samples.x0(index), Streams(seed, step, index), samples.captions(index), samples.tokens(index)
-    )
+    x0 = samples.x0(index)
+    x0 = x0[:, :, :1] if on_images(seed, step, images) else x0
+    return Batch(step, index, x0, Streams(seed, step, index), samples.captions(index), samples.tokens(index))
+
+
+def on_images(seed: int, step: int, share: float) -> bool:
+    """Tell whether a step is one of the share that is trained on single frames; the same on every process."""
+    return share > 0 and generator(seed, "images", step).random() < share
 
 
 def draw_batches(samples: Samples, size: int, count: int, context: Context) -> list[Batch]:

@@ -81,14 +81,29 @@ def recomputing(roles: Mapping[str, Role]) -> Iterator[None]:
     ``forward`` is replaced, so that hooks around the block (taps, FSDP) see one call, as before. What an objective
     changes inside blocks (masks) must stay until its loss has been differentiated.
     """
-    blocks = {id(block): block for role in roles.values() for block in _blocks(role)}.values()
-    for block in blocks:
-        block.forward = partial(_run_again, block.forward)
-    try:
+    with around_blocks(roles, lambda block: partial(_run_again, block.forward)):
         yield
-    finally:
-        for block in blocks:
-            del block.forward
+
+
+@contextmanager
+def around_blocks(roles: Mapping[str, Role], make: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """Put what ``make`` gives for a block in its ``forward``'s place, for as long as the context is open.
+
+    Names of parameters stay, and hooks around the block see one call.
+    """
+    with ExitStack() as stack:
+        for block in blocks_of(roles):
+            before = block.__dict__.get("forward")
+            block.forward = make(block)
+            stack.callback(_put_back, block, before)
+        yield
+
+
+def _put_back(block: Any, forward: Callable[..., Any] | None) -> None:
+    if forward is None:
+        del block.forward
+    else:
+        block.forward = forward
 
 
 def _run_again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -103,18 +118,23 @@ def _same_attention() -> tuple[Any, Any]:
     return nullcontext(), _Attention()
 
 
+def allowed_kernels() -> list[SDPBackend]:
+    """Return the attention kernels that torch may choose from now."""
+    cuda = torch.backends.cuda
+    allowed = {
+        SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled(),
+        SDPBackend.MATH: cuda.math_sdp_enabled(),
+    }
+    return [kernel for kernel, on in allowed.items() if on]
+
+
 class _Attention:
     """The kernels allowed now, to be allowed again; twice where second derivatives are taken."""
 
     def __init__(self) -> None:
-        cuda = torch.backends.cuda
-        allowed = {
-            SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(),
-            SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
-            SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled(),
-            SDPBackend.MATH: cuda.math_sdp_enabled(),
-        }
-        self.kernels = [kernel for kernel, on in allowed.items() if on]
+        self.kernels = allowed_kernels()
         self.open: list[ExitStack] = []
 
     def __enter__(self) -> None:
@@ -125,12 +145,7 @@ class _Attention:
         self.open.pop().close()
 
 
-def _blocks(role: Role) -> list[Any]:
-    found = {}
-    for item in role.module.modules():
-        if isinstance(item, Denoiser):
-            for stack in item.structure().stacks:
-                for index in range(stack.length):
-                    block = item.module.get_submodule(stack.block(index))
-                    found[id(block)] = block
-    return list(found.values())
+def blocks_of(roles: Mapping[str, Role]) -> list[Any]:
+    """Return every block of the roles' denoisers, once."""
+    denoisers = [item for role in roles.values() for item in role.module.modules() if isinstance(item, Denoiser)]
+    return list({id(block): block for denoiser in denoisers for block in denoiser.blocks()}.values())

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dit_compress.train.parallel import local
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 class ShardedMuon(torch.optim.Muon):
-    """torch's Muon over DTensors of one mesh; a step equals that of one process up to the order of sums."""
+    """torch's Muon over DTensors; a step equals that of one process up to the order of sums."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 - the loop gives none
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             given = [parameter for parameter in group["params"] if parameter.grad is not None]
-            size = given[0].device_mesh.size() if given else 1
+            size = _group(given[0]).size() if given else 1
             for first in range(0, len(given), size):
                 self._turn(given[first : first + size], group)
 
@@ -33,15 +35,16 @@ class ShardedMuon(torch.optim.Muon):
         """Update as many matrices as there are processes, each orthogonalised by one of them."""
         from torch.distributed.tensor import distribute_tensor
 
-        own, mine = matrices[0].device_mesh.get_local_rank(), None
+        group_mesh = _group(matrices[0])
+        own, mine = group_mesh.get_local_rank(), None
         for place, matrix in enumerate(matrices):
             whole = self._momentum(matrix, group).full_tensor()
             mine = whole if place == own else mine
         made = None if mine is None else _whole_step(mine, group)  # all at once, after the last gather
         for place, matrix in enumerate(matrices):
             whole = made if place == own and made is not None else torch.empty(matrix.shape, device=matrix.device)
-            step = distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=place)
-            matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(step)
+            step = distribute_tensor(whole, group_mesh, matrix.placements[-1:], src_data_rank=place)
+            local(matrix).mul_(1 - group["lr"] * group["weight_decay"]).add_(local(step))
 
     def _momentum(self, matrix: Any, group: Mapping[str, Any]) -> Any:
         """Move the momentum on; return the rows of what is to be orthogonalised."""
@@ -50,6 +53,12 @@ class ShardedMuon(torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(matrix.grad)
         buffer = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
         return matrix.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def _group(matrix: Any) -> Any:
+    """Return the mesh of the processes that share one copy: replicas do the same work, each for itself."""
+    mesh = matrix.device_mesh
+    return mesh if mesh.ndim == 1 else mesh[mesh.mesh_dim_names[-1]]
 
 
 def _whole_step(update: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -33,6 +33,7 @@ class Role:
     as each trains a part of its own. ``whole``: every process holds all of it, where the blocks of a denoiser would be
     shared out.
     ``muon_lr``: the matrices of linears inside module lists are trained by Muon at this rate; None: AdamW for all.
+    ``decay_norms``: ``weight_decay`` pulls on weights of one axis (norms and biases), too.
     """
 
     module: nn.Module
@@ -41,6 +42,7 @@ class Role:
     muon_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    decay_norms: bool = False
     ema: float | None = None
     clip: float | None = 1.0
     whole: bool = False

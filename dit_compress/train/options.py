@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from dit_compress.core.errors import UserError
-from dit_compress.plugin.options import Options
+from dit_compress.plugin.options import Keyed, Options
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainOptions(Options):
@@ -26,14 +28,40 @@ class TrainOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average that becomes the result; 0 is off.")
     bf16: bool = Field(False, description="Compute in bfloat16 (weights stay float32).")
+    bf16_gather: Annotated[bool, Keyed("bf16_gather")] = Field(
+        False, description="Under 'bf16', send sharded blocks' weights to each other in bfloat16; gradients in float32."
+    )
     checkpoint_activations: bool = Field(
         False, description="Compute each block's activations again in the backward pass; less memory, more time."
+    )
+    compile: Annotated[bool, Keyed()] = Field(
+        False, description="Compile the denoisers' blocks (torch.compile); minutes at the start, faster steps."
+    )
+    deterministic: Annotated[bool, Keyed()] = Field(
+        True,
+        description="Equal runs give equal bits; false: kernels that sum in any order, faster backward attention.",
+    )
+    shard: Annotated[int | None, Keyed()] = Field(
+        None,
+        ge=1,
+        description="Processes that share one copy of the weights; such groups are replicas; all if absent.",
     )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
 
     mends: ClassVar[Mapping[str, str]] = {}
     """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
+
+    def sharing(self, processes: int) -> int:
+        """Return how many of these processes share one copy of the weights."""
+        return min(processes, self.shard or processes)
+
+    @field_validator("bf16_gather")
+    @classmethod
+    def _computes_in_bf16(cls, gather: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's signature
+        if gather and not info.data.get("bf16"):
+            raise ValueError("weights are gathered in bfloat16 only where they are used in it: set 'bf16: true', too")
+        return gather
 
     @field_validator("accumulate")
     @classmethod
@@ -45,7 +73,7 @@ class TrainOptions(Options):
 
 
 def check_parts(options: Options, processes: int) -> None:
-    """Raise a UserError unless so many processes can share a training step's batch equally, in its parts."""
+    """Raise a UserError unless so many processes can share a training step's batch and weights, in equal parts."""
     if not isinstance(options, TrainOptions):
         return
     parts = processes * options.accumulate
@@ -53,6 +81,11 @@ def check_parts(options: Options, processes: int) -> None:
         raise UserError(
             f"a batch of {options.batch} can't be shared by {processes} processes in {options.accumulate} equal parts",
             mend=f"Set 'batch' to a multiple of {parts}",
+        )
+    if processes % options.sharing(processes):
+        raise UserError(
+            f"{processes} processes can't be cut into groups of {options.shard}",
+            mend=f"Set 'shard' to a divisor of {processes}, or leave it out",
         )
 
 
@@ -69,6 +102,7 @@ class Watch(Options):
 
     every: int = Field(100, ge=1, description="Steps between looks.")
     captions: int = Field(4, ge=1, description="Captions sampled, two videos of each.")
+    sheets: Annotated[int, Keyed()] = Field(8, ge=0, description="Looks whose frames are kept as a picture, at most.")
     sampling_steps: int | None = Field(None, ge=1, description="At most so many; the schedule's if absent.")
     stop: bool = Field(False, description="End the step at an alarm, with a checkpoint; else warn and go on.")
 
@@ -76,6 +110,16 @@ class Watch(Options):
 class DistillOptions(TrainOptions):
     """The options of a step that trains a denoiser, and can look at it meanwhile."""
 
+    betas: Annotated[tuple[Beta, Beta], Keyed("betas")] = Field((0.9, 0.999), description="Of AdamW, main role.")
+    clip: Annotated[float | None, Keyed("clip")] = Field(
+        1.0, gt=0, description="Largest norm of the main role's gradient; none: it is not clipped."
+    )
+    decay_norms: Annotated[bool, Keyed("decay_norms", "weight_decay")] = Field(
+        False, description="Let 'weight_decay' pull on norms and biases (weights of one axis), too."
+    )
+    images: Annotated[float, Keyed("images")] = Field(
+        0.0, ge=0, lt=1, description="Share of the steps on clips' first latent frames alone, as on images."
+    )
     validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
 

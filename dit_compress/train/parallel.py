@@ -1,14 +1,16 @@
 """Spread roles over the processes that train together.
 
-What stands inside a :class:`Denoiser` is sharded by FSDP2, block by block; every other module (aligners,
-masks, heads, a small text encoder), and a role that says so, is whole on every process, and the loop averages its
-gradients. Each process takes its part of every batch, so that a step is the same whatever the number of processes.
+What stands inside a :class:`Denoiser` is sharded by FSDP2, block by block, over all processes or within groups of them
+that are replicas of each other; every other module (aligners, masks, heads, a small text encoder), and a role that
+says so, is whole on every process, and the loop averages its gradients. Each process takes its part of every batch, so
+that a step is the same whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +22,24 @@ from dit_compress.step.world import CPU, World
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch.distributed.device_mesh import DeviceMesh
+
     from dit_compress.train.objective import Role
+    from dit_compress.train.options import TrainOptions
 
 
 def _square(tensors: Sequence[Any]) -> Tensor:
-    return sum((tensor.double().square().sum().cpu() for tensor in tensors), torch.zeros((), dtype=torch.float64))
+    """Add up the squares of what lies here; rows that several processes hold alike count once in all."""
+    parts = (local(tensor).double().square().sum().cpu() / _copies(tensor) for tensor in tensors)
+    return sum(parts, torch.zeros((), dtype=torch.float64))
+
+
+def _copies(tensor: Any) -> int:
+    """Count the processes that hold the same rows of a sharded tensor; 1 for any other."""
+    if not is_sharded(tensor):
+        return 1
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return prod(size for size, placement in sizes if placement.is_replicate())
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -58,27 +73,27 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float, world: World
     if world.size == 1:
         return float(torch.nn.utils.clip_grad_norm_(parameters, most))
     graded = [parameter for parameter in parameters if parameter.grad is not None]
-    shards = [local(parameter.grad) for parameter in graded if is_sharded(parameter)]
+    shards = [parameter.grad for parameter in graded if is_sharded(parameter)]
     whole = [parameter.grad for parameter in graded if not is_sharded(parameter)]
     square = world.sum(_square(shards)) + _square(whole)
     norm = float(square.sqrt())
     gradient: Any
     for gradient in (*shards, *whole):
-        gradient.mul_(min(1.0, most / (norm + 1e-6)))
+        local(gradient).mul_(min(1.0, most / (norm + 1e-6)))
     return norm
 
 
 # ------------------------------------------------------------------ roles
 
 
-def spread(roles: Mapping[str, Role], world: World) -> list[tuple[Denoiser, nn.Module]]:
+def spread(roles: Mapping[str, Role], world: World, options: TrainOptions) -> list[tuple[Denoiser, nn.Module]]:
     """Put roles on their devices and shard their denoisers; what :func:`gathered` needs to undo it."""
     denoisers = _denoisers(roles) if world.size > 1 else []
     blueprints = [(denoiser, _without_weights(denoiser.module)) for denoiser in denoisers]
     for denoiser in denoisers:
         denoiser.structure()  # found on whole weights
         denoiser.module.to(world.device)
-        _shard(denoiser, world)
+        _shard(denoiser, world, options)
     for role in roles.values():
         role.module.to(world.device)
         for tensor in (*role.module.parameters(), *role.module.buffers()) if world.size > 1 else ():
@@ -145,23 +160,33 @@ def _inside(role: Role) -> list[Denoiser]:
     return [item for item in role.module.modules() if isinstance(item, Denoiser)]
 
 
-def _shard(denoiser: Denoiser, world: World) -> None:
-    """Shard each block of each stack, then the rest, over all processes.
+def _shard(denoiser: Denoiser, world: World, options: TrainOptions) -> None:
+    """Shard each block of each stack, then the rest.
 
-    Parameters are gathered in float32 and cast by autocast, as in a single process: FSDP's own mixed precision
-    would cast sigma, too.
+    Parameters are cast by autocast, as in a single process: FSDP would cast sigma, too. Where blocks' are sent in
+    bfloat16, inputs stay as they are, and what stands outside blocks (the embedding of sigma) is sent in float32.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nobody writes into it
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    for stack in denoiser.structure().stacks:
-        for index in range(stack.length):
-            fully_shard(denoiser.module.get_submodule(stack.block(index)), mesh=mesh)
+    mesh = _mesh(world, options.sharing(world.size))
+    sent = torch.bfloat16 if options.bf16_gather else None
+    policy = MixedPrecisionPolicy(param_dtype=sent, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in denoiser.blocks():
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # What is not in a block stays whole until its backward pass: where only a tapped feature is used, no backward
     # pass through the module's output would gather it again.
     fully_shard(denoiser.module, mesh=mesh, reshard_after_forward=False)
+
+
+def _mesh(world: World, shard: int) -> DeviceMesh:
+    """Return all processes in a row, or as replicas (rows) of groups of ``shard`` neighbours: those of a node."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if shard == world.size:
+        return init_device_mesh(world.device.type, (world.size,))
+    sizes, names = (world.size // shard, shard), ("replicate", "shard")
+    return init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
 
 
 def _from_first(tensor: Tensor) -> None:

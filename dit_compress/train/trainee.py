@@ -15,7 +15,7 @@ from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.parallel import average_gradients, clip_gradients, is_sharded, local
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dit_compress.train.objective import Role
 
@@ -203,16 +203,20 @@ def _optimizers(role: Role, parameters: dict[str, nn.Parameter]) -> list[torch.o
         if part := [value for value in matrices.values() if is_sharded(value) is sharded]:
             optimizers.append(kind(part, lr=role.muon_lr or 0.0, weight_decay=decay))
     if others:
-        # One call of the fused kernel can't mix sharded weights with whole ones.
-        split = [[p for p in others if is_sharded(p) is sharded] for sharded in (False, True)]
-        groups = [{"params": part} for part in split if part]
-        optimizers.append(
-            torch.optim.AdamW(groups, lr=role.lr or 0.0, betas=role.betas, weight_decay=decay, fused=True)
-        )
+        optimizers.append(torch.optim.AdamW(_groups(role, others), lr=role.lr or 0.0, betas=role.betas, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _groups(role: Role, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Split what AdamW trains: by what decays, and by what is sharded, which one call of its kernel can't mix."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        decay = role.weight_decay if parameter.ndim > 1 or role.decay_norms else 0.0
+        groups.setdefault((is_sharded(parameter), decay), []).append(parameter)
+    return [{"params": part, "weight_decay": decay} for (_, decay), part in groups.items()]
 
 
 def _matrices(module: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -10,6 +10,7 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
+from dit_compress.data.sheet import write_sheet
 from dit_compress.train import measures
 from dit_compress.train.guards import Alarms, SampleGuards
 from dit_compress.train.objective import Batch
@@ -17,6 +18,7 @@ from dit_compress.train.parallel import resharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from dit_compress.train.options import DistillOptions, Validation, Watch
     from dit_compress.train.trainee import Trainee
 
+SHEETS = "samples"
+"""The folder of the pictures within the step's own."""
 TWINS = 2
 """Videos of each caption."""
 
@@ -70,9 +74,20 @@ class Monitors:
                 self.score = self.validator.loss(self.objective, step)
                 found |= {} if self.score is None else {"validation_loss": self.score}
             if self.watch is not None and self.guards is not None and _due(self.options.watch, step):
-                shares = self.guards.look(step, self.watch.measure())
+                shares = self.guards.look(step, self.watch.measure(self._sheet(step)))
                 found |= {f"watch/{name}": share for name, share in shares.items()}
         return found
+
+    def _sheet(self, step: int) -> Path | None:
+        """Return the picture to make of this look's samples; of so many looks at most, the last one too."""
+        watch, steps = self.options.watch, self.options.steps
+        looks = 0 if watch is None else steps // watch.every
+        if watch is None or (sheets := min(watch.sheets, looks)) == 0:
+            return None
+        look = step // watch.every
+        if look * sheets // looks == (look - 1) * sheets // looks:
+            return None
+        return self.alarms.context.folder / SHEETS / f"step-{step:08d}.jpg"
 
     def _forget(self) -> None:
         if self.objective is not None:
@@ -192,8 +207,8 @@ class Watcher:
         return SampleGuards(alarms, found, self.trained)
 
     @torch.no_grad()
-    def measure(self) -> dict[str, float]:
-        """Measure motion, contrast, chroma and diversity of what the model gives now."""
+    def measure(self, sheet: Path | None = None) -> dict[str, float]:
+        """Measure motion, contrast, chroma and diversity of what the model gives now; frames of it go to ``sheet``."""
         if self._cond is None or not self._fixed:
             self._cond = self.text.cond(self.captions).to(self.world.device)
         made = []
@@ -202,9 +217,13 @@ class Watcher:
             noise, cond = self.noise[some].to(self.world.device), self._cond.take(some)
             with _cast(self.world, self.bf16):
                 made.append(self.sample(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
-        return self._measured(torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))))
+        return self._measured(
+            torch.cat(made), lambda videos: measures.diversity(videos.unflatten(0, (-1, TWINS))), sheet
+        )
 
-    def _measured(self, latents: Tensor, diversity: Callable[[Tensor], float]) -> dict[str, float]:
+    def _measured(
+        self, latents: Tensor, diversity: Callable[[Tensor], float], sheet: Path | None = None
+    ) -> dict[str, float]:
         """Return what the first process measures in the decoded latents, on every process."""
         found = torch.zeros(4, dtype=torch.float64)
         if not self.world.rank:
@@ -212,6 +231,8 @@ class Watcher:
             video = torch.cat([self.decode(part).clamp(-1, 1).cpu() for part in parts])
             one_by_one = measures.motion(video), measures.contrast(video), measures.chroma(video)
             found = torch.tensor([*one_by_one, diversity(video)], dtype=torch.float64)
+            if sheet is not None:
+                write_sheet(sheet, video)
         return dict(zip(("motion", "contrast", "chroma", "diversity"), self.world.sum(found).tolist(), strict=True))
 
 

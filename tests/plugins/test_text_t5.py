@@ -120,6 +120,26 @@ def test_embeddings_are_cached_by_content(folder: Path, tmp_path_factory: pytest
     assert not torch.allclose(other["embedding"], first["embedding"])
 
 
+def test_embeddings_are_kept_in_half_the_place_and_read_as_float32(folder: Path, tmp_path_factory: Any) -> None:
+    found = {}
+    for kept in ("float32", "bfloat16"):
+        encoder = T5(T5Options(path=str(folder), width=16, length=6, embeddings=kept)).create()
+        place = tmp_path_factory.mktemp(kept)
+        spec = Spec(text=ComponentSpec("text", "t5", T5.config_of(encoder)))
+        bundle = write_bundle(place / "bundle", spec, {"text": encoder}, base=None, lineage=[])
+        assert T5.from_config(spec.text.config).embeddings == kept  # type: ignore[union-attr]
+        clips: Any = [SimpleNamespace(caption=caption) for caption in ("a red circle", "red")]
+        cached = ClipCache(place, "train", clips, "manifest").samples(torch.zeros(2, 1), bundle, Captions(encoder))
+        (shard,) = place.glob("captions-*/*.safetensors")
+        found[kept] = load_file(shard), cached.tokens([1, 0])
+    (whole, read), (half, read_half) = found["float32"], found["bfloat16"]
+    assert (half["embedding"].dtype, half["mask"].dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(half["embedding"], whole["embedding"].bfloat16())
+    assert torch.equal(read["embedding"], whole["embedding"][[1, 0]])
+    assert read_half["embedding"].dtype == torch.float32
+    assert torch.equal(read_half["embedding"], whole["embedding"][[1, 0]].bfloat16().float())
+
+
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="no weights here in safetensors; a pickle is not read"):

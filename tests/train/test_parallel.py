@@ -115,7 +115,7 @@ def train(world: World, folder: Path, kind: str, name: str, die_at: int | None =
 
 @torch.no_grad()
 def answer(made: Any) -> torch.Tensor:
-    given = batch(made.text, step=99)
+    given = batch(made.text.cpu(), step=99)  # what is frozen stays on a GPU
     return made.student.eval()(given.x0, torch.full((4,), 0.5), made.text(given.tokens)).contiguous()
 
 

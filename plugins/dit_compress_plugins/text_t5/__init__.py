@@ -1,10 +1,10 @@
 """A frozen T5 encoder from a local folder."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dit_compress.hooks import File, Options, Plugin, hookimpl
+from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 
 
 class T5Options(Options):
@@ -17,6 +17,9 @@ class T5Options(Options):
         4096, ge=1, le=65536, description="d_model; checked against the folder's config when it is loaded."
     )
     length: int = Field(128, ge=1, le=65536, description="Tokens every caption is padded or cut to.")
+    embeddings: Annotated[Literal["float32", "bfloat16"], Keyed("embeddings")] = Field(
+        "float32", description="How training keeps them on disk; bfloat16 takes half the place."
+    )
 
     @property
     def caption_width(self) -> int:

@@ -27,9 +27,9 @@ class T5Encoder(nn.Module, TextEncoder):
 
     tokenizer_kind = "tokenizers"
 
-    def __init__(self, path: str, width: int, length: int) -> None:
+    def __init__(self, path: str, width: int, length: int, embeddings: str = "float32") -> None:
         super().__init__()
-        self.path, self.width, self.length = path, width, length
+        self.path, self.width, self.length, self.embeddings = path, width, length, embeddings
         self._loaded: tuple[Any, Any] | None = None
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -143,8 +143,9 @@ class T5(Text):
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:
-        """Return the encoder's folder, its width, and the length of captions."""
-        return {"path": module.path, "width": module.width, "length": module.length}
+        """Return the encoder's folder, its width, the length of captions, and how embeddings are kept if not whole."""
+        kept = {} if module.embeddings == TextEncoder.embeddings else {"embeddings": module.embeddings}
+        return {"path": module.path, "width": module.width, "length": module.length, **kept}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
