@@ -37,7 +37,7 @@ from dit_compress.train.objective import Phase, Role
 from dit_compress.train.trainee import Trainee
 from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
-from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
 from dit_compress_plugins.distill_flow import FlowOptions
