@@ -106,7 +106,9 @@ class FlowMatchingOptions(DistillOptions):
     @model_validator(mode="after")
     def _has_a_logit(self) -> Self:
         if self.sigma == "uniform" and (self.sigma_mean, self.sigma_std) != (0.0, 1.0):
-            raise ValueError("'sigma_mean' and 'sigma_std' are those of 'sigma: logit_normal': leave them out, or take it")
+            raise ValueError(
+                "'sigma_mean' and 'sigma_std' are those of 'sigma: logit_normal': leave them out, or take it"
+            )
         return self
 
 

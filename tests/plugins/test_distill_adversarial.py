@@ -560,6 +560,6 @@ def test_pairs_are_sampled_with_the_guidance_asked_for(tmp_path: Path) -> None:
         options = AdversarialOptions(teacher_samples=3, teacher_guidance=guidance)
         pairs = teacher_pairs(context, options, made.student, made.text)
         with torch.no_grad():
-            cond = made.text({name: value for name, value in pairs.tokens.items()})
+            cond = made.text(pairs.tokens)
             again = euler(made.student.eval(), pairs.noise, cond, Flow(3.0, 2, 4.0).sigmas(), guidance)
         torch.testing.assert_close(pairs.x0, again, rtol=1e-4, atol=1e-5)

@@ -84,8 +84,8 @@ class AdversarialOptions(DistillOptions):
                 f"the discriminator warms up for {self.discriminator_warmup} of {self.steps} steps, and the generator "
                 "is never trained: lower 'discriminator_warmup' or raise 'steps'"
             )
-        looks = self.steps // self.validation.every * self.validation.every if self.validation is not None else self.steps
-        if looks <= self.first_update:
+        every = self.validation.every if self.validation is not None else 1
+        if self.steps // every * every <= self.first_update:
             raise ValueError("no validation comes after 'discriminator_warmup': lower 'every' in 'validation'")
         if self.renoise == "grid" and self.sampling_steps == 1:
             raise ValueError("with one sampling step the grid has no t' to judge at: take 'renoise: logit_normal'")
@@ -94,7 +94,9 @@ class AdversarialOptions(DistillOptions):
     @model_validator(mode="after")
     def _has_something_to_weigh(self) -> Self:
         if not self.adversarial_weight and not self.reconstruction_weight:
-            raise ValueError("'adversarial_weight' and 'reconstruction_weight' are both 0: nothing trains the generator")
+            raise ValueError(
+                "'adversarial_weight' and 'reconstruction_weight' are both 0: nothing trains the generator"
+            )
         if self.balance == "gradient" and not (self.adversarial_weight and self.reconstruction_weight):
             raise ValueError(
                 "'balance: gradient' weighs one gradient by the other: give 'adversarial_weight' and "
