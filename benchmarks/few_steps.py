@@ -41,6 +41,7 @@ from paired import claims_table, judge, run, single_thread
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
+from dit_compress.measure.latency import machine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,6 +76,7 @@ MEASURE = "sliced_wasserstein"
 ABLATED = "both"
 FROZEN = ("K=1", "K=N/4", "K=N/2", "K=N-1")
 HEADS = ("light_resblock3d", "resblock2d_temporal")
+SHOWN = (MEASURE, "covered", "within", "dispersion", "adversarial_share")
 FLOORS = ("exact", "noise", "undistilled", "teacher-4", "teacher")
 LOSES = 1.2
 """Times the teacher's distance in many steps that the undistilled model's in four must be."""
@@ -105,7 +107,11 @@ def main() -> int:
     out, started = (given.out / f"mixture-{given.tier}").resolve(), time.monotonic()
     rows = rows_of(out, given.tier, given.seeds, given.workers)
     minutes = round((time.monotonic() - started) / 60, 1)
-    figures = judged(rows, unfit(out, rows))
+    text, figures = judged(rows, unfit(out, rows))
+    how = f"{machine().partition(',')[0]}, one thread a teacher; {given.tier} tier; {len(rows)} teachers"
+    text = f"# Four steps, part by part\n\n{how}; {time.strftime('%Y-%m-%d', time.gmtime())}\n\n{text}\n"
+    (given.out / f"few-steps-{given.tier}.md").write_text(text, "utf-8")
+    print(text)
     print(json.dumps({"seeds": given.seeds, "tier": given.tier, **figures, "minutes": minutes}))
     return 0
 
@@ -123,9 +129,7 @@ def one_seed(out: Path, tier: str, seed: int) -> Row:
     """Train every arm from one pruned model, measure them and the floors."""
     sizes, world = TIERS[tier], account.TIERS[tier]
     teacher = begun(out, world, seed)
-    pruned = account.folder(out, (seed, 0)) / "all" / "run" / "steps" / account.step_name("all", world["marks"][0])
-    if not (pruned / "bundle" / "bundle.json").is_file():
-        pruned = prune(out, world, seed)
+    pruned = healed(out, world, seed)
     depth = read_json(pruned / "step.json")["model"]["blocks"]
     steps: list[dict[str, Any]] = [
         *measured("undistilled", pruned / "bundle", sizes, STEPS),
@@ -149,20 +153,31 @@ def one_seed(out: Path, tier: str, seed: int) -> Row:
 
 def begun(out: Path, world: Mapping[str, Any], seed: int) -> Path:
     """Return the step of a teacher: one that is there as it is, whatever version trained it, else a new one."""
-    if not (account.teacher_bundle(out, seed) / "bundle.json").is_file():
+    teacher = account.teacher_bundle(out, seed).parent
+    if not is_measured(teacher):
         account.teacher(out, world, seed)
-    return account.teacher_bundle(out, seed).parent
+    return teacher
 
 
-def prune(out: Path, world: Mapping[str, Any], seed: int) -> Path:
-    """Prune a teacher by all levels and train on to the first mark, as ``account.py`` does; the last step."""
+def healed(out: Path, world: Mapping[str, Any], seed: int) -> Path:
+    """Return the last step of a teacher pruned by all levels and trained on to the first mark: as above.
+
+    A new one is made as ``account.py`` makes it, in a folder of its own.
+    """
+    mark, place = world["marks"][0], account.folder(out, (seed, 0))
+    last = account.step_name("all", mark)
+    if is_measured(there := place / "all" / "run" / "steps" / last):
+        return there
     budget = {"params": account.target(world), "levels": account.LEVELS["all"]}
     budget["trials"] = {"plans": world["plans"], "steps": world["trial"]}
     step = {"prune": {"use": "trilevel", "budget": budget, "search": {"use": "taylor"}}, "name": "all"}
-    mark = world["marks"][0]
     steps = [{**step, "input": str(account.teacher_bundle(out, seed))}, *account.trained("all", "all", [mark], world)]
-    recipe = account.recipe(world, account.own_seed((seed, 0)), steps)
-    return run(account.folder(out, (seed, 0)) / "pruned", recipe, 1) / account.step_name("all", mark)
+    return run(place / "pruned", account.recipe(world, account.own_seed((seed, 0)), steps), 1) / last
+
+
+def is_measured(step: Path) -> bool:
+    """Tell whether a step of ``account.py`` is finished, and its excess measured."""
+    return (step.parent / f"{step.name}-excess" / "step.json").is_file()
 
 
 def arms(sizes: Mapping[str, Any], depth: int) -> dict[str, dict[str, Any]]:
@@ -251,21 +266,20 @@ def doubts(teachers: account.Teachers, rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def judged(rows: Sequence[Row], doubted: Sequence[str]) -> dict[str, Any]:
-    """Print the arms and every claim; return the figures. Without a verdict where something is doubted."""
+def judged(rows: Sequence[Row], doubted: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the arms and every claim as Markdown, and the figures. Without a verdict where something is doubted."""
     names = [name for name in rows[0] if name not in FLOORS and name != "pruned-excess"]
-    shown = (MEASURE, "covered", "within", "dispersion", "adversarial_share")
-    print("| arm | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 1) + "|")
+    lines = [f"| {' | '.join(('arm', *SHOWN))} |", "|---" * (len(SHOWN) + 1) + "|"]
     for name in (*FLOORS, *names):
-        cells = [account.shown([row[name][key] for row in rows if key in row[name]]) for key in shown]
-        print(f"| {name} | {' | '.join(cells)} |")
+        cells = [account.shown([row[name][key] for row in rows if key in row[name]]) for key in SHOWN]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     verdicts = [] if doubted else judge(rows, CLAIMS)
-    print("\n".join(["", *doubted, claims_table(verdicts)]))
     means = {name: round(float(np.mean([row[name][MEASURE] for row in rows])), 4) for name in (*FLOORS, *names)}
     figures: dict[str, Any] = {"claims": len(CLAIMS), "judged": len(verdicts)}
     figures |= {word: sum(verdict[word] for verdict in verdicts) for word in ("held", "reversed")}
     figures["arms"] = {name: means[name] for name in names}
-    return {**figures, "floors": {name: means[name] for name in FLOORS}, "unfit": list(doubted)}
+    figures |= {"floors": {name: means[name] for name in FLOORS}, "unfit": list(doubted)}
+    return "\n".join([*lines, "", *doubted, claims_table(verdicts)]), figures
 
 
 if __name__ == "__main__":

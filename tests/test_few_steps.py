@@ -77,14 +77,14 @@ def known(seed: int) -> paired.Row:
     return {**found, "pruned-excess": {"excess": 0.1}}
 
 
-def test_claims_are_judged_within_teachers(capsys) -> None:
-    figures = few_steps.judged([known(seed) for seed in range(8)], [])
+def test_claims_are_judged_within_teachers() -> None:
+    text, figures = few_steps.judged([known(seed) for seed in range(8)], [])
     assert (figures["claims"], figures["judged"], figures["held"]) == (len(few_steps.CLAIMS),) * 2 + (2,)
     assert figures["reversed"] == 1, "the adversarial loss on pairs would make them worse by 0.1"
     assert figures["arms"]["pairs"] == pytest.approx(0.235)
     assert figures["floors"]["exact"] == pytest.approx(0.335)
-    assert "| pairs | 0.2350 ± " in capsys.readouterr().out
-    doubted = few_steps.judged([known(0)], ["a doubt"])
+    assert "| pairs | 0.2350 ± " in text
+    _, doubted = few_steps.judged([known(0)], ["a doubt"])
     assert (doubted["judged"], doubted["held"], doubted["unfit"]) == (0, 0, ["a doubt"])
 
 
@@ -110,6 +110,7 @@ def test_a_tiny_run_has_every_arm_and_goes_on_where_it_stopped(here, tmp_path, m
     assert (last["seeds"], last["tier"], last["claims"]) == (1, "tiny", len(few_steps.CLAIMS))
     assert (last["judged"], last["held"], last["reversed"]) == (0, 0, 0), "teachers of ten steps are not done"
     assert last["unfit"]
+    assert "| pairs+adv |" in (tmp_path / "few-steps-tiny.md").read_text("utf-8")
     sizes = few_steps.TIERS["tiny"]
     assert set(last["arms"]) == {*few_steps.arms(sizes, 6), "K=N/2"}
     assert last["floors"]["exact"] < last["floors"]["noise"]

@@ -35,7 +35,7 @@ def relative_squared_distance(student_BSD: Tensor, teacher_BSD: Tensor) -> Tenso
 
 
 def pseudo_huber_norm(predicted: Tensor, target: Tensor, c: float) -> Tensor:
-    """Return ``sqrt(‖d‖² + c²) - c`` per sample, averaged (below Eq. 9): its slope is of length 1 where ``‖d‖`` >> c."""
+    """Return ``sqrt(‖d‖² + c²) - c`` per sample, averaged (below Eq. 9). Beyond c its slope has the length 1."""
     squares = (predicted - target).float().square().flatten(1).sum(dim=1)
     return (torch.sqrt(squares + c * c) - c).mean()
 

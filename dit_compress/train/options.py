@@ -94,7 +94,7 @@ class DistillOptions(TrainOptions):
 
 
 class FlowMatchingOptions(DistillOptions):
-    """Those of a step whose loss is flow matching, or has it as a term: which noise levels it sees, without captions."""
+    """Those of a step whose loss has flow matching as a term: its noise levels, and how often it sees no caption."""
 
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="Share of captions dropped, which makes guidance work.")
     sigma: Literal["uniform", "logit_normal"] = Field(
@@ -106,9 +106,7 @@ class FlowMatchingOptions(DistillOptions):
     @model_validator(mode="after")
     def _has_a_logit(self) -> Self:
         if self.sigma == "uniform" and (self.sigma_mean, self.sigma_std) != (0.0, 1.0):
-            raise ValueError(
-                "'sigma_mean' and 'sigma_std' are those of 'sigma: logit_normal': leave them out, or take it"
-            )
+            raise ValueError("'sigma_mean' and 'sigma_std' belong to 'sigma: logit_normal': leave them out, or take it")
         return self
 
 

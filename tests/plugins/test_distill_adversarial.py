@@ -46,11 +46,11 @@ GENERATOR, DISCRIMINATOR = Phase("generator", ()), Phase("discriminator", ())
 def drawn(phase: Phase, **options: Any) -> dict[tuple[float, float], tuple[int, float]]:
     """How often each pair (t, t') comes among 3000, and the weight of its judgement."""
     made = objective(**options)
-    found: dict[tuple[float, float], tuple[int, float]] = {}
-    for t, then, weight in zip(*(part.tolist() for part in made.times(batch(made.text, size=3000), phase)), strict=True):
+    pairs: dict[tuple[float, float], tuple[int, float]] = {}
+    for t, then, weight in zip(*(value.tolist() for value in made.times(batch(made.text, size=3000), phase)), strict=True):
         pair = round(t, 4), round(then, 4)
-        found[pair] = (found.get(pair, (0, 0))[0] + 1, weight)
-    return found
+        pairs[pair] = (pairs.get(pair, (0, 0))[0] + 1, weight)
+    return pairs
 
 
 def test_on_the_grid_every_start_is_trained_alike_and_the_last_is_not_judged() -> None:

@@ -38,7 +38,7 @@ MOST = 1e4
 
 
 class AdversarialObjective:
-    """Two phases: the discriminator learns to tell, the generator to pass; without an adversarial loss the latter alone."""
+    """Two phases: the discriminator learns to tell, the generator to pass. Without an adversarial loss, the latter."""
 
     def __init__(
         self,
