@@ -49,8 +49,9 @@ TIERS: dict[str, dict[str, Any]] = {
         "teacher": 10, "marks": (2, 4), "far": (), "total": 2, "plans": 2, "trial": 1, "draws": 16,
     },
 }  # fmt: skip
-"""marks: N for every pair of seeds; far: further ones for the first student of each teacher, all levels and the small
-models. total: steps after the teacher's that the paper's question grants."""
+"""marks: N for every pair of seeds; far: further ones for the first student of the first ``FEW`` teachers, all levels
+and the small models. total: steps after the teacher's that the paper's question grants."""
+FEW = 3
 BLOCKS_LEFT = 2 / 3
 """The size of what is pruned, as a share of the teacher's blocks."""
 LEVELS = {"all": ["block", "head", "ffn"], "block": ["block"], "head": ["head"], "ffn": ["ffn"]}
@@ -133,9 +134,9 @@ def step_name(name: str, mark: int) -> str:
     return f"{name}-{mark}"
 
 
-def scratch(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
-    """Train the small models from scratch; the first student of a teacher also as long as both together."""
-    marks = [*sizes["marks"], *(far(sizes) if seeds[1] == 0 else ())]
+def scratch(question: str, out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
+    """Train the small models from scratch; where it is asked, also as long as teacher and pruned model together."""
+    marks = small_marks(question, sizes, seeds)
     found: Row = {}
     for name, model in (("shallow", shallow(sizes)), ("narrow", narrow(sizes))):
         steps = [{"latent": {"use": "given"}, "name": "given"}, *trained(name, "given", marks, sizes)]
@@ -144,15 +145,21 @@ def scratch(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
     return found
 
 
-def far(sizes: Mapping[str, Any]) -> list[int]:
-    """List the further marks of a small model: those of all, and the paper's total."""
-    return sorted({*sizes["far"], sizes["teacher"] + sizes["total"]})
+def small_marks(question: str, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> list[int]:
+    """List the marks of a small model."""
+    whole = [sizes["teacher"] + sizes["total"]] if question == "total" or goes_far(seeds) else []
+    return sorted({*sizes["marks"], *(sizes["far"] if goes_far(seeds) else ()), *whole})
+
+
+def goes_far(seeds: tuple[int, int]) -> bool:
+    """Tell whether a pair of seeds is trained to the further marks."""
+    return seeds[0] < FEW and seeds[1] == 0
 
 
 def pruned(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
     """Prune the teacher by each choice of levels, train on."""
     bundle = str(teacher_bundle(out, seeds[0]))
-    further = {sizes["total"], *(sizes["far"] if seeds[1] == 0 else ())}
+    further = {sizes["total"], *(sizes["far"] if goes_far(seeds) else ())}
     found: Row = {}
     for name, levels in LEVELS.items():
         marks = sorted({*sizes["marks"], *(further if name == "all" else ())})
@@ -326,7 +333,7 @@ def account(question: str, out: Path, tier: str, pairs: tuple[int, int], workers
     seeds = [(first, second) for second in range(pairs[1]) for first in range(pairs[0])]
     with ProcessPoolExecutor(workers, get_context("spawn"), single_thread) as pool:
         folders = list(pool.map(teacher, *zip(*((out, sizes, seed) for seed in range(pairs[0])), strict=True)))
-        small = {pair: pool.submit(scratch, out, sizes, pair) for pair in seeds}
+        small = {pair: pool.submit(scratch, question, out, sizes, pair) for pair in seeds}
         large = {pair: pool.submit(pruned, out, sizes, pair) for pair in seeds}
         rows = by_teacher({pair: {**small[pair].result(), **large[pair].result()} for pair in seeds})
     teachers = Teachers.read(folders)

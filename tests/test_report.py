@@ -135,7 +135,15 @@ def leave_pruning(folder: Path) -> None:
 def shapes(accuracy: float) -> dict[str, Any]:
     """Metrics of an evaluate step."""
     spread = {name: round(min(1.0, accuracy + 0.02 * (place - 1)), 4) for place, name in enumerate(ATTRIBUTES)}
-    return {"attribute_accuracy": accuracy, "exact_match": round(accuracy**4, 4), "flicker": 0.0123, "accuracy": spread}
+    return {
+        "attribute_accuracy": accuracy,
+        "attribute_accuracy_error": 0.03,
+        "captions": 128,
+        "floors": {"chance": 0.4, "best_constant": 0.55},
+        "exact_match": round(accuracy**4, 4),
+        "flicker": 0.0123,
+        "accuracy": spread,
+    }
 
 
 def proof(component: str, values: dict[str, float | None], arithmetic: str = "float16") -> list[dict[str, Any]]:
@@ -363,6 +371,9 @@ def test_summary_states_the_result(run: Path) -> None:
     assert (result["teacher_quality"], result["student_quality"], result["pruned_quality"]) == (0.934, 0.871, 0.317)
     assert (result["teacher_steps"], result["student_steps"], result["pruned_steps"]) == (40, 4, 4)
     assert result["quality_share"] == pytest.approx(0.871 / 0.934)
+    assert result["gained"] == pytest.approx(0.871 - 0.317)
+    assert result["gained_error"] == pytest.approx(0.03 * 2**0.5)
+    assert (result["captions"], result["floors"]) == (128, {"chance": 0.4, "best_constant": 0.55})
     assert result["exports_passed"] is True
 
 
@@ -391,6 +402,9 @@ def test_page_shows_the_figures(run: Path) -> None:
         "18.2",
         "74",
         "2.31",
+        "+0.554 ± 0.042",
+        "128 captions",
+        "best constant: 0.550",
     ):
         assert shown in page, shown
     assert "The 4-step student has 43% of the teacher’s parameters, samples 42.5 times faster, keeps 93%" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ class Arm:
     """One evaluated variant: a bundle sampled in one way (or real clips, or a round trip through the VAE).
 
     of: the step whose bundle was evaluated. scores: attribute → share right. overall: by the name of its metric.
+    error: the standard error of that metric, over ``captions``. floors: what models that ignore the caption reach.
     """
 
     label: str
@@ -28,6 +30,9 @@ class Arm:
     scores: dict[str, float]
     overall: dict[str, float] = field(default_factory=dict)
     exact_match: float | None = None
+    error: float | None = None
+    captions: int | None = None
+    floors: dict[str, float] = field(default_factory=dict)
     num_steps: int | None = None
     guidance: float | None = None
 
@@ -38,7 +43,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The run in a few figures; None is what it does not know (yet)."""
+    """The run in a few figures; None is what it does not know (yet).
+
+    gained: the student's quality above that of the pruned model sampled alike, with its standard error (of two arms
+    taken as independent: too large where captions and noise are equal).
+    """
 
     teacher: str | None = None
     pruned: str | None = None
@@ -52,6 +61,10 @@ class Outcome:
     pruned_quality: float | None = None
     student_quality: float | None = None
     quality_share: float | None = None
+    gained: float | None = None
+    gained_error: float | None = None
+    captions: int | None = None
+    floors: dict[str, float] = field(default_factory=dict)
     teacher_steps: int | None = None
     pruned_steps: int | None = None
     student_steps: int | None = None
@@ -85,6 +98,9 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
             scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics, quality),
             overall={quality: float(metrics[quality])} if quality in metrics else {},
             exact_match=metrics.get("exact_match"),
+            error=metrics.get(f"{quality}_error"),
+            captions=metrics.get("captions"),
+            floors=_floats(metrics.get("floors", {})),
             **settings,
         )
 
@@ -167,13 +183,18 @@ def compare_quality(
     ours = next((arm for arm in scored if student and arm.of == student.name), None)
     theirs = max((arm for arm in scored if teacher and arm.of == teacher.name), key=_steps, default=None)
     undistilled = (arm for arm in scored if pruned and arm.of == pruned.name)
-    alike = sorted(undistilled, key=lambda arm: _steps(arm) != _steps(ours))
+    alike = next(iter(sorted(undistilled, key=lambda arm: _steps(arm) != _steps(ours))), None)
     figures: dict[str, Any] = {"quality_metric": metric}
-    for who, arm in (("teacher", theirs), ("pruned", alike[0] if alike else None), ("student", ours)):
+    for who, arm in (("teacher", theirs), ("pruned", alike), ("student", ours)):
         if arm is not None:
             figures |= {f"{who}_quality": arm.quality(metric), f"{who}_steps": arm.num_steps}
     if figures.get("teacher_quality") and ours is not None:
         figures["quality_share"] = figures["student_quality"] / figures["teacher_quality"]
+    if ours is not None:
+        figures |= {"captions": ours.captions, "floors": ours.floors}
+        if alike is not None and ours.error is not None and alike.error is not None:
+            figures["gained"] = figures["student_quality"] - figures["pruned_quality"]
+            figures["gained_error"] = math.hypot(ours.error, alike.error)
     return figures
 
 

@@ -21,7 +21,7 @@ from dit_compress.train.distill import block_pairs, group_pairs
 from dit_compress.train.loop import draw_batch, fit
 from dit_compress.train.losses import cosine_distance, flow_loss, relative_squared_distance, squared_distance
 from dit_compress_plugins.distill_affine import AffineOptions
-from dit_compress_plugins.distill_affine.distiller import AffineObjective, affine_map
+from dit_compress_plugins.distill_affine.distiller import AffineDistiller, AffineObjective, affine_map
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +81,28 @@ def test_the_teachers_velocity_is_a_second_target_on_request() -> None:
     parts = losses["flow_loss"] + 0.01 * losses["feature_loss"] + 2 * losses["output_loss"]
     assert float(losses["loss"].detach()) == pytest.approx(float(parts.detach()), rel=1e-6)
     assert float(losses["output_loss"].detach()) > 0
+
+
+def test_what_guidance_does_is_learnt_on_request() -> None:
+    """The second target is u + g·(c - u) of the teacher, u its answer without a caption."""
+    student, teacher = tiny_denoiser("video_dit", 0), tiny_denoiser("video_dit", 1)
+    made = objective(student, teacher, [(2, 2)], output_weight=2.0, guidance=3.0)
+    given = batch(made.text)
+    losses = made.loss(made.phases[0], given)
+    with torch.no_grad():
+        noise, sigma = given.streams.normal("noise", given.x0.shape[1:]), Flow(3.0).warp(given.streams.uniform("sigma"))
+        x, cond = flow.interpolate(given.x0, noise, sigma), made.text(given.tokens)
+        without = teacher(x, sigma, cond.drop(torch.ones(len(x), dtype=torch.bool)))
+        target = 3 * teacher(x, sigma, cond) - 2 * without
+        expected = flow_loss(student(x, sigma, cond), target)
+    assert float(losses["output_loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert AffineDistiller(made.options).flow(Flow(3.0, guidance=3.0)) == Flow(3.0, guidance=1.0)
+    assert AffineDistiller(AffineOptions()).flow(Flow(3.0, guidance=3.0)).guidance == 3.0
+
+
+def test_guidance_without_a_second_target_is_refused() -> None:
+    with pytest.raises(ValidationError, match="set 'output_weight'"):
+        AffineOptions(guidance=2.0)
 
 
 def test_student_and_aligner_get_gradients_teacher_and_text_none() -> None:

@@ -13,7 +13,7 @@ from dit_compress_plugins.data_shapes.data import Shapes
 from dit_compress_plugins.data_shapes.render import render
 from dit_compress_plugins.data_shapes.world import Scene, Thing
 from dit_compress_plugins.evaluate_shapes.reader import read
-from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, score, summarise
+from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, floors, score, summarise
 
 SIZE = (96, 96)
 RED = Thing("circle", "red", "large", "left", "fast", start=(30.0, 60.0))
@@ -155,3 +155,37 @@ def test_summary_by_hand() -> None:
     assert summary["shape"] == 0.5
     assert summary["exact_match"] == pytest.approx(1 / 3)
     assert summary["attribute_accuracy"] == pytest.approx((6 * 2 / 3 + 0.5) / 7)
+    captions = np.array([1.0, 0.0, 6.5 / 7])  # of each caption; one video of each
+    assert summary["attribute_accuracy_error"] == pytest.approx(captions.std(ddof=1) / np.sqrt(3))
+
+
+def test_videos_of_one_caption_are_one_observation() -> None:
+    right, wrong = ({**dict.fromkeys(ATTRIBUTES, value), "exact_match": value} for value in (1.0, 0.0))
+    summary = summarise([right, wrong, right, right], each=2)  # captions at 1/2 and 1
+    assert summary["attribute_accuracy"] == 0.75
+    assert summary["attribute_accuracy_error"] == pytest.approx(np.sqrt(2) / 4 / np.sqrt(2))
+    assert "attribute_accuracy_error" not in summarise([right, wrong], each=2)
+
+
+def test_floors_by_hand() -> None:
+    """Three truths of one object each, that share 6, 1 and 0 of the seven attributes (the count always)."""
+    first = Scene("white", (RED,)).truth(SIZE)
+    second = Scene("white", (Thing("circle", "red", "large", "left", "slow"),)).truth(SIZE)
+    third = Scene("black", (Thing("square", "blue", "small", "up", "slow"),)).truth(SIZE)
+    # agreement: first-second 6/7, first-third 1/7 (count), second-third 2/7 (count, speed)
+    found = floors([first, second, third])
+    assert found["chance"] == pytest.approx((6 + 1 + 2) / 7 / 3)
+    assert found["best_constant"] == pytest.approx((6 + 2) / 7 / 2)
+    assert floors([first]) == {}
+
+
+def test_floors_are_what_the_reader_gives_for_those_clips() -> None:
+    shapes = Shapes(ShapesOptions())
+    scenes = [shapes.scene("test", index) for index in range(4)]
+    found = [
+        summarise([scored(drawn(shown), wanted)])["attribute_accuracy"]
+        for shown in scenes
+        for wanted in scenes
+        if shown is not wanted
+    ]
+    assert floors([scene.truth(SIZE) for scene in scenes])["chance"] == pytest.approx(np.mean(found))

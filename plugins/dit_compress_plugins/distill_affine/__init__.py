@@ -21,6 +21,11 @@ class AffineOptions(FlowMatchingOptions):
     share_every: int = Field(100, ge=1, description="Steps between two measurements of that share.")
     sim: Literal["cosine", "mse", "relative_mse"] = "cosine"
     output_weight: float = Field(0.0, ge=0, description="Weight of the teacher's velocity as a second target.")
+    guidance: float | None = Field(
+        None,
+        gt=1,
+        description="Teach what guidance does, too: the second target is guided so much, and the student needs none.",
+    )
     groups: int = Field(4, ge=1, description="Groups of the teacher's blocks; their outputs are compared.")
     pairs: Literal["ends", "origins"] = Field(
         "ends", description="The student's output of a group learns the teacher's, or the block it came from."
@@ -39,6 +44,14 @@ class AffineOptions(FlowMatchingOptions):
     def _a_weight(self) -> Self:
         if self.alpha is None and self.kd_share is None:
             raise ValueError("nothing sets the weight of the feature loss: give 'alpha' or 'kd_share'")
+        return self
+
+    @model_validator(mode="after")
+    def _a_target_to_guide(self) -> Self:
+        if self.guidance is not None and not self.output_weight:
+            raise ValueError(
+                "'guidance' is learnt from the teacher's velocity: set 'output_weight' (4 is a good start)"
+            )
         return self
 
     @property

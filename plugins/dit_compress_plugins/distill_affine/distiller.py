@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.flow import Flow
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
@@ -32,7 +33,14 @@ SIMS = {"cosine": cosine_distance, "mse": squared_distance, "relative_mse": rela
 
 
 class AffineDistiller(DistillStep):
-    """Step ``distill: {use: affine}``; also a search's objective. The student is sampled as its teacher is."""
+    """Step ``distill: {use: affine}``; also a search's objective.
+
+    The student is sampled as its teacher is; without guidance, where it learns what that does.
+    """
+
+    def flow(self, before: Flow) -> Flow:
+        """Return the schedule of the input, without guidance where the student has learnt it."""
+        return before if self.options.guidance is None else replace(before, guidance=1.0)
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
@@ -96,9 +104,21 @@ class AffineObjective:
         logged = {"flow_loss": flow_part, "feature_loss": feature_part}
         if options.output_weight:
             # Differs from the paper: the teacher's velocity as a second target, off by default.
-            logged["output_loss"] = flow_loss(predicted, target)
+            logged["output_loss"] = flow_loss(predicted, self.guided(target, x, sigma, cond))
             total = total + options.output_weight * logged["output_loss"]
         return {"loss": total, **logged, **dict(self.aligner.named_buffers())}
+
+    @torch.no_grad()
+    def guided(self, velocity: Tensor, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """Return the teacher's velocity as guidance makes it; as it is where none is to be learnt.
+
+        An output term of weight w at guidance g, beside the flow term, teaches guidance 1 + (g - 1) w / (1 + w).
+        """
+        if self.options.guidance is None:
+            return velocity
+        everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        without = self.teacher(x, sigma, cond.drop(everything))
+        return without + self.options.guidance * (velocity - without)
 
     def weigh(self, norms: Mapping[str, float]) -> None:
         """Note the weighted terms' gradients over the flow's; before, set alpha where its share is what is given."""

@@ -41,5 +41,6 @@ def evaluate() -> Plugin:
         requires=("scipy",),
         data=True,
         quality="attribute_accuracy",
+        revision=2,
         summary="attribute accuracy on the world of moving shapes",
     )

@@ -6,6 +6,7 @@ object has all its attributes wrong; one too many makes ``count`` wrong alone.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 OBJECT_ATTRIBUTES = ("shape", "colour", "size", "direction", "speed")
 ATTRIBUTES = ("count", *OBJECT_ATTRIBUTES, "background")
 
+_COMPARED = 128
+"""Truths that the floors are taken over, pair by pair."""
 _INNER = 0.4
 """Radius of a disc inside every shape, as a share of the square root of its area (the triangle's is 0.44)."""
 
@@ -36,10 +39,10 @@ def score(video_FYX3: np.ndarray, truth: Mapping[str, Any]) -> dict[str, float]:
         ``exact_match``: 1 if all have; ``flicker`` and ``displacement_ratio``: see their functions.
     """
     reading = read(video_FYX3, truth["world"])
-    pairs = match(truth["objects"], reading.tracks)
+    pairs = match(truth["objects"], [vars(track) for track in reading.tracks])
     scores = {"count": float(len(reading.tracks) == len(truth["objects"]))}
     for name in OBJECT_ATTRIBUTES:
-        right = [track is not None and getattr(track, name) == wanted[name] for wanted, track in pairs]
+        right = [found is not None and found[name] == wanted[name] for wanted, found in pairs]
         scores[name] = float(np.mean(right))
     scores["background"] = float(reading.background == truth["background"])
     scores["exact_match"] = float(min(scores.values()) == 1.0)
@@ -49,31 +52,29 @@ def score(video_FYX3: np.ndarray, truth: Mapping[str, Any]) -> dict[str, float]:
 
 
 def match(
-    objects: Sequence[Mapping[str, Any]],
-    tracks: Sequence[Track],
-) -> list[tuple[Mapping[str, Any], Track | None]]:
-    """Match each wanted object with its track, so that the fewest attributes are wrong; None for a missing one."""
-    if not tracks:
+    objects: Sequence[Mapping[str, Any]], seen: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+    """Match each wanted object with one seen, so that the fewest attributes are wrong; None for a missing one."""
+    if not seen:
         return [(wanted, None) for wanted in objects]
     wrong = np.array(
-        [
-            [sum(getattr(track, name) != wanted[name] for name in OBJECT_ATTRIBUTES) for track in tracks]
-            for wanted in objects
-        ]
+        [[sum(each[name] != wanted[name] for name in OBJECT_ATTRIBUTES) for each in seen] for wanted in objects]
     )
     rows, columns = linear_sum_assignment(wrong)
     found = dict(zip(rows.tolist(), columns.tolist(), strict=True))
-    return [(wanted, tracks[found[index]] if index in found else None) for index, wanted in enumerate(objects)]
+    return [(wanted, seen[found[index]] if index in found else None) for index, wanted in enumerate(objects)]
 
 
-def displacement_ratio(pairs: Sequence[tuple[Mapping[str, Any], Track | None]], world: Mapping[str, Any]) -> float:
+def displacement_ratio(
+    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], world: Mapping[str, Any]
+) -> float:
     """Compare movement along the wanted direction to the wanted one: 1 right, 0 still or missing; mean over objects."""
     ratios = [
         0.0
-        if track is None
-        else float(np.dot(track.displacement, world["directions"][wanted["direction"]]))
+        if found is None
+        else float(np.dot(found["displacement"], world["directions"][wanted["direction"]]))
         / world["speeds"][wanted["speed"]]
-        for wanted, track in pairs
+        for wanted, found in pairs
     ]
     return float(np.mean(ratios))
 
@@ -116,8 +117,45 @@ def diversity(videos_NFYX3: np.ndarray) -> float:
     return float((videos_NFYX3.astype(np.float32) / 255.0).var(axis=0).mean())
 
 
-def summarise(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average over videos all that :func:`score` gives; ``attribute_accuracy`` is the mean of ``ATTRIBUTES``."""
+def summarise(scores: Sequence[Mapping[str, float]], each: int = 1) -> dict[str, float]:
+    """Average over videos all that :func:`score` gives; ``attribute_accuracy`` is the mean of ``ATTRIBUTES``.
+
+    ``attribute_accuracy_error`` is its standard error over captions, of which each ``each`` scores in a row are one;
+    left out where there is a single caption.
+    """
     summary = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
-    summary["attribute_accuracy"] = float(np.mean([summary[name] for name in ATTRIBUTES]))
+    per_video = np.array([np.mean([one[name] for name in ATTRIBUTES]) for one in scores])
+    per_caption = per_video.reshape(-1, each).mean(axis=1)
+    summary["attribute_accuracy"] = float(per_caption.mean())
+    if len(per_caption) > 1:
+        summary["attribute_accuracy_error"] = float(per_caption.std(ddof=1) / math.sqrt(len(per_caption)))
     return summary
+
+
+# ------------------------------------------------------------------ floors
+
+
+def floors(truths: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the attribute accuracy of two models that ignore the caption, over at most ``_COMPARED`` of the truths.
+
+    Returns:
+        ``chance``: of a real clip of another caption; ``best_constant``: of the one clip that does best when it is
+        shown for every other caption. Empty where there is a single truth.
+    """
+    truths = truths[:_COMPARED]
+    if len(truths) < 2:
+        return {}
+    right = np.array([[agreement(shown, wanted) for wanted in truths] for shown in truths])
+    of_others = (right.sum(axis=1) - np.diag(right)) / (len(truths) - 1)
+    return {"chance": float(of_others.mean()), "best_constant": float(of_others.max())}
+
+
+def agreement(shown: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
+    """Return the attribute accuracy of a clip that shows exactly one truth while another was wanted."""
+    pairs = match(wanted["objects"], shown["objects"])
+    whole = [len(shown["objects"]) == len(wanted["objects"]), shown["background"] == wanted["background"]]
+    each = [
+        np.mean([found is not None and found[name] == want[name] for want, found in pairs])
+        for name in OBJECT_ATTRIBUTES
+    ]
+    return float(np.mean([*whole, *each]))

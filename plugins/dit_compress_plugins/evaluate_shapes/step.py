@@ -14,7 +14,7 @@ from dit_compress.data.samples import to_pixels, to_video
 from dit_compress.data.video import Gallery
 from dit_compress.step.context import Result
 from dit_compress.step.sampling import Generator
-from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, score, summarise
+from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, floors, score, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,9 +50,10 @@ class ShapesEvaluation:
             spreads.append(diversity(group_NFYX3))
             if self.options.source == "generated":
                 gallery.add(clip.caption, {column: group_NFYX3[0]})
-        metrics: dict[str, Any] = summarise(scores)
+        metrics: dict[str, Any] = summarise(scores, len(scores) // len(clips))
         accuracy = {name: metrics.pop(name) for name in ATTRIBUTES}
-        metrics |= {"diversity": float(np.mean(spreads)), "videos": len(scores)}
+        metrics |= {"diversity": float(np.mean(spreads)), "captions": len(clips), "videos": len(scores)}
+        metrics["floors"] = floors([truth_of(clip) for clip in clips])
         return Result(metrics={**metrics, "accuracy": accuracy}, files=gallery.files())
 
     def column(self, context: Context) -> str:
