@@ -39,20 +39,19 @@ class Mixture:
     @classmethod
     def of(cls, clips: Sequence[Clip], count: int) -> Mixture:
         """Read those of ``count`` captions, evenly spread over all; UserError where the clips are of another world."""
-        known = [clip for clip in distinct(clips) if clip.truth is not None and "mixture" in clip.truth]
-        if not known:
+        truths = [(clip.caption, clip.truth) for clip in distinct(clips) if clip.truth and "mixture" in clip.truth]
+        if not truths:
             raise UserError(
                 "the mixture that this data was drawn from is not known",
                 where=str(clips[0].path),
                 mend="Use 'data: {use: mixture}'",
             )
-        known.sort(key=lambda clip: clip.truth["caption"])
-        chosen = [known[place * len(known) // count] for place in range(count)] if count < len(known) else known
-        mixture = chosen[0].truth["mixture"]
-        means = [mixture["means"][clip.truth["caption"]] for clip in chosen]
-        return cls(
-            [clip.caption for clip in chosen], torch.tensor(means, dtype=torch.float64).flatten(2), mixture["spread"]
-        )
+        truths.sort(key=lambda each: each[1]["caption"])
+        count = min(count, len(truths))
+        chosen = [truths[place * len(truths) // count] for place in range(count)]
+        mixture = chosen[0][1]["mixture"]
+        means = torch.tensor([mixture["means"][truth["caption"]] for _, truth in chosen], dtype=torch.float64)
+        return cls([caption for caption, _ in chosen], means.flatten(2), mixture["spread"])
 
     def draw(self, count: int, seed: int, stream: str) -> Tensor:
         """Draw exact samples ``[G,N,D]``: of each caption's modes by turns, so that none is short by chance."""
