@@ -106,6 +106,7 @@ def test_summary_and_report_hold_the_figures(smoke: Path) -> None:
     assert steps["speed"]["metrics"]["times_faster"] > 1
     page = (smoke / "report.html").read_text()
     assert all(step in page for step in STEPS)
+    assert "adversarial share" in page
     assert not re.search(r"<(?:script|link|img|video|source)[^>]+(?:src|href)=[\"']?https?:", page), (
         "not self-contained"
     )

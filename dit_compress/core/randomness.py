@@ -48,11 +48,11 @@ class Streams:
         """Draw uniform numbers in [0, 1), ``[B, *shape]``, float32."""
         return self._draw(stream, lambda rng: np.asarray(rng.random(tuple(shape), dtype=np.float32)))
 
-    def positions(self, kind: str) -> Tensor:
-        """Draw places on the schedule, ``[B]`` in (0, 1): ``uniform`` or ``logit_normal``."""
+    def positions(self, kind: str, mean: float = 0.0, std: float = 1.0) -> Tensor:
+        """Draw places on the schedule, ``[B]`` in (0, 1): ``uniform``, or ``logit_normal`` with a logit's moments."""
         import torch
 
-        return self.uniform("sigma") if kind == "uniform" else torch.sigmoid(self.normal("sigma", ()))
+        return self.uniform("sigma") if kind == "uniform" else torch.sigmoid(mean + std * self.normal("sigma", ()))
 
     def integers(self, stream: str, high: int) -> Tensor:
         """Draw integers in 0 … high-1, ``[B]``."""

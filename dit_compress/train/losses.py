@@ -34,8 +34,14 @@ def relative_squared_distance(student_BSD: Tensor, teacher_BSD: Tensor) -> Tenso
     return (per_sample((student_BSD.float() - teacher).square()) / scale_B).mean()
 
 
-def pseudo_huber(predicted: Tensor, target: Tensor, c: float) -> Tensor:
-    """Return ``sqrt(mean d² + c²) - c`` per sample, averaged (below Eq. 9)."""
+def pseudo_huber_norm(predicted: Tensor, target: Tensor, c: float) -> Tensor:
+    """Return ``sqrt(‖d‖² + c²) - c`` per sample, averaged (below Eq. 9). Beyond c its slope has the length 1."""
+    squares = (predicted - target).float().square().flatten(1).sum(dim=1)
+    return (torch.sqrt(squares + c * c) - c).mean()
+
+
+def pseudo_huber_mean(predicted: Tensor, target: Tensor, c: float) -> Tensor:
+    """Return the same of the mean square, ``1/sqrt(D)`` of it: c means the same at every size D of a sample."""
     squares = per_sample((predicted - target).float().square())
     return (torch.sqrt(squares + c * c) - c).mean()
 
@@ -43,6 +49,10 @@ def pseudo_huber(predicted: Tensor, target: Tensor, c: float) -> Tensor:
 def pseudo_huber_elements(predicted: Tensor, target: Tensor, c: float) -> Tensor:
     """Return ``sqrt(d² + c²) - c`` of every element, averaged: nearer to an absolute error where errors are uneven."""
     return (torch.sqrt((predicted - target).float().square() + c * c) - c).mean()
+
+
+HUBERS = {"norm": pseudo_huber_norm, "mean": pseudo_huber_mean, "elements": pseudo_huber_elements}
+"""Pseudo-Huber losses, by what is taken of a sample's difference."""
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

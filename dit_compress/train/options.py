@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.options import Keyed, Options
@@ -135,6 +135,23 @@ class DistillOptions(TrainOptions):
         if look is not None and look.every > steps > 0:
             raise ValueError(f"'every: {look.every}' never comes in {steps} steps")
         return look
+
+
+class FlowMatchingOptions(DistillOptions):
+    """Those of a step whose loss has flow matching as a term: its noise levels, and how often it sees no caption."""
+
+    caption_dropout: float = Field(0.1, ge=0, lt=1, description="Share of captions dropped, which makes guidance work.")
+    sigma: Literal["uniform", "logit_normal"] = Field(
+        "logit_normal", description="How places on the schedule are drawn; its shift comes after."
+    )
+    sigma_mean: float = Field(0.0, description="Of the logit of 'logit_normal'; lower trains finer detail.")
+    sigma_std: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_logit(self) -> Self:
+        if self.sigma == "uniform" and (self.sigma_mean, self.sigma_std) != (0.0, 1.0):
+            raise ValueError("'sigma_mean' and 'sigma_std' belong to 'sigma: logit_normal': leave them out, or take it")
+        return self
 
 
 class ProbeOptions(Options):

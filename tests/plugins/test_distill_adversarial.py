@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.loop import fit
 from dit_compress.train.objective import Batch, Phase
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
-from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective, logits_and_leaf
+from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_adversarial.pairs import TeacherPairs, teacher_pairs
+from dit_compress_plugins.distill_adversarial.penalty import logits_and_leaf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,25 +40,79 @@ def objective(name: str = "video_dit", pairs: TeacherPairs | None = None, **opti
     return AdversarialObjective(given, student, judge, words(), Flow(3.0, 4, 1.0), pairs)
 
 
-def drawn(grid: str) -> set[tuple[float, float]]:
-    made = objective(grid=grid)
-    t, then = made.times(batch(made.text, size=300))
-    return {(round(a, 4), round(b, 4)) for a, b in zip(t.tolist(), then.tolist(), strict=True)}
+GENERATOR, DISCRIMINATOR = Phase("generator", ()), Phase("discriminator", ())
 
 
-def test_every_jump_of_the_grid_is_trained_the_last_one_included() -> None:
-    assert drawn("with_zero") == {(a, b) for a in GRID[:-1] for b in GRID if b < a}
+def drawn(phase: Phase, **options: Any) -> dict[tuple[float, float], tuple[int, float]]:
+    """How often each pair (t, t') comes among 3000, and the weight of its judgement."""
+    made = objective(**options)
+    pairs: dict[tuple[float, float], tuple[int, float]] = {}
+    for t, then, weight in zip(*(value.tolist() for value in made.times(batch(made.text, size=3000), phase)), strict=True):
+        pair = round(t, 4), round(then, 4)
+        pairs[pair] = (pairs.get(pair, (0, 0))[0] + 1, weight)
+    return pairs
 
 
-def test_the_literal_grid_never_jumps_to_zero_nor_from_the_last_sigma() -> None:
-    assert drawn("literal") == {(a, b) for a in GRID[:-2] for b in GRID[:-1] if b < a}
+def test_on_the_grid_every_start_is_trained_alike_and_the_last_is_not_judged() -> None:
+    """Of starts a fourth each; t' below t from {T2, T3, T4}: of T1's a third each; T4 has none, and no weight."""
+    found = drawn(GENERATOR, renoise="grid")
+    assert set(found) == {(a, b) for a in GRID[:-1] for b in GRID[1:-1] if b < a} | {(0.5, 0.5)}
+    for (t, then), (count, weight) in found.items():
+        lower = {1.0: 3, 0.9: 2, 0.75: 1, 0.5: 1}[t]
+        assert count == pytest.approx(3000 / 4 / lower, abs=4 * (3000 / 4 / lower) ** 0.5)
+        assert weight == (0.0 if then == t else pytest.approx(4 / 3))
 
 
-def test_one_sampling_step_jumps_from_noise_to_data() -> None:
+def test_on_the_grid_the_discriminator_sees_only_what_is_judged() -> None:
+    """Starts a third each: t' is T2 of a ninth, T3 of a ninth and a sixth, T4 of a ninth, a sixth and a third."""
+    found = drawn(DISCRIMINATOR, renoise="grid")
+    assert set(found) == {(a, b) for a in GRID[:-2] for b in GRID[1:-1] if b < a}
+    for then, share in ((0.9, 1 / 9), (0.75, 5 / 18), (0.5, 11 / 18)):
+        count = sum(count for pair, (count, _) in found.items() if pair[1] == then)
+        assert count == pytest.approx(3000 * share, abs=4 * (3000 * share) ** 0.5)
+
+
+@pytest.mark.parametrize("phase", [GENERATOR, DISCRIMINATOR])
+def test_renoised_every_start_is_judged(phase: Phase) -> None:
+    found = drawn(phase)
+    assert {t for t, _ in found} == set(GRID[:-1])
+    assert {weight for _, weight in found.values()} == {1.0}
+
+
+def test_one_sampling_step_goes_from_noise_to_data() -> None:
     made = objective(sampling_steps=1)
     single = AdversarialObjective(made.options, made.student, made.judge, made.text, Flow(3.0, 1, 1.0), None)
-    t, then = single.times(batch(made.text))
-    assert (t.tolist(), then.tolist()) == ([1.0] * 4, [0.0] * 4)
+    t, _, weight = single.times(batch(made.text), GENERATOR)
+    assert (t.tolist(), weight.tolist()) == ([1.0] * 4, [1.0] * 4)
+
+
+@pytest.mark.parametrize("renoise", ["grid", "logit_normal"])
+def test_nothing_is_judged_at_sigma_0(renoise: str) -> None:
+    made = objective(renoise=renoise)
+    seen = recording(made.judge)
+    for phase in made.phases:
+        made.loss(phase, batch(made.text, size=40))
+    assert len(seen) == 3
+    assert min(float(sigma.min()) for _, sigma in seen) > 1e-3
+
+
+def test_the_adversarial_loss_is_the_mean_over_the_judged() -> None:
+    """By hand: logits that say their own sample's number; those that start at T4 are left out, the rest weighs 4/3."""
+    made = objective(renoise="grid", adversarial_weight=2.0)
+    made.judge = Numbered()
+    given = batch(made.text, size=8)
+    t, _, _ = made.times(given, made.phases[1])
+    judged = [number for number, start in enumerate(t.tolist()) if round(start, 4) != 0.5]
+    assert 0 < len(judged) < 8
+    losses = made.loss(made.phases[1], given)
+    assert float(losses["adversarial_loss"]) == pytest.approx(4 / 3 * sum(judged) / 8, rel=1e-5)
+
+
+class Numbered(torch.nn.Module):
+    """Two tokens of each sample say its number in the batch."""
+
+    def forward(self, latent: Tensor, sigma_B: Tensor, cond: Any) -> Tensor:
+        return torch.arange(len(latent)).float()[:, None].expand(-1, 2)
 
 
 class Oracle(torch.nn.Module):
@@ -78,14 +134,14 @@ def recording(judge: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 def test_a_perfect_generators_samples_are_the_data_noised_to_t_next() -> None:
     """Eq. 7: both are judged at t', and are equal, so the reconstruction loss is zero and nobody is told apart."""
-    made = objective()
+    made = objective(renoise="grid")
     given = batch(made.text)
     made.student = Oracle(made, given)
     seen = recording(made.judge)
     losses = made.loss(Phase("discriminator", ()), given)
     (real, real_t), (fake, fake_t) = seen
     torch.testing.assert_close(fake, real)
-    _, then = made.times(given)
+    _, then, _ = made.times(given, DISCRIMINATOR)
     assert torch.equal(real_t, then)
     assert torch.equal(fake_t, then)
     noise = given.streams.normal("noise", given.x0.shape[1:])
@@ -151,7 +207,7 @@ def test_frozen_blocks_never_change_the_learnable_one_and_the_head_do(tmp_path: 
     fit(made, samples(made), made.options, context_in(tmp_path))
     stack = made.student.structure().main.path
     assert changed(made.judge, judge)
-    assert all(key.startswith((f"trunk.module.{stack}.1.", "head.")) for key in changed(made.judge, judge))
+    assert all(key.startswith((f"trunk.module.{stack}.1.", "head.", "adversarial_share")) for key in changed(made.judge, judge))
     assert changed(made.student, student)
 
 
@@ -168,7 +224,7 @@ def test_while_the_discriminator_warms_up_the_generator_and_its_average_stay(tmp
 
     made.loss = loss  # type: ignore[method-assign]
     fit(made, samples(made), made.options, context_in(tmp_path))
-    assert seen == [(2, set(), True)]
+    assert seen == [(2, set(), True)] * 3  # both gradients are measured, then it is trained
     moved = (made.student.module.proj_out.weight - student["module.proj_out.weight"]).abs()
     assert float(moved.detach().median()) == pytest.approx(1e-2 / 20, rel=1e-3)
 
@@ -242,7 +298,8 @@ def test_renoising_judges_predicted_and_true_x0_at_one_logit_normal_sigma() -> N
 @pytest.mark.parametrize(("mean", "std"), [(-1.0, 1.0), (0.5, 0.25)])
 def test_the_logit_of_sigma_has_the_mean_and_deviation_asked_for(mean: float, std: float) -> None:
     made = objective(renoise="logit_normal", renoise_mean=mean, renoise_std=std)
-    sigma, _ = made.renoised(batch(made.text, size=2000))
+    given = batch(made.text, size=2000)
+    sigma, _ = made.judged_at(given, given.x0, torch.ones(2000))
     logit = torch.logit(sigma)
     assert float(logit.mean()) == pytest.approx(mean, abs=4 * std / 2000**0.5)
     assert float(logit.std()) == pytest.approx(std, rel=0.07)
@@ -321,6 +378,7 @@ def test_the_result_is_sampled_in_few_steps_without_guidance() -> None:
 def test_the_papers_defaults() -> None:
     options = AdversarialOptions()
     assert (options.lr, options.discriminator_lr, options.ema, options.sampling_steps) == (1e-6, 1e-4, 0.95, 4)
+    assert (options.renoise, options.renoise_mean, options.renoise_std) == ("logit_normal", -1.0, 1.0)
     made = objective(lr=1e-6)
     assert {role.betas for role in made.roles.values()} == {(0.9, 0.999)}
 
@@ -328,7 +386,10 @@ def test_the_papers_defaults() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"sampling_steps": 1, "grid": "literal"}, "with one sampling step the literal grid has no t'"),
+        ({"sampling_steps": 1, "renoise": "grid"}, "with one sampling step the grid has no t' to judge at: take 'renoise:"),
+        ({"adversarial_weight": 0, "reconstruction_weight": 0}, "are both 0: nothing trains the generator"),
+        ({"balance": "gradient", "reconstruction_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
+        ({"balance": "gradient", "adversarial_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
         ({"steps": 20}, "warms up for 20 of 20 steps, and the generator is never trained"),
         ({"steps": 30, "validation": {"every": 16}}, "no validation comes after 'discriminator_warmup'"),
         ({"steps": 30, "watch": {"every": 31}}, "'every: 31' never comes in 30 steps"),
@@ -338,3 +399,167 @@ def test_options_that_would_train_or_measure_nothing(given: dict[str, Any], said
     with pytest.raises(ValueError, match=said):
         AdversarialOptions(**given)
     AdversarialOptions(steps=30, validation={"every": 10}, watch={"every": 30})
+    AdversarialOptions(steps=10, adversarial_weight=0)
+
+
+# ------------------------------------------------------------------ the balance of the two terms
+
+
+class Two(torch.nn.Module):
+    """A velocity of two parameters: one for the first half of the channels, one for the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (torch.nn.Parameter(torch.tensor(value)) for value in (0.3, -0.2))
+
+    def forward(self, x: Tensor, sigma_B: Tensor, cond: Any) -> Tensor:
+        first, rest = x.chunk(2, dim=1)
+        return torch.cat([self.a * first, self.b * rest], dim=1)
+
+
+def toy(**options: Any) -> AdversarialObjective:
+    """Two parameters, and a linear discriminator whose slope is known."""
+    given = AdversarialOptions(**{"discriminator_warmup": 0, "batch": 4, "warmup": 0, "ema": 0.0, **options})
+    return AdversarialObjective(given, Two(), Linear(), words(), Flow(3.0, 4, 1.0), None)
+
+
+def by_hand(made: AdversarialObjective, given: Batch) -> dict[str, float]:
+    """Norms of both gradients by a and b: x0' = x - t·v has the slopes -t·x there, 0 elsewhere."""
+    x0, noise, _ = made.clean(given)
+    t, _, _ = made.times(given, GENERATOR)
+    sigma, _ = made.judged_at(given, noise, t)
+    x = flow.interpolate(x0, noise, t)
+    difference = x - flow.expand(t, x) * made.student(x, t, None) - x0
+    size = difference[0].numel()
+    length = (difference.square().flatten(1).sum(1) / size + made.options.huber**2).sqrt()
+    slopes = {
+        "reconstruction_loss": difference / (size * flow.expand(length, x)),
+        "adversarial_loss": flow.expand(1 - sigma, x) * made.judge.weight.reshape(x[0].shape),
+    }
+    halves = {
+        name: [-(slope * flow.expand(t, x) * x).flatten(2).sum(2).chunk(2, 1)[place].sum() / len(x) for place in (0, 1)]
+        for name, slope in slopes.items()
+    }
+    return {name: float(torch.stack(values).norm().detach()) for name, values in halves.items()}
+
+
+def curve(made: AdversarialObjective, folder: Path) -> list[dict[str, float]]:
+    """Train on a batch that is all the data; what was logged of each step."""
+    from dit_compress.train import loop
+
+    rows: list[dict[str, float]] = []
+
+    def noted(*given: Any) -> dict[str, float]:
+        rows.append(step(*given))
+        return rows[-1]
+
+    step, loop.train_step = loop.train_step, noted
+    try:
+        given = batch(made.text)
+        fit(made, Samples(given.x0.numpy(), given.captions, given.tokens, pixels=False), made.options, context_in(folder))
+    finally:
+        loop.train_step = step
+    return rows
+
+
+def first_batch(made: AdversarialObjective) -> Batch:
+    from dit_compress.train.loop import draw_batch
+
+    given = batch(made.text)
+    return draw_batch(Samples(given.x0.numpy(), given.captions, given.tokens, pixels=False), 4, 0, 0)
+
+
+def test_the_share_of_a_fixed_weight_by_hand(tmp_path: Path) -> None:
+    options = {"adversarial_weight": 0.5, "reconstruction_weight": 2.0, "steps": 1, "lr": 1e-3}
+    made = toy(**options, discriminator_lr=1e-30)
+    norms = by_hand(made, first_batch(made))
+    (row,) = curve(made, tmp_path)
+    assert row["generator/adversarial_weight"] == 0.5
+    expected = 0.5 * norms["adversarial_loss"] / (2 * norms["reconstruction_loss"])
+    assert expected > 0.01
+    assert row["generator/adversarial_share"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_weight_that_makes_the_share_by_hand(tmp_path: Path) -> None:
+    """The adversarial gradient a half of the reconstruction's, which counts three times."""
+    options = {"balance": "gradient", "adversarial_weight": 0.5, "reconstruction_weight": 3.0, "steps": 1, "lr": 1e-3}
+    made = toy(**options, discriminator_lr=1e-30)
+    norms = by_hand(made, first_batch(made))
+    (row,) = curve(made, tmp_path)
+    weight = 0.5 * 3 * norms["reconstruction_loss"] / norms["adversarial_loss"]
+    assert row["generator/adversarial_weight"] == pytest.approx(weight, rel=1e-4)
+    assert row["generator/adversarial_share"] == pytest.approx(0.5, rel=1e-5)
+    total = 3 * row["generator/reconstruction_loss"] + weight * row["generator/adversarial_loss"]
+    assert row["generator/loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_between_two_measurements_the_weight_stays(tmp_path: Path) -> None:
+    rows = curve(toy(balance="gradient", share_every=2, steps=5, lr=1e-2, discriminator_lr=1e-2, discriminator_warmup=1), tmp_path)
+    weights = [row["generator/adversarial_weight"] for row in rows[1:]]
+    assert "generator/loss" not in rows[0]
+    assert weights[0] == weights[1] != weights[2] == weights[3]
+
+
+def test_measuring_changes_no_weight_of_the_model(tmp_path: Path) -> None:
+    often, seldom = (toy(share_every=every, steps=4, lr=1e-2, discriminator_lr=1e-2) for every in (1, 4))
+    rows, others = curve(often, tmp_path / "often"), curve(seldom, tmp_path / "seldom")
+    assert all(torch.equal(a, b) for a, b in zip(often.student.parameters(), seldom.student.parameters(), strict=True))
+    assert len({row["generator/adversarial_share"] for row in rows}) == 4
+    assert len({row["generator/adversarial_share"] for row in others}) == 1
+
+
+def test_a_gradient_that_vanishes_sets_no_weight_and_a_small_one_no_huge_weight() -> None:
+    made = toy(balance="gradient")
+    weight, share = made.noted("adversarial_weight"), made.noted("adversarial_share")
+    made.weigh({"reconstruction_loss": 2.0, "adversarial_loss": 4.0})
+    assert (float(weight), float(share)) == (0.5, 1.0)
+    for norms in ((2.0, float("nan")), (0.0, 1.0)):
+        made.weigh(dict(zip(("reconstruction_loss", "adversarial_loss"), norms, strict=True)))
+        assert (float(weight), float(share)) == (0.5, 1.0)
+    made.weigh({"reconstruction_loss": 2.0, "adversarial_loss": 0.0})
+    assert (float(weight), float(share)) == (0.5, 0.0)
+    made.weigh({"reconstruction_loss": 2.0, "adversarial_loss": 2e-6})
+    assert float(weight) == 1e4
+    assert float(share) == pytest.approx(1e4 * 2e-6 / 2)
+
+
+def test_a_resumed_step_has_the_weight_it_had(tmp_path: Path) -> None:
+    """Killed between two measurements: the weight is in the checkpoint, and every weight comes out the same."""
+    options = {"balance": "gradient", "share_every": 4, "checkpoint_every": 2, "steps": 6, "batch": 2, "ema": 0.5}
+    whole, killed, resumed = (objective(**options) for _ in range(3))
+    context = context_in
+    fit(whole, samples(whole), whole.options, context(tmp_path / "whole"))
+    fit(killed, samples(killed), killed.options, context(tmp_path / "killed"))
+    for checkpoint in sorted((tmp_path / "killed" / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(checkpoint)
+    (left,) = (tmp_path / "killed" / "checkpoints").iterdir()
+    assert left.name == "step-00000002"
+    fit(resumed, samples(resumed), resumed.options, context(tmp_path / "killed"))
+    assert float(whole.noted("adversarial_weight")) > 0
+    for one, other in ((whole.student, resumed.student), (whole.judge, resumed.judge)):
+        assert changed(one, state(other)) == set()
+
+
+def test_without_an_adversarial_loss_no_discriminator_is_trained(tmp_path: Path) -> None:
+    made = objective(adversarial_weight=0, discriminator_warmup=5, steps=2, batch=2, ema=0.0)
+    before, student = state(made.judge), state(made.student)
+    rows = curve(made, tmp_path)
+    assert [sorted(row) for row in rows] == [["grad_student", "loss", "reconstruction_loss"]] * 2
+    assert changed(made.judge, before) == set()
+    assert changed(made.student, student)
+
+
+def test_pairs_are_sampled_with_the_guidance_asked_for(tmp_path: Path) -> None:
+    made = objective()
+    context: Any = context_in(tmp_path)
+    context.latents = lambda split, _: samples(made)
+    context.bundles["input"] = SimpleNamespace(flow=Flow(3.0, 2, 4.0))
+    context.latent_shape = lambda: (8, *SIZE)
+    for guidance in (1.0, 3.0):
+        (tmp_path / "teacher.safetensors").unlink(missing_ok=True)
+        options = AdversarialOptions(teacher_samples=3, teacher_guidance=guidance)
+        pairs = teacher_pairs(context, options, made.student, made.text)
+        with torch.no_grad():
+            cond = made.text(pairs.tokens)
+            again = euler(made.student.eval(), pairs.noise, cond, Flow(3.0, 2, 4.0).sigmas(), guidance)
+        torch.testing.assert_close(pairs.x0, again, rtol=1e-4, atol=1e-5)

@@ -74,6 +74,16 @@ def test_logit_normal_sigmas_gather_in_the_middle() -> None:
     assert quartiles == pytest.approx([0.3375, 0.5, 0.6625], abs=0.05)
 
 
+def test_the_logit_of_a_sigma_has_the_moments_asked_for() -> None:
+    """Mean -1, deviation 1/2 at shift 1: the same normal draws, moved; uniform places have no logit."""
+    made, plain = objective(shift=1.0, sigma_mean=-1.0, sigma_std=0.5), objective(shift=1.0)
+    given = batch(made.text, size=50)
+    logit, drawn = torch.logit(made.noise(given)[0]), torch.logit(plain.noise(given)[0])
+    torch.testing.assert_close(logit, -1 + drawn / 2, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="'sigma_mean' and 'sigma_std' belong to 'sigma: logit_normal'"):
+        FlowOptions(sigma="uniform", sigma_mean=-1.0)
+
+
 def test_a_share_of_captions_is_dropped() -> None:
     made = objective(caption_dropout=0.3)
     made.student = answer(None)

@@ -202,5 +202,9 @@ def test_train_prune_heal_and_measure(tmp_path: Path) -> None:
     for figures in found.values():
         assert figures["loss"] == pytest.approx(figures["irreducible"] + figures["excess"], abs=0.06)
         assert len(figures["by_sigma"]["excess"]) == 8
+    drawn = read_json(tmp_path / "run" / "steps" / "student-samples" / "step.json")["metrics"]
+    assert drawn["samples"] == 4 * 32
+    assert drawn["floor_sliced_wasserstein"] < drawn["sliced_wasserstein"] < drawn["chance_sliced_wasserstein"]
+    assert 0 < drawn["explained"] < 1
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "kd share" in page

@@ -15,7 +15,7 @@ from dit_compress.testing.distillers import DistillerContract
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.objective import Batch, Phase, Role
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
-from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -84,7 +84,7 @@ class TestAdversarial(DistillerContract):
 
 
 class TestAdversarialRenoised(TestAdversarial):
-    options: ClassVar[dict[str, Any]] = {"renoise": "logit_normal", "r1": 0.3, "huber_over": "element"}
+    options: ClassVar[dict[str, Any]] = {"renoise": "logit_normal", "r1": 0.3, "huber_over": "elements"}
 
 
 class TestAdversarialApproximateR1(TestAdversarial):

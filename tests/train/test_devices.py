@@ -29,7 +29,7 @@ from dit_compress.search.trial import Trial
 from dit_compress.testing.models import MODELS, tiny_denoiser
 from dit_compress.train.objective import Batch, Phase, Role
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
-from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
 from dit_compress_plugins.distill_flow import FlowOptions

@@ -24,7 +24,7 @@ from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
 from dit_compress.train.loop import fit
 from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
-from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
 

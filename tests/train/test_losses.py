@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from dit_compress.train.losses import (
+    HUBERS,
     cosine_distance,
     flow_loss,
     hinge_discriminator,
     hinge_generator,
     per_sample,
-    pseudo_huber,
     pseudo_huber_elements,
+    pseudo_huber_mean,
+    pseudo_huber_norm,
     r1_approximate,
     r1_exact,
     relative_squared_distance,
@@ -49,15 +51,34 @@ def test_squared_distances_of_features() -> None:
     assert float(relative_squared_distance(1000 * (teacher + 1), 1000 * teacher)) == pytest.approx(0.13)
 
 
-def test_pseudo_huber_per_sample() -> None:
+def test_pseudo_huber_of_the_norm() -> None:
+    """An error of norm 5 with c = 12: sqrt(25 + 144) - 12 = 1; a perfect sample gives 0."""
+    predicted = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
+    assert float(pseudo_huber_norm(predicted, torch.zeros(2, 2), 12.0)) == pytest.approx((1 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slopes"),
+    [("norm", (3 / 5, -4 / 5)), ("mean", (0.6 / 2**0.5, -0.8 / 2**0.5)), ("elements", (0.5, -0.5))],
+)
+def test_the_slopes_of_pseudo_huber(kind: str, slopes: tuple[float, float]) -> None:
+    """Beyond c: of the norm, d / ‖d‖, of length 1; of the mean of D = 2 that over sqrt(D); of elements their signs over D."""
+    predicted = torch.tensor([[3.0, -4.0]], requires_grad=True)
+    HUBERS[kind](predicted, torch.zeros(1, 2), 1e-5).backward()
+    assert predicted.grad is not None
+    assert predicted.grad[0].tolist() == pytest.approx(slopes, rel=1e-5)
+    assert float(predicted.grad.norm()) == pytest.approx(1.0 if kind == "norm" else 2**-0.5, rel=1e-5)
+
+
+def test_pseudo_huber_of_the_mean() -> None:
     """Errors 3 and 3 with c = 4: sqrt(9 + 16) - 4 = 1; a perfect sample gives 0."""
     predicted = torch.tensor([[3.0, -3.0], [0.0, 0.0]])
-    assert float(pseudo_huber(predicted, torch.zeros(2, 2), 4.0)) == pytest.approx((1 + 0) / 2)
+    assert float(pseudo_huber_mean(predicted, torch.zeros(2, 2), 4.0)) == pytest.approx((1 + 0) / 2)
 
 
-def test_pseudo_huber_is_a_norm_when_c_is_small() -> None:
+def test_pseudo_huber_of_the_mean_is_a_deviation_when_c_is_small() -> None:
     predicted = torch.tensor([[3.0, -3.0]])
-    assert float(pseudo_huber(predicted, torch.zeros(1, 2), 1e-6)) == pytest.approx(3.0, rel=1e-5)
+    assert float(pseudo_huber_mean(predicted, torch.zeros(1, 2), 1e-6)) == pytest.approx(3.0, rel=1e-5)
 
 
 def test_hinge_of_the_discriminator() -> None:

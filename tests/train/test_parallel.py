@@ -37,7 +37,7 @@ from dit_compress.train.objective import Phase, Role
 from dit_compress.train.trainee import Trainee
 from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
-from dit_compress_plugins.distill_adversarial.distiller import AdversarialObjective
+from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
 from dit_compress_plugins.distill_flow import FlowOptions
@@ -80,7 +80,8 @@ def options_of(kind: str, **more: Any) -> Any:
         FlowOptions(**given)
         if kind == "flow"
         else AdversarialOptions(
-            **{"discriminator_warmup": 1, "r1": 0.1, "r1_kind": "approximate", "r1_scale": 0.1, **given}
+            **{"discriminator_warmup": 1, "r1": 0.1, "r1_kind": "approximate", "r1_scale": 0.1, "share_every": 2, **given},
+            **({"renoise": "grid"} if kind == "grid" else {"balance": "gradient", "adversarial_weight": 0.5}),
         )
     )
 
@@ -149,7 +150,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("flow", "video_dit"), ("affine", "video_dit"), ("adversarial", "video_dit"), ("adversarial", "wan")],
+    [("flow", "video_dit"), ("affine", "video_dit"), ("adversarial", "video_dit"), ("adversarial", "wan"), ("grid", "video_dit")],
 )
 def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
     together(train, tmp_path, 2, kind, name)

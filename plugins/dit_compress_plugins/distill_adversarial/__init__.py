@@ -24,19 +24,22 @@ class AdversarialOptions(DistillOptions):
         None, ge=1, description="K of the default discriminator; half the depth if absent."
     )
     discriminator_warmup: int = Field(20, ge=0, description="Steps in which the discriminator trains alone.")
-    adversarial_weight: float = Field(1.0, ge=0)
+    adversarial_weight: float = Field(1.0, ge=0, description="Of the loss; with 'balance: gradient' of its gradient.")
     reconstruction_weight: float = Field(1.0, ge=0)
-    huber: float = Field(1e-3, gt=0, description="c of the pseudo-Huber loss.")
-    grid: Literal["with_zero", "literal"] = Field(
-        "with_zero", description="t' from {T2..TN, 0}; 'literal' leaves 0 out, and T_N is then never trained."
+    balance: Literal["fixed", "gradient"] = Field(
+        "fixed", description="Weights as given, or the adversarial gradient so many times the reconstruction's."
     )
-    renoise: Literal["grid", "logit_normal"] = Field(
-        "grid",
-        description="Judge at t' of Eq. 7, or what x0 is predicted to be at a sigma drawn logit-normally (SF-V).",
+    share_every: int = Field(50, ge=1, description="Generator updates between two measurements of the gradients.")
+    huber: float = Field(1e-3, gt=0, description="c of the pseudo-Huber loss.")
+    huber_over: Literal["norm", "mean", "elements"] = Field(
+        "mean", description="Of a sample's difference: its norm, the root of its mean square, or one by one."
+    )
+    renoise: Literal["logit_normal", "grid"] = Field(
+        "logit_normal",
+        description="Judge the predicted x0, noised anew at a logit-normal sigma, or the sample at t' of Eq. 7.",
     )
     renoise_mean: float = Field(-1.0, description="Of the logit; lower judges finer detail.")
     renoise_std: float = Field(1.0, gt=0)
-    huber_over: Literal["sample", "element"] = "sample"
     r1: float = Field(
         0.0, ge=0, description="Weight of R1, half the squared slope of the discriminator on real samples."
     )
@@ -48,9 +51,10 @@ class AdversarialOptions(DistillOptions):
         0, ge=0, description="Clean latents sampled by the guided teacher instead of data; teaches what guidance did."
     )
     teacher_steps: int | None = Field(None, ge=1, description="Sampling steps of the teacher; the bundle's if absent.")
+    teacher_guidance: float | None = Field(None, ge=1, description="Its guidance; the bundle's if absent.")
 
     mends: ClassVar[Mapping[str, str]] = {
-        "sure": "Lower 'discriminator_lr', set 'r1', or judge noisier latents (renoise: logit_normal)",
+        "sure": "Lower 'discriminator_lr', set 'r1', or judge noisier latents ('renoise_mean: 0')",
         "blind": "Raise 'discriminator_lr' or 'discriminator_warmup', or lower 'r1'",
         "static": _LOSE_MOTION,
         "slow": _LOSE_MOTION,
@@ -62,6 +66,11 @@ class AdversarialOptions(DistillOptions):
         """The teacher, where it samples."""
         return ("teacher",) if self.teacher_samples else ()
 
+    @property
+    def first_update(self) -> int:
+        """The step of the generator's first update; without an adversarial loss no discriminator is trained before."""
+        return self.discriminator_warmup if self.adversarial_weight else 0
+
     @model_validator(mode="after")
     def _one_depth(self) -> Self:
         if self.discriminator is not None and self.frozen_blocks is not None:
@@ -70,16 +79,29 @@ class AdversarialOptions(DistillOptions):
 
     @model_validator(mode="after")
     def _trains_the_generator(self) -> Self:
-        if self.discriminator_warmup >= self.steps:
+        if self.first_update >= self.steps:
             raise ValueError(
                 f"the discriminator warms up for {self.discriminator_warmup} of {self.steps} steps, and the generator "
                 "is never trained: lower 'discriminator_warmup' or raise 'steps'"
             )
-        first = self.discriminator_warmup + 1
-        if self.validation is not None and self.steps // self.validation.every * self.validation.every < first:
+        every = self.validation.every if self.validation is not None else 1
+        if self.steps // every * every <= self.first_update:
             raise ValueError("no validation comes after 'discriminator_warmup': lower 'every' in 'validation'")
-        if self.grid == "literal" and self.sampling_steps == 1:
-            raise ValueError("with one sampling step the literal grid has no t': take 'grid: with_zero'")
+        if self.renoise == "grid" and self.sampling_steps == 1:
+            raise ValueError("with one sampling step the grid has no t' to judge at: take 'renoise: logit_normal'")
+        return self
+
+    @model_validator(mode="after")
+    def _has_something_to_weigh(self) -> Self:
+        if not self.adversarial_weight and not self.reconstruction_weight:
+            raise ValueError(
+                "'adversarial_weight' and 'reconstruction_weight' are both 0: nothing trains the generator"
+            )
+        if self.balance == "gradient" and not (self.adversarial_weight and self.reconstruction_weight):
+            raise ValueError(
+                "'balance: gradient' weighs one gradient by the other: give 'adversarial_weight' and "
+                "'reconstruction_weight' above 0, or 'balance: fixed'"
+            )
         return self
 
 
@@ -91,6 +113,7 @@ def distill() -> Plugin:
         options=AdversarialOptions,
         load="dit_compress_plugins.distill_adversarial.distiller:AdversarialDistiller",
         slots=("teacher",),
+        revision=2,
         world="all",
         data=True,
         summary="few-step adversarial distillation (Eq. 7-9)",

@@ -1,4 +1,4 @@
-"""Clean latents made by the guided teacher: (noise, x0) pairs, so that the student learns what guidance did."""
+"""Clean latents made by the teacher: (noise, x0) pairs, so that the student learns what guidance did."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def _sample(
     bundle = context.slot("teacher")
     flow = (bundle or context.input).flow
     sigmas, shape = flow.sigmas(options.teacher_steps), context.latent_shape()
+    guidance = flow.guidance if options.teacher_guidance is None else options.teacher_guidance
     sampler, device = context.sampler(flow), context.world.device
     noises, latents = [], []
     teacher.eval().to(device)
@@ -96,7 +97,7 @@ def _sample(
             noise = Streams(context.seed, 0, index).normal("teacher", shape)
             with torch.no_grad():
                 cond = text.cond(captions[first : first + BATCH]).to(device)
-                latents.append(sampler(teacher, noise.to(device), cond, sigmas, flow.guidance).cpu())
+                latents.append(sampler(teacher, noise.to(device), cond, sigmas, guidance).cpu())
             noises.append(noise)
             for _ in index:
                 advance()

@@ -5,10 +5,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dit_compress.hooks import Plugin, hookimpl
-from dit_compress.train.options import DistillOptions
+from dit_compress.train.options import FlowMatchingOptions
 
 
-class AffineOptions(DistillOptions):
+class AffineOptions(FlowMatchingOptions):
     """Feature KD from the model the student was pruned from."""
 
     alpha: float | None = Field(0.01, ge=0, description="Weight of the feature loss (Eq. 6).")
@@ -30,8 +30,6 @@ class AffineOptions(DistillOptions):
     pairs: Literal["ends", "origins"] = Field(
         "ends", description="The student's output of a group learns the teacher's, or the block it came from."
     )
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
-    sigma: Literal["uniform", "logit_normal"] = "logit_normal"
 
     @model_validator(mode="before")
     @classmethod

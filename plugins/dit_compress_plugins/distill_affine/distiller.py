@@ -90,10 +90,11 @@ class AffineObjective:
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return Eq. 6 on one batch."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
-        sigma = self.schedule.warp(batch.streams.positions(self.options.sigma))
+        options = self.options
+        sigma = self.schedule.warp(batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std))
         x = flow.interpolate(batch.x0, noise, sigma)
         with torch.no_grad():
-            cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < self.options.caption_dropout)
+            cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < options.caption_dropout)
             target, y_T = self.teacher.features(x, sigma, cond, [teacher for _, teacher in self.pairs])
         predicted, y_S = self.student.features(x, sigma, cond, [student for student, _ in self.pairs])
         flow_part = flow_loss(predicted, flow.velocity(batch.x0, noise))
@@ -101,10 +102,10 @@ class AffineObjective:
         feature_part = torch.stack(distances).mean()
         total = flow_part + self.aligner.get_buffer("alpha") * feature_part
         logged = {"flow_loss": flow_part, "feature_loss": feature_part}
-        if self.options.output_weight:
+        if options.output_weight:
             # Differs from the paper: the teacher's velocity as a second target, off by default.
             logged["output_loss"] = flow_loss(predicted, self.guided(target, x, sigma, cond))
-            total = total + self.options.output_weight * logged["output_loss"]
+            total = total + options.output_weight * logged["output_loss"]
         return {"loss": total, **logged, **dict(self.aligner.named_buffers())}
 
     @torch.no_grad()

@@ -1,18 +1,14 @@
 """Flow matching (Eq. 2): pre-training, or fine-tuning a pruned model without a teacher."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from dit_compress.hooks import Plugin, hookimpl
-from dit_compress.train.options import DistillOptions
+from dit_compress.train.options import FlowMatchingOptions
 
 
-class FlowOptions(DistillOptions):
+class FlowOptions(FlowMatchingOptions):
     """Velocity regression on cached latents."""
 
-    caption_dropout: float = Field(0.1, ge=0, lt=1, description="Share of captions dropped, which makes guidance work.")
-    sigma: Literal["uniform", "logit_normal"] = "logit_normal"
     shift: float = Field(3.0, gt=0, description="Moves sigmas towards noise, in training and sampling alike.")
     sampling_steps: int = Field(40, ge=1)
     guidance: float = Field(4.0, ge=1)

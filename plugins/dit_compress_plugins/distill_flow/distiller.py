@@ -67,4 +67,6 @@ class FlowObjective:
     def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Draw sigma ``[B]`` and noise like x0, from the batch's streams."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
-        return self.schedule.warp(batch.streams.positions(self.options.sigma)), noise
+        options = self.options
+        places = batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std)
+        return self.schedule.warp(places), noise
