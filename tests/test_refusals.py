@@ -104,6 +104,36 @@ PLANNED = {
         "    name: vae\n", "    name: vae\n  - distill: {use: affine, steps: 2}\n",
         "r.yaml:8: step 'affine' has no teacher. Add 'teacher: <an earlier step>'",
     ),
+    "a teacher that is no ancestor": (
+        "    name: vae\n",
+        "    name: vae\n  - prune: {use: trilevel, levels: {block: {remove: 1}}, search: magnitude}\n    name: small\n"
+        "  - distill: {use: affine, steps: 2}\n    input: vae\n    teacher: small\n",
+        "r.yaml:10: the student does not descend from this teacher: another model, or pruned otherwise. "
+        "Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns from any teacher of",
+    ),
+    "distribution of nobody": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: dmd}\n",
+        "r.yaml:8: step 'dmd' has no teacher. Add 'teacher: <an earlier step>'",
+    ),
+    "a guide of other steps": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: flow, steps: 2, sampling_steps: 8, guidance: 1}\n    name: guide\n"
+        "  - distill: {use: dmd}\n    input: vae\n    teacher: vae\n    guide: guide\n",
+        "r.yaml:10: the guide is sampled at other sigmas than the student will be: 1 0.955 0.9 0.833 0.75 0.643 0.5 0.3 "
+        "against 1 0.9 0.75 0.5. Set 'sampling_steps' to the guide's, or name a guide that was distilled to these steps",
+    ),
+    "a guide of another VAE": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: flow, steps: 2, sampling_steps: 4, guidance: 1}\n    name: guide\n"
+        "  - latent: {use: video_vae, channels: 32, steps: 3}\n    name: other\n    input: base\n"
+        "  - distill: {use: dmd}\n    teacher: other\n    guide: guide\n",
+        "r.yaml:13: the guide 'guide' knows the latents of step 'vae', the input those of step 'other'. "
+        "Name a guide that was trained on the latents of the step's input",
+    ),
+    "a critic that trains alone": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: dmd, steps: 20}\n",
+        "r.yaml:8: distill 'dmd': the critic warms up for 20 of 20 steps, and the student is never trained",
+    ),
     "samples of nobody": (
         "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, teacher_samples: 4}\n",
         "r.yaml:8: step 'adversarial' has no teacher. Add 'teacher: <an earlier step>'",

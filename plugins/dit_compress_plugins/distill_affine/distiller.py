@@ -11,7 +11,7 @@ from torch import nn
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
-from dit_compress.train.distill import block_pairs, group_pairs, student_role
+from dit_compress.train.distill import block_pairs, descends, group_pairs, student_role
 from dit_compress.train.losses import cosine_distance, flow_loss, relative_squared_distance, squared_distance
 from dit_compress.train.objective import Phase, Role, Weighing
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
@@ -33,6 +34,15 @@ SIMS = {"cosine": cosine_distance, "mse": squared_distance, "relative_mse": rela
 
 class AffineDistiller(DistillStep):
     """Step ``distill: {use: affine}``; also a search's objective. The student is sampled as its teacher is."""
+
+    def fits(self, spec: Spec, others: Mapping[str, Spec]) -> None:
+        """Raise a UserError where the student was not made of its teacher: no block is known to come from another."""
+        if not descends(spec, others.get("teacher")):
+            raise UserError(
+                "the student does not descend from this teacher: another model, or pruned otherwise",
+                mend="Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns "
+                "from any teacher of the same latents",
+            )
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
