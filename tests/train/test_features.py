@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dit_compress.train.features import grid_of, projection, resampled
 from dit_compress.testing.models import tiny_denoiser
+from dit_compress.train.features import grid_of, projection, resampled
 
 
 def test_a_coarser_grid_averages_neighbours_and_a_finer_one_lies_between() -> None:
