@@ -45,8 +45,8 @@ TABLE = Table(
         ("kdmd", "dmd", "spread", -1),
     ),
     "SnapGen++, text to image",
-    "`spread` is a seed's distance, in `sliced_wasserstein`, to its arm's median over seeds. `undistilled` is the model "
-    "that all begin with, pruned and healed, in 4 plain steps; `teacher` takes 40 and is in no claim.",
+    "`spread` is a seed's distance, in `sliced_wasserstein`, to its arm's median over seeds. `undistilled` is what "
+    "all begin with, pruned and healed, in 4 plain steps; `teacher` takes 40 and is in no claim.",
 )
 SIZES: dict[str, dict[str, Any]] = {
     "short": {"heal": 300, "updates": 250, "warmup": 20, "lr": 3e-4, "pairs": 2048, "captions": 32, "each": 128},
