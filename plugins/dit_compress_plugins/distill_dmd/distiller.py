@@ -66,8 +66,8 @@ class DmdDistiller(DistillStep):
         known = context.slot("teacher")
         if teacher is None or known is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
-        for slot, bundle in context.bundles.items():
-            need_same_captions(slot, context.input, bundle)
+        for slot, other in context.bundles.items():
+            need_same_captions(slot, context.input, other)
         guidance = known.flow.guidance if self.options.guidance is None else self.options.guidance
         real = Real(teacher, replace(known.flow, guidance=guidance), context.sampler(known.flow))
         bundle = context.slot("guide")
@@ -125,6 +125,7 @@ class DmdObjective:
     ) -> None:
         self.options, self.student, self.real, self.text, self.guide = options, student, real, text, guide
         self.grid = schedule.sigmas()
+        self.starts = torch.tensor(self.grid[:-1])
         self.again = schedule if options.shift is None else replace(schedule, shift=options.shift)
         self.critic = copy.deepcopy(student)
         role = replace(student_role(student, options), betas=BETAS)
@@ -176,7 +177,7 @@ class DmdObjective:
             now_B, then_B = (torch.full_like(stop, sigma, dtype=x.dtype) for sigma in (now, then))
             further = flow.expand(stop > place, x).bool()
             x = torch.where(further, flow.jump(x, self.student(x, now_B, cond), now_B, then_B), x)
-        return x, torch.tensor(self.grid, dtype=x.dtype, device=x.device)[stop]
+        return x, self.starts.to(x.device)[stop]
 
     def student_loss(self, batch: Batch, x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
         """Return distribution matching of the last step's x0, and what the guide adds at the same ``x``."""

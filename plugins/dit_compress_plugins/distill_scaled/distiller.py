@@ -131,7 +131,8 @@ class ScaledObjective:
         else:
             ratios = {name: self.means.ratio(name, where) for name in self.terms}
             share = task_share(sigma)
-            total = sum(scaled(losses["task"], losses[name], share, ratios[name]) for name in self.terms)
+            parts = [scaled(losses["task"], losses[name], share, ratios[name]) for name in self.terms]
+            total = torch.stack(parts).sum(dim=0)
             logged |= {f"{name}_ratio": value.mean() for name, value in ratios.items()}
         return {"loss": total.mean(), **logged, **self.means.shares(losses, where)}
 
