@@ -179,6 +179,9 @@ class Distiller(Step, Protocol):
         Latents and the width of captions were compared before; reads no weights.
         """
 
+    def finish(self, student: Denoiser) -> None:
+        """Take away what the training put into the student's module, whole by now, before it is written."""
+
 
 class DiscriminatorPart(Protocol):
     """Makes a discriminator out of a frozen copy of the generator."""

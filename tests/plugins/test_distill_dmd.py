@@ -241,6 +241,31 @@ def test_a_resumed_step_is_the_same_bit_for_bit(tmp_path: Path) -> None:
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), role
 
 
+def test_lora_alone_is_trained_and_ends_in_the_weights(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "a", flow=Flow(3.0, 3, 1.0))
+    context = context_in(tmp_path / "step", input=bundle, teacher=bundle)
+    options = {"lora": {"rank": 2, "alpha": 4}, "steps": 3, "batch": 4, "critic_warmup": 0, "student_every": 1}
+    step = part("distill", "dmd", sampling_steps=3, lr=1e-2, critic_lr=1e-2, ema=0.0, **options)
+    student, text = tiny_denoiser("video_dit"), words()
+    before = {name: value.clone() for name, value in student.module.state_dict().items()}
+    made = step.objective(context, student, tiny_denoiser("video_dit", 1), text)
+    given = batch(text, size=8)
+    fit(made, Samples(given.x0.numpy(), given.captions, given.tokens, pixels=False), step.options, context)
+    assert all(".lora_" in name for role in ("student", "critic") for name in made.roles[role].trained())
+    probe = (given.x0, torch.full((8,), 0.5), text(given.tokens))
+    with torch.no_grad():
+        trained = student.eval()(*probe)
+        step.finish(student)
+        torch.testing.assert_close(student(*probe), trained, rtol=1e-4, atol=1e-5)
+    after = student.module.state_dict()
+    assert after.keys() == before.keys()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("transformer_blocks.") and name.endswith(".weight") for name in moved)
+    ranks = [int(torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5)) for name in moved]
+    assert max(ranks) == 2
+
+
 # ------------------------------------------------------------------ refusals
 
 

@@ -18,6 +18,7 @@ from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import need_same_captions, same_at_first, student_role
 from dit_compress.train.features import grid_of, last_feature, need_tokens, projection, resampled
+from dit_compress.train.healing import add_lora, linears, merge_lora
 from dit_compress.train.losses import flow_loss, squared_distance
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_dmd.matching import direction, energy_score, matching_sigma, surrogate
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 BETAS = (0.0, 0.99)
 """Of Adam, for student and critic (SnapGen++)."""
+LORA = ("*.lora_[AB].*",)
+"""Names of its parameters."""
 
 
 class DmdDistiller(DistillStep):
@@ -68,11 +71,19 @@ class DmdDistiller(DistillStep):
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
         for slot, other in context.bundles.items():
             need_same_captions(slot, context.input, other)
+        if (lora := self.options.lora) is not None:
+            student.structure()  # found on the linears themselves
+            add_lora(student.module, linears(student.module), lora.rank, context.seed, lora.alpha)
         guidance = known.flow.guidance if self.options.guidance is None else self.options.guidance
         real = Real(teacher, replace(known.flow, guidance=guidance), context.sampler(known.flow))
         bundle = context.slot("guide")
         guide = bundle.denoiser() if bundle is not None else None
         return DmdObjective(self.options, student, real, text, self.flow(context.input.flow), guide)
+
+    def finish(self, student: Denoiser) -> None:
+        """Add LoRA's updates to the weights."""
+        if self.options.lora is not None:
+            merge_lora(student.module)
 
 
 def _need_same_steps(ours: Flow, theirs: Flow) -> None:
@@ -128,7 +139,7 @@ class DmdObjective:
         self.starts = torch.tensor(self.grid[:-1])
         self.again = schedule if options.shift is None else replace(schedule, shift=options.shift)
         self.critic = copy.deepcopy(student)
-        role = replace(student_role(student, options), betas=BETAS)
+        role = replace(student_role(student, options), betas=BETAS, only=() if options.lora is None else LORA)
         self.roles = {
             "student": role,
             "critic": replace(role, module=self.critic.requires_grad_(), lr=options.critic_lr, ema=None),
