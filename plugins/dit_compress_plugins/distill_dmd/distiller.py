@@ -17,7 +17,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import need_same_captions, same_at_first, student_role
-from dit_compress.train.features import grid_of, last_feature, need_tokens, projection, resampled
+from dit_compress.train.features import grid_of, last_feature, other_tokens, projection, resampled
 from dit_compress.train.healing import add_lora, linears, merge_lora
 from dit_compress.train.losses import flow_loss, squared_distance
 from dit_compress.train.objective import Phase, Role
@@ -45,20 +45,22 @@ LORA = ("*.lora_[AB].*",)
 class DmdDistiller(DistillStep):
     """Step ``distill: {use: dmd}``."""
 
-    def fits(self, spec: Spec, others: Mapping[str, Spec]) -> None:
-        """Raise a UserError where a teacher or guide has another text encoder, or a guide is sampled otherwise."""
-        for slot, other in others.items():
-            if spec.text and other.text and not same_at_first(spec.text, other.text):
-                raise UserError(
-                    f"the {slot} knows the captions of another text encoder than the student's",
-                    mend=f"Name a {slot} that was trained with the text encoder of the step's input",
-                )
-        if "guide" not in others:
-            return
-        _need_same_steps(self.flow(spec.flow), others["guide"].flow)
-        if self.options.feature_weight:
-            need_tokens(spec.outline(), "student", "feature_weight: 0")
-            need_tokens(others["guide"].outline(), "guide", "feature_weight: 0")
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
+        """Return what to say of a teacher or guide with another text encoder, of a guide that is sampled otherwise."""
+        found = [
+            UserError(
+                f"the {slot} knows the captions of another text encoder than the student's",
+                mend=f"Name a {slot} that was trained with the text encoder of the step's input",
+            )
+            for slot, other in others.items()
+            if spec.text and other.text and not same_at_first(spec.text, other.text)
+        ]
+        if "guide" in others:
+            found += _other_steps(self.flow(spec.flow), others["guide"].flow)
+            if self.options.feature_weight:
+                found += other_tokens(spec.outline(), "student", "feature_weight: 0")
+                found += other_tokens(others["guide"].outline(), "guide", "feature_weight: 0")
+        return found
 
     def flow(self, before: Flow) -> Flow:
         """Return few steps, no guidance."""
@@ -80,26 +82,26 @@ class DmdDistiller(DistillStep):
         guide = bundle.denoiser() if bundle is not None else None
         return DmdObjective(self.options, student, real, text, self.flow(context.input.flow), guide)
 
-    def finish(self, student: Denoiser) -> None:
-        """Add LoRA's updates to the weights."""
+    def finish(self, student: Denoiser) -> torch.nn.Module:
+        """Return the student's module, LoRA's updates added to its weights."""
         if self.options.lora is not None:
             merge_lora(student.module)
+        return student.module
 
 
-def _need_same_steps(ours: Flow, theirs: Flow) -> None:
-    """UserError where a guide does not answer at the sigmas at which the student will be sampled."""
+def _other_steps(ours: Flow, theirs: Flow) -> list[UserError]:
+    """Return what to say where a guide does not answer at the sigmas at which the student will be sampled."""
     mine, guides = ours.sigmas(), theirs.sigmas()
     if len(mine) != len(guides) or not all(map(math.isclose, mine, guides)):
         shown = " against ".join(" ".join(f"{sigma:.3g}" for sigma in each[:-1]) for each in (guides, mine))
-        raise UserError(
-            f"the guide is sampled at other sigmas than the student will be: {shown}",
-            mend="Set 'sampling_steps' to the guide's, or name a guide that was distilled to these steps",
-        )
-    if theirs.guidance != 1:
-        raise UserError(
-            f"the guide is sampled with guidance {theirs.guidance:g}, and what it answers alone is no target",
-            mend="Name a few-step model that is sampled without guidance, such as an adversarial step's",
-        )
+        what = f"the guide is sampled at other sigmas than the student will be: {shown}"
+        mend = "Set 'sampling_steps' to the guide's, or name a guide that was distilled to these steps"
+    elif theirs.guidance != 1:
+        what = f"the guide is sampled with guidance {theirs.guidance:g}, and what it answers alone is no target"
+        mend = "Name a few-step model that is sampled without guidance, such as an adversarial step's"
+    else:
+        return []
+    return [UserError(what, mend=mend)]
 
 
 @dataclass(frozen=True)
