@@ -23,6 +23,7 @@ from dit_compress.data.clips import write_captions
 from dit_compress.data.encode import pixel_cache
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import WEIGHTS, Bundle, write_bundle
+from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.testing.steps import tiny_bundle as whole_bundle
 
 if TYPE_CHECKING:
@@ -124,6 +125,36 @@ PLANNED = {
     "knowledge of nobody": (
         "    name: vae\n", "    name: vae\n  - distill: {use: affine, steps: 2}\n",
         "r.yaml:8: step 'affine' has no teacher. Add 'teacher: <an earlier step>'",
+    ),
+    "a teacher that is no ancestor": (
+        "    name: vae\n",
+        "    name: vae\n  - prune: {use: trilevel, levels: {block: {remove: 1}}, search: magnitude}\n    name: small\n"
+        "  - distill: {use: affine, steps: 2}\n    input: vae\n    teacher: small\n",
+        "r.yaml:10: the student does not descend from this teacher: another model, or pruned otherwise. "
+        "Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns from any teacher of",
+    ),
+    "distribution of nobody": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: dmd}\n",
+        "r.yaml:8: step 'dmd' has no teacher. Add 'teacher: <an earlier step>'",
+    ),
+    "a guide of other steps": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: flow, steps: 2, sampling_steps: 8, guidance: 1}\n    name: guide\n"
+        "  - distill: {use: dmd}\n    input: vae\n    teacher: vae\n    guide: guide\n",
+        "r.yaml:10: the guide is sampled at other sigmas than the student will be: 1 0.955 0.9 0.833 0.75 0.643 0.5 0.3 "
+        "against 1 0.9 0.75 0.5. Set 'sampling_steps' to the guide's, or name a guide that was distilled to these steps",
+    ),
+    "a guide of another VAE": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: flow, steps: 2, sampling_steps: 4, guidance: 1}\n    name: guide\n"
+        "  - latent: {use: video_vae, channels: 32, steps: 3}\n    name: other\n    input: base\n"
+        "  - distill: {use: dmd}\n    teacher: other\n    guide: guide\n",
+        "r.yaml:13: the guide 'guide' knows the latents of step 'vae', the input those of step 'other'. "
+        "Name a guide that was trained on the latents of the step's input",
+    ),
+    "a critic that trains alone": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: dmd, steps: 20}\n",
+        "r.yaml:8: distill 'dmd': the critic warms up for 20 of 20 steps, and the student is never trained",
     ),
     "samples of nobody": (
         "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, teacher_samples: 4}\n",
@@ -242,6 +273,34 @@ def test_a_teacher_that_does_not_fit(
     done = command(capsys, monkeypatch, "plan", path)
     assert done.printed.splitlines()[-1] == f"{path}:8: {expected}"  # a library may have spoken before
     assert done.status == 2
+
+
+def test_a_teacher_whose_patch_does_not_divide_the_latents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"layers": 1, "heads": 2, "head_width": 16, "channels": 32, "text_width": 16, "patch": [1, 3, 3]}
+    model = part("model", "video_dit", **options)
+    module = model.create()
+    spec = Spec(denoiser=ComponentSpec("model", "video_dit", model.config_of(module)))
+    made = write_bundle(tmp_path / "teacher", spec, {"denoiser": module}, base=None, lineage=[])
+    path = recipe(tmp_path, f"{HEAD}  - distill: {{use: scaled, steps: 2}}\n    teacher: {made.path}\n")
+    done = command(capsys, monkeypatch, "plan", path)
+    assert done.printed == (
+        f"{path}:8: latent (2, 2, 2) can't be divided by the patch (1, 3, 3) of the teacher '{made.path}'. "
+        "Name another teacher, or change the video size\n"
+    )
+    assert done.status == 2
+
+
+def test_a_guide_of_another_vae_is_seen_when_the_step_starts(tmp_path: Path) -> None:
+    student = whole_bundle(tmp_path / "student")
+    codec: Any = student.codec()
+    next(codec.parameters()).add_(0.1)
+    modules: dict[str, Any] = {"denoiser": student.denoiser().module, "text": student.text(), "latent": codec}
+    guide = write_bundle(tmp_path / "guide", student.spec, modules, base=None, lineage=[])
+    context = context_in(tmp_path / "step", input=student, teacher=student, guide=guide)
+    with pytest.raises(UserError, match="the guide knows the latents of another VAE than the student's. Name a guide"):
+        part("distill", "dmd").run(context)
 
 
 def test_a_teacher_of_another_vae_is_seen_when_the_step_starts(tmp_path: Path) -> None:

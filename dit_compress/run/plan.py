@@ -132,7 +132,8 @@ def _check_slots(
     node: Node, before: Spec, specs: Mapping[str, Spec], encoders: Mapping[str, Encoder | None], recipe: Recipe
 ) -> None:
     """UserError where a teacher of a training step can't be given the student's latents and captions."""
-    ours = encoder_at(node.inputs.get("input"), encoders)
+    ours, others = encoder_at(node.inputs.get("input"), encoders), dict[str, Spec]()
+    size = before.latent_size() if before.latent and before.video else None
     for slot, source in node.inputs.items():
         spec = None if slot == "input" else _spec_of(source, specs, recipe)
         if spec is None or spec.denoiser is None:
@@ -149,6 +150,12 @@ def _check_slots(
             )
         if before.text is not None:
             _check_captions(before.text, spec)
+        if size is not None and any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
+            what = f"latent {size} can't be divided by the patch {denoiser.patch} of the {slot} {source!r}"
+            raise UserError(what, mend=f"Name another {slot}, or change the video size")
+        others[slot] = spec
+    if others and (errors := node.build().misfits(before, others)):
+        raise UserError.join(errors)
 
 
 def _spec_of(source: str, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:

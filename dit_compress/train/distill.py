@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.files import sha256_data
 from dit_compress.plugin.options import marked
 from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.spec import ComponentSpec, Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context, Result
     from dit_compress.train.options import TrainOptions
@@ -40,26 +42,36 @@ def student_role(student: Denoiser, options: TrainOptions) -> Role:
 
 def distill(step: Distiller, context: Context) -> Result:
     """Train the input's denoiser by the step's objective and give the bundle."""
+    for slot, other in context.bundles.items():
+        _need_same_latents(slot, context.input, other)
     given = context.slot("teacher")
-    if given is not None:
-        _need_same_latents(context.input, given)
     student, text = context.input.denoiser(), context.text()
     teacher = given.denoiser() if given else None
     objective = step.objective(context, student, teacher, text)
     fit(objective, context.latents("train", text), step.options, context, monitors(step, context, student, text))
-    modules = {"denoiser": student.module}
+    modules = {"denoiser": step.finish(student)}
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder
     return context.give(modules, flow=step.flow(context.input.flow))
 
 
-def _need_same_latents(student: Bundle, teacher: Bundle) -> None:
+def _need_same_latents(slot: str, student: Bundle, other: Bundle) -> None:
     """UserError where both bundles have a VAE, and not the same; of one yet to be trained no plan knows it."""
-    if student.spec.latent and teacher.spec.latent and student.digest("latent") != teacher.digest("latent"):
+    if student.spec.latent and other.spec.latent and student.digest("latent") != other.digest("latent"):
         raise UserError(
-            "the teacher knows the latents of another VAE than the student's",
-            where=str(teacher.path),
-            mend="Name a teacher that was trained on the latents of the step's input",
+            f"the {slot} knows the latents of another VAE than the student's",
+            where=str(other.path),
+            mend=f"Name a {slot} that was trained on the latents of the step's input",
+        )
+
+
+def need_same_captions(slot: str, student: Bundle, other: Bundle) -> None:
+    """UserError where both bundles have a text encoder, and not the same: one's embeddings say nothing to the other."""
+    if student.spec.text and other.spec.text and student.digest("text") != other.digest("text"):
+        raise UserError(
+            f"the {slot} knows the captions of another text encoder than the student's",
+            where=str(other.path),
+            mend=f"Name a {slot} that was trained with the text encoder of the step's input",
         )
 
 
@@ -122,15 +134,28 @@ def text_lr(context: Context, lr: float) -> float | None:
     return None if any(record["kind"] == "distill" for record in context.input.lineage) else lr
 
 
+def descends(student: Spec, teacher: Spec | None) -> bool:
+    """Tell whether a student was made of its teacher: the same model at first, and every transform of the teacher's."""
+    if teacher is None or student.denoiser is None or teacher.denoiser is None:
+        return True
+    ours, theirs = student.denoiser.log, teacher.denoiser.log
+    return same_at_first(student.denoiser, teacher.denoiser) and list(ours[: len(theirs)]) == list(theirs)
+
+
+def same_at_first(one: ComponentSpec, other: ComponentSpec) -> bool:
+    """Tell whether two components are of one plugin and config, whatever was made of them; weights are not compared."""
+    configs = ({key: value for key, value in each.config.items() if not key.startswith("_")} for each in (one, other))
+    return one.plugin == other.plugin and len({sha256_data(config) for config in configs}) == 1
+
+
 def block_pairs(student: Bundle, teacher: Bundle | None, length: int, stack: str) -> list[tuple[int, int]]:
     """Return (student block, teacher block it came from), by the transform logs.
 
     Without a teacher bundle, or with an unpruned student, every block is its own origin.
     """
-    component = student.spec.denoiser
-    before = teacher.spec.denoiser.log if teacher is not None and teacher.spec.denoiser else ()
-    log = component.log if component else ()
-    if list(log[: len(before)]) != list(before):
+    whole = teacher.spec.denoiser if teacher is not None else None
+    before, log = (component.log if component else () for component in (whole, student.spec.denoiser))
+    if not descends(student.spec, teacher.spec if teacher is not None else None):
         raise UserError(
             "the student does not descend from this teacher: their transform logs differ",
             mend="Name the bundle the student was pruned from as 'teacher'",

@@ -136,10 +136,12 @@ def train_step(
     for phase in objective.phases:
         if not phase.runs(step):
             continue
-        losses = _phase(objective, phase, parts, trainees, options, world)
+        losses = world.mean(_phase(objective, phase, parts, trainees, options, world))
+        if phase.tell is not None:
+            phase.tell(losses)
         prefix = f"{phase.name}/" if len(objective.phases) > 1 else ""
         values |= {f"{prefix}{name}": value for name, value in losses.items()}
-    return world.mean(values)
+    return values
 
 
 def draw_batch(

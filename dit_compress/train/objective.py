@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dit_compress.core.randomness import Streams
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
 
@@ -90,6 +91,8 @@ class Phase:
     every: it runs at that one and each ``every``-th after it. Warm-up, decay and moving averages count its own updates.
     score: the entry of the loss that a validation of the last phase compares; lower is better.
     weighing: terms of the loss whose gradients are measured.
+    tell: is given what the loss returned at each update, after it: means over the whole batch on all processes. What it
+        takes out is not logged. What it makes of them it keeps in buffers of a trained role: checkpoints hold those.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Phase:
     every: int = 1
     score: str = "loss"
     weighing: Weighing | None = None
+    tell: Callable[[dict[str, float]], None] | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -170,6 +174,17 @@ class Distiller(Step, Protocol):
 
     def flow(self, before: Flow) -> Flow:
         """Return how the result is meant to be sampled."""
+
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:  # noqa: ARG002 - the contract
+        """Return why the bundles of its other slots, by name, can't go with its input.
+
+        Latents and the width of captions were compared before; reads no weights.
+        """
+        return []
+
+    def finish(self, student: Denoiser) -> nn.Module:
+        """Return the student's module, whole by now, without what the training put into it: as a bundle holds it."""
+        return student.module
 
 
 class DiscriminatorPart(Protocol):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import batch, words
 
-from dit_compress.model.flow import Flow
+from dit_compress.model.flow import Flow, euler
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.distillers import DistillerContract
@@ -18,8 +18,12 @@ from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
+from dit_compress_plugins.distill_dmd import DmdOptions
+from dit_compress_plugins.distill_dmd.distiller import DmdObjective, Real
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+from dit_compress_plugins.distill_scaled import ScaledOptions
+from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 
 
 def given() -> Batch:
@@ -98,6 +102,58 @@ class TestAdversarialFrames(TestAdversarial):
 
 class TestAdversarialLight(TestAdversarial):
     judge = "light_resblock3d"
+
+
+class TestDmd(DistillerContract):
+    guide: str | None = None
+
+    def objective(self) -> Any:
+        student, teacher = tiny_denoiser("video_dit"), tiny_denoiser("video_dit", 1)
+        guide = tiny_denoiser(self.guide, 2) if self.guide else None
+        schedule = Flow(3.0, 3, 1.0)
+        real = Real(teacher, Flow(3.0, 4, 2.0), euler)
+        return DmdObjective(DmdOptions(), student, real, words(), schedule, guide)
+
+    def batch(self) -> Batch:
+        return given()
+
+
+class TestDmdGuided(TestDmd):
+    guide = "video_dit"
+
+
+class TestDmdGuidedByAnotherGrid(TestDmd):
+    """Wan joins two by two cells."""
+
+    guide = "wan"
+
+
+class TestScaled(DistillerContract):
+    teacher = "wan"
+    options: ClassVar[dict[str, Any]] = {}
+    text_rate: float | None = None
+
+    def objective(self) -> Any:
+        teacher = tiny_denoiser(self.teacher, 1)
+        theirs = None if self.text_rate is None else words()
+        options = ScaledOptions(**self.options)
+        return ScaledObjective(options, tiny_denoiser("video_dit"), teacher, words(), Flow(), self.text_rate, theirs)
+
+    def batch(self) -> Batch:
+        return given()
+
+
+class TestScaledWithText(TestScaled):
+    text_rate = 1e-4
+
+
+class TestScaledOutput(TestScaled):
+    teacher = "video_dit"
+    options: ClassVar[dict[str, Any]] = {"features": False}
+
+
+class TestScaledFixed(TestScaled):
+    options: ClassVar[dict[str, Any]] = {"weight": 0.5}
 
 
 # ------------------------------------------------------------------ the contract catches what it is for

@@ -21,7 +21,7 @@ from toy import batch, part, words
 
 from dit_compress.core.randomness import Streams
 from dit_compress.model.denoiser import Denoiser
-from dit_compress.model.flow import Flow
+from dit_compress.model.flow import Flow, euler
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
@@ -32,8 +32,12 @@ from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
+from dit_compress_plugins.distill_dmd import DmdOptions
+from dit_compress_plugins.distill_dmd.distiller import DmdObjective, Real
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+from dit_compress_plugins.distill_scaled import ScaledOptions
+from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions
 from dit_compress_plugins.latent_video_vae.objective import VideoVAEObjective
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
@@ -109,6 +113,17 @@ def adversarial(head: str, r1: str) -> AdversarialObjective:
     return AdversarialObjective(options, student, judge, words(), Flow(3.0, 4, 1.0), None)
 
 
+def dmd(guide: str) -> DmdObjective:
+    options, teacher = DmdOptions(steps=2, batch=2, critic_warmup=1), tiny_denoiser("video_dit", 1)
+    real = Real(teacher, Flow(3.0, 4, 2.0), euler)
+    return DmdObjective(options, tiny_denoiser("video_dit"), real, words(), Flow(3.0, 3, 1.0), tiny_denoiser(guide, 2))
+
+
+def scaled(teacher: str) -> ScaledObjective:
+    options = ScaledOptions(steps=2, batch=2)
+    return ScaledObjective(options, tiny_denoiser("video_dit"), tiny_denoiser(teacher), words(), Flow(), 1e-3, words())
+
+
 def searched(name: str, notes: Path) -> MaskedObjective:
     inner = flow(name)
     levels = [part("granularity", level, remove=1) for level in ("block", "head", "ffn")]
@@ -163,6 +178,8 @@ def cases(notes: Path) -> dict[str, Callable[[], None]]:
         **{f"search, {name}": lambda name=name: step(searched(name, notes), latents()) for name in MODELS},
         **{f"trial, {name}": lambda name=name: tried(name, notes) for name in MODELS},
         **{head: lambda head=head: step(adversarial(head, "approximate"), latents()) for head in HEADS},
+        **{f"dmd, {name}": lambda name=name: step(dmd(name), latents()) for name in ("video_dit", "wan")},
+        **{f"scaled, {name}": lambda name=name: step(scaled(name), latents()) for name in MODELS},
         "exact R1": lambda: step(adversarial("dit_block", "exact"), latents()),
         "VAE": lambda: step(vae(), clips),
         "forgetful": lambda: step(Forgetful(), rows),

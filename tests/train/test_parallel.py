@@ -24,13 +24,14 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import full_disk
 from dit_compress.core.randomness import Streams
 from dit_compress.data.samples import Samples
-from dit_compress.model.flow import Flow
+from dit_compress.model.flow import Flow, euler
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
 from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
+from dit_compress.train.healing import add_lora, linears
 from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Phase, Role
@@ -40,8 +41,12 @@ from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
+from dit_compress_plugins.distill_dmd import DmdOptions
+from dit_compress_plugins.distill_dmd.distiller import DmdObjective, Real
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+from dit_compress_plugins.distill_scaled import ScaledOptions
+from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 from dit_compress_plugins.search_groupwise.lora import adapted
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, MaskedObjective
 
@@ -68,6 +73,14 @@ def objective(kind: str, name: str, options: Any) -> Any:
         return AffineObjective(options, tiny_denoiser(name), tiny_denoiser(name, 1), words(), [(0, 0), (2, 2)], Flow())
     student = tiny_denoiser(name)
     torch.manual_seed(2)
+    if kind == "scaled":
+        return ScaledObjective(options, student, tiny_denoiser("wan", 1), words(), Flow(), 1e-3, words())
+    if kind == "lora":
+        student.structure()
+        add_lora(student.module, linears(student.module), 2, 0)
+    if kind in ("dmd", "lora"):
+        real = Real(tiny_denoiser(name, 1), Flow(3.0, 4, 2.0), euler)
+        return DmdObjective(options, student, real, words(), Flow(3.0, 3, 1.0), tiny_denoiser("wan", 2))
     judge = part("discriminator", "dit_block", frozen_blocks=1, learnable_blocks=1).create(student)
     return AdversarialObjective(options, student, judge, words(), Flow(3.0, 4, 1.0), None)
 
@@ -76,6 +89,11 @@ def options_of(kind: str, **more: Any) -> Any:
     given = {**FLOW, **more}
     if kind == "affine":
         return AffineOptions(**{"kd_share": 0.2, "share_every": 2, "output_weight": 0.5, **given})
+    if kind == "scaled":
+        return ScaledOptions(**{"bins": 3, "ratio_decay": 0.5, **given})
+    if kind in ("dmd", "lora"):
+        given |= {"lora": {"rank": 2}} if kind == "lora" else {}
+        return DmdOptions(**{"critic_warmup": 1, "student_every": 2, "critic_lr": 1e-3, **given})
     return (
         FlowOptions(**given)
         if kind == "flow"
@@ -150,7 +168,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("flow", "video_dit"), ("affine", "video_dit"), ("adversarial", "video_dit"), ("adversarial", "wan"), ("grid", "video_dit")],
+    [
+        ("flow", "video_dit"),
+        ("affine", "video_dit"),
+        ("adversarial", "video_dit"),
+        ("adversarial", "wan"),
+        ("grid", "video_dit"),
+        ("dmd", "video_dit"),
+        ("lora", "video_dit"),
+        ("scaled", "video_dit"),
+    ],
 )
 def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
     together(train, tmp_path, 2, kind, name)
@@ -196,7 +223,7 @@ def test_a_search_on_two_processes_equals_one(tmp_path: Path, lora: bool) -> Non
     assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["flow", "affine", "adversarial"])
+@pytest.mark.parametrize("kind", ["flow", "affine", "adversarial", "dmd", "scaled"])
 def test_four_parts_of_a_quarter_equal_one_whole(tmp_path: Path, alone: Any, kind: str) -> None:
     train(ALONE, tmp_path, kind, "video_dit", None, {"accumulate": 4})
     assert_alike(tmp_path, alone(kind, "video_dit"))

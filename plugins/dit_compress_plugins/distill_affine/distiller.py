@@ -12,7 +12,7 @@ from torch import nn
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
-from dit_compress.train.distill import block_pairs, group_pairs, student_role
+from dit_compress.train.distill import block_pairs, descends, group_pairs, student_role
 from dit_compress.train.losses import cosine_distance, flow_loss, relative_squared_distance, squared_distance
 from dit_compress.train.objective import Phase, Role, Weighing
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
@@ -41,6 +42,17 @@ class AffineDistiller(DistillStep):
     def flow(self, before: Flow) -> Flow:
         """Return the schedule of the input, without guidance where the student has learnt it."""
         return before if self.options.guidance is None else replace(before, guidance=1.0)
+
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
+        """Return what to say where the student was not made of its teacher: no block is known to come from another."""
+        if descends(spec, others.get("teacher")):
+            return []
+        what = "the student does not descend from this teacher: another model, or pruned otherwise"
+        mend = (
+            "Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns from any "
+            "teacher of the same latents"
+        )
+        return [UserError(what, mend=mend)]
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions

@@ -1,0 +1,106 @@
+"""The experiments of related systems: claims that can hold, numbers worked by hand, and all of it run through, tiny."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import account
+import family
+import family_dmd
+import family_scaled
+import paired
+
+from dit_compress.run import pipeline, worker
+
+CHECKS = {
+    "dmd": {"gap_over_m": 0.5, "range": 0.0},
+    "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
+}
+
+
+@pytest.mark.parametrize("name", family.SYSTEMS)
+def test_every_claim_is_about_what_is_measured_and_can_hold_with_eight_seeds(name: str) -> None:
+    table = family.SYSTEMS[name].TABLE
+    arms = {arm for claim in table.claims for arm in claim[:2]}
+    assert arms <= set(table.paper)
+    assert {claim[2] for claim in table.claims} <= set(table.measures)
+    assert len(set(table.claims)) == len(table.claims)
+    assert len(table.claims) / 2**8 < paired.LEVEL
+
+
+@pytest.mark.parametrize("name", family.SYSTEMS)
+def test_the_number_worked_by_hand_is_reproduced(name: str) -> None:
+    assert family.SYSTEMS[name].check() == CHECKS[name]
+
+
+def test_spread_is_a_seeds_distance_to_the_median() -> None:
+    rows = [{arm: {"sliced_wasserstein": value} for arm in family_dmd.TABLE.paper} for value in (0.1, 0.2, 0.5)]
+    found, _ = family_dmd.finished(rows)
+    assert [row["dmd"]["spread"] for row in found] == pytest.approx([0.1, 0.0, 0.3])
+
+
+def test_the_scaling_is_compared_with_the_best_fixed_weight() -> None:
+    rows = [
+        {"scaled": {"excess": 0.2 + seed / 100}, "task": {"excess": 0.1}, "fixed 0.1": {"excess": 0.4},
+         "fixed 1": {"excess": 0.3}, "fixed 10": {"excess": 0.5}} for seed in (0, 2)
+    ]  # fmt: skip
+    _, figures = family_scaled.finished(rows)
+    assert figures["best_fixed"] == "fixed 1"
+    assert figures["scaled_minus_best_fixed"] == pytest.approx(-0.09)
+
+
+@pytest.mark.parametrize("tier", account.TIERS)
+def test_generators_have_equally_many_updates(tier: str) -> None:
+    own = family_dmd.SIZES[tier]
+    for name in family_dmd.STUDENTS:
+        how = family_dmd.how(name, account.TIERS[tier], own)
+        every = how.get("student_every", 1)
+        assert -(-(how["steps"] - own["warmup"]) // every) == own["updates"]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Steps and seeds run in this process: a new one imports torch again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(pipeline, "spawn", lambda command, _threads: worker.main(Path(command[-1])))
+    monkeypatch.setattr(
+        family,
+        "rows_of",
+        lambda name, out, tier, seeds, _workers: [family.row(name, out, tier, seed) for seed in range(seeds)],
+    )
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder: the systems share teachers."""
+    return tmp_path_factory.mktemp("family")
+
+
+@pytest.mark.slow(30)
+@pytest.mark.parametrize("name", family.SYSTEMS)
+def test_a_tiny_experiment_runs(name, here, out, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["family.py", name, "--tier", "tiny", "--seeds", "1", "--out", str(out)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert family.main() == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    table = family.SYSTEMS[name].TABLE
+    assert (last["system"], last["seeds"], last["claims"], last["tier"]) == (name, 1, len(table.claims), "tiny")
+    assert last["held"] == last["reversed"] == 0, "one seed can show nothing"
+    assert last["check"] == CHECKS[name]
+    assert all(set(means) == set(table.measures) for means in last["arms"].values())
+    assert set(last["arms"]) == set(table.paper)
+    text = (out / f"family-{name}.md").read_text("utf-8")
+    assert all(f"| {arm} |" in text for arm in table.paper)
