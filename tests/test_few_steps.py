@@ -94,7 +94,9 @@ def here(monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     threads = torch.get_num_threads()
     monkeypatch.setattr(pipeline, "spawn", lambda command, _threads: worker.main(Path(command[-1])))
-    monkeypatch.setattr(few_steps, "rows_of", lambda out, tier, seeds, _: [few_steps.one_seed(out, tier, seed) for seed in range(seeds)])
+    monkeypatch.setattr(
+        few_steps, "rows_of", lambda out, tier, seeds, _: [few_steps.one_seed(out, tier, seed) for seed in range(seeds)]
+    )
     yield
     torch.set_num_threads(threads)
     for number, handler in before.items():

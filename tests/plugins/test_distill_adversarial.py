@@ -47,7 +47,9 @@ def drawn(phase: Phase, **options: Any) -> dict[tuple[float, float], tuple[int, 
     """How often each pair (t, t') comes among 3000, and the weight of its judgement."""
     made = objective(**options)
     pairs: dict[tuple[float, float], tuple[int, float]] = {}
-    for t, then, weight in zip(*(value.tolist() for value in made.times(batch(made.text, size=3000), phase)), strict=True):
+    for t, then, weight in zip(
+        *(value.tolist() for value in made.times(batch(made.text, size=3000), phase)), strict=True
+    ):
         pair = round(t, 4), round(then, 4)
         pairs[pair] = (pairs.get(pair, (0, 0))[0] + 1, weight)
     return pairs
@@ -207,7 +209,9 @@ def test_frozen_blocks_never_change_the_learnable_one_and_the_head_do(tmp_path: 
     fit(made, samples(made), made.options, context_in(tmp_path))
     stack = made.student.structure().main.path
     assert changed(made.judge, judge)
-    assert all(key.startswith((f"trunk.module.{stack}.1.", "head.", "adversarial_share")) for key in changed(made.judge, judge))
+    assert all(
+        key.startswith((f"trunk.module.{stack}.1.", "head.", "adversarial_share")) for key in changed(made.judge, judge)
+    )
     assert changed(made.student, student)
 
 
@@ -386,7 +390,10 @@ def test_the_papers_defaults() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"sampling_steps": 1, "renoise": "grid"}, "with one sampling step the grid has no t' to judge at: take 'renoise:"),
+        (
+            {"sampling_steps": 1, "renoise": "grid"},
+            "with one sampling step the grid has no t' to judge at: take 'renoise:",
+        ),
         ({"adversarial_weight": 0, "reconstruction_weight": 0}, "are both 0: nothing trains the generator"),
         ({"balance": "gradient", "reconstruction_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
         ({"balance": "gradient", "adversarial_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
@@ -456,7 +463,12 @@ def curve(made: AdversarialObjective, folder: Path) -> list[dict[str, float]]:
     step, loop.train_step = loop.train_step, noted
     try:
         given = batch(made.text)
-        fit(made, Samples(given.x0.numpy(), given.captions, given.tokens, pixels=False), made.options, context_in(folder))
+        fit(
+            made,
+            Samples(given.x0.numpy(), given.captions, given.tokens, pixels=False),
+            made.options,
+            context_in(folder),
+        )
     finally:
         loop.train_step = step
     return rows
@@ -494,7 +506,10 @@ def test_the_weight_that_makes_the_share_by_hand(tmp_path: Path) -> None:
 
 
 def test_between_two_measurements_the_weight_stays(tmp_path: Path) -> None:
-    rows = curve(toy(balance="gradient", share_every=2, steps=5, lr=1e-2, discriminator_lr=1e-2, discriminator_warmup=1), tmp_path)
+    rows = curve(
+        toy(balance="gradient", share_every=2, steps=5, lr=1e-2, discriminator_lr=1e-2, discriminator_warmup=1),
+        tmp_path,
+    )
     weights = [row["generator/adversarial_weight"] for row in rows[1:]]
     assert "generator/loss" not in rows[0]
     assert weights[0] == weights[1] != weights[2] == weights[3]

@@ -77,7 +77,9 @@ def test_samples_that_are_all_means_cover_every_mode_and_are_too_alike() -> None
 
 def test_explained_is_one_at_the_floor_and_nothing_at_chance() -> None:
     figures = {"floor_sliced_wasserstein": 0.1, "chance_sliced_wasserstein": 0.9}
-    assert [explained({**figures, "sliced_wasserstein": value}) for value in (0.1, 0.5, 0.9)] == pytest.approx([1, 0.5, 0])
+    assert [explained({**figures, "sliced_wasserstein": value}) for value in (0.1, 0.5, 0.9)] == pytest.approx(
+        [1, 0.5, 0]
+    )
 
 
 # ------------------------------------------------------------------ the mixture

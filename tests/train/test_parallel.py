@@ -98,7 +98,14 @@ def options_of(kind: str, **more: Any) -> Any:
         FlowOptions(**given)
         if kind == "flow"
         else AdversarialOptions(
-            **{"discriminator_warmup": 1, "r1": 0.1, "r1_kind": "approximate", "r1_scale": 0.1, "share_every": 2, **given},
+            **{
+                "discriminator_warmup": 1,
+                "r1": 0.1,
+                "r1_kind": "approximate",
+                "r1_scale": 0.1,
+                "share_every": 2,
+                **given,
+            },
             **({"renoise": "grid"} if kind == "grid" else {"balance": "gradient", "adversarial_weight": 0.5}),
         )
     )
