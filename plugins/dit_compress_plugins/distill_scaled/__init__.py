@@ -1,14 +1,12 @@
 """Knowledge distillation scaled by the noise level, from any teacher of the same latents (SnapGen)."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from dit_compress.hooks import Plugin, hookimpl
-from dit_compress.train.options import DistillOptions
+from dit_compress.train.options import FlowMatchingOptions
 
 
-class ScaledOptions(DistillOptions):
+class ScaledOptions(FlowMatchingOptions):
     """Flow matching in the middle of the noise levels, the teacher at their ends, both of one size everywhere."""
 
     features: bool = Field(True, description="Compare the last features, too.")
@@ -17,8 +15,6 @@ class ScaledOptions(DistillOptions):
     )
     bins: int = Field(8, ge=1, le=1000, description="Noise levels whose losses are balanced apart.")
     ratio_decay: float = Field(0.95, ge=0, lt=1, description="Decay of the averages that the balance is taken of.")
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
-    sigma: Literal["uniform", "logit_normal"] = "logit_normal"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -121,10 +121,12 @@ class ScaledObjective:
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return the sum on one batch, its parts, and what the running means are made of."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
-        sigma = self.schedule.warp(batch.streams.positions(self.options.sigma))
+        options = self.options
+        places = batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std)
+        sigma = self.schedule.warp(places)
         x, drop = flow.interpolate(batch.x0, noise, sigma), batch.streams.uniform("dropout")
         losses = self.losses(x, sigma, flow.velocity(batch.x0, noise), *self.captions(batch, drop))
-        where = bins_of(sigma, self.options.bins)
+        where = bins_of(sigma, options.bins)
         logged = {f"{'flow' if name == 'task' else name}_loss": value.mean() for name, value in losses.items()}
         total = losses["task"]
         if self.options.weight is not None:
