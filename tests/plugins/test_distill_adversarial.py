@@ -233,6 +233,14 @@ def test_while_the_discriminator_warms_up_the_generator_and_its_average_stay(tmp
     assert float(moved.detach().median()) == pytest.approx(1e-2 / 20, rel=1e-3)
 
 
+def test_the_generator_moves_at_each_third_step_on_request() -> None:
+    discriminator, generator = objective(discriminator_warmup=2, generator_every=3).phases
+    assert [step for step in range(9) if generator.runs(step)] == [2, 5, 8]
+    assert all(discriminator.runs(step) for step in range(9))
+    (alone,) = objective(adversarial_weight=0, generator_every=3).phases
+    assert all(alone.runs(step) for step in range(3)), "nothing trains between its updates"
+
+
 def test_the_average_moves_a_twentieth_of_the_way(tmp_path: Path) -> None:
     """One AdamW step moves every weight by the rate; an average of 0.95 by a twentieth of it."""
     made = objective(steps=1, batch=2, ema=0.95)
@@ -397,6 +405,7 @@ def test_the_papers_defaults() -> None:
         ({"adversarial_weight": 0, "reconstruction_weight": 0}, "are both 0: nothing trains the generator"),
         ({"balance": "gradient", "reconstruction_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
         ({"balance": "gradient", "adversarial_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
+        ({"images": 0.5, "teacher_samples": 8}, "'images' are taken of clips, and 'teacher_samples' replace those"),
         ({"steps": 20}, "warms up for 20 of 20 steps, and the generator is never trained"),
         ({"steps": 30, "validation": {"every": 16}}, "no validation comes after 'discriminator_warmup'"),
         ({"steps": 30, "watch": {"every": 31}}, "'every: 31' never comes in 30 steps"),

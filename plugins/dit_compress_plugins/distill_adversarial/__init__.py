@@ -24,6 +24,7 @@ class AdversarialOptions(DistillOptions):
         None, ge=1, description="K of the default discriminator; half the depth if absent."
     )
     discriminator_warmup: int = Field(20, ge=0, description="Steps in which the discriminator trains alone.")
+    generator_every: int = Field(1, ge=1, description="The generator moves at each so-manieth step.")
     adversarial_weight: float = Field(1.0, ge=0, description="Of the loss; with 'balance: gradient' of its gradient.")
     reconstruction_weight: float = Field(1.0, ge=0)
     balance: Literal["fixed", "gradient"] = Field(
@@ -87,6 +88,8 @@ class AdversarialOptions(DistillOptions):
         every = self.validation.every if self.validation is not None else 1
         if self.steps // every * every <= self.first_update:
             raise ValueError("no validation comes after 'discriminator_warmup': lower 'every' in 'validation'")
+        if self.images and self.teacher_samples:
+            raise ValueError("'images' are taken of clips, and 'teacher_samples' replace those: give one of the two")
         if self.renoise == "grid" and self.sampling_steps == 1:
             raise ValueError("with one sampling step the grid has no t' to judge at: take 'renoise: logit_normal'")
         return self

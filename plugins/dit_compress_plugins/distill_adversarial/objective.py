@@ -56,7 +56,12 @@ class AdversarialObjective:
         self.weighed = bool(options.adversarial_weight and options.reconstruction_weight)
         weighing = self.weighing() if self.weighed else None
         generator = Phase(
-            "generator", ("student",), options.first_update, score="reconstruction_loss", weighing=weighing
+            "generator",
+            ("student",),
+            options.first_update,
+            options.generator_every if options.adversarial_weight else 1,
+            score="reconstruction_loss",
+            weighing=weighing,
         )
         self.phases: tuple[Phase, ...] = (generator,)
         if options.adversarial_weight:
