@@ -163,6 +163,8 @@ COMPUTING = (SetAttribute, GatherArgument, Substitute)
 _LISTS = ("modules", "times", "sigmas", "upstream")
 MAKING = (Factor, Tabulate)
 """Edits that put new tensors in the place of a module's: their values are not cut out of the old ones."""
+MAX_UNITS = 2**26
+"""Most entries of a dimension that an edit keeps: a list of them fits memory."""
 
 
 # ------------------------------------------------------------------ compile
@@ -300,6 +302,8 @@ def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
                 mend="Upgrade dit-compress",
             )
         if "index" in data:
+            if sum(stop - start for start, stop in data["index"]) > MAX_UNITS:
+                raise ValueError(f"an edit keeps more than {MAX_UNITS:,} entries")
             data["index"] = from_ranges(data["index"])
         if "returns" in data:
             data["returns"] = tuple(tuple(item) for item in data["returns"])
