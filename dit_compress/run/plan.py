@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """One step's row: the bundle it reads and the one it makes, in figures."""
+    """One step's row: the bundle it reads and the one it makes, in figures.
+
+    trained: parameters of the denoiser that the step trains.
+    """
 
     node: Node
     before: dict[str, Any]
     after: dict[str, Any]
     notes: tuple[str, ...]
+    trained: int = 0
 
 
 def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
@@ -67,7 +71,8 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             fresh = after.notes[len(before.notes) :] if before else ()
             if deep and node.kind == "export":
                 fresh += _check_export(node, after, networks)
-            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
+            trained = node.build().trained(after.outline()) if node.kind == "distill" else 0
+            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, trained))
             specs[node.name] = after
         except UserError as error:
             if not _consequence(node, specs, names):

@@ -169,6 +169,13 @@ class Distiller(Step, Protocol):
     def flow(self, before: Flow) -> Flow:
         """Return how the result is meant to be sampled."""
 
+    def trained(self, student: Denoiser) -> int:
+        """Count the parameters that training moves, for ``plan``: all; fewer where it freezes some, more for copies.
+
+        ``student`` has no weights, and is to be read only.
+        """
+        return sum(parameter.numel() for parameter in student.parameters())
+
 
 class DiscriminatorPart(Protocol):
     """Makes a discriminator out of a frozen copy of the generator."""
