@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.figures import BYTES_BF16, BYTES_FP32
@@ -77,7 +77,7 @@ def state_bytes(row: Planned, figures: Mapping[str, Mapping[str, int]]) -> int:
 
     All weights, those of a teacher too, and of what is trained gradients, moments and average.
     """
-    node, options = row.node, row.node.part.options
+    node, options = row.node, cast("TrainOptions", row.node.part.options)
     weights = row.after.get("latent_params" if node.kind == "latent" else "params", 0)
     trained = weights if node.kind == "latent" else row.trained
     teacher = figures.get(node.inputs.get("teacher", ""), {}).get("params", 0)
