@@ -136,12 +136,20 @@ def _check_captions(text: ComponentSpec, spec: Spec) -> None:
 def _check_slots(
     node: Node, before: Spec, specs: Mapping[str, Spec], encoders: Mapping[str, Encoder | None], recipe: Recipe
 ) -> None:
-    """UserError where a teacher of a training step can't be given the student's latents and captions."""
+    """UserError where a teacher of a training step can't be given the student's latents and captions.
+
+    And where a model in it is one for the noise levels of one schedule: training draws any.
+    """
+    from dit_compress.structure.modulation import need_any_timestep
+
+    if before.denoiser is not None:
+        need_any_timestep(before.outline().module, "training")
     ours = encoder_at(node.inputs.get("input"), encoders)
     for slot, source in node.inputs.items():
         spec = None if slot == "input" else _spec_of(source, specs, recipe)
         if spec is None or spec.denoiser is None:
             continue
+        need_any_timestep(spec.outline().module, f"training from the {slot} {source!r}")
         mend = f"Name a {slot} that was trained on the latents of the step's input"
         channels, denoiser = before.codec().channels if before.latent else None, spec.outline()
         if channels not in (None, denoiser.channels):
