@@ -49,7 +49,7 @@ Parts, which steps are composed of:
     def granularity() -> Plugin     Name what can be removed                      Granularity        structure/facts.py
         multiple_of, num_parts, axes, keep
     def search() -> Plugin          Choose which units stay                       Search             search/problem.py
-        search
+        search; by default: check
     def discriminator() -> Plugin   Judge latents in adversarial distillation     DiscriminatorPart  train/objective.py
         create
     def sampler() -> Plugin         Turn noise into a latent                      Sampler            model/protocols.py
