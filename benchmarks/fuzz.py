@@ -22,22 +22,27 @@ import tempfile
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from hostile import RECIPES, WORDS, copied, harmed, header_harm, json_harm, lines_harm, material, torn, yaml_harm
+import typer
+from hostile import RECIPES, WORDS, Copy, header_harm, json_harm, lines_harm, material, torn, yaml_harm
 
 from dit_compress.cli import app as cli
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import read_folder
 from dit_compress.export.folder import read_manifest
-from dit_compress.plugin.registry import installed
+from dit_compress.model.bundle import Bundle
+from dit_compress.plugin.registry import Registry, installed
 from dit_compress.recipe import load
-from dit_compress.structure.files.tensor_files import read_header
+from dit_compress.structure.files.load_pruned import edits_of
+from dit_compress.structure.files.pruned import read_plan
+from dit_compress.structure.files.tensor_files import open_weights, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from hostile import Harm
 
@@ -63,11 +68,12 @@ class _Terminal(io.TextIOWrapper):
 
 @dataclass
 class Case:
-    """One case at work. folder: its own; out: where it may write; printed: what it said."""
+    """One case at work. folder: its own; copies: of material, kept from case to case; printed: what it said."""
 
     random: Random
     material: Path
     folder: Path
+    copies: dict[str, Copy] = field(default_factory=dict)
     printed: str = ""
     said: list[str] = field(default_factory=list)
 
@@ -78,9 +84,16 @@ class Case:
 
     def harm(self, name: str, file: str, how: Harm) -> Path:
         """Return a copy of some material with one file harmed."""
-        copy = copied(self.material / name, self.folder / name)
-        harmed(copy / file, how(self.random, (copy / file).read_bytes()))
-        return copy
+        data = how(self.random, (self.material / name / file).read_bytes())
+        return self.harmed(name, {file: data})
+
+    def harmed(self, name: str, files: Mapping[str, bytes]) -> Path:
+        """Return a copy of some material with other bytes in these files."""
+        if name not in self.copies:
+            self.copies[name] = Copy(self.material / name, self.folder.parent / "copies" / name)
+        for file, data in files.items():
+            self.copies[name].harm(file, data)
+        return self.copies[name].folder
 
     def command(self, *words: Any) -> int:
         """Run a command here; its exit status."""
@@ -135,17 +148,32 @@ def captions(case: Case) -> int:
 
 def header(case: Case) -> int:
     """Return the reader of safetensors headers."""
-    path = case.folder / "a.safetensors"
-    whole = case.material / "ltx" / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(header_harm(case.random, whole.read_bytes()))
-    return read(case, lambda: read_header(path))
+    folder = case.harm("ltx", "diffusion_pytorch_model.safetensors", header_harm)
+    return read(case, lambda: read_header(folder / "diffusion_pytorch_model.safetensors"))
+
+
+def shards(case: Case) -> int:
+    """Return the reader of weights in shards, whose index says something else."""
+    folder = case.harm("shards", "diffusion_pytorch_model.safetensors.index.json", json_harm)
+    return read(case, lambda: open_weights(folder))
 
 
 def manifest(case: Case) -> int:
     """Return the reader of manifests."""
-    whole = (case.material / "package" / "files" / "manifest.json").read_bytes()
-    (case.folder / "manifest.json").write_bytes(json_harm(case.random, whole))
-    return read(case, lambda: read_manifest(case.folder, whole=True))
+    folder = case.harm("package/files", "manifest.json", json_harm)
+    return read(case, lambda: read_manifest(folder, whole=True))
+
+
+def record(case: Case) -> int:
+    """Return the reader of a bundle's record."""
+    folder = case.harm("bundle", "bundle.json", json_harm)
+    return read(case, lambda: Bundle.open(folder))
+
+
+def pruning(case: Case) -> int:
+    """Return the reader of what was pruned."""
+    folder = case.harm("pruned", "pruning.json", json_harm)
+    return read(case, lambda: edits_of(read_plan(folder)))
 
 
 def config(case: Case) -> int:
@@ -195,11 +223,9 @@ def package(case: Case) -> int:
         file = case.random.choice([name for name in files if name != "manifest.json"])
         folder = case.harm("package/files", file, HARMS.get(Path(file).suffix, torn))
     else:
-        folder = copied(source, case.folder / "package")
-        one, other = (folder / name for name in case.random.sample(files, 2))
-        kept = one.read_bytes()
-        harmed(one, other.read_bytes())
-        harmed(other, kept)
+        one, other = case.random.sample(files, 2)
+        swapped = {one: (source / other).read_bytes(), other: (source / one).read_bytes()}
+        folder = case.harmed("package/files", swapped)
     if case.random.random() < 0.5:
         return case.command("verify", folder)
     return case.command("play", folder, "a red circle", "--out", case.out / "v.mp4")
@@ -262,9 +288,9 @@ def arguments(case: Case) -> int:
 
 
 KINDS: dict[str, tuple[Callable[[Case], int], int]] = {
-    "recipe": (recipe, 35), "header": (header, 20), "manifest": (manifest, 15), "captions": (captions, 15),
-    "arguments": (arguments, 6), "check": (check, 3), "config": (config, 2), "bundle": (bundle, 2),
-    "weights": (weights, 1), "package": (package, 1),
+    "recipe": (recipe, 30), "header": (header, 15), "manifest": (manifest, 15), "captions": (captions, 10),
+    "shards": (shards, 5), "record": (record, 5), "pruning": (pruning, 5), "arguments": (arguments, 6),
+    "check": (check, 3), "config": (config, 2), "bundle": (bundle, 2), "weights": (weights, 1), "package": (package, 1),
 }  # fmt: skip
 """Each with how many of a hundred cases."""
 
@@ -289,21 +315,49 @@ class Found:
 
 
 def fuzz(made: Path, work: Path, cases: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Found:
-    """Run cases of some kinds on the material ``made``, each in a folder of its own below ``work``."""
+    """Run cases of some kinds on the material ``made``, one after another in one folder below ``work``."""
     found, home = Found(), Path.cwd()
     shares = [KINDS[kind][1] for kind in kinds]
-    for number in range(cases):
-        random = Random(f"{seed}/{number}")
-        kind = random.choices(kinds, shares)[0]
-        case = Case(random, made, work / "case")
-        case.out.mkdir(parents=True)
-        os.chdir(case.out)
-        try:
-            judge(case, KINDS[kind][0], f"--seed {seed} case {number} ({kind})", found)
-        finally:
-            os.chdir(home)
-            shutil.rmtree(case.folder, ignore_errors=True)
+    copies: dict[str, Copy] = {}
+    out = work / "case" / "out"
+    out.mkdir(parents=True)
+    os.chdir(out)
+    try:
+        with alarmed(), shared():
+            for number in range(cases):
+                random = Random(f"{seed}/{number}")
+                kind = random.choices(kinds, shares)[0]
+                case = Case(random, made, work / "case", copies)
+                judge(case, KINDS[kind][0], f"--seed {seed} case {number} ({kind})", found)
+                clear(case.folder, keep=case.out)
+    finally:
+        os.chdir(home)
+        for folder in (work / "case", work / "copies"):
+            shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def clear(folder: Path, keep: Path) -> None:
+    """Empty a folder, of itself and the one it keeps only what is in them."""
+    for entry in [*os.scandir(folder), *os.scandir(keep)]:
+        if not entry.is_dir(follow_symlinks=False):
+            Path(entry.path).unlink()
+        elif entry.path != str(keep):
+            shutil.rmtree(entry.path)
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Build the command line and look for the installed plugins once, not in every case."""
+    build, discover = typer.main.get_command, Registry.discover
+    whole = discover()
+    typer.main.get_command = cache(build)
+    Registry.discover = lambda files=(): discover(files) if files else whole  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        typer.main.get_command = build
+        Registry.discover = discover  # type: ignore[method-assign]
 
 
 def judge(case: Case, kind: Callable[[Case], int], name: str, found: Found) -> None:
@@ -324,27 +378,40 @@ def judge(case: Case, kind: Callable[[Case], int], name: str, found: Found) -> N
         found.failed["tracebacks"].append(
             f"{name}: {' '.join(case.said)[:500]}: status {status}\n{case.printed[:2000]}"
         )
-    if status == 2 and (left := [str(item) for item in case.out.rglob("*")]):
+    left = [str(item) for item in case.out.rglob("*")] if status == 2 else []
+    left += [f"{name}/{file}" for name, copy in case.copies.items() if copy.harmed for file in copy.mend()]
+    if left:
         found.failed["left_behind"].append(f"{name}: {' '.join(case.said)[:500]}: {left}\n{case.printed[:2000]}")
+
+
+_CLOCKS = ((signal.ITIMER_PROF, signal.SIGPROF), (signal.ITIMER_REAL, signal.SIGALRM))
+
+
+@contextlib.contextmanager
+def alarmed() -> Iterator[None]:
+    """Let what is :func:`limited` raise Hang."""
+
+    def ring(*_: object) -> None:
+        raise Hang
+
+    before = [signal.signal(number, ring) for _, number in _CLOCKS]
+    try:
+        yield
+    finally:
+        for (_, number), handler in zip(_CLOCKS, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
     """Raise Hang where what is inside takes too long."""
-
-    def ring(*_: object) -> None:
-        raise Hang
-
-    clocks = ((signal.ITIMER_PROF, signal.SIGPROF, CPU_LIMIT_S), (signal.ITIMER_REAL, signal.SIGALRM, LIMIT_S))
-    before = [signal.signal(number, ring) for _, number, _ in clocks]
+    for (clock, _), seconds in zip(_CLOCKS, (CPU_LIMIT_S, LIMIT_S), strict=True):
+        signal.setitimer(clock, seconds)
     try:
-        for clock, _, seconds in clocks:
-            signal.setitimer(clock, seconds)
         yield
     finally:
-        for (clock, number, _), handler in zip(clocks, before, strict=True):
+        for clock, _ in _CLOCKS:
             signal.setitimer(clock, 0)
-            signal.signal(number, handler)
 
 
 def main() -> int:

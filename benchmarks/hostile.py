@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from dit_compress.model.bundle import write_bundle
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.registry import installed
+from dit_compress.pruning.prune import prune
 from dit_compress.recipe import make_part
 from dit_compress.step.context import Context
 from dit_compress.testing.models import tiny_denoiser
@@ -85,11 +87,13 @@ def package(folder: Path, source: Bundle) -> None:
 
 
 def material(folder: Path) -> Path:
-    """Everything that is harmed, in one folder: bundle/, ltx/, package/files/, clips/."""
+    """Everything that is harmed, in one folder: bundle/, ltx/, shards/, pruned/, package/files/, clips/."""
     made = bundle(folder / "bundle")
     package(folder / "package", made)
     ltx: Any = tiny_denoiser("ltx").module
     ltx.save_pretrained(folder / "ltx")
+    ltx.save_pretrained(folder / "shards", max_shard_size="100KB")
+    prune(folder / "ltx", remove={"block": 1}, out=folder / "pruned")
     clips = folder / "clips"
     clips.mkdir()
     for name in "ab":
@@ -99,24 +103,50 @@ def material(folder: Path) -> Path:
     return folder
 
 
-def copied(source: Path, target: Path) -> Path:
-    """Return a copy whose files are links: what is harmed is written anew."""
-    return Path(shutil.copytree(source, target, copy_function=os.link))
+class Copy:
+    """A copy of some material whose files are links: what is harmed is written anew, and mended for the next case."""
 
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.source, self.folder = source, folder
+        self.harmed: list[str] = []
+        shutil.copytree(source, folder, copy_function=os.link)
+        self.files = self.listed()
 
-def harmed(path: Path, data: bytes) -> None:
-    """Write a file anew, never through a link."""
-    path.unlink()
-    path.write_bytes(data)
+    def listed(self) -> list[str]:
+        """Every file and folder in it."""
+        return sorted(item.relative_to(self.folder).as_posix() for item in self.folder.rglob("*"))
+
+    def harm(self, file: str, data: bytes) -> None:
+        """Write a file anew, never through a link."""
+        self.harmed.append(file)
+        (self.folder / file).unlink()
+        (self.folder / file).write_bytes(data)
+
+    def mend(self) -> list[str]:
+        """Link the harmed files again; give what stands here that never did."""
+        found = [name for name in self.listed() if name not in self.files]
+        for file in self.harmed:
+            (self.folder / file).unlink(missing_ok=True)
+            os.link(self.source / file, self.folder / file)
+        self.harmed.clear()
+        for name in reversed(found):
+            path = self.folder / name
+            path.rmdir() if path.is_dir() else path.unlink()
+        return found
 
 
 # ------------------------------------------------------------------ mutations
 
 
-def places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place below the top of nested data."""
+def places(data: Any, found: list[tuple[Any, Any]] | None = None) -> list[tuple[Any, Any]]:
+    """Every place below the top of nested data: what holds it, and its key there."""
+    found = [] if found is None else found
     keys = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    return [place for key, value in keys for place in ((*at, key), *places(value, (*at, key)))]
+    for key, value in keys:
+        found.append((data, key))
+        if isinstance(value, (dict, list)):
+            places(value, found)
+    return found
 
 
 def a_value(random: Random) -> Any:
@@ -130,10 +160,7 @@ def changed(random: Random, data: Any) -> Any:
         found = places(data)
         if not found:
             return a_value(random)
-        *outer, leaf = random.choice(found)
-        holder = data
-        for step in outer:
-            holder = holder[step]
+        holder, leaf = random.choice(found)
         kind = random.random()
         if kind < 0.65:
             holder[leaf] = a_value(random)
@@ -190,7 +217,12 @@ def yaml_harm(random: Random, data: bytes) -> bytes:
         at = random.randrange(1, len(parts))
         word = random.choice((b'"\\ud800"', b"1e400", b".nan", b"0x10", b"[" * 2000, b"-.inf", b"9" * 5000))
         return b": ".join(parts[:at]) + b": " + word + b" #" + b": ".join(parts[at:])
-    return json.dumps(changed(random, yaml.safe_load(data))).encode()
+    return json.dumps(changed(random, json.loads(_as_json(data)))).encode()
+
+
+@cache
+def _as_json(data: bytes) -> str:
+    return json.dumps(yaml.safe_load(data))
 
 
 def header_harm(random: Random, data: bytes) -> bytes:

@@ -106,7 +106,7 @@ def quality(bundle: Path, score: dict[str, Any]) -> dict[str, float]:
     """
     context, denoiser = opened(str(bundle), bundle)
     text = context.text()
-    grid = data_grid(context.latents("test", text), text, context.input.flow, 128)
+    grid = data_grid(context.latents("test", text), text, context.input.flow, 128, denoiser.possible)
     found = {"loss": grid.loss(denoiser)}
     with tempfile.TemporaryDirectory() as folder:
         drawn = make_part("evaluate", {"use": "shapes", **score}, installed()).build()

@@ -30,7 +30,7 @@ Steps, the entries of a recipe:
     def prune() -> Plugin           Remove units of the denoiser                  Step               step/protocols.py
         plan, run
     def distill() -> Plugin         Train with roles, phases and losses           Distiller          train/objective.py
-        plan, run, options, objective, flow; by default: misfits, finish
+        plan, run, options, objective, flow; by default: misfits, finish, trained
     def transform() -> Plugin       Change the structure in any other way         Transform          step/protocols.py
         plan, run, replay
     def evaluate() -> Plugin        Measure a bundle                              Step               step/protocols.py
@@ -49,7 +49,7 @@ Parts, which steps are composed of:
     def granularity() -> Plugin     Name what can be removed                      Granularity        structure/facts.py
         multiple_of, num_parts, axes, keep
     def search() -> Plugin          Choose which units stay                       Search             search/problem.py
-        search
+        search; by default: check
     def discriminator() -> Plugin   Judge latents in adversarial distillation     DiscriminatorPart  train/objective.py
         create
     def sampler() -> Plugin         Turn noise into a latent                      Sampler            model/protocols.py

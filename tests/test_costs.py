@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from command import here
 
+from dit_compress.cli.plan import plan_table
 from dit_compress.plugin.registry import use
 from dit_compress.recipe import load
 from dit_compress.run import costs as module
@@ -52,6 +53,43 @@ def test_by_hand(path: Path) -> None:
     assert teacher.memory > 16 * own["params"]
     assert teacher.flops == 3 * own["flops"] * 8 * 100
     assert (found["psnr"].disk, found["psnr"].memory) == (0, 0)
+
+
+FROZEN = """
+from dit_compress.hooks import DistillStep, Plugin, TrainOptions, hookimpl
+
+
+@hookimpl
+def distill() -> Plugin:
+    return Plugin(name="biases", options=TrainOptions, load="biases:Biases", world="all", slots=("teacher",))
+
+
+class Biases(DistillStep):
+    def objective(self, context, student, teacher, text): ...
+
+    def trained(self, student):
+        return sum(value.numel() for name, value in student.named_parameters() if name.endswith("bias"))
+"""
+
+
+def test_only_what_is_trained_has_gradients_moments_and_checkpoints(path: Path, tmp_path: Path) -> None:
+    """The teacher beside it is weights alone, as the rest of the student is."""
+    (tmp_path / "biases.py").write_text(FROZEN)
+    step = "  - distill: {use: biases, steps: 100, batch: 8, ema: 0.9}\n    teacher: teacher\n  - evaluate"
+    path.write_text(RECIPE.replace("  - evaluate", step))
+    recipe = load(path, use([tmp_path / "biases.py"]))
+    rows = plan(recipe, processes=2)
+    found, row, params = costs(rows, recipe)["biases"], rows[3], rows[2].after["params"]
+    assert recipe.model is not None
+    whole = recipe.model.build().create()
+    biases = sum(value.numel() for name, value in whole.named_parameters() if name.endswith("bias"))
+    assert 0 < biases < params / 10
+    assert row.trained == biases
+    assert module.state_bytes(row, {"teacher": rows[2].after}) == 4 * (2 * params + 4 * biases)
+    assert found.disk == 4 * (params + 2 * 4 * biases), "two checkpoints of weights, moments and average"
+    table = plan_table(rows, recipe, tmp_path / "run", 2)
+    (column,) = [column for column in table.columns if column.header == "training, each of 2"]
+    assert list(column.cells)[3] == module.size(4 * (params + 2 * biases))
 
 
 def test_the_plan_says_it_in_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

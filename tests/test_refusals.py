@@ -647,6 +647,7 @@ def test_a_cache_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
         (0, "evaluate: {use: psnr}", "test"),
         (0.999, "distill: {use: flow, steps: 1, batch: 1}", "train"),
         (0, "distill: {use: flow, steps: 1, batch: 1, validation: {every: 1}}", "test"),
+        (0, "distill: {use: flow, steps: 1, batch: 1}", "test"),  # the VAE's own measure
     ],
 )
 def test_a_split_without_clips_is_refused_before_the_first_step(

@@ -32,13 +32,19 @@ def inspect(
     ] = False,
     plugin: PluginFiles = None,
 ) -> None:
-    """Show what a model consists of: axes, parameters and FLOPs by component, what can be removed and what stays."""
+    """Show what a model consists of: axes, parameters and FLOPs by component, what can be removed and what stays.
+
+    Weights that lie in the folder are looked through for NaN and infinity at the end.
+    """
     speak()
     say(f"reading {target}")
-    from dit_compress.pruning.target import empty_denoiser
+    from dit_compress.pruning.target import empty_denoiser, weights_folder
+    from dit_compress.structure.files.finite import need_finite_files
 
     registry(plugin)
     show(axes_table(empty_denoiser(target), size, peer=peer))
+    if folder := weights_folder(target):
+        need_finite_files(folder)
 
 
 def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None, *, peer: bool = False) -> Table:

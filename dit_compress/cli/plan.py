@@ -63,7 +63,7 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
     columns: tuple[str, ...] = ("step", "kind", "parameters", "GFLOPs/call", "tokens", "memory", "cached", "notes")
     if processes:
         columns = (*columns[:6], f"training, each of {processes}", *columns[6:])
-    sizes = {row.node.name: row.after.get("params", 0) for row in rows}
+    figures = {row.node.name: row.after for row in rows}
     estimate = described(recipe, costs(rows, recipe, processes or 1), processes or 1)
     table = Table(*columns, title=f"{recipe.name}: {estimate}", box=None, title_justify="left")
     cached = _cached(recipe, run)
@@ -75,25 +75,22 @@ def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: in
             _change(row, "flops", lambda value: f"{value / 1e9:,.{0 if value > 1e12 else 3}f}"),
             _change(row, "tokens", lambda value: f"{value:,}"),
             _change(row, "memory_bytes", size),
-            *([_training(row, sizes, processes)] if processes else []),
+            *([_training(row, figures, processes)] if processes else []),
             "yes" if row.node.name in cached else "no",
             "; ".join(row.notes),
         )
     return table
 
 
-def _training(row: Planned, sizes: Mapping[str, int], processes: int) -> str:
-    """Count weights, gradients, moments and average of the student, and the teacher's weights: float32, shared out."""
-    from dit_compress.model.figures import BYTES_FP32, TRAIN_COPIES
-    from dit_compress.run.costs import size
+def _training(row: Planned, figures: Mapping[str, Mapping[str, int]], processes: int) -> str:
+    """Say what student and teacher hold of each process, where all train together."""
+    from dit_compress.run.costs import size, state_bytes
     from dit_compress.train.options import TrainOptions
 
     options = row.node.part.options if row.node.kind == "distill" else None
     if not isinstance(options, TrainOptions) or row.node.part.plugin.world != "all":
         return "–"
-    copies = TRAIN_COPIES + (options.ema > 0)
-    weights = copies * row.after.get("params", 0) + sizes.get(row.node.inputs.get("teacher", ""), 0)
-    return size(BYTES_FP32 * weights / options.sharing(processes))
+    return size(state_bytes(row, figures) / options.sharing(processes))
 
 
 def _change(row: Planned, name: str, show: Any) -> str:

@@ -22,7 +22,10 @@ def sensitivity(
     target: Annotated[str, typer.Argument(help="A bundle, or a run folder (its last bundle).")],
     out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("sensitivity"),
     level: Annotated[
-        list[str] | None, typer.Option(help=f"A level; may be repeated. {', '.join(defaults.LEVELS)} if absent.")
+        list[str] | None,
+        typer.Option(
+            help=f"A level, or one of a stack (block.refiner); may be repeated. {', '.join(defaults.LEVELS)} if absent."
+        ),
     ] = None,
     share: Annotated[list[float] | None, typer.Option(help="A share to remove; may be repeated.")] = None,
     search: Annotated[str, typer.Option(help="Which units go.")] = defaults.SEARCH,

@@ -103,10 +103,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"not valid JSON: {error}", where=str(path)) from error
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON into a file, atomically."""
+def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
+    """Write JSON into a file, atomically. indent: None writes one line, in a tenth of the time: for long arrays."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", "utf-8")
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:

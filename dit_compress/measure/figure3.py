@@ -9,8 +9,9 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
 from dit_compress.model.bundle import Bundle
 from dit_compress.plugin import defaults
-from dit_compress.plugin.registry import closest, installed
+from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
+from dit_compress.search.levels import found_axes, named_levels
 from dit_compress.search.problem import SearchProblem
 from dit_compress.step.context import Context
 from dit_compress.structure.modulation import need_any_timestep
@@ -102,19 +103,7 @@ def opened(target: str, out: Path) -> tuple[Context, Denoiser]:
 
 def axes_of(denoiser: Denoiser, names: Sequence[str]) -> dict[str, list[Axis]]:
     """Return the axes of each level that is named; UserError for an unknown level, and for one that finds nothing."""
-    known = [entry.plugin.name for entry in installed().entries("granularity")]
-    structure, levels = denoiser.structure(), {}
-    for name in names:
-        if name not in known:
-            meant = closest(name, known)
-            raise UserError(
-                f"there is no level {name!r}; there are {', '.join(sorted(known))}",
-                mend=f"Did you mean {meant!r}?" if meant else "",
-            )
-        levels[name] = make_part("granularity", name, installed()).build().axes(structure)
-        if not levels[name]:
-            raise UserError(f"level {name!r} finds nothing to remove in this model", mend="Leave it out")
-    return levels
+    return found_axes(named_levels(names), denoiser)[0]
 
 
 def latent_size(context: Context, denoiser: Denoiser) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dit_compress.core.errors import UserError
 from dit_compress.plugin import defaults
 from dit_compress.structure.copies import meta_copy
+from dit_compress.structure.files.whole import said
 from dit_compress.structure.record import tensors_in
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def compare(denoiser: Denoiser, axes: Sequence[Axis]) -> tuple[Mapping[str, Verd
     try:
         graph = _Graph(denoiser)
     except Exception as error:  # noqa: BLE001 - whatever a peer raises is its answer
-        return dict.fromkeys((axis.name for axis in axes), "can't trace"), f"{type(error).__name__}: {_line(error)}"
+        return dict.fromkeys((axis.name for axis in axes), "can't trace"), said(error)
     return {axis.name: graph.verdict(axis) for axis in axes}, ""
 
 
@@ -127,10 +128,6 @@ def _ours(axis: Axis, tensors: Mapping[str, Tensor]) -> set[Slice]:
 
 def _places(indices: np.ndarray) -> list[int]:
     return sorted(int(index) for index in indices)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 @contextmanager

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 BYTES_BF16 = 2
 BYTES_FP32 = 4
-TRAIN_COPIES = 4
-"""fp32 training holds weights, gradients and AdamW's two moments."""
 
 
 class UncountableError(UserError):
@@ -34,8 +32,8 @@ def describe(spec: Spec) -> dict[str, Any]:
     """Describe a bundle without its weights: parameters, tokens, FLOPs of one denoiser call, memory.
 
     ``flops`` counts multiply and add as two, attention included, for one sample. ``memory_bytes`` is
-    what weights (bf16) and the largest activations of one call need; ``train_bytes`` what fp32 AdamW
-    holds per process. ``flops`` is missing for a network that looks at the values of its tensors.
+    what weights (bf16) and the largest activations of one call need. ``flops`` is missing for a network that looks at
+    the values of its tensors.
     """
     figures: dict[str, Any] = {}
     if spec.text is not None:
@@ -47,7 +45,6 @@ def describe(spec: Spec) -> dict[str, Any]:
     structure = spec.outline().structure()
     denoiser = spec.build_denoiser().to("meta")
     figures["params"] = count_parameters(denoiser)
-    figures["train_bytes"] = figures["params"] * BYTES_FP32 * TRAIN_COPIES
     figures["blocks"] = structure.main.length
     figures["heads"] = [attention.heads for attention in structure.attentions]
     figures["ffn"] = [feed_forward.width for feed_forward in structure.feed_forwards]

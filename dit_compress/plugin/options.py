@@ -34,6 +34,11 @@ class Options(BaseModel):
         return False
 
     @property
+    def one_schedule(self) -> bool:
+        """True where the model that a step gives can be called at the noise levels of one schedule alone."""
+        return False
+
+    @property
     def caption_width(self) -> int | None:
         """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
         return None

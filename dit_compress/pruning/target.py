@@ -85,6 +85,14 @@ def empty_denoiser(target: str) -> Denoiser:
         return found.load()[0].to("meta")
 
 
+def weights_folder(target: str) -> Path | None:
+    """Return where the denoiser's weights lie of what :func:`open_target` opens; nowhere of a class that is named."""
+    if not Path(target).exists() and target.isidentifier():
+        return None
+    found = open_target(target)
+    return found.path / "denoiser" if isinstance(found, Bundle) else found.path
+
+
 def component_folder(path: Path) -> Path:
     """Return the transformer's folder of a pipeline, or the folder itself."""
     for found in (path / "transformer", path):

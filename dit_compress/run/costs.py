@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dit_compress.core.errors import UserError
-from dit_compress.model.figures import BYTES_BF16, BYTES_FP32, TRAIN_COPIES
+from dit_compress.model.figures import BYTES_BF16, BYTES_FP32
 from dit_compress.plugin.options import VideoOptions
 from dit_compress.train.options import TrainOptions
 
@@ -55,25 +55,33 @@ def _cost(row: Planned, figures: Mapping[str, Mapping[str, int]], recipe: Recipe
     written = {"base": params + text, "latent": codec, "evaluate": 0, "export": 0}.get(node.kind, params)
     if not isinstance(options, TrainOptions) or node.kind not in ("latent", "distill"):
         return Cost(BYTES_FP32 * written, BYTES_FP32 * written)
-    copies = TRAIN_COPIES + (options.ema > 0)
-    saved = (
-        options.keep_checkpoints * (1 + _MOMENTS + (options.ema > 0))
-        if options.steps >= options.checkpoint_every
-        else 0
-    )
-    held, part = copies * written, options.batch / (options.accumulate * processes)
+    trained = codec if node.kind == "latent" else row.trained
+    saved = options.keep_checkpoints if options.steps >= options.checkpoint_every else 0
+    checkpoints = BYTES_FP32 * trained * saved * (1 + _MOMENTS + (options.ema > 0))
+    part = options.batch / (options.accumulate * processes)
     video = prod((3, *recipe.video)) if recipe.video else 0
     cached, activations, flops = 0, 0.0, 0.0
     if node.kind == "latent":
         cached, activations = (clips_of(recipe) or 0) * video, BYTES_FP32 * video
     else:
-        held += figures.get(node.inputs.get("teacher", ""), {}).get("params", 0)
         widest = max(0.0, own.get("memory_bytes", 0) / BYTES_BF16 - params) / 4  # of one block, see ``describe``
         blocks = 1 if options.checkpoint_activations else own.get("blocks", 1)
         activations = (BYTES_BF16 if options.bf16 else BYTES_FP32) * widest * blocks
         flops = _PASSES * own.get("flops", 0) * options.batch * options.steps
-    disk = BYTES_FP32 * written * (1 + saved) + (0 if _streams(recipe) else cached)
-    return Cost(disk, BYTES_FP32 * held / options.sharing(processes) + part * activations, flops)
+    disk = BYTES_FP32 * written + checkpoints + (0 if _streams(recipe) else cached)
+    return Cost(disk, state_bytes(row, figures) / options.sharing(processes) + part * activations, flops)
+
+
+def state_bytes(row: Planned, figures: Mapping[str, Mapping[str, int]]) -> int:
+    """Count what a training step holds besides activations, in float32.
+
+    All weights, those of a teacher too, and of what is trained gradients, moments and average.
+    """
+    node, options = row.node, cast("TrainOptions", row.node.part.options)
+    weights = row.after.get("latent_params" if node.kind == "latent" else "params", 0)
+    trained = weights if node.kind == "latent" else row.trained
+    teacher = figures.get(node.inputs.get("teacher", ""), {}).get("params", 0)
+    return BYTES_FP32 * (max(weights, trained) + (1 + _MOMENTS + (options.ema > 0)) * trained + teacher)
 
 
 def _streams(recipe: Recipe) -> bool:

@@ -41,8 +41,24 @@ def need(node: Node, recipe: Recipe) -> None:
     if node.needs_data and recipe.data is None:
         raise UserError(f"step {node.name!r} needs clips", mend="Name a 'data' source in the recipe")
     trains = any(part.kind == "distill" for part in node.inner)
+    if trains:
+        _need_any_schedule(node, recipe)
     if trains and not _has_text(node.inputs.get("input"), recipe):
         raise UserError(f"step {node.name!r} needs a text encoder", mend="Name a 'text' in the recipe")
+
+
+def _need_any_schedule(node: Node, recipe: Recipe) -> None:
+    """UserError where a step trains with a model that an earlier step made for the noise levels of one schedule."""
+    for slot, given in node.inputs.items():
+        source: str | None = given
+        while source is not None and (step := recipe.step(source)) is not None:
+            if step.part.options.one_schedule:
+                raise UserError(
+                    f"step {node.name!r} trains at any noise level, and since step {source!r} "
+                    f"its {slot} knows those of one schedule",
+                    mend=f"Put step {source!r} behind this one",
+                )
+            source = step.inputs.get("input")
 
 
 def _need_width(recipe: Recipe) -> None:

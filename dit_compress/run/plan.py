@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """One step's row: the bundle it reads and the one it makes, in figures."""
+    """One step's row: the bundle it reads and the one it makes, in figures.
+
+    trained: parameters of the denoiser that the step trains.
+    """
 
     node: Node
     before: dict[str, Any]
     after: dict[str, Any]
     notes: tuple[str, ...]
+    trained: int = 0
 
 
 def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
@@ -67,7 +71,8 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             fresh = after.notes[len(before.notes) :] if before else ()
             if deep and node.kind == "export":
                 fresh += _check_export(node, after, networks)
-            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh))
+            trained = node.build().trained(after.outline()) if node.kind == "distill" else 0
+            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, trained))
             specs[node.name] = after
         except UserError as error:
             if not _consequence(node, specs, names):
@@ -131,13 +136,21 @@ def _check_captions(text: ComponentSpec, spec: Spec) -> None:
 def _check_slots(
     node: Node, before: Spec, specs: Mapping[str, Spec], encoders: Mapping[str, Encoder | None], recipe: Recipe
 ) -> None:
-    """UserError where a teacher of a training step can't be given the student's latents and captions."""
+    """UserError where a teacher of a training step can't be given the student's latents and captions.
+
+    And where a model in it is one for the noise levels of one schedule: training draws any.
+    """
+    from dit_compress.structure.modulation import need_any_timestep
+
+    if before.denoiser is not None:
+        need_any_timestep(before.outline().module, "training")
     ours, others = encoder_at(node.inputs.get("input"), encoders), dict[str, Spec]()
     size = before.latent_size() if before.latent and before.video else None
     for slot, source in node.inputs.items():
         spec = None if slot == "input" else _spec_of(source, specs, recipe)
         if spec is None or spec.denoiser is None:
             continue
+        need_any_timestep(spec.outline().module, f"training from the {slot} {source!r}")
         mend = f"Name a {slot} that was trained on the latents of the step's input"
         channels, denoiser = before.codec().channels if before.latent else None, spec.outline()
         if channels not in (None, denoiser.channels):

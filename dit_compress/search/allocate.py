@@ -94,37 +94,52 @@ def equal_plans(question: Question) -> Iterator[EqualPlan]:
     deepest = max((gate.units for gate in stacks.values()), default=1)
     levels = {axis.level: [a for a in axes if a.level == axis.level] for axis in axes if not axis.blocks}
     groups_of = {gate.name: alike_blocks(question.price, axes, gate) for gate in stacks.values()}
+    choices = [_choices(question, level, members) for level, members in levels.items()]
+    entries = [entry for found in choices for entry, _ in found]
+    losses = np.array([loss for found in choices for _, loss in found])
+    groups = np.array([group for group, found in enumerate(choices) for _ in found], dtype=int)
     for left in range(1, deepest + 1) if stacks else [1]:
         blocks = {gate.name: proportional(left, deepest, gate.units, 1) for gate in stacks.values()}
         shares = {gate.name: _shares(groups_of[gate.name], blocks[gate.name]) for gate in stacks.values()}
         rest = sum(_blocks_weight(question.price.blocks[name], groups_of[name], shares[name]) for name in shares)
         loss = curves.level(next(iter(stacks.values())).level)(1 - left / deepest) if stacks else 0.0
-        prices, losses, groups, entries = [], [], [], []
-        for group, (level, members) in enumerate(levels.items()):
-            widest = max(axis.units for axis in members)
-            for count in counts_of(widest, question.steps.get(level, 1)):
-                step = question.steps.get(level, 1)
-                entry = {axis.name: proportional(count, widest, axis.units, step) for axis in members}
-                prices.append(sum(_weight(question.price, stacks, shares, axis, entry[axis.name]) for axis in members))
-                losses.append(curves.level(level)(1 - count / widest))
-                groups.append(group)
-                entries.append(entry)
-        sack = Knapsack(
-            np.array(prices),
-            np.array(losses),
-            np.array(groups, dtype=int),
-            np.full(len(levels), -1),
-            question.price.fixed + rest,
+        prices = [
+            price
+            for members, found in zip(levels.values(), choices, strict=True)
+            for price in _prices(question.price, stacks, shares, members, [entry for entry, _ in found])
+        ]
+        fixed = question.price.fixed + rest
+        yield EqualPlan(
+            Knapsack(np.array(prices), losses, groups, np.full(len(levels), -1), fixed), loss, blocks, entries
         )
-        yield EqualPlan(sack, loss, blocks, entries)
 
 
-def _weight(
-    price: Price, stacks: Mapping[str, Axis], shares: Mapping[str, Sequence[float]], axis: Axis, count: int
-) -> float:
-    gate = stacks.get(axis.stack)
-    share = 1.0 if gate is None or axis.block is None else shares[gate.name][axis.block]
-    return price.units[axis.name] * count * share
+def _choices(question: Question, level: str, members: Sequence[Axis]) -> list[tuple[dict[str, int], float]]:
+    """List what may stay of a level, the same share in each of its axes, with what it costs in loss."""
+    widest, step = max(axis.units for axis in members), question.steps.get(level, 1)
+    return [
+        (
+            {axis.name: proportional(count, widest, axis.units, step) for axis in members},
+            question.curves.level(level)(1 - count / widest),
+        )
+        for count in counts_of(widest, step)
+    ]
+
+
+def _prices(
+    price: Price,
+    stacks: Mapping[str, Axis],
+    shares: Mapping[str, Sequence[float]],
+    members: Sequence[Axis],
+    entries: Sequence[Mapping[str, int]],
+) -> list[float]:
+    """Weigh each choice of a level where these shares of the blocks stay."""
+    each = []
+    for axis in members:
+        gate = stacks.get(axis.stack)
+        share = 1.0 if gate is None or axis.block is None else shares[gate.name][axis.block]
+        each.append((axis.name, price.units[axis.name], share))
+    return [sum(unit * entry[name] * share for name, unit, share in each) for entry in entries]
 
 
 def _shares(groups: Sequence[Sequence[int]], left: int) -> list[float]:

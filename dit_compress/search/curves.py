@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +33,17 @@ class Curve:
 
     def __call__(self, share: float) -> float:
         """Return the loss added where that share is removed."""
-        shares, losses = np.array(sorted({(0.0, 0.0), *self.points})).T
-        losses = np.maximum.accumulate(losses)
+        shares, losses = self._line
         if share > shares[-1] and len(shares) > 1:
             slope = (losses[-1] - losses[-2]) / (shares[-1] - shares[-2])
             return float(losses[-1] + slope * (share - shares[-1]))
         return float(np.interp(share, shares, losses))
+
+    @cached_property
+    def _line(self) -> tuple[np.ndarray, np.ndarray]:
+        """The points from left to right, never falling."""
+        shares, losses = np.array(sorted({(0.0, 0.0), *self.points})).T
+        return shares, np.maximum.accumulate(losses)
 
 
 @dataclass(frozen=True)

@@ -56,3 +56,10 @@ class Search(Protocol):
 
         context: where the search works; that of the prune step (a ``Context``) for a plugin with ``data=True``.
         """
+
+    def check(self, problem: SearchProblem, *, settled: bool) -> None:
+        """Raise a UserError where the search can't be done, before anything is paid for; no weights are there yet.
+
+        settled: whether it will be asked for just these counts; what a budget measures first may change them.
+        """
+        del problem, settled

@@ -23,6 +23,7 @@ from dit_compress.structure.edits import (
     settle_norms,
 )
 from dit_compress.structure.facts import Axis
+from dit_compress.structure.files.finite import need_finite
 from dit_compress.structure.lookup import tensor_at
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.precision import in_double
@@ -89,14 +90,10 @@ def _need_finite(module: nn.Module, reference: Any) -> None:
     """Raise a UserError where nothing can be proven since the output is not finite; it names a weight that is not."""
     if all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(reference)):
         return
-    named = [*module.named_parameters(), *module.named_buffers()]
-    wrong = next((name for name, value in named if not bool(torch.isfinite(value).all())), None)
-    where = type(module).__name__
-    if wrong is not None:
-        raise UserError(
-            f"the weight {wrong!r} holds NaN or infinity", where=where, mend="Give a model with finite weights"
-        )
-    raise UserError("the call gives NaN or infinity", where=where, mend="Record a call whose output is finite")
+    need_finite(module)
+    raise UserError(
+        "the call gives NaN or infinity", where=type(module).__name__, mend="Record a call whose output is finite"
+    )
 
 
 def _widest(

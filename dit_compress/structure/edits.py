@@ -163,6 +163,8 @@ COMPUTING = (SetAttribute, GatherArgument, Substitute)
 _LISTS = ("modules", "times", "sigmas", "upstream")
 MAKING = (Factor, Tabulate)
 """Edits that put new tensors in the place of a module's: their values are not cut out of the old ones."""
+MAX_UNITS = 2**26
+"""Most entries of a dimension that an edit keeps: a list of them fits memory."""
 
 
 # ------------------------------------------------------------------ compile
@@ -209,18 +211,19 @@ def keep_blocks(stack: Stack, units: tuple[int, ...], *, tombstones: bool) -> Ke
 
 def _takes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edit]:
     """Make one Take per tensor and dimension, whatever number of axes share it."""
-    removed: dict[tuple[str, int], set[int]] = {}
+    removed: dict[tuple[str, int], list[np.ndarray]] = {}
     for axis in axes:
         away = np.setdiff1d(np.arange(axis.units), kept[axis.name])
         for member in axis.members:
             if tensor_or_none(module, member.tensor) is None:
                 continue
-            removed.setdefault((member.tensor, member.dim), set()).update(member.indices[away].ravel().tolist())
+            removed.setdefault((member.tensor, member.dim), []).append(member.indices[away].ravel())
     edits: list[Edit] = []
     stored = module.state_dict(keep_vars=True).keys() if removed else ()
-    for (name, dim), gone in sorted(removed.items()):
-        size = tensor_at(module, name).shape[dim]
-        edits.append(Take(name, dim, tuple(index for index in range(size) if index not in gone), name in stored))
+    for (name, dim), gone in sorted(removed.items(), key=lambda item: item[0]):
+        stays = np.ones(tensor_at(module, name).shape[dim], dtype=bool)
+        stays[np.concatenate(gone)] = False
+        edits.append(Take(name, dim, tuple(np.flatnonzero(stays).tolist()), name in stored))
     return edits
 
 
@@ -300,6 +303,8 @@ def edits_from_data(listed: Iterable[Mapping[str, Any]]) -> list[Edit]:
                 mend="Upgrade dit-compress",
             )
         if "index" in data:
+            if sum(stop - start for start, stop in data["index"]) > MAX_UNITS:
+                raise ValueError(f"an edit keeps more than {MAX_UNITS:,} entries")
             data["index"] = from_ranges(data["index"])
         if "returns" in data:
             data["returns"] = tuple(tuple(item) for item in data["returns"])

@@ -118,7 +118,7 @@ def need_any_timestep(module: nn.Module, what: str) -> None:
     if timetable_of(module) is not None:
         raise UserError(
             f"{what} looks at data at any noise level, and the modulation is a table for a few",
-            mend="Fold after pruning: put the step with 'table' behind this one",
+            mend="Fold after pruning and training: put the step with 'table' behind this one",
         )
 
 

@@ -186,6 +186,13 @@ class Distiller(Step, Protocol):
         """Return the student's module, whole by now, without what the training put into it: as a bundle holds it."""
         return student.module
 
+    def trained(self, student: Denoiser) -> int:
+        """Count the parameters that training moves, for ``plan``: all; fewer where it freezes some, more for copies.
+
+        ``student`` has no weights, and is to be read only.
+        """
+        return sum(parameter.numel() for parameter in student.parameters())
+
 
 class DiscriminatorPart(Protocol):
     """Makes a discriminator out of a frozen copy of the generator."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command import finish, start
-from toy import CAPTIONS, SIZE, tiny_bundle, words
+from toy import CAPTIONS, SIZE, part, tiny_bundle, words
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams, generator
@@ -19,10 +20,12 @@ from dit_compress.measure.memory import LiveBytes, peak_bytes, weight_bytes
 from dit_compress.measure.quality import data_grid, drift_grid, sigmas
 from dit_compress.measure.sensitivity import masked_loss, quality_curves, steps_of
 from dit_compress.model import flow
+from dit_compress.model.bundle import write_bundle
 from dit_compress.model.cut import compact
 from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.figures import count_flops, count_parameters
 from dit_compress.model.flow import Flow
+from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.search.curves import curves_from_report
 from dit_compress.search.importance import magnitude, top
 from dit_compress.structure.facts import Axis
@@ -196,6 +199,35 @@ def test_a_bundle_without_data_is_measured_by_its_drift(tmp_path: Path) -> None:
     assert found["quality"] == "drift"
     assert found["whole"]["drift"] == 0.0
     assert found["levels"]["head"][0]["drift"] > 0
+
+
+FLUX = {
+    "in_channels": 8, "num_layers": 4, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16,
+    "joint_attention_dim": 16, "pooled_projection_dim": 8, "axes_dims_rope": [4, 6, 6], "guidance_embeds": False,
+}  # fmt: skip
+
+
+def test_each_stack_is_a_level_by_its_name(tmp_path: Path) -> None:
+    """As ``prune --remove block.single_transformer_blocks=1`` names them."""
+    torch.manual_seed(0)
+    plugin = part("model", "diffusers", class_name="FluxTransformer2DModel", config=FLUX)
+    module = plugin.create()
+    spec = Spec(denoiser=ComponentSpec("model", "diffusers", plugin.config_of(module)))
+    bundle = write_bundle(tmp_path / "bundle", spec, {"denoiser": module}, base=None, lineage=())
+    levels = ("block", "block.single_transformer_blocks")
+    settings = Settings(shares=(0.5,), samples=2, rounds=1, levels=levels, each=True)
+    found = sensitivity(str(bundle.path), tmp_path / "out", settings)
+    for level, (attribute, count) in zip(
+        levels, (("transformer_blocks", 4), ("single_transformer_blocks", 2)), strict=True
+    ):
+        blocks = module.get_submodule(attribute)
+        (row,) = found["levels"][level]
+        assert (row["removed"], row["of"]) == (count // 2, count)
+        assert row["params"] == count_parameters(module) - count // 2 * count_parameters(blocks[0])
+        assert len(found["blocks"][f"block:{attribute}"]) == count
+    assert found["levels"]["block"][0]["flops"] != found["levels"]["block.single_transformer_blocks"][0]["flops"]
+    with pytest.raises(UserError, match="'nowhere' names no stack; there are transformer_blocks, single_transformer"):
+        sensitivity(str(bundle.path), tmp_path / "out", replace(settings, levels=("block.nowhere",)))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -193,6 +194,57 @@ def test_masked_equals_compact(name: str) -> None:
     assert relative_error(example_output(denoiser), masked) < 3e-6
 
 
+ROTARY = {
+    "1.0": {"attention_head_dim": 16, "sample_width": 12, "use_rotary_positional_embeddings": True},
+    "1.5": {
+        "attention_head_dim": 16, "sample_width": 24, "sample_height": 16, "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2, "patch_bias": False,
+    },
+}  # fmt: skip
+"""CogVideoX by version: positions stretched to the size it was trained at, or counted."""
+
+
+@pytest.mark.parametrize("version", ROTARY)
+@pytest.mark.parametrize("size", [(2, 4, 8), (4, 12, 8), (2, 6, 4), (6, 2, 10)])
+def test_cogvideox_has_the_tables_of_its_pipeline(
+    version: str, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every size and shape; and its output is that of a call with them."""
+    name = "CogVideoXTransformer3DModel"
+    monkeypatch.setitem(TINY, name, {**TINY[name], **ROTARY[version]})
+    denoiser = make(name)
+    frames, height, width = size
+    latent, sigma, cond = denoiser.example(1, size)
+    pipeline = SimpleNamespace(vae_scale_factor_spatial=8, transformer=denoiser.module)
+    tables = diffusers.CogVideoXPipeline._prepare_rotary_positional_embeddings(
+        pipeline, 8 * height, 8 * width, frames, torch.device("cpu")
+    )
+    _, given = denoiser.call(latent, sigma, cond)
+    for made, wanted in zip(given["image_rotary_emb"], tables, strict=True):
+        assert made.shape == (frames // denoiser.patch[0] * height * width // 4, 16)
+        assert torch.equal(made, wanted)
+    with torch.no_grad():
+        wanted = denoiser.module(**{**given, "image_rotary_emb": tables})[0].transpose(1, 2)
+        without = denoiser.module(**{**given, "image_rotary_emb": None})[0].transpose(1, 2)
+        found = denoiser(latent, sigma, cond)
+    assert torch.equal(found, wanted)
+    assert not torch.allclose(found, without, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ROTARY)
+def test_cogvideox_with_tables_is_pruned_exactly(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "CogVideoXTransformer3DModel"
+    monkeypatch.setitem(TINY, name, {**TINY[name], **ROTARY[version]})
+    denoiser = make(name)
+    structure = denoiser.structure()
+    axes = [*HeadGranularity(HeadOptions()).axes(structure), *FfnGranularity(FfnOptions()).axes(structure)]
+    assert [axis.units for axis in axes if axis.level == "head"] == [4, 4]
+    kept = {axis.name: tuple(range(axis.units // 4, axis.units)) for axis in axes}
+    masked = masked_output(denoiser, axes, kept)
+    compact(denoiser, axes, kept)
+    assert relative_error(example_output(denoiser), masked) < 3e-6
+
+
 def test_wan_has_no_mask_but_sees_zeros_at_the_padding() -> None:
     denoiser = make("WanTransformer3DModel")
     latent, sigma, cond = denoiser.example(2, size_of(denoiser))
@@ -284,8 +336,6 @@ def test_a_pipeline_folder_brings_weights_and_scheduler(tmp_path: Path) -> None:
     [
         ("AllegroTransformer3DModel", {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12,
                                        "cross_attention_dim": 24}, "image_rotary_emb"),
-        ("CogVideoXTransformer3DModel", {**TINY["CogVideoXTransformer3DModel"],
-                                         "use_rotary_positional_embeddings": True}, "image_rotary_emb"),
         ("WanTransformer3DModel", {**TINY["WanTransformer3DModel"], "in_channels": 8}, "gave"),
         ("NoSuchModel", {}, "NoSuchModel"),
     ],

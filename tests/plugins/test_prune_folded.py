@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from command import here
 from modulated import QWEN, build, recorded
-from toy import context_in, part
+from toy import context_in, part, words
 
 import dit_compress
 from dit_compress.core.errors import UserError
@@ -63,6 +64,61 @@ def test_pruning_that_looks_at_data_is_refused_by_plan_and_run(folded: Bundle, t
             call()
         assert caught.value.problems[0][2].startswith("Fold after pruning")
     assert list(tmp_path.iterdir()) == []
+
+
+TRAINED = """
+name: folded
+data: {{use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}}
+model: {{use: diffusers, path: {folder}}}
+text: {{use: words, width: 16, layers: 1, heads: 2}}
+steps:
+  - latent: {{use: video_vae, steps: 2, widths: [8, 8, 8, 8], blocks: 1, channels: 4}}
+    name: vae
+  - prune: {{use: modulation, {how}}}
+    name: fold
+  - prune: {{use: trilevel, levels: {{block: {{remove: 1}}}}, search: magnitude}}
+    name: cut
+  - distill: {{use: {use}, steps: 2}}
+    name: heal
+    {slots}
+"""
+KNOWS = "step 'heal' trains at any noise level, and since step 'fold' its {slot} knows those of one schedule"
+
+
+@pytest.mark.parametrize(
+    ("use", "slots", "slot"), [("flow", "", "input"), ("affine", "input: vae, teacher: cut", "teacher")]
+)
+def test_training_behind_a_fold_is_refused_by_check(
+    folder: Path, tmp_path: Path, use: str, slots: str, slot: str, capsys: Any, monkeypatch: Any
+) -> None:
+    """Before anything runs, by the step's line; behind low rank it is trained like any other."""
+    path = tmp_path / "r.yaml"
+    text = TRAINED.format(folder=folder, how="table: schedule", use=use, slots="\n    ".join(slots.split(", ")))
+    path.write_text(text)
+    for verb in ("check", "plan"):
+        status, _, said = here(capsys, monkeypatch, verb, path)
+        assert status == 2
+        assert f"{path}:13: {KNOWS.format(slot=slot)}. Put step 'fold' behind this one" in said.splitlines()
+    path.write_text(text.replace("table: schedule", "rank: 4"))
+    assert here(capsys, monkeypatch, "check", path)[0] == 0
+
+
+def test_training_a_folded_bundle_is_refused_by_plan(
+    folded: Bundle, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    encoder = words().encoder
+    text = ComponentSpec("text", "words", part("text", "words").config_of(encoder))
+    bundle = write_bundle(
+        tmp_path / "bundle", replace(folded.spec, text=text), {"text": encoder}, base=folded, lineage=()
+    )
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "data: {use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}\n"
+        f"steps:\n  - distill: {{use: flow, steps: 2}}\n    input: {bundle.path}\n"
+    )
+    status, _, said = here(capsys, monkeypatch, "plan", path)
+    assert status == 2
+    assert "training looks at data at any noise level, and the modulation is a table for a few. Fold after" in said
 
 
 def test_a_budget_without_curves_is_shared_out_by_the_formula(folded: Bundle) -> None:

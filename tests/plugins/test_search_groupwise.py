@@ -12,7 +12,7 @@ import torch
 from planted import USELESS_BLOCK, USELESS_CHANNELS, USELESS_HEADS, latents_in, planted, problem_of
 from planted import search as planted_search
 from torch import nn
-from toy import part
+from toy import part, tiny_bundle
 
 import dit_compress_plugins.search_groupwise as package
 import dit_compress_plugins.search_groupwise.search as groupwise
@@ -433,6 +433,38 @@ def test_any_level_can_be_grouped(tmp_path: Path, groups: dict[str, int]) -> Non
 def test_a_group_for_no_level_of_the_step_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'groups' names the level 'haed'; .* block, ffn, head. Did you mean 'head'?"):
         search(tmp_path, problem_of(planted()), groups={"haed": 2})
+
+
+UNSUITED: dict[str, tuple[dict[str, Any], dict[str, int], str]] = {
+    "a level of nobody": (
+        {"levels": {"head": {"remove": 1}}}, {"haed": 2}, "'groups' names the level 'haed'; this step prunes head",
+    ),
+    "before it is measured": (
+        {"budget": {"params": 76_600, "curves": "measured", "levels": ["head", "ffn"]}}, {"haed": 2},
+        "'groups' names the level 'haed'; this step prunes ffn, head",
+    ),
+    "too few groups": (
+        {"levels": {"ffn": {"keep": 0.5}}}, {"ffn": 1},
+        "ffn:transformer_blocks.0.ff: a group of 32 keeping 16 has 601080390 candidates. Use more groups",
+    ),
+    "unequal parts": (
+        {"levels": {"ffn": {"keep": 0.5, "units": 24}}}, {}, "64 units can't be cut into 24 equal parts",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUITED)
+def test_groups_that_do_not_fit_are_refused_by_the_plan(tmp_path: Path, case: str) -> None:
+    """Before curves and trials are paid for; what is not cut may have any number of units."""
+    options, groups, message = UNSUITED[case]
+    spec = replace(tiny_bundle(tmp_path / "bundle").spec, data=True)
+    wanted = {"use": "groupwise", "objective": "flow", "groups": groups}
+    with pytest.raises(UserError) as caught:
+        part("prune", "trilevel", **options, search=wanted).plan(spec)
+    assert message in str(caught.value)
+    if case == "unequal parts":
+        options = {"levels": {"ffn": {"remove": 0, "units": 24}, "head": {"remove": 1}}}
+    part("prune", "trilevel", **options, search={**wanted, "groups": {"ffn": 8}}).plan(spec)
 
 
 def test_the_defaults_stand_beside_what_is_named() -> None:

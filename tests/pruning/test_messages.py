@@ -83,6 +83,40 @@ def test_weights_that_are_not_finite_are_named(name: str) -> None:
         dit_compress.prune(module, call=recorded(module), remove={"block": 1})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_inspect_names_weights_of_a_folder_that_are_not_finite(run: Any, dtype: torch.dtype, value: str) -> None:
+    """After its table; prune and run refuse the folder with the same words."""
+    module: Any = tiny_denoiser("ltx").module.to(dtype)
+    name = "transformer_blocks.1.ff.net.2.weight"
+    with torch.no_grad():
+        module.get_parameter(name)[-1, -1] = float(value)
+    module.save_pretrained("ltx")
+    status, printed, said = run("inspect", "ltx")
+    message = f"the weight '{name}' holds NaN or infinity. Give a model with finite weights"
+    assert status == 2
+    assert printed.startswith("LTXVideoTransformer3DModel: 146,792 parameters")
+    assert said.splitlines()[-1] == f"ltx: {message}"
+    status, _, said = run("prune", "ltx", "--remove", "head=1", "--out", "small")
+    assert (status, said.splitlines()[-1]) == (2, f"LTXVideoTransformer3DModel: {message}")
+    assert not Path("small").exists()
+
+
+def test_whole_weights_are_looked_through_by_inspect(run: Any) -> None:
+    module: Any = tiny_denoiser("ltx").module
+    with torch.no_grad():
+        module.get_parameter("transformer_blocks.1.ff.net.2.weight")[0, 0] = torch.finfo(torch.float32).max
+    module.save_pretrained("ltx", max_shard_size="100KB")
+    status, _, said = run("inspect", "ltx")
+    assert status == 0
+    assert said.splitlines()[-1] == "looking for NaN and infinity in ltx"
+    next(Path("ltx").glob("*00002*")).unlink()
+    status, _, said = run("inspect", "ltx")
+    assert status == 0
+    assert "its weights are not looked through: " in said
+    assert "is missing. Download or copy it again" in said
+
+
 def test_a_folder_of_save_lora_weights_is_taken(run: Any) -> None:
     tiny_denoiser("ltx").module.save_pretrained("ltx")
     assert run("prune", "ltx", "--remove", "head=1", "--out", "small")[0] == 0

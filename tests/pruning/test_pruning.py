@@ -495,9 +495,19 @@ def _changed(folder: Path) -> None:
     file.write_bytes(data)
 
 
-def _newer(folder: Path) -> None:
-    path = folder / "pruning.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+def _said(**entries: Any) -> Any:
+    """Let a record say something else."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "pruning.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+    return damage
+
+
+def _logged(**entries: Any) -> Any:
+    """Let a record's log be of one edit."""
+    return _said(log=[{"name": "prune", "data": {"edits": [entries]}}])
 
 
 def _swapped_config(folder: Path) -> None:
@@ -511,7 +521,14 @@ def _swapped_config(folder: Path) -> None:
         (_changed, "the checksum differs"),
         (_truncated, "truncated or changed"),
         (_no_weights, "the file is missing"),
-        (_newer, "written with schema 99"),
+        (_said(schema=99), "written with schema 99"),
+        (_said(schema="99"), "not a whole record of a pruning. Copy the folder again"),
+        (_said(files={"../x": {"bytes": 1, "sha256": ""}}), "not the record of a file: '../x'"),
+        (_said(files={"x": {"bytes": 1}}), "not the record of a file: 'x'"),
+        (_said(log=["prune"]), "pruning.json: not a whole plan: TypeError"),
+        (_logged(edit="Take"), "not a whole plan: TypeError: Take.__init__"),
+        (_logged(edit="Take", index=[[0, 2**40]]), "not a whole plan: ValueError: an edit keeps more than 67,108,864"),
+        (_logged(edit="KeepBlocks", stack="nowhere", index=[[0, 1]]), "the plan does not fit the model"),
         (_swapped_config, "config.json is that of 'WanTransformer3DModel'"),
         (lambda folder: (folder / "pruning.json").unlink(), "neither a pruned model"),
         (lambda folder: (folder / "pruning.json").write_text("{}"), "not a whole record"),

@@ -24,7 +24,7 @@ from dit_compress.structure.files.disk import prune_weights, write_file
 from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -180,6 +180,17 @@ def _index_lies(folder: Path) -> None:
     path.write_text(json.dumps(data))
 
 
+def _names(file: str) -> Callable[[Path], None]:
+    """Let an index name some file."""
+
+    def damage(folder: Path) -> None:
+        path = next(folder.glob("*.index.json"))
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps({**data, "weight_map": {**data["weight_map"], "scalar": file}}))
+
+    return damage
+
+
 def _no_weights(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
@@ -201,6 +212,9 @@ DAMAGE = {
     "header broken": (_garbled, "not a safetensors header"),
     "empty file": (_empty, "not a whole safetensors file"),
     "index of another model": (_index_lies, "index and shards disagree about 'nowhere'"),
+    "index out of the folder": (_names("../x.safetensors"), "not an index of shards"),
+    "index of a long name": (_names(f"{'x' * 300}.safetensors"), "not an index of shards"),
+    "index of no name": (_names(""), "not an index of shards"),
     "pickles only": (_no_weights, "no safetensors here"),
     "two sets of weights": (_two_sets, "several sets of weights"),
     "quantised": (_quantised, "dtype I8: quantised weights can't be cut"),

@@ -28,6 +28,9 @@ PRUNING = "pruning.json"
 LOADER = "load_pruned.py"
 ATTRIBUTE = "dit_compress_pruning"
 """The attribute with a module's record and the text of this file; ``save_pretrained`` writes both."""
+_SAYS = {"schema": int, "class": str, "config": str, "base": dict, "log": list, "files": dict}
+"""What a record says, and as what."""
+_COPY_AGAIN = "Copy the folder again"
 READS = 1
 """The newest schema of ``pruning.json`` that is understood."""
 
@@ -51,14 +54,14 @@ def load(
     folder = Path(folder)
     record = read_record(folder)
     for name, written in record["files"].items():
-        check_file(folder / name, written, "Copy the folder again", contents=verify)
+        check_file(folder / name, written, _COPY_AGAIN, contents=verify)
     edits = edits_of(record, str(folder / PRUNING))
     state = _read_state([folder / name for name in record["files"]])
     empty = next(nn.Linear(1, 1).parameters()).is_meta
     with empty_weights():
         module = _made(folder, record, cls) if module is None else _given(module, record, folder)
         if _shapes(module.state_dict()) != _shapes(state):  # a class may state the pruned shape in its config
-            apply_edits(module, edits)
+            _cut(module, edits, str(folder / PRUNING))
     if empty:
         state |= {name: state[name].to("meta") for name, _ in module.named_parameters() if name in state}
     _fill(module, state, folder)
@@ -72,8 +75,11 @@ def load(
 def read_record(folder: Path) -> dict[str, Any]:
     """Read ``pruning.json``; it must be complete and of a known schema."""
     record, where = read_json(folder / PRUNING), str(folder / PRUNING)
-    if not isinstance(record, dict) or not {"schema", "class", "config", "base", "log", "files"} <= record.keys():
-        raise UserError("not a whole record of a pruning", where=where)
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in _SAYS.items()):
+        raise UserError("not a whole record of a pruning", where=where, mend=_COPY_AGAIN)
+    for name, written in record["files"].items():
+        if not isinstance(written, dict) or not {"bytes", "sha256"} <= written.keys() or Path(name).name != name:
+            raise UserError(f"not the record of a file: {name[:80]!r}", where=where, mend=_COPY_AGAIN)
     if record["schema"] > READS:
         raise UserError(
             f"written with schema {record['schema']}, read up to {READS}", where=where, mend="Upgrade dit-compress"
@@ -82,15 +88,23 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def edits_of(record: dict[str, Any], where: str = "") -> list[Any]:
-    """Return every edit of a record, in order; raise UserError where a plugin's transform stands among them."""
-    for entry in record["log"]:
-        if entry["name"] != "prune":
-            raise UserError(
-                f"the transform {entry['name']!r} needs its plugin, and a pruned folder loads without any",
-                where=where,
-                mend="Keep the model as a bundle, which dit_compress.load opens",
-            )
-    return [edit for entry in record["log"] for edit in edits_from_data(entry["data"]["edits"])]
+    """Return every edit of a record, in order.
+
+    Raises:
+        UserError: a plugin's transform stands among them, or an entry is none of ours.
+    """
+    try:
+        names = [entry["name"] for entry in record["log"]]
+        other = next((name for name in names if name != "prune"), None)
+        if other is None:
+            return [edit for entry in record["log"] for edit in edits_from_data(entry["data"]["edits"])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"not a whole plan: {type(error).__name__}: {error}", where=where, mend=_COPY_AGAIN) from error
+    raise UserError(
+        f"the transform {other!r} needs its plugin, and a pruned folder loads without any",
+        where=where,
+        mend="Keep the model as a bundle, which dit_compress.load opens",
+    )
 
 
 def remember(module: nn.Module, record: dict[str, Any], loader: str) -> None:
@@ -226,6 +240,14 @@ def _made(folder: Path, record: dict[str, Any], cls: Any) -> nn.Module:
             f"config.json is that of {config.get('_class_name')!r}, {PRUNING} of {record['class']!r}", where=str(folder)
         )
     return (cls or class_named(record["class"])).from_config(dict(config))
+
+
+def _cut(module: nn.Module, edits: list[Any], where: str) -> None:
+    """Apply a plan; raise a UserError where it is none of this model's."""
+    try:
+        apply_edits(module, edits)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the plan does not fit the model: {error}", where=where, mend=_COPY_AGAIN) from error
 
 
 def _given(module: nn.Module, record: dict[str, Any], folder: Path) -> nn.Module:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +31,8 @@ ITEM_BYTES = {
 """Bytes of one entry by dtype, in the order in which safetensors sorts dtypes: a file begins with the last."""
 HEADER_LIMIT = 100_000_000
 """Longest header that safetensors reads."""
+_SHARD = re.compile(r"[ -.0-~]{1,240}\.safetensors")
+"""Names that an index gives its files: none leads out of the folder, and every disk takes it."""
 _AGAIN = "Download or copy it again"
 
 
@@ -86,7 +89,7 @@ def _sharded(index: Path) -> Weights:
     """Open the shards that an index names, complete."""
     data = read_json(index)
     places = data.get("weight_map") if isinstance(data, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(file, str) and "/" not in file for file in places.values()):
+    if not isinstance(places, dict) or not all(_SHARD.fullmatch(str(file)) for file in places.values()):
         raise UserError("not an index of shards: 'weight_map' is missing or broken", where=str(index))
     files = [index.with_name(name) for name in sorted(set(places.values()))]
     if missing := [file.name for file in files if not file.is_file()]:

@@ -150,22 +150,20 @@ def _sources(kinds: set[type]) -> list[list[str]]:
     files = set(Path(facts.__file__).parent.rglob("*.py"))
     for name, loaded in list(sys.modules.items()):
         package, file = name.partition(".")[0], getattr(loaded, "__file__", None)
-        if file and file.endswith(".py") and not _is_released(path := Path(file)):
-            local = not path.is_relative_to(_INSTALLED) and package != "dit_compress"
-            if (local or package in packages) and path.is_file():
-                files.add(path)
+        if file and file.endswith(".py") and not _is_released(file):
+            local = not file.startswith(_INSTALLED) and package != "dit_compress"
+            if (local or package in packages) and Path(file).is_file():
+                files.add(Path(file))
     return [[str(path), sha256_content(path)] for path in sorted(files)]
 
 
-_INSTALLED = Path(sysconfig.get_path("purelib"))
-_RELEASED = (Path(torch.__file__).parent, Path(sysconfig.get_path("stdlib")))
+_INSTALLED = f"{sysconfig.get_path('purelib')}{os.sep}"
+_RELEASED = (f"{Path(torch.__file__).parent}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}")
 
 
-def _is_released(path: Path) -> bool:
+def _is_released(file: str) -> bool:
     """Whether a file belongs to torch or to Python."""
-    if path.is_relative_to(_RELEASED[0]):
-        return True
-    return path.is_relative_to(_RELEASED[1]) and not path.is_relative_to(_INSTALLED)
+    return file.startswith(_RELEASED[0]) or (file.startswith(_RELEASED[1]) and not file.startswith(_INSTALLED))
 
 
 # ------------------------------------------------------------------ files

@@ -71,6 +71,11 @@ class VideoVAEOptions(TrainOptions):
         """The teacher, where its features are learnt."""
         return ("teacher",) if self.losses.features else ()
 
+    @property
+    def held_out(self) -> bool:
+        """Its quality is measured on held-out clips."""
+        return True
+
     def ratio_numbers(self) -> tuple[int, int, int]:
         """Return the ratio as numbers."""
         time, height, width = map(int, self.ratio.split("x"))

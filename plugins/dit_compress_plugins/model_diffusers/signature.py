@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, pack
+from dit_compress_plugins.model_diffusers.rope import video_rope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -163,12 +164,22 @@ def unknown(module: nn.Module) -> list[str]:
 def _makes_its_own_rope(module: Any) -> bool:
     """Tell whether positions need no argument: tables that are None by default would be missing."""
     used = module.config.get("use_rotary_positional_embeddings")
-    return hasattr(module, "rope") if used is None else not used
+    return hasattr(module, "rope") if used is None else not used or _has_video_rope(module.config)
+
+
+def _has_video_rope(config: Mapping[str, Any]) -> bool:
+    """Tell whether the pipeline makes tables out of these sizes, as CogVideoX's does."""
+    return bool(config.get("use_rotary_positional_embeddings")) and {"sample_height", "sample_width"} <= config.keys()
 
 
 def arguments(call: Call) -> dict[str, Any]:
     """Make every understood argument of the module's forward."""
-    return {name: SOURCES[name](call) for name in parameters(call.module) if name in SOURCES}
+    given = {name: SOURCES[name](call) for name in parameters(call.module) if name in SOURCES}
+    return (
+        {**given, "image_rotary_emb": video_rope(call.config, call.grid, call.latent_BCTHW.device)}
+        if _has_video_rope(call.config)
+        else given
+    )
 
 
 def text_width(config: Mapping[str, Any]) -> int | None:

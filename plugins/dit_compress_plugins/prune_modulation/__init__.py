@@ -16,6 +16,11 @@ class ModulationOptions(Options):
     )
     sigmas: int = Field(32, ge=1, description="Noise levels on which 'rank' looks at the inputs.")
 
+    @property
+    def one_schedule(self) -> bool:
+        """True of a table."""
+        return self.table is not None
+
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.rank is None) == (self.table is None):

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.measure.table import measured_table, read_table
-from dit_compress.plugin.registry import closest, installed
-from dit_compress.recipe import make_part
 from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, settled_blocks, show, uneven
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curves, curves_from_report, default_curves
 from dit_compress.search.field import enter
 from dit_compress.search.importance import magnitude
+from dit_compress.search.levels import found_axes, kind_of, named_levels
 from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
 from dit_compress.structure.modulation import need_any_timestep, timetable_of
@@ -85,55 +84,11 @@ def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
     if options.levels is not None:
         return {name: part.build() for name, part in options.levels.items()}
     assert options.budget is not None
-    known = [entry.plugin.name for entry in installed().entries("granularity")]
-    for name in options.budget.levels:
-        if kind_of(name) not in known:
-            meant = closest(name, known)
-            raise UserError(
-                f"'budget' names the level {name!r}; there are {', '.join(sorted(known))}",
-                mend=f"Did you mean {meant!r}?" if meant else "Name some of these",
-            )
-    return {name: make_part("granularity", kind_of(name), installed()).build() for name in options.budget.levels}
-
-
-def kind_of(level: str) -> str:
-    """Return the granularity that a level names: ``block.double_blocks`` → ``block``."""
-    return level.partition(".")[0]
+    return named_levels(options.budget.levels, lambda name: f"'budget' names the level {name!r}")
 
 
 def _default_levels(options: TrilevelOptions) -> bool:
     return options.budget is not None and "levels" not in options.budget.model_fields_set
-
-
-def found_axes(
-    levels: Mapping[str, Granularity], denoiser: Denoiser, *, spare: bool = False
-) -> tuple[dict[str, list[Axis]], tuple[str, ...]]:
-    """Every level's axes, each axis in one of them; UserError where a level finds nothing.
-
-    spare: a level all of whose parts are refused is left alone and described instead, where another finds some inside
-    blocks.
-
-    A level may name the one stack that it is for (``head.double_blocks``); its axes are not those of ``head`` then.
-    """
-    structure = denoiser.structure()
-    by_level: dict[str, list[Axis]] = {}
-    for name in sorted(levels, key=lambda name: "." not in name):
-        place = name.partition(".")[2]
-        taken = {axis.name for axes in by_level.values() for axis in axes}
-        found = levels[name].axes(structure.at(place) if place else structure)
-        by_level[name] = [axis for axis in found if axis.name not in taken]
-    by_level = {name: by_level[name] for name in levels}
-    inside = any(axis.block is not None for axes in by_level.values() for axis in axes)
-    left_alone = []
-    for name, axes in by_level.items():
-        if not axes and spare and inside and structure.reasons():
-            left_alone.append(f"level {name!r} is left alone{structure.reasons()}")
-        elif not axes:
-            raise UserError(
-                f"level {name!r} finds nothing to remove in this model{structure.reasons()}",
-                mend="Leave it out of 'levels'",
-            )
-    return by_level, tuple(left_alone)
 
 
 def check_met(counts: Counts, budget: Budget | None, kept: Kept) -> None:

@@ -39,6 +39,10 @@ class TrilevelPruning:
         before = count_parameters(denoiser.module)
         counts = settle(self.options, denoiser, spec, place=None)
         check_met(counts, self.options.budget, counts.first())
+        problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.num_parts, counts.blocks)
+        search: Any = self.options.search.build()
+        if hasattr(search, "check"):  # who subclasses the protocol has it
+            search.check(problem, settled=not counts.estimated)
         entry = compact(denoiser, counts.axes, counts.first())
         after = self.within_limit(denoiser)
         note = f"{before:,} → {after:,} parameters"
@@ -71,9 +75,9 @@ class TrilevelPruning:
         check_met(counts, self.options.budget, kept)
         entry = compact(denoiser, counts.axes, kept)
         after = self.within_limit(denoiser)
-        write_json(place.folder / "search.json", selection.history)
+        write_json(place.folder / "search.json", selection.history, indent=None)
         record = dict(entry["data"]["kept"].items())
-        write_json(place.folder / "kept.json", {"axes": _layout(counts.axes), "kept": record})
+        write_json(place.folder / "kept.json", {"axes": _layout(counts.axes), "kept": record}, indent=None)
         files = {"search": "search.json", "kept": "kept.json"}
         for name, data in counts.files.items():
             write_json(place.folder / f"{name}.json", data)

@@ -47,7 +47,6 @@ def cut_axis(
     so that a part holds units that matter alike, and parts go to groups round robin: each sees the whole range.
     ``num_groups`` None takes the fewest whose candidates are not too many. ``bound``: see :func:`share_out`.
     """
-    num_parts = min(num_parts, len(scores))
     size = len(scores) // num_parts
     order = range(len(scores)) if size == 1 else sorted(range(len(scores)), key=lambda unit: -scores[unit])
     parts = cut_parts(order, num_parts, name)

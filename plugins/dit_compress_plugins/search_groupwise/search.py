@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import closest
 from dit_compress.search.parts import complete
+from dit_compress.search.parts import cut as cut_parts
 from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
@@ -107,6 +108,18 @@ class GroupwiseSearch:
         student.module.requires_grad_(requires_grad=False).eval()
         return layers
 
+    def check(self, problem: SearchProblem, *, settled: bool) -> None:
+        """Raise a UserError where ``groups`` names a level that is not pruned, or can't cut one.
+
+        How many candidates a group has follows from the counts, and a little from scores: here all units are alike.
+        """
+        self.check_levels(problem)
+        for axis in (axis for axis in problem.axes if axis.name not in problem.fixed):
+            if not settled:
+                cut_parts(range(axis.units), self.parts(axis, problem), axis.name)
+            elif problem.keep[axis.name] < axis.units:
+                self.cut(axis, problem, torch.zeros(axis.units))
+
     def check_levels(self, problem: SearchProblem) -> None:
         """Raise a UserError where ``groups`` names a level that is not pruned."""
         levels = {axis.level for axis in problem.axes}
@@ -120,8 +133,12 @@ class GroupwiseSearch:
 
     def cut(self, axis: Axis, problem: SearchProblem, scores: Tensor) -> Cut:
         """Cut one axis into groups and candidates, by its units' scores ``[U]``."""
-        parts, groups = problem.num_parts.get(axis.level, axis.units), self.options.groups.get(axis.level)
+        parts, groups = self.parts(axis, problem), self.options.groups.get(axis.level)
         return cut_axis(scores.tolist(), problem.keep[axis.name], parts, groups, axis.name, self.options.bound)
+
+    def parts(self, axis: Axis, problem: SearchProblem) -> int:
+        """Return into how many parts an axis is cut."""
+        return min(problem.num_parts.get(axis.level, axis.units), axis.units)
 
 
 class CandidateLogits(nn.Module):
