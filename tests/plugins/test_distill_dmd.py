@@ -248,11 +248,18 @@ def test_lora_alone_is_trained_and_ends_in_the_weights(tmp_path: Path) -> None:
     options = {"lora": {"rank": 2, "alpha": 4}, "steps": 3, "batch": 4, "critic_warmup": 0, "student_every": 1}
     step = part("distill", "dmd", sampling_steps=3, lr=1e-2, critic_lr=1e-2, ema=0.0, **options)
     student, text = tiny_denoiser("video_dit"), words()
+    planned = step.trained(student), part("distill", "dmd").trained(student)
     before = {name: value.clone() for name, value in student.module.state_dict().items()}
     made = step.objective(context, student, tiny_denoiser("video_dit", 1), text)
     given = batch(text, size=8)
     fit(made, Samples(given.x0.numpy(), given.captions, given.tokens, pixels=False), step.options, context)
-    assert all(".lora_" in name for role in ("student", "critic") for name in made.roles[role].trained())
+    moving = {
+        **made.roles["student"].trained(),
+        **{f"critic/{k}": v for k, v in made.roles["critic"].trained().items()},
+    }
+    assert all(".lora_" in name for name in moving)
+    whole = 2 * sum(value.numel() for value in before.values())
+    assert planned == (sum(value.numel() for value in moving.values()), whole), "what plan counts is what moves"
     probe = (given.x0, torch.full((8,), 0.5), text(given.tokens))
     with torch.no_grad():
         trained = student.eval()(*probe)

@@ -82,6 +82,14 @@ class DmdDistiller(DistillStep):
         guide = bundle.denoiser() if bundle is not None else None
         return DmdObjective(self.options, student, real, text, self.flow(context.input.flow), guide)
 
+    def trained(self, student: Denoiser) -> int:
+        """Count what student and critic train: all their weights, or those of LoRA."""
+        lora = self.options.lora
+        if lora is None:
+            return 2 * super().trained(student)
+        inside = (student.module.get_submodule(path) for path in linears(student.module))
+        return 2 * sum(lora.rank * (linear.in_features + linear.out_features) for linear in inside)
+
     def finish(self, student: Denoiser) -> torch.nn.Module:
         """Return the student's module, LoRA's updates added to its weights."""
         if self.options.lora is not None:
