@@ -30,6 +30,7 @@ UNTYPED = {
     "report/lineage.py": "values of JSON, or models of pydantic",
     "run/keys.py": "fields of our own dataclass, by the names of components",
     "structure/": "any torch module, tensor or recorded value",
+    "train/compiled.py": "exceptions of torch's compiler, with or without one inside",
     "train/parallel.py": "tensors that may be sharded",
 }
 """Where an attribute is asked for by name, of what is no plugin's, with the reason."""

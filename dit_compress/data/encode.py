@@ -82,7 +82,7 @@ def encode_captions(
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """
-    kept = getattr(torch, text.encoder.embeddings)
+    kept = {"float32": torch.float32, "bfloat16": torch.bfloat16}[text.encoder.embeddings]
 
     def encode(first: int, last: int) -> dict[str, Tensor]:
         tokens = {name: value.to(device) for name, value in text.encoder.tokenize(captions[first:last]).items()}

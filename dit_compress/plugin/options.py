@@ -151,8 +151,8 @@ class Keyed:
 
     def counts(self, options: Options) -> bool:
         """Tell whether the option counts among these."""
-        fields = type(options).model_fields
-        return any(getattr(options, name) != fields[name].get_default(call_default_factory=True) for name in self.by)
+        fields, values = type(options).model_fields, dict(options)
+        return any(values[name] != fields[name].get_default(call_default_factory=True) for name in self.by)
 
 
 @dataclass(frozen=True)

@@ -115,11 +115,14 @@ class Runner:
         from dit_compress.run.costs import costs, need_room
         from dit_compress.run.plan import plan
         from dit_compress.train.compiled import need_compiler
+        from dit_compress.train.options import TrainOptions
 
         processes = self.crew.size if self.crew else 1
         rows = plan(self.recipe, processes=processes)
         for row in rows:
-            if row.node.name in names and any(getattr(part.options, "compile", False) for part in row.node.together):
+            if row.node.name in names and any(
+                isinstance(part.options, TrainOptions) and part.options.compile for part in row.node.together
+            ):
                 need_compiler(place_of(self.recipe, row.node))
         if not self.yes:
             found = {name: cost for name, cost in costs(rows, self.recipe, processes).items() if name in names}

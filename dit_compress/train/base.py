@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.train.objective import Distiller
+from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
     from dit_compress.model.flow import Flow
@@ -30,7 +31,8 @@ class DistillStep(Distiller):
         """Return the bundle as it will be sampled; training changes weights besides."""
         spec.need_denoiser()
         spec.need_latent()
-        if getattr(self.options, "images", 0) and (frames := spec.outline().patch[0]) > 1:
+        takes_images = isinstance(self.options, DistillOptions) and self.options.images
+        if takes_images and (frames := spec.outline().patch[0]) > 1:
             raise UserError(
                 f"'images' are single latent frames, and a token of this denoiser takes {frames}",
                 mend="Take 'images' out, or a model with a patch of one frame",
