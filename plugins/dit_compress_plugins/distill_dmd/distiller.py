@@ -88,7 +88,7 @@ class DmdDistiller(DistillStep):
         if lora is None:
             return 2 * super().trained(student)
         inside = (student.module.get_submodule(path) for path in linears(student.module))
-        return 2 * sum(lora.rank * (linear.in_features + linear.out_features) for linear in inside)
+        return 2 * sum(lora.rank * sum(item.weight.shape) for item in inside if isinstance(item, torch.nn.Linear))
 
     def finish(self, student: Denoiser) -> torch.nn.Module:
         """Return the student's module, LoRA's updates added to its weights."""
