@@ -97,7 +97,7 @@ class TestAdversarialApproximateR1(TestAdversarial):
 
 class TestAdversarialFrames(TestAdversarial):
     judge = "resblock2d_temporal"
-    options: ClassVar[dict[str, Any]] = {"r1": 0.3}
+    options: ClassVar[dict[str, Any]] = {"r1": 0.3, "renoise": "grid"}
 
 
 class TestAdversarialLight(TestAdversarial):
