@@ -1,11 +1,14 @@
 """What torch gathers anew for each trace, gathered once: most of the time of tracing a module of a few layers.
 
 The operators that may stay whole (torch asks the dispatcher for each of its namespaces), and the translations to ONNX
-(onnxscript parses the sources of all). A process that registers further operators gathers the former again.
+(onnxscript parses the sources of all). A process that registers further operators gathers the former again. And
+``py_impl``, called ten thousand times a trace, makes the types of its annotations no more.
 """
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from functools import cache
 from typing import Any
 
@@ -26,5 +29,13 @@ def gather_once() -> None:
 
     exported_program._collect_all_valid_cia_ops = whole_operators
     decomp_utils._collect_all_valid_cia_ops = whole_operators
+    without_types = compile(
+        "from __future__ import annotations\n" + textwrap.dedent(inspect.getsource(torch._ops.OperatorBase.py_impl)),
+        torch._ops.__file__,
+        "exec",
+    )
+    made: dict[str, Any] = {}
+    exec(without_types, vars(torch._ops), made)
+    torch._ops.OperatorBase.py_impl = made["py_impl"]
     translate = ONNXRegistry.from_torchlib
     ONNXRegistry.from_torchlib = staticmethod(cache(lambda opset_version=18: translate(opset_version)))
