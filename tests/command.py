@@ -128,11 +128,17 @@ def _command(arguments: list[str], log: str, die: Die | None, site: str | None, 
         sys.path.insert(0, site)
     from dit_compress.cli import app as cli
     from dit_compress.run import pipeline, torchrun
+    from dit_compress.structure.observe import stored
 
-    forks = SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))
-    pipeline.subprocess = torchrun.subprocess = forks
+    stored.WORTH_SECONDS = 0.02
+    pipeline.subprocess = torchrun.subprocess = forks(die)
     sys.argv = ["dit-compress", *arguments]
     cli.main()
+
+
+def forks(die: Die | None = None) -> Any:
+    """In place of the module ``subprocess``: each worker is a fork of the process that starts it."""
+    return SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))
 
 
 class _Worker:
