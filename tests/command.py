@@ -176,6 +176,7 @@ def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:
     """In the fork of the fork: become a worker."""
     from dit_compress.run import worker
 
+    gc.freeze()  # as in ``_command``
     os.environ.update(env)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)

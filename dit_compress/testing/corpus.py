@@ -45,7 +45,7 @@ class Computes(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """One network. fault: what goes wrong without a careful exporter. make: one component, traced once for all exporters."""
+    """One network. fault: what goes wrong without a careful exporter. make: gives one component, for all exporters."""
 
     name: str
     fault: str

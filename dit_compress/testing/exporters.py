@@ -49,7 +49,7 @@ def small() -> Component:
 
 @cache
 def dit() -> Component:
-    """Make a whole DiT step at the size of seconds: one block has every operator. It is traced once for all exporters."""
+    """Make a whole DiT step at the size of seconds, once for all exporters: one block has every operator."""
     denoiser = tiny_denoiser(TINY_MODEL, layers=1)
     torch.manual_seed(1)
     latent, _, cond = denoiser.example(1, SIZE)
