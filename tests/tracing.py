@@ -19,7 +19,6 @@ def gather_once() -> None:
     """Change torch in this process."""
     from torch._export import utils
     from torch.export import decomp_utils, exported_program
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     gather = cache(lambda registered: utils._collect_all_valid_cia_ops())
 
@@ -37,5 +36,11 @@ def gather_once() -> None:
     made: dict[str, Any] = {}
     exec(without_types, vars(torch._ops), made)
     torch._ops.OperatorBase.py_impl = made["py_impl"]
+
+
+def translate_once() -> None:
+    """Change its exporter to ONNX in this process."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
     translate = ONNXRegistry.from_torchlib
     ONNXRegistry.from_torchlib = staticmethod(cache(lambda opset_version=18: translate(opset_version)))
