@@ -29,10 +29,11 @@ import targets
 from dit_compress.testing.corpus import CORPUS, examine
 
 OPTIONS = {
-    "coreml": {"precision": "float16"},
-    "coreai": {"precision": "float32"},
-    "onnx": {"precision": "float16"},
-    "executorch": {},
+    "coreml": ("coreml", {"precision": "float16"}),
+    "coreai": ("coreai", {"precision": "float32"}),
+    "onnx": ("onnx", {"precision": "float16"}),
+    "onnx float32": ("onnx", {"precision": "float32"}),
+    "executorch": ("executorch", {}),
 }
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     columns = list(arguments.targets)
-    print(f"{'case':20}" + "".join(f"{name:>12}" for name in columns))
+    print(f"{'case':20}" + "".join(f"{name:>14}" for name in columns))
     stages: Counter[str] = Counter()
     messages: list[str] = []
     failures = 0
@@ -51,7 +52,8 @@ def main() -> int:
         row = []
         for target in columns:
             with tempfile.TemporaryDirectory() as folder:
-                found = examine(case, targets.exporter(target, **OPTIONS[target]), Path(folder) / "out")
+                plugin, options = OPTIONS[target]
+                found = examine(case, targets.exporter(plugin, **options), Path(folder) / "out")
             row.append(found.stage)
             stages[found.stage] += 1
             if found.stage in ("missed", "crashed"):
@@ -59,7 +61,7 @@ def main() -> int:
             if found.stage not in ("right", "check"):
                 first = next(iter(found.message.splitlines()), f"{found.psnr_db} dB on fresh inputs")
                 messages.append(f"{case.name} × {target}: {found.stage}: {first}")
-        print(f"{case.name:20}" + "".join(f"{stage:>12}" for stage in row), flush=True)
+        print(f"{case.name:20}" + "".join(f"{stage:>14}" for stage in row), flush=True)
     for message in messages:
         print(message)
     figures = {

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from warm import forkserver
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from multiprocessing.context import ForkServerProcess
 
     import pytest
@@ -62,10 +63,20 @@ class Started:
     log: Path
 
 
-def start(*arguments: str | Path, log: Path, die: Die | None = None, site: Path | None = None) -> Started:
-    """Start ``dit-compress ARGUMENTS``; its output goes into ``log``. ``site`` comes first on the module path."""
+def start(
+    *arguments: str | Path,
+    log: Path,
+    die: Die | None = None,
+    site: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Started:
+    """Start ``dit-compress ARGUMENTS``; its output goes into ``log``.
+
+    site: comes first on the module path. env: beyond this process' environment.
+    """
     given = [str(argument) for argument in arguments]
-    process = forkserver().Process(target=_command, args=(given, str(log), die, str(site) if site else None))
+    more = (str(site) if site else None, dict(env or {}))
+    process = forkserver().Process(target=_command, args=(given, str(log), die, *more))
     process.start()
     return Started(process, log)
 
@@ -104,9 +115,10 @@ def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *w
     return status, *capsys.readouterr()
 
 
-def _command(arguments: list[str], log: str, die: Die | None, site: str | None) -> None:
+def _command(arguments: list[str], log: str, die: Die | None, site: str | None, env: dict[str, str]) -> None:
     """In the fork: become the command."""
     gc.freeze()  # what the server imported is looked through, and with that copied, by no fork
+    os.environ.update(env)
     os.setsid()
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
@@ -115,23 +127,40 @@ def _command(arguments: list[str], log: str, die: Die | None, site: str | None) 
     if site is not None:
         sys.path.insert(0, site)
     from dit_compress.cli import app as cli
-    from dit_compress.run import pipeline
+    from dit_compress.run import pipeline, torchrun
+    from dit_compress.structure.observe import stored
 
-    pipeline.subprocess = SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))
+    stored.WORTH_SECONDS = 0.02
+    pipeline.subprocess = torchrun.subprocess = forks(die)
     sys.argv = ["dit-compress", *arguments]
     cli.main()
+
+
+def forks(die: Die | None = None) -> Any:
+    """In place of the module ``subprocess``: each worker is a fork of the process that starts it."""
+    return SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))
 
 
 class _Worker:
     """What ``subprocess.Popen`` would be, as a fork."""
 
     def __init__(self, command: list[str], env: dict[str, str], die: Die | None) -> None:
+        self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os._exit(_work(Path(command[-1]), env, die))
 
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def wait(self) -> int | None:
+        return self._look(0)
+
+    def poll(self) -> int | None:
+        return self._look(os.WNOHANG)
+
+    def _look(self, how: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -139,11 +168,15 @@ class _Worker:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
 
 def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:
     """In the fork of the fork: become a worker."""
     from dit_compress.run import worker
 
+    gc.freeze()  # as in ``_command``
     os.environ.update(env)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
 # Tiny tensors gain nothing from a second thread, and lose much where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No test reads what somebody's earlier runs observed.
+# No test reads what somebody's earlier runs observed; see ``structures``.
 os.environ["DIT_COMPRESS_CACHE"] = "off"
 # A library that is imported while a test is captured logs into that test's closed stream for ever after.
 logging.raiseExceptions = False
+RELEASED = {"dit_compress", "dit_compress_plugins", "diffusers", "torch", *sys.stdlib_module_names}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,20 +36,57 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What is imported stays: it need not be looked through for garbage."""
+    if "torch" in sys.modules:
+        from tracing import gather_once, translate_once
+
+        gather_once()
+        translate_once()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of pytest; workers of xdist share it. Write under a ``FileLock``, or whole."""
+    place = tmp_path_factory.getbasetemp()
+    folder = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    os.environ["DIT_COMPRESS_CACHE"] = str(folder / "structures")  # commands that are forked have it from here
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def structures(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
+    """What one test or command observed of a released class, all others of this run know; ``structure/`` observes anew.
+
+    Code does not change meanwhile, so what is loaded is no part of a name, as it is for users: here more and more is.
+    """
+    assert os.environ["DIT_COMPRESS_CACHE"] == str(shared / "structures")
+    from dit_compress.structure.observe import stored
+
+    def sources(kinds: set[type]) -> list[list[str]]:
+        if any(kind.__module__.partition(".")[0] not in RELEASED for kind in kinds):
+            raise TypeError("a class of a test may depend on more than its name")
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name == "structure":
+            patch.setenv(stored.VARIABLE, "off")
+        else:
+            patch.setattr(stored, "_sources", sources)
+            patch.setattr(stored, "WORTH_SECONDS", 0.02)
+            patch.setattr(stored, "MOST", 10_000)
+        yield
+
+
+@pytest.fixture(scope="session")
+def smoke(shared: Path) -> Path:
     """The folder of one whole, uninterrupted run of ``tests/recipes/smoke.yaml``. Read it, don't change it.
 
     Workers of xdist share it: whoever asks first runs it, the others wait.
     """
     from command import SMOKE, finish, start
 
-    place = tmp_path_factory.getbasetemp()
-    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "smoke" / "run"
+    folder = shared / "smoke" / "run"
     folder.parent.mkdir(exist_ok=True)
     whole = folder.with_name("whole")
     with FileLock(folder.with_name("lock")):

@@ -134,10 +134,10 @@ def copied(smoke: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(smoke, tmp_path / "run"))
 
 
-def test_a_second_run_reuses_everything_and_changes_nothing(copied: Path) -> None:
-    """By the installed script, and fast: no worker is started."""
+def test_a_second_run_reuses_everything_and_changes_nothing(copied: Path, tmp_path: Path) -> None:
+    """And fast: no worker is started."""
     before = tree(copied)
-    done = real("run", SMOKE, "--out", copied, "--threads", "1")
+    done = finish(start("run", SMOKE, "--out", copied, "--threads", "1", log=tmp_path / "log"))
     assert done.status == 0, done.printed
     assert done.printed.count("reused") == len(STEPS)
     assert "running" not in done.printed

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import here
+from command import forks, here
 
 from dit_compress.cli.plan import plan_table
 from dit_compress.plugin.registry import use
 from dit_compress.recipe import load
 from dit_compress.run import costs as module
+from dit_compress.run import pipeline
 from dit_compress.run.costs import clips_of, costs, described
 from dit_compress.run.plan import plan
 
@@ -134,6 +135,7 @@ def test_what_this_machine_can_not_hold(
 
 def test_yes_runs_it(path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "memory_bytes", lambda: 1.0)
+    monkeypatch.setattr(pipeline, "subprocess", forks())
     words = ("run", path, "--out", path.parent / "run", "--only", "base", "--threads", "1")
     assert run(capsys, monkeypatch, *words)[0] == 2
     assert not (path.parent / "run").exists()

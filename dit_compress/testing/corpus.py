@@ -8,6 +8,7 @@ An export that passes and disagrees there is missed: :func:`examine` returns whi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -44,7 +45,7 @@ class Computes(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """One network. fault: what goes wrong without a careful exporter."""
+    """One network. fault: what goes wrong without a careful exporter. make: gives one component, for all exporters."""
 
     name: str
     fault: str
@@ -68,6 +69,7 @@ def _case(
     precise: tuple[str, ...] = (),
     **parts: Callable[[], nn.Module],
 ) -> Case:
+    @cache
     def make() -> Component:
         torch.manual_seed(0)
         module = Computes(compute, **{key: part() for key, part in parts.items()}).eval()

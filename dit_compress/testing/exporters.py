@@ -15,6 +15,7 @@ import inspect as python
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,9 +47,10 @@ def small() -> Component:
     return Component("small", module, {"x": torch.randn(4, 16)}, ("y",), varied=("x",))
 
 
+@cache
 def dit() -> Component:
-    """Make a whole DiT step at the size of seconds."""
-    denoiser = tiny_denoiser(TINY_MODEL)
+    """Make a whole DiT step at the size of seconds, once for all exporters: one block has every operator."""
+    denoiser = tiny_denoiser(TINY_MODEL, layers=1)
     torch.manual_seed(1)
     latent, _, cond = denoiser.example(1, SIZE)
     return dit_step(denoiser, latent, dict(cond))

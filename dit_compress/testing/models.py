@@ -64,13 +64,16 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_denoiser(name: str, seed: int = 0) -> Denoiser:
-    """Make a denoiser with random weights, none of them zero (a zero-initialised gate would hide every fault)."""
+def tiny_denoiser(name: str, seed: int = 0, **options: Any) -> Denoiser:
+    """Make a denoiser with random weights, none of them zero (a zero-initialised gate would hide every fault).
+
+    options: of the plugin, instead of the tiny ones.
+    """
     import torch
 
-    plugin, options = _CONFIGS[name]
+    plugin, own = _CONFIGS[name]
     torch.manual_seed(seed)
-    maker = make_part("model", {"use": plugin, **options}, installed()).build()
+    maker = make_part("model", {"use": plugin, **own, **options}, installed()).build()
     module = maker.create().eval()
     with torch.no_grad():
         for parameter in module.parameters():

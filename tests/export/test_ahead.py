@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,11 +34,11 @@ torch.set_num_threads(1)
 
 RECIPE = """\
 name: ahead
-model: {{use: {model}, layers: 2, heads: 2, head_width: 16, channels: 32, text_width: 16}}
+model: {{use: {model}, layers: 1, heads: 2, head_width: 16, channels: 32, text_width: 16}}
 text: {{use: words, width: 16, layers: 1, heads: 2}}
 data: {{use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}}
 steps:
-  - latent: {{use: video_vae, channels: 32, steps: 2, widths: [8, 8, 8, 8]}}
+  - latent: {{use: video_vae, channels: 32, steps: 2, widths: [8, 8, 8, 8], blocks: 1}}
     name: vae
   - distill: {{use: flow, steps: 2}}
     name: teacher
@@ -61,24 +62,27 @@ def spec_of(name: str) -> Spec:
     )
 
 
+@cache
+def networks(name: str) -> Networks:
+    return Networks(spec_of(name))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_good_networks_have_no_errors(name: str) -> None:
     spec = spec_of(name)
     made = {component.name: component for component in components_early(spec)}
     assert list(made) == ["text_encoder", "dit_step", "vae_decoder"]
     assert tuple(made["dit_step"].inputs["latent"].shape) == (1, 8, 3, 2, 2)
-    assert check_early(ONNXExport(ONNXOptions()), spec) == []
+    assert check_early(ONNXExport(ONNXOptions()), spec, networks(name)) == []
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_block_of_each_shape_speaks_for_the_others(name: str) -> None:
     """Three equal blocks: one is traced, at its place; rank 3 is too much for each block, and all are named."""
-    spec = spec_of(name)
-    networks = Networks(spec)
     strict = replace(profile_named("cpu"), max_rank=3)
     (short, _), (whole, nodes) = (
         inspected(next(each for each in made if each.name == "dit_step"), strict)
-        for made in (networks.short, networks.whole)
+        for made in (networks(name).short, networks(name).whole)
     )
     wanted, found = {(each.operator, each.path, each.message) for each in whole}, {each.path for each in short}
     assert wanted >= {(each.operator, each.path, each.message) for each in short}
@@ -87,8 +91,8 @@ def test_one_block_of_each_shape_speaks_for_the_others(name: str) -> None:
     }
     assert {path.split("blocks.")[1][0] for path in found if "blocks." in path} == {"0"}
     assert {path.split("blocks.")[1][0] for _, path, _ in wanted if "blocks." in path} == {"0", "1", "2"}
-    (twin,) = (each for each in networks.short if each.name == "dit_step")
-    (step,) = (each for each in networks.whole if each.name == "dit_step")
+    (twin,) = (each for each in networks(name).short if each.name == "dit_step")
+    (step,) = (each for each in networks(name).whole if each.name == "dit_step")
     assert twin.num_weights == step.num_weights == count_weights(step.module) > count_weights(twin.module)
     assert len(list(operators(twin.program))) < len(nodes) / 1.5
 

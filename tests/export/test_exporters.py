@@ -1,7 +1,11 @@
-"""DiT step and VAE decoder through every exporter: reloaded from disk, executed, at the gates."""
+"""DiT step and VAE decoder through exporters: reloaded from disk, executed, at the gates.
+
+Each is made and traced once for all. Every component on every target in every precision: ``benchmarks/exports.py``.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,6 +45,7 @@ def text() -> dict[str, Tensor]:
     return {"embedding": torch.randn(1, 6, 24), "mask": mask_BL}
 
 
+@cache
 def video_dit() -> Component:
     torch.manual_seed(0)
     module = VideoDiT(
@@ -50,6 +55,7 @@ def video_dit() -> Component:
     return dit_step(VideoDiTDenoiser(seeded(module)), torch.randn(LATENT), text())
 
 
+@cache
 def decoder() -> Component:
     torch.manual_seed(0)
     vae = VideoVAE(channels=16, widths=(8, 12, 16, 16), num_blocks=1)
@@ -77,6 +83,7 @@ class LTX(nn.Module):
         return tokens_BSD.transpose(1, 2).unflatten(2, size)
 
 
+@cache
 def ltx() -> Component:
     torch.manual_seed(0)
     inputs = {"latent": torch.randn(LATENT), "sigma": torch.tensor([0.7]), **text()}

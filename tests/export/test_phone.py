@@ -102,11 +102,18 @@ def exported(folder: Path, exporter: Any, plugin: str, guidance: float = 1.0, bu
     return bundle, folder / "files"
 
 
+READ: list[str] = []
+"""Networks that were read from disk while ``onnx`` was exported."""
+
+
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """Four steps without guidance, float32."""
     use()
-    return exported(tmp_path_factory.mktemp("onnx"), ONNXExport(ONNXOptions()), "onnx")
+    load = Bundle._load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bundle, "_load", lambda bundle, name, spec: (READ.append(name), load(bundle, name, spec))[1])
+        return exported(tmp_path_factory.mktemp("onnx"), ONNXExport(ONNXOptions()), "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -234,13 +241,9 @@ def test_embeddings_from_a_host(onnx: tuple[Any, Path], tmp_path: Path) -> None:
     assert min(player.golden().values()) > 40
 
 
-def test_an_export_reads_each_network_once(
-    onnx: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, load = [], Bundle._load
-    monkeypatch.setattr(Bundle, "_load", lambda bundle, name, spec: (read.append(name), load(bundle, name, spec))[1])
-    exported(tmp_path, ONNXExport(ONNXOptions()), "onnx", bundle=onnx[0])
-    assert sorted(read) == ["denoiser", "latent", "text"]
+@pytest.mark.usefixtures("onnx")
+def test_an_export_reads_each_network_once() -> None:
+    assert sorted(READ) == ["denoiser", "latent", "text"]
 
 
 def harmed(tensors: dict[str, Any], harm: str) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from command import forks
 from test_phone import bundle_in
 from test_verify import command
 
 from dit_compress.plugin.registry import use
+from dit_compress.run import pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +73,7 @@ def test_what_is_not_proven_is_no_success(
     executed: bool, said: str, statuses: tuple[int, int], bundle: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     """``--allow-unverified`` is for files that nothing here can execute, not for numbers that are off."""
+    monkeypatch.setattr(pipeline, "subprocess", forks())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chip.py").write_text(CHIP)
     recipe = tmp_path / "r.yaml"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+from fresh import run_fresh
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -139,16 +137,12 @@ def test_the_record_is_written_and_loads_bit_equal_in_a_fresh_process(tmp_path: 
         files = sorted(item.name for item in small.iterdir())
         assert files == sorted(["load_pruned.py", f"{kept}.safetensors", "pruning.json"])
     source = Path(__file__).read_text("utf-8")
-    models = source[: source.index("import dit_compress\n")] + source[source.index("# the models") :]
+    head = source[: source.index("import dit_compress\n")].replace("from fresh import run_fresh\n", "")
+    models = head + source[source.index("# the models") :]
     (tmp_path / "models.py").write_text(models[: models.index("# the end of the models")])
-    (tmp_path / "fresh.py").write_text(FRESH)
     torch.save(calls[NAMES[0]].args, tmp_path / "args.pt")
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "fresh.py", package, *NAMES],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_fresh(FRESH, package, *NAMES, folder=tmp_path)
+    assert done.status == 0, done.printed
     for name, module in modules.items():
         call, folder = calls[name], tmp_path / name
         assert torch.equal(torch.load(folder / "output.pt", weights_only=True), call.replay(module))

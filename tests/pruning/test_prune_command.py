@@ -257,12 +257,22 @@ HARMED = [
         "config.json: it asks for code of its own ('auto_map'), which is never",
     ),
     (_config({"num_layers": "3"}), "config.json: LTXVideoTransformer3DModel can't be made of this config: TypeError: "),
-    (_config({"num_layers": 10**9}), "config.json: LTXVideoTransformer3DModel would have more than 30,000 modules"),
+    (_config({"num_layers": 10**9}), "config.json: LTXVideoTransformer3DModel would have more than 3,000 modules"),
 ]
 
 
+def test_a_model_without_end_is_not_made(run: Any, whole: Path) -> None:
+    _config({"num_layers": 10**9})(whole)
+    status, printed = run("inspect", "whole")
+    assert status == 2
+    assert "config.json: LTXVideoTransformer3DModel would have more than 30,000 modules" in printed
+
+
 @pytest.mark.parametrize(("harm", "message"), HARMED, ids=[message for _, message in HARMED])
-def test_every_command_says_the_same_of_a_bad_config(run: Any, whole: Path, harm: Any, message: str) -> None:
+def test_every_command_says_the_same_of_a_bad_config(
+    run: Any, whole: Path, harm: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dit_compress.structure.files.whole.MAX_MODULES", 3000)
     harm(whole)
     step = "prune: {use: trilevel, levels: {block: {remove: 1}}, search: magnitude}"
     Path("r.yaml").write_text(f"model: {{from: whole}}\nsteps:\n  - {step}\n")

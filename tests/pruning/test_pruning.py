@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from fresh import run_fresh
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from toy import context_in, part, tiny_bundle
@@ -248,10 +249,8 @@ def test_other_counts_in_each_block_reload_in_a_fresh_process(tmp_path: Path, pa
     for name, denoiser in denoisers.items():
         denoiser.module.save_pretrained(tmp_path / name)
         torch.save(inputs_of(denoiser), tmp_path / f"{name}.inputs")
-    (tmp_path / "look.py").write_text(LOOK)
-    command = [sys.executable, str(tmp_path / "look.py"), package, *(str(tmp_path / name) for name in denoisers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = run_fresh(LOOK, package, *(tmp_path / name for name in denoisers), folder=tmp_path)
+    assert done.status == 0, done.printed
     for name, denoiser in denoisers.items():
         found = torch.load(tmp_path / f"{name}.output", weights_only=True)
         assert found["class"] == type(denoiser.module).__name__

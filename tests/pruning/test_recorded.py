@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh import run_fresh
 from torch import Tensor, nn
 from toy import tiny_bundle
 
@@ -274,9 +273,9 @@ print(len(module.blocks), module.blocks[0].n)
     body = source[source.index("WIDTH, HEADS") : source.index("def plain(")]
     head = "import torch\nimport torch.nn.functional as F\nfrom torch import Tensor, nn\n\n"
     (tmp_path / "plain_model.py").write_text(head + body)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["3", "3"]
+    done = run_fresh(script, folder=tmp_path)
+    assert done.status == 0, done.printed
+    assert done.printed.split() == ["3", "3"]
 
 
 @pytest.mark.parametrize(

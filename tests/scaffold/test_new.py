@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import os
 import re
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from command import here
+from warm import forkserver
 
 from dit_compress import scaffold
 from dit_compress.core.errors import UserError
@@ -103,22 +106,39 @@ def site(projects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def pytest_outcomes(wanted: list[str], folder: Path, *sites: Path) -> tuple[int, dict[tuple[str, str], str]]:
+def pytest_outcomes(wanted: list[str], folder: Path, *sites: Path) -> tuple[int | None, dict[tuple[str, str], str]]:
     """Run pytest on its own; exit status, and (module, test) → '' where it passed, else why it did not."""
     report = folder / "report.xml"
     (folder / "pytest.ini").write_text("[pytest]\n", "utf-8")  # else the first project's settings rule them all
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *wanted]
-    ran = subprocess.run(
-        command, cwd=folder, env=environment(*sites), check=False, capture_output=True, text=True, timeout=1800
-    )
-    assert report.is_file(), ran.stdout + ran.stderr
+    command = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", *wanted]
+    process = forkserver().Process(target=run_pytest, args=(command, folder, [str(site) for site in sites]))
+    process.start()
+    process.join(1800)
+    printed = (folder / "printed").read_text("utf-8")
+    assert report.is_file(), printed
     found: dict[tuple[str, str], str] = {}
     for case in ET.parse(report).iter("testcase"):
         module = re.search(r"test_dit_\w+", case.get("classname", ""))
-        assert module is not None, ran.stdout[-4000:]
+        assert module is not None, printed[-4000:]
         why = [f"{child.get('message')}\n{child.text}" for child in case]
         found[module[0], case.get("name", "")] = "\n".join(why)
-    return ran.returncode, found
+    return process.exitcode, found
+
+
+def run_pytest(command: list[str], folder: Path, sites: list[str]) -> None:
+    """In a fork that has imported torch, and is else as good as a process of its own."""
+    from tracing import gather_once
+
+    gc.freeze()
+    os.chdir(folder)
+    sys.path[:0] = sites
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    with (folder / "printed").open("w") as printed:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
+    torch.set_num_threads(1)
+    gather_once()
+    sys.exit(pytest.main(command))
 
 
 @pytest.fixture(scope="module")

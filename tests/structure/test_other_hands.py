@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import other_hands
 import pytest
 import torch
+from fresh import run_fresh
 from other_hands import DIM, HEAD_DIM, MLP, NHEAD
 from rich.console import Console
 from torch import Tensor, nn
@@ -368,11 +366,9 @@ def test_a_stand_in_is_made_again_without_the_package(tmp_path: Path) -> None:
     module, call = make(other_hands.TimmModel)
     dit_compress.prune(module, call=call, remove={"head": 1, "block": 1})
     dit_compress.save(module, tmp_path / "small")
-    paths = {"PYTHONPATH": f"{Path(other_hands.__file__).parent}:{tmp_path / 'small'}"}
-    out = tmp_path / "out.pt"
-    subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path / "small"), str(out)], check=True, env={**os.environ, **paths}
-    )
+    out, paths = tmp_path / "out.pt", (Path(other_hands.__file__).parent, tmp_path / "small")
+    done = run_fresh(FRESH, tmp_path / "small", out, folder=tmp_path, path=paths)
+    assert done.status == 0, done.printed
     assert torch.equal(torch.load(out), module(torch.ones(2, 6, 3).double(), torch.ones(2).double()))
 
 
