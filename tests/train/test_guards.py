@@ -338,7 +338,7 @@ def test_validation_is_logged_and_the_best_is_the_result(tmp_path: Path) -> None
     assert f"step-{best:08d}" in [path.name for path in (tmp_path / "checkpoints").iterdir()]
     objective = FlowObjective(options, student, words(), None)
     with torch.no_grad():
-        found = Validator(clips(9, 100), 9, 9, 0, World(), bf16=False).loss(objective, 40)
+        found = Validator(clips(9, 100), 9, 9, 0, World(), bf16=False).measure(objective, 40)["loss"]
     assert found == pytest.approx(losses[best], rel=1e-4)
 
 
