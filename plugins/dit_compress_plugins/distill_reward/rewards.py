@@ -89,4 +89,4 @@ def need_gradients(name: str, reward: Reward, video: Tensor, captions: Sequence[
 
 
 def _first_bad(values: Tensor) -> float:
-    return float(values[~torch.isfinite(values)].flatten()[0])
+    return float(values.detach()[~torch.isfinite(values)][0])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
@@ -95,7 +96,7 @@ class TransformersReward:
             with quiet():
                 model, about = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             line = str(error).strip().partition("\n")[0]
             raise UserError(f"the critic can't be read ({line})", where=self.options.path, mend=_EXPORT) from error
         if lacking := sorted(about["missing_keys"]):
