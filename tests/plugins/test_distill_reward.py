@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +22,7 @@ from dit_compress.model.denoiser import Cond
 from dit_compress.model.flow import Flow, euler, interpolate
 from dit_compress.model.spec import Spec
 from dit_compress.plugin.options import Part, Plugin
-from dit_compress.plugin.registry import installed
+from dit_compress.plugin.registry import Registry, Source, installed
 from dit_compress.recipe import make_part
 from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser
@@ -28,11 +32,16 @@ from dit_compress.train.loop import fit
 from dit_compress.train.validation import Monitors, Validator
 from dit_compress_plugins.distill_reward import RewardOptions
 from dit_compress_plugins.distill_reward.distiller import RewardDistiller, RewardObjective
-from dit_compress_plugins.distill_reward.rewards import log_yes, need_gradients, share_of_yes
+from dit_compress_plugins.distill_reward.rewards import (
+    Reward,
+    RewardPart,
+    log_yes,
+    need_gradients,
+    share_of_yes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -295,3 +304,28 @@ def test_a_start_of_another_text_encoder_is_refused(tmp_path: Path) -> None:
     other = replace(spec, text=replace(spec.text, config={**spec.text.config, "layers": 9}))
     with pytest.raises(UserError, match="the start knows the captions of another text encoder than the student's"):
         RewardDistiller(options_of()).fits(spec, {"start": other})
+
+
+# ------------------------------------------------------------------ a reward of one's own
+
+
+def test_the_example_of_the_page_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found beside the plugin that adds the kind, and it passes the trial."""
+    page = (Path(__file__).parents[2] / "docs" / "plugins" / "reward.md").read_text("utf-8")
+    for name, text in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", page, re.DOTALL):
+        (tmp_path / f"{name}.py").write_text(text, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry()
+    names = ("dit_compress_plugins.distill_reward", "warm")
+    registry.add([Source(name, "test", "", lambda name=name: importlib.import_module(name)) for name in names])
+    assert registry.broken == []
+    reward = make_part("reward", {"use": "warm", "scale": 2}, registry).build().create(None)
+    need_gradients("warm", reward, torch.rand(2, 3, 2, 4, 4), ["a", "b"])
+    assert reward(torch.ones(1, 3, 1, 2, 2), ["a"]).tolist() == [[0.0, 2.0]]
+
+
+def test_the_page_has_the_contract() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins" / "reward.md").read_text("utf-8")
+    for method in (RewardPart.create, Reward.__call__):
+        said = [line.strip() for line in inspect.getsource(method).splitlines()[:1]]
+        assert all(line in page for line in said), said
