@@ -139,9 +139,9 @@ PLANNED = {
         "r.yaml:8: 'last_steps: 50' is more than there are sampling steps, 40. Set 'last_steps' to 40 or less",
     ),
     "rewards of what has no pixels": (
-        "  - latent: {use: video_vae, channels: 32, steps: 3}\n    name: vae\n",
-        "  - latent: {use: given}\n    name: vae\n  - distill: {use: reward, reward: reader}\n",
-        "'latent: {use: given}' can't show pixels",
+        "  - latent: {use: video_vae, channels: 32, steps: 2}\n    name: vae\n",
+        "  - latent: {use: given, channels: 32}\n    name: vae\n  - distill: {use: reward, reward: reader}\n",
+        "r.yaml:8: 'latent: {use: given}' can't show pixels",
     ),
     "samples of nobody": (
         "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, teacher_samples: 4}\n",

@@ -316,7 +316,7 @@ def test_the_example_of_the_page_is_a_reward(tmp_path: Path, monkeypatch: pytest
         (tmp_path / f"{name}.py").write_text(text, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     registry = Registry()
-    names = ("dit_compress_plugins.distill_reward", "warm")
+    names = ("dit_compress_plugins.distill_reward", "warm_colours")
     registry.add([Source(name, "test", "", lambda name=name: importlib.import_module(name)) for name in names])
     assert registry.broken == []
     reward = make_part("reward", {"use": "warm", "scale": 2}, registry).build().create(None)
