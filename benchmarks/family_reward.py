@@ -54,7 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "model": {"preset": "small", "layers": 6, "heads": 8, "head_width": 8, "ffn": 256, "channels": 64,
                   "preconditioned": True},
         "vae": {"steps": 300, "ratio": "4x16x16"}, "text": 64, "teacher": 800, "batch": 24, "lr": 2e-3,
-        "critic": {"steps": 500}, "updates": 80, "rate": 1e-4, "samples": 64, "captions": 128,
+        "critic": {"steps": 1500}, "updates": 80, "rate": 1e-4, "samples": 64, "captions": 128,
     },
     "full": {
         "data": {"num_clips": 4000, "num_test": 512, "frames": 17, "size": [96, 96]},

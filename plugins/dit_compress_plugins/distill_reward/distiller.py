@@ -102,8 +102,8 @@ class RewardDistiller(DistillStep):
         need_gradients(self.options.reward.name, made["reward"], video, captions)
         if self.options.judge is not None:
             need_answers(self.options.judge.name, made["judge"], video, captions)
-        bundle = context.slot("start")
-        start = bundle.denoiser() if bundle is not None else None
+        other = context.slot("start")
+        start = other.denoiser() if other is not None else None
         schedule = self.flow(context.input.flow)
         return RewardObjective(
             self.options, student, text, codec, made, schedule, start, sample=context.sampler(schedule)

@@ -9,9 +9,9 @@ class ShapesRewardOptions(Options):
     """The critic's size and training. It is trained once for a run's clips; steps with equal options share it."""
 
     width: int = Field(16, ge=1, le=1024, description="Channels of the first layer.")
-    steps: int = Field(400, ge=1, description="Optimiser steps.")
+    steps: int = Field(1500, ge=1, description="Optimiser steps.")
     batch: int = Field(16, ge=2, description="Clips per step, half of them damaged.")
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(5e-3, gt=0)
     seed: int = Field(0, description="Of the weights, the order of clips and what damages them.")
 
 

@@ -44,7 +44,7 @@ def answers_of(truth: Mapping[str, Any], questions: Sequence[Question]) -> list[
 
 
 class Network(nn.Module):
-    """Four convolutions, their mean over the video, and a logit for each question."""
+    """Four convolutions, what they are on average and at most in the video, and a logit for each question."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class Network(nn.Module):
             nn.Conv3d(sizes[place], sizes[place + 1], 3, stride, 1) for place, stride in enumerate(strides)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(1, size) for size in sizes[1:])
-        self.head = nn.Linear(sizes[-1], count)
+        self.head = nn.Linear(2 * sizes[-1], count)
 
     def forward(self, video_BCFYX: Tensor) -> Tensor:
         """Return the logits of "it is seen", ``[B,Q]``."""
         x = video_BCFYX
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = silu(norm(layer(x)))
-        return self.head(x.mean((2, 3, 4)))
+        return self.head(torch.cat([x.mean((2, 3, 4)), x.amax((2, 3, 4))], 1))
 
 
 class Critic(nn.Module):

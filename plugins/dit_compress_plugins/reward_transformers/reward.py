@@ -30,6 +30,9 @@ _EXPORT = "Export the whole model with save_pretrained: weights, tokenizer and i
 class Likeness(nn.Module):
     """The reward: ``scale·(cos(frame, text) - margin)``, or the model's own bias, averaged over frames."""
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(
         self, model: Any, tokenizer: Any, pixels: Mapping[str, Any], options: TransformersRewardOptions
     ) -> None:
