@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from processes import together
+from safetensors.torch import load_file, save_file
 from toy import part
 
 from dit_compress.core.errors import UserError
@@ -159,6 +161,20 @@ def test_a_critic_is_trained_once_is_the_same_again_and_answers_differentiably(t
     need_gradients("shapes", critic, video, captions)
     part("reward", "shapes", **{**options, "seed": 1}).create(context)
     assert len(list((tmp_path / "one").glob("reward-shapes-*.safetensors"))) == 2
+
+
+def made_on(world: Any, folder: Path) -> None:
+    context = context_in(folder)
+    context.world = world
+    network = part("reward", "shapes", steps=1, batch=2, width=2).create(context).network
+    save_file(dict(network.state_dict()), folder / f"process-{world.rank}.safetensors")
+    assert bool(context.notes) == (world.rank == 0), "the first process trains, the other reads"
+
+
+def test_two_processes_have_the_critic_of_the_first(tmp_path: Path) -> None:
+    together(made_on, tmp_path)
+    one, other = (load_file(tmp_path / f"process-{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_clips_without_truth_are_refused(tmp_path: Path) -> None:
