@@ -29,7 +29,7 @@ TABLE = Table(
     "SnapGen, text to image",
     "`fixed w` adds w times the teacher's losses, `task` none; `scaled` balances them at each noise level.",
 )
-STEPS = {"short": 600, "full": 3000, "tiny": 2}
+STEPS = {"short": 500, "full": 3000, "tiny": 2}
 
 
 def row(out: Path, tier: str, seed: int) -> Row:

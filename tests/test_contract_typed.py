@@ -77,6 +77,7 @@ ORDINARY = frozenset(
         "magnitude",
         "modulation",
         "random",
+        "scaled",
         "shapes",
         "videos",
         "words",

@@ -23,6 +23,7 @@ from dit_compress.data.clips import write_captions
 from dit_compress.data.encode import pixel_cache
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import WEIGHTS, Bundle, write_bundle
+from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.testing.steps import tiny_bundle as whole_bundle
 
 if TYPE_CHECKING:
@@ -260,6 +261,34 @@ def test_a_teacher_that_does_not_fit(
     done = command(capsys, monkeypatch, "plan", path)
     assert done.printed.splitlines()[-1] == f"{path}:8: {expected}"  # a library may have spoken before
     assert done.status == 2
+
+
+def test_a_teacher_whose_patch_does_not_divide_the_latents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"layers": 1, "heads": 2, "head_width": 16, "channels": 32, "text_width": 16, "patch": [1, 3, 3]}
+    model = part("model", "video_dit", **options)
+    module = model.create()
+    spec = Spec(denoiser=ComponentSpec("model", "video_dit", model.config_of(module)))
+    made = write_bundle(tmp_path / "teacher", spec, {"denoiser": module}, base=None, lineage=[])
+    path = recipe(tmp_path, f"{HEAD}  - distill: {{use: scaled, steps: 2}}\n    teacher: {made.path}\n")
+    done = command(capsys, monkeypatch, "plan", path)
+    assert done.printed == (
+        f"{path}:8: latent (2, 2, 2) can't be divided by the patch (1, 3, 3) of the teacher '{made.path}'. "
+        "Name another teacher, or change the video size\n"
+    )
+    assert done.status == 2
+
+
+def test_a_guide_of_another_vae_is_seen_when_the_step_starts(tmp_path: Path) -> None:
+    student = whole_bundle(tmp_path / "student")
+    codec: Any = student.codec()
+    next(codec.parameters()).add_(0.1)
+    modules: dict[str, Any] = {"denoiser": student.denoiser().module, "text": student.text(), "latent": codec}
+    guide = write_bundle(tmp_path / "guide", student.spec, modules, base=None, lineage=[])
+    context = context_in(tmp_path / "step", input=student, teacher=student, guide=guide)
+    with pytest.raises(UserError, match="the guide knows the latents of another VAE than the student's. Name a guide"):
+        part("distill", "dmd").run(context)
 
 
 def test_a_teacher_of_another_vae_is_seen_when_the_step_starts(tmp_path: Path) -> None:

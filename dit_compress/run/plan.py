@@ -154,8 +154,8 @@ def _check_slots(
             what = f"latent {size} can't be divided by the patch {denoiser.patch} of the {slot} {source!r}"
             raise UserError(what, mend=f"Name another {slot}, or change the video size")
         others[slot] = spec
-    if others:
-        node.build().fits(before, others)
+    if others and (errors := node.build().misfits(before, others)):
+        raise UserError.join(errors)
 
 
 def _spec_of(source: str, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | None:

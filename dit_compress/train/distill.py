@@ -45,7 +45,7 @@ def distill(step: Distiller, context: Context) -> Result:
     teacher = given.denoiser() if given else None
     objective = step.objective(context, student, teacher, text)
     fit(objective, context.latents("train", text), step.options, context, monitors(step, context, student, text))
-    modules = {"denoiser": student.module}
+    modules = {"denoiser": step.finish(student)}
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder
     return context.give(modules, flow=step.flow(context.input.flow))

@@ -47,16 +47,16 @@ def projection(width_S: int, width_T: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def need_tokens(denoiser: Denoiser, whose: str, instead: str) -> None:
-    """UserError where the last feature holds other tokens than the latent's: text beside them. Works without weights.
+def other_tokens(denoiser: Denoiser, whose: str, instead: str) -> list[UserError]:
+    """Return what to say where the last feature holds other tokens than the latent's: text among them, perhaps.
 
-    instead: the option that leaves the feature out, as a recipe says it.
+    Works without weights. instead: the option that leaves the feature out, as a recipe says it.
     """
     latent, sigma_B, cond = denoiser.typical(1, denoiser.example_size)
     _, feature_BSD = last_feature(denoiser, latent, sigma_B, cond)
     count = denoiser.tokens(denoiser.example_size)
-    if feature_BSD.shape[1] != count:
-        raise UserError(
-            f"the last feature of the {whose} has {feature_BSD.shape[1]} tokens where its latent has {count}",
-            mend=f"Set '{instead}': where text stands among the tokens of the latent, they can't be compared",
-        )
+    if feature_BSD.shape[1] == count:
+        return []
+    what = f"the last feature of the {whose} has {feature_BSD.shape[1]} tokens where its latent has {count}"
+    mend = f"Set '{instead}': where text stands among the tokens of the latent, they can't be compared"
+    return [UserError(what, mend=mend)]

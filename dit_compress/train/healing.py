@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -67,7 +67,7 @@ class Healing:
         self.context = replace(context, world=World(device=context.world.device))
         role = student_role(student, options)
         if rank is not None:
-            add_lora(student.module, _linears(student.module), rank, context.seed)
+            add_lora(student.module, linears(student.module), rank, context.seed)
         self.objective = FlowMatching(student, text, context.input.flow, role)
         for each in self.objective.roles.values():
             each.module.to(context.world.device)
@@ -81,7 +81,7 @@ class Healing:
         self.done += steps
 
 
-def _linears(module: nn.Module) -> list[str]:
+def linears(module: nn.Module) -> list[str]:
     """Name every linear inside module lists: the blocks."""
     names = {
         f"{path}.{name}"
@@ -93,12 +93,24 @@ def _linears(module: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def add_lora(module: nn.Module, linears: Sequence[str], rank: int, seed: int) -> None:
-    """Put LoRA on linears, by path; only it requires gradients."""
+def add_lora(module: nn.Module, linears: Sequence[str], rank: int, seed: int, alpha: float | None = None) -> None:
+    """Put LoRA on linears, by path; only it requires gradients. ``alpha`` over the rank scales it, 1 where absent."""
     import peft
 
     module.requires_grad_(requires_grad=False)
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(linears))
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(linears))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, module)
+
+
+def merge_lora(module: Any) -> None:
+    """Add LoRA's updates to the weights of its linears, which stand in their own places again."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in [*module.named_modules()]:
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            path, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(path), leaf, layer.get_base_layer())
+    del module.peft_config  # else peft takes the next adapter for a second one

@@ -176,11 +176,16 @@ class Distiller(Step, Protocol):
     def flow(self, before: Flow) -> Flow:
         """Return how the result is meant to be sampled."""
 
-    def fits(self, spec: Spec, others: Mapping[str, Spec]) -> None:
-        """Raise a UserError where the bundles of its other slots, by name, can't go with its input.
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:  # noqa: ARG002 - the contract
+        """Return why the bundles of its other slots, by name, can't go with its input.
 
         Latents and the width of captions were compared before; reads no weights.
         """
+        return []
+
+    def finish(self, student: Denoiser) -> nn.Module:
+        """Return the student's module, whole by now, without what the training put into it: as a bundle holds it."""
+        return student.module
 
 
 class DiscriminatorPart(Protocol):

@@ -31,6 +31,7 @@ from dit_compress.search.problem import SearchProblem
 from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
+from dit_compress.train.healing import add_lora, linears
 from dit_compress.train.loop import batch_index, fit
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Phase, Role
@@ -76,7 +77,10 @@ def objective(kind: str, name: str, options: Any) -> Any:
     torch.manual_seed(2)
     if kind == "scaled":
         return ScaledObjective(options, student, tiny_denoiser("wan", 1), words(), Flow(), 1e-3, words())
-    if kind == "dmd":
+    if kind == "lora":
+        student.structure()
+        add_lora(student.module, linears(student.module), 2, 0)
+    if kind in ("dmd", "lora"):
         real = Real(tiny_denoiser(name, 1), Flow(3.0, 4, 2.0), euler)
         return DmdObjective(options, student, real, words(), Flow(3.0, 3, 1.0), tiny_denoiser("wan", 2))
     if kind == "reward":
@@ -92,7 +96,8 @@ def options_of(kind: str, **more: Any) -> Any:
         return AffineOptions(**{"kd_share": 0.2, "share_every": 2, "output_weight": 0.5, **given})
     if kind == "scaled":
         return ScaledOptions(**{"bins": 3, "ratio_decay": 0.5, **given})
-    if kind == "dmd":
+    if kind in ("dmd", "lora"):
+        given |= {"lora": {"rank": 2}} if kind == "lora" else {}
         return DmdOptions(**{"critic_warmup": 1, "student_every": 2, "critic_lr": 1e-3, **given})
     if kind == "reward":
         critic = make_part("reward", {"use": "reader"}, installed())
@@ -176,6 +181,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("adversarial", "video_dit"),
         ("adversarial", "wan"),
         ("dmd", "video_dit"),
+        ("lora", "video_dit"),
         ("scaled", "video_dit"),
         ("reward", "video_dit"),
     ],

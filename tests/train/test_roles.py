@@ -10,7 +10,7 @@ from test_loop import LR, Noisy, Weight, context_in, curves, killer, options, sa
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.train.loop import fit, learning_rate
+from dit_compress.train.loop import batch_index, fit, learning_rate
 from dit_compress.train.memory import state_bytes
 from dit_compress.train.objective import Phase, Role
 from dit_compress.train.options import TrainOptions
@@ -79,6 +79,39 @@ def test_a_resume_between_two_updates_equals_an_uninterrupted_training(tmp_path:
     for role in whole.roles:
         assert torch.equal(whole.weight(role), again.weight(role))
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------ what a phase logged
+
+
+class Told(Noisy):
+    """The second phase remembers its losses, and keeps one from the curves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[dict[str, float], float]] = []
+        self.phases = (Phase("a", ("first",)), Phase("b", ("second",), every=2, tell=self.remember))
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        return {**super().loss(phase, batch), "place": torch.tensor(batch.sample, dtype=torch.float32).mean()}
+
+    def remember(self, values: dict[str, float]) -> None:
+        self.told.append((dict(values), float(self.weight("second").detach())))
+        values.pop("place")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_phase_is_told_the_means_of_the_whole_batch_after_its_update(tmp_path: Path, accumulate: int) -> None:
+    objective = Told()
+    fit(objective, samples(), options(3, accumulate=accumulate), context_in(tmp_path))
+    lines, drawn = curves(tmp_path), [batch_index(len(samples()), 2, 0, step, range(2)) for step in range(3)]
+    assert [line["a/place"] for line in lines] == [sum(index) / 2 for index in drawn]
+    assert [values["place"] for values, _ in objective.told] == [lines[0]["a/place"], lines[2]["a/place"]]
+    assert not any("b/place" in line for line in lines)
+    assert set(objective.told[0][0]) == {"loss", "place", "grad_second"}
+    first, second = (weight for _, weight in objective.told)
+    assert first == pytest.approx(3 + LR, rel=1e-3)
+    assert second == pytest.approx(3 + 2 * LR, rel=1e-3)
 
 
 # ------------------------------------------------------------------ a part of a module

@@ -35,14 +35,16 @@ SIMS = {"cosine": cosine_distance, "mse": squared_distance, "relative_mse": rela
 class AffineDistiller(DistillStep):
     """Step ``distill: {use: affine}``; also a search's objective. The student is sampled as its teacher is."""
 
-    def fits(self, spec: Spec, others: Mapping[str, Spec]) -> None:
-        """Raise a UserError where the student was not made of its teacher: no block is known to come from another."""
-        if not descends(spec, others.get("teacher")):
-            raise UserError(
-                "the student does not descend from this teacher: another model, or pruned otherwise",
-                mend="Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns "
-                "from any teacher of the same latents",
-            )
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
+        """Return what to say where the student was not made of its teacher: no block is known to come from another."""
+        if descends(spec, others.get("teacher")):
+            return []
+        what = "the student does not descend from this teacher: another model, or pruned otherwise"
+        mend = (
+            "Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns from any "
+            "teacher of the same latents"
+        )
+        return [UserError(what, mend=mend)]
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions

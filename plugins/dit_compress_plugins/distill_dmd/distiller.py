@@ -17,7 +17,8 @@ from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import need_same_captions, same_at_first, student_role
-from dit_compress.train.features import grid_of, last_feature, need_tokens, projection, resampled
+from dit_compress.train.features import grid_of, last_feature, other_tokens, projection, resampled
+from dit_compress.train.healing import add_lora, linears, merge_lora
 from dit_compress.train.losses import flow_loss, squared_distance
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_dmd.matching import direction, energy_score, matching_sigma, surrogate
@@ -37,25 +38,29 @@ if TYPE_CHECKING:
 
 BETAS = (0.0, 0.99)
 """Of Adam, for student and critic (SnapGen++)."""
+LORA = ("*.lora_[AB].*",)
+"""Names of its parameters."""
 
 
 class DmdDistiller(DistillStep):
     """Step ``distill: {use: dmd}``."""
 
-    def fits(self, spec: Spec, others: Mapping[str, Spec]) -> None:
-        """Raise a UserError where a teacher or guide has another text encoder, or a guide is sampled otherwise."""
-        for slot, other in others.items():
-            if spec.text and other.text and not same_at_first(spec.text, other.text):
-                raise UserError(
-                    f"the {slot} knows the captions of another text encoder than the student's",
-                    mend=f"Name a {slot} that was trained with the text encoder of the step's input",
-                )
-        if "guide" not in others:
-            return
-        _need_same_steps(self.flow(spec.flow), others["guide"].flow)
-        if self.options.feature_weight:
-            need_tokens(spec.outline(), "student", "feature_weight: 0")
-            need_tokens(others["guide"].outline(), "guide", "feature_weight: 0")
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
+        """Return what to say of a teacher or guide with another text encoder, of a guide that is sampled otherwise."""
+        found = [
+            UserError(
+                f"the {slot} knows the captions of another text encoder than the student's",
+                mend=f"Name a {slot} that was trained with the text encoder of the step's input",
+            )
+            for slot, other in others.items()
+            if spec.text and other.text and not same_at_first(spec.text, other.text)
+        ]
+        if "guide" in others:
+            found += _other_steps(self.flow(spec.flow), others["guide"].flow)
+            if self.options.feature_weight:
+                found += other_tokens(spec.outline(), "student", "feature_weight: 0")
+                found += other_tokens(others["guide"].outline(), "guide", "feature_weight: 0")
+        return found
 
     def flow(self, before: Flow) -> Flow:
         """Return few steps, no guidance."""
@@ -66,29 +71,37 @@ class DmdDistiller(DistillStep):
         known = context.slot("teacher")
         if teacher is None or known is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
-        for slot, bundle in context.bundles.items():
-            need_same_captions(slot, context.input, bundle)
+        for slot, other in context.bundles.items():
+            need_same_captions(slot, context.input, other)
+        if (lora := self.options.lora) is not None:
+            student.structure()  # found on the linears themselves
+            add_lora(student.module, linears(student.module), lora.rank, context.seed, lora.alpha)
         guidance = known.flow.guidance if self.options.guidance is None else self.options.guidance
         real = Real(teacher, replace(known.flow, guidance=guidance), context.sampler(known.flow))
         bundle = context.slot("guide")
         guide = bundle.denoiser() if bundle is not None else None
         return DmdObjective(self.options, student, real, text, self.flow(context.input.flow), guide)
 
+    def finish(self, student: Denoiser) -> torch.nn.Module:
+        """Return the student's module, LoRA's updates added to its weights."""
+        if self.options.lora is not None:
+            merge_lora(student.module)
+        return student.module
 
-def _need_same_steps(ours: Flow, theirs: Flow) -> None:
-    """UserError where a guide does not answer at the sigmas at which the student will be sampled."""
+
+def _other_steps(ours: Flow, theirs: Flow) -> list[UserError]:
+    """Return what to say where a guide does not answer at the sigmas at which the student will be sampled."""
     mine, guides = ours.sigmas(), theirs.sigmas()
     if len(mine) != len(guides) or not all(map(math.isclose, mine, guides)):
         shown = " against ".join(" ".join(f"{sigma:.3g}" for sigma in each[:-1]) for each in (guides, mine))
-        raise UserError(
-            f"the guide is sampled at other sigmas than the student will be: {shown}",
-            mend="Set 'sampling_steps' to the guide's, or name a guide that was distilled to these steps",
-        )
-    if theirs.guidance != 1:
-        raise UserError(
-            f"the guide is sampled with guidance {theirs.guidance:g}, and what it answers alone is no target",
-            mend="Name a few-step model that is sampled without guidance, such as an adversarial step's",
-        )
+        what = f"the guide is sampled at other sigmas than the student will be: {shown}"
+        mend = "Set 'sampling_steps' to the guide's, or name a guide that was distilled to these steps"
+    elif theirs.guidance != 1:
+        what = f"the guide is sampled with guidance {theirs.guidance:g}, and what it answers alone is no target"
+        mend = "Name a few-step model that is sampled without guidance, such as an adversarial step's"
+    else:
+        return []
+    return [UserError(what, mend=mend)]
 
 
 @dataclass(frozen=True)
@@ -125,9 +138,10 @@ class DmdObjective:
     ) -> None:
         self.options, self.student, self.real, self.text, self.guide = options, student, real, text, guide
         self.grid = schedule.sigmas()
+        self.starts = torch.tensor(self.grid[:-1])
         self.again = schedule if options.shift is None else replace(schedule, shift=options.shift)
         self.critic = copy.deepcopy(student)
-        role = replace(student_role(student, options), betas=BETAS)
+        role = replace(student_role(student, options), betas=BETAS, only=() if options.lora is None else LORA)
         self.roles = {
             "student": role,
             "critic": replace(role, module=self.critic.requires_grad_(), lr=options.critic_lr, ema=None),
@@ -176,7 +190,7 @@ class DmdObjective:
             now_B, then_B = (torch.full_like(stop, sigma, dtype=x.dtype) for sigma in (now, then))
             further = flow.expand(stop > place, x).bool()
             x = torch.where(further, flow.jump(x, self.student(x, now_B, cond), now_B, then_B), x)
-        return x, torch.tensor(self.grid, dtype=x.dtype, device=x.device)[stop]
+        return x, self.starts.to(x.device)[stop]
 
     def student_loss(self, batch: Batch, x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
         """Return distribution matching of the last step's x0, and what the guide adds at the same ``x``."""

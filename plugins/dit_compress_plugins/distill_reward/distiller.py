@@ -58,14 +58,16 @@ class RewardDistiller(DistillStep):
         codec(torch.zeros(1, codec.channels, 1, 2, 2, device="meta"))  # refuses what can't be decoded
         return after
 
-    def fits(self, spec: Spec, others: Mapping[str, Spec]) -> None:
-        """Raise a UserError where the start knows the captions of another text encoder."""
-        for slot, other in others.items():
-            if spec.text and other.text and not same_at_first(spec.text, other.text):
-                raise UserError(
-                    f"the {slot} knows the captions of another text encoder than the student's",
-                    mend=f"Name a {slot} that was trained with the text encoder of the step's input",
-                )
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
+        """Return what to say of a start that knows the captions of another text encoder."""
+        return [
+            UserError(
+                f"the {slot} knows the captions of another text encoder than the student's",
+                mend=f"Name a {slot} that was trained with the text encoder of the step's input",
+            )
+            for slot, other in others.items()
+            if spec.text and other.text and not same_at_first(spec.text, other.text)
+        ]
 
     def flow(self, before: Flow) -> Flow:
         """Return how it is sampled in training, and then."""

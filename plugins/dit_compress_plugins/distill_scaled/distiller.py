@@ -12,7 +12,7 @@ from dit_compress.model import flow
 from dit_compress.model.text import Captions
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import student_role, text_lr
-from dit_compress.train.features import grid_of, last_feature, need_tokens, projection, resampled
+from dit_compress.train.features import grid_of, last_feature, other_tokens, projection, resampled
 from dit_compress.train.losses import per_sample
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_scaled.scaling import bins_of, scaled, task_share
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 class ScaledDistiller(DistillStep):
     """Step ``distill: {use: scaled}``. The student is sampled as its input is."""
 
-    def fits(self, spec: Spec, others: Mapping[str, Spec]) -> None:
-        """Raise a UserError where last features can't be compared."""
-        if self.options.features and "teacher" in others:
-            need_tokens(spec.outline(), "student", "features: false")
-            need_tokens(others["teacher"].outline(), "teacher", "features: false")
+    def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
+        """Return what to say where last features can't be compared."""
+        if not self.options.features or "teacher" not in others:
+            return []
+        ours = other_tokens(spec.outline(), "student", "features: false")
+        return ours + other_tokens(others["teacher"].outline(), "teacher", "features: false")
 
     def objective(
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
@@ -131,7 +132,8 @@ class ScaledObjective:
         else:
             ratios = {name: self.means.ratio(name, where) for name in self.terms}
             share = task_share(sigma)
-            total = sum(scaled(losses["task"], losses[name], share, ratios[name]) for name in self.terms)
+            parts = [scaled(losses["task"], losses[name], share, ratios[name]) for name in self.terms]
+            total = torch.stack(parts).sum(dim=0)
             logged |= {f"{name}_ratio": value.mean() for name, value in ratios.items()}
         return {"loss": total.mean(), **logged, **self.means.shares(losses, where)}
 
