@@ -1,18 +1,21 @@
-"""Related systems, each in a small experiment with claims: a world whose exact distribution is known, paired seeds.
+"""Related systems, each in a small experiment with claims: a world that can be read exactly, paired seeds.
 
-    python benchmarks/family.py dmd|scaled [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
+    python benchmarks/family.py dmd|scaled|reward [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
 
     dmd      4-step students of one pruned model at equal updates: adversarial, DMD2 (``distill: dmd``), and the same
              with the adversarial student as a guide (K-DMD of SnapGen++); judged by their samples against the exact
              mixture
     scaled   a narrow student from scratch beside a teacher, equal steps: the data alone, the teacher by a fixed weight
              (three), SnapGen's scaling (``distill: scaled``); judged by the excess over the exact velocity
+    reward   moving shapes, a VAE and a model for each seed, equal updates: a frozen critic's reward through the last
+             sampling step, through the last two (``distill: reward``), plain flow matching; judged by what is read from
+             the pixels, with the critic beside it
 
-A seed fixes teacher, first weights, order of data and noise. Teachers are those of ``tables.py --table 4``, in the
-same ``--out`` folder; what has run stays. Claims stand in the system's file before any run: held or reversed by exact
-sign-flip tests over seeds, Holm's correction, 0.05. ``check`` in the last line, one JSON object, is a number worked by
-hand, found by the plugin's own functions. Writes ``family-<system>.md``. A claim that fails is a result: exit status
-0. Tiers: ``short``, ``full``, ``tiny`` (shows that it runs).
+A seed fixes teacher, first weights, order of data and noise. Teachers of ``dmd`` and ``scaled`` are those of
+``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
+run: held or reversed by exact sign-flip tests over seeds, Holm's correction, 0.05. ``check`` in the last line, one JSON
+object, is a number worked by hand, found by the plugin's own functions. Writes ``family-<system>.md``. A claim that
+fails is a result: exit status 0. Tiers: ``short``, ``full``, ``tiny`` (shows that it runs).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import family_dmd
+import family_reward
 import family_scaled
 from account import TIERS
 from paired import judge, single_thread
@@ -55,7 +59,7 @@ class System(Protocol):
         """Return the rows with measures that need all seeds, and figures of its own."""
 
 
-SYSTEMS: dict[str, System] = {"dmd": family_dmd, "scaled": family_scaled}
+SYSTEMS: dict[str, System] = {"dmd": family_dmd, "scaled": family_scaled, "reward": family_reward}
 
 
 def main() -> int:

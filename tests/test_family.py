@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import account
 import family
 import family_dmd
+import family_reward
 import family_scaled
 import paired
 
@@ -23,6 +24,7 @@ from dit_compress.run import pipeline, worker
 CHECKS = {
     "dmd": {"gap_over_m": 0.5, "range": 0.0},
     "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
+    "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
 }
 
 
@@ -55,6 +57,25 @@ def test_the_scaling_is_compared_with_the_best_fixed_weight() -> None:
     _, figures = family_scaled.finished(rows)
     assert figures["best_fixed"] == "fixed 1"
     assert figures["scaled_minus_best_fixed"] == pytest.approx(-0.09)
+
+
+def test_a_critic_is_deceived_where_it_rises_and_the_reader_does_not() -> None:
+    start = {"critic": 0.5, "accuracy": 0.5}
+    gains = [(0.2, 0.1), (0.2, 0.0), (0.2, -0.1), (-0.1, -0.1)]
+    rows = [
+        {"start": start, **{arm: {"critic": 0.5 + critic, "accuracy": 0.5 + reader} for arm in family_reward.REWARDED}}
+        for critic, reader in gains
+    ]
+    assert family_reward.finished(rows)[1] == {"hacked": {"reward K=1": 2, "reward K=2": 2}}
+
+
+@pytest.mark.parametrize("tier", account.TIERS)
+def test_arms_of_rewards_have_equally_many_updates_and_one_begin(tier: str) -> None:
+    found = family_reward.steps(family_reward.SIZES[tier], 3)
+    arms = {step["name"]: step["distill"] for step in found if step.get("input") == "start"}
+    assert set(arms) == {"flow", "reward-1", "reward-2"}
+    assert len({(how["steps"], how["batch"], how["lr"], how["sampling_steps"]) for how in arms.values()}) == 1
+    assert (arms["reward-1"]["last_steps"], arms["reward-2"]["last_steps"]) == (1, 2)
 
 
 @pytest.mark.parametrize("tier", account.TIERS)

@@ -156,6 +156,15 @@ PLANNED = {
         "    name: vae\n", "    name: vae\n  - distill: {use: dmd, steps: 20}\n",
         "r.yaml:8: distill 'dmd': the critic warms up for 20 of 20 steps, and the student is never trained",
     ),
+    "gradients through steps that aren't there": (
+        "    name: vae\n", "    name: vae\n  - distill: {use: reward, reward: reader, last_steps: 50}\n",
+        "r.yaml:8: 'last_steps: 50' is more than there are sampling steps, 40. Set 'last_steps' to 40 or less",
+    ),
+    "rewards of what has no pixels": (
+        "  - latent: {use: video_vae, channels: 32, steps: 2}\n    name: vae\n",
+        "  - latent: {use: given, channels: 32}\n    name: vae\n  - distill: {use: reward, reward: reader}\n",
+        "r.yaml:8: 'latent: {use: given}' can't show pixels",
+    ),
     "samples of nobody": (
         "    name: vae\n", "    name: vae\n  - distill: {use: adversarial, teacher_samples: 4}\n",
         "r.yaml:8: step 'adversarial' has no teacher. Add 'teacher: <an earlier step>'",

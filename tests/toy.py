@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
@@ -22,7 +24,38 @@ if TYPE_CHECKING:
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.step.context import Context
 
-__all__ = ["CAPTIONS", "SIZE", "batch", "context_in", "part", "tiny_bundle", "words"]
+__all__ = ["CAPTIONS", "SIZE", "Colours", "Pixels", "batch", "context_in", "part", "tiny_bundle", "words"]
+
+
+class Pixels(torch.nn.Module):
+    """A decoder of one pixel a cell: three fixed mixtures of the channels."""
+
+    ratio, channels = (1, 1, 1), 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        mixture = torch.linspace(-1, 1, 24).reshape(3, 8).sin()
+        self.mixture = torch.nn.Parameter(mixture)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bcthw,pc->bpthw", latent, self.mixture)
+
+    decode = forward
+
+
+class Colours(torch.nn.Module):
+    """A reward: is it bright, and is it red rather than blue? Captions of odd length want the opposite."""
+
+    aspects = ("bright", "warm")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, video: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
+        means = video.mean((2, 3, 4))
+        wanted = torch.tensor([1.0 - 2 * (len(caption) % 2) for caption in captions], device=video.device)
+        return self.scale * wanted[:, None] * torch.stack([means.mean(1), means[:, 0] - means[:, 2]], 1)
 
 
 def part(kind: str, name: str, **options: Any) -> Any:

@@ -1,7 +1,7 @@
 """Guards: signs of a collapsing training, reported while it happens, with what to change.
 
-Two sources: the curves (a discriminator's accuracy that does not move) and samples of the model in training
-(motion, colour, diversity, against real clips and against the model the step began with).
+Three sources: the curves (a discriminator's accuracy that does not move), samples of the model in training
+(motion, colour, diversity, against real clips and against the model the step began with), and validations with a judge.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ SURE_STEPS, BLIND_STEPS = 100, 200
 """Steps in a row after which an accuracy counts as pinned: at 1, and at 1/2 (every discriminator begins there)."""
 SURE, BLIND = 0.99, 0.01
 """At least this right all the time; never further than this from one half."""
+ROSE = 0.01
+"""A critic that gained less has not risen."""
 LOOKS = 2
 """Looks in a row below a limit before an alarm: one sample of eight videos may be odd."""
 RISING = 1.2
@@ -79,6 +81,31 @@ class CurveGuards:
                     f"the discriminator has told nothing apart for {self.blind_steps} steps",
                     "Raise the discriminator's learning rate",
                 )
+
+
+class JudgeGuards:
+    """Watches validations in which a critic that a step trains for stands beside a judge that is independent of it."""
+
+    def __init__(self, alarms: Alarms) -> None:
+        self.alarms = alarms
+        self.seen: list[tuple[float, float]] = []
+
+    def look(self, step: int, measures: Mapping[str, float]) -> None:
+        """Look at one validation: the critic rose since the judge's best, and the judge did not."""
+        if not {"critic", "judge"} <= measures.keys():
+            return
+        self.seen.append((measures["critic"], measures["judge"]))
+        best = max(range(len(self.seen)), key=lambda place: self.seen[place][1])
+        critic, judge = self.seen[best]
+        since = self.seen[best + 1 :][-LOOKS:]
+        if len(since) == LOOKS and min(value for value, _ in since) > critic + ROSE:
+            self.alarms.raise_once(
+                "hacked",
+                step,
+                f"the critic is being deceived: it went from {critic:.3f} to {since[-1][0]:.3f}, "
+                f"and the judge from {judge:.3f} to {since[-1][1]:.3f}",
+                "Lower 'lr', or end earlier (validation: {result: best})",
+            )
 
 
 @dataclass(frozen=True)

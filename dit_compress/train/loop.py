@@ -95,6 +95,9 @@ def _steps(
     stopping.saves_itself = True
     with progress(context.name, options.steps, start, silent=context.world.rank > 0) as advance:
         for step in range(start, options.steps):
+            if monitors is not None and history.best and monitors.ends(history.best[1], step):
+                context.say(f"ended after {step} steps: no validation was better than after {history.best[1]}")
+                break
             values = train_step(objective, trainees, samples, options, context, step)
             guards.look(step, values)
             seen = monitors.look(step + 1) if monitors is not None else {}

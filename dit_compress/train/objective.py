@@ -90,6 +90,8 @@ class Phase:
     start: first step it runs at.
     every: it runs at that one and each ``every``-th after it. Warm-up, decay and moving averages count its own updates.
     score: the entry of the loss that a validation of the last phase compares; lower is better.
+    shown: further ones that a validation logs. Where ``critic`` and ``judge`` are among them, guards compare the two:
+        what the phase trains for, and what is to follow.
     weighing: terms of the loss whose gradients are measured.
     tell: is given what the loss returned at each update, after it: means over the whole batch on all processes. What it
         takes out is not logged. What it makes of them it keeps in buffers of a trained role: checkpoints hold those.
@@ -100,6 +102,7 @@ class Phase:
     start: int = 0
     every: int = 1
     score: str = "loss"
+    shown: tuple[str, ...] = ()
     weighing: Weighing | None = None
     tell: Callable[[dict[str, float]], None] | None = None
 

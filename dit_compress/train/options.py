@@ -95,6 +95,15 @@ class Validation(Options):
     every: int = Field(100, ge=1, description="Steps between validations; a checkpoint is written at each.")
     samples: int = Field(32, ge=1, description="Held-out samples.")
     result: Literal["last", "best"] = Field("last", description="Which weights the step gives.")
+    patience: int | None = Field(
+        None, ge=1, description="End the step after so many validations without a better one; with 'result: best'."
+    )
+
+    @model_validator(mode="after")
+    def _gives_the_best(self) -> Self:
+        if self.patience and self.result != "best":
+            raise ValueError("a step that ends where nothing gets better gives the best: add 'result: best'")
+        return self
 
 
 class Watch(Options):

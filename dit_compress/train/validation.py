@@ -12,7 +12,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
 from dit_compress.data.sheet import write_sheet
 from dit_compress.train import measures
-from dit_compress.train.guards import Alarms, SampleGuards
+from dit_compress.train.guards import Alarms, JudgeGuards, SampleGuards
 from dit_compress.train.objective import Batch
 from dit_compress.train.parallel import resharded
 
@@ -46,6 +46,7 @@ class Monitors:
         self.options, self.alarms, self.validator, self.watch = options, alarms, validator, watch
         self.score: float | None = None
         self.guards: SampleGuards | None = None
+        self.judged = JudgeGuards(alarms)
         self.trainees: dict[str, Trainee] = {}
         self.objective: Objective | None = None
 
@@ -57,6 +58,9 @@ class Monitors:
     def begin(self, objective: Objective, trainees: dict[str, Trainee]) -> None:
         """Measure real clips, and the model as the step finds it."""
         self.objective, self.trainees = objective, trainees
+        if self.validator is not None and {"critic", "judge"} <= {*objective.phases[-1].shown}:
+            with self._in_place(), torch.no_grad():
+                self.judged.look(0, self.validator.measure(objective, 0))
         if self.watch is not None:
             self.guards = self.watch.guards(self.alarms)
 
@@ -67,12 +71,9 @@ class Monitors:
         self.score = None
         with ExitStack() as stack:
             if _due(self.options.validation, step) or _due(self.options.watch, step):
-                stack.enter_context(_averaged(self.trainees))
-                stack.callback(self._forget)
-                self._forget()
+                stack.enter_context(self._in_place())
             if self.validator is not None and self.objective is not None and _due(self.options.validation, step):
-                self.score = self.validator.loss(self.objective, step)
-                found |= {} if self.score is None else {"validation_loss": self.score}
+                found |= self._validated(self.validator, self.objective, step)
             if self.watch is not None and self.guards is not None and _due(self.options.watch, step):
                 shares = self.guards.look(step, self.watch.measure(self._sheet(step)))
                 found |= {f"watch/{name}": share for name, share in shares.items()}
@@ -88,6 +89,31 @@ class Monitors:
         if look * sheets // looks == (look - 1) * sheets // looks:
             return None
         return self.alarms.context.folder / SHEETS / f"step-{step:08d}.jpg"
+
+    def ends(self, best: int, step: int) -> bool:
+        """Tell whether it is over after ``step`` steps: for long enough, no validation was better than ``best``'s."""
+        look = self.options.validation
+        return look is not None and look.patience is not None and step - best >= look.patience * look.every
+
+    def _validated(self, validator: Validator, objective: Objective, step: int) -> dict[str, float]:
+        """Return the figures of a validation; none before its phase begins."""
+        phase = objective.phases[-1]
+        if step <= phase.start:
+            return {}
+        measured = validator.measure(objective, step)
+        self.judged.look(step, measured)
+        self.score = measured[phase.score]
+        return {"validation_loss": self.score, **{f"validation/{name}": measured[name] for name in phase.shown}}
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Put averages in place; sharded models gather them, and afterwards what is trained."""
+        with _averaged(self.trainees):
+            self._forget()
+            try:
+                yield
+            finally:
+                self._forget()
 
     def _forget(self) -> None:
         if self.objective is not None:
@@ -125,12 +151,11 @@ class Validator:
         self.samples, self.count, self.batch = samples, min(count, len(samples)), batch
         self.seed, self.world, self.bf16 = seed, world, bf16
 
-    def loss(self, objective: Objective, step: int) -> float | None:
-        """Return the mean of the entry that the phase names as its ``score``; None before its phase begins."""
+    def measure(self, objective: Objective, step: int) -> dict[str, float]:
+        """Return means of the entries that the phase names as ``score`` and ``shown``."""
         phase = objective.phases[-1]
-        if step <= phase.start:
-            return None
-        total = 0.0
+        names = (phase.score, *phase.shown)
+        total = torch.zeros(len(names), dtype=torch.float64)
         for index, weight in self._parts():
             held_out = self.samples
             batch = Batch(
@@ -144,14 +169,14 @@ class Validator:
             ).to(self.world.device)
             with _cast(self.world, self.bf16):
                 losses = objective.loss(phase, batch)
-            total += weight * float(losses[phase.score])
-        score = float(self.world.sum(torch.tensor(total, dtype=torch.float64))) / self.count
-        if not math.isfinite(score):
+            total += weight * torch.tensor([float(losses[name]) for name in names], dtype=torch.float64)
+        found = dict(zip(names, (self.world.sum(total) / self.count).tolist(), strict=True))
+        if not math.isfinite(score := found[phase.score]):
             raise UserError(
                 f"the held-out loss is {score} after {step} steps",
                 mend="Lower the learning rate, or look for broken clips in the data",
             )
-        return score
+        return found
 
     def _parts(self) -> Iterator[tuple[list[int], int]]:
         """Yield this process' samples and their weight, equally often on all: a sharded model's calls are joint."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from toy import batch, words
+from toy import Colours, Pixels, batch, words
 
 from dit_compress.model.flow import Flow, euler
 from dit_compress.plugin.registry import installed
@@ -22,6 +22,8 @@ from dit_compress_plugins.distill_dmd import DmdOptions
 from dit_compress_plugins.distill_dmd.distiller import DmdObjective, Real
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+from dit_compress_plugins.distill_reward import RewardOptions
+from dit_compress_plugins.distill_reward.distiller import RewardObjective
 from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 
@@ -154,6 +156,29 @@ class TestScaledOutput(TestScaled):
 
 class TestScaledFixed(TestScaled):
     options: ClassVar[dict[str, Any]] = {"weight": 0.5}
+
+
+class TestReward(DistillerContract):
+    options: ClassVar[dict[str, Any]] = {}
+
+    def objective(self) -> Any:
+        critic = make_part("reward", {"use": "reader"}, installed())
+        options = RewardOptions(**{"reward": critic, "judge": critic, **self.options})
+        made = {"reward": Colours(), "judge": Colours()}
+        return RewardObjective(
+            options, tiny_denoiser("video_dit"), words(), Pixels(), made, Flow(3.0, 3, 2.0), tiny_denoiser("wan", 1)
+        )
+
+    def batch(self) -> Batch:
+        return given()
+
+
+class TestRewardRecomputed(TestReward):
+    options: ClassVar[dict[str, Any]] = {"last_steps": 2, "recompute": True}
+
+
+class TestRewardWithoutAnchor(TestReward):
+    options: ClassVar[dict[str, Any]] = {"last_steps": 3, "anchor_weight": 0}
 
 
 # ------------------------------------------------------------------ the contract catches what it is for

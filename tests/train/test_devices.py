@@ -17,7 +17,7 @@ import torch
 from processes import together
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from toy import batch, part, words
+from toy import Colours, Pixels, batch, part, words
 
 from dit_compress.core.randomness import Streams
 from dit_compress.model.denoiser import Denoiser
@@ -36,6 +36,8 @@ from dit_compress_plugins.distill_dmd import DmdOptions
 from dit_compress_plugins.distill_dmd.distiller import DmdObjective, Real
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+from dit_compress_plugins.distill_reward import RewardOptions
+from dit_compress_plugins.distill_reward.distiller import RewardObjective
 from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions
@@ -124,6 +126,13 @@ def scaled(teacher: str) -> ScaledObjective:
     return ScaledObjective(options, tiny_denoiser("video_dit"), tiny_denoiser(teacher), words(), Flow(), 1e-3, words())
 
 
+def rewarded(name: str) -> RewardObjective:
+    critic = make_part("reward", {"use": "reader"}, installed())
+    options = RewardOptions(steps=2, batch=2, reward=critic, last_steps=2, recompute=True)
+    made = {"reward": Colours()}
+    return RewardObjective(options, tiny_denoiser(name), words(), Pixels(), made, Flow(3.0, 3, 2.0))
+
+
 def searched(name: str, notes: Path) -> MaskedObjective:
     inner = flow(name)
     levels = [part("granularity", level, remove=1) for level in ("block", "head", "ffn")]
@@ -180,6 +189,7 @@ def cases(notes: Path) -> dict[str, Callable[[], None]]:
         **{head: lambda head=head: step(adversarial(head, "approximate"), latents()) for head in HEADS},
         **{f"dmd, {name}": lambda name=name: step(dmd(name), latents()) for name in ("video_dit", "wan")},
         **{f"scaled, {name}": lambda name=name: step(scaled(name), latents()) for name in MODELS},
+        **{f"reward, {name}": lambda name=name: step(rewarded(name), latents()) for name in MODELS},
         "exact R1": lambda: step(adversarial("dit_block", "exact"), latents()),
         "VAE": lambda: step(vae(), clips),
         "forgetful": lambda: step(Forgetful(), rows),

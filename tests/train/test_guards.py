@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from test_loop import context_in
 from toy import words
 
@@ -20,7 +21,7 @@ from dit_compress.recipe import make_part
 from dit_compress.step.world import World
 from dit_compress.train import measures
 from dit_compress.train.distill import is_trained
-from dit_compress.train.guards import Alarms, CurveGuards, SampleGuards
+from dit_compress.train.guards import Alarms, CurveGuards, JudgeGuards, SampleGuards
 from dit_compress.train.loop import fit
 from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
@@ -328,6 +329,40 @@ def test_every_way_to_collapse_has_its_alarm(tmp_path: Path, damage: str, expect
     assert set(alarms.raised) == expected
 
 
+@pytest.mark.parametrize(
+    ("looks", "alarm"),
+    [
+        ([(0.5, 0.5), (0.6, 0.5), (0.7, 0.5)], True),  # up and flat
+        ([(0.5, 0.5), (0.6, 0.4), (0.7, 0.3)], True),  # up and down
+        ([(0.5, 0.5), (0.6, 0.6), (0.7, 0.6), (0.8, 0.55)], True),  # first both, then the critic alone
+        ([(0.5, 0.5), (0.6, 0.6), (0.7, 0.7), (0.8, 0.65)], False),  # one look is none
+        ([(0.5, 0.5), (0.4, 0.4), (0.3, 0.3)], False),  # both down: nobody is deceived
+        ([(0.5, 0.5), (0.505, 0.4), (0.509, 0.3)], False),  # the critic has not risen
+        ([(0.5, 0.5), (0.6, 0.4), (0.7, 0.51)], False),
+    ],
+)
+def test_a_critic_that_rises_alone_is_an_alarm(tmp_path: Path, looks: list[tuple[float, float]], alarm: bool) -> None:
+    guards = JudgeGuards(Alarms(context_in(tmp_path)))
+    for step, (critic, judge) in enumerate(looks):
+        guards.look(step, {"critic": critic, "judge": judge})
+    guards.look(99, {"loss": 1.0})
+    assert set(guards.alarms.raised) == ({"hacked"} if alarm else set())
+
+
+@pytest.mark.parametrize(("patience", "ends"), [(None, {30: False}), (2, {15: False, 19: False, 20: True, 30: True})])
+def test_a_step_ends_where_no_validation_was_better_for_long_enough(
+    tmp_path: Path, patience: int | None, ends: dict[int, bool]
+) -> None:
+    options = FlowOptions(steps=50, validation={"every": 5, "result": "best", "patience": patience})
+    looks = Monitors(options, Alarms(context_in(tmp_path)), None, None)
+    assert {step: looks.ends(10, step) for step in ends} == ends
+
+
+def test_patience_goes_with_the_best() -> None:
+    with pytest.raises(ValidationError, match="add 'result: best'"):
+        FlowOptions(validation={"every": 5, "patience": 2})
+
+
 def test_validation_is_logged_and_the_best_is_the_result(tmp_path: Path) -> None:
     """Rates so high that the model gets worse: the result is that of the best checkpoint."""
     student, given = model(0), clips(48, 0)
@@ -341,7 +376,7 @@ def test_validation_is_logged_and_the_best_is_the_result(tmp_path: Path) -> None
     assert f"step-{best:08d}" in [path.name for path in (tmp_path / "checkpoints").iterdir()]
     objective = FlowObjective(options, student, words(), None)
     with torch.no_grad():
-        found = Validator(clips(9, 100), 9, 9, 0, World(), bf16=False).loss(objective, 40)
+        found = Validator(clips(9, 100), 9, 9, 0, World(), bf16=False).measure(objective, 40)["loss"]
     assert found == pytest.approx(losses[best], rel=1e-4)
 
 

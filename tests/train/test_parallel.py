@@ -18,7 +18,7 @@ from test_loop import context_in as loop_context
 from test_loop import options as loop_options
 from test_loop import samples as loop_samples
 from torch.distributed.tensor import distribute_tensor
-from toy import batch, context_in, part, words
+from toy import Colours, Pixels, batch, context_in, part, words
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import full_disk
@@ -45,6 +45,8 @@ from dit_compress_plugins.distill_dmd import DmdOptions
 from dit_compress_plugins.distill_dmd.distiller import DmdObjective, Real
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
+from dit_compress_plugins.distill_reward import RewardOptions
+from dit_compress_plugins.distill_reward.distiller import RewardObjective
 from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 from dit_compress_plugins.search_groupwise.lora import adapted
@@ -81,6 +83,9 @@ def objective(kind: str, name: str, options: Any) -> Any:
     if kind in ("dmd", "lora"):
         real = Real(tiny_denoiser(name, 1), Flow(3.0, 4, 2.0), euler)
         return DmdObjective(options, student, real, words(), Flow(3.0, 3, 1.0), tiny_denoiser("wan", 2))
+    if kind == "reward":
+        made = {"reward": Colours(), "judge": Colours()}
+        return RewardObjective(options, student, words(), Pixels(), made, Flow(3.0, 3, 2.0))
     judge = part("discriminator", "dit_block", frozen_blocks=1, learnable_blocks=1).create(student)
     return AdversarialObjective(options, student, judge, words(), Flow(3.0, 4, 1.0), None)
 
@@ -94,6 +99,9 @@ def options_of(kind: str, **more: Any) -> Any:
     if kind in ("dmd", "lora"):
         given |= {"lora": {"rank": 2}} if kind == "lora" else {}
         return DmdOptions(**{"critic_warmup": 1, "student_every": 2, "critic_lr": 1e-3, **given})
+    if kind == "reward":
+        critic = make_part("reward", {"use": "reader"}, installed())
+        return RewardOptions(**{"reward": critic, "last_steps": 2, "recompute": True, "anchor_weight": 5, **given})
     return (
         FlowOptions(**given)
         if kind == "flow"
@@ -184,6 +192,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("dmd", "video_dit"),
         ("lora", "video_dit"),
         ("scaled", "video_dit"),
+        ("reward", "video_dit"),
     ],
 )
 def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
@@ -230,7 +239,7 @@ def test_a_search_on_two_processes_equals_one(tmp_path: Path, lora: bool) -> Non
     assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["flow", "affine", "adversarial", "dmd", "scaled"])
+@pytest.mark.parametrize("kind", ["flow", "affine", "adversarial", "dmd", "scaled", "reward"])
 def test_four_parts_of_a_quarter_equal_one_whole(tmp_path: Path, alone: Any, kind: str) -> None:
     train(ALONE, tmp_path, kind, "video_dit", None, {"accumulate": 4})
     assert_alike(tmp_path, alone(kind, "video_dit"))

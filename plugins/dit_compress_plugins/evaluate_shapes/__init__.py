@@ -9,6 +9,10 @@ from pydantic import Field
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 
+class ReaderOptions(Options):
+    """Nothing to choose."""
+
+
 class ShapesEvaluationOptions(Options):
     """The videos to generate and read.
 
@@ -43,4 +47,16 @@ def evaluate() -> Plugin:
         quality="attribute_accuracy",
         revision=2,
         summary="attribute accuracy on the world of moving shapes",
+    )
+
+
+@hookimpl
+def reward() -> Plugin:
+    """Register what reads the pixels as a part: it has no gradient, and judges a critic that has."""
+    return Plugin(
+        name="reader",
+        options=ReaderOptions,
+        load="dit_compress_plugins.evaluate_shapes.judge:ReaderPart",
+        requires=("scipy",),
+        summary="a judge that reads moving shapes from pixels: nothing learned, no gradient",
     )
