@@ -78,10 +78,10 @@ def state_bytes(row: Planned, figures: Mapping[str, Mapping[str, int]]) -> int:
     All weights, those of a teacher too, and of what is trained gradients, moments and average.
     """
     node, options = row.node, cast("TrainOptions", row.node.part.options)
-    weights = row.after.get("latent_params" if node.kind == "latent" else "params", 0)
-    trained = weights if node.kind == "latent" else row.trained
-    teacher = figures.get(node.inputs.get("teacher", ""), {}).get("params", 0)
-    return BYTES_FP32 * (max(weights, trained) + (1 + _MOMENTS + (options.ema > 0)) * trained + teacher)
+    codec = row.after.get("latent_params", 0)
+    held, trained = (codec, codec) if node.kind == "latent" else (row.held, row.trained)
+    others = sum(figures.get(source, {}).get("params", 0) for slot, source in node.inputs.items() if slot != "input")
+    return BYTES_FP32 * (held + (1 + _MOMENTS + (options.ema > 0)) * trained + others)
 
 
 def _streams(recipe: Recipe) -> bool:

@@ -10,7 +10,7 @@ from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec
 from dit_compress.run.fit import encoder_at, encoder_of, located, need, other_width
 from dit_compress.run.keys import nodes
-from dit_compress.train.options import check_parts
+from dit_compress.train.options import DistillOptions, check_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 class Planned:
     """One step's row: the bundle it reads and the one it makes, in figures.
 
-    trained: parameters of the denoiser that the step trains.
+    held, trained: parameters that a training step holds, besides those of its other slots, and that it trains.
     """
 
     node: Node
     before: dict[str, Any]
     after: dict[str, Any]
     notes: tuple[str, ...]
+    held: int = 0
     trained: int = 0
 
 
@@ -71,8 +72,8 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             fresh = after.notes[len(before.notes) :] if before else ()
             if deep and node.kind == "export":
                 fresh += _check_export(node, after, networks)
-            trained = node.build().trained(after.outline()) if node.kind == "distill" else 0
-            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, trained))
+            held, trained = _counted(node, after) if node.kind == "distill" else (0, 0)
+            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, held, trained))
             specs[node.name] = after
         except UserError as error:
             if not _consequence(node, specs, names):
@@ -133,6 +134,12 @@ def _check_captions(text: ComponentSpec, spec: Spec) -> None:
         raise other_width(width, embedding.shape[-1])
 
 
+def _counted(node: Node, after: Spec) -> tuple[int, int]:
+    """Count the parameters that a training step holds and trains."""
+    step, student = node.build(), after.outline()
+    return step.held(student), step.trained(student)
+
+
 def _check_slots(
     node: Node, before: Spec, specs: Mapping[str, Spec], encoders: Mapping[str, Encoder | None], recipe: Recipe
 ) -> None:
@@ -146,6 +153,7 @@ def _check_slots(
         need_any_timestep(before.outline().module, "training")
     ours, others = encoder_at(node.inputs.get("input"), encoders), dict[str, Spec]()
     size = before.latent_size() if before.latent and before.video else None
+    options = node.part.options
     for slot, source in node.inputs.items():
         spec = None if slot == "input" else _spec_of(source, specs, recipe)
         if spec is None or spec.denoiser is None:
@@ -163,6 +171,9 @@ def _check_slots(
             )
         if before.text is not None:
             _check_captions(before.text, spec)
+        if isinstance(options, DistillOptions) and options.images and denoiser.patch[0] > 1:
+            what = f"'images' are single latent frames, and a token of the {slot} {source!r} takes {denoiser.patch[0]}"
+            raise UserError(what, mend=f"Take 'images' out, or name a {slot} with a patch of one frame")
         if size is not None and any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
             what = f"latent {size} can't be divided by the patch {denoiser.patch} of the {slot} {source!r}"
             raise UserError(what, mend=f"Name another {slot}, or change the video size")

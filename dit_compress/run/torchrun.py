@@ -56,7 +56,14 @@ def environment(threads: int, *, alone: bool) -> dict[str, str]:
     """Return a worker's environment; without torchrun's variables where it works alone."""
     kept = {name: value for name, value in os.environ.items() if not (alone and name in TORCHRUN)}
     numbers = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return {**kept, **numbers, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    # cuBLAS is deterministic with a workspace of fixed size alone.
+    return {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        **kept,
+        **numbers,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 class Crew:

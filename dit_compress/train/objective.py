@@ -189,6 +189,13 @@ class Distiller(Step, Protocol):
         """Return the student's module, whole by now, without what the training put into it: as a bundle holds it."""
         return student.module
 
+    def held(self, student: Denoiser) -> int:
+        """Count the parameters that training holds besides those of its other slots' bundles, for ``plan``.
+
+        The student's; more for copies of it. ``student`` has no weights, and is to be read only.
+        """
+        return sum(parameter.numel() for parameter in student.parameters())
+
     def trained(self, student: Denoiser) -> int:
         """Count the parameters that training moves, for ``plan``: all; fewer where it freezes some, more for copies.
 

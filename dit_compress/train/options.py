@@ -29,7 +29,8 @@ class TrainOptions(Options):
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average that becomes the result; 0 is off.")
     bf16: bool = Field(False, description="Compute in bfloat16 (weights stay float32).")
     bf16_gather: Annotated[bool, Keyed("bf16_gather")] = Field(
-        False, description="Under 'bf16', send sharded blocks' weights to each other in bfloat16; gradients in float32."
+        False,
+        description="Under 'bf16', send sharded blocks' weights in bfloat16; gradients are summed in float32.",
     )
     checkpoint_activations: bool = Field(
         False, description="Compute each block's activations again in the backward pass; less memory, more time."
@@ -95,7 +96,7 @@ class Validation(Options):
     every: int = Field(100, ge=1, description="Steps between validations; a checkpoint is written at each.")
     samples: int = Field(32, ge=1, description="Held-out samples.")
     result: Literal["last", "best"] = Field("last", description="Which weights the step gives.")
-    patience: int | None = Field(
+    patience: Annotated[int | None, Keyed("patience")] = Field(
         None, ge=1, description="End the step after so many validations without a better one; with 'result: best'."
     )
 
@@ -153,8 +154,10 @@ class FlowMatchingOptions(DistillOptions):
     sigma: Literal["uniform", "logit_normal"] = Field(
         "logit_normal", description="How places on the schedule are drawn; its shift comes after."
     )
-    sigma_mean: float = Field(0.0, description="Of the logit of 'logit_normal'; lower trains finer detail.")
-    sigma_std: float = Field(1.0, gt=0)
+    sigma_mean: Annotated[float, Keyed("sigma_mean")] = Field(
+        0.0, description="Of the logit of 'logit_normal'; lower trains finer detail."
+    )
+    sigma_std: Annotated[float, Keyed("sigma_std")] = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _has_a_logit(self) -> Self:

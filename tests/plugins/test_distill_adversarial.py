@@ -233,6 +233,19 @@ def test_while_the_discriminator_warms_up_the_generator_and_its_average_stay(tmp
     assert float(moved.detach().median()) == pytest.approx(1e-2 / 20, rel=1e-3)
 
 
+def test_a_plan_counts_the_discriminator() -> None:
+    student = tiny_denoiser("video_dit")
+    step = part("distill", "adversarial", frozen_blocks=1)
+    judge = part("discriminator", "dit_block", frozen_blocks=1).create(student)
+    ours = sum(value.numel() for value in student.parameters())
+    assert step.held(student) == ours + sum(value.numel() for value in judge.parameters())
+    moved = sum(value.numel() for value in judge.parameters() if value.requires_grad)
+    assert moved > 0
+    assert step.trained(student) == ours + moved
+    alone = part("distill", "adversarial", adversarial_weight=0)
+    assert (alone.held(student), alone.trained(student)) == (ours, ours)
+
+
 def test_the_generator_moves_at_each_third_step_on_request() -> None:
     discriminator, generator = objective(discriminator_warmup=2, generator_every=3).phases
     assert [step for step in range(9) if generator.runs(step)] == [2, 5, 8]

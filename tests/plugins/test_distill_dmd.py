@@ -248,7 +248,7 @@ def test_lora_alone_is_trained_and_ends_in_the_weights(tmp_path: Path) -> None:
     options = {"lora": {"rank": 2, "alpha": 4}, "steps": 3, "batch": 4, "critic_warmup": 0, "student_every": 1}
     step = part("distill", "dmd", sampling_steps=3, lr=1e-2, critic_lr=1e-2, ema=0.0, **options)
     student, text = tiny_denoiser("video_dit"), words()
-    planned = step.trained(student), part("distill", "dmd").trained(student)
+    planned, held = (step.trained(student), part("distill", "dmd").trained(student)), step.held(student)
     before = {name: value.clone() for name, value in student.module.state_dict().items()}
     made = step.objective(context, student, tiny_denoiser("video_dit", 1), text)
     given = batch(text, size=8)
@@ -259,6 +259,9 @@ def test_lora_alone_is_trained_and_ends_in_the_weights(tmp_path: Path) -> None:
     }
     assert all(".lora_" in name for name in moving)
     whole = 2 * sum(value.numel() for value in before.values())
+    modules = (made.roles["student"].module, made.roles["critic"].module)
+    assert held == sum(value.numel() for module in modules for value in module.parameters())
+    assert made.roles["student"].betas == made.roles["critic"].betas == (0.0, 0.99)
     assert planned == (sum(value.numel() for value in moving.values()), whole), "what plan counts is what moves"
     probe = (given.x0, torch.full((8,), 0.5), text(given.tokens))
     with torch.no_grad():

@@ -33,6 +33,23 @@ class AdversarialDistiller(DistillStep):
             self.part().build().create(spec.build_denoiser().to("meta"))
         return planned
 
+    def held(self, student: Denoiser) -> int:
+        """Count the student's parameters and the discriminator's."""
+        return super().held(student) + sum(size for size, _ in self._judges(student))
+
+    def trained(self, student: Denoiser) -> int:
+        """Count those of both that are trained."""
+        return super().trained(student) + sum(size for size, moves in self._judges(student) if moves)
+
+    def _judges(self, student: Denoiser) -> list[tuple[int, bool]]:
+        """List sizes of the discriminator's parameters, and whether they are trained; none if it can't be made yet."""
+        if not self.options.adversarial_weight:
+            return []
+        with suppress(NotImplementedError, RuntimeError):
+            judge = self.part().build().create(student)
+            return [(parameter.numel(), parameter.requires_grad) for parameter in judge.parameters()]
+        return []
+
     def flow(self, before: Flow) -> Flow:
         """Return few steps, no guidance."""
         return replace(before, num_steps=self.options.sampling_steps, guidance=1.0)

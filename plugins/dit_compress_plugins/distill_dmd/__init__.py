@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from dit_compress.hooks import Options, Plugin, hookimpl
-from dit_compress.train.options import DistillOptions
+from dit_compress.train.options import Beta, DistillOptions
 
 _MODES = "Name a 'guide', raise 'critic_lr' or 'student_every', or end earlier (validation: {result: best})"
 
@@ -24,6 +24,7 @@ class DmdOptions(DistillOptions):
 
     lr: float = Field(1e-6, gt=0, description="Learning rate of the student.")
     critic_lr: float = Field(1e-6, gt=0)
+    betas: tuple[Beta, Beta] = Field((0.0, 0.99), description="Of Adam, for student and critic (SnapGen++).")
     warmup: int = Field(0, ge=0)
     ema: float = Field(0.95, ge=0, lt=1)
     sampling_steps: int = Field(4, ge=1)

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_dmd import DmdOptions
 
-BETAS = (0.0, 0.99)
-"""Of Adam, for student and critic (SnapGen++)."""
 LORA = ("*.lora_[AB].*",)
 """Names of its parameters."""
 
@@ -81,6 +79,10 @@ class DmdDistiller(DistillStep):
         bundle = context.slot("guide")
         guide = bundle.denoiser() if bundle is not None else None
         return DmdObjective(self.options, student, real, text, self.flow(context.input.flow), guide)
+
+    def held(self, student: Denoiser) -> int:
+        """Count student and critic, with LoRA where it is."""
+        return 2 * super().held(student) + (0 if self.options.lora is None else self.trained(student))
 
     def trained(self, student: Denoiser) -> int:
         """Count what student and critic train: all their weights, or those of LoRA."""
@@ -149,7 +151,7 @@ class DmdObjective:
         self.starts = torch.tensor(self.grid[:-1])
         self.again = schedule if options.shift is None else replace(schedule, shift=options.shift)
         self.critic = copy.deepcopy(student)
-        role = replace(student_role(student, options), betas=BETAS, only=() if options.lora is None else LORA)
+        role = replace(student_role(student, options), only=() if options.lora is None else LORA)
         self.roles = {
             "student": role,
             "critic": replace(role, module=self.critic.requires_grad_(), lr=options.critic_lr, ema=None),
@@ -163,7 +165,7 @@ class DmdObjective:
             widths = student.stream_width(), guide.stream_width()
             if options.feature_weight and widths[0] != widths[1]:
                 self.projector = projection(*widths)
-                self.roles["projector"] = Role(self.projector, lr=options.lr, betas=BETAS)
+                self.roles["projector"] = Role(self.projector, lr=options.lr, betas=options.betas)
                 moving = ("student", "projector")
         self.phases = (
             Phase("critic", ("critic",)),

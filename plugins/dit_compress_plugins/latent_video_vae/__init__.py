@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dit_compress.hooks import Options, Plugin, hookimpl
 from dit_compress.train.options import TrainOptions
@@ -75,6 +75,13 @@ class VideoVAEOptions(TrainOptions):
     def held_out(self) -> bool:
         """Its quality is measured on held-out clips."""
         return True
+
+    @model_validator(mode="after")
+    def _has_no_denoiser(self) -> Self:
+        given = [name for name in ("compile", "shard", "bf16_gather") if getattr(self, name)]
+        if given:
+            raise ValueError(f"a VAE's step trains no denoiser, whose blocks {given[0]!r} is about: take it out")
+        return self
 
     def ratio_numbers(self) -> tuple[int, int, int]:
         """Return the ratio as numbers."""
