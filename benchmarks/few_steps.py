@@ -12,7 +12,7 @@ should be).
     pairs, pairs+adv          the same on pairs of noise and sample that the teacher made, without guidance
     r1-approximate, r1-exact  ``both`` with R1; K=…: its discriminator behind so many frozen blocks of N
     light_resblock3d, resblock2d_temporal    ``both`` with other heads of equal size
-    guided (full)             ``pairs`` sampled with guidance 4; fixed (full): ``both`` with the paper's weights 1 and 1
+    guided (full)             ``pairs`` sampled with guidance 4; fixed (full): ``both`` with weights 1 and 1
 
 Where both losses are on, the adversarial gradient is held at the same ratio to the reconstruction's (``balance:
 gradient``), so that heads and depths are not compared by how loud they are. Floors: exact samples against exact ones,

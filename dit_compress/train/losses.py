@@ -75,7 +75,7 @@ def r1_exact(logits_BS: Tensor, point: Tensor) -> Tensor:
 
 
 def r1_approximate(logits_BS: Tensor, nearby_BS: Tensor, scale: float) -> Tensor:
-    """Return the same by a difference: ``nearby`` are the logits of inputs with normal noise of ``scale`` added.
+    """Return the squared slope in the inputs by a difference: ``nearby`` are logits of inputs with noise of ``scale``.
 
     Both get one sigma: logits of two noise levels differ for a reason that is no slope. Expected value for a
     linear discriminator: exactly ``‖∇ D‖²`` (Lin et al., "Diffusion adversarial post-training", section 3.3, over

@@ -350,5 +350,7 @@ def test_the_teachers_own_guidance_is_the_default(tmp_path: Path) -> None:
 def test_options_that_never_train_the_student_are_refused() -> None:
     with pytest.raises(ValidationError, match="the critic warms up for 20 of 20 steps, and the student is never"):
         DmdOptions(steps=20)
+    with pytest.raises(ValidationError, match="have rates of their own, 'lr' and 'critic_lr': leave 'muon_lr' out"):
+        DmdOptions(muon_lr=0.02)
     with pytest.raises(ValidationError, match="no validation comes after 'critic_warmup'"):
         DmdOptions(steps=100, critic_warmup=60, validation={"every": 60})

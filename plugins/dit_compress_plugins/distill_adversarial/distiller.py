@@ -10,6 +10,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.train.base import DistillStep
+from dit_compress.train.distill import need_same_captions
 from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
 from dit_compress_plugins.distill_adversarial.pairs import teacher_pairs
 from dit_compress_plugins.distill_adversarial.penalty import learns_inside
@@ -69,6 +70,8 @@ class AdversarialDistiller(DistillStep):
         if self.options.teacher_samples:
             if teacher is None:
                 raise UserError("'teacher_samples' needs a teacher", mend="Add 'teacher: <an earlier step>'")
+            for slot, other in context.bundles.items():
+                need_same_captions(slot, context.input, other)
             pairs = teacher_pairs(context, self.options, teacher, text)
         return AdversarialObjective(self.options, student, judge, text, self.flow(context.input.flow), pairs)
 

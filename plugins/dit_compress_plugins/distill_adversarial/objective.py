@@ -164,15 +164,17 @@ class AdversarialObjective:
         return self.roles["discriminator"].module.get_buffer(name)
 
     def weigh(self, norms: Mapping[str, float]) -> None:
-        """Note the adversarial gradient over the reconstruction's; before, set its weight where that is what is given.
+        """Note the adversarial gradient over the reconstruction's, then set its weight where that is what is given.
 
+        The share noted is that of the weight which trained until now; at first, when there was none, of the new one.
         Esser et al., "Taming transformers for high-resolution image synthesis", Eq. 7; over all trained parameters.
         """
         reconstruction = self.options.reconstruction_weight * norms["reconstruction_loss"]
         adversarial = norms["adversarial_loss"]
         if not math.isfinite(reconstruction + adversarial) or not reconstruction:
             return  # the loop raises over losses that are not finite
+        trained_by = float(self.noted(WEIGHT))
         if self.options.balance == "gradient" and adversarial:
             wanted = self.options.adversarial_weight * reconstruction / adversarial
             self.noted(WEIGHT).fill_(min(wanted, MOST))
-        self.noted(SHARE).fill_(float(self.noted(WEIGHT)) * adversarial / reconstruction)
+        self.noted(SHARE).fill_((trained_by or float(self.noted(WEIGHT))) * adversarial / reconstruction)

@@ -95,9 +95,10 @@ class AffineObjective:
             "teacher": Role(teacher),
             "text": Role(text),
         }
+        score = "flow_loss" if options.guidance is None else "output_loss"  # guided, it leaves the data's velocity
         instead = "" if options.kd_share is None else "alpha"
         weighing = Weighing(("flow_loss", *shares), "student", options.share_every, self.weigh, instead)
-        self.phases = (Phase("affine", ("student", "aligner"), score="flow_loss", weighing=weighing),)
+        self.phases = (Phase("affine", ("student", "aligner"), score=score, weighing=weighing),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return Eq. 6 on one batch."""
@@ -133,13 +134,17 @@ class AffineObjective:
         return without + self.options.guidance * (velocity - without)
 
     def weigh(self, norms: Mapping[str, float]) -> None:
-        """Note the weighted terms' gradients over the flow's; before, set alpha where its share is what is given."""
+        """Note the weighted terms' gradients over the flow's, then set alpha where its share is what is given.
+
+        The share noted is that of the alpha which trained until now; at first, when there was none, of the new one.
+        """
         flow_norm, wanted, buffers = norms["flow_loss"], self.options.kd_share, dict(self.aligner.named_buffers())
         if not all(map(math.isfinite, norms.values())) or not flow_norm:
             return  # the loop raises over losses that are not finite
+        trained_by = float(buffers["alpha"])
         if wanted is not None and norms["feature_loss"]:
             buffers["alpha"].fill_(wanted * flow_norm / norms["feature_loss"])
-        weights = {"feature_loss": float(buffers["alpha"]), "output_loss": self.options.output_weight}
+        weights = {"feature_loss": trained_by or float(buffers["alpha"]), "output_loss": self.options.output_weight}
         for term, name in self.shares.items():
             buffers[name].fill_(weights[term] * norms[term] / flow_norm)
 

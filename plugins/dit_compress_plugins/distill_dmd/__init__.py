@@ -54,6 +54,12 @@ class DmdOptions(DistillOptions):
         return self
 
     @model_validator(mode="after")
+    def _trains_by_adam(self) -> Self:
+        if self.muon_lr is not None:
+            raise ValueError("student and critic have rates of their own, 'lr' and 'critic_lr': leave 'muon_lr' out")
+        return self
+
+    @model_validator(mode="after")
     def _trains_the_student(self) -> Self:
         if self.critic_warmup >= self.steps:
             raise ValueError(

@@ -145,7 +145,7 @@ class ScaledObjective:
             target, y_T = last_feature(self.teacher, x, sigma, teacher_cond)
         predicted, y_S = last_feature(self.student, x, sigma, cond)
         found = {"task": per_sample((predicted - velocity).square())}
-        found["output"] = per_sample((predicted - target).square())
+        found["output"] = per_sample((predicted.float() - target.float()).square())
         if self.options.features:
             y_S = resampled(self.projector(y_S), grid_of(self.student, x), grid_of(self.teacher, x))
             found["feature"] = per_sample((y_S.float() - y_T.float()).square())
@@ -158,4 +158,4 @@ class ScaledObjective:
         if self.teacher_text is None:
             return cond, cond.detach()
         with torch.no_grad():
-            return cond, self.teacher_text.cond(batch.captions).drop(where)
+            return cond, self.teacher_text.cond(batch.captions).to(batch.x0.device).drop(where)
