@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from toy import CAPTIONS, SIZE, batch, context_in, part, words
+from toy import CAPTIONS, SIZE, batch, context_in, part, tiny_bundle, words
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.samples import Samples
 from dit_compress.model import flow
+from dit_compress.model.bundle import write_bundle
 from dit_compress.model.flow import Flow, euler
 from dit_compress.step.world import World
 from dit_compress.testing.models import MODELS, tiny_denoiser
@@ -261,6 +262,19 @@ def test_the_average_moves_a_twentieth_of_the_way(tmp_path: Path) -> None:
     fit(made, samples(made), made.options, context_in(tmp_path))
     moved = (made.student.module.proj_out.weight - before).abs()
     assert float(moved.detach().median()) == pytest.approx(1e-2 / 20, rel=1e-3)
+
+
+def test_a_teacher_with_other_captions_samples_nothing(tmp_path: Path) -> None:
+    """Its text encoder has other weights: the student's captions would say other things to it."""
+    bundle = tiny_bundle(tmp_path / "a")
+    encoder = words().encoder
+    next(encoder.parameters()).data.add_(0.1)
+    modules = {"denoiser": bundle.denoiser().module, "text": encoder}
+    other = write_bundle(tmp_path / "b", bundle.spec, modules, base=None, lineage=[])
+    context = context_in(tmp_path / "step", input=bundle, teacher=other)
+    step = part("distill", "adversarial", teacher_samples=4, frozen_blocks=1)
+    with pytest.raises(UserError, match="the teacher knows the captions of another text encoder"):
+        step.objective(context, tiny_denoiser("video_dit"), tiny_denoiser("video_dit"), words())
 
 
 def test_teacher_pairs_replace_the_data() -> None:
