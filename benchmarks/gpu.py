@@ -264,7 +264,7 @@ class Training:
 
     def _context(self, folder: Path) -> Context:
         """Return a step's surroundings; the input is what objectives ask of a bundle, without files."""
-        spec = SimpleNamespace(text=None, denoiser=SimpleNamespace(log=()), latent=None)
+        spec = SimpleNamespace(text=None, denoiser=SimpleNamespace(plugin="video_dit", config={}, log=()), latent=None)
         bundle: Any = SimpleNamespace(flow=Flow(3.0, 4, 1.0), lineage=[{"kind": "distill", "parts": {}}], spec=spec)
         return Context(
             name="gpu",

@@ -316,7 +316,9 @@ def test_inspect_shows_every_axis_of_a_run(smoke: Path, tmp_path: Path) -> None:
     params = read_json(smoke / "steps" / "student" / "step.json")["model"]["params"]
     table = quiet(done.printed)
     assert table.startswith(f"VideoDiT: {params:,} parameters")
-    levels = [line.split()[1] for line in table.splitlines()[2:]]
+    *rows, last = table.splitlines()[2:]
+    assert last.startswith("looking for NaN and infinity in")
+    levels = [line.split()[1] for line in rows]
     assert {level: levels.count(level) for level in set(levels)} == {"block": 1, "head": 2, "ffn": 1, "–": 1}
 
 

@@ -54,7 +54,7 @@ class Colours(torch.nn.Module):
 
     def forward(self, video: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
         means = video.mean((2, 3, 4))
-        wanted = torch.tensor([1.0 - 2 * (len(caption) % 2) for caption in captions], device=video.device)
+        wanted = torch.tensor([1.0 - 2 * (len(caption) % 2) for caption in captions]).to(video.device)
         return self.scale * wanted[:, None] * torch.stack([means.mean(1), means[:, 0] - means[:, 2]], 1)
 
 

@@ -189,7 +189,7 @@ class RewardObjective:
         Clips, not the student's own samples: those would follow it to wherever it goes.
         """
         place = batch.streams.integers("anchor/sigma", len(self.grid) - 1)
-        sigma = torch.tensor(self.grid, dtype=batch.x0.dtype, device=batch.x0.device)[place]
+        sigma = torch.tensor(self.grid, dtype=batch.x0.dtype).to(batch.x0.device)[place]
         x = flow.interpolate(batch.x0, batch.streams.normal("anchor/noise", batch.x0.shape[1:]), sigma)
         with torch.no_grad():
             target = self.start(x, sigma, cond)
