@@ -68,11 +68,24 @@ def _need_same_latents(slot: str, student: Bundle, other: Bundle) -> None:
 def need_same_captions(slot: str, student: Bundle, other: Bundle) -> None:
     """UserError where both bundles have a text encoder, and not the same: one's embeddings say nothing to the other."""
     if student.spec.text and other.spec.text and student.digest("text") != other.digest("text"):
-        raise UserError(
-            f"the {slot} knows the captions of another text encoder than the student's",
-            where=str(other.path),
-            mend=f"Name a {slot} that was trained with the text encoder of the step's input",
-        )
+        raise _other_captions(slot, str(other.path))
+
+
+def other_encoders(student: Spec, others: Mapping[str, Spec]) -> list[UserError]:
+    """Return what to say of bundles in other slots whose text encoder is another by its config; reads no weights."""
+    return [
+        _other_captions(slot)
+        for slot, other in others.items()
+        if student.text and other.text and not same_at_first(student.text, other.text)
+    ]
+
+
+def _other_captions(slot: str, where: str = "") -> UserError:
+    return UserError(
+        f"the {slot} knows the captions of another text encoder than the student's",
+        where=where,
+        mend=f"Name a {slot} that was trained with the text encoder of the step's input",
+    )
 
 
 def monitors(step: Distiller, context: Context, student: Denoiser, text: Captions) -> Monitors | None:

@@ -31,7 +31,7 @@ class AdversarialDistiller(DistillStep):
         """Return the bundle with its new way of sampling; a discriminator that does not fit is refused."""
         planned = super().plan(spec)
         with suppress(NotImplementedError, RuntimeError):  # a head that needs weights is made when the step runs
-            self.part().build().create(spec.build_denoiser().to("meta"))
+            self.part().build().create(spec.outline())
         return planned
 
     def held(self, student: Denoiser) -> int:

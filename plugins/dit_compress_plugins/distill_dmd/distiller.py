@@ -16,7 +16,7 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
-from dit_compress.train.distill import need_same_captions, same_at_first, student_role
+from dit_compress.train.distill import need_same_captions, other_encoders, student_role
 from dit_compress.train.features import grid_of, last_feature, other_tokens, projection, resampled
 from dit_compress.train.healing import add_lora, linears, merge_lora
 from dit_compress.train.losses import flow_loss, squared_distance
@@ -45,14 +45,7 @@ class DmdDistiller(DistillStep):
 
     def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
         """Return what to say of a teacher or guide with another text encoder, of a guide that is sampled otherwise."""
-        found = [
-            UserError(
-                f"the {slot} knows the captions of another text encoder than the student's",
-                mend=f"Name a {slot} that was trained with the text encoder of the step's input",
-            )
-            for slot, other in others.items()
-            if spec.text and other.text and not same_at_first(spec.text, other.text)
-        ]
+        found = other_encoders(spec, others)
         if "guide" in others:
             found += _other_steps(self.flow(spec.flow), others["guide"].flow)
             if self.options.feature_weight:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
-from dit_compress.train.distill import need_same_captions, same_at_first, student_role
+from dit_compress.train.distill import need_same_captions, other_encoders, student_role
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_reward.rewards import log_yes, need_answers, need_gradients, share_of_yes
@@ -60,14 +60,7 @@ class RewardDistiller(DistillStep):
 
     def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
         """Return what to say of a start that knows the captions of another text encoder."""
-        return [
-            UserError(
-                f"the {slot} knows the captions of another text encoder than the student's",
-                mend=f"Name a {slot} that was trained with the text encoder of the step's input",
-            )
-            for slot, other in others.items()
-            if spec.text and other.text and not same_at_first(spec.text, other.text)
-        ]
+        return other_encoders(spec, others)
 
     def flow(self, before: Flow) -> Flow:
         """Return how it is sampled in training, and then."""
