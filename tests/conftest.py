@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,6 @@ from filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 # Tiny tensors gain nothing from a second thread, and lose much where the cores are shared.
@@ -43,6 +44,22 @@ def pytest_collection_finish() -> None:
         translate_once()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture
+def steps_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Steps run in this process: a new one imports torch again. Its threads and signals are put back."""
+    import torch
+
+    from dit_compress.run import pipeline, worker
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(pipeline, "spawn", lambda command, _threads: worker.main(Path(command[-1])))
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

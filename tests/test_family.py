@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -18,8 +16,6 @@ import family_dmd
 import family_reward
 import family_scaled
 import paired
-
-from dit_compress.run import pipeline, worker
 
 CHECKS = {
     "dmd": {"gap_over_m": 0.5, "range": 0.0},
@@ -88,20 +84,13 @@ def test_generators_have_equally_many_updates(tier: str) -> None:
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Steps and seeds run in this process: a new one imports torch again."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(pipeline, "spawn", lambda command, _threads: worker.main(Path(command[-1])))
+def here(monkeypatch, steps_here) -> None:
+    """Seeds run in this process, as their steps do."""
     monkeypatch.setattr(
         family,
         "rows_of",
         lambda name, out, tier, seeds, _workers: [family.row(name, out, tier, seed) for seed in range(seeds)],
     )
-    yield
-    torch.set_num_threads(threads)
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

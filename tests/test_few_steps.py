@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import account
 import few_steps
 import paired
-
-from dit_compress.run import pipeline, worker
 
 HEAD = few_steps.HEADS
 
@@ -89,18 +85,11 @@ def test_claims_are_judged_within_teachers() -> None:
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Steps and seeds run in this process: a new one imports torch again."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(pipeline, "spawn", lambda command, _threads: worker.main(Path(command[-1])))
+def here(monkeypatch, steps_here) -> None:
+    """Seeds run in this process, as their steps do."""
     monkeypatch.setattr(
         few_steps, "rows_of", lambda out, tier, seeds, _: [few_steps.one_seed(out, tier, seed) for seed in range(seeds)]
     )
-    yield
-    torch.set_num_threads(threads)
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.slow(60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -17,8 +16,6 @@ import account
 import paired
 import tabled
 import tables
-
-from dit_compress.run import pipeline, worker
 
 
 def test_sign_flip_counts_the_patterns_that_are_as_good() -> None:
@@ -155,11 +152,8 @@ def test_a_table_shows_arms_claims_and_the_papers_numbers() -> None:
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Steps and seeds run in this process: a new one imports torch again."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(pipeline, "spawn", lambda command, _threads: worker.main(Path(command[-1])))
+def here(monkeypatch, steps_here) -> None:
+    """Seeds run in this process, as their steps do."""
     monkeypatch.setattr(
         tables,
         "rows_of",
@@ -167,10 +161,6 @@ def here(monkeypatch):
             tables.shared_by_seeds(table, out, sizes) or [tables.row(table, out, sizes, seed) for seed in range(seeds)]
         ),
     )
-    yield
-    torch.set_num_threads(threads)
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
