@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.model.attention import attentions_at, captured
+from dit_compress.model.clock import timesteps
 from dit_compress.structure.lookup import output_at, with_output
 from dit_compress.structure.modulation import timetable_of
 from dit_compress.structure.observe.discover import observe
@@ -226,9 +227,11 @@ class Denoiser(nn.Module):
 
     def timesteps(self, sigmas: Sequence[float]) -> dict[int | str, tuple[float, ...]]:
         """Return the arguments of the module's call that carry the timestep, with their values at some sigmas."""
-        from dit_compress.model.clock import timesteps
-
-        return timesteps(self, sigmas)
+        stand_in = hollow(self)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            latent, _, cond = stand_in.example(1, stand_in.example_size)
+            return timesteps(lambda x, sigma_B: stand_in.call(x, sigma_B, cond), latent, sigmas)
 
     @property
     def example_size(self) -> tuple[int, int, int]:
