@@ -30,22 +30,25 @@ def gather_once() -> None:
 
     exported_program._collect_all_valid_cia_ops = whole_operators
     decomp_utils._collect_all_valid_cia_ops = whole_operators
-    exported_program._override_composite_implicit_decomp = _kept_whole(exported_program._override_composite_implicit_decomp)
+    exported_program._override_composite_implicit_decomp = _kept_whole(
+        exported_program._override_composite_implicit_decomp
+    )
 
 
 def _kept_whole(override: Callable[..., Any]) -> Callable[..., Any]:
-    """``override``, which gives operators other kernels for a while; those of an operator are made once."""
+    """``override``, which gives operators other kernels for a while; those that keep an operator whole are made once."""
+    from torch._export.utils import _special_op_to_preserve_cia as whole
     from torch._subclasses.fake_impls import op_implementations_dict as rules
 
-    made: dict[Any, tuple[Any, dict[Any, Any], dict[Any, Any], Any]] = {}
+    made: dict[Any, tuple[dict[Any, Any], dict[Any, Any], Any]] = {}
 
     @contextmanager
     def overridden(wanted: dict[Any, Callable[..., Any]]) -> Iterator[None]:
-        before = {op: dict(op.py_kernels) for op in wanted}
-        known = {op: made[op][2:] for op, way in wanted.items() if op in made and made[op][:2] == (way, before[op])}
+        before = {op: dict(op.py_kernels) for op, way in wanted.items() if way is whole}
+        known = {op: made[op][1:] for op, kernels in before.items() if op in made and made[op][0] == kernels}
         with override({op: way for op, way in wanted.items() if op not in known}):
-            for op in wanted.keys() - known.keys():
-                made[op] = (wanted[op], before[op], dict(op.py_kernels), rules.get(op))
+            for op in before.keys() - known.keys():
+                made[op] = (before[op], dict(op.py_kernels), rules.get(op))
             for op, (kernels, rule) in known.items():
                 _give(op, kernels)
                 rules.setdefault(op, rule)

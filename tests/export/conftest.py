@@ -1,16 +1,26 @@
-"""The networks that ``plan`` shows to exporters are made and traced once for all tests of a file."""
+"""The networks that ``plan`` shows to exporters are made and traced once for all tests of a file.
+
+And coremltools is imported as its plugin does it, before a test asks whether it is there: without three seconds of
+libraries for converters that nobody uses.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from dit_compress_plugins.export_coreml.convert import without_unasked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dit_compress.export.component import Component
     from dit_compress.model.spec import Spec
+
+with suppress(ImportError), without_unasked():
+    import coremltools  # noqa: F401 - for all that import it after this
 
 
 @pytest.fixture(scope="module", autouse=True)
