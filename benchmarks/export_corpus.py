@@ -1,6 +1,8 @@
 """The corpus of silent failures through every exporter: right, caught (and by whom), or missed?
 
-    python benchmarks/export_corpus.py [--targets coreml onnx]
+    python benchmarks/export_corpus.py [--targets coreml onnx openvino]
+
+``openvino`` is the exporter of a stranger's package (``tests/third_party``): its column is there where it is named.
 
 Each case of ``dit_compress.testing.corpus`` looks harmless and goes wrong on some target: rank 8, a mask of -1e9, a
 zero row under RMSNorm, a write into the input … A case ends as *right* (the file agrees with its source on inputs that
@@ -19,10 +21,12 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "exporting"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "third_party" / "openvino"))
 
 import targets
 
@@ -37,10 +41,21 @@ OPTIONS = {
 }
 
 
+def exporter(target: str) -> Any:
+    """Return the exporter of a column."""
+    if target == "openvino":
+        from dit_openvino import OpenVINOOptions
+        from dit_openvino.exporter import OpenVINOExport
+
+        return OpenVINOExport(OpenVINOOptions())
+    plugin, options = OPTIONS[target]
+    return targets.exporter(plugin, **options)
+
+
 def main() -> int:
     """Print a row per case, and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", nargs="+", default=list(OPTIONS), choices=OPTIONS)
+    parser.add_argument("--targets", nargs="+", default=list(OPTIONS), choices=[*OPTIONS, "openvino"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     columns = list(arguments.targets)
@@ -52,8 +67,7 @@ def main() -> int:
         row = []
         for target in columns:
             with tempfile.TemporaryDirectory() as folder:
-                plugin, options = OPTIONS[target]
-                found = examine(case, targets.exporter(plugin, **options), Path(folder) / "out")
+                found = examine(case, exporter(target), Path(folder) / "out")
             row.append(found.stage)
             stages[found.stage] += 1
             if found.stage in ("missed", "crashed"):

@@ -73,7 +73,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def structures(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
-    """What one test or command observed of a released class, all others of this run know; ``structure/`` observes anew.
+    """What one test or command observed of a class, all others of this run know; ``structure/`` observes anew.
 
     Code does not change meanwhile, so what is loaded is no part of a name, as it is for users: here more and more is.
     """
@@ -81,8 +81,9 @@ def structures(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
     from dit_compress.structure.observe import stored
 
     def sources(kinds: set[type]) -> list[list[str]]:
-        if any(kind.__module__.partition(".")[0] not in RELEASED for kind in kinds):
-            raise TypeError("a class of a test may depend on more than its name")
+        own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in RELEASED]
+        if any("<locals>" in kind.__qualname__ for kind in own):
+            raise TypeError("a class that a function of a test makes depends on more than its name")
         return []
 
     with pytest.MonkeyPatch.context() as patch:

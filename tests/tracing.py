@@ -1,18 +1,20 @@
 """What torch gathers anew for each trace, gathered once: most of the time of tracing a module of a few layers.
 
-The operators that may stay whole (torch asks the dispatcher for each of its namespaces), and the translations to ONNX
-(onnxscript parses the sources of all). A process that registers further operators gathers the former again. And
-``py_impl``, called ten thousand times a trace, makes the types of its annotations no more.
+The operators that may stay whole (torch asks the dispatcher for each of its namespaces), the kernels that keep them whole
+(twenty for each of them, twice a trace), and the translations to ONNX (onnxscript parses the sources of all). A process
+that registers further operators gathers the former again.
 """
 
 from __future__ import annotations
 
-import inspect
-import textwrap
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 def gather_once() -> None:
@@ -28,14 +30,42 @@ def gather_once() -> None:
 
     exported_program._collect_all_valid_cia_ops = whole_operators
     decomp_utils._collect_all_valid_cia_ops = whole_operators
-    without_types = compile(
-        "from __future__ import annotations\n" + textwrap.dedent(inspect.getsource(torch._ops.OperatorBase.py_impl)),
-        torch._ops.__file__,
-        "exec",
+    exported_program._override_composite_implicit_decomp = _kept_whole(
+        exported_program._override_composite_implicit_decomp
     )
-    made: dict[str, Any] = {}
-    exec(without_types, vars(torch._ops), made)
-    torch._ops.OperatorBase.py_impl = made["py_impl"]
+
+
+def _kept_whole(override: Callable[..., Any]) -> Callable[..., Any]:
+    """``override``, which gives operators other kernels for a while; those that keep an operator whole are made once."""
+    from torch._export.utils import _special_op_to_preserve_cia as whole
+    from torch._subclasses.fake_impls import op_implementations_dict as rules
+
+    made: dict[Any, tuple[dict[Any, Any], dict[Any, Any], Any]] = {}
+
+    @contextmanager
+    def overridden(wanted: dict[Any, Callable[..., Any]]) -> Iterator[None]:
+        before = {op: dict(op.py_kernels) for op, way in wanted.items() if way is whole}
+        known = {op: made[op][1:] for op, kernels in before.items() if op in made and made[op][0] == kernels}
+        with override({op: way for op, way in wanted.items() if op not in known}):
+            for op in before.keys() - known.keys():
+                made[op] = (before[op], dict(op.py_kernels), rules.get(op))
+            for op, (kernels, rule) in known.items():
+                _give(op, kernels)
+                rules.setdefault(op, rule)
+            try:
+                yield
+            finally:
+                for op in known:
+                    _give(op, before[op])
+                    rules.pop(op, None)
+
+    return overridden
+
+
+def _give(op: Any, kernels: dict[Any, Any]) -> None:
+    op.py_kernels.clear()
+    op.py_kernels.update(kernels)
+    op._dispatch_cache.clear()
 
 
 def translate_once() -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.export import Component, check_components, export_components
+from dit_compress.export import Component, export_components
 from dit_compress.export.compare import Comparison, compare, judge
 from dit_compress.export.inputs import reference_outputs
 
@@ -216,36 +216,28 @@ class Outcome:
 
 def examine(case: Case, exporter: Any, folder: Path, profile: Profile | None = None) -> Outcome:
     """Export a case, and where that passes, compare the file with its source on inputs the proof never saw."""
-    component = case.make()
+    component, reached = case.make(), list[Stage](["check"])
     profile = profile or exporter.profile
-    try:
-        check_components(exporter, [component], profile)
-    except UserError as error:
-        return Outcome(case.name, "check", str(error))
-    except Exception as error:  # noqa: BLE001 - a crash is a finding, not an end
-        return Outcome(case.name, "crashed", f"check: {type(error).__name__}: {error}")
-    return _exported(case, component, exporter, profile, folder)
-
-
-def _exported(case: Case, component: Component, exporter: Any, profile: Profile, folder: Path) -> Outcome:
     lowered: list[Any] = []
 
     class Watched:
-        """The exporter, its artifacts remembered."""
+        """The exporter; how far it came and its artifacts are remembered."""
 
         check, runner = exporter.check, exporter.runner
 
         @staticmethod
         def lower(*arguments: Any) -> list[Any]:
+            reached.append("lower")
             lowered.extend(exporter.lower(*arguments))
+            reached.append("verify")
             return lowered
 
     try:
         report = export_components(Watched, [component], profile, folder)  # type: ignore[arg-type]
     except UserError as error:
-        return Outcome(case.name, "verify" if lowered else "lower", str(error))
+        return Outcome(case.name, reached[-1], str(error))
     except Exception as error:  # noqa: BLE001 - a crash is a finding, not an end
-        return Outcome(case.name, "crashed", f"{type(error).__name__}: {error}")
+        return Outcome(case.name, "crashed", f"{reached[-1]}: {type(error).__name__}: {error}")
     if not report["passed"]:
         return Outcome(case.name, "verify", "below its gate, or not executed")
     return _on_fresh_inputs(case, component, exporter, lowered, folder)

@@ -102,7 +102,7 @@ def test_blocks_of_two_shapes_are_both_looked_at() -> None:
     assert spec.denoiser is not None
     config = {**spec.denoiser.config, "ffn": [64, 96, 64]}
     spec = replace(spec, denoiser=replace(spec.denoiser, config=config))
-    (twin,) = (each for each in Networks(spec).short if each.name == "dit_step")
+    (twin,) = (each for each in components_early(spec, short=True) if each.name == "dit_step")
     held = {path.split("_blocks.")[1][0] for path, _ in twin.module.named_parameters() if "_blocks." in path}
     assert held == {"0", "1"}
 
@@ -112,7 +112,7 @@ def test_what_is_refused_is_refused_in_every_block(tmp_path: Path) -> None:
     spec = spec_of("video_dit")
     exporter = ONNXExport(ONNXOptions(device=str(device(tmp_path, max_rank=3, memory_bytes=1000))))
     with pytest.raises(UserError) as found:
-        check_early(exporter, spec)
+        check_early(exporter, spec, networks("video_dit"))
     with pytest.raises(UserError) as wanted:
         check_components(exporter, components_early(spec), exporter.profile)
     assert found.value.problems == wanted.value.problems
@@ -157,4 +157,4 @@ def test_a_plain_check_does_not_ask(
 
 def test_an_unknown_device_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no device profile 'fridge'"):
-        check_early(ONNXExport(ONNXOptions(device="fridge")), spec_of("video_dit"))
+        check_early(ONNXExport(ONNXOptions(device="fridge")), Spec(), networks("video_dit"))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from fresh import run_fresh
 from safetensors.numpy import load_file
 from test_phone import SCHEMA, bundle_in, exported, manifest_of
 from test_verify import command
@@ -93,10 +91,10 @@ def test_without_embeddings_it_says_what_is_missing(package: tuple[Any, Path], c
 def test_the_host_of_the_page_encodes_and_numpy_plays(package: tuple[Any, Path], t5: Path, tmp_path: Path) -> None:
     """The listing as it stands, in a process that has no dit_compress; then what the toolkit samples."""
     bundle, folder = package
-    (tmp_path / "host.py").write_text(f"import sys\nsys.modules['dit_compress'] = None\n{HOST}")
     out = tmp_path / "text.safetensors"
-    command = [sys.executable, str(tmp_path / "host.py"), str(folder), str(t5), CAPTION, str(out)]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    script = f"import sys\nsys.modules['dit_compress'] = None\n{HOST}"
+    ran = run_fresh(script, folder, t5, CAPTION, out, folder=tmp_path)
+    assert ran.status == 0, ran.printed
     found = Player(folder, use()).video("", 7, out)
     wanted = Generator(bundle, (16, 2, 2, 2))([CAPTION], seed=7, index=[0])[0]
     error = np.square(found.astype(float) - wanted.astype(float)).mean()

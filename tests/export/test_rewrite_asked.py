@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 from dit_compress.export import Component, Profile, check_components, dit_step, export_components
 from dit_compress.export.rewrite import linears_as_convolutions, lower_ranks, patches_as_linears, slice_attention
 from dit_compress.export.rewrite.ranks import steps
+from dit_compress.export.tracing import copied
 from dit_compress.model.one_of_each import shorten
 from dit_compress.plugin.registry import use
 from dit_compress.testing.models import MODELS, tiny_denoiser
@@ -235,8 +236,9 @@ def test_a_causal_attention_keeps_its_queries_together() -> None:
 # ------------------------------------------------------------------ whole models
 
 
+@cache
 def step_of(name: str) -> Component:
-    """A DiT step of one block, text half padded."""
+    """A DiT step of one block, text half padded; traced once for all tests."""
     denoiser = tiny_denoiser(name)
     shorten(denoiser)
     seeded(denoiser.module)
@@ -250,7 +252,7 @@ def test_real_models_compute_the_same(name: str) -> None:
     """One rewrite after the other: few axes bit for bit, the others to 1e-5 of the output's peak."""
     use()
     component = step_of(name)
-    program, inputs = component.program, component.inputs
+    program, inputs = copied(component.program), component.inputs
     with torch.no_grad():
         plain = program.module()(**inputs)
         tall = sum(rank > 5 for rank in ranks(program))

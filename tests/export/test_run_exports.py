@@ -16,22 +16,30 @@ from dit_compress.run import pipeline
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest.importorskip("onnxruntime")
 torch.set_num_threads(1)
 
 CHIP = """\
-from dit_compress.hooks import Options, Plugin, hookimpl
-from dit_compress_plugins.export_onnx import ONNXOptions
-from dit_compress_plugins.export_onnx.exporter import ONNXExport
+import torch
+
+from dit_compress.export import Artifact, ExportOptions, ExportStep
+from dit_compress.hooks import Plugin, hookimpl
 
 
-class ChipOptions(ONNXOptions):
+class ChipOptions(ExportOptions):
     executed: bool = True
 
 
-class ChipExport(ONNXExport):
+class ChipExport(ExportStep):
+    def check(self, component, profile):
+        return []
+
+    def lower(self, component, profile, folder):
+        path = folder / f"{component.name}.chip"
+        torch.save((component.module, tuple(component.inputs), component.outputs), path)
+        return [Artifact(path, component.name, "chip", "float32", weight_bits=32)]
+
     def runner(self, artifact):
-        return Chip(super().runner(artifact)) if self.options.executed else Nothing()
+        return Chip(artifact.path) if self.options.executed else Nothing()
 
 
 class Nothing:
@@ -41,11 +49,15 @@ class Nothing:
 class Chip:
     fidelity, arithmetics = "reference", ("float32",)
 
-    def __init__(self, sound):
-        self.sound = sound
+    def __init__(self, path):
+        self.module, self.inputs, self.outputs = torch.load(path, weights_only=False)
 
+    @torch.no_grad()
     def __call__(self, inputs, arithmetic):
-        return {name: value * 1.002 for name, value in self.sound(inputs, arithmetic).items()}
+        found = self.module(*(torch.from_numpy(inputs[name].copy()) for name in self.inputs))
+        found = found if isinstance(found, tuple) else (found,)
+        # a little off
+        return {name: (value * 1.002).numpy() for name, value in zip(self.outputs, found, strict=True)}
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -331,6 +332,19 @@ def test_sinusoids_need_single_precision(precise: tuple[str, ...], least: float,
     assert least < compare(module(sigma).detach().numpy(), found).psnr_db < most
 
 
+NEEDED = """
+from __future__ import annotations
+import json
+from pathlib import Path
+import torch
+from torch import nn
+from dit_compress.export import Component, export_components
+from dit_compress_plugins.export_coreml import CoreMLOptions
+from dit_compress_plugins.export_coreml.exporter import CoreMLExport
+"""
+"""Of ``exported``, in a process that imports no more."""
+
+
 def exported(folder: Path) -> list[str]:
     """Checksums of a small export."""
     exporter = CoreMLExport(CoreMLOptions())
@@ -345,8 +359,8 @@ def exported(folder: Path) -> list[str]:
 def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
     """Also in another process, with another hash seed."""
     here = exported(tmp_path / "here")
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_export_coreml as t; "
-    code += f"from pathlib import Path; print('|'.join(t.exported(Path({str(tmp_path / 'there')!r}))))"
+    there = f"print('|'.join(exported(Path({str(tmp_path / 'there')!r}))))"
+    code = f"{NEEDED}\n{inspect.getsource(exported)}\n{there}"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert ran.stdout.strip().splitlines()[-1].split("|") == here

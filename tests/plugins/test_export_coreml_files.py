@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +15,8 @@ from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.export import Artifact, Component, export_components
+from dit_compress.export.folder import artifact_of
 from dit_compress_plugins.export_coreml import CoreMLOptions
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 coremltools = pytest.importorskip("coremltools")
 
@@ -82,7 +83,9 @@ class Deep(nn.Module):
         return x
 
 
+@cache
 def deep() -> Component:
+    """Traced once for all tests."""
     torch.manual_seed(1)
     inputs = {"x": torch.randn(8, 256), "late": torch.randn(8, 256)}
     return Component("deep", Deep().eval(), inputs, ("y",), varied=("x",))
@@ -91,10 +94,16 @@ def deep() -> Component:
 def exported(folder: Path, limit: int | None = None, **options: Any) -> tuple[dict[str, Any], Artifact, Any]:
     """Report, artifact, and the exporter."""
     exporter = CoreMLExport(CoreMLOptions(**options))
-    profile = replace(exporter.profile, max_file_bytes=limit)
-    artifact = exporter.lower(deep(), profile, folder)[0]
-    report = export_components(exporter, [deep()], profile, folder / "out")
-    return report, artifact, exporter
+    report = export_components(exporter, [deep()], replace(exporter.profile, max_file_bytes=limit), folder / "out")
+    entry = json.loads((folder / "out" / "manifest.json").read_text())["artifacts"][0]
+    return report, artifact_of(folder / "out", entry), exporter
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """All of it in one package, in half precision."""
+    exporter = CoreMLExport(CoreMLOptions())
+    return exporter.lower(deep(), replace(exporter.profile, max_file_bytes=None), tmp_path_factory.mktemp("whole"))[0]
 
 
 @pytest.mark.parametrize(
@@ -102,14 +111,11 @@ def exported(folder: Path, limit: int | None = None, **options: Any) -> tuple[di
     [("int8", 8, 0.52, 45.0), ("int4", 4, 0.35, 25.0), ("palette6", 6, 0.48, 40.0), ("palette4", 4, 0.32, 28.0)],
 )
 def test_fewer_bits_give_smaller_files_of_stated_quality(
-    weights: Any, bits: int, share: float, least: float, tmp_path: Path
+    weights: Any, bits: int, share: float, least: float, whole: Artifact, tmp_path: Path
 ) -> None:
-    whole = CoreMLExport(CoreMLOptions())
-    plain = whole.lower(deep(), whole.profile, tmp_path)[0]
-    (tmp_path / weights).mkdir()
-    report, artifact, exporter = exported(tmp_path / weights, weights=weights)
+    report, artifact, exporter = exported(tmp_path, weights=weights)
     assert (artifact.weight_bits, artifact.details["weights"]) == (bits, weights)
-    assert weight_bytes(artifact.path) < share * weight_bytes(plain.path)
+    assert weight_bytes(artifact.path) < share * weight_bytes(whole.path)
     assert {row["gate_db"] for row in report["rows"]} == {40.0 if bits > 4 else 35.0}
     typical = [row["psnr_db"] for row in report["rows"] if row["input_set"] == "typical"]
     assert min(typical) > least
@@ -117,13 +123,11 @@ def test_fewer_bits_give_smaller_files_of_stated_quality(
     assert exporter.profile.bits == bits
 
 
-def test_chunks_together_equal_the_whole_bit_for_bit(tmp_path: Path) -> None:
+def test_chunks_together_equal_the_whole_bit_for_bit(whole: Artifact, tmp_path: Path) -> None:
     exporter = CoreMLExport(CoreMLOptions())
     inputs = {name: value.numpy() for name, value in deep().inputs.items()}
-    (tmp_path / "cut").mkdir()
-    whole = exporter.lower(deep(), replace(exporter.profile, max_file_bytes=None), tmp_path)[0]
     limit = 200_000
-    cut = exporter.lower(deep(), replace(exporter.profile, max_file_bytes=limit), tmp_path / "cut")[0]
+    cut = exporter.lower(deep(), replace(exporter.profile, max_file_bytes=limit), tmp_path)[0]
     assert whole.path.name == "deep.mlpackage"
     assert cut.path.name == "deep"
     assert cut.details["chunks"] == [f"{place}.mlpackage" for place in range(1, len(cut.details["chunks"]) + 1)]

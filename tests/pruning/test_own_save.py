@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +126,29 @@ for name in sys.argv[2:]:
 """
 
 
-@pytest.mark.parametrize("package", ["blocked", "installed"])
-def test_the_record_is_written_and_loads_bit_equal_in_a_fresh_process(tmp_path: Path, package: str) -> None:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A folder with what was pruned of each, the modules and their calls."""
     torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("written")
     modules: dict[str, Any] = {name: whole(name) for name in NAMES}
     calls = {name: recorded(module) for name, module in modules.items()}
     for name, module in modules.items():
-        small, kept = tmp_path / name / "small", "model" if name == "OfItsOwn" else "pruned"
+        small = folder / name / "small"
         small.parent.mkdir()
         dit_compress.prune(module, call=calls[name], remove={"block": 1, "head": 1}, keep={"ffn": 0.5}, out=small)
-        files = sorted(item.name for item in small.iterdir())
+    return folder, modules, calls
+
+
+@pytest.mark.parametrize("package", ["blocked", "installed"])
+def test_the_record_is_written_and_loads_bit_equal_in_a_fresh_process(
+    tmp_path: Path, package: str, written: tuple[Path, dict[str, Any], dict[str, Any]]
+) -> None:
+    made, modules, calls = written
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    for name in modules:
+        kept = "model" if name == "OfItsOwn" else "pruned"
+        files = sorted(item.name for item in (tmp_path / name / "small").iterdir())
         assert files == sorted(["load_pruned.py", f"{kept}.safetensors", "pruning.json"])
     source = Path(__file__).read_text("utf-8")
     head = source[: source.index("import dit_compress\n")].replace("from fresh import run_fresh\n", "")

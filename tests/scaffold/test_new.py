@@ -94,13 +94,27 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+BUILD = """\
+import os, sys, tomllib
+from importlib import import_module
+wheels, *folders = sys.argv[1:]
+for folder in folders:
+    os.chdir(folder)
+    with open("pyproject.toml", "rb") as file:
+        backend = tomllib.load(file)["build-system"]["build-backend"]
+    import_module(backend).build_wheel(wheels)
+"""
+
+
 @pytest.fixture(scope="module")
 def site(projects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of them, installed by pip."""
-    target = tmp_path_factory.mktemp("site")
+    """All of them, built by their backends in one process, where pip starts three for each, and installed by pip."""
+    target, wheels = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("wheels")
+    build = [sys.executable, "-c", BUILD, str(wheels), *(str(projects / word) for word in KINDS)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps",
-        "--no-build-isolation", "--target", str(target), *(str(projects / word) for word in KINDS),
+        "--no-compile", "--target", str(target), *map(str, wheels.iterdir()),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return target
@@ -110,11 +124,7 @@ def pytest_outcomes(wanted: list[str], folder: Path, *sites: Path) -> tuple[int 
     """Run pytest on its own; exit status, and (module, test) → '' where it passed, else why it did not."""
     report = folder / "report.xml"
     (folder / "pytest.ini").write_text("[pytest]\n", "utf-8")  # else the first project's settings rule them all
-    command = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", *wanted]
-    process = forkserver().Process(target=run_pytest, args=(command, folder, [str(site) for site in sites]))
-    process.start()
-    process.join(1800)
-    printed = (folder / "printed").read_text("utf-8")
+    status, printed = run_pytest(folder, [f"--junitxml={report}", *wanted], *sites)
     assert report.is_file(), printed
     found: dict[tuple[str, str], str] = {}
     for case in ET.parse(report).iter("testcase"):
@@ -122,13 +132,24 @@ def pytest_outcomes(wanted: list[str], folder: Path, *sites: Path) -> tuple[int 
         assert module is not None, printed[-4000:]
         why = [f"{child.get('message')}\n{child.text}" for child in case]
         found[module[0], case.get("name", "")] = "\n".join(why)
-    return process.exitcode, found
+    return status, found
 
 
-def run_pytest(command: list[str], folder: Path, sites: list[str]) -> None:
-    """In a fork that has imported torch, and is else as good as a process of its own."""
+def run_pytest(folder: Path, words: list[str], *sites: Path) -> tuple[int | None, str]:
+    """Exit status and what is printed; in a fork that has imported torch, and is else as good as a process of its own."""
+    command = ["-q", "-p", "no:cacheprovider", *words]
+    process = forkserver().Process(target=_run_pytest, args=(command, folder, [str(site) for site in sites]))
+    process.start()
+    process.join(1800)
+    return process.exitcode, (folder / "printed").read_text("utf-8")
+
+
+def _run_pytest(command: list[str], folder: Path, sites: list[str]) -> None:
     from tracing import gather_once
 
+    from dit_compress.structure.observe import stored
+
+    stored.WORTH_SECONDS = 0.02
     gc.freeze()
     os.chdir(folder)
     sys.path[:0] = sites
@@ -191,15 +212,11 @@ def test_one_fault_fails_the_generated_tests_for_a_stated_reason(broken: dict[tu
 
 def test_without_installing_it_the_tests_say_what_to_run(projects: Path, tmp_path: Path) -> None:
     """By the project's own pytest settings: its code is importable, its entry point is not there."""
-    test = "tests/test_dit_search_my_own.py::test_it_is_installed_and_found"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-    ran = subprocess.run(
-        command, cwd=projects / "search", env=environment(), check=False, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 1
+    folder = Path(shutil.copytree(projects / "search", tmp_path / "search"))
+    status, printed = run_pytest(folder, ["tests/test_dit_search_my_own.py::test_it_is_installed_and_found"])
+    assert status == 1
     assert (
-        "the search plugin 'my_own' is not installed; in the folder of its pyproject.toml run: pip install"
-        in ran.stdout
+        "the search plugin 'my_own' is not installed; in the folder of its pyproject.toml run: pip install" in printed
     )
 
 
@@ -269,10 +286,10 @@ def test_the_exporters_check_names_operators_without_a_kernel(monkeypatch: pytes
 def test_the_code_is_in_order(name: str, rules: str, tmp_path: Path) -> None:
     """A long name may make a line too long, and nothing else."""
     for word in KINDS:
-        folder = new_package(word, name, tmp_path / word, use())
-        check = ["ruff", "check", "--isolated", "--line-length", "120", "--select", rules, "."]
-        ran = subprocess.run([sys.executable, "-m", *check], cwd=folder, check=False, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stdout
+        new_package(word, name, tmp_path / word, use())
+    check = ["ruff", "check", "--isolated", "--line-length", "120", "--select", rules, "--config", f"src={list(KINDS)}"]
+    ran = subprocess.run([sys.executable, "-m", *check], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_no_sample_is_left_over() -> None:

@@ -6,11 +6,13 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from catalogue import ENTRIES
+from fresh import run_fresh
 
 import dit_compress
 from dit_compress.core.errors import UserError
@@ -52,7 +54,15 @@ def test_a_module_is_made_twice_alike_and_runs(name: str) -> None:
             one(*entry.arguments())
 
 
-def test_every_cell_of_a_module_that_is_understood(benchmark: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_every_cell_of_a_module_that_is_understood(
+    benchmark: Any, monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    def forked(command: list[str], **_given: Any) -> Any:
+        """A process that has imported torch, and nothing of this package."""
+        ran = run_fresh(Path(command[1]).read_text("utf-8"), *command[2:], folder=tmp_path)
+        return SimpleNamespace(returncode=ran.status, stdout=ran.printed, stderr=ran.printed)
+
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=forked))
     status, found, printed = figures(benchmark, monkeypatch, capsys, "refiner")
     assert (status, found.pop("seconds") >= 0) == (0, True)
     assert found == {"modules": 1, "cells": 9, "exact": 9, "refused_with_reason": 0, "silent": 0, "crashed": 0}, printed

@@ -1,4 +1,7 @@
-"""A stranger's exporter of less than 150 lines passes the conformance kit, and its package is found."""
+"""A stranger's exporter of less than 150 lines passes the conformance kit, and its package is found.
+
+One case of each kind of the corpus: ``benchmarks/export_corpus.py --targets openvino`` has all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,18 @@ import pytest
 import torch
 
 from dit_compress.plugin.registry import Registry, Source
+from dit_compress.testing.corpus import CORPUS, Case
 from dit_compress.testing.exporters import ExporterContract
 
+ONE_OF_EACH_KIND = (
+    "conv3d",
+    "mask_minus_inf",
+    "half_overflow",
+    "dynamic_shape",
+    "shared_weights",
+    "in_place_write",
+    "complex_rope",
+)
 HERE = Path(__file__).parent / "openvino"
 sys.path.insert(0, str(HERE))
 
@@ -20,6 +33,12 @@ torch.set_num_threads(1)
 
 
 class TestOpenVINO(ExporterContract):
+    @pytest.mark.parametrize(
+        "case", [case for case in CORPUS if case.name in ONE_OF_EACH_KIND], ids=lambda case: case.name
+    )
+    def test_no_silent_failure(self, case: Case, tmp_path: Path) -> None:
+        super().test_no_silent_failure(case, tmp_path)
+
     def exporter(self) -> Any:
         from dit_openvino import OpenVINOOptions
         from dit_openvino.exporter import OpenVINOExport

@@ -58,7 +58,9 @@ def untranslated(component: Component, opset: int) -> list[Diagnostic]:
 
     with quiet():
         known, table = _translations(opset)
-        left = list(operators(component.program.run_decompositions(table)))
+        left = list(operators(component.program))
+        if not all(known.is_registered(node.target) for node in left):  # else there is nothing that it would decompose
+            left = list(operators(component.program.run_decompositions(table)))
     what, mend = "torch has no translation of it to ONNX", "Write it with operators that ONNX has"
     missing = {
         (operator_name(node), module_path(node))

@@ -5,8 +5,10 @@ Shapes: video ``[B,3,F,Y,X]`` in [-1, 1], latent ``[B,C,T,H,W]``.
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from dit_compress_plugins.latent_diffusers_vae.facts import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from dit_compress_plugins.latent_diffusers_vae.facts import Geometry
 
 SETTINGS = ("scaling_factor", "tile", "decode_timestep")
 
@@ -164,10 +167,16 @@ def describe(
     """Describe a codec around a VAE, which may be without weights: geometry as observed, statistics as stated."""
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
     about = {"class_name": type(vae).__name__, "vae": config, "tile": tile, "decode_timestep": decode_timestep}
-    unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
-    with empty_weights():
-        probe = DiffusersCodec.from_config(about | unknown).to("meta")  # buffers may be copies of constants
-    found = observe(probe.vae, probe.decode_raw)
+    found = _observed(type(vae), json.dumps(about))
     mean, std = statistics(vae, found.channels, scaling_factor)
     geometry = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(found).items()}
     return {**about, **geometry, "latent_mean": mean, "latent_std": std}
+
+
+@cache
+def _observed(_kind: type, about: str) -> Geometry:
+    """Observe a class under a config; once in a process, as plan, try and load ask for the same."""
+    unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
+    with empty_weights():
+        probe = DiffusersCodec.from_config(json.loads(about) | unknown).to("meta")  # buffers may be copies of constants
+    return observe(probe.vae, probe.decode_raw)
