@@ -244,7 +244,7 @@ def test_captions_that_are_not_text(folder: Path) -> None:
 def test_broken_files_are_left_out_up_to_a_limit(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "b.mp4").write_bytes(b"garbage")
     clips = read_folder(folder, **SHAPE)
-    broken = find_broken(clips, max_broken=1).broken
+    broken = find_broken(clips, max_broken=1)
     assert list(broken) == [folder / "b.mp4"]
     assert "b.mp4" in caplog.text
     assert [clip.path.name for clip in read_folder(folder, **SHAPE, leave_out=broken)] == ["a.mp4", "c.mp4"]

@@ -107,14 +107,6 @@ class EncodedClip(Clip):
         )
 
 
-@dataclass(frozen=True)
-class Found:
-    """Clips that were looked at, by path: facts of the good ones, and what is wrong with the others."""
-
-    facts: Mapping[Path, Facts]
-    broken: Mapping[Path, str]
-
-
 def split_of(caption: str, test_fraction: float) -> Split:
     """Return the split a caption (or name) belongs to, by its hash: equal captions share a split."""
     share = int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") / 2**64
@@ -188,17 +180,17 @@ def need_length(clip: Clip, facts: Facts) -> None:
 
 def find_broken(
     clips: Sequence[Clip],
-    need: Callable[[Clip, Facts], None] | None = None,
+    need: Callable[[Clip, Facts], None] = need_length,
     *,
     max_broken: int = 0,
     most: int = 0,
     workers: int = 1,
-) -> Found:
-    """Look at each clip; say what it is, or what is wrong with it, which is logged as a warning.
+) -> dict[Path, str]:
+    """Look at each clip; path → what is wrong with it, logged as a warning.
 
     Args:
         clips: what each must give: so many frames, at a rate.
-        need: refuses what else would not do; :func:`need_length` if None.
+        need: given each clip that is not broken, and facts of it; refuses those that would not do.
         max_broken: how many may be broken.
         most: frames that are counted; those of each clip if 0.
         workers: threads that look.
@@ -208,24 +200,18 @@ def find_broken(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    def look(clip: Clip) -> Facts | UserError:
+    def look(clip: Clip) -> UserError | None:
         try:
-            facts = clip.look(most or clip.frames)
-            (need or need_length)(clip, facts)
+            need(clip, clip.look(most or clip.frames))
         except UserError as error:
             return error
-        return facts
+        return None
 
-    facts: dict[Path, Facts] = {}
     broken: dict[Path, UserError] = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(clips), _AT_A_TIME):
             some = clips[start : start + _AT_A_TIME]
-            for clip, found in zip(some, pool.map(look, some), strict=True):
-                if isinstance(found, UserError):
-                    broken[clip.path] = found
-                else:
-                    facts[clip.path] = found
+            broken |= {clip.path: error for clip, error in zip(some, pool.map(look, some), strict=True) if error}
             if len(broken) > max_broken + _NUM_NAMED:
                 break
     problems = list(broken.values())
@@ -233,7 +219,7 @@ def find_broken(
         raise_all(problems)
     for problem in problems:
         _log.warning("left out: %s", problem)
-    return Found(facts, {path: str(error) for path, error in broken.items()})
+    return {path: str(error) for path, error in broken.items()}
 
 
 def write_captions(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -91,6 +91,8 @@ def _header(path: Path) -> tuple[int, int]:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0].codec_context
+            if stream.format is None:
+                raise UserError("the image can't be read (it is none)", where=str(path), mend=f"Replace it, {_OUT}")
             need_plain(path, stream.format)
             return stream.height, stream.width
     except (av.FFmpegError, OSError, IndexError) as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from dit_compress.data.clips import Clip
     from dit_compress.data.video import Facts
@@ -35,19 +35,18 @@ def _fits(facts: Facts, size: Size) -> bool:
     return facts.frames == 1 if size[0] == 1 else size[0] <= facts.frames
 
 
-def need_bucket(sizes: Sequence[Size]) -> Callable[[Clip, Facts], None]:
-    """Return what refuses a clip of which no size is the bucket."""
-
-    def need(clip: Clip, facts: Facts) -> None:
-        if bucket_of(facts, sizes) is None:
-            smallest = min((frames for frames, *_ in sizes if frames > 1), default=0)
-            single = facts.frames == 1 and "an image, and none of 'sizes' has one frame"
-            what = single or f"the video has {facts.frames} frames, " + (
-                f"the shortest of 'sizes' takes {smallest}" if smallest else "and all 'sizes' are for images"
-            )
-            raise UserError(what, where=str(clip.path), mend="Add a size for it, or leave the clip out")
-
-    return need
+def need_bucket(clip: Clip, facts: Facts, sizes: Sequence[Size]) -> None:
+    """Raise a UserError where no size is a clip's bucket."""
+    if bucket_of(facts, sizes) is not None:
+        return
+    shortest = min((frames for frames, *_ in sizes if frames > 1), default=None)
+    if facts.frames == 1:
+        what = "an image, and none of 'sizes' has one frame"
+    elif shortest is None:
+        what = "a video, and all 'sizes' are of images"
+    else:
+        what = f"the video has {facts.frames} frames, the shortest of 'sizes' takes {shortest}"
+    raise UserError(what, where=str(clip.path), mend="Add a size for it, or leave the clip out")
 
 
 def need_all(sizes: Sequence[Size], facts: Sequence[Facts], place: str) -> list[UserError]:

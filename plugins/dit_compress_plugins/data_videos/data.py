@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_file
-from dit_compress.data.clips import Clip, Split, find_broken, split_of
+from dit_compress.data.clips import Clip, Split, find_broken, need_length, split_of
 from dit_compress.data.source import Data
 from dit_compress.data.video import Facts
 from dit_compress_plugins.data_videos.buckets import bucket_of, need_all, need_bucket
 from dit_compress_plugins.data_videos.listing import listed, need_listed, sets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from dit_compress_plugins.data_videos import VideosOptions
 
@@ -45,38 +45,46 @@ class Videos(Data):
         clips = self._listed({})
         stamps = {str(clip.path): list(clip.stamp()) for clip in clips}
         seen = {name: known[name] for name, stamp in stamps.items() if known.get(name, {}).get("stamp") == stamp}
+        facts = {name: Facts(**record["facts"]) for name, record in seen.items() if "facts" in record}
         problems: list[UserError] = []
+        fresh = [clip for clip in clips if str(clip.path) not in seen]
         try:
-            seen |= self._looked_at([clip for clip in clips if str(clip.path) not in seen], stamps, _broken(seen))
+            broken = self._look(fresh, len(_broken(seen)), facts)
         except UserError as error:
             problems.append(error)
-        good = [record["facts"] for record in seen.values() if record.get("facts")]
-        if sizes and (good or not problems):
-            problems += need_all(sizes, [Facts(**facts) for facts in good], self.place)
+        else:
+            for name in (str(clip.path) for clip in fresh):
+                sized = {"facts": asdict(facts[name])} if name in facts else {}
+                seen[name] = {"stamp": stamps[name], "problem": broken.get(Path(name)), **sized}
+        if sizes and (facts or not problems):
+            problems += need_all(sizes, list(facts.values()), self.place)
         if problems:
             raise UserError.join(problems)
         cache.mkdir(parents=True, exist_ok=True)
         with whole_file(cache / _LOOKED_AT) as partial:
             partial.write_text(json.dumps(seen, sort_keys=True), encoding="utf-8")
 
-    def _looked_at(
-        self, clips: Sequence[Clip], stamps: Mapping[str, list[int]], broken: Collection[Path]
-    ) -> dict[str, dict[str, Any]]:
-        """Open clips; return what is noted of each. broken: those that are known to be, already."""
-        options, counted = self.options, [frames for frames, *_ in self.options.videos]
-        found = find_broken(
+    def _look(self, clips: Sequence[Clip], already: int, facts: dict[str, Facts]) -> dict[Path, str]:
+        """Open clips; return what is wrong with some. Of several sizes, the good clips' facts go to ``facts``.
+
+        already: how many are known to be broken.
+        """
+        options, sizes = self.options, self.options.sizes
+
+        def need(clip: Clip, found: Facts) -> None:
+            if not sizes:
+                need_length(clip, found)
+                return
+            need_bucket(clip, found, sizes)
+            facts[str(clip.path)] = found
+
+        return find_broken(
             clips,
-            need_bucket(options.sizes) if options.sizes else None,
-            max_broken=options.max_broken - len(broken),
-            most=max(2, *counted) if options.sizes else 0,
+            need,
+            max_broken=options.max_broken - already,
+            most=max(2, *(frames for frames, *_ in sizes)) if sizes else 0,
             workers=options.workers,
         )
-        seen: dict[str, dict[str, Any]] = {}
-        for clip in clips:
-            facts = found.facts.get(clip.path) if options.sizes else None
-            noted = {"stamp": stamps[str(clip.path)], "problem": found.broken.get(clip.path)}
-            seen[str(clip.path)] = noted | ({"facts": asdict(facts)} if facts else {})
-        return seen
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
         """Describe file, size, time and caption of every clip that is not broken; its bucket and set, where it has."""
