@@ -116,7 +116,7 @@ class Videos(Data):
         """Return the clips, without the broken ones among the known; of sets, those that stand in one."""
         options = self.options
         broken = _broken(known)
-        taken = {"frames": options.frames, "size": options.size, "fps": options.fps}
+        taken: dict[str, Any] = {"frames": options.frames, "size": options.size, "fps": options.fps}
         if options.split_by != "sets":
             return listed(options.path, broken, **taken)
         clips, sets = listed(options.path, **taken), self._sets()
