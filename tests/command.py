@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pytest
 
 SMOKE = Path(__file__).parent / "recipes" / "smoke.yaml"
-BEGINNING = SMOKE.read_text("utf-8").partition("  - evaluate: {use: psnr")[0]
+BEGINNING = SMOKE.read_text("utf-8").partition("  - evaluate: {use: reconstruction")[0]
 """Its first steps, base and VAE: planned in a moment, as no structure is looked for."""
 SCRIPT = Path(sys.executable).with_name("dit-compress")
 

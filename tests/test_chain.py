@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Change = Callable[[str], str]
 
 pytestmark = pytest.mark.slow(70)
-STEPS = ["base", "vae", "vae-psnr", "teacher", "pruned", "affine", "student", "quality", "speed", "files"]
+STEPS = ["base", "vae", "round-trip", "teacher", "pruned", "affine", "student", "quality", "speed", "files"]
 BUNDLES = ["base", "vae", "teacher", "pruned", "affine", "student"]
 AFTER_VAE = STEPS[1:]
 
@@ -102,7 +102,7 @@ def test_summary_and_report_hold_the_figures(smoke: Path) -> None:
     assert list(steps) == STEPS
     assert summary["pending"] == []
     assert steps["pruned"]["metrics"]["params_after"] == steps["student"]["model"]["params"]
-    assert steps["vae-psnr"]["metrics"] == read_json(smoke / "steps" / "vae-psnr" / "step.json")["metrics"]
+    assert steps["round-trip"]["metrics"] == read_json(smoke / "steps" / "round-trip" / "step.json")["metrics"]
     assert steps["speed"]["metrics"]["times_faster"] > 1
     page = (smoke / "report.html").read_text()
     assert all(step in page for step in STEPS)

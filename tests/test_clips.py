@@ -11,7 +11,7 @@ import pytest
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import CAPTIONS, find_broken, read_folder, split_of, write_captions
-from dit_compress.data.video import check_video, read_video, write_video
+from dit_compress.data.video import look_at_video, read_video, write_video
 
 SHAPE = {"frames": 4, "size": (32, 32)}
 
@@ -133,7 +133,7 @@ def test_a_short_video_is_named(tmp_path: Path) -> None:
 def test_a_broken_video_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
-    for reading in (lambda: read_video(path, 1, (32, 32)), lambda: check_video(path)):
+    for reading in (lambda: read_video(path, 1, (32, 32)), lambda: look_at_video(path)):
         with pytest.raises(UserError, match=r"broken\.mp4: the video can't be decoded"):
             reading()
 
@@ -146,7 +146,7 @@ def test_what_is_broken_further_on_is_told_without_a_mend_that_would_not_help(tm
     middle = len(content) // 4
     content[middle : middle + 8000] = bytes(8000)
     path.write_bytes(content)
-    check_video(path, 9)
+    assert look_at_video(path, 9).frames == 9
     with pytest.raises(
         UserError, match=r"later\.mp4: the video can't be decoded .*Replace the file or take it out of"
     ) as told:
@@ -243,13 +243,13 @@ def test_captions_that_are_not_text(folder: Path) -> None:
 
 def test_broken_files_are_left_out_up_to_a_limit(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "b.mp4").write_bytes(b"garbage")
-    paths = [clip.path for clip in read_folder(folder, **SHAPE)]
-    broken = find_broken(paths, max_broken=1)
+    clips = read_folder(folder, **SHAPE)
+    broken = find_broken(clips, max_broken=1)
     assert list(broken) == [folder / "b.mp4"]
     assert "b.mp4" in caplog.text
     assert [clip.path.name for clip in read_folder(folder, **SHAPE, leave_out=broken)] == ["a.mp4", "c.mp4"]
     with pytest.raises(UserError, match=r"b\.mp4: the video can't be decoded"):
-        find_broken(paths)
+        find_broken(clips)
 
 
 def test_only_a_line_feed_ends_a_line(folder: Path) -> None:

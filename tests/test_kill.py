@@ -81,7 +81,7 @@ def test_the_kill_hit_the_command_too_and_nothing_was_published(interrupted: Int
 
 def test_finished_steps_are_not_run_again(interrupted: Interrupted) -> None:
     printed = interrupted.seen["end"].printed
-    for step in ("base", "vae", "vae-psnr", "teacher", "pruned", "affine"):
+    for step in ("base", "vae", "round-trip", "teacher", "pruned", "affine"):
         assert f"{step}: reused" in printed
     for step in ("student", "quality", "speed", "files"):
         assert f"{step}: running" in printed

@@ -653,7 +653,7 @@ def test_a_cache_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("share", "step", "split"),
     [
-        (0, "evaluate: {use: psnr}", "test"),
+        (0, "evaluate: {use: reconstruction}", "test"),
         (0.999, "distill: {use: flow, steps: 1, batch: 1}", "train"),
         (0, "distill: {use: flow, steps: 1, batch: 1, validation: {every: 1}}", "test"),
         (0, "distill: {use: flow, steps: 1, batch: 1}", "test"),  # the VAE's own measure

@@ -58,7 +58,7 @@ def step(run: Path, name: str, kind: str, plugin: str, **record: Any) -> Path:
         "peak_memory_mib": 900,
         "threads": 2,
         "quality": {"shapes": "attribute_accuracy"}.get(plugin),
-        "headline": {"shapes": "attribute_accuracy", "psnr": "psnr_db"}.get(plugin),
+        "headline": {"shapes": "attribute_accuracy", "reconstruction": "psnr_db"}.get(plugin),
         "curves": "curves.jsonl",
     }
     write(folder / "step.json", {**base, **record})
@@ -536,7 +536,7 @@ def test_arms_know_how_they_were_sampled(run: Path) -> None:
 
 def test_nested_arms_of_one_step(empty: Path) -> None:
     metrics = {"psnr_db": 30.0, "accuracy": {"real": {"shape": 1.0}, "round_trip": {"shape": 0.96}}}
-    step(empty, "codec", "evaluate", "psnr", metrics=metrics)
+    step(empty, "codec", "evaluate", "reconstruction", metrics=metrics)
     assert [(arm.label, arm.scores) for arm in arms(read_run(empty))] == [
         ("real", {"shape": 1.0}),
         ("round trip", {"shape": 0.96}),
@@ -596,7 +596,7 @@ def test_names_in_figures_are_escaped() -> None:
 
 def test_metrics_that_are_not_numbers_do_no_harm(empty: Path) -> None:
     metrics = {"psnr_db": math.nan, "dit_call_ms": None, "note": "<b>", "nested": {"list": [1, 2]}}
-    step(empty, "codec", "evaluate", "psnr", metrics=metrics)
+    step(empty, "codec", "evaluate", "reconstruction", metrics=metrics)
     assert "&lt;b&gt;" in page_of(empty)
     text = (empty / "summary.json").read_text("utf-8")
     assert "NaN" not in text

@@ -24,7 +24,7 @@ MODULES = (
     "dit_compress_plugins.data_shapes.data", "dit_compress_plugins.discriminator_dit_block.discriminator",
     "dit_compress_plugins.distill_adversarial.distiller", "dit_compress_plugins.distill_affine.distiller",
     "dit_compress_plugins.distill_flow.distiller", "dit_compress_plugins.evaluate_latency.step",
-    "dit_compress_plugins.evaluate_psnr.step", "dit_compress_plugins.evaluate_shapes.step",
+    "dit_compress_plugins.evaluate_reconstruction.step", "dit_compress_plugins.evaluate_shapes.step",
     "dit_compress_plugins.export_diffusers.step", "dit_compress_plugins.latent_video_vae.step",
     "dit_compress_plugins.model_video_dit.adapter", "dit_compress_plugins.prune_trilevel.step",
     "dit_compress_plugins.search_groupwise.search", "dit_compress_plugins.text_words.encoder",

@@ -35,7 +35,8 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     Args:
         recipe: its ``data`` says which clips.
         vae: a bundle, or a run folder.
-        out: the folder; what is whole in it is kept. Machines that share it write different shards.
+        out: the folder; what is whole in it is kept. Machines that share it write different shards. Clips of several
+            sizes get a folder below for each size.
         rank: which machine this is.
         world: how many there are.
 
@@ -44,9 +45,10 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     """
     from filelock import FileLock
 
+    from dit_compress.data.buckets import buckets_of, folder_of
     from dit_compress.data.encode import encode_latents
     from dit_compress.data.shard_writer import write_shards
-    from dit_compress.data.shards import Shards
+    from dit_compress.data.shards import INDEX, Shards
     from dit_compress.data.source import data_folder
     from dit_compress.model.bundle import Bundle
     from dit_compress.step.world import World
@@ -64,12 +66,18 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
         source.prepare(cache)
     clips = [*source.clips(cache, "train"), *source.clips(cache, "test")]
     made_by = {"vae": bundle.digest("latent")}
-    if (out / "index.json").is_file():
-        Shards(out).need(made_by)
+    buckets = buckets_of(clips)
+    folders = {folder_of(out, shape, len(buckets)): places for shape, places in buckets.items()}
+    for folder in folders:
+        if (folder / INDEX).is_file():
+            Shards(folder).need(made_by)
     device, codec = World.alone().device, cast("Any", bundle.codec())
-    writing = encode_latents(out, clips, codec.to(device), made_by, workers=source.workers, device=device)
-    with progress("encoding", len(writing.samples)) as advance:
-        whole = write_shards(writing, advance, rank=rank, world=world)
-    if whole:
-        return f"{len(Shards(out))} samples in {out}"
+    whole = []
+    with progress("encoding", len(clips)) as advance:
+        for folder, places in folders.items():
+            some = [clips[place] for place in places]
+            writing = encode_latents(folder, some, codec.to(device), made_by, workers=source.workers, device=device)
+            whole.append(write_shards(writing, advance, rank=rank, world=world))
+    if all(whole):
+        return f"{sum(len(Shards(folder)) for folder in folders)} samples in {out}"
     return f"the share of rank {rank} is in {out}; others are still missing"

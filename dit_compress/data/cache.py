@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.files import sha256_data
 from dit_compress.core.progress import progress
+from dit_compress.data.buckets import buckets_of, joined
 from dit_compress.data.encode import CPU, encode_captions, encode_latents, pixel_cache
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import Samples
@@ -51,37 +52,47 @@ class ClipCache:
 
     def pixels(self) -> Samples:
         """Give the clips in pixel space: streamed where there are workers, else decoded once."""
-        if self.workers:
-            return Samples(ClipStream(self.clips, self.workers), self.captions, {}, pixels=True)
-        path = self.folder / f"pixels-{self.split}-{self.manifest[:16]}.npy"
-        with self._progress(f"decoding {self.split} clips") as advance:
-            return Samples(pixel_cache(path, self.clips, advance), self.captions, {}, pixels=True)
+        rows = ClipStream(self.clips, self.workers) if self.workers else joined(self.clips, self._decoded)
+        return Samples(rows, self.captions, {}, pixels=True, buckets=buckets_of(self.clips))
 
-    def latents(self, bundle: Bundle) -> Column:
-        """Give latents of a bundle's VAE, encoded unless they are there."""
+    def _decoded(self, clips: Sequence[Clip]) -> Rows:
+        """Give the pixels of clips of one size, decoded once."""
+        shape = "x".join(map(str, clips[0].shape))
+        path = self.folder / f"pixels-{self.split}-{self.manifest[:16]}-{shape}.npy"
+        with self._progress(f"decoding {self.split} clips", len(clips)) as advance:
+            return pixel_cache(path, clips, advance)
+
+    def latents(self, bundle: Bundle) -> Rows:
+        """Give latents of a bundle's VAE, encoded unless they are there, by bucket."""
+        several = len(buckets_of(self.clips)) > 1
+        return joined(self.clips, lambda clips: self._encoded(clips, bundle, *several * clips[0].shape))
+
+    def _encoded(self, clips: Sequence[Clip], bundle: Bundle, *bucket: int) -> Column:
+        """Give the latents of clips of one size; ``bucket`` says which, where there are others."""
         made_by = {"vae": bundle.digest("latent")}
-        folder = self.folder / f"latents-{self.split}-{sha256_data([self.manifest, made_by])[:16]}"
+        folder = self.folder / f"latents-{self.split}-{sha256_data([self.manifest, made_by, *bucket])[:16]}"
         codec: Any = bundle.codec()
         writing = encode_latents(
-            folder, self.clips, codec.to(self.device), made_by, workers=self.workers, device=self.device
+            folder, clips, codec.to(self.device), made_by, workers=self.workers, device=self.device
         )
         return self._written(writing, f"encoding {self.split} clips").column("latent")
 
     def samples(self, latents: Rows, bundle: Bundle, text: Captions) -> Samples:
         """Join latents with captions: tokens, or embeddings where the bundle's encoder is frozen."""
+        buckets = buckets_of(self.clips)
         if not text.frozen:
-            return Samples(latents, self.captions, text.encoder.tokenize(self.captions), pixels=False)
+            return Samples(latents, self.captions, text.encoder.tokenize(self.captions), pixels=False, buckets=buckets)
         weights = text.encoder.digest()
         made_by = {"text": bundle.digest("text"), "weights": weights}
         folder = self.folder / f"captions-{self.split}-{sha256_data([made_by, self.captions])[:16]}"
         writing = encode_captions(folder, self.captions, text.to(self.device), made_by, self.device)
         shards = self._written(writing, f"encoding {self.split} captions")
         embedded = {name: shards.column(name) for name in ("embedding", "mask")}
-        return Samples(latents, self.captions, embedded, pixels=False)
+        return Samples(latents, self.captions, embedded, pixels=False, buckets=buckets)
 
     def _written(self, writing: Writing, title: str) -> Shards:
-        with self._progress(title) as advance:
+        with self._progress(title, len(writing.samples)) as advance:
             return write_together(writing, advance, self.rank, self.size)
 
-    def _progress(self, title: str) -> AbstractContextManager[Any]:
-        return progress(title, len(self.clips), silent=self.rank > 0)
+    def _progress(self, title: str, count: int) -> AbstractContextManager[Any]:
+        return progress(title, count, silent=self.rank > 0)

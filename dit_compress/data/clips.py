@@ -1,4 +1,4 @@
-"""Captioned clips on disk: mp4 files beside one ``captions.jsonl``.
+"""Captioned clips on disk: videos, images or folders of frames beside one ``captions.jsonl``.
 
 A line of ``captions.jsonl`` is ``{"file": "0001.mp4", "caption": "a dog runs", "truth": {...}}``; ``truth``
 may be missing. Whatever is wrong with a folder is a ``UserError`` that names the file, and the line.
@@ -13,18 +13,21 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_file
+from dit_compress.data.frames import look_at_frames, read_frames
 from dit_compress.data.jsonl import read_object
-from dit_compress.data.video import check_video, read_video
+from dit_compress.data.video import look_at_video, need_frames, read_video
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
+
+    from dit_compress.data.video import Facts
 
 CAPTIONS = "captions.jsonl"
 Split = Literal["train", "test"]
@@ -40,7 +43,7 @@ _AT_A_TIME = 64
 class Clip:
     """One captioned video; its pixels are decoded when asked for.
 
-    path: the video file.
+    path: the video file, image, or folder of frames.
     caption: what it shows.
     truth: what is known of it beyond the caption, as JSON data.
     frames, size, fps: what :meth:`pixels` gives; size is (Y, X), fps None keeps the file's own rate.
@@ -53,9 +56,31 @@ class Clip:
     size: tuple[int, int] = (96, 96)
     fps: float | None = None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, height and width of what :meth:`pixels` gives."""
+        return (self.frames, *self.size)
+
     def pixels(self) -> np.ndarray:
         """Decode ``[F,Y,X,3]`` uint8; raises ``UserError`` naming the file where it can't."""
-        return read_video(self.path, self.frames, self.size, self.fps)
+        if self.path.is_dir():
+            return read_frames(self.path, self.frames, self.size)
+        return read_video(self.path, self.frames, self.size, self.fps, self.opened())
+
+    def look(self, most: int) -> Facts:
+        """Return the frames, up to ``most``, height and width of the file; raise ``UserError`` where it is broken."""
+        if self.path.is_dir():
+            return look_at_frames(self.path, most)
+        return look_at_video(self.path, most, self.fps, self.opened())
+
+    def opened(self) -> IO[bytes] | None:
+        """Return the content, where it is a part of some other file than ``path``."""
+        return None
+
+    def stamp(self) -> tuple[int, int]:
+        """Return the size in bytes and the time of the last change in nanoseconds; of a folder of frames, the last."""
+        stats = [path.stat() for path in (sorted(self.path.iterdir()) if self.path.is_dir() else [self.path])]
+        return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
 
     def record(self) -> dict[str, Any]:
         """Describe the clip as JSON data."""
@@ -64,8 +89,7 @@ class Clip:
 
     def identity(self) -> list[Any]:
         """Return JSON that changes with the clip's pixels: the file's name, size and time, and what is taken of it."""
-        stat = self.path.stat()
-        return [self.path.name, stat.st_size, stat.st_mtime_ns, self.frames, list(self.size), self.fps]
+        return [self.path.name, *self.stamp(), self.frames, list(self.size), self.fps]
 
 
 @dataclass(frozen=True)
@@ -106,10 +130,33 @@ def read_folder(
         UserError: no folder, no captions, a bad line (file and line), a caption without its video, a video that is
             outside the folder or has two captions; all lines' faults at once.
     """
-    clips: list[Clip] = []
     problems: list[UserError] = []
+    clips = clips_of_records(
+        _records(folder, problems), folder, problems, frames=frames, size=size, fps=fps, leave_out=leave_out
+    )
+    if not clips:
+        raise UserError("no clips", where=str(folder / CAPTIONS), mend="Add a line for each video")
+    return clips
+
+
+def clips_of_records(
+    records: Iterable[tuple[str, Mapping[str, Any]]],
+    folder: Path,
+    problems: list[UserError],
+    *,
+    frames: int,
+    size: tuple[int, int],
+    fps: float | None = None,
+    leave_out: Collection[Path] = (),
+) -> list[Clip]:
+    """Return the clips that (file:line, ``{file, caption, truth}``) records list, files from ``folder`` on.
+
+    Raises:
+        UserError: a file that is not there, or has two captions; with ``problems``, what else is wrong with lines.
+    """
+    clips: list[Clip] = []
     first: dict[Path, str] = {}
-    for where, record in _records(folder, problems):
+    for where, record in records:
         path = folder / record["file"]
         if path in first:
             what = f"a second caption for '{record['file']}', the first is on line {first[path]}"
@@ -122,21 +169,30 @@ def read_folder(
             problems.append(UserError(problem, where=where, mend="Put the video there or delete the line"))
             continue
         clips.append(Clip(path, record["caption"], record.get("truth"), frames, size, fps))
-    _raise_all(problems)
-    if not clips:
-        raise UserError("no clips", where=str(folder / CAPTIONS), mend="Add a line for each video")
+    raise_all(problems)
     return clips
 
 
+def need_length(clip: Clip, facts: Facts) -> None:
+    """Raise a UserError where a file is too short for what its clip must give."""
+    need_frames(clip.path, facts.frames, clip.frames, clip.fps)
+
+
 def find_broken(
-    paths: Sequence[Path], *, max_broken: int = 0, frames: int = 1, fps: float | None = None, workers: int = 1
+    clips: Sequence[Clip],
+    need: Callable[[Clip, Facts], None] = need_length,
+    *,
+    max_broken: int = 0,
+    most: int = 0,
+    workers: int = 1,
 ) -> dict[Path, str]:
-    """Open each video; path → what is wrong with it, logged as a warning.
+    """Look at each clip; path → what is wrong with it, logged as a warning.
 
     Args:
-        paths: the videos.
-        max_broken: how many may be.
-        frames, fps: what each must have.
+        clips: what each must give: so many frames, at a rate.
+        need: given each clip that is not broken, and facts of it; refuses those that would not do.
+        max_broken: how many may be broken.
+        most: frames that are counted; those of each clip if 0.
         workers: threads that look.
 
     Raises:
@@ -144,23 +200,23 @@ def find_broken(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    def look(path: Path) -> UserError | None:
+    def look(clip: Clip) -> UserError | None:
         try:
-            check_video(path, frames, fps)
+            need(clip, clip.look(most or clip.frames))
         except UserError as error:
             return error
         return None
 
     broken: dict[Path, UserError] = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(paths), _AT_A_TIME):
-            some = paths[start : start + _AT_A_TIME]
-            broken |= {path: error for path, error in zip(some, pool.map(look, some), strict=True) if error}
+        for start in range(0, len(clips), _AT_A_TIME):
+            some = clips[start : start + _AT_A_TIME]
+            broken |= {clip.path: error for clip, error in zip(some, pool.map(look, some), strict=True) if error}
             if len(broken) > max_broken + _NUM_NAMED:
                 break
     problems = list(broken.values())
     if len(problems) > max_broken:
-        _raise_all(problems)
+        raise_all(problems)
     for problem in problems:
         _log.warning("left out: %s", problem)
     return {path: str(error) for path, error in broken.items()}
@@ -217,12 +273,13 @@ def _record(line: str, where: str) -> dict[str, Any]:
 def _absence(path: Path, name: str) -> str:
     """Return what is wrong where a caption's video is not there; nothing where it is."""
     try:
-        return "" if path.is_file() else f"a caption for '{name}', which is not there"
+        return "" if path.exists() else f"a caption for '{name}', which is not there"
     except OSError as error:  # a name that is too long, a folder that may not be read
         return f"a caption for '{name[:40]}…', which can't be looked up ({error.strerror})"
 
 
-def _raise_all(problems: list[UserError]) -> None:
+def raise_all(problems: list[UserError]) -> None:
+    """Raise one UserError of all problems, where there are any; of many, it names the first."""
     if len(problems) > _NUM_NAMED:
         more = UserError(f"and {len(problems) - _NUM_NAMED} more like these")
         raise UserError.join([*problems[:_NUM_NAMED], more])

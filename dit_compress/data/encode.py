@@ -50,7 +50,7 @@ def encode_latents(
     workers: int = 1,
     device: torch.device = CPU,
 ) -> Writing:
-    """Prepare to encode clips once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
+    """Prepare to encode clips of one size once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
 
     device: where ``codec`` is.
     """
@@ -62,8 +62,7 @@ def encode_latents(
             pixels = torch.from_numpy(stream[range(first, last)])
             return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu()}
 
-    first = clips[0]
-    size = latent_size((first.frames, *first.size), codec.ratio, codec.frame_rule)
+    size = latent_size(clips[0].shape, codec.ratio, codec.frame_rule)
     return Writing(
         folder=folder,
         made_by=made_by,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dit_compress.data.buckets import several_sizes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -37,12 +39,14 @@ class ClipStream:
         return len(self.clips)
 
     def __getitem__(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Decode clips, in the order asked for; raise whatever a clip raises."""
+        """Decode clips of one size, in the order asked for; raise whatever a clip raises."""
         wanted = [int(i) for i in np.asarray(index)]
         self._begin(wanted)
         rows = [self._begun[i].result() for i in wanted]
         for i in set(wanted):
             del self._begun[i]
+        if len({row.shape for row in rows}) > 1:
+            raise several_sizes()
         return np.stack(rows)
 
     def prefetch(self, index: Sequence[int]) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor
 from dit_compress.data.prefetch import ClipStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from dit_compress.data.buckets import Buckets
 
 
 class Rows(Protocol):
@@ -23,13 +25,45 @@ class Rows(Protocol):
 
 
 class Samples:
-    """Training samples by index: clean tensors, captions, and the captions' tokens."""
+    """Training samples by index: clean tensors, captions, and the captions' tokens.
 
-    def __init__(self, x0: Rows, captions: Sequence[str], tokens: Mapping[str, Rows], *, pixels: bool) -> None:
+    buckets: the index of the samples of each size; where it is None, all are of one.
+    """
+
+    def __init__(
+        self,
+        x0: Rows,
+        captions: Sequence[str],
+        tokens: Mapping[str, Rows],
+        *,
+        pixels: bool,
+        buckets: Buckets | None = None,
+    ) -> None:
         self._x0, self._captions, self._tokens, self._pixels = x0, list(captions), dict(tokens), pixels
+        self._buckets: Buckets = buckets or {(0, 0, 0): range(len(self._captions))}
 
     def __len__(self) -> int:
         return len(self._captions)
+
+    def buckets(self, *, images: bool | None = None) -> list[Sequence[int]]:
+        """Return the index of the samples of each size, all; or of the images (the others), where there are some.
+
+        images: True for buckets of single frames, False for the others, None for all.
+        """
+        kind = [index for shape, index in self._buckets.items() if (shape[0] == 1) == images]
+        return kind or list(self._buckets.values())
+
+    def batches(self, size: int, count: int | None = None, *, images: bool | None = None) -> Iterator[Sequence[int]]:
+        """Yield the index of the first ``count`` samples (all if None), in batches of samples of one size.
+
+        images: as in :meth:`buckets`.
+        """
+        chosen = self.buckets(images=images)
+        last = sorted(place for bucket in chosen for place in bucket)[:count][-1]
+        for bucket in chosen:
+            index = [place for place in bucket if place <= last]
+            for first in range(0, len(index), size):
+                yield index[first : first + size]
 
     @property
     def streamed(self) -> bool:

@@ -1,4 +1,4 @@
-"""One video file: decoded to frames of a size and a rate, looked at, written.
+"""One video file, or an image: decoded to frames of a size and a rate, looked at, written.
 
 Whatever is wrong with a file is a ``UserError`` that names it.
 
@@ -7,8 +7,9 @@ Shapes: F frames of Y × X pixels, uint8, red green blue.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
 
     import av
 
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Endings of the names of files that are one image."""
+
 # Without look-ahead: with B-frames and mbtree, equal frames now and then gave other bytes, even on one thread.
 _X264 = "threads=1:bframes=0:rc-lookahead=0:mbtree=0:scenecut=0:colorprim=bt709:transfer=bt709:colormatrix=bt709"
 _ENCODER = {"crf": "10", "preset": "veryfast", "x264-params": _X264}
 
 
-def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None = None) -> np.ndarray:
+def read_video(
+    path: Path, frames: int, size: tuple[int, int], fps: float | None = None, content: IO[bytes] | None = None
+) -> np.ndarray:
     """Read the first frames of a video at a frame rate, upright, resized to cover ``size`` and cropped at the centre.
 
     Args:
@@ -35,6 +41,7 @@ def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None
         frames: F, how many frames are wanted.
         size: (Y, X).
         fps: frames a second of the result: of each moment, the frame then on screen. None: every frame.
+        content: of the file, where that is a part of another one.
 
     Returns:
         ``[F,Y,X,3]`` uint8.
@@ -45,38 +52,58 @@ def read_video(path: Path, frames: int, size: tuple[int, int], fps: float | None
     import av
 
     try:
-        with av.open(str(path)) as container:
-            pixels = [_fit(frame, size) for _, frame in islice(_shown(container, path, fps), frames)]
+        with _opened(path, content) as container:
+            pixels = [fitted(frame, size) for _, frame in islice(_shown(container, path, fps), frames)]
     except (av.FFmpegError, OSError) as error:
         raise _broken(path, error, _MEND_LATER) from error
-    _need_frames(path, len(pixels), frames, fps)
+    need_frames(path, len(pixels), frames, fps)
     return np.stack(pixels)
 
 
-def check_video(path: Path, frames: int = 1, fps: float | None = None) -> None:
-    """Raise ``UserError`` unless the file opens as a video, its first frame decodes and it has ``frames`` at ``fps``.
+@dataclass(frozen=True)
+class Facts:
+    """Frames of a file, as far as they were counted, and their height and width as they are shown."""
+
+    frames: int
+    height: int
+    width: int
+
+
+def look_at_video(path: Path, most: int = 1, fps: float | None = None, content: IO[bytes] | None = None) -> Facts:
+    """Decode the first frame and count up to ``most`` at ``fps``; raise ``UserError`` unless the file is a video.
 
     Frames are counted by the file's packets, which costs no decoding; where that leaves a doubt, by decoding.
     """
     import av
 
     try:
-        with av.open(str(path)) as container:
-            if next(_decode(container, path), None) is None:
+        with _opened(path, content) as container:
+            first = next(_decode(container, path), None)
+            if first is None:
                 raise UserError("the video has no frames", where=str(path), mend=_MEND_BROKEN)
-        if frames > 1 and not _surely_has(path, frames, fps):
-            with av.open(str(path)) as container:
-                _need_frames(path, sum(1 for _ in islice(_shown(container, path, fps), frames)), frames, fps)
+            height, width = _upright(first[1])
+            need_plain(path, first[1].format)
+        if most <= 1 or _surely_has(path, most, fps, content):
+            return Facts(most, height, width)
+        with _opened(path, content) as container:
+            return Facts(sum(1 for _ in islice(_shown(container, path, fps), most)), height, width)
     except (av.FFmpegError, OSError) as error:
         raise _broken(path, error) from error
 
 
-def _surely_has(path: Path, frames: int, fps: float | None) -> bool:
-    """Tell whether the packets alone show that there is a frame more than wanted."""
+def _opened(path: Path, content: IO[bytes] | None) -> av.container.InputContainer:
     import av
 
+    if content is None:
+        return av.open(str(path))
+    content.seek(0)
+    return av.open(content)
+
+
+def _surely_has(path: Path, frames: int, fps: float | None, content: IO[bytes] | None) -> bool:
+    """Tell whether the packets alone show that there is a frame more than wanted."""
     count, first, last = 0, None, 0.0
-    with av.open(str(path)) as container:
+    with _opened(path, content) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.pts is None or not packet.size:
                 continue
@@ -88,7 +115,7 @@ def _surely_has(path: Path, frames: int, fps: float | None) -> bool:
     return False
 
 
-def _need_frames(path: Path, count: int, frames: int, fps: float | None) -> None:
+def need_frames(path: Path, count: int, frames: int, fps: float | None) -> None:
     """Raise a UserError where a video is too short."""
     if count < frames:
         rate = "" if fps is None else f" at {fps:g} frames a second"
@@ -97,6 +124,19 @@ def _need_frames(path: Path, count: int, frames: int, fps: float | None) -> None
             where=str(path),
             mend="Ask for fewer frames or a higher fps, or take the clip out of the captions",
         )
+
+
+def need_plain(path: Path, pixels: Any) -> None:
+    """Raise a UserError where an image is of more than 8 bits a channel, or has an alpha channel.
+
+    pixels: its format, an ``av.VideoFormat``. Videos may be of more bits.
+    """
+    if path.suffix.lower() not in IMAGES:
+        return
+    if max(component.bits for component in pixels.components) > 8:
+        raise UserError("an image of 16 bits a channel", where=str(path), mend="Save it with 8 bits, or leave it out")
+    if any(component.is_alpha for component in pixels.components):
+        raise UserError("an image with an alpha channel", where=str(path), mend="Save it without one, or leave it out")
 
 
 def _shown(container: av.container.InputContainer, path: Path, fps: float | None) -> Iterator[tuple[float, Any]]:
@@ -169,12 +209,12 @@ def _resample(decoded: Iterable[tuple[float, av.VideoFrame]], fps: float) -> Ite
         count += 1
 
 
-def _fit(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+def fitted(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
     """Turn as the file demands, resize to cover ``size``, keeping the aspect, and crop the centre: ``[Y,X,3]``.
 
     Telephones store what was filmed upright as it came from the sensor, lying, with a note how to turn it.
     """
-    turns = round((frame.rotation or 0) / 90)  # against the clock, as numpy's
+    turns = _turns(frame)
     height, width = size if turns % 2 == 0 else size[::-1]
     scale = max(height / frame.height, width / frame.width)
     cover_y, cover_x = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
@@ -182,6 +222,16 @@ def _fit(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
     pixels = frame.reformat(width=cover_x, height=cover_y, format="rgb24", interpolation=way, threads=1).to_ndarray()
     top, left = (cover_y - height) // 2, (cover_x - width) // 2
     return np.rot90(pixels[top : top + height, left : left + width], turns)
+
+
+def _turns(frame: av.VideoFrame) -> int:
+    """Return the quarters by which a frame is to be turned, against the clock as numpy's."""
+    return round((frame.rotation or 0) / 90)
+
+
+def _upright(frame: av.VideoFrame) -> tuple[int, int]:
+    """Return height and width of a frame as it is shown."""
+    return (frame.height, frame.width) if _turns(frame) % 2 == 0 else (frame.width, frame.height)
 
 
 _MEND_BROKEN = "Replace the file, take it out of the captions, or raise max_broken"
@@ -200,16 +250,20 @@ FPS = 8.0
 
 
 class Gallery:
-    """Keeps the videos of the first few captions, by column."""
+    """Keeps the videos of the first few captions, by column.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "videos"
+    folder: the step's. name: of the folder below, and among the step's files; the report shows ``videos`` of all steps
+    in one table. most: rows that are kept.
+    """
+
+    def __init__(self, folder: Path, name: str = "videos", most: int = NUM_CAPTIONS) -> None:
+        self.folder, self.name, self.most = folder / name, name, most
         self.index: list[dict[str, str]] = []
         self.captions: list[str] = []
 
     def add(self, caption: str, columns: Mapping[str, np.ndarray]) -> None:
         """Add one row: uint8 videos ``[F,Y,X,3]`` by the column they belong to; ignored once there are enough rows."""
-        if caption in self.captions or len(self.captions) >= NUM_CAPTIONS:
+        if caption in self.captions or len(self.captions) >= self.most:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for column, video in columns.items():
@@ -221,4 +275,4 @@ class Gallery:
 
     def files(self) -> dict[str, str]:
         """Name the files for a step's result."""
-        return {"videos": "videos/videos.json"} if self.index else {}
+        return {self.name: f"{self.name}/videos.json"} if self.index else {}

@@ -69,8 +69,7 @@ def data_grid(
     possible: the nearest sigmas that a denoiser can be called with (``Denoiser.possible``).
     """
     rows = []
-    for first in range(0, min(num_samples, len(samples)), CHUNK):
-        index = list(range(first, min(first + CHUNK, num_samples, len(samples))))
+    for index in samples.batches(CHUNK, num_samples):
         x0, cond = samples.x0(index), text(samples.tokens(index))
         for place, sigma in enumerate(sigmas(schedule)):
             noise = Streams(0, place, index).normal("grid", x0.shape[1:])

@@ -39,12 +39,18 @@ class Options(BaseModel):
         return False
 
     @property
+    def any_size(self) -> bool:
+        """True where a step that reads data takes clips of several sizes (:class:`BucketOptions`)."""
+        return False
+
+    @property
     def caption_width(self) -> int | None:
         """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
         return None
 
 
 Side = Annotated[PositiveInt, Field(le=65536)]
+Frames = Annotated[PositiveInt, Field(le=1_000_000)]
 
 
 MAX_PIXELS = 2**32
@@ -60,18 +66,63 @@ class VideoOptions(Options):
 
     @model_validator(mode="after")
     def _fits_in_memory(self) -> Self:
-        height, width = self.size
-        if self.frames * height * width > MAX_PIXELS:
-            raise ValueError(
-                f"{self.frames} frames of {height}x{width} pixels are more than {MAX_PIXELS}, and a clip is held in "
-                "memory whole: give fewer 'frames' or a smaller 'size'"
-            )
+        for frames, height, width in self.videos:
+            if frames * height * width > MAX_PIXELS:
+                raise ValueError(
+                    f"{frames} frames of {height}x{width} pixels are more than {MAX_PIXELS}, and a clip is held in "
+                    "memory whole: give fewer 'frames' or a smaller 'size'"
+                )
         return self
+
+    @property
+    def videos(self) -> tuple[tuple[int, int, int], ...]:
+        """Frames, height and width of every size that clips have; the first is that of ``frames`` and ``size``."""
+        return ((self.frames, *self.size),)
 
     @property
     def expected_clips(self) -> int | None:
         """How many clips there will be in all, where the options say it."""
         return None
+
+
+class BucketOptions(VideoOptions):
+    """Base of a data plugin's options whose clips may be of several sizes, each batch of a training of one.
+
+    sizes: frames, height and width of each, ``[[17, 256, 448], [33, 256, 256]]``. 'frames' and 'size' then may be
+        missing: they are those of the first, for which plans and exports are made.
+    """
+
+    sizes: tuple[tuple[Frames, Side, Side], ...] | None = Field(default=None, min_length=1)
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: _leave_out_required(schema, "frames", "size"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stated_by_sizes(cls, data: Any) -> Any:
+        """Take 'frames' and 'size' of the first of the sizes; any, where those are not understood and refused."""
+        if not isinstance(data, dict) or data.get("sizes") is None:
+            return data
+        first = next(iter(data["sizes"]), None) if isinstance(data["sizes"], list | tuple) else None
+        frames, *size = first if isinstance(first, list | tuple) and len(first) == 3 else (1, 1, 1)
+        return {"frames": frames, "size": size, **data}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.sizes and self.sizes[0] != (self.frames, *self.size):
+            raise ValueError(f"'frames' and 'size' are not those of the first of 'sizes', {list(self.sizes[0])}")
+        if self.sizes and len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("'sizes' has one of its sizes twice")
+        return self
+
+    @property
+    def videos(self) -> tuple[tuple[int, int, int], ...]:
+        """Frames, height and width of every size."""
+        return self.sizes or super().videos
+
+
+def _leave_out_required(schema: dict[str, Any], *names: str) -> None:
+    """Let options be missing that others state."""
+    schema["required"] = [name for name in schema.get("required", []) if name not in names]
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,14 @@ class Recipe:
 
     @property
     def video(self) -> tuple[int, int, int] | None:
-        """Frames, height and width that the data's options state."""
+        """Frames, height and width that the data's options state; of several sizes the first."""
+        return next(iter(self.videos), None)
+
+    @property
+    def videos(self) -> tuple[tuple[int, int, int], ...]:
+        """Every size that the data's options state."""
         options = self.data.options if self.data else None
-        return (options.frames, *options.size) if isinstance(options, VideoOptions) else None
+        return options.videos if isinstance(options, VideoOptions) else ()
 
     def step(self, name: str) -> StepEntry | None:
         """Return the step of that name."""

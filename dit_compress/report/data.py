@@ -81,7 +81,8 @@ class Step:
     """One finished step: the content of step.json, and the files that only the report reads.
 
     quality, headline: the metrics by which models are compared, and that is shown first, as the plugin names them.
-    sheets: pictures of samples made while it trained, with the step of the training.
+    worst: clips that came out worst, beside what they were. sheets: pictures of samples made while it trained, with the
+    step of the training.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Step:
     headline: str | None = None
     curves: tuple[Series, ...] = ()
     videos: tuple[Video, ...] = ()
+    worst: tuple[Video, ...] = ()
     pruning: Pruning | None = None
     trials: Trials | None = None
     manifest: dict[str, Any] | None = None
@@ -181,6 +183,7 @@ def read_step(folder: Path) -> Step:
         headline=record.get("headline"),
         curves=read_curves(folder / record["curves"]) if record.get("curves") else (),
         videos=read_videos(folder / files["videos"]) if "videos" in files else (),
+        worst=read_videos(folder / files["worst"]) if "worst" in files else (),
         pruning=read_pruning(folder),
         trials=read_trials(record["metrics"]["trials"]) if "trials" in (record.get("metrics") or {}) else None,
         manifest=read_manifest(folder),

@@ -10,6 +10,7 @@ from dit_compress.report.lineage import lineage
 from dit_compress.report.media import data_uri, wall
 from dit_compress.report.paper import compared
 from dit_compress.report.proofs import input_sets, proofs
+from dit_compress.report.reconstruction import reconstructions
 from dit_compress.report.result import arms, sentence, words
 from dit_compress.report.summary import flatten
 
@@ -38,6 +39,7 @@ def render(run: Run, result: Outcome) -> str:
         trainings=[(step, *curves(step)) for step in run.steps if step.curves],
         prunings=[(step, *pruning_pictures(step)) for step in run.steps if step.pruning],
         wall=wall(run),
+        reconstructions=reconstructions(run),
         arms=found,
         attributes=attributes(found),
         speeds=[step for step in run.of_kind("evaluate") if "sample_ms" in step.metrics],

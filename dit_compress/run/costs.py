@@ -59,10 +59,10 @@ def _cost(row: Planned, figures: Mapping[str, Mapping[str, int]], recipe: Recipe
     saved = options.keep_checkpoints if options.steps >= options.checkpoint_every else 0
     checkpoints = BYTES_FP32 * trained * saved * (1 + _MOMENTS + (options.ema > 0))
     part = options.batch / (options.accumulate * processes)
-    video = prod((3, *recipe.video)) if recipe.video else 0
+    smallest, video = (choose((prod((3, *each)) for each in recipe.videos), default=0) for choose in (min, max))
     cached, activations, flops = 0, 0.0, 0.0
     if node.kind == "latent":
-        cached, activations = (clips_of(recipe) or 0) * video, BYTES_FP32 * video
+        cached, activations = (clips_of(recipe) or 0) * smallest, BYTES_FP32 * video
     else:
         widest = max(0.0, own.get("memory_bytes", 0) / BYTES_BF16 - params) / 4  # of one block, see ``describe``
         blocks = 1 if options.checkpoint_activations else own.get("blocks", 1)

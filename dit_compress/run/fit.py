@@ -40,11 +40,23 @@ def need(node: Node, recipe: Recipe) -> None:
             raise UserError(f"step {node.name!r} has no {slot}", mend=f"Add '{slot}: <an earlier step>'")
     if node.needs_data and recipe.data is None:
         raise UserError(f"step {node.name!r} needs clips", mend="Name a 'data' source in the recipe")
+    _need_one_size(node, recipe)
     trains = any(part.kind == "distill" for part in node.inner)
     if trains:
         _need_any_schedule(node, recipe)
     if trains and not _has_text(node.inputs.get("input"), recipe):
         raise UserError(f"step {node.name!r} needs a text encoder", mend="Name a 'text' in the recipe")
+
+
+def _need_one_size(node: Node, recipe: Recipe) -> None:
+    """UserError where the data has clips of several sizes, and a step can't take them."""
+    for part in node.inner if len(recipe.videos) > 1 else ():
+        if (part.plugin.data or part.options.reads_data != "no") and not part.options.any_size:
+            raise UserError(
+                f"step {node.name!r} reads clips of one size ({part.kind}: {part.name}), the data has "
+                f"{len(recipe.videos)}",
+                mend="Give the data one 'size' in place of 'sizes', in a recipe of this step's own",
+            )
 
 
 def _need_any_schedule(node: Node, recipe: Recipe) -> None:

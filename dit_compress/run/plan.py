@@ -13,7 +13,7 @@ from dit_compress.run.keys import nodes
 from dit_compress.train.options import DistillOptions, check_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Set
+    from collections.abc import Mapping, Sequence, Set
 
     from dit_compress.export.check_early import Networks
     from dit_compress.model.protocols import TextEncoder
@@ -62,7 +62,8 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
                 check_parts(part.options, processes)
             if node.kind == "distill" and before is not None:
                 _check_slots(node, before, specs, encoders, recipe)
-            after = _planned(node, before or Spec(video=recipe.video, data=recipe.data is not None))
+            first = Spec(video=recipe.video, data=recipe.data is not None)
+            after = _planned(node, before or first, recipe.videos)
             encoders[node.name] = encoder_of(node, encoders, recipe.seed)
             figures[node.name] = (
                 figures[source]
@@ -88,12 +89,15 @@ def _alike(before: Spec, after: Spec) -> bool:
     return replace(before, flow=after.flow, notes=after.notes) == after
 
 
-def _planned(node: Node, before: Spec) -> Spec:
+def _planned(node: Node, before: Spec, videos: Sequence[tuple[int, int, int]]) -> Spec:
     after = node.build().plan(before)
     if after.text is not None and after.denoiser is not None and not _alike(before, after):
         _check_captions(after.text, after)
-    if after.latent is not None and after.denoiser is not None and not _alike(before, after):
-        _check_fit(after)
+    if after.latent is not None and not _alike(before, after):
+        for video in videos[1:]:
+            replace(after, video=video).latent_size()
+        for video in videos or [after.video] if after.denoiser is not None else ():
+            _check_fit(replace(after, video=video))
     return after
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.data.buckets import buckets_of
 from dit_compress.data.cache import ClipCache
 from dit_compress.data.source import clips_of, data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
@@ -131,16 +132,17 @@ class Context(Workplace):
         if latents is None:
             latents = cached.latents(self.input)
         else:
-            self._need_shape(tuple(latents[[0]].shape[1:]))
+            for shape, index in buckets_of(cached.clips).items():
+                self._need_shape(tuple(latents[index[:1]].shape[1:]), shape)
         return cached.samples(latents, self.input, text)
 
     def text(self) -> Captions:
         """Return the input's text encoder."""
         return Captions(self.input.text())
 
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """Return (C, T, H, W) of the recipe's video in the input's latent space."""
-        spec = replace(self.input.spec, video=self.video or self.input.spec.video)
+    def latent_shape(self, video: tuple[int, int, int] | None = None) -> tuple[int, int, int, int]:
+        """Return (C, T, H, W) of a video, by default the recipe's, in the input's latent space."""
+        spec = replace(self.input.spec, video=video or self.video or self.input.spec.video)
         return (spec.codec().channels, *spec.latent_size())
 
     def sampler(self, flow: Flow | None = None) -> Any:
@@ -162,10 +164,10 @@ class Context(Workplace):
     def _data_folder(self) -> Path:
         return data_folder(self.cache, self._data_part())
 
-    def _need_shape(self, given: tuple[int, ...]) -> None:
+    def _need_shape(self, given: tuple[int, ...], video: tuple[int, int, int]) -> None:
         """Raise a UserError where latents encoded elsewhere are of another video size than the recipe says."""
-        if given != self.latent_shape():
+        if given != (stated := self.latent_shape(video)):
             raise UserError(
-                f"the latents are {list(given)}, the recipe's video makes {list(self.latent_shape())}",
+                f"the latents are {list(given)}, the recipe's video makes {list(stated)}",
                 mend="Give 'frames' and 'size' of the clips that were encoded, and in the latent step as many channels",
             )

@@ -15,12 +15,13 @@ from torch import Tensor
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams, epoch_order, generator
+from dit_compress.data.buckets import bucket_at
 from dit_compress.train.compiled import compiling
 from dit_compress.train.guards import Alarms, CurveGuards
 from dit_compress.train.history import History, open_trackers
 from dit_compress.train.memory import memory_errors, recomputing
 from dit_compress.train.objective import Batch
-from dit_compress.train.options import DistillOptions, check_parts
+from dit_compress.train.options import check_parts
 from dit_compress.train.parallel import gathered, resharded, spread
 from dit_compress.train.trainee import trainees_of
 
@@ -129,13 +130,14 @@ def train_step(
     world = context.world
     share = world.part(options.batch)
     each = len(share) // options.accumulate
-    images = options.images if isinstance(options, DistillOptions) else 0.0
     parts = [
-        draw_batch(samples, options.batch, context.seed, step, share[first : first + each], images).to(world.device)
+        draw_batch(samples, options.batch, context.seed, step, share[first : first + each], options.images).to(
+            world.device
+        )
         for first in range(0, len(share), each)
     ]
-    if images:
-        values["images"] = float(on_images(context.seed, step, images))
+    if options.images:
+        values["images"] = float(on_images(context.seed, step, options.images))
     for phase in objective.phases:
         if not phase.runs(step):
             continue
@@ -152,15 +154,23 @@ def draw_batch(
 ) -> Batch:
     """Draw the batch of a step, or its places ``part``; where clips are decoded as they are needed, begin the next.
 
-    images: share of the steps whose batch is the first latent frame of each clip.
+    images: share of the steps on images: on clips of one frame where there are some, and others then see none of them;
+        elsewhere on the first latent frame of each clip.
     """
     places = range(size) if part is None else part
-    index = batch_index(len(samples), size, seed, step, places)
+    index = _drawn(samples, size, seed, step, places, images)
     if samples.streamed:
-        samples.prefetch([*index, *batch_index(len(samples), size, seed, step + 1, places)])
+        samples.prefetch([*index, *_drawn(samples, size, seed, step + 1, places, images)])
     x0 = samples.x0(index)
     x0 = x0[:, :, :1] if on_images(seed, step, images) else x0
     return Batch(step, index, x0, Streams(seed, step, index), samples.captions(index), samples.tokens(index))
+
+
+def _drawn(samples: Samples, size: int, seed: int, step: int, places: Sequence[int], images: float) -> list[int]:
+    """Return the samples at some places of a step's batch, which is of one bucket; a function of seed and step."""
+    buckets = samples.buckets(images=on_images(seed, step, images) if images else None)
+    bucket, turn = bucket_at(step, [len(index) for index in buckets], size, seed)
+    return [buckets[bucket][place] for place in batch_index(len(buckets[bucket]), size, seed, turn, places)]
 
 
 def on_images(seed: int, step: int, share: float) -> bool:

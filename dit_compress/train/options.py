@@ -47,8 +47,20 @@ class TrainOptions(Options):
         ge=1,
         description="Processes that share one copy of the weights; such groups are replicas; all if absent.",
     )
+    images: Annotated[float, Keyed("images")] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps on images: clips of one frame where the data has some, else clips' first latent"
+        " frames alone.",
+    )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the last checkpoints stay.")
+
+    @property
+    def any_size(self) -> bool:
+        """True: the loop draws each batch of one size."""
+        return True
 
     mends: ClassVar[Mapping[str, str]] = {}
     """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
@@ -127,9 +139,6 @@ class DistillOptions(TrainOptions):
     decay_norms: Annotated[bool, Keyed("decay_norms", "weight_decay")] = Field(
         False, description="Let 'weight_decay' pull on norms and biases (weights of one axis), too."
     )
-    images: Annotated[float, Keyed("images")] = Field(
-        0.0, ge=0, lt=1, description="Share of the steps on clips' first latent frames alone, as on images."
-    )
     validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
 
@@ -137,6 +146,11 @@ class DistillOptions(TrainOptions):
     def held_out(self) -> bool:
         """True where it validates or watches."""
         return self.validation is not None or self.watch is not None
+
+    @property
+    def any_size(self) -> bool:
+        """False: what a distiller draws besides its batches may be of one size."""
+        return False
 
     @field_validator("validation", "watch")
     @classmethod
@@ -158,6 +172,11 @@ class FlowMatchingOptions(DistillOptions):
         0.0, description="Of the logit of 'logit_normal'; lower trains finer detail."
     )
     sigma_std: Annotated[float, Keyed("sigma_std")] = Field(1.0, gt=0)
+
+    @property
+    def any_size(self) -> bool:
+        """True: everything is of the batch's size."""
+        return True
 
     @model_validator(mode="after")
     def _has_a_logit(self) -> Self:

@@ -180,10 +180,12 @@ class Validator:
 
     def _parts(self) -> Iterator[tuple[list[int], int]]:
         """Yield this process' samples and their weight, equally often on all: a sharded model's calls are joint."""
-        mine = range(self.world.rank, self.count, self.world.size)
-        for first in range(0, -(-self.count // self.world.size), self.batch):
-            index = list(mine[first : first + self.batch])
-            yield index or [0], len(index)
+        for bucket in self.samples.buckets():
+            some = [place for place in bucket if place < self.count]
+            mine = some[self.world.rank :: self.world.size]
+            for first in range(0, -(-len(some) // self.world.size), self.batch):
+                index = mine[first : first + self.batch]
+                yield index or some[:1], len(index)
 
 
 class Watcher:
@@ -212,10 +214,10 @@ class Watcher:
     ) -> None:
         self.student, self.text, self.schedule, self.decode = student, text, schedule, decode
         self.world, self.trained, self.bf16, self.sample = world, trained, bf16, sample or schedule.sample()
-        count = min(options.captions, len(real))
-        self.clean = real.x0(range(count))
-        self.captions = [caption for caption in real.captions(range(count)) for _ in range(TWINS)]
-        self.noise = Streams(seed, 0, range(TWINS * count)).normal("watch", self.clean.shape[1:])
+        index = max(real.buckets(images=False), key=len)[: options.captions]
+        self.clean = real.x0(index)
+        self.captions = [caption for caption in real.captions(index) for _ in range(TWINS)]
+        self.noise = Streams(seed, 0, range(TWINS * len(index))).normal("watch", self.clean.shape[1:])
         self._cond: Cond | None = None
         self._fixed = text.frozen
         self.each = TWINS * max(1, (batch or 2 * len(self.noise)) // (2 * TWINS))

@@ -242,7 +242,7 @@ def test_the_plugin_names_its_code_and_imports_no_torch() -> None:
     assert data().load == f"{Shapes.__module__}:{Shapes.__name__}"
     code = (
         "import sys, dit_compress.data.clips, dit_compress_plugins.data_shapes, dit_compress_plugins.data_videos, "
-        "dit_compress_plugins.evaluate_shapes, dit_compress_plugins.evaluate_psnr; "
+        "dit_compress_plugins.evaluate_shapes, dit_compress_plugins.evaluate_reconstruction; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'av', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,14 +7,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from dit_compress.hooks import Plugin, VideoOptions, hookimpl
+from dit_compress.hooks import Plugin, hookimpl
+from dit_compress.plugin.options import BucketOptions
 
 
-class LatentsOptions(VideoOptions):
+class LatentsOptions(BucketOptions):
     """The shards, and what they were encoded from.
 
     path: a folder that ``dit-compress encode`` wrote, or a run's ``cache/latents-…``.
-    frames, size, fps: of the clips that were encoded; size is (Y, X).
+    frames, size, fps: of the clips that were encoded; size is (Y, X). sizes: of clips of several sizes.
     test_fraction: share of the samples that go to the test split, by the hash of ``split_by``.
     split_by: ``caption`` keeps samples of equal captions on one side; ``file`` goes by the clip's name.
     """

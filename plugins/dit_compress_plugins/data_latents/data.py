@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
+from dit_compress.data.buckets import folder_of, joined
 from dit_compress.data.clips import EncodedClip, Split, split_of
 from dit_compress.data.shards import INDEX, Column, Shards
 from dit_compress.data.source import Data
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dit_compress.data.clips import Clip
+    from dit_compress.data.samples import Rows
     from dit_compress_plugins.data_latents import LatentsOptions
 
 _VERIFIED = "verified.json"
@@ -34,30 +37,34 @@ class Latents(Data):
         Raises:
             UserError: no finished folder of shards, or one that is damaged, or holds no latents.
         """
-        shards = Shards(self.options.path)
-        names = [INDEX, *(entry["file"] for entry in shards.index["shards"])]
-        stats = [self.options.path.joinpath(name).stat() for name in names]
-        stamp = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+        stamp = []
+        for shards in self._shards().values():
+            names = [INDEX, *(entry["file"] for entry in shards.index["shards"])]
+            stats = [shards.folder.joinpath(name).stat() for name in names]
+            stamp += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
         if (cache / _VERIFIED).is_file() and read_json(cache / _VERIFIED) == stamp:
             return
-        if NAME not in shards.names():
-            raise UserError(
-                f"the shards hold {', '.join(shards.names())}, no {NAME}",
-                where=str(self.options.path),
-                mend="Give a folder of latents",
-            )
-        shards.verify()
+        for shards in self._shards().values():
+            if NAME not in shards.names():
+                raise UserError(
+                    f"the shards hold {', '.join(shards.names())}, no {NAME}",
+                    where=str(shards.folder),
+                    mend="Give a folder of latents",
+                )
+            shards.verify()
         cache.mkdir(parents=True, exist_ok=True)
         write_json(cache / _VERIFIED, stamp)
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:  # noqa: ARG002 - everything stands in the folder
         """Name, caption and shard of every sample."""
-        shards = Shards(self.options.path)
-        files = [entry["sha256"] for entry in shards.index["shards"] for _ in range(entry["count"])]
-        return [
-            {"file": record.get("file", ""), "caption": record["caption"], "shard": digest}
-            for record, digest in zip(shards.samples(), files, strict=True)
-        ]
+        records = []
+        for shards in self._shards().values():
+            files = [entry["sha256"] for entry in shards.index["shards"] for _ in range(entry["count"])]
+            records += [
+                {"file": record.get("file", ""), "caption": record["caption"], "shard": digest}
+                for record, digest in zip(shards.samples(), files, strict=True)
+            ]
+        return records
 
     def clips(self, cache: Path, split: Split) -> list[EncodedClip]:  # noqa: ARG002 - as above
         """Return the samples of one split; their captions are there, their pixels are not."""
@@ -67,12 +74,13 @@ class Latents(Data):
                 path=options.path / record.get("file", f"sample-{place}"),
                 caption=record["caption"],
                 truth=record.get("truth"),
-                frames=options.frames,
-                size=options.size,
+                frames=frames,
+                size=(height, width),
                 fps=options.fps,
                 place=place,
             )
-            for place, record in enumerate(Shards(options.path).samples())
+            for (frames, height, width), shards in self._shards().items()
+            for place, record in enumerate(shards.samples())
         ]
         by_file = options.split_by == "file"
         return [
@@ -81,7 +89,17 @@ class Latents(Data):
             if split_of(clip.path.name if by_file else clip.caption, options.test_fraction) == split
         ]
 
-    def encoded(self, cache: Path, split: Split, vae: str) -> Column:
+    def encoded(self, cache: Path, split: Split, vae: str) -> Rows:
         """Return the latents of one split; raise a UserError unless the bundle's VAE encoded them."""
-        places: Sequence[int] = [clip.place for clip in self.clips(cache, split)]
-        return Shards(self.options.path).need({"vae": vae}).column(NAME, places)
+        shards = self._shards()
+
+        def column(clips: Sequence[Clip]) -> Column:
+            places = [clip.place for clip in clips if isinstance(clip, EncodedClip)]
+            return shards[clips[0].shape].need({"vae": vae}).column(NAME, places)
+
+        return joined(self.clips(cache, split), column)
+
+    def _shards(self) -> dict[tuple[int, int, int], Shards]:
+        """Open the folder, or of several sizes those of each."""
+        options = self.options
+        return {video: Shards(folder_of(options.path, video, len(options.videos))) for video in options.videos}

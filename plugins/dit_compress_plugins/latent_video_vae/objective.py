@@ -134,6 +134,6 @@ def _write(basis: Basis, analysis: nn.Module, synthesis: nn.Module) -> None:
 @torch.no_grad()
 def measure_statistics(vae: VideoVAE, videos: Iterable[Tensor]) -> None:
     """Write the raw latents' mean and std per channel into the VAE's config."""
-    raw = torch.cat([vae.encoder(video) for video in videos])
-    mean_C, std_C = channel_statistics(raw)
+    raw = [rearrange(vae.encoder(video), "B C T H W -> 1 C (B T H W) 1 1") for video in videos]
+    mean_C, std_C = channel_statistics(torch.cat(raw, dim=2))
     vae.set_statistics(mean_C.tolist(), std_C.tolist())

@@ -118,9 +118,9 @@ def config_of(vae: VideoVAE) -> dict[str, Any]:
 
 
 def chunks(samples: Samples, count: int, size: int = 32) -> Iterator[Tensor]:
-    """Yield the first ``count`` training clips in batches."""
-    for first in range(0, count, size):
-        yield samples.x0(range(first, min(first + size, count)))
+    """Yield the first ``count`` clips in batches, each of one size; no images, where there are others."""
+    for index in samples.batches(size, count, images=False):
+        yield samples.x0(index)
 
 
 @torch.no_grad()

@@ -53,6 +53,11 @@ class GroupwiseOptions(TrainOptions):
     objective: Annotated[PartField, Slot("distill")]
 
     @property
+    def any_size(self) -> bool:
+        """False: its comparisons look at clips in batches of their own."""
+        return False
+
+    @property
     def held_out(self) -> bool:
         """True where start and result are compared."""
         return self.init is not None and self.compare is not None
