@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dit_compress.core.randomness import generator
 from dit_compress.model.codec.carried import delayed
 
 if TYPE_CHECKING:
@@ -114,13 +115,20 @@ class PairedConv(nn.Module):
         )
 
 
-def from_patches(linear: LinearMaker, group: int, channels: int, cell: int, colours: int = COLOURS) -> PairedConv:
+def from_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
     """Map patches of ``cell × cell`` pixels (times one frame, or a group) to channels."""
-    values = colours * cell**2
+    values = COLOURS * cell**2
     return PairedConv(FromPatches(linear(values, channels), cell), FromPatches(linear(values * group, channels), cell))
 
 
-def to_patches(linear: LinearMaker, group: int, channels: int, cell: int, colours: int = COLOURS) -> PairedConv:
+def to_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
     """Map channels to patches of ``cell × cell`` pixels (times one frame, or a group)."""
-    values = colours * cell**2
+    values = COLOURS * cell**2
     return PairedConv(ToPatches(linear(channels, values), cell), ToPatches(linear(channels, values * group), cell))
+
+
+def orthogonal(size: int) -> Tensor:
+    """Return a fixed orthogonal matrix ``[C,C]`` that mixes every row with every other."""
+    draw = generator(0, "rotation", size).standard_normal((size, size))
+    q, r = torch.linalg.qr(torch.from_numpy(draw))
+    return (q * r.diagonal().sign()).float()
