@@ -2,7 +2,7 @@
 
 The maps that change resolution, taken together, begin as averages of the lowest cosines of patches and as their
 repetition: the residual branches are small then, and the codec trains from there. It is no baseline like PCA, and costs
-nothing at run time: DC-AE's shortcuts (Chen et al. 2025, section 3.1: space to channels and averages) are separate
+nothing at run time: DC-AE's shortcuts (Chen et al. 2025: space to channels and averages) are separate
 branches, here they are where the one linear map begins. Training starts from noise without it, and loses some hundred
 steps to the mean colour.
 
