@@ -12,6 +12,7 @@ from dit_compress.report.paper import compared
 from dit_compress.report.proofs import input_sets, proofs
 from dit_compress.report.reconstruction import reconstructions
 from dit_compress.report.result import arms, sentence, words
+from dit_compress.report.spectra import spectrum_picture
 from dit_compress.report.summary import flatten
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def render(run: Run, result: Outcome) -> str:
         arms=found,
         attributes=attributes(found),
         speeds=[step for step in run.of_kind("evaluate") if "sample_ms" in step.metrics],
+        spectra=[picture for step in run.of_kind("evaluate") if (picture := spectrum_picture(step)) is not None],
         proofs=proven,
         input_sets=input_sets(proven),
         paper=compared(run, result),

@@ -26,6 +26,7 @@ from dit_compress.export.components import vae_decoder
 from dit_compress.export.inspection import inspected
 from dit_compress.export.profiles import profile_named
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.protocols import decoded
 from dit_compress.model.spec import Spec, latent_size
 from dit_compress.testing.steps import DrawnOptions, drawn, tiny_context
 
@@ -132,6 +133,16 @@ class LatentContract:
         with torch.no_grad():
             latent = codec.encode(video_BCFYX[:1])
             assert (codec(latent) - codec.decode(latent)).abs().max() < SAME, "forward and decode differ"
+
+    def test_a_first_frame_is_taken_by_a_codec_that_says_so(self, made: Bundle, video_BCFYX: Tensor) -> None:
+        """``[B,3,Y,X]`` beside the latent, where ``takes_first``; any other codec is not asked."""
+        codec = made.codec().eval()
+        if not codec.takes_first:
+            pytest.skip("the codec takes no first frame")
+        with torch.no_grad():
+            found = decoded(codec, codec.encode(video_BCFYX[:2]), video_BCFYX[:2, :, 0])
+        assert found.shape == video_BCFYX[:2].shape
+        assert torch.isfinite(found).all()
 
     def test_the_decoder_can_be_exported(self, made: Bundle, video_BCFYX: Tensor) -> None:
         """No objection of a CPU target: it can be traced, at fixed shapes, without random numbers."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dit_compress.export import Component, dit_step, export_components, vae_decoder
 from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_onnx import ONNXOptions
+from dit_compress_plugins.latent_h3ae.codec import H3AE
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 from dit_compress_plugins.model_video_dit.adapter import VideoDiTDenoiser
 from dit_compress_plugins.model_video_dit.model import VideoDiT
@@ -61,6 +62,14 @@ def decoder() -> Component:
     vae = VideoVAE(channels=16, widths=(8, 12, 16, 16), num_blocks=1)
     vae.set_statistics([0.1] * 16, [1.5] * 16)
     return vae_decoder(seeded(vae), torch.randn(LATENT))
+
+
+@cache
+def attending_decoder() -> Component:
+    torch.manual_seed(0)
+    codec = H3AE(channels=16, widths=(8, 12, 16, 16), num_blocks=1, heads=2, radius=1)
+    codec.set_statistics([0.1] * 16, [1.5] * 16)
+    return vae_decoder(seeded(codec), torch.randn(LATENT))
 
 
 class LTX(nn.Module):
@@ -110,6 +119,8 @@ def exporter(name: str, **options: Any) -> Any:
         ("onnx", {"precision": "float16"}, video_dit),
         ("onnx", {}, ltx),
         ("onnx", {"precision": "float16"}, decoder),
+        ("coreml", {}, attending_decoder),
+        ("onnx", {"precision": "float16"}, attending_decoder),
     ],
 )
 def test_component_passes_its_gates(name: str, options: dict[str, Any], component: Any, tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ class TestVideoVAE(LatentContract):
         )
 
 
+class TestH3AE(LatentContract):
+    """From random weights: more steps than PCA needs."""
+
+    def step(self) -> Any:
+        options = {"ratio": "4x8x8", "channels": 24, "widths": [24, 32], "blocks": 1, "heads": 2, "bf16": False}
+        return part("latent", "h3ae", steps=60, batch=4, warmup=5, ema=0, **options)
+
+
 class TestDitBlock(DiscriminatorContract):
     def discriminator(self) -> Any:
         return part("discriminator", "dit_block", frozen_blocks=1, learnable_blocks=1)

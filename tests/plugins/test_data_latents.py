@@ -17,12 +17,12 @@ from dit_compress.data.shards import Shards
 from dit_compress.data.source import data_folder, manifest_digest
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.codec.causal import config_of
 from dit_compress.model.spec import ComponentSpec
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
 from dit_compress_plugins.data_latents import LatentsOptions
 from dit_compress_plugins.data_latents.data import Latents
-from dit_compress_plugins.latent_video_vae.step import config_of
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.export.components import vae_decoder
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec, latent_size
+from dit_compress.testing.steps import drawn, tiny_context
 from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions
 from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 from dit_compress_plugins.latent_diffusers_vae.step import DiffusersVAEStep
@@ -215,6 +216,53 @@ def test_features_are_the_streams_of_the_decoder_s_blocks(tmp_path: Path) -> Non
     # Wan decodes frame by frame: the pieces of every block are joined.
     assert [tuple(each.shape[2:]) for each in features] == [(3, 4, 4), (5, 8, 8), (5, 16, 16), (5, 16, 16)]
     assert not any(module._forward_hooks for module in codec.modules())
+
+
+# ------------------------------------------------------------------ fine-tuning
+
+
+def finetuned(tmp_path: Path, **options: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The codec before and after a few steps on drawn clips, and the metrics."""
+    folder = saved(tmp_path / "vae", "AutoencoderKLLTXVideo", LTX)
+    context = tiny_context(tmp_path / "step", data=drawn(9, (64, 64), 4))
+    given = {"steps": 3, "batch": 2, "lr": 1e-3, "warmup": 0, **options}
+    result = step(folder, finetune=given).run(context)
+    assert result.bundle is not None
+    return step(folder).load(), Bundle.open(result.bundle.path).codec(), result.metrics
+
+
+def test_finetuning_moves_the_latents_and_says_what_it_gained(tmp_path: Path) -> None:
+    before, after, metrics = finetuned(tmp_path, losses={"consistency": 0.1, "scales": [2]})
+    with torch.no_grad():
+        assert not torch.allclose(before.encode(clip(9)), after.encode(clip(9)))
+    assert metrics["gained_db"] == pytest.approx(metrics["psnr_db"] - metrics["psnr_before_db"])
+    assert metrics["gained_db"] > 0
+    assert after.config["latent_std"] == before.config["latent_std"], "pipelines read them in its config"
+
+
+def test_a_decoder_alone_is_finetuned_with_the_latents_as_they_were(tmp_path: Path) -> None:
+    before, after, metrics = finetuned(tmp_path, train="decoder", losses={"scale_target": "decoded"})
+    with torch.no_grad():
+        latent = before.encode(clip(9))
+        assert torch.equal(after.encode(clip(9)), latent)
+        assert not torch.allclose(before.decode(latent), after.decode(latent))
+    assert metrics["gained_db"] > 0
+
+
+def test_latents_of_a_denoiser_are_moved_only_where_the_recipe_says_so(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "vae", "AutoencoderKLLTXVideo", LTX)
+    spec = tiny_bundle(tmp_path / "base").spec
+    alone = Spec(video=(9, 64, 64))
+    assert step(folder, finetune={}).plan(alone).latent_size() == (2, 2, 2)
+    with pytest.raises(UserError, match="a denoiser that may have been trained on them") as raised:
+        step(folder, finetune={}).plan(spec)
+    assert "latents: changed" in raised.value.problems[0][2]
+    for given in ({"train": "decoder"}, {"latents": "changed", "losses": {"scale": 0.0}}, None):
+        assert step(folder, finetune=given).plan(spec).need_latent().plugin == "diffusers_vae"
+    with pytest.raises(UserError, match="latents of 3x2 cells can't be made 2 times smaller"):
+        step(folder, finetune={}).plan(Spec(video=(9, 96, 64)))
+    with pytest.raises(ValueError, match="no teacher whose 'features'"):
+        DiffusersVAEOptions(path="x", finetune={"losses": {"features": 1.0}})
 
 
 # ------------------------------------------------------------------ exporting

@@ -18,14 +18,17 @@ from dit_compress.core.randomness import Streams
 from dit_compress.data.clips import write_captions
 from dit_compress.data.samples import to_pixels
 from dit_compress.data.video import write_video
+from dit_compress.model.codec import tiles
+from dit_compress.model.codec.layers import CausalConv, EqualConv, FromPatches
+from dit_compress.model.codec.rows import merge_time, rows_of, split_time, video_of
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.train.codec import losses
+from dit_compress.train.codec.likeness import Likeness
+from dit_compress.train.codec.step import measure_statistics
 from dit_compress.train.objective import Batch
-from dit_compress_plugins.latent_video_vae import VideoVAEOptions, latent, losses, pca, tiles
-from dit_compress_plugins.latent_video_vae.blocks import CausalConv, EqualConv, FromPatches, merge_time, split_time
-from dit_compress_plugins.latent_video_vae.coders import rows_of, video_of
-from dit_compress_plugins.latent_video_vae.likeness import Likeness
-from dit_compress_plugins.latent_video_vae.objective import initialise, measure_statistics
+from dit_compress_plugins.latent_video_vae import VideoVAEOptions, latent, pca
+from dit_compress_plugins.latent_video_vae.start import initialise
 from dit_compress_plugins.latent_video_vae.step import VideoVAEStep
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 

@@ -27,6 +27,7 @@ from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
 from dit_compress.search.trial import Trial
 from dit_compress.testing.models import MODELS, tiny_denoiser
+from dit_compress.train.codec.objective import CodecObjective
 from dit_compress.train.objective import Batch, Phase, Role
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
 from dit_compress_plugins.distill_adversarial.objective import AdversarialObjective
@@ -41,7 +42,6 @@ from dit_compress_plugins.distill_reward.distiller import RewardObjective
 from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions
-from dit_compress_plugins.latent_video_vae.objective import VideoVAEObjective
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, MaskedObjective
 
@@ -161,10 +161,10 @@ def tried(name: str, notes: Path) -> None:
         assert {str(slope.device) for slope in found} == {THERE}
 
 
-def vae() -> VideoVAEObjective:
+def vae() -> CodecObjective:
     every: Any = {"haar": 1.0, "multiscale": 1.0}
     options = VideoVAEOptions(channels=8, widths=(8, 8, 8, 8), blocks=1, losses=every)
-    return VideoVAEObjective(VideoVAE(channels=8, widths=(8, 8, 8, 8), num_blocks=1), options)
+    return CodecObjective(VideoVAE(channels=8, widths=(8, 8, 8, 8), num_blocks=1), options)
 
 
 class Forgetful:

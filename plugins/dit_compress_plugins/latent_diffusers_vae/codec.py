@@ -82,7 +82,7 @@ class DiffusersCodec(nn.Module, Codec):
         """Encode video to a normalised latent (the posterior's mode)."""
         self.check_video(video_BCFYX.shape)
         with self._divided():
-            raw_BCTHW = mode(self.vae.encode(video_BCFYX))
+            raw_BCTHW = self.encode_raw(video_BCFYX)
         mean, std = self._statistics(raw_BCTHW)
         return (raw_BCTHW - mean) / std
 
@@ -95,6 +95,10 @@ class DiffusersCodec(nn.Module, Codec):
         """Decode in one piece: what exporters trace."""
         mean, std = self._statistics(latent_BCTHW)
         return self.decode_raw(latent_BCTHW * std + mean)
+
+    def encode_raw(self, video_BCFYX: Tensor) -> Tensor:
+        """Encode with the VAE itself, in one piece: the posterior's mode."""
+        return mode(self.vae.encode(video_BCFYX))
 
     def decode_raw(self, raw_BCTHW: Tensor) -> Tensor:
         """Decode with the VAE itself."""

@@ -1,4 +1,4 @@
-"""The step ``latent: {use: diffusers_vae}``: read the folder, find the geometry, try it, give the codec."""
+"""The step ``latent: {use: diffusers_vae}``: read the folder, find the geometry, try it, train it, give the codec."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from dit_compress.core.errors import UserError
 from dit_compress.model.spec import ComponentSpec
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.whole import load_whole
+from dit_compress.train.codec.objective import CodecObjective
+from dit_compress.train.codec.step import check_scales, round_trip_db
+from dit_compress.train.loop import fit
 from dit_compress_plugins.latent_diffusers_vae.codec import SETTINGS, DiffusersCodec, describe
 from dit_compress_plugins.latent_diffusers_vae.facts import class_named, folder_of, quiet
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions
 
 PLUGIN = "diffusers_vae"
+DECODER = ("vae.decoder.", "vae.post_quant_conv.")
+"""How the names of parameters begin that latents do not depend on."""
 
 
 class DiffusersVAEStep:
@@ -38,16 +43,47 @@ class DiffusersVAEStep:
         with empty_weights():
             vae = quiet(load_whole(folder_of(Path(self.options.path)), named=class_named))
         after = replace(spec, latent=ComponentSpec("latent", PLUGIN, describe(vae, **self.settings())))
+        self.check_moved(spec)
         if spec.video is not None:
-            after.latent_size()
+            losses = self.options.finetune.losses if self.options.finetune else None
+            check_scales(after.latent_size(), losses.scales if losses and losses.scale else ())
         return after
 
     def run(self, context: Context) -> Result:
-        """Load, try on a tiny clip, give the bundle."""
+        """Load, try on a tiny clip, train where the options ask for it, give the bundle."""
         codec = self.load()
         try_out(codec)
+        metrics = self.finetune(codec, context) if self.options.finetune else {}
         spec = replace(context.spec(), latent=ComponentSpec("latent", PLUGIN, codec.config))
-        return context.give({"latent": codec}, spec=spec)
+        return context.give({"latent": codec}, spec=spec, metrics=metrics)
+
+    def finetune(self, codec: DiffusersCodec, context: Context) -> dict[str, float]:
+        """Train the VAE further, in place; return the PSNR of held-out clips before and after.
+
+        The statistics stay those of its config: pipelines read them there.
+        """
+        options = self.options.finetune
+        assert options is not None
+        held_out, before = context.pixels("test"), 0.0
+        if not context.world.rank:
+            before = round_trip_db(codec, held_out)
+        codec.requires_grad_(requires_grad=options.train == "all")
+        only = () if options.train == "all" else decoding(codec)
+        objective = CodecObjective(codec, options, only=only, seed=context.seed)
+        fit(objective, context.pixels("train"), options, context)
+        codec.eval().requires_grad_(requires_grad=False)
+        after = round_trip_db(codec, held_out)
+        return {"psnr_db": after, "psnr_before_db": before, "gained_db": after - before}
+
+    def check_moved(self, spec: Spec) -> None:
+        """Raise a UserError where training would move the latents of a denoiser, and the options do not say so."""
+        options = self.options.finetune
+        if options is None or spec.denoiser is None or options.train == "decoder" or options.latents == "changed":
+            return
+        raise UserError(
+            "'finetune' would move the latents, and the bundle has a denoiser that may have been trained on them",
+            mend="Train the decoder alone ('train: decoder'), or say 'latents: changed' and train the denoiser anew",
+        )
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
@@ -78,3 +114,8 @@ def try_out(codec: DiffusersCodec) -> None:
         raise UserError(
             f"{name} gives values that are not finite for a plain clip", mend="Its weights are damaged: fetch them anew"
         )
+
+
+def decoding(codec: DiffusersCodec) -> tuple[str, ...]:
+    """Return the names of the parameters that decode alone."""
+    return tuple(name for name, _ in codec.named_parameters() if name.startswith(DECODER))

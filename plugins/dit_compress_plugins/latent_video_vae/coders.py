@@ -15,86 +15,40 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dit_compress_plugins.latent_video_vae.blocks import (
-    Carried,
+from dit_compress.model.codec.carried import begin
+from dit_compress.model.codec.layers import (
+    COLOURS,
     EqualConv,
-    FixedLinear,
     FromPatches,
-    Stage,
+    PairedConv,
     ToPatches,
     activate,
-    first_and_rest,
+    from_patches,
+    to_patches,
+)
+from dit_compress.model.codec.rows import (
+    cells_between,
+    continuation_of,
     join,
     merge_time,
     only,
+    parts,
+    rows_of,
     split_time,
+    video_of,
 )
+from dit_compress_plugins.latent_video_vae.blocks import FixedLinear, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
-    LinearMaker = Callable[[int, int], nn.Module]
-    Rows = tuple[Tensor | None, Tensor | None]
+    from dit_compress.model.codec.carried import Carried
+    from dit_compress.model.codec.rows import Rows
 
-COLOURS = 3
 GROUP_CELL = 8
 FRAME_CELL = 2
-
-
-def rows_of(video_BCFYX: Tensor, group: int, *, begins: bool = True) -> Rows:
-    """Return first frame ``[B,3,Y,X]`` and groups ``[B·(T-1),G·3,Y,X]`` of a video; groups only where it goes on."""
-    batch, colours, frames, height, width = video_BCFYX.shape
-    if not begins:
-        return None, merge_time(video_BCFYX).reshape(batch * (frames // group), group * colours, height, width)
-    if frames == 1:
-        return video_BCFYX[:, :, 0], None
-    rest = merge_time(video_BCFYX[:, :, 1:])
-    return video_BCFYX[:, :, 0], rest.reshape(batch * ((frames - 1) // group), group * colours, height, width)
-
-
-def continuation_of(rest_NCYX: Tensor, group: int, num_groups: int) -> Tensor:
-    """Undo :func:`rows_of` of a video that goes on: ``[B,C,F,Y,X]``."""
-    rows, channels, height, width = rest_NCYX.shape
-    frames = rest_NCYX.reshape(rows * group, channels // group, height, width)
-    return split_time(frames, num_groups * group)
-
-
-def video_of(first_NCYX: Tensor, rest_NCYX: Tensor | None) -> Tensor:
-    """Undo :func:`rows_of` of a whole video: ``[B,3,F,Y,X]``."""
-    if rest_NCYX is None:
-        return first_NCYX[:, :, None]
-    batch, colours, height, width = first_NCYX.shape
-    frames = rest_NCYX.reshape(-1, colours, height, width)
-    return split_time(join(first_NCYX, frames), 1 + len(frames) // batch)
-
-
-class PairedConv(nn.Module):
-    """One convolution for the first frame's row, another for the rows of groups."""
-
-    def __init__(self, first: nn.Module, rest: nn.Module) -> None:
-        super().__init__()
-        self.first, self.rest = first, rest
-
-    def forward(self, first_NCHW: Tensor | None, rest_NCHW: Tensor | None) -> Rows:
-        """Map each row by its own convolution."""
-        return (
-            None if first_NCHW is None else self.first(first_NCHW),
-            None if rest_NCHW is None else self.rest(rest_NCHW),
-        )
-
-
-def from_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
-    """Map patches of ``cell × cell`` pixels (times one frame, or a group) to channels."""
-    values = COLOURS * cell**2
-    return PairedConv(FromPatches(linear(values, channels), cell), FromPatches(linear(values * group, channels), cell))
-
-
-def to_patches(linear: LinearMaker, group: int, channels: int, cell: int) -> PairedConv:
-    """Map channels to patches of ``cell × cell`` pixels (times one frame, or a group)."""
-    values = COLOURS * cell**2
-    return PairedConv(ToPatches(linear(channels, values), cell), ToPatches(linear(channels, values * group), cell))
 
 
 class Encoder(nn.Module):
@@ -117,7 +71,7 @@ class Encoder(nn.Module):
 
     def forward(self, video_BCFYX: Tensor, carried: Carried | None = None) -> Tensor:
         """Map ``[B,3,F,Y,X]`` to raw latent ``[B,C,T,H,W]``; with ``carried``, the next chunk of a longer video."""
-        begins = _begin(carried)
+        begins = begin(carried)
         rows = rows_of(video_BCFYX, self.group, begins=begins)
         frames = video_BCFYX.shape[2]
         num_frames = 1 + (frames - 1) // self.group if begins else frames // self.group
@@ -167,9 +121,9 @@ class Decoder(nn.Module):
             carried: what the chunks before have left; this one leaves its own.
             features: gets the stream ``[B,D,T,H,W]`` after every stage, and after the stage on single frames.
         """
-        num_frames, begins = latent_BCTHW.shape[2], _begin(carried)
+        num_frames, begins = latent_BCTHW.shape[2], begin(carried)
         latent_NCHW = merge_time(latent_BCTHW)
-        linear_BCFYX = self._video(self.patch(*_parts(latent_NCHW, num_frames, begins=begins)), num_frames)
+        linear_BCFYX = self._video(self.patch(*parts(latent_NCHW, num_frames, begins=begins)), num_frames)
         x_NCHW = self.stem(latent_NCHW)
         for index, stage in enumerate(self.stages):
             x_NCHW = stage(x_NCHW, num_frames, carried)
@@ -177,7 +131,7 @@ class Decoder(nn.Module):
                 features.append(split_time(x_NCHW, num_frames))
             if index < len(self.ups):
                 x_NCHW = self.ups[index](activate(x_NCHW))
-        rows = self.context(*_parts(activate(x_NCHW), num_frames, begins=begins))
+        rows = self.context(*parts(activate(x_NCHW), num_frames, begins=begins))
         context = merge_time(self._video(rows, num_frames))
         frames_NCYX = self.frames(context + self.refine(merge_time(linear_BCFYX)), linear_BCFYX.shape[2])
         if features is not None:
@@ -188,29 +142,6 @@ class Decoder(nn.Module):
         """Join rows to a video, whole or going on."""
         first, rest = rows
         return continuation_of(only(None, rest), self.group, num_frames) if first is None else video_of(first, rest)
-
-
-def _begin(carried: Carried | None) -> bool:
-    """Tell whether the next chunk is the first one; from now on it is not."""
-    if carried is None:
-        return True
-    begun, carried.begun = carried.begun, True
-    return not begun
-
-
-def _parts(x_NCHW: Tensor, num_frames: int, *, begins: bool) -> Rows:
-    """Split like :func:`first_and_rest`; None for no first frame (a video that goes on) or no later ones (an image)."""
-    if not begins:
-        return None, x_NCHW
-    return (x_NCHW, None) if num_frames == 1 else first_and_rest(x_NCHW, num_frames)
-
-
-def cells_between(fine: int, coarse: int) -> list[int]:
-    """Return powers of two from ``fine`` to ``coarse``, both included."""
-    cells = [fine]
-    while cells[-1] < coarse:
-        cells.append(cells[-1] * 2)
-    return cells
 
 
 def width_at(widths: Sequence[int], cell: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dit_compress.core.randomness import generator
+from dit_compress.model.codec.layers import orthogonal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,13 +106,6 @@ def condition(basis: Basis, whitening: float, floor: float = 1e-4) -> Basis:
         ),
         orthogonal(len(gain_C)).to(gain_C),
     )
-
-
-def orthogonal(size: int) -> Tensor:
-    """Return a fixed orthogonal matrix ``[C,C]`` that mixes every row with every other."""
-    draw = generator(0, "rotation", size).standard_normal((size, size))
-    q, r = torch.linalg.qr(torch.from_numpy(draw))
-    return (q * r.diagonal().sign()).float()
 
 
 def rotate(basis: Basis, rotation_CC: Tensor) -> Basis:

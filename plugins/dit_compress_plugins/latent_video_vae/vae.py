@@ -1,32 +1,19 @@
-"""The video VAE: causal, deterministic, with its latent statistics in its config.
-
-Shapes: B batch, C channels, T H W latent frames, height, width; video ``[B,3,F,Y,X]`` in [-1, 1] with
-F = 1 + ratio[0]·(T-1), Y = ratio[1]·H, X = ratio[2]·W.
-"""
+"""The video VAE: causal, deterministic, with its latent statistics in its config."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from einops import rearrange
 
-from dit_compress.core.errors import UserError
-from dit_compress.model.protocols import Codec
-from dit_compress_plugins.latent_video_vae.blocks import Carried
+from dit_compress.model.codec.causal import CausalCodec, check_ratio
 from dit_compress_plugins.latent_video_vae.coders import Decoder, Encoder
-from dit_compress_plugins.latent_video_vae.tiles import Place, Tiling, in_tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor
+    from collections.abc import Sequence
 
 
-class VideoVAE(ModelMixin, ConfigMixin, Codec):
+class VideoVAE(CausalCodec):
     """A video VAE ``[B,3,F,Y,X] ↔ [B,C,T,H,W]``; latent frame t depends on frames ≤ ratio[0]·t only.
 
     Args:
@@ -34,7 +21,7 @@ class VideoVAE(ModelMixin, ConfigMixin, Codec):
         channels: C.
         widths: network widths on single frames, then on latent frames at cells of 8, 16, 32 … pixels.
         num_blocks: residual blocks per resolution of the decoder; the encoder has one.
-        latent_mean: per channel, of the raw latent; :meth:`set_statistics` writes it.
+        latent_mean: per channel, of the raw latent; ``set_statistics`` writes it.
         latent_std: likewise.
         tile: frames of more cells a side are encoded and decoded in tiles of so many.
         tile_overlap: cells that neighbouring tiles share; None for so many that tiles join exactly, up to half of one.
@@ -55,119 +42,7 @@ class VideoVAE(ModelMixin, ConfigMixin, Codec):
         chunk: int = 16,
     ) -> None:
         super().__init__()
-        check_ratio(ratio)
-        self.ratio = (ratio[0], ratio[1], ratio[2])
-        self.channels = channels
-        self.chunk = chunk
+        check_ratio(ratio, "video_vae")
         self.encoder = Encoder(ratio, channels, widths)
         self.decoder = Decoder(ratio, channels, widths, num_blocks)
-        self.encode_tiling = tiling(tile, tile_overlap, -(-self.encoder.reach // ratio[1]))
-        self.decode_tiling = tiling(tile, tile_overlap, -(-self.decoder.reach // ratio[1]))
-        self._set_statistics(latent_mean or [0.0] * channels, latent_std or [1.0] * channels)
-
-    def encode(self, video_BCFYX: Tensor) -> Tensor:
-        """Encode video in [-1, 1] to a normalised latent ``[B,C,T,H,W]`` (the posterior mean), in chunks and tiles."""
-        self.check_video(video_BCFYX.shape)
-        frames, height, width = video_BCFYX.shape[-3:]
-        cells = height // self.ratio[1], width // self.ratio[2]
-        if frames <= self._frames(self.chunk) and self.encode_tiling.fits(*cells):
-            raw_BCTHW = self.encoder(video_BCFYX)
-        else:
-            raw_BCTHW = torch.cat(list(self._encode_chunks(video_BCFYX)), 2)
-        mean, std = self._statistics(raw_BCTHW)
-        return (raw_BCTHW - mean) / std
-
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Decode a normalised latent to video, unclipped; in chunks where it is long, in tiles where it is large."""
-        if latent_BCTHW.shape[2] <= self.chunk and self.decode_tiling.fits(*latent_BCTHW.shape[-2:]):
-            return self.forward(latent_BCTHW)
-        return torch.cat(list(self.decode_chunks(latent_BCTHW)), 2)
-
-    def decode_chunks(self, latent_BCTHW: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
-        """Yield the video of :meth:`decode` piece by piece, so that a long one need not be held at once.
-
-        Every convolution goes on from the frames that the chunk before has left: the pieces are those of the whole
-        video to float round-off, whatever the length of a chunk.
-
-        Args:
-            latent_BCTHW: normalised.
-            chunk: latent frames at a time; None for the VAE's own.
-
-        Yields:
-            ``[B,3,F,Y,X]``: 1 + ratio[0]·(chunk-1) frames first, then ratio[0]·chunk at a time.
-        """
-        carried: defaultdict[Place, Carried] = defaultdict(Carried)
-        mean, std = self._statistics(latent_BCTHW)
-        for part in (latent_BCTHW * std + mean).split(chunk or self.chunk, 2):
-            yield in_tiles(
-                lambda tile, place: self.decoder(tile, carried[place]), part, self.decode_tiling, 1, self.ratio[1]
-            )
-
-    def features(self, latent_BCTHW: Tensor) -> list[Tensor]:
-        """Return the decoder's stream on the way to the video, coarse to fine: ``[B,D,T,H,W]`` each."""
-        features: list[Tensor] = []
-        mean, std = self._statistics(latent_BCTHW)
-        self.decoder(latent_BCTHW * std + mean, features=features)
-        return features
-
-    def forward(self, latent_BCTHW: Tensor) -> Tensor:
-        """Decode in one piece: what exporters trace."""
-        mean, std = self._statistics(latent_BCTHW)
-        return self.decoder(latent_BCTHW * std + mean)
-
-    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Write the raw latent's mean and std per channel into the config."""
-        self._set_statistics(mean, std)
-        # diffusers' from_config drops what it believes to be a default of the constructor.
-        defaults = set(self.config.get("_use_default_values", ())) - {"latent_mean", "latent_std"}
-        self.register_to_config(
-            latent_mean=list(self._mean), latent_std=list(self._std), _use_default_values=sorted(defaults)
-        )
-
-    def check_video(self, shape: Sequence[int]) -> None:
-        """Raise unless the video's frames and size fit the ratio."""
-        frames, height, width = shape[-3:]
-        time, size, _ = self.ratio
-        if (frames - 1) % time or height % size or width % size:
-            what = f"a video of {frames} frames of {height}x{width} pixels does not fit a VAE of {time}x{size}x{size}"
-            raise UserError(what, mend=f"Give 1 + {time}·k frames, and a height and width divisible by {size}.")
-
-    def _encode_chunks(self, video_BCFYX: Tensor) -> Iterator[Tensor]:
-        """Yield raw latents ``[B,C,chunk,H,W]`` of successive chunks."""
-        carried: defaultdict[Place, Carried] = defaultdict(Carried)
-        first, rest = video_BCFYX.tensor_split([self._frames(self.chunk)], 2)
-        for part in (first, *(rest.split(self.ratio[0] * self.chunk, 2) if rest.shape[2] else ())):
-            yield in_tiles(
-                lambda tile, place: self.encoder(tile, carried[place]), part, self.encode_tiling, self.ratio[1], 1
-            )
-
-    def _frames(self, num_latent: int) -> int:
-        """Count the frames of so many latent frames."""
-        return 1 + self.ratio[0] * (num_latent - 1)
-
-    def _set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self._mean, self._std = tuple(map(float, mean)), tuple(map(float, std))
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (1, self.channels, 1, 1, 1)
-        return like.new_tensor(self._mean).reshape(shape), like.new_tensor(self._std).reshape(shape)
-
-
-def tiling(tile: int, overlap: int | None, reach: int) -> Tiling:
-    """Return tiles for a network that sees ``reach`` cells to each side."""
-    return Tiling(tile, min(2 * reach, tile // 2) if overlap is None else overlap, reach)
-
-
-def check_ratio(ratio: Sequence[int]) -> None:
-    """Raise unless the ratio is one this VAE can be built for."""
-    time, height, width = ratio
-    if time < 1 or height != width or height < 8 or height & (height - 1):
-        what = f"a video_vae can't be built with ratio {time}x{height}x{width}"
-        raise UserError(what, mend="Give an equal height and width, a power of two from 8 on, such as 8x32x32.")
-
-
-def channel_statistics(raw_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and std per channel ``[C]``; std at least a hundredth of the largest."""
-    values_CN = rearrange(raw_BCTHW.float(), "B C T H W -> C (B T H W)")
-    std_C = values_CN.std(1)
-    return values_CN.mean(1), torch.maximum(std_C, std_C.max() * 0.01)
+        self.settle(ratio, channels, (latent_mean, latent_std), (tile, tile_overlap), chunk)

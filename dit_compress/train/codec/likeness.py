@@ -21,7 +21,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.train.losses import cosine_distance
 
 if TYPE_CHECKING:
-    from dit_compress_plugins.latent_video_vae.vae import VideoVAE
+    from dit_compress.model.codec.causal import CausalCodec
 
 
 class Likeness:
@@ -33,7 +33,7 @@ class Likeness:
         seed: of the maps' first weights.
     """
 
-    def __init__(self, student: VideoVAE, teacher: nn.Module, seed: int) -> None:
+    def __init__(self, student: CausalCodec, teacher: nn.Module, seed: int) -> None:
         self.teacher: Any = teacher.eval().requires_grad_(requires_grad=False)
         with torch.no_grad():
             video = torch.zeros(1, 3, *_smallest(student, self.teacher))
@@ -64,7 +64,7 @@ class Likeness:
         return found
 
 
-def _smallest(student: VideoVAE, teacher: Any) -> tuple[int, int, int]:
+def _smallest(student: CausalCodec, teacher: Any) -> tuple[int, int, int]:
     """Return frames, height and width of the smallest video with a second latent frame that both take."""
     time, height, width = (math.lcm(a, b) for a, b in zip(student.ratio, teacher.ratio, strict=True))
     return 1 + time, height, width

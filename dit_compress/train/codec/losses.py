@@ -58,6 +58,19 @@ def kl(mean: Tensor, std: float) -> Tensor:
     return 0.5 * (mean.square().mean() + std**2 - 1.0 - 2.0 * math.log(std))
 
 
+def consistency(again: Tensor, latent: Tensor) -> Tensor:
+    """Return the mean squared distance of a latent encoded anew to the latent, which takes no gradient.
+
+    Without that the encoder could lower the loss by shrinking its scale.
+    """
+    return (again - latent.detach()).square().mean()
+
+
+def smaller(values_BCTYX: Tensor, scale: int) -> Tensor:
+    """Average over ``scale × scale`` values along the last two axes; for 2 that is bilinear interpolation."""
+    return functional.avg_pool3d(values_BCTYX, (1, scale, scale))
+
+
 def psnr(video: Tensor, target: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB per clip ``[B]``, for videos in [-1, 1] (peak 2)."""
     error_B = (video.clamp(-1, 1) - target).square().flatten(1).mean(1)

@@ -1,0 +1,1 @@
+"""Training of codecs: the options, losses, objective and step that they share. Imports no torch."""

@@ -1,0 +1,48 @@
+"""The power of latents by spatial frequency, by the discrete cosine transform of every latent frame.
+
+Shapes: B batch, C channels, T H W latent frames, height, width, K bands.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cosine_transform(values: Tensor) -> Tensor:
+    """Transform the last two axes by the orthonormal DCT-II: power is kept, place (0, 0) is the mean."""
+    height, width = values.shape[-2:]
+    return _basis(height).to(values) @ values @ _basis(width).to(values).T
+
+
+def frequency(height: int, width: int) -> Tensor:
+    """Return the radius of each frequency ``[H,W]``: 0 for the mean, near 1 where both axes alternate."""
+    v, u = torch.arange(height) / height, torch.arange(width) / width
+    return ((v[:, None].square() + u.square()) / 2).sqrt()
+
+
+def power(latent_BCTHW: Tensor) -> Tensor:
+    """Return the mean power of each frequency ``[H,W]`` over samples, channels and latent frames."""
+    return cosine_transform(latent_BCTHW.double()).square().mean((0, 1, 2))
+
+
+def by_band(power_HW: Tensor, bands: int) -> list[float]:
+    """Return the mean power per frequency within each of ``bands`` rings of equal width; 0 for one without any."""
+    ring = (frequency(*power_HW.shape) * bands).long().clamp(max=bands - 1).flatten()
+    total, count = (torch.bincount(ring, weights, bands) for weights in (power_HW.flatten(), None))
+    return (total / count.clamp_min(1)).tolist()
+
+
+def upper_share(power_HW: Tensor) -> float:
+    """Return the share of the power that lies above half of the largest radius."""
+    upper = frequency(*power_HW.shape) > 0.5
+    return float(power_HW[upper].sum() / power_HW.sum().clamp_min(torch.finfo(power_HW.dtype).tiny))
+
+
+def _basis(size: int) -> Tensor:
+    place = torch.arange(size, dtype=torch.float64)
+    rows = torch.cos(math.pi / size * place[:, None] * (place + 0.5)) * math.sqrt(2 / size)
+    rows[0] = math.sqrt(1 / size)
+    return rows
