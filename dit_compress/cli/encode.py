@@ -63,7 +63,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     with FileLock(out / "source" / ".lock"):
         source.prepare(cache)
     clips = [*source.clips(cache, "train"), *source.clips(cache, "test")]
-    made_by = {"vae": bundle.digest("latent")}
+    made_by = {"vae": bundle.latents}
     if (out / "index.json").is_file():
         Shards(out).need(made_by)
     device, codec = World.alone().device, cast("Any", bundle.codec())

@@ -59,7 +59,7 @@ class ClipCache:
 
     def latents(self, bundle: Bundle) -> Column:
         """Give latents of a bundle's VAE, encoded unless they are there."""
-        made_by = {"vae": bundle.digest("latent")}
+        made_by = {"vae": bundle.latents}
         folder = self.folder / f"latents-{self.split}-{sha256_data([self.manifest, made_by])[:16]}"
         codec: Any = bundle.codec()
         writing = encode_latents(
