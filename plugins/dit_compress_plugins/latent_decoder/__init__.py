@@ -32,7 +32,7 @@ class DecoderOptions(DistillOptions):
 
     of: Annotated[str | None, File(("vae", "latent"))] = Field(
         None,
-        description="The VAE whose encoder stays: a bundle, or a folder with a VAE of diffusers; the input's if absent.",
+        description="The VAE whose encoder stays: a bundle, or a folder of a diffusers VAE; the input's if absent.",
     )
     student: Literal["small", "input"] = Field(
         "small", description="What is trained: a new small decoder, or the input's own, as pruning has left it."
@@ -41,7 +41,7 @@ class DecoderOptions(DistillOptions):
         (96, 64, 48),
         min_length=1,
         max_length=8,
-        description="Of the network on latent frames, one resolution each, from a latent cell on, each of half the size.",
+        description="Of the network on latent frames, by resolution: at latent cells, at half of one, at a quarter …",
     )
     blocks: int = Field(1, ge=1, le=100, description="Residual blocks a resolution; the first of each looks back once.")
     frame_width: int = Field(
