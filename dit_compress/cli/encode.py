@@ -65,7 +65,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     with FileLock(out / "source" / ".lock"):
         source.prepare(cache)
     clips = [*source.clips(cache, "train"), *source.clips(cache, "test")]
-    made_by = {"vae": bundle.digest("latent")}
+    made_by = {"vae": bundle.latents}
     buckets = buckets_of(clips)
     folders = {folder_of(out, shape, len(buckets)): places for shape, places in buckets.items()}
     for folder in folders:

@@ -69,7 +69,7 @@ class ClipCache:
 
     def _encoded(self, clips: Sequence[Clip], bundle: Bundle, *bucket: int) -> Column:
         """Give the latents of clips of one size; ``bucket`` says which, where there are others."""
-        made_by = {"vae": bundle.digest("latent")}
+        made_by = {"vae": bundle.latents}
         folder = self.folder / f"latents-{self.split}-{sha256_data([self.manifest, made_by, *bucket])[:16]}"
         codec: Any = bundle.codec()
         writing = encode_latents(

@@ -36,8 +36,8 @@ class Data(Protocol):
     def encoded(self, cache: Path, split: Literal["train", "test"], vae: str) -> Rows | None:  # noqa: ARG002 - for those that have some
         """Return latents ``[C,T,H,W]`` by index, in the order of ``clips``; None where the engine encodes the clips.
 
-        ``vae`` is the digest of the bundle's VAE, as ``Bundle.digest("latent")`` gives it; UserError unless that VAE
-        encoded them.
+        ``vae`` is the name of the latents that the bundle's VAE makes, as ``Bundle.latents`` gives it; UserError unless
+        they are those.
         """
         return None
 

@@ -111,6 +111,11 @@ class Bundle:
         files = {name: entry["files"] for name, entry in self.data["components"].items()}
         return sha256_data(files if component is None else files[component])
 
+    @property
+    def latents(self) -> str:
+        """The name of the latents that its VAE makes: the digest of the VAE, of the first one where decoders follow."""
+        return self.data["components"]["latent"].get("latents") or self.digest("latent")
+
     def denoiser(self) -> Denoiser:
         """Return the denoiser with its weights."""
         component = self._need("denoiser")
@@ -147,7 +152,9 @@ class Bundle:
         entry = self.data["components"].get(name)
         if entry is None:
             return None
-        return ComponentSpec(COMPONENTS[name], entry["plugin"], entry["config"], tuple(entry["log"]))
+        return ComponentSpec(
+            COMPONENTS[name], entry["plugin"], entry["config"], tuple(entry["log"]), entry.get("latents")
+        )
 
     def _need(self, name: str) -> ComponentSpec:
         component = self._component(name)
@@ -222,7 +229,7 @@ def write_bundle(
                 "config": component.config,
                 "log": list(component.log),
                 "files": files,
-            }
+            } | ({"latents": component.latents} if component.latents else {})
         record = {
             "schema": SCHEMA,
             "components": components,

@@ -24,12 +24,16 @@ class Transform(Open):
 
 
 class Component(Open):
-    """The plugin that loads a component, its base config, its transform log, its files."""
+    """The plugin that loads a component, its base config, its transform log, its files.
+
+    latents: of a VAE whose decoder was changed, the digest of the VAE whose latents it still makes.
+    """
 
     plugin: str
     config: dict[str, Any]
     log: list[Transform]
     files: dict[str, File]
+    latents: Sha256 = ABSENT
 
 
 class FlowSettings(Open):

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """One component: the plugin that loads it, its config, and its transform log."""
+    """One component: the plugin that loads it, its config, and its transform log.
+
+    latents: of a VAE whose decoder was changed, the name of the latents that its encoder still makes.
+    """
 
     kind: str
     plugin: str
     config: dict[str, Any]
     log: tuple[dict[str, Any], ...] = ()
+    latents: str | None = None
 
     def loader(self) -> Any:
         """Import the plugin's class."""

@@ -44,6 +44,11 @@ class Options(BaseModel):
         return False
 
     @property
+    def keeps_latents(self) -> bool:
+        """True of a latent step whose VAE makes the latents of its input's: another decoder to them."""
+        return False
+
+    @property
     def caption_width(self) -> int | None:
         """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
         return None

@@ -137,7 +137,7 @@ class Encoder:
         if self.node and other.node:
             return self.node.name == other.node.name or _exactly(self.node) == _exactly(other.node)
         if self.bundle and other.bundle:
-            return self.bundle.digest("latent") == other.bundle.digest("latent")
+            return self.bundle.latents == other.bundle.latents
         ours, theirs = self._made(), other._made()
         return not (ours and theirs) or all(theirs.get(name, value) == value for name, value in ours.items())
 
@@ -171,7 +171,9 @@ def encoder_of(node: Node, encoders: Mapping[str, Encoder | None], seed: int) ->
 
     encoders: those of the steps before.
     """
-    return Encoder(node=node, seed=seed) if node.kind == "latent" else encoder_at(node.inputs.get("input"), encoders)
+    if node.kind == "latent" and not node.part.options.keeps_latents:
+        return Encoder(node=node, seed=seed)
+    return encoder_at(node.inputs.get("input"), encoders)
 
 
 def encoder_at(source: str | None, encoders: Mapping[str, Encoder | None]) -> Encoder | None:

@@ -128,7 +128,7 @@ class Context(Workplace):
     def latents(self, split: Split, text: Captions) -> Samples:
         """Return the clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
         cached, source = self._cached(split), self._data_part().build()
-        latents = source.encoded(self._data_folder(), split, self.input.digest("latent"))
+        latents = source.encoded(self._data_folder(), split, self.input.latents)
         if latents is None:
             latents = cached.latents(self.input)
         else:

@@ -57,7 +57,7 @@ def distill(step: Distiller, context: Context) -> Result:
 
 def _need_same_latents(slot: str, student: Bundle, other: Bundle) -> None:
     """UserError where both bundles have a VAE, and not the same; of one yet to be trained no plan knows it."""
-    if student.spec.latent and other.spec.latent and student.digest("latent") != other.digest("latent"):
+    if student.spec.latent and other.spec.latent and student.latents != other.latents:
         raise UserError(
             f"the {slot} knows the latents of another VAE than the student's",
             where=str(other.path),

@@ -1,0 +1,45 @@
+"""Decibels of a decoder: to the clip, and to what the original makes of the same latent.
+
+Shapes: video ``[B,3,F,Y,X]`` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+    from dit_compress.data.samples import Samples
+
+CLIPS = 8
+"""Clips at a time where nothing is trained."""
+
+
+def batches(samples: Samples, most: int) -> Iterator[Tensor]:
+    """Yield the first clips."""
+    count = min(len(samples), most)
+    for first in range(0, count, CLIPS):
+        yield samples.x0(range(first, min(first + CLIPS, count)))
+
+
+@torch.no_grad()
+def decibels(codec: Any, original: Any, videos: Iterable[Tensor]) -> dict[str, float]:
+    """Return mean PSNR in dB: of the codec and of the original to the clips, of the codec to the original."""
+    found: dict[str, list[Tensor]] = {"psnr_db": [], "original_psnr_db": [], "to_original_db": []}
+    for video in videos:
+        latent = original.encode(video)
+        ours, theirs = codec.decode(latent), original.decode(latent)
+        for name, one, other in zip(found, (ours, theirs, ours), (video, video, theirs), strict=True):
+            found[name].append(psnr(one, other))
+    return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+
+
+def psnr(video: Tensor, target: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB per clip ``[B]``, of what a screen shows of both (peak 2)."""
+    error_B = (video.clamp(-1, 1) - target.clamp(-1, 1)).square().flatten(1).mean(1)
+    return 10 * torch.log10(4.0 / error_B.clamp_min(1e-12))

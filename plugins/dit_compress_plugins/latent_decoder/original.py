@@ -1,0 +1,82 @@
+"""The VAE whose latents stay: that of the step's input, of another bundle, or of a folder of diffusers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError
+from dit_compress.core.files import sha256_content
+from dit_compress.model.bundle import Bundle
+from dit_compress.model.halves import frame_rule
+from dit_compress.model.paths import resolve_bundle
+from dit_compress.model.spec import Spec
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe import make_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from dit_compress.model.spec import ComponentSpec
+
+SAME = 1e-3
+"""Largest difference of equal latents, computed by other kernels; their standard deviation is 1."""
+_MEND = "Name the VAE that the bundle's model was trained with"
+
+
+@dataclass(frozen=True)
+class Original:
+    """component: without weights. latents: their name, None where only running will tell. load: with weights."""
+
+    component: ComponentSpec
+    latents: str | None
+    load: Callable[[], Any]
+
+    @classmethod
+    def opened(cls, of: str | None, spec: Spec, bundle: Bundle | None = None) -> Original:
+        """Open what stands at ``of``, or the VAE of the input: ``bundle``, where it is there already."""
+        if of is None:
+            component = spec.need_latent()
+            return cls(component, bundle and bundle.latents, bundle.codec if bundle else _not_yet)
+        if (resolve_bundle(of) / "bundle.json").is_file():
+            found = Bundle.open(of)
+            return cls(found.spec.need_latent(), found.latents, found.codec)
+        step = make_part("latent", {"use": "diffusers_vae", "path": of}, installed()).build()
+        return cls(step.plan(Spec()).need_latent(), sha256_content(Path(of), ("vae",)), step.load)
+
+
+def _not_yet() -> Any:
+    raise AssertionError("a plan loads no weights")
+
+
+def need_same_geometry(original: ComponentSpec, present: ComponentSpec) -> None:
+    """Raise a UserError where two VAEs can't have the same latents: their shapes differ."""
+    theirs, ours = (
+        (codec.ratio, codec.channels, frame_rule(codec))
+        for codec in (original.outline, present.outline)  # type: ignore[arg-type]
+    )
+    if ours != theirs:
+        raise UserError(
+            f"'of' makes latents of {_said(*theirs)}, the bundle's VAE of {_said(*ours)}: "
+            "a decoder of one can't read the other's",
+            mend=_MEND,
+        )
+
+
+def need_same_latents(codec: Any, other: Any, video_BCFYX: Tensor, who: str) -> None:
+    """Raise a UserError unless both encode a clip to one latent. who: the other."""
+    ours, theirs = (each.encode(video_BCFYX) for each in (codec, other))
+    apart = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+    if not apart <= SAME:
+        raise UserError(
+            f"{who} makes other latents than the VAE whose decoder is to be replaced: of one clip they differ by "
+            f"{apart:.2g} standard deviations",
+            mend=_MEND,
+        )
+
+
+def _said(ratio: tuple[int, int, int], channels: int, rule: tuple[int, int]) -> str:
+    return f"{'x'.join(map(str, ratio))} in {channels} channels ({rule[0]} + {rule[1]}·k frames)"
