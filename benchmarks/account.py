@@ -161,12 +161,9 @@ def pruned(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
     bundle = str(teacher_bundle(out, seeds[0]))
     further = {sizes["total"], *(sizes["far"] if goes_far(seeds) else ())}
     found: Row = {}
-    for name, levels in LEVELS.items():
+    for name in LEVELS:
         marks = sorted({*sizes["marks"], *(further if name == "all" else ())})
-        budget: dict[str, Any] = {"params": target(sizes), "levels": levels}
-        if name == "all":
-            budget["trials"] = {"plans": sizes["plans"], "steps": sizes["trial"]}
-        how = {"levels": {name: NEAREST[name]}} if name in NEAREST else {"budget": budget}
+        how = {"levels": {name: NEAREST[name]}} if name in NEAREST else {"budget": budget_of(name, sizes)}
         step = {"prune": {"use": "trilevel", **how, "search": {"use": "taylor"}}, "name": name}
         steps = [{**step, "input": bundle}, measured(name, sizes), *trained(name, name, marks, sizes)]
         if name == "all":
@@ -177,6 +174,12 @@ def pruned(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
         for each in (name, "kd") if name == "all" else (name,):
             found |= {arm(each, mark): metrics(done, step_name(each, mark)) for mark in marks}
     return found
+
+
+def budget_of(name: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the budget of what is pruned by some levels; where all of them may be cut, whole plans are tried."""
+    trials = {"plans": sizes["plans"], "steps": sizes["trial"]}
+    return {"params": target(sizes), "levels": LEVELS[name]} | ({"trials": trials} if name == "all" else {})
 
 
 def folder(out: Path, seeds: tuple[int, int]) -> Path:

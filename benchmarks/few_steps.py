@@ -168,8 +168,7 @@ def healed(out: Path, world: Mapping[str, Any], seed: int) -> Path:
     last = account.step_name("all", mark)
     if is_measured(there := place / "all" / "run" / "steps" / last):
         return there
-    budget = {"params": account.target(world), "levels": account.LEVELS["all"]}
-    budget["trials"] = {"plans": world["plans"], "steps": world["trial"]}
+    budget = account.budget_of("all", world)
     step = {"prune": {"use": "trilevel", "budget": budget, "search": {"use": "taylor"}}, "name": "all"}
     steps = [{**step, "input": str(account.teacher_bundle(out, seed))}, *account.trained("all", "all", [mark], world)]
     return run(place / "pruned", account.recipe(world, account.own_seed((seed, 0)), steps), 1) / last

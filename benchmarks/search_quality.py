@@ -6,7 +6,9 @@ In the world of ``account.py``, whose teachers and pruned models it shares. The 
 best possible, after ``N`` steps of flow matching.
 
     all, block, head, ffn              a budget shared out by measured sensitivity: over all levels, over one
-    groupwise, magnitude, random       other searches than Taylor's, over the counts that ``all`` settled on
+    groupwise, mixed, magnitude,       other searches than Taylor's, over the counts that ``all`` settled on; groupwise
+    random                             begins from mixed: blocks by measured removals, heads and channels by Taylor
+    removals                           ``all``, but blocks of curves and trials ranked by removals, and chosen by mixed
 
 The claims stand below, before any run. Students of one teacher are averaged. A claim holds where the mean paired
 difference is in its favour and the exact one-sided sign-flip test has p < 0.05 after Holm's correction. For every
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 
     from paired import Row
 
-OTHERS = ("groupwise", "magnitude", "random")
+OTHERS = ("groupwise", "mixed", "magnitude", "random")
 SINGLE = ("block", "head", "ffn")
 CLAIMS = (
     *(("all", level, "excess", -1) for level in SINGLE),
@@ -103,7 +106,20 @@ def one_pair(out: Path, tier: str, seeds: tuple[int, int]) -> Row:
         recipe += account.trained(name, name, [steps], sizes)
     done = run(account.folder(out, seeds) / "searches", account.recipe(sizes, account.own_seed(seeds), recipe), 1)
     row |= {name: account.metrics(done, account.step_name(name, steps)) for name in OTHERS}
-    return {**row, "taylor": row["all"]}
+    return {**row, "taylor": row["all"], "removals": by_removals(out, sizes, seeds)}
+
+
+def by_removals(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> dict[str, float]:
+    """Prune by all levels, blocks ranked by measured removals throughout, and train on; the excess."""
+    budget = {**account.budget_of("all", sizes), "blocks_by": "removals"}
+    prune = {"use": "trilevel", "budget": budget, "search": "mixed"}
+    steps = sizes["marks"][0]
+    recipe = [
+        {"prune": prune, "name": "removals", "input": str(account.teacher_bundle(out, seeds[0]))},
+        *account.trained("removals", "removals", [steps], sizes),
+    ]
+    done = run(account.folder(out, seeds) / "removals", account.recipe(sizes, account.own_seed(seeds), recipe), 1)
+    return account.metrics(done, account.step_name("removals", steps))
 
 
 def counts(kept: Path) -> dict[str, dict[str, int]]:
@@ -133,7 +149,8 @@ def regret(out: Path, tier: str, seed: int) -> dict[str, float]:
     """
     sizes = account.TIERS[tier]
     bundle, folder = account.teacher_bundle(out, seed), out / f"teacher{seed}" / "regret"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a search would go on from the checkpoints of an older one
+    folder.mkdir(parents=True)
     context, denoiser = opened(str(bundle), folder)
     axes = tuple(axes_of(denoiser, ["block"])["block"])
     problem = SearchProblem(denoiser, axes, {axis.name: REGRET_BLOCKS for axis in axes})
@@ -171,6 +188,8 @@ def judged(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[
     for name, first, other in (
         ("all_levels_minus_best_single", "all", best),
         ("groupwise_minus_taylor", "groupwise", "taylor"),
+        ("groupwise_minus_start", "groupwise", "mixed"),
+        ("removals_minus_all", "removals", "all"),
     ):
         gap = interval(np.array([row[first]["excess"] - row[other]["excess"] for row in rows]))
         figures |= {name: round(gap["mean"], 5), f"{name}_half": round(gap["high"] - gap["mean"], 5)}

@@ -16,6 +16,7 @@ from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.step.context import Context
 from dit_compress.structure.compact import block_axis
+from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
@@ -47,6 +48,23 @@ class Copy:
         cond, sigma = self.text(batch.tokens), batch.streams.uniform("sigma")
         with torch.no_grad():
             target = self.teacher(batch.x0, sigma, cond)
+        return {"loss": flow_loss(self.student(batch.x0, sigma, cond), target)}
+
+
+class Halfway(Copy):
+    """Half of what block 1 does is wanted: the whole model overshoots by as much as it falls short without that block.
+
+    So the loss is the same with it and without, and steep between.
+    """
+
+    def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
+        cond, sigma = self.text(batch.tokens), batch.streams.uniform("sigma")
+        axis = block_axis(self.teacher.structure().main)
+        without = {axis.name: tuple(index for index in range(axis.units) if index != USELESS_BLOCK)}
+        with torch.no_grad():
+            target = self.teacher(batch.x0, sigma, cond)
+            with masked(self.teacher.module, [axis], hard_masks([axis], without, batch.x0)):
+                target = (target + self.teacher(batch.x0, sigma, cond)) / 2
         return {"loss": flow_loss(self.student(batch.x0, sigma, cond), target)}
 
 
@@ -90,12 +108,29 @@ def problem_of(denoiser: Denoiser) -> SearchProblem:
     return SearchProblem(denoiser, axes, {axis.name: counts[axis.level] for axis in axes}, {"ffn": 8})
 
 
-def search(folder: Path, problem: SearchProblem, use: str, **options: Any) -> Selection:
-    """One search, with the copying objective, on latents that are noise."""
-    objective = Part("distill", Plugin("copy", Options, f"{__name__}:Copy"), Options())
+def overshooting() -> Denoiser:
+    """Block 1 does much, of which :class:`Halfway` wants half; heads and channels are those of :func:`planted`."""
+    denoiser = planted()
+    block = denoiser.module.transformer_blocks[USELESS_BLOCK]
+    with torch.no_grad():
+        block.ff.net[2].bias.normal_(generator=torch.Generator().manual_seed(0))
+    return denoiser
+
+
+def search(folder: Path, problem: SearchProblem, use: str, objective: str = "Copy", **options: Any) -> Selection:
+    """One search, with an objective from here, on latents that are noise."""
+    return searching(use, objective, **options).build().search(problem, latents_in(folder))
+
+
+def searching(use: str, objective: str = "Copy", **options: Any) -> Part:
+    """The part for it."""
     plain = make_part("search", {"use": use, "batch": 4, "objective": "affine", **options}, installed())
-    given = plain.options.model_copy(update={"objective": objective})
-    return Part("search", plain.plugin, given).build().search(problem, latents_in(folder))
+    return Part("search", plain.plugin, plain.options.model_copy(update={"objective": made(objective)}))
+
+
+def made(objective: str) -> Part:
+    """An objective from here as a part."""
+    return Part("distill", Plugin(objective.lower(), Options, f"{__name__}:{objective}"), Options())
 
 
 def latents_in(folder: Path) -> Latents:

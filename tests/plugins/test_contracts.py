@@ -31,6 +31,13 @@ class TestTaylor(SearchContract):
         return part("search", "taylor", batches=1, batch=4)
 
 
+class TestMixed(SearchContract):
+    """It measures losses without blocks."""
+
+    def search(self) -> Any:
+        return part("search", "mixed", blocks={"use": "greedy", "batches": 1, "batch": 4}, rest="magnitude")
+
+
 class TestTorchPruning(SearchContract):
     """Of gradients, on the drawn clips."""
 

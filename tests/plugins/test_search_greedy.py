@@ -11,6 +11,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.problem import SearchProblem
+from dit_compress.search.removal import Removal
 from dit_compress.search.trial import trial
 from dit_compress.testing.models import tiny_denoiser
 
@@ -47,6 +48,20 @@ def test_it_is_the_straightforward_loop(tmp_path: Path) -> None:
             ]
             kept = min(options, key=measured.loss)
     assert selection.kept == kept
+
+
+def test_scores_are_losses_in_the_order_of_removal() -> None:
+    """Four units, two to go: 1 at a loss of 5, then 3 at 4, which counts as 5; what stays is 2 and 4 above that."""
+    losses = {(1,): 5.0, (0,): 6, (2,): 8, (3,): 7, (1, 3): 4, (0, 1): 6, (1, 2): 8}
+    axis = problem_of(tiny_denoiser("video_dit")).axes[1]
+    removal = Removal({axis.name: ((0,), (1,), (2,), (3,))}, {axis.name: 2}, {})
+    removal.run([axis], lambda kept: losses[tuple(sorted({0, 1, 2, 3} - set(kept[axis.name])))])
+    assert removal.kept() == {axis.name: (0, 2)}
+    assert removal.scores() == {axis.name: [7, 5, 9, 5]}
+    pairs = Removal({axis.name: ((0, 3), (1, 2))}, {axis.name: 2}, {})
+    pairs.run([axis], lambda kept: float(0 in kept[axis.name]))
+    assert pairs.scores() == {axis.name: [0, 1, 1, 0]}
+    assert Removal({axis.name: ((0, 3), (1, 2))}, {axis.name: 4}, {}).scores() == {}
 
 
 def test_several_at_once_measure_less(tmp_path: Path) -> None:

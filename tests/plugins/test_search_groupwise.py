@@ -406,9 +406,10 @@ def test_what_parts_leave_over_goes_to_the_best_by_the_starts_scores(tmp_path: P
     assert found.kept[name] == tuple(range(21, 64))
 
 
-def test_taylor_and_lora_are_the_defaults_and_held_out_data_is_asked_for() -> None:
+def test_removals_and_lora_are_the_defaults_and_held_out_data_is_asked_for() -> None:
     options = make_part("search", {"use": "groupwise", "objective": "flow"}, installed()).options
-    assert (options.init.name, options.lora.rank, options.compare.heal, options.held_out) == ("taylor", 8, 0.25, True)
+    assert (options.init.name, options.lora.rank, options.compare.heal, options.held_out) == ("mixed", 8, 0.25, True)
+    assert (options.init.options.blocks.name, options.init.options.rest.name) == ("greedy", "taylor")
     for off in ("init", "compare"):
         part = make_part("search", {"use": "groupwise", "objective": "flow", off: None}, installed())
         assert not part.options.held_out
@@ -577,7 +578,7 @@ def test_it_does_not_begin_from_itself() -> None:
     with pytest.raises(UserError) as caught:
         make_part("search", {**given, "init": given}, installed())
     assert len(caught.value.problems) == 1
-    assert "'groupwise' begins from another search's scores: name one that is not learnt (taylor)" in str(caught.value)
+    assert "'groupwise' begins from another search's scores: name one that is not learnt (mixed)" in str(caught.value)
 
 
 def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, PositiveInt, WrapValidator, model_validator
 
-from dit_compress.hooks import File, Options, PartField, Plugin, Slot, hookimpl
+from dit_compress.hooks import File, Keyed, Options, PartField, Plugin, Slot, hookimpl
 
 
 def _or_percent(value: Any, number: Callable[[Any], Any]) -> Any:
@@ -72,6 +72,10 @@ class Budget(Options):
         None,
         description="Sensitivity: 'measured' (at once, when the step runs), 'recovered' (after healing), 'default' or "
         "'each' (a formula, of levels or axes), or a path. If absent: measured where there is data, else the formula.",
+    )
+    blocks_by: Annotated[Literal["taylor", "removals"], Keyed("blocks_by")] = Field(
+        "taylor",
+        description="What ranks the blocks of points and plans: Taylor, or losses without them, one after another.",
     )
     heal: Heal = Field(Heal(), description="How 'curves: recovered' and 'trials' heal.")
     trials: Trials | None = Field(None, description="Try whole plans of each family of levels.")

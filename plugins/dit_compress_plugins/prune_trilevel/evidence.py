@@ -1,10 +1,12 @@
-"""What data say of a denoiser's units and plans: Taylor scores, sensitivity curves, whole plans tried."""
+"""What data say of a denoiser's units and plans: scores of units, sensitivity curves, whole plans tried."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dit_compress.measure.quality import data_grid
 from dit_compress.measure.recovery import Recovery
@@ -13,6 +15,7 @@ from dit_compress.search.allocate import settled_blocks
 from dit_compress.search.field import enter, halved
 from dit_compress.search.importance import taylor, top
 from dit_compress.search.problem import SearchProblem
+from dit_compress.search.removal import Removal
 from dit_compress.search.trial import Trial, at_work
 from dit_compress.train.healing import FlowMatching
 from dit_compress.train.loop import draw_batches
@@ -38,14 +41,16 @@ if TYPE_CHECKING:
 SAMPLES = 64
 """Clips of a grid."""
 BATCHES, BATCH = 8, 16
-"""Batches whose derivatives rank units, and their samples."""
+"""Batches that rank units, and their samples."""
+ROUNDS = 16
+"""Measurements, at most, of all blocks of a stack that may still go: what is measured grows as their number does."""
 WARMUP = 10
 """Steps over which the rate of a healing rises: a tenth of them, at most so many."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The denoiser on the data of a run. scores: axis name → importance of each unit, by Taylor."""
+    """The denoiser on the data of a run. scores: axis name → importance of each unit, see :func:`ranked`."""
 
     budget: Budget
     denoiser: Denoiser
@@ -139,10 +144,23 @@ def evidence(budget: Budget, denoiser: Denoiser, axes: tuple[Axis, ...], context
             samples = context.latents("train", text)
             batches = draw_batches(samples, BATCH, BATCHES, context)
             trial = Trial(objective, SearchProblem(denoiser, axes, {}), batches)
-            scores = {name: taylor(slopes).cpu() for name, slopes in trial.gradients().items()}
-            yield Evidence(budget, denoiser, axes, context, text, samples, scores)
+            yield Evidence(budget, denoiser, axes, context, text, samples, ranked(trial, budget.blocks_by))
     finally:
         denoiser.train(training)
+
+
+def ranked(trial: Trial, blocks_by: str) -> dict[str, Tensor]:
+    """Return the importance of every unit by Taylor; of blocks by ``removals``, where that is asked for.
+
+    Each stack is then taken apart down to one block, the others whole, in at most ``ROUNDS`` rounds.
+    """
+    scores = {name: taylor(slopes).cpu() for name, slopes in trial.gradients().items()}
+    for axis in trial.axes if blocks_by == "removals" else ():
+        if axis.blocks:
+            removal = Removal({axis.name: tuple((block,) for block in range(axis.units))}, {axis.name: 1}, {})
+            removal.run([axis], trial.loss, -(-axis.units // ROUNDS))
+            scores |= {name: torch.tensor(losses) for name, losses in removal.scores().items()}
+    return scores
 
 
 def counted(axes: Sequence[Axis], keep: Mapping[str, int]) -> dict[str, list[int]]:

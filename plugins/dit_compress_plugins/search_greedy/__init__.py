@@ -25,6 +25,7 @@ def search() -> Plugin:
         name="greedy",
         options=GreedyOptions,
         load="dit_compress_plugins.search_greedy.search:GreedySearch",
+        revision=2,
         data=True,
         summary="part by part, the cheapest in loss first",
     )

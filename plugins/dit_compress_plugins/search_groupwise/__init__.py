@@ -41,7 +41,7 @@ class GroupwiseOptions(TrainOptions):
     init: Annotated[
         PartField | None,
         Slot("search"),
-        Field(default="taylor", description="The search whose scores it begins from; null: magnitude, and noise."),
+        Field(default="mixed", description="The search whose scores it begins from; null: magnitude, and noise."),
     ]
     trust: float = Field(1.0, gt=0, description="Standard deviation of a group's first logits, by these scores.")
     bound: int = Field(1, ge=0, description="Parts by which the scores may move a group's count from its equal share.")
@@ -66,7 +66,7 @@ class GroupwiseOptions(TrainOptions):
     @classmethod
     def _another(cls, init: Part | None) -> Part | None:
         if init is not None and init.name == "groupwise":
-            raise ValueError("'groupwise' begins from another search's scores: name one that is not learnt (taylor)")
+            raise ValueError("'groupwise' begins from another search's scores: name one that is not learnt (mixed)")
         return init
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ def search() -> Plugin:
         name="groupwise",
         options=GroupwiseOptions,
         load="dit_compress_plugins.search_groupwise.search:GroupwiseSearch",
-        revision=4,
+        revision=5,
         data=True,
         world="all",
         summary="learned binary masks over candidate sets",
