@@ -7,7 +7,7 @@ loop's business (``train.loop.draw_batch``), with :func:`bucket_at`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dit_compress.data.clips import Clip
-    from dit_compress.data.samples import Rows
 
     Shape = tuple[int, int, int]
     Buckets = Mapping[Shape, Sequence[int]]
+
+
+class Rows(Protocol):
+    """Samples' tensors by index: an array, a tensor, a stream of clips, a column of shards."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return rows ``[B, …]``."""
 
 
 def buckets_of(clips: Sequence[Clip]) -> dict[Shape, list[int]]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dit_compress.data.buckets import Rows
     from dit_compress.data.clips import Clip
-    from dit_compress.data.samples import Rows
     from dit_compress.data.shard_writer import Writing
     from dit_compress.data.shards import Column, Shards
     from dit_compress.model.bundle import Bundle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,14 +14,7 @@ from dit_compress.data.prefetch import ClipStream
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from dit_compress.data.buckets import Buckets
-
-
-class Rows(Protocol):
-    """Samples' tensors by index: an array, a tensor, a stream of clips, a column of shards."""
-
-    def __getitem__(self, index: Any, /) -> Any:
-        """Return rows ``[B, …]``."""
+    from dit_compress.data.buckets import Buckets, Rows
 
 
 class Samples:

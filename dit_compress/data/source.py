@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from dit_compress.data.buckets import Rows
     from dit_compress.data.clips import Clip
-    from dit_compress.data.samples import Rows
     from dit_compress.plugin.options import Part
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dit_compress.data.buckets import Rows
     from dit_compress.data.clips import Clip
-    from dit_compress.data.samples import Rows
     from dit_compress_plugins.data_latents import LatentsOptions
 
 _VERIFIED = "verified.json"
