@@ -1,13 +1,14 @@
 """``dit-compress`` as a process of its own that starts in milliseconds, and can be told where to die.
 
 A command is a fork of the fork server (``warm``) in a new process group, and each worker that the command starts a
-fork of that. ``real`` runs the installed script instead.
+fork of that. ``real`` runs the installed script instead; ``torchrun`` has torch's launcher start two commands.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from warm import forkserver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from multiprocessing.context import ForkServerProcess
 
     import pytest
@@ -38,6 +39,7 @@ class Die:
     """Where a step's worker ends: at the ``nth`` call of ``function``, ``after`` it or before.
 
     ``by``: SIGKILL takes the whole process group at once; SIGTERM goes to the command, as a scheduler sends it.
+    ``rank``: of the processes of torchrun that one alone, and SIGKILL takes the worker alone.
     """
 
     step: str
@@ -45,6 +47,7 @@ class Die:
     nth: int = 1
     after: bool = True
     by: signal.Signals = signal.SIGKILL
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,20 @@ def start(
     """
     given = [str(argument) for argument in arguments]
     more = (str(site) if site else None, dict(env or {}))
+    log.unlink(missing_ok=True)
     process = forkserver().Process(target=_command, args=(given, str(log), die, *more))
     process.start()
     return Started(process, log)
 
 
-def finish(started: Started, timeout_s: float = 300) -> Done:
+def torchrun(*arguments: str | Path, log: Path, die: Die | None = None) -> Started:
+    """Start ``torchrun --nproc-per-node 2 -m dit_compress ARGUMENTS``; torch's own launcher, whose processes are forks."""
+    process = forkserver().Process(target=_torchrun, args=([str(argument) for argument in arguments], str(log), die))
+    process.start()
+    return Started(process, log)
+
+
+def finish(started: Started, timeout_s: float = 900) -> Done:
     """Wait for a command."""
     started.process.join(timeout_s)
     assert started.process.exitcode is not None, f"still at work after {timeout_s} s: {started.log.read_text()}"
@@ -90,7 +101,7 @@ def finish(started: Started, timeout_s: float = 300) -> Done:
 
 def real(*arguments: str | Path, **more: Any) -> Done:
     """Run the installed script."""
-    made = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=300, **more)
+    made = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=900, **more)
     return Done(made.returncode, made.stdout + made.stderr)
 
 
@@ -117,40 +128,62 @@ def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *w
 
 def _command(arguments: list[str], log: str, die: Die | None, site: str | None, env: dict[str, str]) -> None:
     """In the fork: become the command."""
-    gc.freeze()  # what the server imported is looked through, and with that copied, by no fork
     os.environ.update(env)
+    _become(log)
+    if site is not None:
+        sys.path.insert(0, site)
+    _fork_workers(die)
+    from dit_compress.cli import app as cli
+
+    sys.argv = ["dit-compress", *arguments]
+    cli.main()
+
+
+def _torchrun(arguments: list[str], log: str, die: Die | None) -> None:
+    """In the fork: become the launcher."""
+    _become(log)
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    subprocess_handler.Popen = lambda args, env, **_: _Fork(lambda: _rank(args, env, log, die))
+    sys.argv = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "dit_compress", *arguments]
+    run.main()
+
+
+def _become(log: str) -> None:
+    """Begin a session of one's own that writes into ``log``."""
+    gc.freeze()  # what the server imported is looked through, and with that copied, by no fork
     os.setsid()
-    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    if site is not None:
-        sys.path.insert(0, site)
-    from dit_compress.cli import app as cli
+
+
+def _fork_workers(die: Die | None) -> None:
+    """Make a worker a fork of this process."""
     from dit_compress.run import pipeline, torchrun
     from dit_compress.structure.observe import stored
 
     stored.WORTH_SECONDS = 0.02
     pipeline.subprocess = torchrun.subprocess = forks(die)
-    sys.argv = ["dit-compress", *arguments]
-    cli.main()
 
 
 def forks(die: Die | None = None) -> Any:
     """In place of the module ``subprocess``: each worker is a fork of the process that starts it."""
-    return SimpleNamespace(Popen=lambda command, env: _Worker(command, env, die))
+    return SimpleNamespace(Popen=lambda command, env: _Fork(lambda: _work(Path(command[-1]), env, die)))
 
 
-class _Worker:
+class _Fork:
     """What ``subprocess.Popen`` would be, as a fork."""
 
-    def __init__(self, command: list[str], env: dict[str, str], die: Die | None) -> None:
+    def __init__(self, become: Callable[[], int]) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            os._exit(_work(Path(command[-1]), env, die))
+            os._exit(become())
 
-    def wait(self) -> int | None:
+    def wait(self, _timeout: float | None = None) -> int | None:
         return self._look(0)
 
     def poll(self) -> int | None:
@@ -170,6 +203,25 @@ class _Worker:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def _rank(words: tuple[str, ...], env: dict[str, str], log: str, die: Die | None) -> int:
+    """In the fork of the launcher: run the module that it names, with its environment."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ.update(env)
+    _become(log)
+    _fork_workers(die if die is not None and str(die.rank) == env["RANK"] else None)
+    module = words.index("-m") + 1
+    sys.argv = list(words[module:])
+    try:
+        runpy.run_module(words[module], run_name="__main__", alter_sys=True)
+        return 0
+    except SystemExit as left:
+        return int(left.code or 0)
+    except BaseException:  # noqa: BLE001 - as in ``_work``
+        traceback.print_exc()
+        return 1
 
 
 def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:
@@ -202,18 +254,19 @@ def _arm(die: Die) -> None:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == die.nth and not die.after:
-            _end(die.by)
+            _end(die)
         made = inner(*args, **kwargs)
         if calls[0] == die.nth and die.after:
-            _end(die.by)
+            _end(die)
         return made
 
     setattr(owner, name, wrapped)
 
 
-def _end(by: signal.Signals) -> None:
+def _end(die: Die) -> None:
+    by = die.by
     if by == signal.SIGKILL:
-        os.killpg(0, signal.SIGKILL)
+        os.killpg(0, by) if die.rank is None else os.kill(os.getpid(), by)
     came: list[int] = []
     before: Any = signal.getsignal(by)
     signal.signal(by, lambda number, frame: (before(number, frame), came.append(number)))

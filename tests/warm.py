@@ -7,19 +7,23 @@ computed in it: a fork is as good as a fresh process.
 from __future__ import annotations
 
 import multiprocessing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
 
+PLUGINS = Path(__file__).parents[1] / "plugins" / "dit_compress_plugins"
 MODULES = (
     # libraries, and what they import when they are used first
     "torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.profiler", "torch.utils.flop_counter",
-    "accelerate", "diffusers.hooks", "diffusers.loaders.peft", "peft", "safetensors.numpy", "scipy.ndimage", "scipy.optimize",
+    "accelerate", "av", "diffusers.hooks", "diffusers.loaders.peft", "einops._torch_specific", "matplotlib.backends.backend_svg",
+    "matplotlib.figure", "peft", "PIL.Image", "safetensors.numpy", "scipy.ndimage", "scipy.optimize", "scipy.sparse.csgraph",
+    "torch.distributed.run", "torch.profiler._cupti_monitor",
     # commands and workers
-    "dit_compress.cli.app", "dit_compress.cli.tables", "dit_compress.export.check_early", "dit_compress.export.step",
-    "dit_compress.report", "dit_compress.run.changes", "dit_compress.run.pipeline", "dit_compress.run.plan",
-    "dit_compress.run.worker", "dit_compress.testing.models", "dit_compress.testing.steps", "dit_compress.train.loop",
+    "dit_compress.cli.app", "dit_compress.export.check_early", "dit_compress.export.step", "dit_compress.report.page",
+    "dit_compress.run.base", "dit_compress.run.changes", "dit_compress.run.costs", "dit_compress.run.pipeline",
+    "dit_compress.run.plan", "dit_compress.run.worker", "dit_compress.structure.files.standalone", "dit_compress.testing.models", "dit_compress.testing.steps", "dit_compress.train.loop",
     # parts of the recipes
     "dit_compress_plugins.data_shapes.data", "dit_compress_plugins.discriminator_dit_block.discriminator",
     "dit_compress_plugins.distill_adversarial.distiller", "dit_compress_plugins.distill_affine.distiller",
@@ -27,8 +31,11 @@ MODULES = (
     "dit_compress_plugins.evaluate_reconstruction.step", "dit_compress_plugins.evaluate_shapes.step",
     "dit_compress_plugins.export_diffusers.step", "dit_compress_plugins.latent_video_vae.step",
     "dit_compress_plugins.model_video_dit.adapter", "dit_compress_plugins.prune_trilevel.step",
-    "dit_compress_plugins.search_groupwise.search", "dit_compress_plugins.text_words.encoder",
+    "dit_compress_plugins.search_groupwise.search", "dit_compress_plugins.search_taylor.search",
+    "dit_compress_plugins.text_words.encoder",
     "dit_compress_plugins.tracker_jsonl.tracker",
+    # every plugin, of which each command asks the options
+    *(f"dit_compress_plugins.{path.parent.name}" for path in PLUGINS.glob("*/__init__.py")),
 )  # fmt: skip
 
 
