@@ -81,18 +81,25 @@ def log_curves(folder: Path, names: tuple[str, ...], num_steps: int = 300) -> No
     (folder / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 300, "lo', "utf-8")
 
 
-def leave_videos(folder: Path, captions: tuple[str, ...], *columns: str) -> None:
+def reconstructed(clip: str, psnr_db: float) -> dict[str, Any]:
+    """A clip's row of a reconstruction; an image where the PSNR is not 27.5."""
+    temporal = 2.25 if psnr_db == 27.5 else None
+    return {"clip": clip, "video": [17, 96, 96], "psnr_db": psnr_db, "ssim": 0.91234, "worst_frame": 16,
+            "worst_frame_psnr_db": 21.0, "temporal_difference_error": temporal}  # fmt: skip
+
+
+def leave_videos(folder: Path, captions: tuple[str, ...], *columns: str, name: str = "videos") -> None:
     """Video files (of no real content) and their index."""
     index = []
     for row, caption in enumerate(captions):
         for place, column in enumerate(columns):
-            name = f"{row}_{place}.mp4"
-            (folder / "videos").mkdir(exist_ok=True)
-            (folder / "videos" / name).write_bytes(f"{folder.name} {name}".encode())
-            index.append({"caption": caption, "column": column, "file": name})
-    write(folder / "videos" / "videos.json", index)
+            file = f"{row}_{place}.mp4"
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / file).write_bytes(f"{folder.name} {file}".encode())
+            index.append({"caption": caption, "column": column, "file": file})
+    write(folder / name / "videos.json", index)
     record = json.loads((folder / "step.json").read_text("utf-8"))
-    write(folder / "step.json", record | {"files": record["files"] | {"videos": "videos/videos.json"}})
+    write(folder / "step.json", record | {"files": record["files"] | {name: f"{name}/videos.json"}})
 
 
 def layout() -> list[dict[str, Any]]:
@@ -231,9 +238,11 @@ def trained(run: Path) -> None:
     )
     log_curves(vae, ("loss", "psnr", "grad_vae"))
     codec = step(
-        run, "codec", "evaluate", "psnr", inputs={"input": "vae"}, metrics={"psnr_db": 31.24, "psnr_worst_db": 27.5}
-    )
+        run, "codec", "evaluate", "reconstruction", inputs={"input": "vae"},
+        metrics={"psnr_db": 31.24, "video": [17, 96, 96], "clips": [reconstructed("b <2>", 31.3), reconstructed("a", 27.5)]},
+    )  # fmt: skip
     leave_videos(codec, CAPTIONS, "real", "VAE round trip")
+    leave_videos(codec, ("a",), "original", "reconstruction", name="worst")
     step(run, "real", "evaluate", "shapes", inputs={"input": "vae"}, options={"source": "real"}, metrics=shapes(0.9987))
     log_curves(
         step(run, "teacher", "distill", "flow", model=big, flow=LONG, inputs={"input": "vae"}), ("loss", "grad_student")
@@ -411,6 +420,19 @@ def test_page_shows_the_figures(run: Path) -> None:
     assert "1 of 4 (25%)" in page  # blocks removed, beside the paper's 8 of 28
     for column in ("real", "VAE round trip", "teacher, 40 steps", "student, 4 steps"):
         assert f"<th>{column}</th>" in page
+
+
+def test_the_page_shows_what_became_of_clips(run: Path) -> None:
+    section = page_of(run).partition('<section id="reconstruction">')[2].partition("</section>")[0]
+    rows = section.partition("2 clips</summary>")[2]
+    assert rows.index("<th>a</th>") < rows.index("<th>b &lt;2&gt;</th>")  # the worst first
+    cells = re.findall(r'<td class="n">(.*?)</td>', rows)
+    assert cells == [
+        "17 × 96 × 96", "27.50", "0.9123", "2.25", "16", "21.00",
+        "17 × 96 × 96", "31.30", "0.9123", "–", "16", "21.00",
+    ]  # fmt: skip
+    assert "17 × 96 × 96</small>" in section
+    assert re.findall(r'aria-label="(.*?)"', section) == ["original: a", "reconstruction: a"]
 
 
 def test_the_page_shows_every_plan_that_was_tried(run: Path) -> None:
