@@ -35,7 +35,7 @@ from dit_compress.export import check_components, export_components
 if TYPE_CHECKING:
     from dit_compress.export import Component
 
-COMPONENTS = (*targets.DITS, *(f"vae {ratio}" for ratio in targets.RATIOS))
+COMPONENTS = (*targets.DITS, *(f"{codec} {ratio}" for codec in targets.CODECS for ratio in targets.RATIOS))
 
 
 @dataclass

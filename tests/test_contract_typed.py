@@ -101,6 +101,7 @@ OTHERS = {
         "magnitude": "a parameter of DoRA",
     },
     "testing/models.py": {"ffn": "an option of the tiny model"},
+    "train/codec/": {"adversarial": "a weight of the loss", "psnr": "a logged figure"},
 }
 """Strings that equal a plugin's name and mean something else."""
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TARGETS = dict.fromkeys(("coreml", "coreai", "onnx", "executorch"), ("float32", "float16"))
 """Target → precisions it is exported in."""
 RATIOS = {"4x16x16": (4, 16, 16), "4x32x32": (4, 32, 32), "8x32x32": (8, 32, 32), "8x64x64": (8, 64, 64)}
+CODECS = {"vae": "video_vae", "h3ae": "h3ae"}
 DITS = ("video_dit", "pruned video_dit", "ltx", "wan")
 REMOVED = {"block": 1 / 3, "head": 1 / 2, "ffn": 1 / 4}
 SIZE = (3, 4, 4)
@@ -71,9 +72,9 @@ def pruned(whole: Denoiser) -> Denoiser:
     return small
 
 
-def decoder_component(ratio: str) -> Component:
-    """Return the decoder of a small video VAE at a ratio."""
-    maker = load_object(installed().get("latent", "video_vae").load)
+def decoder_component(codec_name: str, ratio: str) -> Component:
+    """Return the decoder of a small codec at a ratio."""
+    maker = load_object(installed().get("latent", CODECS[codec_name]).load)
     torch.manual_seed(0)
     config = {"ratio": list(RATIOS[ratio]), "channels": 32, "widths": [8, 16, 16, 32], "num_blocks": 1}
     codec = maker.from_config(config)
@@ -86,7 +87,7 @@ def decoder_component(ratio: str) -> Component:
 
 def component(name: str) -> Component:
     """Return a DiT or a decoder by its name in the table."""
-    return dit_component(name) if name in DITS else decoder_component(name.removeprefix("vae "))
+    return dit_component(name) if name in DITS else decoder_component(*name.split())
 
 
 def peak_gib() -> float:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from dit_compress.report.data import Step
 
 WIDTH, HEIGHT = 330, 190
-STYLES = {"latents": (ACCENT, "-"), "against": (WARM, "--")}
+STYLES = {"own": (ACCENT, "-"), "against": (WARM, "--")}
 
 
 def spectrum_picture(step: Step) -> Markup | None:
     """Draw an evaluation's latent spectra; None for an evaluation without."""
-    found: Mapping[str, Any] | None = step.metrics.get("spectrum")
-    if not isinstance(found, dict) or not {"frequency", "latents"} <= set(found):
+    found: Mapping[str, Any] | None = step.metrics.get("latent_power")
+    if not isinstance(found, dict) or not {"frequency", "own"} <= set(found):
         return None
-    labels = {"latents": step.source or step.name, "against": step.inputs.get("against", "against")}
+    labels = {"own": step.source or step.name, "against": step.inputs.get("against", "against")}
     with drawing(WIDTH, HEIGHT) as figure:
         axes = place(figure, 44, 34, WIDTH - 54, HEIGHT - 62)
         for name, (colour, dash) in STYLES.items():
@@ -37,7 +37,7 @@ def spectrum_picture(step: Step) -> Markup | None:
         if axes.lines:
             axes.legend(frameon=False, fontsize=7.5)
         headline(figure, step.name, note(step))
-        return as_svg(figure, f"{step.name}-spectrum", f"power of the latents of {labels['latents']} by frequency")
+        return as_svg(figure, f"{step.name}-power", f"power of the latents of {labels['own']} by frequency")
 
 
 def note(step: Step) -> str:

@@ -49,9 +49,9 @@ def test_the_step_compares_two_vaes_and_the_report_draws_both(tmp_path: Path) ->
     found = step.run(context).metrics
     assert found["upper_share"] == found["against_upper_share"]
     assert 0 < found["upper_share"] < found["white_upper_share"], "smooth clips"
-    assert found["spectrum"]["frequency"] == [0.125, 0.375, 0.625, 0.875]
-    assert found["spectrum"]["latents"] == found["spectrum"]["against"]
-    assert found["spectrum"]["latents"][0] > found["spectrum"]["latents"][2] > 0
+    assert found["latent_power"]["frequency"] == [0.125, 0.375, 0.625, 0.875]
+    assert found["latent_power"]["own"] == found["latent_power"]["against"]
+    assert found["latent_power"]["own"][0] > found["latent_power"]["own"][2] > 0
     picture = spectrum_picture(
         Step(
             "look",

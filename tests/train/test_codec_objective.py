@@ -120,7 +120,7 @@ def test_a_critic_learns_in_a_phase_of_its_own_and_then_judges() -> None:
     codec, video = Pooled(1.0, 1.0), torch.rand(2, 3, 3, 16, 16) * 2 - 1
     made = objective(codec, pixel=1.0, adversarial=0.5, perceptual=0.25)
     assert [(phase.name, phase.updates) for phase in made.phases] == [("judge", ("critic",)), ("reconstruct", ("vae",))]
-    assert made.roles["random"].lr is None
+    assert made.roles["distance"].lr is None
     optimizer = torch.optim.Adam(made.critic.parameters(), lr=1e-2)
     curve = []
     for _ in range(30):

@@ -59,7 +59,7 @@ class Likeness:
         if found is None:
             raise UserError(
                 f"the teacher's VAE, a {type(self.teacher).__name__}, does not show its decoder's features",
-                mend="Take a video_vae or a diffusers_vae as teacher",
+                mend="Take a teacher whose VAE has 'features', as those that come with dit-compress",
             )
         return found
 

@@ -55,8 +55,9 @@ class CodecObjective:
             self.roles |= {"teacher": Role(likeness.teacher), "aligner": Role(likeness.aligner, lr=ALIGNER_LR)}
         self.random = RandomFeatures() if options.losses.perceptual else None
         if self.random is not None:
-            self.roles["random"] = Role(self.random)
-        self.phases = (Phase("reconstruct", tuple(name for name, role in self.roles.items() if role.lr is not None)),)
+            self.roles["distance"] = Role(self.random)
+        trained = tuple(name for name, role in self.roles.items() if role.lr is not None)
+        self.phases: tuple[Phase, ...] = (Phase("reconstruct", trained),)
         self.critic = FrameCritic(seed) if options.losses.adversarial else None
         if self.critic is not None:
             self.roles["critic"] = Role(self.critic, lr=options.losses.critic_lr, betas=(0.0, 0.99))
@@ -73,7 +74,8 @@ class CodecObjective:
         terms = self._terms(decoded.float(), video, mean.float())
         if self.likeness is not None and features is not None:
             terms["features"] = self.likeness(features, video)
-        total = torch.stack([getattr(self.options.losses, name) * value for name, value in terms.items()]).sum()
+        weights = dict(self.options.losses)
+        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         logged = {name: value.detach() for name, value in terms.items()}
         return {"loss": total, **logged, "psnr": losses.psnr(decoded.detach().float(), video).mean()}
 
@@ -144,8 +146,8 @@ def held(module: nn.Module) -> Iterator[None]:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in trained:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_(True)

@@ -47,19 +47,19 @@ class SpectrumEvaluation:
     def run(self, context: Context) -> Result:
         """Measure the latents of test clips."""
         clips, other = distinct(context.clips("test"))[: self.options.num_clips], context.slot("against")
-        codecs: dict[str, Codec] = {"latents": context.input.codec()}
+        codecs: dict[str, Codec] = {"own": context.input.codec()}
         if other is not None:
             codecs["against"] = other.codec()
         with progress(context.name, len(clips) * len(codecs)) as advance:
             powers = {name: self._power(codec.eval(), clips, advance) for name, codec in codecs.items()}
-        bands, own = self.options.bands, powers["latents"]
+        bands, own = self.options.bands, powers["own"]
         white = torch.ones_like(own)
         metrics: dict[str, Any] = {"upper_share": upper_share(own), "white_upper_share": upper_share(white)}
         if other is not None:
             metrics["against_upper_share"] = upper_share(powers["against"])
-        spectrum = {name: by_band(value, bands) for name, value in powers.items()}
+        found = {name: by_band(value, bands) for name, value in powers.items()}
         middles = [(band + 0.5) / bands for band in range(bands)]
-        return Result(metrics=metrics | {"spectrum": {"frequency": middles, **spectrum}, "num_clips": len(clips)})
+        return Result(metrics=metrics | {"latent_power": {"frequency": middles, **found}, "num_clips": len(clips)})
 
     @torch.no_grad()
     def _power(self, codec: Codec, clips: Sequence[Clip], advance: Any) -> Tensor:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.model.codec.carried import Carried
+    from dit_compress.model.codec.rows import Rows
 
 FINE_CELL, GROUP_CELL = 4, 16
 """Pixels of a cell on single frames at their finest, and from which on a row is a latent frame."""
@@ -193,13 +194,14 @@ class Decoder(nn.Module):
                 features.append(split_time(x_NCHW, rows))
             if place == self.grouped and place:
                 split = self.ups[place - 1](*parts(x_NCHW, num_latent, begins=begins))
-                x_NCHW, rows = self._frames(*split, num_latent), frames
+                x_NCHW, rows = self._frames(split, num_latent), frames
             elif place:
                 x_NCHW = self.ups[place - 1](x_NCHW)
         return split_time(self.head(x_NCHW), frames)
 
-    def _frames(self, first: Tensor | None, rest: Tensor | None, num_latent: int) -> Tensor:
+    def _frames(self, split: Rows, num_latent: int) -> Tensor:
         """Join rows of latent frames to rows of single frames."""
+        first, rest = split
         if first is None:
             return merge_time(continuation_of(only(None, rest), self.group, num_latent))
         return merge_time(video_of(first, rest))
