@@ -88,9 +88,14 @@ def claims(question: str, sizes: Mapping[str, Any]) -> list[Claim]:
 
 def teacher(out: Path, sizes: Mapping[str, Any], seed: int) -> Path:
     """Train a teacher, measure it; the folder of its steps."""
+    steps = [{"latent": {"use": "given"}, "name": "given"}, *teacher_steps(sizes)]
+    return run(out / f"teacher{seed}", recipe(sizes, seed, steps, sizes["model"]), 1)
+
+
+def teacher_steps(sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the training of a teacher, measured, with a held-out loss ten times on the way."""
     how = {**training(sizes, sizes["teacher"]), "validation": {"every": sizes["teacher"] // 10, "samples": 512}}
-    steps = [{"latent": {"use": "given"}, "name": "given"}, {"distill": how, "name": "teacher"}]
-    return run(out / f"teacher{seed}", recipe(sizes, seed, [*steps, measured("teacher", sizes)], sizes["model"]), 1)
+    return [{"distill": how, "name": "teacher"}, measured("teacher", sizes)]
 
 
 def teacher_bundle(out: Path, seed: int) -> Path:
@@ -156,8 +161,8 @@ def goes_far(seeds: tuple[int, int]) -> bool:
     return seeds[0] < FEW and seeds[1] == 0
 
 
-def pruned(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
-    """Prune the teacher by each choice of levels, train on."""
+def pruned(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int], *, kd: bool = True) -> Row:
+    """Prune the teacher by each choice of levels, train on; what all levels gave also by ``kd``."""
     bundle = str(teacher_bundle(out, seeds[0]))
     further = {sizes["total"], *(sizes["far"] if goes_far(seeds) else ())}
     found: Row = {}
@@ -166,12 +171,12 @@ def pruned(out: Path, sizes: Mapping[str, Any], seeds: tuple[int, int]) -> Row:
         how = {"levels": {name: NEAREST[name]}} if name in NEAREST else {"budget": budget_of(name, sizes)}
         step = {"prune": {"use": "trilevel", **how, "search": {"use": "taylor"}}, "name": name}
         steps = [{**step, "input": bundle}, measured(name, sizes), *trained(name, name, marks, sizes)]
-        if name == "all":
+        if kd and name == "all":
             affine = {"use": "affine", "kd_share": KD_SHARE}
             steps += trained("kd", name, marks, sizes, distill=affine, teacher=bundle)
         done = run(folder(out, seeds) / name, recipe(sizes, own_seed(seeds), steps), 1)
         found[arm(name, 0)] = metrics(done, name)
-        for each in (name, "kd") if name == "all" else (name,):
+        for each in (name, "kd") if kd and name == "all" else (name,):
             found |= {arm(each, mark): metrics(done, step_name(each, mark)) for mark in marks}
     return found
 

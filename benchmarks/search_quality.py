@@ -95,7 +95,7 @@ def one_pair(out: Path, tier: str, seeds: tuple[int, int]) -> Row:
     """Prune a teacher by every arm, train on equally; the excess of each."""
     sizes = account.TIERS[tier]
     steps = sizes["marks"][0]
-    shared = account.pruned(out, sizes, seeds)
+    shared = account.pruned(out, sizes, seeds, kd=False)
     row = {name: shared[account.arm(name, steps)] for name in ("all", *SINGLE)}
     bundle = str(account.teacher_bundle(out, seeds[0]))
     levels = counts(account.folder(out, seeds) / "all" / "run" / "steps" / "all" / "kept.json")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OP = torch.ops.aten
 _TO = torch.ops.aten._to_copy.default  # noqa: SLF001 - its name
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 19
 """Entries of a matrix that are widened and multiplied at once: they stay in the processor's cache."""
 
 
@@ -122,14 +122,15 @@ class OnDisk(Tensor):
         return getattr(torch, TORCH[self.piece.source.dtype])
 
     def read(self) -> Tensor:
-        """Read the values into memory that is lent."""
-        value = self.memory.empty(self.piece.described.shape, self.stored)
-        place, start = value.view(-1).view(torch.uint8).numpy(), 0
+        """Read the values into memory that is lent, cast a chunk at a time."""
+        *between, last = self.steps() or [self.stored]
+        value, start = self.memory.empty(self.piece.described.shape, last), 0
         for chunk in cut(self.piece, self.memory.buffers):
-            place[start : start + len(chunk)] = chunk
-            start += len(chunk)
-        for dtype in self.steps():
-            value = self.memory.empty(tuple(value.shape), dtype).copy_(value)
+            part = torch.from_numpy(np.frombuffer(chunk, np.uint8)).view(self.stored)
+            for dtype in between:
+                part = part.to(dtype)
+            value.view(-1)[start : start + len(part)] = part
+            start += len(part)
         for func, rest, kwargs in self.views:
             value = func(value, *rest, **kwargs)
         return value
