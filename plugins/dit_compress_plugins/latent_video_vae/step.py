@@ -38,7 +38,7 @@ class VideoVAEStep:
     def plan(self, spec: Spec) -> Spec:
         """Give the bundle a codec; the video must fit its ratio."""
         with torch.device("meta"):
-            vae = self.create()
+            vae = self._vae()
         after = replace(spec, latent=ComponentSpec("latent", "video_vae", config_of(vae)))
         if spec.video is not None:
             after.latent_size()
@@ -73,18 +73,21 @@ class VideoVAEStep:
 
     def create(self, seed: int = 0) -> VideoVAE:
         """Make a VAE of the options, the same for the same seed, in the memory format that trains fastest."""
-        options = self.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            vae = VideoVAE(
-                options.ratio_numbers(),
-                options.channels,
-                options.widths,
-                options.blocks,
-                tile=options.tile,
-                chunk=options.chunk,
-            )
-        return vae.to(memory_format=torch.channels_last)
+            vae = self._vae()
+        return vae.to(memory_format=torch.channels_last)  # diffusers' ``to`` imports peft: a plan does without
+
+    def _vae(self) -> VideoVAE:
+        options = self.options
+        return VideoVAE(
+            options.ratio_numbers(),
+            options.channels,
+            options.widths,
+            options.blocks,
+            tile=options.tile,
+            chunk=options.chunk,
+        )
 
     def initialise(self, vae: VideoVAE, videos: Iterable[Tensor]) -> None:
         """Make the VAE the PCA of ``options.pca_clips`` clips, given in batches ``[B,3,F,Y,X]`` in [-1, 1]."""
