@@ -30,7 +30,7 @@ Steps, the entries of a recipe:
     def prune() -> Plugin           Remove units of the denoiser                  Step               step/protocols.py
         plan, run
     def distill() -> Plugin         Train with roles, phases and losses           Distiller          train/objective.py
-        plan, run, options, objective, flow; by default: misfits, finish, held, trained
+        plan, run, options, objective, flow; by default: misfits, finish, num_parameters
     def transform() -> Plugin       Change the structure in any other way         Transform          step/protocols.py
         plan, run, replay
     def evaluate() -> Plugin        Measure a bundle                              Step               step/protocols.py

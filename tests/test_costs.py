@@ -68,8 +68,9 @@ def distill() -> Plugin:
 class Biases(DistillStep):
     def objective(self, context, student, teacher, text): ...
 
-    def trained(self, student):
-        return sum(value.numel() for name, value in student.named_parameters() if name.endswith("bias"))
+    def num_parameters(self, student):
+        biases = sum(value.numel() for name, value in student.named_parameters() if name.endswith("bias"))
+        return super().num_parameters(student)[0], biases
 """
 
 

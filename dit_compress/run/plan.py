@@ -73,7 +73,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             fresh = after.notes[len(before.notes) :] if before else ()
             if deep and node.kind == "export":
                 fresh += _check_export(node, after, networks)
-            held, trained = _counted(node, after) if node.kind == "distill" else (0, 0)
+            held, trained = node.build().num_parameters(after.outline()) if node.kind == "distill" else (0, 0)
             rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, held, trained))
             specs[node.name] = after
         except UserError as error:
@@ -136,12 +136,6 @@ def _check_captions(text: ComponentSpec, spec: Spec) -> None:
     width = cast("TextEncoder", text.outline).width
     if embedding is not None and embedding.shape[-1] != width:
         raise other_width(width, embedding.shape[-1])
-
-
-def _counted(node: Node, after: Spec) -> tuple[int, int]:
-    """Count the parameters that a training step holds and trains."""
-    step, student = node.build(), after.outline()
-    return step.held(student), step.trained(student)
 
 
 def _check_slots(

@@ -189,19 +189,15 @@ class Distiller(Step, Protocol):
         """Return the student's module, whole by now, without what the training put into it: as a bundle holds it."""
         return student.module
 
-    def held(self, student: Denoiser) -> int:
-        """Count the parameters that training holds besides those of its other slots' bundles, for ``plan``.
+    def num_parameters(self, student: Denoiser) -> tuple[int, int]:
+        """Count the parameters that training holds, and those of them that it moves, for ``plan``.
 
-        The student's; more for copies of it. ``student`` has no weights, and is to be read only.
+        Those of its other slots' bundles are counted elsewhere. The student's, twice; more for what is made besides,
+        fewer where some are frozen. ``student`` has no weights, and is to be read only. A UserError that making the
+        rest raises refuses the step.
         """
-        return sum(parameter.numel() for parameter in student.parameters())
-
-    def trained(self, student: Denoiser) -> int:
-        """Count the parameters that training moves, for ``plan``: all; fewer where it freezes some, more for copies.
-
-        ``student`` has no weights, and is to be read only.
-        """
-        return sum(parameter.numel() for parameter in student.parameters())
+        size = sum(parameter.numel() for parameter in student.parameters())
+        return size, size
 
 
 class DiscriminatorPart(Protocol):

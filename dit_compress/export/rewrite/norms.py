@@ -147,7 +147,7 @@ def form_of(module: nn.Module) -> Form | None:
 
 def _may_be_norm(module: nn.Module, vectors: Sequence[nn.Parameter]) -> bool:
     """Tell whether it is worth a call: no parts, one input, at most a gain and an offset of one width."""
-    if isinstance(module, ScaledRMSNorm) or next(module.children(), None) is not None:
+    if isinstance(module, ScaledRMSNorm) or type(module) is nn.Module or next(module.children(), None) is not None:
         return False
     if any(buffer.is_meta or isinstance(buffer, FakeTensor) for buffer in module.buffers()):
         return False

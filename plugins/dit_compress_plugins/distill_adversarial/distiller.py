@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dit_compress.hooks import Part
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
-    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
 
@@ -27,29 +26,15 @@ if TYPE_CHECKING:
 class AdversarialDistiller(DistillStep):
     """Step ``distill: {use: adversarial}``."""
 
-    def plan(self, spec: Spec) -> Spec:
-        """Return the bundle with its new way of sampling; a discriminator that does not fit is refused."""
-        planned = super().plan(spec)
+    def num_parameters(self, student: Denoiser) -> tuple[int, int]:
+        """Count those of the student and of the discriminator; one that does not fit is refused."""
+        held, trained = super().num_parameters(student)
         with suppress(NotImplementedError, RuntimeError):  # a head that needs weights is made when the step runs
-            self.part().build().create(spec.outline())
-        return planned
-
-    def held(self, student: Denoiser) -> int:
-        """Count the student's parameters and the discriminator's."""
-        return super().held(student) + sum(size for size, _ in self._judges(student))
-
-    def trained(self, student: Denoiser) -> int:
-        """Count those of both that are trained."""
-        return super().trained(student) + sum(size for size, moves in self._judges(student) if moves)
-
-    def _judges(self, student: Denoiser) -> list[tuple[int, bool]]:
-        """List sizes of the discriminator's parameters, and whether they are trained; none if it can't be made yet."""
-        if not self.options.adversarial_weight:
-            return []
-        with suppress(NotImplementedError, RuntimeError):
             judge = self.part().build().create(student)
-            return [(parameter.numel(), parameter.requires_grad) for parameter in judge.parameters()]
-        return []
+            if self.options.adversarial_weight:
+                held += sum(parameter.numel() for parameter in judge.parameters())
+                trained += sum(parameter.numel() for parameter in judge.parameters() if parameter.requires_grad)
+        return held, trained
 
     def flow(self, before: Flow) -> Flow:
         """Return few steps, no guidance."""

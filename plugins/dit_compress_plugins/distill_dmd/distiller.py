@@ -73,17 +73,15 @@ class DmdDistiller(DistillStep):
         guide = bundle.denoiser() if bundle is not None else None
         return DmdObjective(self.options, student, real, text, self.flow(context.input.flow), guide)
 
-    def held(self, student: Denoiser) -> int:
-        """Count student and critic, with LoRA where it is."""
-        return 2 * super().held(student) + (0 if self.options.lora is None else self.trained(student))
-
-    def trained(self, student: Denoiser) -> int:
-        """Count what student and critic train: all their weights, or those of LoRA."""
+    def num_parameters(self, student: Denoiser) -> tuple[int, int]:
+        """Count those of student and critic; with LoRA its own besides, and those alone are trained."""
+        held, trained = super().num_parameters(student)
         lora = self.options.lora
         if lora is None:
-            return 2 * super().trained(student)
+            return 2 * held, 2 * trained
         inside = (student.module.get_submodule(path) for path in linears(student.module))
-        return 2 * sum(lora.rank * sum(item.weight.shape) for item in inside if isinstance(item, torch.nn.Linear))
+        added = sum(lora.rank * sum(item.weight.shape) for item in inside if isinstance(item, torch.nn.Linear))
+        return 2 * (held + added), 2 * added
 
     def finish(self, student: Denoiser) -> torch.nn.Module:
         """Return the student's module, LoRA's updates added to its weights."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dit_compress.train.codec.step import CodecStep, round_trip_db
 from dit_compress_plugins.latent_video_vae.start import initialise
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
@@ -33,20 +31,17 @@ class VideoVAEStep(CodecStep):
         """Make an empty VAE of a saved config, statistics included; works on the meta device."""
         return VideoVAE.from_config(dict(config))
 
-    def create(self, seed: int = 0) -> VideoVAE:
-        """Make a VAE of the options, the same for the same seed, in the memory format that trains fastest."""
+    def network(self) -> VideoVAE:
+        """Make a codec of the options."""
         options = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            vae = VideoVAE(
-                options.ratio_numbers(),
-                options.channels,
-                options.widths,
-                options.blocks,
-                tile=options.tile,
-                chunk=options.chunk,
-            )
-        return vae.to(memory_format=torch.channels_last)
+        return VideoVAE(
+            options.ratio_numbers(),
+            options.channels,
+            options.widths,
+            options.blocks,
+            tile=options.tile,
+            chunk=options.chunk,
+        )
 
     def initialise(self, vae: VideoVAE, videos: Iterable[Tensor]) -> None:
         """Make the VAE the PCA of ``options.pca_clips`` clips, given in batches ``[B,3,F,Y,X]`` in [-1, 1]."""
