@@ -21,6 +21,7 @@ from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.whole import load_whole
 from dit_compress_plugins.latent_diffusers_vae.facts import (
     FLAGS,
+    STATISTICS,
     class_named,
     empty,
     folder_of,
@@ -171,7 +172,8 @@ def describe(
     """Describe a codec around a VAE, which may be without weights: geometry as observed, statistics as stated."""
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
     about = {"class_name": type(vae).__name__, "vae": config, "tile": tile, "decode_timestep": decode_timestep}
-    found = _observed(type(vae), json.dumps(about))
+    shapes = {name: value for name, value in config.items() if name not in STATISTICS}
+    found = _observed(type(vae), json.dumps({**about, "vae": shapes}))
     mean, std = statistics(vae, found.channels, scaling_factor)
     geometry = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(found).items()}
     return {**about, **geometry, "latent_mean": mean, "latent_std": std}

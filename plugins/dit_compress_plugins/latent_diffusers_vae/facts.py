@@ -89,6 +89,10 @@ FLAGS = ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_d
 """Switches by which the classes of diffusers divide a video."""
 
 
+STATISTICS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
+"""What a config states of the latent's values; no shape depends on it."""
+
+
 def mode(encoded: Any) -> Tensor:
     """Return the output of ``encode`` as one latent: the posterior's mode, or the latent of a deterministic encoder."""
     if hasattr(encoded, "latent_dist"):
