@@ -13,6 +13,7 @@ from PIL import Image
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import Clip
+from dit_compress.data.frames import frame_files
 from dit_compress.data.video import write_video
 from dit_compress_plugins.data_videos import VideosOptions
 from dit_compress_plugins.data_videos.data import Videos
@@ -128,6 +129,13 @@ def test_all_that_is_wrong_with_folders_of_frames_is_said_at_once(tmp_path: Path
     names = frames(folder / "names", grey(5, 20))
     (names / "00001.jpg").rename(names / "first.jpg")
     (names / "00002.jpg").rename(names / "3.jpg")
+    with pytest.raises(UserError) as caught:
+        frame_files(names)
+    assert [what for _, what, _ in caught.value.problems] == [
+        "frame 3 twice, '00003.jpg' and '3.jpg'",
+        "a frame without a number, 'first.jpg'",
+        "a gap between '00000.jpg' and '00003.jpg'",
+    ]
     frames(folder / "good", grey(5, 20))
     found = problems_of(folder, tmp_path / "cache")
     assert found.pop("torn/00002.jpg").startswith("the image can't be read (")
@@ -147,6 +155,7 @@ def test_a_caption_may_name_an_image_or_a_folder_of_frames(tmp_path: Path) -> No
     folder = frames(tmp_path / "clips" / "below" / "walk", grey(5, 20)).parents[1]
     Image.fromarray(grey(1, 90)[0]).save(folder / "still.png")
     Image.fromarray(np.full((32, 48, 4), 90, np.uint8)).save(folder / "glass.png")
+    write_tar(folder / "old.tar", {"1.txt": b"where there are captions, they say what counts"})
     lines = [{"file": name, "caption": name} for name in ("below/walk", "still.png", "glass.png")]
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sizes = [[5, 32, 48], [1, 32, 48]]

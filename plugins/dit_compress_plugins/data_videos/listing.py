@@ -36,7 +36,7 @@ def listed(path: Path, leave_out: Collection[Path] = (), **taken: Any) -> list[C
         problems: list[UserError] = []
         rows = read_table(path, problems)
         found = clips_of_records(rows, path.parent, problems, leave_out=leave_out, **taken)
-    elif path.suffix == TAR or (path.is_dir() and any(path.glob(f"*{TAR}"))):
+    elif path.suffix == TAR or (not (path / CAPTIONS).exists() and any(path.glob(f"*{TAR}"))):
         found = [clip for clip in read_shards(path, **taken) if clip.path not in leave_out]
     elif folders := frame_folders(path):
         found = [Clip(folder, _caption(folder), None, **taken) for folder in folders if folder not in leave_out]
