@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PositiveInt, model_validator
 
@@ -17,6 +17,33 @@ class Options(BaseModel):
     """Base of every options class: unknown keys, infinities and NaN are errors, values can't change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Slots of the step that options belong to: without its bundle they do nothing, and ``check`` refuses them."""
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Options that do nothing beside the others' values, and what each belongs to: ``{"bins": "'weight: null'"}``.
+
+        One that differs from its default is refused.
+        """
+        return {}
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        asked: dict[str, list[str]] = {}
+        for name, to in self.idle.items():
+            if self.differs(name):
+                asked.setdefault(to, []).append(repr(name))
+        if asked:
+            belong = (f"{' and '.join(names)} belong{'' if names[1:] else 's'} to {to}" for to, names in asked.items())
+            raise ValueError(f"{'; '.join(belong)}: leave out what does nothing, or give that")
+        return self
+
+    def differs(self, name: str) -> bool:
+        """Tell whether an option has another value than its default."""
+        value: Any = getattr(self, name)
+        return bool(value != type(self).model_fields[name].get_default(call_default_factory=True))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -151,8 +178,7 @@ class Keyed:
 
     def counts(self, options: Options) -> bool:
         """Tell whether the option counts among these."""
-        fields, values = type(options).model_fields, dict(options)
-        return any(values[name] != fields[name].get_default(call_default_factory=True) for name in self.by)
+        return any(options.differs(name) for name in self.by)
 
 
 @dataclass(frozen=True)
