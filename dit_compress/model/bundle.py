@@ -111,6 +111,11 @@ class Bundle:
         files = {name: entry["files"] for name, entry in self.data["components"].items()}
         return sha256_data(files if component is None else files[component])
 
+    def weights(self, component: str) -> dict[str, str]:
+        """Return the digests of a component's files but its config."""
+        files = self.data["components"][component]["files"]
+        return {name: digest for name, digest in files.items() if name != "config.json"}
+
     def denoiser(self) -> Denoiser:
         """Return the denoiser with its weights."""
         component = self._need("denoiser")

@@ -231,6 +231,7 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
     """
     slots = slots_of(type(options))
     data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
+    fields = type(options).model_fields
     for names, (mark, value) in files_of(options).items() if contents else ():
         *outer, leaf = names.split(".")
         reduce(getitem, outer, data)[leaf] = mark.content(value)
@@ -238,24 +239,31 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
         _keep_counted(options, data)
     values = dict(options)
     for name, slot in slots.items():
-        value = values[name]
+        value, written = values[name], fields[name].alias or name
         if value is None:
-            data[name] = None
+            data[written] = None
         elif slot.many:
-            data[name] = {key: options_as_data(part.options, contents=contents) for key, part in value.items()}
+            data[written] = {key: options_as_data(part.options, contents=contents) for key, part in value.items()}
         else:
-            data[name] = value.as_data(contents=contents)
+            data[written] = value.as_data(contents=contents)
     return data
 
 
-def _keep_counted(options: Options, data: dict[str, Any]) -> None:
-    """Take out of the data what does not count in a key, in inner options, too."""
-    for name, value in options:
-        marks = type(options).model_fields[name].metadata
-        if any(isinstance(mark, Keyed) and not mark.counts(options) for mark in marks):
-            data.pop(name, None)
-        elif isinstance(value, Options) and name in data:
-            _keep_counted(value, data[name])
+def _keep_counted(value: Any, data: Any) -> None:
+    """Take out of the data what does not count in a key; in options inside options, lists and mappings, too."""
+    if isinstance(value, Options):
+        for name, inner in value:
+            info = type(value).model_fields[name]
+            written = info.alias or name
+            if any(isinstance(mark, Keyed) and not mark.counts(value) for mark in info.metadata):
+                data.pop(written, None)
+            elif written in data:
+                _keep_counted(inner, data[written])
+    elif isinstance(value, dict) and isinstance(data, dict):
+        _keep_counted(list(value.values()), list(data.values()))
+    elif isinstance(value, list | tuple) and isinstance(data, list):
+        for inner, own in zip(value, data, strict=True):
+            _keep_counted(inner, own)
 
 
 def marked(options: type[Options]) -> dict[str, File]:
@@ -268,10 +276,11 @@ def files_of(options: Options) -> dict[str, tuple[File, str]]:
     """Return what :class:`File` options name, those of inner options included: dotted name → mark, value."""
     marks, found = marked(type(options)), dict[str, tuple[File, str]]()
     for name, value in options:
+        written = type(options).model_fields[name].alias or name
         if isinstance(value, Options):
-            found |= {f"{name}.{inner}": named for inner, named in files_of(value).items()}
+            found |= {f"{written}.{inner}": named for inner, named in files_of(value).items()}
         elif name in marks and value is not None:
-            found[name] = (marks[name], str(value))
+            found[written] = (marks[name], str(value))
     return found
 
 

@@ -78,7 +78,7 @@ class VideoVAEOptions(TrainOptions):
 
     @model_validator(mode="after")
     def _has_no_denoiser(self) -> Self:
-        given = [name for name in ("compile", "shard", "bf16_gather") if getattr(self, name)]
+        given = [name for name in ("compile", "shard", "bf16_gather", "muon_lr") if getattr(self, name)]
         if given:
             raise ValueError(f"a VAE's step trains no denoiser, whose blocks {given[0]!r} is about: take it out")
         return self

@@ -43,7 +43,15 @@ class VideoVAEObjective:
 
     def __init__(self, vae: VideoVAE, options: VideoVAEOptions, likeness: Likeness | None = None) -> None:
         self.vae, self.options, self.likeness = vae, options, likeness
-        self.roles = {"vae": Role(vae, lr=options.lr, betas=(0.9, 0.99), ema=options.ema or None)}
+        self.roles = {
+            "vae": Role(
+                vae,
+                lr=options.lr,
+                betas=(0.9, 0.99),
+                weight_decay=options.weight_decay,
+                ema=options.ema or None,
+            )
+        }
         if likeness is not None:
             self.roles |= {"teacher": Role(likeness.teacher), "aligner": Role(likeness.aligner, lr=ALIGNER_LR)}
         self.phases = (Phase("reconstruct", tuple(name for name, role in self.roles.items() if role.lr is not None)),)
