@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 import yaml
+from pydantic import Field
 from toy import tiny_bundle
 
 from dit_compress.core import files
@@ -105,6 +106,15 @@ class Holding(Options):
     inner: Later = Later()
 
 
+class Renamed(Options):
+    """What a recipe writes otherwise than the class does, and options in a list and a mapping."""
+
+    table: Annotated[str | None, File()] = Field(None, alias="from")
+    late: Annotated[int, Keyed("late")] = Field(1, alias="lambda")
+    several: tuple[Later, ...] = (Later(), Later(new=0.25))
+    named: dict[str, Later] = {"first": Later(machine=3)}  # noqa: RUF012 - pydantic copies it
+
+
 @pytest.mark.parametrize(
     ("given", "counted"),
     [
@@ -123,6 +133,18 @@ def test_an_option_that_came_later_counts_where_it_changes_something(
     assert options_as_data(Later(**given), contents=True) == counted
     assert options_as_data(Holding(inner=Later(**given)), contents=True) == {"inner": counted}
     assert options_as_data(Later(**given)) == whole
+
+
+def test_an_option_counts_alike_under_another_name_and_in_containers(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"1")
+    made, path = Renamed.model_validate({"from": str(tmp_path / "t")}), tmp_path / "t"
+    counted = {"several": [{"old": 1}, {"old": 1, "new": 0.25}], "named": {"first": {"old": 1}}}
+    assert options_as_data(made, contents=True) == {"from": sha256_content(path), **counted}
+    assert options_as_data(Renamed.model_validate({"lambda": 2}), contents=True) == {
+        "from": None,
+        "lambda": 2,
+        **counted,
+    }
 
 
 def test_how_a_training_is_computed_changes_no_key() -> None:

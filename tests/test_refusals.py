@@ -133,6 +133,41 @@ PLANNED = {
         "r.yaml:10: the student does not descend from this teacher: another model, or pruned otherwise. "
         "Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns from any teacher of",
     ),
+    "a guide's weights without a guide": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: dmd, output_weight: 2, feature_weight: 0.5}\n    teacher: vae\n",
+        "r.yaml:8: 'output_weight' and 'feature_weight' belong to a guide, and the step has none. "
+        "Add 'guide: <an earlier step>', or leave out what does nothing\n",
+    ),
+    "options of a training in a search": (
+        "    name: vae\n",
+        "    name: vae\n  - prune:\n      use: trilevel\n      levels: {block: {remove: 1}}\n      search:\n"
+        "        use: groupwise\n        lora: null\n"
+        "        objective: {use: flow, steps: 9, weight_decay: 0.1, lr: 1e-3, ema: 0.5, guidance: 2, shift: 2}\n",
+        "r.yaml:14: 'steps', 'weight_decay', 'ema', 'guidance' of the 'objective' of a search would do nothing: it asks "
+        "for losses alone. Leave out what does nothing; the search has such options of its own\n",
+    ),
+    "a search that measures trains nothing": (
+        "    name: vae\n",
+        "    name: vae\n  - prune:\n      use: trilevel\n      levels: {block: {remove: 1}}\n"
+        "      search: {use: taylor, objective: {use: flow, lr: 1e-3, caption_dropout: 0.5}}\n",
+        "r.yaml:11: 'lr' of the 'objective' of a search would do nothing: it asks for losses alone. Leave out what does "
+        "nothing\n",
+    ),
+    "an objective that a search can't drive": (
+        "    name: vae\n",
+        "    name: vae\n  - prune:\n      use: trilevel\n      levels: {block: {remove: 1}}\n"
+        "      search: {use: greedy, objective: scaled}\n",
+        "r.yaml:11: 'scaled' can't be the 'objective' of a search: it learns from the bundle in the slot 'teacher', and a "
+        "search has none. Name another 'distill' plugin\n",
+    ),
+    "options that do nothing beside the others": (
+        "    name: vae\n",
+        "    name: vae\n  - distill: {use: adversarial, r1_kind: approximate, renoise: grid, renoise_mean: 0, "
+        "teacher_steps: 9}\n",
+        "r.yaml:8: distill 'adversarial': 'renoise_mean' belongs to 'renoise: logit_normal'; 'r1_kind' belongs to 'r1' "
+        "above 0; 'teacher_steps' belongs to 'teacher_samples' above 0: leave out what does nothing, or give that\n",
+    ),
     "distribution of nobody": (
         "    name: vae\n", "    name: vae\n  - distill: {use: dmd}\n",
         "r.yaml:8: step 'dmd' has no teacher. Add 'teacher: <an earlier step>'",
@@ -225,7 +260,11 @@ def test_what_the_plan_refuses(
     assert sorted(item.name for item in tmp_path.iterdir()) == ["r.yaml"]
 
 
-CHECKED = ("captions of another width", "no clips", "knowledge of nobody", "samples of nobody", "features of nobody")
+CHECKED = (
+    "captions of another width", "no clips", "knowledge of nobody", "samples of nobody", "features of nobody",
+    "a guide's weights without a guide", "options of a training in a search", "a search that measures trains nothing",
+    "an objective that a search can't drive", "options that do nothing beside the others",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHECKED)

@@ -116,6 +116,11 @@ class Bundle:
         """The name of the latents that its VAE makes: the digest of the VAE, of the first one where decoders follow."""
         return self.data["components"]["latent"].get("latents") or self.digest("latent")
 
+    def weights(self, component: str) -> dict[str, str]:
+        """Return the digests of a component's files but its config."""
+        files = self.data["components"][component]["files"]
+        return {name: digest for name, digest in files.items() if name != "config.json"}
+
     def denoiser(self) -> Denoiser:
         """Return the denoiser with its weights."""
         component = self._need("denoiser")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PositiveInt, model_validator
 
@@ -17,6 +17,33 @@ class Options(BaseModel):
     """Base of every options class: unknown keys, infinities and NaN are errors, values can't change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Slots of the step that options belong to: without its bundle they do nothing, and ``check`` refuses them."""
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Options that do nothing beside the others' values, and what each belongs to: ``{"bins": "'weight: null'"}``.
+
+        One that differs from its default is refused.
+        """
+        return {}
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        asked: dict[str, list[str]] = {}
+        for name, to in self.idle.items():
+            if self.differs(name):
+                asked.setdefault(to, []).append(repr(name))
+        if asked:
+            belong = (f"{' and '.join(names)} belong{'' if names[1:] else 's'} to {to}" for to, names in asked.items())
+            raise ValueError(f"{'; '.join(belong)}: leave out what does nothing, or give that")
+        return self
+
+    def differs(self, name: str) -> bool:
+        """Tell whether an option has another value than its default."""
+        value: Any = getattr(self, name)
+        return bool(value != type(self).model_fields[name].get_default(call_default_factory=True))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -207,8 +234,7 @@ class Keyed:
 
     def counts(self, options: Options) -> bool:
         """Tell whether the option counts among these."""
-        fields, values = type(options).model_fields, dict(options)
-        return any(values[name] != fields[name].get_default(call_default_factory=True) for name in self.by)
+        return any(options.differs(name) for name in self.by)
 
 
 @dataclass(frozen=True)
@@ -261,6 +287,7 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
     """
     slots = slots_of(type(options))
     data = options.model_dump(mode="json", exclude=set(slots), by_alias=True)
+    fields = type(options).model_fields
     for names, (mark, value) in files_of(options).items() if contents else ():
         *outer, leaf = names.split(".")
         reduce(getitem, outer, data)[leaf] = mark.content(value)
@@ -268,24 +295,31 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
         _keep_counted(options, data)
     values = dict(options)
     for name, slot in slots.items():
-        value = values[name]
+        value, written = values[name], fields[name].alias or name
         if value is None:
-            data[name] = None
+            data[written] = None
         elif slot.many:
-            data[name] = {key: options_as_data(part.options, contents=contents) for key, part in value.items()}
+            data[written] = {key: options_as_data(part.options, contents=contents) for key, part in value.items()}
         else:
-            data[name] = value.as_data(contents=contents)
+            data[written] = value.as_data(contents=contents)
     return data
 
 
-def _keep_counted(options: Options, data: dict[str, Any]) -> None:
-    """Take out of the data what does not count in a key, in inner options, too."""
-    for name, value in options:
-        marks = type(options).model_fields[name].metadata
-        if any(isinstance(mark, Keyed) and not mark.counts(options) for mark in marks):
-            data.pop(name, None)
-        elif isinstance(value, Options) and name in data:
-            _keep_counted(value, data[name])
+def _keep_counted(value: Any, data: Any) -> None:
+    """Take out of the data what does not count in a key; in options inside options, lists and mappings, too."""
+    if isinstance(value, Options):
+        for name, inner in value:
+            info = type(value).model_fields[name]
+            written = info.alias or name
+            if any(isinstance(mark, Keyed) and not mark.counts(value) for mark in info.metadata):
+                data.pop(written, None)
+            elif written in data:
+                _keep_counted(inner, data[written])
+    elif isinstance(value, dict) and isinstance(data, dict):
+        _keep_counted(list(value.values()), list(data.values()))
+    elif isinstance(value, list | tuple) and isinstance(data, list):
+        for inner, own in zip(value, data, strict=True):
+            _keep_counted(inner, own)
 
 
 def marked(options: type[Options]) -> dict[str, File]:
@@ -298,10 +332,11 @@ def files_of(options: Options) -> dict[str, tuple[File, str]]:
     """Return what :class:`File` options name, those of inner options included: dotted name → mark, value."""
     marks, found = marked(type(options)), dict[str, tuple[File, str]]()
     for name, value in options:
+        written = type(options).model_fields[name].alias or name
         if isinstance(value, Options):
-            found |= {f"{name}.{inner}": named for inner, named in files_of(value).items()}
+            found |= {f"{written}.{inner}": named for inner, named in files_of(value).items()}
         elif name in marks and value is not None:
-            found[name] = (marks[name], str(value))
+            found[written] = (marks[name], str(value))
     return found
 
 

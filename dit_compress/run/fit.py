@@ -11,6 +11,7 @@ from dit_compress.plugin.options import marked
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe.model import BASE
 from dit_compress.run.keys import nodes
+from dit_compress.train.options import check_objectives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,8 @@ def need(node: Node, recipe: Recipe) -> None:
     if node.needs_data and recipe.data is None:
         raise UserError(f"step {node.name!r} needs clips", mend="Name a 'data' source in the recipe")
     _need_one_size(node, recipe)
+    if wrong := [*_idle(node), *(error for part in node.inner for error in check_objectives(part))]:
+        raise UserError.join(wrong)
     trains = any(part.kind == "distill" for part in node.inner)
     if trains:
         _need_any_schedule(node, recipe)
@@ -57,6 +60,17 @@ def _need_one_size(node: Node, recipe: Recipe) -> None:
                 f"{len(recipe.videos)}",
                 mend="Give the data one 'size' in place of 'sizes', in a recipe of this step's own",
             )
+
+
+def _idle(node: Node) -> list[UserError]:
+    """Return what to say of options that belong to slots which the step does not have."""
+    found = []
+    for slot, names in node.part.options.for_slots.items() if "step" in node.parts else ():
+        given = [repr(name) for name in names if node.part.options.differs(name)]
+        if given and slot not in node.inputs:
+            what = f"{' and '.join(given)} belong{'' if given[1:] else 's'} to a {slot}, and the step has none"
+            found.append(UserError(what, mend=f"Add '{slot}: <an earlier step>', or leave out what does nothing"))
+    return found
 
 
 def _need_any_schedule(node: Node, recipe: Recipe) -> None:

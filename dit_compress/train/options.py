@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dit_compress.core.errors import UserError
-from dit_compress.plugin.options import Keyed, Options
+from dit_compress.plugin.options import Keyed, Options, Part
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -64,6 +64,10 @@ class TrainOptions(Options):
 
     mends: ClassVar[Mapping[str, str]] = {}
     """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
+    no_objective: ClassVar[str] = ""
+    """Why a search can't take it as its objective; empty where one can."""
+    around: ClassVar[frozenset[str]] = frozenset()
+    """Options of a subclass of which its objective's losses know nothing, as of those here but ``lr``."""
 
     def sharing(self, processes: int) -> int:
         """Return how many of these processes share one copy of the weights."""
@@ -83,6 +87,31 @@ class TrainOptions(Options):
         if batch % accumulate:
             raise ValueError(f"a batch of {batch} can't be cut into {accumulate} equal parts")
         return accumulate
+
+
+def check_objectives(search: Part) -> list[UserError]:
+    """Return what is wrong with the training steps that a search has as parts, for their losses.
+
+    A search trains by its own options, or trains nothing: of an objective it needs what the losses know.
+    """
+    found = []
+    shared = {*TrainOptions.model_fields, *DistillOptions.model_fields}
+    for name, part in search.options:
+        options = part.options if isinstance(part, Part) and part.kind == "distill" else None
+        if not isinstance(options, TrainOptions):
+            continue
+        if options.no_objective:
+            what = f"{part.name!r} can't be the {name!r} of a search: {options.no_objective}"
+            found.append(UserError(what, where=part.where, mend="Name another 'distill' plugin"))
+            continue
+        trains = isinstance(search.options, TrainOptions)
+        unread = (shared - {"lr"} if trains else shared) | options.around
+        given = [repr(key) for key in type(options).model_fields if key in unread and options.differs(key)]
+        if given:
+            what = f"{', '.join(given)} of the {name!r} of a search would do nothing: it asks for losses alone"
+            mend = "Leave out what does nothing" + ("; the search has such options of its own" if trains else "")
+            found.append(UserError(what, where=part.where, mend=mend))
+    return found
 
 
 def check_parts(options: Options, processes: int) -> None:
@@ -143,6 +172,11 @@ class DistillOptions(TrainOptions):
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
 
     @property
+    def idle(self) -> dict[str, str]:
+        """What decays, where nothing does."""
+        return super().idle | ({} if self.weight_decay else {"decay_norms": "'weight_decay' above 0"})
+
+    @property
     def held_out(self) -> bool:
         """True where it validates or watches."""
         return self.validation is not None or self.watch is not None
@@ -178,11 +212,13 @@ class FlowMatchingOptions(DistillOptions):
         """True: everything is of the batch's size."""
         return True
 
-    @model_validator(mode="after")
-    def _has_a_logit(self) -> Self:
-        if self.sigma == "uniform" and (self.sigma_mean, self.sigma_std) != (0.0, 1.0):
-            raise ValueError("'sigma_mean' and 'sigma_std' belong to 'sigma: logit_normal': leave them out, or take it")
-        return self
+    @property
+    def idle(self) -> dict[str, str]:
+        """The logit's mean and deviation, where there is none."""
+        own = (
+            {} if self.sigma == "logit_normal" else dict.fromkeys(("sigma_mean", "sigma_std"), "'sigma: logit_normal'")
+        )
+        return super().idle | own
 
 
 class ProbeOptions(Options):

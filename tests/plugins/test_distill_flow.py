@@ -80,7 +80,7 @@ def test_the_logit_of_a_sigma_has_the_moments_asked_for() -> None:
     given = batch(made.text, size=50)
     logit, drawn = torch.logit(made.noise(given)[0]), torch.logit(plain.noise(given)[0])
     torch.testing.assert_close(logit, -1 + drawn / 2, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="'sigma_mean' and 'sigma_std' belong to 'sigma: logit_normal'"):
+    with pytest.raises(ValueError, match="'sigma_mean' belongs to 'sigma: logit_normal': leave out"):
         FlowOptions(sigma="uniform", sigma_mean=-1.0)
 
 

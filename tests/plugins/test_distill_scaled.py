@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def objective(teacher: str = "video_dit", **options: Any) -> ScaledObjective:
-    given = ScaledOptions(**{"caption_dropout": 0.0, "bins": 4, **options})
+    bins = {} if "weight" in options else {"bins": 4}
+    given = ScaledOptions(**{"caption_dropout": 0.0, **bins, **options})
     torch.manual_seed(5)
     return ScaledObjective(given, tiny_denoiser("video_dit"), tiny_denoiser(teacher, 1), words(), Flow())
 
@@ -118,6 +119,10 @@ def test_a_fixed_weight_takes_the_place_of_the_balance() -> None:
         total = losses["flow_loss"] + weight * (losses["output_loss"] + losses["feature_loss"])
         assert losses["loss"] == pytest.approx(total, rel=1e-5)
         assert "output_ratio" not in losses
+    with pytest.raises(
+        ValueError, match="'bins' and 'ratio_decay' belong to the scaling, which 'weight' replaces: leave"
+    ):
+        ScaledOptions(weight=0.5, bins=4, ratio_decay=0.5)
 
 
 def test_the_projector_is_not_the_identity() -> None:

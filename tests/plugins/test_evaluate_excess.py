@@ -16,9 +16,10 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.data.clips import Clip
 from dit_compress.data.samples import Samples
+from dit_compress.measure.mixture import Mixture
 from dit_compress.plugin.registry import installed
 from dit_compress_plugins.evaluate_excess.mixture import constant, exact, linear
-from dit_compress_plugins.evaluate_excess.step import Truth, summarise
+from dit_compress_plugins.evaluate_excess.step import summarise, velocities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,22 +111,22 @@ def test_the_best_affine_denoiser_is_least_squares() -> None:
 class Known(torch.nn.Module):
     """A predictor of one of the known velocities, which knows the truth of samples 0 … N-1."""
 
-    def __init__(self, truth: Truth, name: str) -> None:
+    def __init__(self, truth: Mixture, name: str) -> None:
         super().__init__()
         self.truth, self.name = truth, name
 
     def forward(self, x: Tensor, sigma_B: Tensor, cond: Any) -> Tensor:
-        found = self.truth.velocities(x.double().flatten(1), float(sigma_B[0]), range(len(x)))[self.name]
+        found = velocities(self.truth, x.double().flatten(1), float(sigma_B[0]), range(len(x)))[self.name]
         return found.float().reshape(x.shape)
 
 
-def world(**more: Any) -> tuple[Truth, Samples]:
+def world(**more: Any) -> tuple[Mixture, Samples]:
     options = {"values": [3, 2], "modes": 3, "channels": 4, "num_test": 2000, **more}
     data = part("data", "mixture", **options)
     clips, x0 = data.clips(Path(), "test"), data.encoded(Path(), "test", "")
     text = words()
     captions = [clip.caption for clip in clips]
-    return Truth.of(clips), Samples(x0, captions, text.encoder.tokenize(captions), pixels=False)
+    return Mixture.of(clips), Samples(x0, captions, text.encoder.tokenize(captions), pixels=False)
 
 
 def figures(name: str, sigmas: tuple[float, ...] = (0.1, 0.5, 0.9)) -> dict[str, Any]:
@@ -174,8 +175,8 @@ def test_figures_are_means_over_the_levels() -> None:
 
 
 def test_data_of_another_world_is_refused() -> None:
-    with pytest.raises(UserError, match="the exact velocity of this data is not known"):
-        Truth.of([Clip(Path("a.mp4"), "a red circle", {"background": "grey"})])
+    with pytest.raises(UserError, match="the mixture that this data was drawn from is not known"):
+        Mixture.of([Clip(Path("a.mp4"), "a red circle", {"background": "grey"})])
 
 
 def test_lower_is_better_and_more_is_explained() -> None:

@@ -11,8 +11,9 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import Clip
+from dit_compress.measure.mixture import Mixture
 from dit_compress_plugins.evaluate_mixture_samples.distances import by_modes, lines, near, sliced_wasserstein
-from dit_compress_plugins.evaluate_mixture_samples.step import Mixture, explained
+from dit_compress_plugins.evaluate_mixture_samples.step import draw, evenly, explained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,23 +96,23 @@ def clips(count: int = 5, modes: int = 4, width: int = 3) -> list[Clip]:
 
 
 def test_captions_are_spread_over_those_there_are() -> None:
-    assert Mixture.of(clips(), 2).captions == ["caption 0", "caption 2"]
-    whole = Mixture.of(clips(), 99)
-    assert whole.captions == [f"caption {place}" for place in range(5)]
-    assert whole.means_GMD.shape == (5, 4, 3)
+    assert evenly(clips(), 2).names == ("caption 0", "caption 2")
+    whole = evenly(clips(), 99)
+    assert whole.names == tuple(f"caption {place}" for place in range(5))
+    assert whole.own_NMD.shape == (5, 4, 3)
 
 
 def test_exact_samples_are_of_the_mixture() -> None:
     """In turns of every mode: 25,000 samples of each have its mean and its spread; at the floor everything is right."""
-    mixture = Mixture.of(clips(), 3)
-    drawn = mixture.draw(100_000, 0, "exact")
+    mixture = evenly(clips(), 3)
+    drawn = draw(mixture, 100_000, 0, "exact")
     for mode in range(4):
         own = drawn[:, mode::4]
-        torch.testing.assert_close(own.mean(1), mixture.means_GMD[:, mode], rtol=0, atol=5 * 0.5 / 25_000**0.5)
+        torch.testing.assert_close(own.mean(1), mixture.own_NMD[:, mode], rtol=0, atol=5 * 0.5 / 25_000**0.5)
         torch.testing.assert_close(own.std(1), torch.full((3, 3), 0.5, dtype=torch.float64), rtol=0.03, atol=0)
-    assert not torch.equal(drawn[:, :4], mixture.draw(4, 0, "other"))
-    apart = Mixture(["a"], torch.tensor([[[-5.0, 0, 0], [5.0, 0, 0]]], dtype=torch.float64), 0.5)
-    found = by_modes(apart.draw(20_000, 0, "exact"), apart.means_GMD, 0.5, near(0.5, 3, 0.9))
+    assert not torch.equal(drawn[:, :4], draw(mixture, 4, 0, "other"))
+    apart = Mixture(torch.tensor([[[-5.0, 0, 0], [5.0, 0, 0]]], dtype=torch.float64), torch.tensor([0]), 0.5)
+    found = by_modes(draw(apart, 20_000, 0, "exact"), apart.means_GMD, 0.5, near(0.5, 3, 0.9))
     assert found["covered"] == 1.0
     assert found["within"] == pytest.approx(0.9, abs=0.01)
     assert found["dispersion"] == pytest.approx(1.0, abs=0.01)
@@ -119,10 +120,10 @@ def test_exact_samples_are_of_the_mixture() -> None:
 
 def test_the_distance_between_exact_samples_falls_with_their_number() -> None:
     """The floor: about the inverse root of the number, as on a line between two draws of one normal."""
-    mixture = Mixture.of(clips(), 5)
+    mixture = evenly(clips(), 5)
     directions = torch.eye(3, dtype=torch.float64)
     few, many = (
-        float(sliced_wasserstein(*(mixture.draw(count, 0, name) for name in "ab"), directions).mean())
+        float(sliced_wasserstein(*(draw(mixture, count, 0, name) for name in "ab"), directions).mean())
         for count in (100, 10_000)
     )
     assert 0 < many < few / 5
@@ -131,5 +132,5 @@ def test_the_distance_between_exact_samples_falls_with_their_number() -> None:
 
 def test_another_world_is_refused() -> None:
     strange = [Clip(Path("a.mp4"), "a", {"shape": "circle"}, 1, (1, 1), 8.0)]
-    with pytest.raises(UserError, match="the mixture that this data was drawn from is not known. Use 'data: {use: mix"):
-        Mixture.of(strange, 4)
+    with pytest.raises(UserError, match="the mixture that this data was drawn from is not known. Name a 'data' source"):
+        evenly(strange, 4)

@@ -374,11 +374,14 @@ def test_kl_and_psnr_by_hand() -> None:
 
 
 def test_training_improves_on_pca_and_starts_there() -> None:
-    options = VideoVAEOptions(channels=4, widths=(32, 32, 32), blocks=1, ratio="4x16x16", bf16=False)
-    step, videos = VideoVAEStep(options), clips(4, 9, 32)
+    given: dict[str, Any] = {"channels": 4, "widths": (32, 32, 32), "blocks": 1, "ratio": "4x16x16", "bf16": False}
+    step, videos = VideoVAEStep(VideoVAEOptions(**given, weight_decay=0.1)), clips(4, 9, 32)
     vae = step.create(seed=3)
     step.initialise(vae, [videos])
     objective = step.objective(vae)
+    assert objective.roles["vae"].weight_decay == 0.1
+    with pytest.raises(ValueError, match="trains no denoiser, whose blocks 'muon_lr' is about: take it out"):
+        VideoVAEOptions(**given, muon_lr=0.02)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
     curve = []
     for index in range(40):

@@ -21,6 +21,7 @@ from dit_compress.model.bundle import write_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.model.text import Captions
 from dit_compress.structure.empty import empty_weights
+from dit_compress.train.distill import need_same_captions, other_encoders
 from dit_compress_plugins.text_t5 import T5Options
 from dit_compress_plugins.text_t5.encoder import T5
 
@@ -121,17 +122,23 @@ def test_embeddings_are_cached_by_content(folder: Path, tmp_path_factory: pytest
 
 
 def test_embeddings_are_kept_in_half_the_place_and_read_as_float32(folder: Path, tmp_path_factory: Any) -> None:
-    found = {}
+    found, bundles = {}, []
     for kept in ("float32", "bfloat16"):
         encoder = T5(T5Options(path=str(folder), width=16, length=6, embeddings=kept)).create()
         place = tmp_path_factory.mktemp(kept)
         spec = Spec(text=ComponentSpec("text", "t5", T5.config_of(encoder)))
         bundle = write_bundle(place / "bundle", spec, {"text": encoder}, base=None, lineage=[])
         assert T5.from_config(spec.text.config).embeddings == kept  # type: ignore[union-attr]
+        bundles.append(bundle)
         clips: Any = [SimpleNamespace(caption=caption) for caption in ("a red circle", "red")]
         cached = ClipCache(place, "train", clips, "manifest").samples(torch.zeros(2, 1), bundle, Captions(encoder))
         (shard,) = place.glob("captions-*/*.safetensors")
         found[kept] = load_file(shard), cached.tokens([1, 0])
+    need_same_captions("guide", *bundles)  # nothing is said: how they are kept makes no other encoder
+    assert bundles[0].digest("text") != bundles[1].digest("text")
+    longer = ComponentSpec("text", "t5", {**bundles[0].spec.text.config, "length": 7})
+    assert other_encoders(bundles[0].spec, {"guide": bundles[1].spec}) == []
+    assert len(other_encoders(bundles[0].spec, {"guide": Spec(text=longer)})) == 1
     (whole, read), (half, read_half) = found["float32"], found["bfloat16"]
     assert (half["embedding"].dtype, half["mask"].dtype) == (torch.bfloat16, torch.float32)
     assert torch.equal(half["embedding"], whole["embedding"].bfloat16())

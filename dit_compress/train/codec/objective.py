@@ -50,7 +50,8 @@ class CodecObjective:
     ) -> None:
         self.codec: Any = codec
         self.options, self.likeness = options, likeness
-        self.roles = {"vae": Role(codec, lr=options.lr, only=only, betas=(0.9, 0.99), ema=options.ema or None)}
+        how: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": options.weight_decay, "ema": options.ema or None}
+        self.roles = {"vae": Role(codec, lr=options.lr, only=only, **how)}
         if likeness is not None:
             self.roles |= {"teacher": Role(likeness.teacher), "aligner": Role(likeness.aligner, lr=ALIGNER_LR)}
         self.random = RandomFeatures() if options.losses.perceptual else None

@@ -68,7 +68,7 @@ class CodecTraining(TrainOptions):
 
     @model_validator(mode="after")
     def _has_no_denoiser(self) -> Self:
-        given = [name for name, value in self if name in ("compile", "shard", "bf16_gather") and value]
+        given = [name for name, value in self if name in ("compile", "shard", "bf16_gather", "muon_lr") and value]
         if given:
             raise ValueError(f"a VAE's step trains no denoiser, whose blocks {given[0]!r} is about: take it out")
         return self

@@ -54,6 +54,7 @@ class AdversarialOptions(DistillOptions):
     teacher_steps: int | None = Field(None, ge=1, description="Sampling steps of the teacher; the bundle's if absent.")
     teacher_guidance: float | None = Field(None, ge=1, description="Its guidance; the bundle's if absent.")
 
+    no_objective: ClassVar[str] = "a discriminator is trained first, and its losses say nothing of the student's units"
     mends: ClassVar[Mapping[str, str]] = {
         "sure": "Lower 'discriminator_lr', set 'r1', or judge noisier latents ('renoise_mean: 0')",
         "blind": "Raise 'discriminator_lr' or 'discriminator_warmup', or lower 'r1'",
@@ -66,6 +67,19 @@ class AdversarialOptions(DistillOptions):
     def needs(self) -> tuple[str, ...]:
         """The teacher, where it samples."""
         return ("teacher",) if self.teacher_samples else ()
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """What re-noising, R1 and the teacher's samples would be like, where there are none."""
+        found = dict.fromkeys(("renoise_mean", "renoise_std"), "'renoise: logit_normal'")
+        found = found if self.renoise == "grid" else {}
+        if not self.r1:
+            found |= dict.fromkeys(("r1_kind", "r1_scale"), "'r1' above 0")
+        elif self.r1_kind == "exact":
+            found["r1_scale"] = "'r1_kind: approximate'"
+        if not self.teacher_samples:
+            found |= dict.fromkeys(("teacher_steps", "teacher_guidance"), "'teacher_samples' above 0")
+        return super().idle | found
 
     @property
     def first_update(self) -> int:

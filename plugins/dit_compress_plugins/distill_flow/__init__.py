@@ -1,5 +1,7 @@
 """Flow matching (Eq. 2): pre-training, or fine-tuning a pruned model without a teacher."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from dit_compress.hooks import Plugin, hookimpl
@@ -12,6 +14,8 @@ class FlowOptions(FlowMatchingOptions):
     shift: float = Field(3.0, gt=0, description="Moves sigmas towards noise, in training and sampling alike.")
     sampling_steps: int = Field(40, ge=1)
     guidance: float = Field(4.0, ge=1)
+
+    around: ClassVar[frozenset[str]] = frozenset({"sampling_steps", "guidance"})
 
 
 @hookimpl

@@ -1,5 +1,7 @@
 """Knowledge distillation scaled by the noise level, from any teacher of the same latents (SnapGen)."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from dit_compress.hooks import Plugin, hookimpl
@@ -15,6 +17,17 @@ class ScaledOptions(FlowMatchingOptions):
     )
     bins: int = Field(8, ge=1, le=1000, description="Noise levels whose losses are balanced apart.")
     ratio_decay: float = Field(0.95, ge=0, lt=1, description="Decay of the averages that the balance is taken of.")
+
+    no_objective: ClassVar[str] = "it learns from the bundle in the slot 'teacher', and a search has none"
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """The balance, where the weight is fixed."""
+        return super().idle | (
+            {}
+            if self.weight is None
+            else dict.fromkeys(("bins", "ratio_decay"), "the scaling, which 'weight' replaces")
+        )
 
     @property
     def needs(self) -> tuple[str, ...]:

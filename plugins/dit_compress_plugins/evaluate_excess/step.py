@@ -1,18 +1,19 @@
 """The mean squared distance of a denoiser's velocity to the exact one, on held-out draws at fixed noise levels.
 
-Shapes: B batch, C T H W of a latent, G captions, M modes of each, D = C·T·H·W.
+Shapes: B batch, C T H W of a latent, D = C·T·H·W.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams
+from dit_compress.measure.base import DenoiserEvaluation
+from dit_compress.measure.mixture import Mixture
 from dit_compress.measure.quality import sigmas
 from dit_compress.model import flow
 from dit_compress.step.context import Result
@@ -23,68 +24,34 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dit_compress.data.clips import Clip
     from dit_compress.data.samples import Samples
     from dit_compress.model.denoiser import Cond, Denoiser
-    from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_excess import ExcessOptions
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The mixture that the data was drawn from, as its clips state it. float64."""
-
-    means_GMD: Tensor
-    captions_N: Tensor
-    spread: float
-
-    @classmethod
-    def of(cls, clips: Sequence[Clip]) -> Truth:
-        """Read the truth of some clips; UserError where they are of another world."""
-        known = [clip.truth for clip in clips if clip.truth is not None and "mixture" in clip.truth]
-        if len(known) < len(clips):
-            raise UserError(
-                "the exact velocity of this data is not known",
-                where=str(clips[0].path),
-                mend="Use 'data: {use: mixture}'",
-            )
-        mixture: Mapping[str, Any] = known[0]["mixture"]
-        return cls(
-            torch.tensor(mixture["means"], dtype=torch.float64).flatten(2),
-            torch.tensor([truth["caption"] for truth in known]),
-            mixture["spread"],
-        )
-
-    def velocities(self, x_BD: Tensor, sigma: float, index: Sequence[int]) -> dict[str, Tensor]:
-        """Return the exact velocity at ``x``, and those of denoisers that know less."""
-        everything = self.means_GMD.flatten(0, 1)
-        return {
-            "exact": exact(x_BD, sigma, self.means_GMD[self.captions_N[list(index)]], self.spread),
-            "caption_blind": exact(x_BD, sigma, everything, self.spread),
-            "linear": linear(x_BD, sigma, everything, self.spread),
-            "chance": constant(x_BD, everything),
-        }
+def velocities(mixture: Mixture, x_BD: Tensor, sigma: float, index: Sequence[int]) -> dict[str, Tensor]:
+    """Return the exact velocity at ``x``, of the clips of these places, and those of denoisers that know less."""
+    everything = mixture.means_GMD.flatten(0, 1)
+    return {
+        "exact": exact(x_BD, sigma, mixture.means_GMD[mixture.captions_N[list(index)]], mixture.spread),
+        "caption_blind": exact(x_BD, sigma, everything, mixture.spread),
+        "linear": linear(x_BD, sigma, everything, mixture.spread),
+        "chance": constant(x_BD, everything),
+    }
 
 
-class ExcessEvaluation:
+class ExcessEvaluation(DenoiserEvaluation):
     """Step ``evaluate: {use: excess}``."""
 
-    def __init__(self, options: ExcessOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Check that there is a denoiser, and latents for it."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return spec
+    options: ExcessOptions
 
     def run(self, context: Context) -> Result:
         """Measure the excess, its floors, and the loss that the exact velocity has itself."""
         options, schedule, text = self.options, context.input.flow, context.text().eval()
         if options.shift is not None:
             schedule = replace(schedule, shift=options.shift)
-        truth, samples = Truth.of(context.clips("test")), context.latents("test", text)
+        truth, samples = Mixture.of(context.clips("test")), context.latents("test", text)
         denoiser, levels = context.input.denoiser().eval(), sigmas(schedule, options.num_sigmas)
         count = min(options.num_draws, len(samples))
         batches = [range(first, min(first + options.batch, count)) for first in range(0, count, options.batch)]
@@ -102,7 +69,7 @@ class ExcessEvaluation:
     def distances(
         self,
         denoiser: Denoiser,
-        truth: Truth,
+        truth: Mixture,
         samples: Samples,
         cond: Cond,
         place: int,
@@ -116,7 +83,7 @@ class ExcessEvaluation:
         x = flow.interpolate(x0, noise, sigma_B)
         drawn_BD = flow.velocity(x0, noise).double().flatten(1)
         model_BD = denoiser(x, sigma_B, cond).double().flatten(1)
-        known = truth.velocities(x.double().flatten(1), sigma, index)
+        known = velocities(truth, x.double().flatten(1), sigma, index)
         best_BD = known.pop("exact")
         found = {"excess": _distance(model_BD, best_BD), "loss": _distance(model_BD, drawn_BD)}
         found["irreducible"] = _distance(best_BD, drawn_BD)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dit_compress.measure.base import DenoiserEvaluation
 from dit_compress.measure.latency import interleaved, latency
 from dit_compress.model.text import Captions
 from dit_compress.step.context import Result
@@ -17,22 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.model.bundle import Bundle
-    from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_latency import LatencyOptions
 
 
-class LatencyEvaluation:
+class LatencyEvaluation(DenoiserEvaluation):
     """Step ``evaluate: {use: latency, against: teacher}``."""
 
-    def __init__(self, options: LatencyOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Check that there are a denoiser and a VAE."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return spec
+    options: LatencyOptions
 
     def run(self, context: Context) -> Result:
         """Measure milliseconds, and with ``against`` the ratio of both sampling loops, medians of interleaved runs."""

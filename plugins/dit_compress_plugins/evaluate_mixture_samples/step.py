@@ -5,15 +5,15 @@ Shapes: G captions, N samples of each, M modes of each, D numbers of a latent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams
 from dit_compress.data.clips import distinct
+from dit_compress.measure.base import DenoiserEvaluation
+from dit_compress.measure.mixture import Mixture
 from dit_compress.step.context import Result
 from dit_compress_plugins.evaluate_mixture_samples.distances import by_modes, lines, near, sliced_wasserstein
 
@@ -23,68 +23,44 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.data.clips import Clip
-    from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_mixture_samples import MixtureSamplesOptions
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """The mixtures of some captions, as their clips state them. float64."""
-
-    captions: Sequence[str]
-    means_GMD: Tensor
-    spread: float
-
-    @classmethod
-    def of(cls, clips: Sequence[Clip], count: int) -> Mixture:
-        """Read those of ``count`` captions, evenly spread over all; UserError where the clips are of another world."""
-        truths = [(clip.caption, clip.truth) for clip in distinct(clips) if clip.truth and "mixture" in clip.truth]
-        if not truths:
-            raise UserError(
-                "the mixture that this data was drawn from is not known",
-                where=str(clips[0].path),
-                mend="Use 'data: {use: mixture}'",
-            )
-        truths.sort(key=lambda each: each[1]["caption"])
-        count = min(count, len(truths))
-        chosen = [truths[place * len(truths) // count] for place in range(count)]
-        mixture = chosen[0][1]["mixture"]
-        means = torch.tensor([mixture["means"][truth["caption"]] for _, truth in chosen], dtype=torch.float64)
-        return cls([caption for caption, _ in chosen], means.flatten(2), mixture["spread"])
-
-    def draw(self, count: int, seed: int, stream: str) -> Tensor:
-        """Draw exact samples ``[G,N,D]``: of each caption's modes by turns, so that none is short by chance."""
-        captions, modes, width = self.means_GMD.shape
-        noise = Streams(seed, 0, range(captions)).normal(stream, (count, width)).double()
-        return self.means_GMD[:, torch.arange(count) % modes] + self.spread * noise
+def evenly(clips: Sequence[Clip], count: int) -> Mixture:
+    """Read the mixtures of ``count`` captions, evenly spread over those there are: a clip of each."""
+    clips = distinct(clips)
+    order = Mixture.of(clips).captions_N.argsort().tolist()
+    count = min(count, len(order))
+    return Mixture.of([clips[order[place * len(order) // count]] for place in range(count)])
 
 
-class MixtureSamples:
+def draw(mixture: Mixture, count: int, seed: int, stream: str) -> Tensor:
+    """Draw exact samples ``[G,N,D]``: of each caption's modes by turns, so that none is short by chance."""
+    captions, modes, width = mixture.own_NMD.shape
+    noise = Streams(seed, 0, range(captions)).normal(stream, (count, width)).double()
+    return mixture.own_NMD[:, torch.arange(count) % modes] + mixture.spread * noise
+
+
+class MixtureSamples(DenoiserEvaluation):
     """Step ``evaluate: {use: mixture_samples}``."""
 
-    def __init__(self, options: MixtureSamplesOptions) -> None:
-        self.options = options
-
-    def plan(self, spec: Spec) -> Spec:
-        """Check that there is a denoiser, and latents for it."""
-        spec.need_denoiser()
-        spec.need_latent()
-        return spec
+    options: MixtureSamplesOptions
 
     def run(self, context: Context) -> Result:
         """Measure what the bundle samples, exact samples (the floor) and noise (chance)."""
         options = self.options
-        mixture = Mixture.of(context.clips("test"), options.num_captions)
-        captions, _, width = mixture.means_GMD.shape
-        exact, other = (mixture.draw(options.samples_per_caption, options.seed, name) for name in ("exact", "other"))
+        mixture = evenly(context.clips("test"), options.num_captions)
+        means_GMD = mixture.own_NMD
+        captions, _, width = means_GMD.shape
+        exact, other = (draw(mixture, options.samples_per_caption, options.seed, name) for name in ("exact", "other"))
         noise = Streams(options.seed, 0, range(captions)).normal("chance", exact.shape[1:]).double()
         directions = Streams(options.seed, 0, range(options.directions)).normal("directions", (width,)).double()
         drawn = self.sampled(context, mixture).double().flatten(2)
         radius = near(mixture.spread, width, options.radius)
         found: dict[str, Any] = {}
         for prefix, samples in (("", drawn), ("floor_", other), ("chance_", noise)):
-            figures = by_modes(samples, mixture.means_GMD, mixture.spread, radius)
+            figures = by_modes(samples, means_GMD, mixture.spread, radius)
             figures["sliced_wasserstein"] = float(sliced_wasserstein(samples, exact, lines(directions)).mean())
             found |= {f"{prefix}{name}": value for name, value in figures.items()}
         return Result(metrics={**found, "explained": explained(found), "samples": drawn.shape[0] * drawn.shape[1]})
@@ -95,7 +71,7 @@ class MixtureSamples:
         guidance = flow.guidance if options.guidance is None else options.guidance
         sigmas, sampler = flow.sigmas(options.num_steps), context.sampler()
         denoiser, text = context.input.denoiser().eval(), context.text().eval()
-        captions = [caption for caption in mixture.captions for _ in range(options.samples_per_caption)]
+        captions = [caption for caption in mixture.names for _ in range(options.samples_per_caption)]
         made = []
         with progress(context.name, len(captions)) as advance, torch.no_grad():
             for first in range(0, len(captions), options.batch):
@@ -106,7 +82,7 @@ class MixtureSamples:
                 made.append(sampler(denoiser, noise, text.cond(some), sigmas, guidance))
                 for _ in some:
                     advance()
-        return torch.cat(made).unflatten(0, (len(mixture.captions), options.samples_per_caption))
+        return torch.cat(made).unflatten(0, (len(mixture.names), options.samples_per_caption))
 
 
 def explained(found: dict[str, float]) -> float:

@@ -143,11 +143,14 @@ class T5(Text):
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:
-        """Return the encoder's folder, its width, the length of captions, and how embeddings are kept if not whole."""
-        kept = {} if module.embeddings == TextEncoder.embeddings else {"embeddings": module.embeddings}
+        """Return the encoder's folder, its width, the length of captions, and how embeddings are kept if not whole.
+
+        The last begins with an underscore: it makes no other encoder (``same_at_first``).
+        """
+        kept = {} if module.embeddings == TextEncoder.embeddings else {"_embeddings": module.embeddings}
         return {"path": module.path, "width": module.width, "length": module.length, **kept}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> nn.Module:
         """Make the same encoder."""
-        return T5Encoder(**config)
+        return T5Encoder(**{name.removeprefix("_"): value for name, value in config.items()})
