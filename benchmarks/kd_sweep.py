@@ -112,22 +112,26 @@ def rows_of(out: Path, tier: str, seeds: int, workers: int, parts: Sequence[str]
 def one_seed(out: Path, tier: str, seed: int, parts: Sequence[str]) -> Row:
     """Train every arm of a teacher, measure it."""
     world = account.TIERS[tier]
-    found: Row = {}
+    found = by_rank(out, world, seed) if "modulation" in parts else {}
     if "levels" in parts:
         few = {**world, "data": {**world["data"], "num_clips": FEW_CLIPS[tier]}}
         found |= by_levels(out, world, seed, "many", world) | by_levels(out, world, seed, "few", few)
         found["teacher"] = worth(few_steps.begun(out, world, seed))
-    return found | (by_rank(out, world, seed) if "modulation" in parts else {})
+    return found
 
 
 def by_levels(out: Path, world: Mapping[str, Any], seed: int, amount: str, seen: Mapping[str, Any]) -> Row:
     """Train the pruned model by every arm on the data of ``seen``; teacher and pruned model know all of ``world``."""
     teacher = few_steps.begun(out, world, seed)
-    pruned = few_steps.healed(out, world, seed).parent / "all"
-    steps = trained(ARMS, str(pruned / "bundle"), str(teacher / "bundle"), seen)
+    steps = trained(ARMS, str(pruned(out, world, seed) / "bundle"), str(teacher / "bundle"), seen)
     recipe = account.recipe(seen, account.own_seed((seed, 0)), steps)
     done = run(account.folder(out, (seed, 0)) / f"kd-{amount}", recipe, 1)
     return {f"{name}, {amount}": account.metrics(done, step_of(name)) for name in ARMS}
+
+
+def pruned(out: Path, world: Mapping[str, Any], seed: int) -> Path:
+    """Return the step in which a teacher was pruned by all levels, before any training on."""
+    return few_steps.healed(out, world, seed).parent / "all"
 
 
 def by_rank(out: Path, world: Mapping[str, Any], seed: int) -> Row:

@@ -57,11 +57,17 @@ def test_nothing_is_concluded_of_teachers_that_are_not_done() -> None:
     assert kd_sweep.judged(rows, doubts)[1]["judged"] == 0
 
 
-@pytest.mark.slow(60)
+@pytest.mark.slow(20)
 def test_a_tiny_run_goes_on_where_it_stopped(steps_here, tmp_path, monkeypatch, capsys) -> None:
-    """Two arms of each part; rows run in this process, as their steps do."""
+    """Two arms of each part; rows run in this process, as their steps do.
+
+    The models of ``levels`` are those of low rank: how its own are made is ``few_steps.py``'s, and tested there.
+    """
     monkeypatch.setattr(kd_sweep, "ARMS", {name: kd_sweep.ARMS[name] for name in ("flow", "share+output")})
     monkeypatch.setattr(kd_sweep, "LOW_RANK", ("flow", "share+output"))
+    made = tmp_path / "mixture-tiny" / "modulated0" / "run" / "steps"
+    monkeypatch.setattr(kd_sweep.few_steps, "begun", lambda *_: made / "teacher")
+    monkeypatch.setattr(kd_sweep, "pruned", lambda *_: made / "low-rank")
     here = lambda out, tier, seeds, _, parts: [kd_sweep.one_seed(out, tier, seed, parts) for seed in range(seeds)]  # noqa: E731
     monkeypatch.setattr(kd_sweep, "rows_of", here)
     monkeypatch.setattr(sys, "argv", ["kd_sweep.py", "--tier", "tiny", "--seeds", "1", "--out", str(tmp_path)])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OP = torch.ops.aten
 _TO = torch.ops.aten._to_copy.default  # noqa: SLF001 - its name
-AT_ONCE = 1 << 19
+AT_ONCE = 1 << 20
 """Entries of a matrix that are widened and multiplied at once: they stay in the processor's cache."""
 
 
