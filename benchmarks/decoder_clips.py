@@ -53,8 +53,8 @@ class CutClip(Clip):
     def pixels(self) -> np.ndarray:
         """Return ``[F,Y,X,3]`` uint8."""
         frames = video(REAL[self.index % len(REAL)])
-        parts = np.split(frames, [int(TRAINED * len(frames))])
-        frames, rng = parts[self.split != "train"], generator(0, "cut clip", self.split, self.index)
+        parts, held_out = np.split(frames, [int(TRAINED * len(frames))]), int(self.split == "test")
+        frames, rng = parts[held_out], generator(0, "cut clip", held_out, self.index)
         (height, width), (tall, wide) = self.size, frames.shape[1:3]
         places = [int(rng.integers(0, most + 1)) for most in (len(frames) - self.frames, tall - height, wide - width)]
         first, top, left = places
