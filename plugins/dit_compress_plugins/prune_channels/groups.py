@@ -84,7 +84,7 @@ def _of_block(block: nn.Module, path: str, call: Call) -> tuple[list[Channels], 
     traced = copy.deepcopy(block).requires_grad_(requires_grad=True)
     names = {part: f"{path}.{name}" for name, part in traced.named_modules() if name}
     names |= {value: f"{path}.{name}" for name, value in traced.named_parameters()}
-    tensors = {f"{path}.{name}": value for name, value in traced.named_parameters()}
+    tensors: dict[str, Tensor] = {f"{path}.{name}": value for name, value in traced.named_parameters()}
     layers = [name for part, name in names.items() if isinstance(part, LAYERS)]
     found, left = list[Channels](), dict[str, str]()
     try:
