@@ -66,6 +66,8 @@ ORDINARY = frozenset(
         "adversarial",
         "affine",
         "block",
+        "channels",
+        "decoder",
         "diffusers",
         "exhaustive",
         "flow",
@@ -90,7 +92,7 @@ OTHERS = {
     "cli/prune.py": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "pruning/": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "data/video.py": {"videos": "the folder of a step's videos, and its entry among the files"},
-    "model/bundle.py": {"flow": "a key of bundle.json"},
+    "model/bundle.py": {"flow": "a key of bundle.json", "latents": "another"},
     "report/data.py": {"flow": "a key of bundle.json", "videos": "an entry among the files of a step"},
     "model/figures.py": {"ffn": "a key of step.json: widths of feed-forwards"},
     "export/player.py": {"words": "a kind of tokenizer file, which the player reads"},
@@ -100,7 +102,8 @@ OTHERS = {
         "head": "part of attributes' names in models",
         "magnitude": "a parameter of DoRA",
     },
-    "testing/models.py": {"ffn": "an option of the tiny model"},
+    "testing/models.py": {"ffn": "an option of the tiny model", "channels": "another"},
+    "testing/steps.py": {"channels": "an option of the tiny VAE"},
     "train/codec/": {"adversarial": "a weight of the loss", "psnr": "a logged figure"},
 }
 """Strings that equal a plugin's name and mean something else."""

@@ -18,7 +18,8 @@ from dit_compress.export.components import vae_decoder
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.registry import installed
-from dit_compress.recipe import make_part
+from dit_compress.recipe import load, make_part
+from dit_compress.run.plan import plan
 from dit_compress.testing.latents import LatentContract
 from dit_compress.testing.steps import drawn, pca_codec, tiny_bundle, tiny_context
 from dit_compress_plugins.latent_decoder.codec import DecoderCodec, describe
@@ -167,6 +168,42 @@ def test_a_folder_of_diffusers_and_a_decoder_on_a_decoder(tmp_path: Path) -> Non
     assert first.latents == second.latents
     with pytest.raises(UserError, match=r"'of' makes latents of 8x32x32 in 8 channels .* the bundle's VAE of 8x16x16"):
         step(of=of).plan(tiny_bundle(tmp_path / "base").spec)
+
+
+RECIPE = """\
+name: phone
+model: {use: video_dit, preset: tiny, layers: 2, heads: 2, head_width: 16, channels: 8, text_width: 16}
+text: {use: words, width: 16, layers: 1, heads: 2}
+data: {use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64]}
+steps:
+  - latent: {use: video_vae, channels: 8, widths: [8, 8], blocks: 1, steps: 2}
+    name: vae
+  - distill: {use: flow, steps: 2}
+    name: server
+  - prune: {use: channels, ratio: 0.5}
+    name: cut
+  - latent: {use: decoder, student: input, steps: 2, validation: {every: 1}}
+    name: healed
+    teacher: vae
+  - latent: {use: decoder, widths: [8, 8, 8], steps: 2, validation: {every: 1}}
+    name: phone
+    teacher: vae
+  - distill: {use: affine, steps: 2}
+    teacher: server
+"""
+
+
+def test_a_plan_knows_that_latents_stay(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    rows = {row.node.name: row for row in plan(load(tmp_path / "r.yaml", installed()), deep=False)}
+    params = {name: row.after.get("latent_params") for name, row in rows.items()}
+    assert params["vae"] == params["server"] > params["cut"] == params["healed"]
+    assert len(rows["cut"].notes) == 1
+    lost = RECIPE.replace("student: input, steps: 2, validation: {every: 1}}\n    name: healed\n    teacher: vae",
+                          "student: input, steps: 2, validation: {every: 1}}\n    name: healed")  # fmt: skip
+    (tmp_path / "r.yaml").write_text(lost)
+    with pytest.raises(UserError, match="step 'healed' has no teacher"):
+        plan(load(tmp_path / "r.yaml", installed()), deep=False)
 
 
 # ------------------------------------------------------------------ the network

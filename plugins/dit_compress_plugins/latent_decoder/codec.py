@@ -32,6 +32,8 @@ class DecoderCodec(nn.Module, Codec):
         config: see :func:`describe`.
     """
 
+    frame_rule: tuple[int, int]
+
     def __init__(self, encoder: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.encoder, self.config = encoder, dict(config)

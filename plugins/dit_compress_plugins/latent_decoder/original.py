@@ -40,7 +40,7 @@ class Original:
         """Open what stands at ``of``, or the VAE of the input: ``bundle``, where it is there already."""
         if of is None:
             component = spec.need_latent()
-            return cls(component, bundle and bundle.latents, bundle.codec if bundle else _not_yet)
+            return cls(component, bundle.latents if bundle else None, bundle.codec if bundle else _not_yet)
         if (resolve_bundle(of) / "bundle.json").is_file():
             found = Bundle.open(of)
             return cls(found.spec.need_latent(), found.latents, found.codec)
@@ -54,10 +54,7 @@ def _not_yet() -> Any:
 
 def need_same_geometry(original: ComponentSpec, present: ComponentSpec) -> None:
     """Raise a UserError where two VAEs can't have the same latents: their shapes differ."""
-    theirs, ours = (
-        (codec.ratio, codec.channels, frame_rule(codec))
-        for codec in (original.outline, present.outline)  # type: ignore[arg-type]
-    )
+    theirs, ours = (_geometry(component.outline) for component in (original, present))
     if ours != theirs:
         raise UserError(
             f"'of' makes latents of {_said(*theirs)}, the bundle's VAE of {_said(*ours)}: "
@@ -76,6 +73,10 @@ def need_same_latents(codec: Any, other: Any, video_BCFYX: Tensor, who: str) -> 
             f"{apart:.2g} standard deviations",
             mend=_MEND,
         )
+
+
+def _geometry(codec: Any) -> tuple[tuple[int, int, int], int, tuple[int, int]]:
+    return codec.ratio, codec.channels, frame_rule(codec)
 
 
 def _said(ratio: tuple[int, int, int], channels: int, rule: tuple[int, int]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +33,9 @@ PASSING = (
     ops.OPTYPE.EXPAND, ops.OPTYPE.SLICE,
 )  # fmt: skip
 """Operations of the graph that hold nothing of a channel."""
-OTHER_AXES = (index_mapping._GQAIndexMapping, index_mapping._SliceIndexMapping)  # noqa: SLF001 - it has no other name
+OTHER_AXES = tuple(getattr(index_mapping, f"_{name}IndexMapping") for name in ("GQA", "Slice", "Flatten"))
+LOOKS = 10
+"""Times the square of its number of edges that a graph may look at an edge, over all of its groups."""
 LEVEL = "channel"
 
 
@@ -79,16 +83,19 @@ def _of_block(block: nn.Module, path: str, call: Call) -> tuple[list[Channels], 
     """Return the groups inside a block, and why layers of it are left alone."""
     traced = copy.deepcopy(block).requires_grad_(requires_grad=True)
     names = {part: f"{path}.{name}" for name, part in traced.named_modules() if name}
-    names |= {value: f"{path}.{name}" for name, value in traced.named_parameters()}  # type: ignore[dict-item]
+    names |= {value: f"{path}.{name}" for name, value in traced.named_parameters()}
+    tensors: dict[str, Tensor] = {f"{path}.{name}": value for name, value in traced.named_parameters()}
     layers = [name for part, name in names.items() if isinstance(part, LAYERS)]
     found, left = list[Channels](), dict[str, str]()
     try:
         for graph, group in _groups(traced, call):
             root = names[group[0].dep.target.module]
             try:
-                found.append(_channels(graph, group, names))
+                found.append(_channels(graph, group, names, tensors))
             except Unclear as reason:
                 left[root] = str(reason)
+    except Unclear as reason:
+        return found, left | dict.fromkeys(layers, str(reason))
     except Exception as error:  # noqa: BLE001 - the library fails in any way on what it does not know
         return [], dict.fromkeys(layers, f"Torch-Pruning fails on {path!r}: {raised(error)}")
     return found, left
@@ -102,18 +109,20 @@ def _groups(block: nn.Module, call: Call) -> Iterator[tuple[Any, Group]]:
         given = call.map(torch.Tensor.clone)
         graph.build_dependency(block, given, forward_fn=lambda part, one: part(*one.args, **one.kwargs), verbose=False)
         _forget_other_axes(graph)
+        _limit(graph)
         for group in graph.get_all_groups(root_module_types=LAYERS):
             yield graph, group
 
 
 def _forget_other_axes(graph: Any) -> None:
-    """Let slices and repeats pass channels on as they are, unless they are of channels.
+    """Let reshapes, repeats, and slices of other axes pass channels on as they are; the proof tells where it is wrong.
 
-    The library takes a slice of frames for one of channels, and any expanded tensor of five axes for grouped queries.
+    The library takes a slice of frames for one of channels, any expanded tensor of five axes for grouped queries, and
+    follows pixels that are shuffled into channels and back without end.
     """
     for node in graph.module2node.values():
         frames = node.type == ops.OPTYPE.SLICE and node.module.dim != 1
-        if frames or node.type == ops.OPTYPE.EXPAND:
+        if frames or node.type in (ops.OPTYPE.EXPAND, ops.OPTYPE.RESHAPE):
             node.type = ops.OPTYPE.ELEMENTWISE
             around = [dep for other in (node, *node.inputs, *node.outputs) for dep in other.dependencies]
             for dep in around:
@@ -121,7 +130,21 @@ def _forget_other_axes(graph: Any) -> None:
                     dep.index_mapping[0] = None
 
 
-def _channels(graph: Any, group: Group, names: dict[Any, str]) -> Channels:
+def _limit(graph: Any) -> None:
+    """Raise :class:`Unclear` where the library goes round in circles: each edge may be looked at so often."""
+    edges = [dep for node in graph.module2node.values() for dep in node.dependencies]
+    looks = count()
+
+    def triggered(dep: Any, function: Any) -> bool:
+        if next(looks) > LOOKS * len(edges) ** 2:
+            raise Unclear("Torch-Pruning's graph goes round in circles there")
+        return function == dep.trigger
+
+    for dep in edges:
+        dep.is_triggered_by = partial(triggered, dep)
+
+
+def _channels(graph: Any, group: Group, names: dict[Any, str], tensors: dict[str, Tensor]) -> Channels:
     """Turn a group into an axis; raise :class:`Unclear` where it can't be one."""
     units = len(group[0].idxs)
     members: list[Member] = []
@@ -145,6 +168,9 @@ def _channels(graph: Any, group: Group, names: dict[Any, str]) -> Channels:
             masks.append(MaskPoint(name, "output" if out else "input", indices, dim))
         else:
             raise Unclear(f"{type(target.module).__name__} {name!r} stands over its channels")
+    for member in members:
+        if member.indices.max() >= tensors[member.tensor].shape[member.dim]:
+            raise Unclear(f"the graph loses its channels at {member.tensor!r}")
     if not any(point.side == "input" for point in masks):
         raise Unclear("no layer of the block takes its channels in")
     axis = Axis(f"{LEVEL}:{layers[0]}", LEVEL, units, layers[0].rpartition(".")[0], 0, tuple(members), tuple(masks))

@@ -90,7 +90,11 @@ class ChannelPruning:
         apply_edits(module, chosen.edits(module))
         after = count(module, chosen.decoder)
         write_json(context.folder / "channels.json", {"kept": entry["data"]["kept"], "left": dict(chosen.left)})
-        metrics = {"params_before": chosen.before, "params_after": after, "params_kept": after / chosen.before}
+        metrics: dict[str, Any] = {
+            "params_before": chosen.before,
+            "params_after": after,
+            "params_kept": after / chosen.before,
+        }
         metrics |= {"left_alone": [self.described(chosen)]} if chosen.left else {}
         latent = replace(spec.need_latent().appended(entry), latents=context.input.latents)
         given = context.give({"latent": module}, spec=replace(spec, latent=latent), metrics=metrics)
