@@ -173,14 +173,14 @@ def describe(
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
     about = {"class_name": type(vae).__name__, "vae": config, "tile": tile, "decode_timestep": decode_timestep}
     shapes = {name: value for name, value in config.items() if name not in STATISTICS}
-    found = _observed(type(vae), json.dumps({**about, "vae": shapes}))
+    found = _observed(json.dumps({**about, "vae": shapes}))
     mean, std = statistics(vae, found.channels, scaling_factor)
     geometry = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(found).items()}
     return {**about, **geometry, "latent_mean": mean, "latent_std": std}
 
 
 @cache
-def _observed(_kind: type, about: str) -> Geometry:
+def _observed(about: str) -> Geometry:
     """Observe a class under a config; once in a process, as plan, try and load ask for the same."""
     unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
     with empty_weights():
