@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from warm import forkserver
+from warm import forkserver, share_structures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -163,9 +163,8 @@ def _become(log: str) -> None:
 def _fork_workers(die: Die | None) -> None:
     """Make a worker a fork of this process."""
     from dit_compress.run import pipeline, torchrun
-    from dit_compress.structure.observe import stored
 
-    stored.WORTH_SECONDS = 0.02
+    share_structures()
     pipeline.subprocess = torchrun.subprocess = forks(die)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed import TCPStore
-from warm import forkserver
+from warm import forkserver, share_structures
 
 from dit_compress.step.world import Done, World
 
@@ -26,7 +26,7 @@ def together(function: Callable[..., None], folder: Path, size: int = 2, *argume
     for process in started:
         process.start()
     for process in started:
-        process.join(300)
+        process.join(900)
     codes = [process.exitcode for process in started]
     for process in started:
         process.kill()
@@ -44,6 +44,7 @@ def _run(function: Any, folder: Path, rank: int, size: int, port: int, arguments
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
+    share_structures()
     world = World.join("test")
     try:
         function(world, folder, *arguments)
