@@ -215,12 +215,12 @@ def _rank(words: tuple[str, ...], env: dict[str, str], log: str, die: Die | None
     sys.argv = list(words[module:])
     try:
         runpy.run_module(words[module], run_name="__main__", alter_sys=True)
-        return 0
     except SystemExit as left:
         return int(left.code or 0)
     except BaseException:  # noqa: BLE001 - as in ``_work``
         traceback.print_exc()
         return 1
+    return 0
 
 
 def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:

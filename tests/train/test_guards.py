@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------ measures, by hand
 
 
-pytestmark = pytest.mark.slow(30)
+pytestmark = pytest.mark.slow(50)
 
 
 def video(*frames: tuple[float, float, float]) -> Tensor:

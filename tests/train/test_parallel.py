@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from processes import together
+from processes import one_after_another, together
 from safetensors.torch import load_file, save_file
 from test_loop import Remembering, killer
 from test_loop import context_in as loop_context
@@ -55,7 +55,7 @@ from dit_compress_plugins.search_groupwise.search import CandidateLogits, Masked
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow(60)
+pytestmark = pytest.mark.slow(50)
 ALONE = World()
 STEPS = 4
 FLOW = {"steps": STEPS, "batch": 4, "lr": 1e-3, "warmup": 0, "ema": 0.5, "checkpoint_every": 2}
@@ -181,23 +181,38 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return outcome_of
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("flow", "video_dit"),
-        ("affine", "video_dit"),
-        ("adversarial", "video_dit"),
-        ("adversarial", "wan"),
-        ("grid", "video_dit"),
-        ("dmd", "video_dit"),
-        ("lora", "video_dit"),
-        ("scaled", "video_dit"),
-        ("reward", "video_dit"),
-    ],
-)
-def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
-    together(train, tmp_path, 2, kind, name)
-    assert_alike(tmp_path, alone(kind, name))
+TRAININGS = [
+    ("flow", "video_dit"),
+    ("affine", "video_dit"),
+    ("adversarial", "video_dit"),
+    ("adversarial", "wan"),
+    ("grid", "video_dit"),
+    ("dmd", "video_dit"),
+    ("lora", "video_dit"),
+    ("scaled", "video_dit"),
+    ("reward", "video_dit"),
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    """Two processes' outcomes: of the trainings, and of what is checked below without one; one pair does all."""
+    folder = tmp_path_factory.mktemp("pairs")
+    checks = (break_a_sample, refuse_batch, norms, uneven)
+    folders: dict[Any, Path] = {each: folder / "-".join(each) for each in TRAININGS}
+    one_after_another(
+        [
+            *((check, folder / check.__name__) for check in checks),
+            (muon, folder / "muon"),
+            *((train, place, *each) for each, place in folders.items()),
+        ]
+    )
+    return {**folders, "muon": folder / "muon"}
+
+
+@pytest.mark.parametrize(("kind", "name"), TRAININGS)
+def test_two_processes_equal_one(pairs: Any, alone: Any, kind: str, name: str) -> None:
+    assert_alike(pairs[kind, name], alone(kind, name))
 
 
 def search(world: World, folder: Path, lora: bool) -> None:
@@ -423,8 +438,9 @@ def break_a_sample(world: World, folder: Path) -> None:
         fit(made, given, made.options, context)
 
 
-def test_a_broken_sample_of_one_process_is_named_by_all(tmp_path: Path) -> None:
-    together(break_a_sample, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_a_broken_sample_of_one_process_is_named_by_all() -> None:
+    """Both processes passed ``break_a_sample``."""
 
 
 def fill_the_disk(world: World, folder: Path) -> None:
@@ -523,9 +539,8 @@ def muon_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_muon_on_two_processes_equals_muon_on_one(tmp_path: Path, muon_alone: Path, alone: Any) -> None:
-    together(muon, tmp_path)
-    assert_alike(tmp_path, muon_alone)
+def test_muon_on_two_processes_equals_muon_on_one(pairs: Any, muon_alone: Path, alone: Any) -> None:
+    assert_alike(pairs["muon"], muon_alone)
     adam, turned = outcome(alone("flow", "video_dit"))[0], outcome(muon_alone)[0]
     assert (adam - turned).abs().max() > 0.01 * adam.abs().max()  # ten times what may differ: not AdamW
 
@@ -574,8 +589,9 @@ def uneven(world: World, folder: Path) -> None:
         torch.testing.assert_close(momentum.full_tensor(), alone.state[one]["momentum_buffer"], rtol=0, atol=1e-6)
 
 
-def test_rows_that_do_not_divide_are_turned_as_torch_turns_whole_matrices(tmp_path: Path) -> None:
-    together(uneven, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_rows_that_do_not_divide_are_turned_as_torch_turns_whole_matrices() -> None:
+    """Both processes passed ``uneven``."""
 
 
 # ------------------------------------------------------------------ refusals
@@ -589,8 +605,9 @@ def refuse_batch(world: World, folder: Path) -> None:
         fit(made, samples(), made.options, context)
 
 
-def test_a_batch_that_can_not_be_shared_is_refused(tmp_path: Path) -> None:
-    together(refuse_batch, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_a_batch_that_can_not_be_shared_is_refused() -> None:
+    """Both processes passed ``refuse_batch``."""
 
 
 def norms(world: World, folder: Path) -> None:
@@ -605,5 +622,6 @@ def norms(world: World, folder: Path) -> None:
     assert module[2] not in trainee.optimizers[0].state  # without a gradient on any process
 
 
-def test_gradients_of_whole_weights_are_averaged_and_clipped_together(tmp_path: Path) -> None:
-    together(norms, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_gradients_of_whole_weights_are_averaged_and_clipped_together() -> None:
+    """Both processes passed ``norms``."""
