@@ -215,6 +215,25 @@ def test_two_processes_equal_one(pairs: Any, alone: Any, kind: str, name: str) -
     assert_alike(pairs[kind, name], alone(kind, name))
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What else two processes write in a training from its beginning: a folder each."""
+    folder = tmp_path_factory.mktemp("others")
+    one_after_another(
+        [
+            (search, folder / "search", False),
+            (search, folder / "search with LoRA", True),
+            (half_done, folder / "half", "flow"),
+            (remember, folder / "remember"),
+            (looked_at, folder / "looked at"),
+            (train_parts, folder / "parts"),
+            (train_parts, folder / "half of parts", 3),
+            (muon, folder / "half of muon", 3),
+        ]
+    )
+    return folder
+
+
 def search(world: World, folder: Path, lora: bool) -> None:
     """A short search; the first process writes logits, and what the masked model's loss was."""
     context = context_in(folder)
@@ -239,10 +258,8 @@ def search(world: World, folder: Path, lora: bool) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_search_on_two_processes_equals_one(tmp_path: Path, lora: bool) -> None:
-    for folder in (two := tmp_path / "two", one := tmp_path / "one"):
-        folder.mkdir()
-    together(search, two, 2, lora)
+def test_a_search_on_two_processes_equals_one(tmp_path: Path, others: Path, lora: bool) -> None:
+    two, one = others / ("search with LoRA" if lora else "search"), tmp_path
     search(ALONE, one, lora)
     found, wanted = (load_file(folder / "logits.safetensors") for folder in (two, one))
     assert found.keys() == wanted.keys()
@@ -288,10 +305,8 @@ def half_done(world: World, folder: Path, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def written_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    together(half_done, folder, 2, "flow")
-    return folder
+def written_by_two(others: Path) -> Path:
+    return others / "half"
 
 
 @pytest.fixture(scope="module")
@@ -379,15 +394,14 @@ def remember(world: World, folder: Path) -> None:
             save_file({name: value.contiguous() for name, value in state.items()}, folder / "state.safetensors")
 
 
-def test_what_layers_remember_goes_through_the_shards_of_two(tmp_path: Path) -> None:
+def test_what_layers_remember_goes_through_the_shards_of_two(others: Path) -> None:
     """Every process draws of its own samples; what is written is one process', and the resume reads it back."""
-    together(remember, tmp_path)
     saved = [
         {name: value for part in tensors_of(place) for name, value in part.items()}
-        for place in sorted((tmp_path / "checkpoints").iterdir())
+        for place in sorted((others / "remember" / "checkpoints").iterdir())
     ]
     assert [int(tensors["first/buffer/1.num_batches_tracked"]) for tensors in saved] == [4, 6]
-    assert int(load_file(tmp_path / "state.safetensors")["1.num_batches_tracked"]) == 7
+    assert int(load_file(others / "remember" / "state.safetensors")["1.num_batches_tracked"]) == 7
 
 
 def looked_at(world: World, folder: Path) -> None:
@@ -413,11 +427,9 @@ def looked_at(world: World, folder: Path) -> None:
         assert asked == ([] if world.rank else [2, 1, *[2, 2, 2] * 3])  # real clips; before, and after 2 and 4 steps
 
 
-def test_two_processes_look_at_what_one_looks_at(tmp_path: Path) -> None:
-    for name, size in (("one", 1), ("two", 2)):
-        (tmp_path / name).mkdir()
-        looked_at(ALONE, tmp_path / name) if size == 1 else together(looked_at, tmp_path / name)
-    one, two = ([*map(json.loads, (tmp_path / name / "curves.jsonl").open())] for name in ("one", "two"))
+def test_two_processes_look_at_what_one_looks_at(tmp_path: Path, others: Path) -> None:
+    looked_at(ALONE, tmp_path)
+    one, two = ([*map(json.loads, (place / "curves.jsonl").open())] for place in (tmp_path, others / "looked at"))
     assert [line.keys() for line in one] == [line.keys() for line in two]
     assert {"validation_loss", "watch/motion", "watch/diversity"} < one[1].keys()
     for line_1, line_2 in zip(one, two, strict=True):
@@ -503,24 +515,24 @@ def train_parts(world: World, folder: Path, die_at: int | None = None) -> None:
         save_file({"answer": answer(made)}, folder / "answer.safetensors")
 
 
-def test_roles_of_one_sharded_module_equal_those_of_one_process(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    train_parts(ALONE, tmp_path / "one")
-    together(train_parts, tmp_path / "two")
-    assert_alike(tmp_path / "one", tmp_path / "two")
+@pytest.fixture(scope="module")
+def parts_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    train_parts(ALONE, folder)
+    return folder
 
 
-def test_roles_of_one_module_go_on_in_another_number_of_processes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    train_parts(ALONE, tmp_path / "one")
-    together(train_parts, tmp_path / "two", 2, 3)
-    held = {name for shard in tensors_of(tmp_path / "two" / "checkpoints" / "step-00000002") for name in shard}
+def test_roles_of_one_sharded_module_equal_those_of_one_process(others: Path, parts_alone: Path) -> None:
+    assert_alike(parts_alone, others / "parts")
+
+
+def test_roles_of_one_module_go_on_in_another_number_of_processes(others: Path, parts_alone: Path) -> None:
+    two = others / "half of parts"
+    held = {name for shard in tensors_of(two / "checkpoints" / "step-00000002") for name in shard}
     assert {name.partition("/")[0] for name in held} == {"block", "ends"}
     assert all("transformer_blocks.0." in name for name in held if name.startswith("block/"))
-    train_parts(ALONE, tmp_path / "two")
-    assert_alike(tmp_path / "one", tmp_path / "two")
+    train_parts(ALONE, two)
+    assert_alike(parts_alone, two)
 
 
 # ------------------------------------------------------------------ Muon
@@ -545,16 +557,17 @@ def test_muon_on_two_processes_equals_muon_on_one(pairs: Any, muon_alone: Path, 
     assert (adam - turned).abs().max() > 0.01 * adam.abs().max()  # ten times what may differ: not AdamW
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("after", [1, 2])
 def test_a_training_under_muon_goes_on_in_another_number_of_processes(
-    tmp_path: Path, muon_alone: Path, before: int, after: int
+    tmp_path: Path, others: Path, muon_alone: Path, after: int
 ) -> None:
-    for size, die_at in ((before, 3), (after, None)):
-        together(muon, tmp_path, size, die_at) if size > 1 else muon(ALONE, tmp_path, die_at)
-        if die_at:
-            names = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())["tensors"]
-            assert sum("/momentum_buffer/" in name for name in names) > 10
-    assert_alike(tmp_path, muon_alone)
+    folder = others / "half of muon" if after == 1 else tmp_path
+    if after == 2:
+        muon(ALONE, folder, 3)
+    names = json.loads((folder / "checkpoints" / "step-00000002" / "state.json").read_text())["tensors"]
+    assert sum("/momentum_buffer/" in name for name in names) > 10
+    muon(ALONE, folder) if after == 1 else together(muon, folder)
+    assert_alike(folder, muon_alone)
 
 
 class Rows(torch.nn.Module):
