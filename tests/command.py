@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from warm import forkserver
+from warm import forkserver, share_structures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -163,9 +163,8 @@ def _become(log: str) -> None:
 def _fork_workers(die: Die | None) -> None:
     """Make a worker a fork of this process."""
     from dit_compress.run import pipeline, torchrun
-    from dit_compress.structure.observe import stored
 
-    stored.WORTH_SECONDS = 0.02
+    share_structures()
     pipeline.subprocess = torchrun.subprocess = forks(die)
 
 
@@ -216,12 +215,12 @@ def _rank(words: tuple[str, ...], env: dict[str, str], log: str, die: Die | None
     sys.argv = list(words[module:])
     try:
         runpy.run_module(words[module], run_name="__main__", alter_sys=True)
-        return 0
     except SystemExit as left:
         return int(left.code or 0)
     except BaseException:  # noqa: BLE001 - as in ``_work``
         traceback.print_exc()
         return 1
+    return 0
 
 
 def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from warm import share_structures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["DIT_COMPRESS_CACHE"] = "off"
 # A library that is imported while a test is captured logs into that test's closed stream for ever after.
 logging.raiseExceptions = False
-RELEASED = {"dit_compress", "dit_compress_plugins", "diffusers", "torch", *sys.stdlib_module_names}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,26 +73,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def structures(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
-    """What one test or command observed of a class, all others of this run know; ``structure/`` observes anew.
-
-    Code does not change meanwhile, so what is loaded is no part of a name, as it is for users: here more and more is.
-    """
+    """What one test or command observed of a class, all others of this run know; ``structure/`` observes anew."""
     assert os.environ["DIT_COMPRESS_CACHE"] == str(shared / "structures")
-    from dit_compress.structure.observe import stored
-
-    def sources(kinds: set[type]) -> list[list[str]]:
-        own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in RELEASED]
-        if any("<locals>" in kind.__qualname__ for kind in own):
-            raise TypeError("a class that a function of a test makes depends on more than its name")
-        return []
-
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name == "structure":
-            patch.setenv(stored.VARIABLE, "off")
+            patch.setenv("DIT_COMPRESS_CACHE", "off")
         else:
-            patch.setattr(stored, "_sources", sources)
-            patch.setattr(stored, "WORTH_SECONDS", 0.02)
-            patch.setattr(stored, "MOST", 10_000)
+            share_structures(patch.setattr)
         yield
 
 

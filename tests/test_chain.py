@@ -404,7 +404,7 @@ def without_torch(*arguments: str | Path) -> str:
         "from dit_compress.cli.app import main; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert made.returncode == 0, made.stderr
     return made.stdout
 

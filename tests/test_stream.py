@@ -62,7 +62,7 @@ def test_what_is_not_wanted_any_more_is_forgotten() -> None:
 
 
 def test_two_workers_decode_at_once() -> None:
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=300)
 
     class Waiting(Clip):
         def pixels(self) -> np.ndarray:

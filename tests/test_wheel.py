@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built offline from the working tree."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=900)
     (found,) = folder.glob("*.whl")
     return found
 
@@ -64,7 +64,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(target),
         str(wheel),
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=900)
     return target
 
 
@@ -78,7 +78,7 @@ def seen(site: Path) -> dict[str, Any]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert made.returncode == 0, made.stderr
     return json.loads(made.stdout)
@@ -135,7 +135,7 @@ def test_its_script_answers(site: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("dit-compress 0.") == len(folders())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from processes import together
+from processes import one_after_another
 from test_loop import Noisy
 from test_loop import context_in as loop_context
 from test_loop import options as loop_options
@@ -38,13 +38,52 @@ from dit_compress_plugins.distill_flow import FlowOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow(60)
+pytestmark = pytest.mark.slow(40)
+IMAGES = {"images": 0.5}
+WITH_IMAGES = ("flow", "affine", "adversarial")
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flow")
     train(ALONE, folder, "flow", "video_dit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tests below look for of two processes: a folder each; one pair writes all."""
+    folder = tmp_path_factory.mktemp("pair")
+    one_after_another(
+        [
+            *((train, folder / kind, kind, "video_dit", None, IMAGES) for kind in WITH_IMAGES),
+            (in_half, folder / "whole", False),
+            (in_half, folder / "half", True),
+            (watched, folder / "watched", 1),
+            (train, folder / "layout-1", "flow", "video_dit", 3, {"shard": 1}),
+            (train, folder / "layout-1", "flow", "video_dit", None, {"shard": 2}),
+            (compiled_flow, folder / "compiled"),
+        ]
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of four processes, in two groups."""
+    folder = tmp_path_factory.mktemp("four")
+    (folder / "on").mkdir()
+    train(ALONE, folder / "on", "flow", "video_dit", 3)
+    one_after_another(
+        [
+            (train, folder / "flow", "flow", "video_dit", None, {"shard": 2}),
+            (train, folder / "muon", "flow", "video_dit", None, {**MUON, "shard": 2}),
+            (train, folder / "on", "flow", "video_dit", None, {"shard": 2}),
+            (train, folder / "off", "flow", "video_dit", 3, {"shard": 2}),
+        ],
+        4,
+    )
+    train(ALONE, folder / "off", "flow", "video_dit")
     return folder
 
 
@@ -162,9 +201,8 @@ def compiled_flow(world: Any, folder: Path) -> None:
     train(world, folder, "flow", "video_dit", None, {"compile": True, "checkpoint_activations": True})
 
 
-def test_compiled_blocks_of_two_processes_equal_those_of_one(tmp_path: Path, alone: Path) -> None:
-    together(compiled_flow, tmp_path)
-    assert_alike(tmp_path, alone)
+def test_compiled_blocks_of_two_processes_equal_those_of_one(pair: Path, alone: Path) -> None:
+    assert_alike(pair / "compiled", alone)
 
 
 def refuses(*_: Any, **__: Any) -> Any:
@@ -225,41 +263,29 @@ def in_half(world: Any, folder: Path, gather: bool) -> None:
         assert made.seen == {torch.bfloat16 if gather else torch.float32}
 
 
-def test_weights_are_gathered_in_bfloat16_and_kept_in_float32(tmp_path: Path) -> None:
+def test_weights_are_gathered_in_bfloat16_and_kept_in_float32(pair: Path) -> None:
     """What is learnt differs by the rounding of norms' weights: far less than a step of it."""
-    for name, gather in (("whole", False), ("half", True)):
-        (tmp_path / name).mkdir()
-        together(in_half, tmp_path / name, 2, gather)
-    one, other = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "half"))
+    one, other = (torch.load(pair / name / "weights.pt") for name in ("whole", "half"))
     start = dict(objective("flow", "video_dit", options_of("flow")).student.module.named_parameters())
     moved = torch.cat([(one[name] - start[name]).flatten() for name in one])
     apart = torch.cat([(one[name] - other[name]).flatten() for name in one])
     assert 0 < apart.norm() < 0.25 * moved.norm()
 
 
-def test_two_replicas_of_two_processes_equal_one_process(tmp_path: Path, alone: Path) -> None:
+def test_two_replicas_of_two_processes_equal_one_process(four: Path, alone: Path) -> None:
     """Gradient norms are logged, too: rows that are held twice count once."""
-    together(train, tmp_path, 4, "flow", "video_dit", None, {"shard": 2})
-    assert_alike(tmp_path, alone)
+    assert_alike(four / "flow", alone)
 
 
-def test_replicas_under_muon_equal_one_process(tmp_path: Path) -> None:
-    for name in ("one", "four"):
-        (tmp_path / name).mkdir()
-    train(ALONE, tmp_path / "one", "flow", "video_dit", None, MUON)
-    together(train, tmp_path / "four", 4, "flow", "video_dit", None, {**MUON, "shard": 2})
-    assert_alike(tmp_path / "one", tmp_path / "four")
+def test_replicas_under_muon_equal_one_process(tmp_path: Path, four: Path) -> None:
+    train(ALONE, tmp_path, "flow", "video_dit", None, MUON)
+    assert_alike(tmp_path, four / "muon")
 
 
-@pytest.mark.parametrize(("before", "after"), [((4, 2), (1, None)), ((1, None), (4, 2)), ((2, 1), (2, 2))])
-def test_a_training_goes_on_in_another_layout(tmp_path: Path, alone: Path, before: Any, after: Any) -> None:
-    for (size, shard), die_at in ((before, 3), (after, None)):
-        more = {"shard": shard}
-        if size == 1:
-            train(ALONE, tmp_path, "flow", "video_dit", die_at, more)
-        else:
-            together(train, tmp_path, size, "flow", "video_dit", die_at, more)
-    assert_alike(tmp_path, alone)
+def test_a_training_goes_on_in_another_layout(pair: Path, four: Path, alone: Path) -> None:
+    """From one process to groups of two of four, from those to one, and from whole copies on two to shards of both."""
+    for place in (four / "on", four / "off", pair / "layout-1"):
+        assert_alike(place, alone)
 
 
 def test_groups_that_do_not_divide_the_processes_are_refused() -> None:
@@ -292,9 +318,8 @@ def test_some_looks_are_kept_as_pictures(tmp_path: Path, sheets: int, kept: list
     assert sorted(path.name for path in tmp_path.glob("samples/*")) == [f"step-{step:08d}.jpg" for step in kept]
 
 
-def test_two_processes_keep_one_picture(tmp_path: Path) -> None:
-    together(watched, tmp_path, 2, 1)
-    assert [path.name for path in tmp_path.glob("samples/*")] == ["step-00000006.jpg"]
+def test_two_processes_keep_one_picture(pair: Path) -> None:
+    assert [path.name for path in pair.glob("watched/samples/*")] == ["step-00000006.jpg"]
 
 
 def test_a_sheet_has_a_row_a_video_and_at_most_six_frames_of_it(tmp_path: Path) -> None:
@@ -313,7 +338,6 @@ def test_a_sheet_has_a_row_a_video_and_at_most_six_frames_of_it(tmp_path: Path) 
 
 # ------------------------------------------------------------------ images
 
-IMAGES = {"images": 0.5}
 ON = [step for step in range(STEPS) if on_images(0, step, 0.5)]
 
 
@@ -337,14 +361,11 @@ def test_a_batch_of_images_is_the_first_latent_frame_of_its_clips() -> None:
     assert images.streams.normal("noise", images.x0.shape[1:]).shape == images.x0.shape
 
 
-@pytest.mark.parametrize("kind", ["flow", "affine", "adversarial"])
-def test_images_and_clips_on_two_processes_equal_those_on_one(tmp_path: Path, kind: str) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    train(ALONE, tmp_path / "one", kind, "video_dit", None, IMAGES)
-    together(train, tmp_path / "two", 2, kind, "video_dit", None, IMAGES)
-    assert_alike(tmp_path / "one", tmp_path / "two")
-    assert [line["step"] for line in outcome(tmp_path / "one")[1] if line["images"]] == ON
+@pytest.mark.parametrize("kind", WITH_IMAGES)
+def test_images_and_clips_on_two_processes_equal_those_on_one(tmp_path: Path, pair: Path, kind: str) -> None:
+    train(ALONE, tmp_path, kind, "video_dit", None, IMAGES)
+    assert_alike(tmp_path, pair / kind)
+    assert [line["step"] for line in outcome(tmp_path)[1] if line["images"]] == ON
 
 
 def test_images_go_on_after_a_kill(tmp_path: Path) -> None:

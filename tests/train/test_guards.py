@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------ measures, by hand
 
 
-pytestmark = pytest.mark.slow(30)
+pytestmark = pytest.mark.slow(50)
 
 
 def video(*frames: tuple[float, float, float]) -> Tensor:
@@ -234,23 +234,23 @@ WATCH = {"every": 20, "captions": 3}
 
 
 def flow_options(steps: int, **more: Any) -> FlowOptions:
-    return FlowOptions(steps=steps, batch=16, lr=4e-3, warmup=5, decay=0.1, watch=WATCH, checkpoint_every=1000, **more)
+    usual = {"batch": 16, "lr": 4e-3, "warmup": 5, "decay": 0.1, "watch": WATCH, "checkpoint_every": 1000}
+    return FlowOptions(**{"steps": steps, **usual, **more})
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_five_healthy_seeds_raise_no_alarm(tmp_path: Path, healthy: dict[str, Tensor], seed: int) -> None:
-    """From random weights, then adversarially to four steps."""
+    """From random weights, and adversarially to four steps from weights that make moving stripes."""
     student, given = model(seed), clips(48, seed)
-    if seed == 0:
-        student.load_state_dict(healthy)  # no alarm there
-    else:
-        assert trained(student, given, flow_options(160), tmp_path / "flow", seed, before=False) == []
+    if seed:  # of seed 0 the fixture tells
+        assert trained(student, given, flow_options(80, batch=8), tmp_path / "flow", seed, before=False) == []
+    student.load_state_dict(healthy)
     options = AdversarialOptions(
-        steps=60, batch=16, lr=2e-4, discriminator_warmup=5, watch=WATCH, adversarial_weight=0.05, checkpoint_every=1000
+        steps=40, batch=8, lr=2e-4, discriminator_warmup=5, watch=WATCH, adversarial_weight=0.05, checkpoint_every=1000
     )
     assert trained(student, given, options, tmp_path / "adversarial", seed, before=True) == []
     lines = [json.loads(line) for line in (tmp_path / "adversarial" / "curves.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "watch/motion" in line] == [19, 39, 59]
+    assert [line["step"] for line in lines if "watch/motion" in line] == [19, 39]
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("broken", "steps", "expected"),
     [
-        ({"speed": 0.0}, 160, {"slow"}),
+        ({"speed": 0.0}, 120, {"slow"}),
         ({"speed": 1 / 3}, 160, {"slow"}),  # a third of the real speed
         ({"grey": True}, 60, {"grey"}),
         ({"places": 1}, 320, {"alike"}),  # one position for every video of a caption

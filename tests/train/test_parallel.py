@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from processes import together
+from processes import one_after_another, together
 from safetensors.torch import load_file, save_file
 from test_loop import Remembering, killer
 from test_loop import context_in as loop_context
@@ -55,7 +55,7 @@ from dit_compress_plugins.search_groupwise.search import CandidateLogits, Masked
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow(60)
+pytestmark = pytest.mark.slow(50)
 ALONE = World()
 STEPS = 4
 FLOW = {"steps": STEPS, "batch": 4, "lr": 1e-3, "warmup": 0, "ema": 0.5, "checkpoint_every": 2}
@@ -181,23 +181,57 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return outcome_of
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("flow", "video_dit"),
-        ("affine", "video_dit"),
-        ("adversarial", "video_dit"),
-        ("adversarial", "wan"),
-        ("grid", "video_dit"),
-        ("dmd", "video_dit"),
-        ("lora", "video_dit"),
-        ("scaled", "video_dit"),
-        ("reward", "video_dit"),
-    ],
-)
-def test_two_processes_equal_one(tmp_path: Path, alone: Any, kind: str, name: str) -> None:
-    together(train, tmp_path, 2, kind, name)
-    assert_alike(tmp_path, alone(kind, name))
+TRAININGS = [
+    ("flow", "video_dit"),
+    ("affine", "video_dit"),
+    ("adversarial", "video_dit"),
+    ("adversarial", "wan"),
+    ("grid", "video_dit"),
+    ("dmd", "video_dit"),
+    ("lora", "video_dit"),
+    ("scaled", "video_dit"),
+    ("reward", "video_dit"),
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    """Two processes' outcomes: of the trainings, and of what is checked below without one; one pair does all."""
+    folder = tmp_path_factory.mktemp("pairs")
+    checks = (break_a_sample, refuse_batch, norms, uneven)
+    folders: dict[Any, Path] = {each: folder / "-".join(each) for each in TRAININGS}
+    one_after_another(
+        [
+            *((check, folder / check.__name__) for check in checks),
+            (muon, folder / "muon"),
+            *((train, place, *each) for each, place in folders.items()),
+        ]
+    )
+    return {**folders, "muon": folder / "muon"}
+
+
+@pytest.mark.parametrize(("kind", "name"), TRAININGS)
+def test_two_processes_equal_one(pairs: Any, alone: Any, kind: str, name: str) -> None:
+    assert_alike(pairs[kind, name], alone(kind, name))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What else two processes write in a training from its beginning: a folder each."""
+    folder = tmp_path_factory.mktemp("others")
+    one_after_another(
+        [
+            (search, folder / "search", False),
+            (search, folder / "search with LoRA", True),
+            (half_done, folder / "half", "flow"),
+            (remember, folder / "remember"),
+            (looked_at, folder / "looked at"),
+            (train_parts, folder / "parts"),
+            (train_parts, folder / "half of parts", 3),
+            (muon, folder / "half of muon", 3),
+        ]
+    )
+    return folder
 
 
 def search(world: World, folder: Path, lora: bool) -> None:
@@ -224,10 +258,8 @@ def search(world: World, folder: Path, lora: bool) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_search_on_two_processes_equals_one(tmp_path: Path, lora: bool) -> None:
-    for folder in (two := tmp_path / "two", one := tmp_path / "one"):
-        folder.mkdir()
-    together(search, two, 2, lora)
+def test_a_search_on_two_processes_equals_one(tmp_path: Path, others: Path, lora: bool) -> None:
+    two, one = others / ("search with LoRA" if lora else "search"), tmp_path
     search(ALONE, one, lora)
     found, wanted = (load_file(folder / "logits.safetensors") for folder in (two, one))
     assert found.keys() == wanted.keys()
@@ -273,10 +305,8 @@ def half_done(world: World, folder: Path, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def written_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    together(half_done, folder, 2, "flow")
-    return folder
+def written_by_two(others: Path) -> Path:
+    return others / "half"
 
 
 @pytest.fixture(scope="module")
@@ -364,15 +394,14 @@ def remember(world: World, folder: Path) -> None:
             save_file({name: value.contiguous() for name, value in state.items()}, folder / "state.safetensors")
 
 
-def test_what_layers_remember_goes_through_the_shards_of_two(tmp_path: Path) -> None:
+def test_what_layers_remember_goes_through_the_shards_of_two(others: Path) -> None:
     """Every process draws of its own samples; what is written is one process', and the resume reads it back."""
-    together(remember, tmp_path)
     saved = [
         {name: value for part in tensors_of(place) for name, value in part.items()}
-        for place in sorted((tmp_path / "checkpoints").iterdir())
+        for place in sorted((others / "remember" / "checkpoints").iterdir())
     ]
     assert [int(tensors["first/buffer/1.num_batches_tracked"]) for tensors in saved] == [4, 6]
-    assert int(load_file(tmp_path / "state.safetensors")["1.num_batches_tracked"]) == 7
+    assert int(load_file(others / "remember" / "state.safetensors")["1.num_batches_tracked"]) == 7
 
 
 def looked_at(world: World, folder: Path) -> None:
@@ -398,11 +427,9 @@ def looked_at(world: World, folder: Path) -> None:
         assert asked == ([] if world.rank else [2, 1, *[2, 2, 2] * 3])  # real clips; before, and after 2 and 4 steps
 
 
-def test_two_processes_look_at_what_one_looks_at(tmp_path: Path) -> None:
-    for name, size in (("one", 1), ("two", 2)):
-        (tmp_path / name).mkdir()
-        looked_at(ALONE, tmp_path / name) if size == 1 else together(looked_at, tmp_path / name)
-    one, two = ([*map(json.loads, (tmp_path / name / "curves.jsonl").open())] for name in ("one", "two"))
+def test_two_processes_look_at_what_one_looks_at(tmp_path: Path, others: Path) -> None:
+    looked_at(ALONE, tmp_path)
+    one, two = ([*map(json.loads, (place / "curves.jsonl").open())] for place in (tmp_path, others / "looked at"))
     assert [line.keys() for line in one] == [line.keys() for line in two]
     assert {"validation_loss", "watch/motion", "watch/diversity"} < one[1].keys()
     for line_1, line_2 in zip(one, two, strict=True):
@@ -423,8 +450,9 @@ def break_a_sample(world: World, folder: Path) -> None:
         fit(made, given, made.options, context)
 
 
-def test_a_broken_sample_of_one_process_is_named_by_all(tmp_path: Path) -> None:
-    together(break_a_sample, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_a_broken_sample_of_one_process_is_named_by_all() -> None:
+    """Both processes passed ``break_a_sample``."""
 
 
 def fill_the_disk(world: World, folder: Path) -> None:
@@ -487,24 +515,24 @@ def train_parts(world: World, folder: Path, die_at: int | None = None) -> None:
         save_file({"answer": answer(made)}, folder / "answer.safetensors")
 
 
-def test_roles_of_one_sharded_module_equal_those_of_one_process(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    train_parts(ALONE, tmp_path / "one")
-    together(train_parts, tmp_path / "two")
-    assert_alike(tmp_path / "one", tmp_path / "two")
+@pytest.fixture(scope="module")
+def parts_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    train_parts(ALONE, folder)
+    return folder
 
 
-def test_roles_of_one_module_go_on_in_another_number_of_processes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    train_parts(ALONE, tmp_path / "one")
-    together(train_parts, tmp_path / "two", 2, 3)
-    held = {name for shard in tensors_of(tmp_path / "two" / "checkpoints" / "step-00000002") for name in shard}
+def test_roles_of_one_sharded_module_equal_those_of_one_process(others: Path, parts_alone: Path) -> None:
+    assert_alike(parts_alone, others / "parts")
+
+
+def test_roles_of_one_module_go_on_in_another_number_of_processes(others: Path, parts_alone: Path) -> None:
+    two = others / "half of parts"
+    held = {name for shard in tensors_of(two / "checkpoints" / "step-00000002") for name in shard}
     assert {name.partition("/")[0] for name in held} == {"block", "ends"}
     assert all("transformer_blocks.0." in name for name in held if name.startswith("block/"))
-    train_parts(ALONE, tmp_path / "two")
-    assert_alike(tmp_path / "one", tmp_path / "two")
+    train_parts(ALONE, two)
+    assert_alike(parts_alone, two)
 
 
 # ------------------------------------------------------------------ Muon
@@ -523,23 +551,23 @@ def muon_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_muon_on_two_processes_equals_muon_on_one(tmp_path: Path, muon_alone: Path, alone: Any) -> None:
-    together(muon, tmp_path)
-    assert_alike(tmp_path, muon_alone)
+def test_muon_on_two_processes_equals_muon_on_one(pairs: Any, muon_alone: Path, alone: Any) -> None:
+    assert_alike(pairs["muon"], muon_alone)
     adam, turned = outcome(alone("flow", "video_dit"))[0], outcome(muon_alone)[0]
     assert (adam - turned).abs().max() > 0.01 * adam.abs().max()  # ten times what may differ: not AdamW
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("after", [1, 2])
 def test_a_training_under_muon_goes_on_in_another_number_of_processes(
-    tmp_path: Path, muon_alone: Path, before: int, after: int
+    tmp_path: Path, others: Path, muon_alone: Path, after: int
 ) -> None:
-    for size, die_at in ((before, 3), (after, None)):
-        together(muon, tmp_path, size, die_at) if size > 1 else muon(ALONE, tmp_path, die_at)
-        if die_at:
-            names = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())["tensors"]
-            assert sum("/momentum_buffer/" in name for name in names) > 10
-    assert_alike(tmp_path, muon_alone)
+    folder = others / "half of muon" if after == 1 else tmp_path
+    if after == 2:
+        muon(ALONE, folder, 3)
+    names = json.loads((folder / "checkpoints" / "step-00000002" / "state.json").read_text())["tensors"]
+    assert sum("/momentum_buffer/" in name for name in names) > 10
+    muon(ALONE, folder) if after == 1 else together(muon, folder)
+    assert_alike(folder, muon_alone)
 
 
 class Rows(torch.nn.Module):
@@ -574,8 +602,9 @@ def uneven(world: World, folder: Path) -> None:
         torch.testing.assert_close(momentum.full_tensor(), alone.state[one]["momentum_buffer"], rtol=0, atol=1e-6)
 
 
-def test_rows_that_do_not_divide_are_turned_as_torch_turns_whole_matrices(tmp_path: Path) -> None:
-    together(uneven, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_rows_that_do_not_divide_are_turned_as_torch_turns_whole_matrices() -> None:
+    """Both processes passed ``uneven``."""
 
 
 # ------------------------------------------------------------------ refusals
@@ -589,8 +618,9 @@ def refuse_batch(world: World, folder: Path) -> None:
         fit(made, samples(), made.options, context)
 
 
-def test_a_batch_that_can_not_be_shared_is_refused(tmp_path: Path) -> None:
-    together(refuse_batch, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_a_batch_that_can_not_be_shared_is_refused() -> None:
+    """Both processes passed ``refuse_batch``."""
 
 
 def norms(world: World, folder: Path) -> None:
@@ -605,5 +635,6 @@ def norms(world: World, folder: Path) -> None:
     assert module[2] not in trainee.optimizers[0].state  # without a gradient on any process
 
 
-def test_gradients_of_whole_weights_are_averaged_and_clipped_together(tmp_path: Path) -> None:
-    together(norms, tmp_path)
+@pytest.mark.usefixtures("pairs")
+def test_gradients_of_whole_weights_are_averaged_and_clipped_together() -> None:
+    """Both processes passed ``norms``."""
