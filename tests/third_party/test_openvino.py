@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dit_compress.plugin.registry import Registry, Source
+from dit_compress.plugin.registry import Registry
+from dit_compress.plugin.sources import Source
 from dit_compress.testing.exporters import ExporterContract
 
 HERE = Path(__file__).parent / "openvino"
