@@ -16,7 +16,8 @@ import pytest
 import dit_compress
 from dit_compress import hooks
 from dit_compress.plugin import kinds
-from dit_compress.plugin.registry import Registry, Source, installed, use
+from dit_compress.plugin.registry import Registry, installed, use
+from dit_compress.plugin.sources import Source
 from dit_compress.recipe import load
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pytest
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.kinds import RESERVED
 from dit_compress.plugin.options import Options, Plugin, load_object
-from dit_compress.plugin.registry import LOCAL, Registry, closest, installed, use
+from dit_compress.plugin.registry import Registry, closest, installed, use
+from dit_compress.plugin.sources import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

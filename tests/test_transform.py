@@ -18,7 +18,8 @@ from dit_compress.model.cut import example_output
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.kinds import hookimpl
 from dit_compress.plugin.options import Options, Plugin
-from dit_compress.plugin.registry import Source, installed, use
+from dit_compress.plugin.registry import installed, use
+from dit_compress.plugin.sources import Source
 from dit_compress.structure.files.load_pruned import edits_of
 from dit_compress.structure.files.pruned import log_of
 from dit_compress.testing.models import tiny_denoiser

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin.defaults import MIXTURE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,14 +36,14 @@ class Mixture:
     @classmethod
     def of(cls, clips: Sequence[Clip]) -> Mixture:
         """Read what some clips state; UserError where they are of another world."""
-        known = [clip.truth for clip in clips if clip.truth is not None and "mixture" in clip.truth]
+        known = [clip.truth for clip in clips if clip.truth is not None and MIXTURE in clip.truth]
         if not known or len(known) < len(clips):
             raise UserError(
                 "the mixture that this data was drawn from is not known",
                 where=str(clips[0].path) if clips else "",
-                mend="Name a 'data' source whose clips state it: 'mixture'",
+                mend=f"Use 'data: {{use: {MIXTURE}}}'",
             )
-        mixture: Mapping[str, Any] = known[0]["mixture"]
+        mixture: Mapping[str, Any] = known[0][MIXTURE]
         means = torch.tensor(mixture["means"], dtype=torch.float64).flatten(2)
         captions = torch.tensor([truth["caption"] for truth in known])
         return cls(means, captions, mixture["spread"], tuple(clip.caption for clip in clips))

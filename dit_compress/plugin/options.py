@@ -42,7 +42,7 @@ class Options(BaseModel):
 
     def differs(self, name: str) -> bool:
         """Tell whether an option has another value than its default."""
-        value: Any = getattr(self, name)
+        value: Any = dict(self)[name]
         return bool(value != type(self).model_fields[name].get_default(call_default_factory=True))
 
     @property

@@ -6,13 +6,9 @@ error only where a recipe names it; all others keep working.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import re
-import sys
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +16,6 @@ import pluggy
 
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.kinds import (
-    GROUP,
     NOTED,
     PART_KINDS,
     PROJECT,
@@ -31,13 +26,11 @@ from dit_compress.plugin.kinds import (
     StepHooks,
 )
 from dit_compress.plugin.options import Options, Plugin
+from dit_compress.plugin.sources import LOCAL, Source, entry_points, importable, local_file, source_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import ModuleType
-
-LOCAL = "local file"
-"""The word for the distribution of a plugin given by ``--plugin``."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +48,6 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Something that may hold plugins: an entry point or a file, not imported yet."""
-
-    name: str
-    distribution: str
-    version: str
-    load: Callable[[], ModuleType]
-
-
-@dataclass(frozen=True)
 class Entry:
     """A plugin, with where it comes from."""
 
@@ -76,7 +59,7 @@ class Entry:
 
     def source_digest(self) -> str:
         """Return the sha256 over the .py files of the plugin's package (or its one file), names included."""
-        return _digest(self.module)
+        return source_digest(self.module)
 
 
 class Registry:
@@ -95,7 +78,7 @@ class Registry:
     def discover(cls, extra_files: Iterable[str | Path] = ()) -> Registry:
         """Find the plugins of every installed distribution, and of some files."""
         registry = cls()
-        registry.add([*_entry_points(), *(_local(Path(path)) for path in extra_files)])
+        registry.add([*entry_points(), *(local_file(Path(path)) for path in extra_files)])
         return registry
 
     def add(self, sources: Iterable[Source]) -> None:
@@ -140,7 +123,7 @@ class Registry:
     @staticmethod
     def require(plugin: Plugin) -> None:
         """Raise a UserError with the pip line where something the plugin needs is not installed."""
-        missing = [name for name in plugin.requires if not _importable(name)]
+        missing = [name for name in plugin.requires if not importable(name)]
         if missing:
             wanted = f"dit-compress[{plugin.extra}]" if plugin.extra else " ".join(missing)
             raise UserError(
@@ -245,46 +228,6 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def _entry_points() -> list[Source]:
-    """Return one source per entry point: those of dit-compress first, so that nobody can displace them."""
-    found = []
-    for entry in metadata.entry_points(group=GROUP):
-        name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
-        found.append(Source(entry.name, name, version, entry.load))
-    return sorted(found, key=lambda source: (source.distribution != "dit-compress", source.distribution, source.name))
-
-
-def _local(path: Path) -> Source:
-    """Describe a file given by ``--plugin``.
-
-    Its module has the file's stem for a name (``load="my_dit:MyDiT"``); a package's ``__init__.py``, its folder's name.
-    """
-    path = path.resolve()
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError("not a Python file", where=str(path), mend="Give --plugin the .py file of a local plugin")
-    name = path.parent.name if path.name == "__init__.py" else path.stem
-    return Source(name, LOCAL, "", lambda: _import_file(name, path))
-
-
-def _import_file(name: str, path: Path) -> ModuleType:
-    known = sys.modules.get(name)
-    is_local = known is not None and hasattr(known, "__dit_compress_local__")
-    if not is_local and (known is not None or _importable(name)):
-        raise ImportError(f"a module named {name!r} exists already; rename it")
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} can't be imported")
-    module = importlib.util.module_from_spec(spec)
-    module.__dict__["__dit_compress_local__"] = True
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def _functions(manager: pluggy.PluginManager, module: ModuleType, hook: str) -> list[Callable[[], Any]]:
     """Return the module's implementations of one hook."""
     caller = getattr(manager.hook, hook)
@@ -304,23 +247,6 @@ def _fault(plugin: Any) -> str | None:
     if not re.fullmatch(r"[\w.]+:\w+", plugin.load):
         return f"has load={plugin.load!r}, not 'package.module:Class'"
     return None
-
-
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _digest(module: ModuleType) -> str:
-    path = Path(module.__file__ or "")
-    root = path.parent
-    digest = hashlib.sha256()
-    for item in sorted(root.rglob("*.py")) if path.name == "__init__.py" else [path]:
-        digest.update(f"{item.relative_to(root).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(item.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _line(error: BaseException) -> str:

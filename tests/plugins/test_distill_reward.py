@@ -22,7 +22,8 @@ from dit_compress.model.denoiser import Cond
 from dit_compress.model.flow import Flow, euler, interpolate
 from dit_compress.model.spec import Spec
 from dit_compress.plugin.options import Part, Plugin
-from dit_compress.plugin.registry import Registry, Source, installed
+from dit_compress.plugin.registry import Registry, installed
+from dit_compress.plugin.sources import Source
 from dit_compress.recipe import make_part
 from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser

@@ -132,5 +132,7 @@ def test_the_distance_between_exact_samples_falls_with_their_number() -> None:
 
 def test_another_world_is_refused() -> None:
     strange = [Clip(Path("a.mp4"), "a", {"shape": "circle"}, 1, (1, 1), 8.0)]
-    with pytest.raises(UserError, match="the mixture that this data was drawn from is not known. Name a 'data' source"):
+    with pytest.raises(
+        UserError, match="the mixture that this data was drawn from is not known. Use 'data: {use: mixture}'"
+    ):
         evenly(strange, 4)

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from dit_compress.plugin.kinds import hookimpl
 from dit_compress.plugin.options import Options, PartField, Plugin, Slot, VideoOptions
-from dit_compress.plugin.registry import Registry, Source
+from dit_compress.plugin.registry import Registry
+from dit_compress.plugin.sources import Source
 from dit_compress.recipe import load
 
 if TYPE_CHECKING:

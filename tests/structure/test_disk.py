@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save, save_file
 from dit_compress.core.errors import UserError
 from dit_compress.structure.apply import edit_state
 from dit_compress.structure.edits import KeepBlocks, Scale, SetAttribute, Take
-from dit_compress.structure.files import disk
+from dit_compress.structure.files import disk, slices
 from dit_compress.structure.files.disk import prune_weights, write_file
 from dit_compress.structure.files.tensor_files import open_weights
 
@@ -90,8 +90,8 @@ def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
 def test_files_are_cut_as_a_state_dict_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, chunk: int
 ) -> None:
-    monkeypatch.setattr(disk, "CHUNK_BYTES", chunk)
-    monkeypatch.setattr(disk, "SHORT_BYTES", 16)
+    monkeypatch.setattr(slices, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(slices, "SHORT_BYTES", 16)
     state = random_state(dtype)
     shard(state, tmp_path / "in", 3)
     (tmp_path / "out").mkdir()
@@ -145,8 +145,8 @@ def test_any_take_of_any_axis(data: st.DataObject, tmp_path_factory: pytest.Temp
     (folder / "out").mkdir()
     chunk = data.draw(st.sampled_from([4, 40, 400]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk, "CHUNK_BYTES", chunk)
-        patch.setattr(disk, "SHORT_BYTES", data.draw(st.sampled_from([0, 8, 1000])))
+        patch.setattr(slices, "CHUNK_BYTES", chunk)
+        patch.setattr(slices, "SHORT_BYTES", data.draw(st.sampled_from([0, 8, 1000])))
         prune_weights(folder / "x.safetensors", folder / "out", edits)
     found, wanted = (value["x"].view(torch.int32) for value in (read(folder / "out"), edit_state(state, edits)))
     assert torch.equal(found, wanted)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.edits import Scale, Take
 from dit_compress.structure.empty import empty_weights
-from dit_compress.structure.files import disk, on_disk
+from dit_compress.structure.files import on_disk, slices
 from dit_compress.structure.files.on_disk import Memory, OnDisk, bring_to_memory, left_on_disk
 from dit_compress.structure.files.tensor_files import open_weights
 from dit_compress.structure.precision import in_double
@@ -92,7 +92,7 @@ def test_a_product_is_that_of_the_whole_matrix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, at_once: int, chunk: int
 ) -> None:
     monkeypatch.setattr(on_disk, "AT_ONCE", at_once)
-    monkeypatch.setattr(disk, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(slices, "CHUNK_BYTES", chunk)
     module, stays = pair(tmp_path / "m", dtype)
     torch.manual_seed(1)
     x = torch.randn(2, 3, 6, dtype=torch.float64)

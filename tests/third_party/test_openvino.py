@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from dit_compress.plugin.registry import Registry, Source
+from dit_compress.plugin.registry import Registry
+from dit_compress.plugin.sources import Source
 from dit_compress.testing.corpus import CORPUS, Case
 from dit_compress.testing.exporters import ExporterContract
 

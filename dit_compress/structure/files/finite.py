@@ -9,8 +9,8 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import say
-from dit_compress.structure.files.disk import Buffers, Piece, cut
 from dit_compress.structure.files.on_disk import OnDisk
+from dit_compress.structure.files.slices import Buffers, Piece, cut
 from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from dit_compress.core.files import disk_errors, read_json, whole_folder, write_
 from dit_compress.core.progress import say
 from dit_compress.structure.apply import rename, unknown_edit
 from dit_compress.structure.edits import COMPUTING, MAKING, KeepBlocks, Scale, Take
-from dit_compress.structure.files.disk import Piece, edited, write_file, write_pieces
+from dit_compress.structure.files.disk import edited, write_file, write_pieces
+from dit_compress.structure.files.slices import Piece
 from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dit_compress.structure.edits import MAKING
-from dit_compress.structure.files.disk import TORCH
+from dit_compress.structure.files.slices import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from dit_compress.structure.edits import Take
-from dit_compress.structure.files.disk import TORCH, Buffers, Piece, cut, edited
+from dit_compress.structure.files.disk import edited
+from dit_compress.structure.files.slices import TORCH, Buffers, Piece, cut
 from dit_compress.structure.precision import written
 
 if TYPE_CHECKING:
