@@ -52,7 +52,8 @@ RUNTIMES = {"onnxruntime": "onnx", "xnnpack": "executorch"}
 SPEEDUP, DB, AGREE_DB = 4.0, 30.0, 60.0
 TIERS: dict[str, dict[str, Any]] = {
     "full": {
-        "vae": {"steps": 400, "batch": 4}, "small": {"steps": 2000, "batch": 4, "widths": [192, 128, 96], "blocks": 2, "frame_width": 32},
+        "vae": {"steps": 400, "batch": 4},
+        "small": {"steps": 2000, "batch": 4, "widths": [192, 128, 96], "blocks": 2, "frame_width": 32},
         "healed": {"steps": 400, "batch": 4},
         "clips": (17, (96, 96), 256, 32), "timed": (384, 512), "rounds": 15,
     },
