@@ -41,6 +41,8 @@ from dit_compress_plugins.distill_reward import RewardOptions
 from dit_compress_plugins.distill_reward.distiller import RewardObjective
 from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
+from dit_compress_plugins.latent_h3ae import H3AEOptions
+from dit_compress_plugins.latent_h3ae.step import H3AEStep
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions
 from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, MaskedObjective
@@ -167,6 +169,13 @@ def vae() -> CodecObjective:
     return CodecObjective(VideoVAE(channels=8, widths=(8, 8, 8, 8), num_blocks=1), options)
 
 
+def h3ae() -> CodecObjective:
+    every = dict.fromkeys(("haar", "multiscale", "consistency", "scale", "perceptual", "adversarial"), 1.0)
+    options: Any = {"channels": 8, "widths": (8, 8, 8, 8), "blocks": 1, "heads": 2, "losses": every}
+    maker = H3AEStep(H3AEOptions(**options))
+    return maker.objective(maker.create())
+
+
 class Forgetful:
     """A loss with a tensor that was never moved."""
 
@@ -192,6 +201,7 @@ def cases(notes: Path) -> dict[str, Callable[[], None]]:
         **{f"reward, {name}": lambda name=name: step(rewarded(name), latents()) for name in MODELS},
         "exact R1": lambda: step(adversarial("dit_block", "exact"), latents()),
         "VAE": lambda: step(vae(), clips),
+        "h3ae": lambda: step(h3ae(), clips),
         "forgetful": lambda: step(Forgetful(), rows),
     }
 
