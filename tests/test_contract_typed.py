@@ -93,6 +93,7 @@ OTHERS = {
     "cli/prune.py": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "pruning/": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "data/video.py": {"videos": "the folder of a step's videos, and its entry among the files"},
+    "measure/mixture.py": {"mixture": "what its clips were drawn from"},
     "model/bundle.py": {"flow": "a key of bundle.json", "latents": "another"},
     "report/data.py": {"flow": "a key of bundle.json", "videos": "an entry among the files of a step"},
     "model/figures.py": {"ffn": "a key of step.json: widths of feed-forwards"},
@@ -105,7 +106,7 @@ OTHERS = {
     },
     "testing/models.py": {"ffn": "an option of the tiny model", "channels": "another"},
     "testing/steps.py": {"channels": "an option of the tiny VAE"},
-    "train/codec/": {"adversarial": "a weight of the loss", "psnr": "a logged figure"},
+    "train/codec/": {"adversarial": "a weight of the loss"},
 }
 """Strings that equal a plugin's name and mean something else."""
 
