@@ -54,6 +54,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"heal": 2, "updates": 2, "warmup": 1, "lr": 1e-3, "pairs": 4, "captions": 2, "each": 4},
 }
 """updates: of every student's generator. pairs: samples of the teacher that the adversarial student reconstructs."""
+WEIGHT = 0.3
+"""Of the adversarial gradient beside the reconstruction's, as in ``few_steps.py``."""
 CRITIC = 2
 """Updates of the critic for each of the student."""
 
@@ -87,7 +89,8 @@ def how(name: str, sizes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     """Return the step of a student: of equally many updates of its generator."""
     common = {"batch": sizes["batch"], "lr": own["lr"], "decay": 0.1, "ema": 0.95, "checkpoint_every": 500}
     if name == "adversarial":
-        judge = {"discriminator_lr": own["lr"], "discriminator_warmup": own["warmup"], "balance": "gradient"}
+        judge: dict[str, Any] = {"discriminator_lr": own["lr"], "discriminator_warmup": own["warmup"]}
+        judge |= {"balance": "gradient", "adversarial_weight": WEIGHT}
         pairs = {"teacher_samples": own["pairs"], "teacher_steps": 20, "teacher_guidance": 1}
         return {"use": "adversarial", "steps": own["warmup"] + own["updates"], **common, **judge, **pairs}
     total = own["warmup"] + CRITIC * own["updates"]
