@@ -117,7 +117,7 @@ def test_training_goes_towards_the_teacher_and_gives_the_best_weights(base: Bund
         given = {"targets": {"pixel": 0, "teacher": 1}, "ema": 0, "start_clips": 1, "widths": [16, 12, 8], **options}
         return step(**given).run(tiny_context(tmp_path / name, input=base)).metrics
 
-    start, trained = found("a", steps=1, lr=1e-9), found("b", steps=40, lr=1e-2, validation={"every": 40})
+    start, trained = found("a", steps=1, lr=1e-9), found("b", steps=30, lr=1e-2, validation={"every": 30})
     assert trained["to_original_db"] > start["to_original_db"] + 1
     # At a rate at which it diverges, the best is what the first validation saw.
     best, last = (
