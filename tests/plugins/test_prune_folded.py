@@ -15,6 +15,7 @@ from toy import context_in, part, words
 
 import dit_compress
 from dit_compress.core.errors import UserError
+from dit_compress.data.samples import Samples
 from dit_compress.measure.figure3 import Chooser
 from dit_compress.measure.quality import data_grid, drift_grid
 from dit_compress.model.bundle import Bundle, write_bundle
@@ -134,16 +135,7 @@ def test_grids_are_at_sigmas_of_the_table(folded: Bundle) -> None:
     drift = drift_grid(denoiser, denoiser.example_size, 2, folded.flow)
     assert drift.loss(denoiser) == 0.0
     latent, _, cond = denoiser.example(2, denoiser.example_size)
-
-    class Clips:
-        """Two clips."""
-
-        x0, tokens = staticmethod(lambda index: latent[index]), staticmethod(lambda index: index)
-
-        def __len__(self) -> int:
-            return 2
-
-    samples: Any = Clips()
+    samples = Samples(latent, ["red", "blue"], {}, pixels=False)
     data = data_grid(samples, lambda _: cond, folded.flow, 2, denoiser.possible)  # type: ignore[arg-type]
     for grid in (drift, data):
         assert {value for row in grid.rows for value in row[1].tolist()} == set(TABLE)

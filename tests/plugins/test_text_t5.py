@@ -101,7 +101,7 @@ def test_embeddings_are_cached_by_content(folder: Path, tmp_path_factory: pytest
     captions = ["a red circle", "red", "circle a"] * 4
     text = context.text()
     assert text.frozen
-    clips: Any = [SimpleNamespace(caption=caption) for caption in captions]
+    clips: Any = [SimpleNamespace(caption=caption, shape=(9, 32, 32)) for caption in captions]
 
     def embedded(text: Captions, index: list[int]) -> dict[str, torch.Tensor]:
         samples = ClipCache(context.cache, "train", clips, "").samples(torch.zeros(12, 1), context.input, text)
@@ -130,7 +130,7 @@ def test_embeddings_are_kept_in_half_the_place_and_read_as_float32(folder: Path,
         bundle = write_bundle(place / "bundle", spec, {"text": encoder}, base=None, lineage=[])
         assert T5.from_config(spec.text.config).embeddings == kept  # type: ignore[union-attr]
         bundles.append(bundle)
-        clips: Any = [SimpleNamespace(caption=caption) for caption in ("a red circle", "red")]
+        clips: Any = [SimpleNamespace(caption=caption, shape=(9, 32, 32)) for caption in ("a red circle", "red")]
         cached = ClipCache(place, "train", clips, "manifest").samples(torch.zeros(2, 1), bundle, Captions(encoder))
         (shard,) = place.glob("captions-*/*.safetensors")
         found[kept] = load_file(shard), cached.tokens([1, 0])

@@ -226,7 +226,8 @@ def test_without_installing_it_the_tests_say_what_to_run(projects: Path, tmp_pat
 @pytest.mark.parametrize("word", KINDS)
 def test_a_project_is_whole(projects: Path, word: str) -> None:
     package, template = PACKAGES[word], KINDS[word]
-    files = {path.relative_to(projects / word).as_posix() for path in (projects / word).rglob("*") if path.is_file()}
+    paths = (path for path in (projects / word).rglob("*") if path.is_file() and path.suffix != ".pyc")
+    files = {path.relative_to(projects / word).as_posix() for path in paths}
     extra = {f"{package}/graph.py"} if word == "exporter" else set()
     assert files == {
         "pyproject.toml", "README.md", f"{package}/__init__.py", f"{package}/{template.module}.py",

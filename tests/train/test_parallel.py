@@ -109,8 +109,7 @@ def options_of(kind: str, **more: Any) -> Any:
             **{
                 "discriminator_warmup": 1,
                 "r1": 0.1,
-                "r1_kind": "approximate",
-                "r1_scale": 0.1,
+                **({} if more.get("r1_kind") == "exact" else {"r1_kind": "approximate", "r1_scale": 0.1}),
                 "share_every": 2,
                 **given,
             },
