@@ -6,6 +6,7 @@ computed in it: a fork is as good as a fresh process.
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import sys
 from pathlib import Path
@@ -53,14 +54,17 @@ def share_structures(change: Callable[[object, str, object], None] = setattr) ->
     """Store what is observed of a class for every process of this run.
 
     Code does not change meanwhile, so what is loaded is no part of a name, as it is for users: here more and more is.
+    Files of tests are named by what is in them: several may have one module's name.
     """
+    from dit_compress.core.files import sha256_file
     from dit_compress.structure.observe import stored
 
     def sources(kinds: set[type]) -> list[list[str]]:
         own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in RELEASED]
         if any("<locals>" in kind.__qualname__ for kind in own):
             raise TypeError("a class that a function of a test makes depends on more than its name")
-        return []
+        files = sorted({inspect.getfile(kind) for kind in own})
+        return [[file, sha256_file(Path(file))] for file in files]
 
     change(stored, "_sources", sources)
     change(stored, "WORTH_SECONDS", 0.02)

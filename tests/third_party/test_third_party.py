@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from command import Done, finish, quiet, real, start
-from warm import forkserver
 
 from dit_compress.core.files import read_json
 
@@ -163,29 +161,21 @@ def test_the_log_holds_gate_and_pruning_in_order(run: Path) -> None:
     assert data["lineage"][-1]["parts"]["step"]["options"]["levels"]["ffn_pair"] == {"keep": 0.5}
 
 
-def reload(bundles: list[str], site: str, log: str) -> None:
-    """In a fork that knows nothing of the run or the package."""
-    gc.freeze()  # as in command
-    handle = os.open(log, os.O_CREAT | os.O_WRONLY)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.path.insert(0, site)
-    sys.argv[1:] = bundles
-    exec(RELOAD, {"__name__": "__main__"})
-    sys.stdout.flush()
-
-
-def test_the_bundle_reloads_in_a_fresh_process(run: Path, site: Path, smoke: Path, tmp_path: Path) -> None:
+def test_the_bundle_reloads_in_a_fresh_process(run: Path, site: Path, smoke: Path) -> None:
     bundles = [
         smoke / "steps" / "teacher" / "bundle",
         *(run / "steps" / step / "bundle" for step in ("gated", "pruned")),
     ]
-    process = forkserver().Process(target=reload, args=(list(map(str, bundles)), str(site), str(tmp_path / "log")))
-    process.start()
-    process.join(120)
-    printed = (tmp_path / "log").read_text("utf-8")
-    assert process.exitcode == 0, printed
-    assert printed == "[64, 64, 64]\n"
+    made = subprocess.run(
+        [sys.executable, "-c", RELOAD, *map(str, bundles)],
+        env=elsewhere(site),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == "[64, 64, 64]\n"
 
 
 def test_without_the_package_the_bundle_says_what_is_missing(run: Path, tmp_path: Path) -> None:
