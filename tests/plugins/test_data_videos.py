@@ -10,6 +10,7 @@ from toy import context_in
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import CAPTIONS, split_of, write_captions
+from dit_compress.data.source import manifest_digest
 from dit_compress.data.video import write_video
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -77,9 +78,18 @@ def test_the_manifest_changes_with_the_folder(folder: Path, tmp_path: Path) -> N
     data = videos(folder)
     before = data.manifest(tmp_path)
     assert before == data.manifest(tmp_path)
-    assert set(before[0]) == {"file", "size_bytes", "time_ns", "caption"}
+    assert set(before[0]) == {"file", "size_bytes", "time_ns", "caption", "split"}
     write_video(folder / "2.mp4", np.zeros((9, 32, 32, 3), dtype=np.uint8), 8)
     assert data.manifest(tmp_path) != before
+
+
+def test_the_manifest_changes_with_what_is_taken_and_held_out(folder: Path, tmp_path: Path) -> None:
+    half = {"test_fraction": 0.5}
+    others = [{}, half, {**half, "split_by": "file"}, {**half, "fps": 4.0}, {**half, "fps": 8.0}]
+    sources = [videos(folder, **more) for more in others]
+    assert len({manifest_digest(source, tmp_path) for source in sources}) == 5
+    record = sources[3].manifest(tmp_path)[2]
+    assert (record["fps"], record["split"]) == (4.0, split_of("clip 2.mp4", 0.5))
 
 
 def test_a_bad_line_is_named(folder: Path, tmp_path: Path) -> None:
