@@ -100,7 +100,18 @@ class EncodedClip(Clip):
 
     def pixels(self) -> np.ndarray:
         """Raise ``UserError``: there are none."""
-        raise UserError(
+        raise self._refusal()
+
+    def look(self, most: int) -> Facts:  # noqa: ARG002 - as of any clip
+        """Raise ``UserError``: there is no file to look at."""
+        raise self._refusal()
+
+    def stamp(self) -> tuple[int, int]:
+        """Raise ``UserError``: there is no file to look at."""
+        raise self._refusal()
+
+    def _refusal(self) -> UserError:
+        return UserError(
             "this data holds latents, and the step looks at pixels",
             where=str(self.path.parent),
             mend="Give the clips themselves, as video files, to steps that train or measure a VAE",

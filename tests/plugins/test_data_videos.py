@@ -153,3 +153,16 @@ def test_pixels_are_the_same_streamed_and_decoded_once(folder: Path, tmp_path: P
     # Clip i is grey of 20·i: in [-1, 1] that is 20·i/127.5 - 1, to what the file format keeps.
     assert samples.x0([7, 3]).mean((1, 2, 3, 4)).tolist() == pytest.approx([140 / 127.5 - 1, 60 / 127.5 - 1], abs=0.02)
     assert samples.x0([7, 3]).shape == (2, 3, 5, 32, 32)
+
+
+def test_pixels_kept_are_those_of_the_clips_that_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Of one folder, other shares held out are other clips."""
+    for share in (0.5, 0.0):
+        context = context_in(tmp_path)
+        data = {"use": "videos", "path": str(folder), "frames": 5, "size": [32, 32], "workers": 0}
+        context.parts["data"] = make_part("data", {**data, "test_fraction": share}, installed())
+        clips = context.clips("train")
+        grey = [20 * int(clip.path.stem) / 127.5 - 1 for clip in clips]
+        assert context.pixels("train").x0(range(len(clips))).mean((1, 2, 3, 4)).tolist() == pytest.approx(grey, abs=0.02)
+    assert len(clips) == 8
+    assert len(list(tmp_path.glob("pixels-train-*.npy"))) == 2
