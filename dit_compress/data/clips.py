@@ -16,8 +16,8 @@ from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import whole_file
-from dit_compress.data.frames import look_at_frames, read_frames
+from dit_compress.core.files import sha256_data, whole_file
+from dit_compress.data.frames import entries_of, look_at_frames, read_frames
 from dit_compress.data.jsonl import read_object
 from dit_compress.data.video import look_at_video, need_frames, read_video
 
@@ -77,10 +77,18 @@ class Clip:
         """Return the content, where it is a part of some other file than ``path``."""
         return None
 
-    def stamp(self) -> tuple[int, int]:
-        """Return the size in bytes and the time of the last change in nanoseconds; of a folder of frames, the last."""
-        stats = [path.stat() for path in (sorted(self.path.iterdir()) if self.path.is_dir() else [self.path])]
-        return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    def stamp(self) -> tuple[int, int | str]:
+        """Return the size in bytes and the time of the last change in nanoseconds.
+
+        Of a folder of frames not a time but a digest of name, size and time of all that lies in it: frames may change
+        places.
+        """
+        if not self.path.is_dir():
+            stat = self.path.stat()
+            return stat.st_size, stat.st_mtime_ns
+        stats = [(path.name, path.stat()) for path in entries_of(self.path)]
+        digest = sha256_data([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+        return sum(stat.st_size for _, stat in stats), digest
 
     def record(self) -> dict[str, Any]:
         """Describe the clip as JSON data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,16 @@ def test_a_plain_folder_of_folders_and_what_changes_with_it(tmp_path: Path) -> N
     assert [record["time_ns"] for record in videos(folder).manifest(tmp_path / "cache")] != [
         record["time_ns"] for record in before
     ]
+    stamp = second.stamp()
+    seven, eight = (folder / "b_two" / f"0000{number}.png" for number in (7, 8))
+    for path, level in ((seven, 200), (eight, 230)):
+        Image.fromarray(grey(1, level)[0]).save(path)
+        os.utime(path, ns=(0, level))
+    before_swap = second.stamp()
+    for old, new in ((seven, folder / "kept"), (eight, seven), (folder / "kept", eight)):
+        old.rename(new)
+    assert len({stamp, before_swap, second.stamp()}) == 3
+    assert second.pixels()[:2, 0, 0, 0].tolist() == [230, 200]
     identity = first.identity()
     assert identity[0] == "a-one"
     assert identity[3:] == [5, [32, 48], None]
