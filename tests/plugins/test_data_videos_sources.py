@@ -195,11 +195,14 @@ def test_a_csv_names_clips_from_where_it_lies(clips: Path, tmp_path: Path) -> No
     elsewhere = tmp_path / "other.mp4"
     write_video(elsewhere, grey(5, 150), 8)
     table.write_text(
-        f'\ufeffid,path,caption\n1,of/0.mp4,"a dog, running"\n2,of/2.mp4,"two\nlines"\n3,{elsewhere},far\n', "utf-8"
+        f'\ufeffid,path,caption\n1,of/0.mp4,"a dog, running"\n2,of/2.mp4,"two\nlines"\n3,{elsewhere},far\n'
+        "4,of/1.mp4,next\u0085line\u2028and\x0bform\x0cfeed\n",
+        "utf-8",
     )
     found = prepared(table, tmp_path / "cache")
     assert [(clip.path.name, clip.caption) for clip in found] == [
         ("0.mp4", "a dog, running"), ("2.mp4", "two\nlines"), ("other.mp4", "far"),
+        ("1.mp4", "next\u0085line\u2028and\x0bform\x0cfeed"),
     ]  # fmt: skip
     np.testing.assert_allclose(found[1].pixels().mean((1, 2, 3)), [80, 90, 100, 110, 120], atol=2)
 
@@ -215,6 +218,9 @@ def test_bad_tables_are_told_at_once(clips: Path, tmp_path: Path) -> None:
     }
     table.write_text("file,text\na,b\n")
     with pytest.raises(UserError, match="no column 'path' and no 'caption', there are 'file', 'text'"):
+        prepared(table, tmp_path)
+    table.write_text("path,caption,id,caption,id\na,b,c,d,e\n")
+    with pytest.raises(UserError, match=r"the column 'caption' twice, there are 'path', .*Name columns .*, each once"):
         prepared(table, tmp_path)
     table.write_bytes(b"path,caption\n\xff\xfe,x\n")
     with pytest.raises(UserError, match=r"train\.csv: the table can't be read .*Save it as CSV in UTF-8"):
