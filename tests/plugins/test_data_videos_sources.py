@@ -91,6 +91,9 @@ def test_davis_is_read_with_its_lists(tmp_path: Path) -> None:
     (root / "ImageSets" / "2017" / "val.txt").write_text("dog-agility\nlost\n")
     with pytest.raises(UserError, match="'lost' stands in ImageSets, and is not there"):
         prepared(root, tmp_path / "cache", split_by="sets")
+    (root / "ImageSets" / "2017" / "val.txt").write_bytes(b"dog-agility \xe4\n")
+    with pytest.raises(UserError, match=r"2017/val\.txt: the list can't be read .*Save it as UTF-8"):
+        prepared(root, tmp_path / "cache", split_by="sets")
     frames(root / "JPEGImages" / "1080p" / "bear", grey(6, 40, (64, 96)))
     with pytest.raises(UserError, match="frames in several resolutions: 1080p, 480p. Name one in 'path', as"):
         prepared(root, tmp_path / "cache")
@@ -147,6 +150,8 @@ def test_all_that_is_wrong_with_folders_of_frames_is_said_at_once(tmp_path: Path
         "a frame without a number, 'first.jpg'",
         "a gap between '00000.jpg' and '00003.jpg'",
     ]
+    with pytest.raises(UserError, match=r"gone: the folder can't be read \(No such file"):
+        frame_files(folder / "gone")
     frames(folder / "good", grey(5, 20))
     found = problems_of(folder, tmp_path / "cache")
     assert found.pop("torn/00002.jpg").startswith("the image can't be read (")
@@ -294,6 +299,9 @@ def test_shards_are_read_where_they_lie(clips: Path, tmp_path: Path) -> None:
     one = prepared(shards / "b.tar", tmp_path / "one")
     assert [clip.caption for clip in one] == ["three"]
     assert len({str(record["file"]) for record in videos(shards).manifest(tmp_path / "new")}) == 3
+    (shards / "a.tar").unlink()
+    with pytest.raises(UserError, match=r"a\.tar: the tar file can't be read \(.*No such file"):
+        found[0].pixels()
 
 
 def test_bad_shards_are_told_at_once(clips: Path, tmp_path: Path) -> None:
