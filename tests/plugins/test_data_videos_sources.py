@@ -80,6 +80,11 @@ def test_davis_is_read_with_its_lists(tmp_path: Path) -> None:
     small = prepared(root / "JPEGImages" / "480p", tmp_path / "small", split_by="sets")[0]
     assert small.pixels().shape == (5, 32, 48, 3)
     np.testing.assert_allclose(dog.pixels().mean((1, 2, 3)), [80, 90, 100, 110, 120], atol=1)
+    (inside,) = prepared(root / "JPEGImages", tmp_path / "inside", "test", split_by="sets")
+    assert inside.path == dog.path
+    plain = frames(tmp_path / "vos" / "JPEGImages" / "a_cat", grey(6, 50)).parent
+    for path in (plain, plain.parent):  # no resolution between
+        assert [clip.caption for clip in prepared(path, tmp_path / "vos-cache")] == ["a cat"]
     records = videos(root, split_by="sets").manifest(tmp_path / "cache")
     assert [(record["file"].rpartition("/")[2], record["split"]) for record in records] == [
         ("bear", "train"), ("dog-agility", "test"),

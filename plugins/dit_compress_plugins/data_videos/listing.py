@@ -54,19 +54,24 @@ def listed(path: Path, leave_out: Collection[Path] = (), **taken: Any) -> list[C
 def frame_folders(path: Path) -> list[Path]:
     """Return the folders of frames in a folder without captions, or of DAVIS' one resolution; none where it has none.
 
+    DAVIS' ``JPEGImages`` stands for the folder that it lies in; it may hold the clips without a resolution between.
+
     Raises:
         UserError: DAVIS' folder with several resolutions.
     """
     if not path.is_dir() or (path / CAPTIONS).exists():
         return []
-    if (path / FRAMES).is_dir():
-        resolutions = sorted(folder for folder in (path / FRAMES).iterdir() if folder.is_dir())
-        if len(resolutions) > 1:
-            names = ", ".join(folder.name for folder in resolutions)
-            mend = f"Name one in 'path', as {resolutions[0]}"
-            raise UserError(f"frames in several resolutions: {names}", where=str(path / FRAMES), mend=mend)
-        path = resolutions[0] if resolutions else path
-    folders = [folder for folder in entries_of(path) if folder.is_dir() and not folder.name.startswith(".")]
+    inside = path if path.name == FRAMES else path / FRAMES
+    if inside.is_dir():
+        folders = _folders(inside)
+        if any(_has_frames(folder) for folder in folders):
+            return folders
+        if len(folders) > 1:
+            names = ", ".join(folder.name for folder in folders)
+            mend = f"Name one in 'path', as {folders[0]}"
+            raise UserError(f"frames in several resolutions: {names}", where=str(inside), mend=mend)
+        path = folders[0] if folders else path
+    folders = _folders(path)
     return folders if any(_has_frames(folder) for folder in folders) else []
 
 
@@ -78,7 +83,8 @@ def sets_of(path: Path) -> dict[str, Split]:
     Raises:
         UserError: no lists, one that can't be read, or a clip in both.
     """
-    root = path.parents[1] if path.parent.name == FRAMES else path
+    path = path.parent if path.parent.name == FRAMES else path
+    root = path.parent if path.name == FRAMES else path
     lists = [file for file in sorted((root / SETS).rglob("*.txt")) if file.stem in _SPLITS]
     if not lists:
         mend = "Give DAVIS' folder, or split by 'caption' or 'file'"
@@ -116,6 +122,10 @@ def need_listed(clips: list[Clip], sets: dict[str, Split], place: Path) -> None:
             if name not in there
         ]
     )
+
+
+def _folders(path: Path) -> list[Path]:
+    return [folder for folder in entries_of(path) if folder.is_dir() and not folder.name.startswith(".")]
 
 
 def _has_frames(folder: Path) -> bool:
