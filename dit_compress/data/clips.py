@@ -43,6 +43,8 @@ _AT_A_TIME = 64
 class Clip:
     """One captioned video; its pixels are decoded when asked for.
 
+    A clip whose pixels do not come from ``path`` has a ``look`` of its own beside its ``pixels``.
+
     path: the video file, image, or folder of frames.
     caption: what it shows.
     truth: what is known of it beyond the caption, as JSON data.
@@ -298,7 +300,8 @@ def _absence(path: Path, name: str) -> str:
 
 
 def raise_all(problems: list[UserError]) -> None:
-    """Raise one UserError of all problems, where there are any; of many, it names the first."""
+    """Raise one UserError of all problems, where there are any; of many, it names the first, of equal ones one."""
+    problems = list({str(problem): problem for problem in problems}.values())
     if len(problems) > _NUM_NAMED:
         more = UserError(f"and {len(problems) - _NUM_NAMED} more like these")
         raise UserError.join([*problems[:_NUM_NAMED], more])

@@ -12,7 +12,7 @@ from toy import context_in
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
-from dit_compress.data.clips import write_captions
+from dit_compress.data.clips import Clip, write_captions
 from dit_compress.data.source import data_folder
 from dit_compress.data.video import write_video
 from dit_compress.model.spec import ComponentSpec, Spec
@@ -172,6 +172,30 @@ def test_a_stated_size_is_measured_and_several_each_at_its_own(tmp_path: Path, f
     assert [row["video"] for row in found["clips"]] == [[9, 32, 32], *[[5, 32, 48]] * 3]
 
 
+def test_all_clips_are_looked_at_before_the_first_is_decoded(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(folder / "3.mp4", np.full((33, 32, 48, 3), 100, np.uint8), 8)
+    monkeypatch.setattr(Clip, "pixels", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(Darker, "ratio", (1, 5, 1))
+    with pytest.raises(UserError) as caught:
+        evaluated(tmp_path / "a", folder, {"sizes": [[5, 8, 48], [33, 16, 48]]}, frames=33)
+    found = {(where.rpartition("/")[2], what) for where, what, _ in caught.value.problems}
+    assert found == {
+        ("0.mp4", "frames of 8x48 pixels: SSIM needs 11 a side"),
+        ("3.mp4", "16×48 pixels can't be divided by the ratio 5×1"),
+        *((f"{number}.mp4", "the video has 5 frames, 33 are wanted") for number in range(3)),
+    }
+
+
+def test_images_stay_images_at_a_stated_length(tmp_path: Path, folder: Path) -> None:
+    assert ReconstructionOptions(protocol="davis").video_of((1, 32, 48)) == (1, 512, 512)
+    write_video(folder / "3.mp4", np.full((1, 32, 48, 3), 100, np.uint8), 8)
+    found = evaluated(tmp_path / "a", folder, {"sizes": [[5, 32, 48], [1, 32, 48]]}, frames=3).metrics["clips"]
+    assert [row["video"][0] for row in found] == [3, 3, 3, 1]
+    assert found[3]["temporal_difference_error"] is None
+
+
 def test_the_protocol_says_the_size_and_the_plan_holds_it(tmp_path: Path) -> None:
     options = ReconstructionOptions(protocol="davis")
     assert options.video_of((5, 32, 48)) == (33, 512, 512)
@@ -181,6 +205,8 @@ def test_the_protocol_says_the_size_and_the_plan_holds_it(tmp_path: Path) -> Non
     spec = vae.plan(Spec(video=(17, 64, 64)))
     assert isinstance(spec.latent, ComponentSpec)
     assert ReconstructionEvaluation(options).plan(spec) == spec
+    with pytest.raises(UserError, match=r"the data's clips have 17 frames, 33 are wanted. Give the step fewer 'frames'"):
+        ReconstructionEvaluation(options).plan(replace(spec, longest=17))
     with pytest.raises(UserError, match=r"30 frames are not 1 \+ 8·k"):
         ReconstructionEvaluation(ReconstructionOptions(frames=30)).plan(spec)
     with pytest.raises(UserError, match="SSIM needs 11 a side"):

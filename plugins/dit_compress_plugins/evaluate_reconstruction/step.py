@@ -14,8 +14,10 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.data.buckets import buckets_of
+from dit_compress.data.clips import find_broken, raise_all
 from dit_compress.data.samples import to_pixels, to_video
 from dit_compress.data.video import Gallery
+from dit_compress.model.spec import latent_size
 from dit_compress.step.context import Result
 from dit_compress_plugins.evaluate_reconstruction import MIN_SIDE
 from dit_compress_plugins.evaluate_reconstruction.measures import distances
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dit_compress.data.clips import Clip
+    from dit_compress.model.protocols import Codec
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_reconstruction import ReconstructionOptions
@@ -63,21 +66,20 @@ class ReconstructionEvaluation:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Check that there is a VAE, and that it takes videos of the size that is measured."""
+        """Check that there is a VAE, that it takes videos of the size that is measured, and that clips are as long."""
         spec.need_latent()
         if spec.video is not None:
             video = self.options.video_of(spec.video)
-            if min(video[1:]) < MIN_SIDE:
-                raise UserError(
-                    f"frames of {video[1]}x{video[2]} pixels: SSIM needs {MIN_SIDE} a side",
-                    mend="Give the step a larger 'size'",
-                )
-            replace(spec, video=video).latent_size()
+            need_size(video, spec.codec())
+            if spec.longest is not None and video[0] > spec.longest:
+                mend = "Give the step fewer 'frames', or the data more"
+                raise UserError(f"the data's clips have {spec.longest} frames, {video[0]} are wanted", mend=mend)
         return spec
 
     def run(self, context: Context) -> Result:
         """Measure test clips, show some, and the worst."""
         clips = [self._sized(clip) for clip in context.clips("test")[: self.options.num_clips]]
+        need_measurable(clips, context.input.codec())
         first, last = Gallery(context.folder), Gallery(context.folder, "worst", NUM_WORST)
         rows: dict[str, dict[str, Any]] = {}
         worst: list[Measured] = []
@@ -108,6 +110,32 @@ class ReconstructionEvaluation:
         """Return the clip at the size that is measured."""
         frames, height, width = self.options.video_of(clip.shape)
         return replace(clip, frames=frames, size=(height, width))
+
+
+def need_size(video: tuple[int, int, int], codec: Codec) -> None:
+    """Raise a UserError where SSIM's window does not fit into frames, or the VAE does not take such a video."""
+    if min(video[1:]) < MIN_SIDE:
+        raise UserError(
+            f"frames of {video[1]}x{video[2]} pixels: SSIM needs {MIN_SIDE} a side",
+            mend="Give the step a larger 'size'",
+        )
+    latent_size(video, codec.ratio, codec.frame_rule)
+
+
+def need_measurable(clips: Sequence[Clip], codec: Codec) -> None:
+    """Look at every clip; raise one UserError of sizes that can't be measured, and of clips that are too short."""
+    problems: list[UserError] = []
+    for video, places in buckets_of(clips).items():
+        try:
+            need_size(video, codec)
+        except UserError as error:
+            error.problems = [(str(clips[places[0]].path), what, mend) for _, what, mend in error.problems]
+            problems.append(error)
+    try:
+        find_broken(clips)
+    except UserError as error:
+        problems.append(error)
+    raise_all(problems)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
