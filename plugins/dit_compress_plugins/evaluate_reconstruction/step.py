@@ -5,7 +5,9 @@ The first captions' videos are the report's first two columns; the worst clips h
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,11 +47,11 @@ class Measured:
     decoded: np.ndarray
     found: Distances
 
-    def row(self) -> dict[str, Any]:
-        """Return the clip's row of the table; ``worst_frame`` counts from 0."""
+    def row(self, name: str) -> dict[str, Any]:
+        """Return the clip's row of the table, under a name; ``worst_frame`` counts from 0."""
         frame = int(np.argmin(self.found.frames_db))
         return {
-            "clip": self.clip.path.name,
+            "clip": name,
             "video": list(self.clip.shape),
             "psnr_db": self.found.psnr_db,
             "ssim": self.found.ssim,
@@ -80,17 +82,18 @@ class ReconstructionEvaluation:
         """Measure test clips, show some, and the worst."""
         clips = [self._sized(clip) for clip in context.clips("test")[: self.options.num_clips]]
         need_measurable(clips, context.input.codec())
+        names = names_of(clips, context.parts["data"].build().place)
         first, last = Gallery(context.folder), Gallery(context.folder, "worst", NUM_WORST)
         rows: dict[str, dict[str, Any]] = {}
         worst: list[Measured] = []
         with progress(context.name, len(clips)) as advance:
             for measured in self.measured(context, clips):
-                rows[str(measured.clip.path)] = measured.row()
+                rows[str(measured.clip.path)] = measured.row(names[measured.clip.path])
                 first.add(measured.clip.caption, {"real": measured.real, "VAE round trip": measured.decoded})
                 worst = sorted([*worst, measured], key=lambda one: one.found.psnr_db)[:NUM_WORST]
                 advance()
         for one in worst:
-            last.add(one.clip.path.name, {"original": one.real, "reconstruction": one.decoded})
+            last.add(names[one.clip.path], {"original": one.real, "reconstruction": one.decoded})
         files = first.files() | last.files()
         return Result(metrics=summarise([rows[str(clip.path)] for clip in clips]), files=files)
 
@@ -110,6 +113,15 @@ class ReconstructionEvaluation:
         """Return the clip at the size that is measured."""
         frames, height, width = self.options.video_of(clip.shape)
         return replace(clip, frames=frames, size=(height, width))
+
+
+def names_of(clips: Sequence[Clip], place: str) -> dict[Path, str]:
+    """Name clips by their paths below the data's folder, or of a source without one below the folder of them all."""
+    paths = [clip.path for clip in clips]
+    folder = Path(place) if place else Path(os.path.commonpath([path.parent for path in paths]))
+    if not any(path.is_relative_to(folder) for path in paths):
+        folder = folder.parent  # of a table
+    return {path: (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix() for path in paths}
 
 
 def need_size(video: tuple[int, int, int], codec: Codec) -> None:
