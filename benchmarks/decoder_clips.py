@@ -13,6 +13,7 @@ import numpy as np
 from dit_compress.core.randomness import generator
 from dit_compress.data.clips import Clip
 from dit_compress.data.source import Data
+from dit_compress.data.video import Facts
 from dit_compress.plugin.options import Part, Plugin, VideoOptions
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -59,6 +60,10 @@ class CutClip(Clip):
         places = [int(rng.integers(0, most + 1)) for most in (len(frames) - self.frames, tall - height, wide - width)]
         first, top, left = places
         return frames[first : first + self.frames, top : top + height, left : left + width]
+
+    def look(self, most: int) -> Facts:
+        """Return facts of a clip as long as is wanted."""
+        return Facts(most, *self.size)
 
     def identity(self) -> list[Any]:
         """Return what makes it another."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dit_compress.core.errors import UserError
 from dit_compress.data.video import fitted, look_at_video
 
 if TYPE_CHECKING:
@@ -67,7 +68,12 @@ def cut(
         frames, size: of every clip; size is (Y, X). Films are made as small as covers ``scale`` times it, then cut into
             as many places side by side as they hold.
         held_out: names of films that go to ``unseen`` whole. scale: more than 1 for more clips of less each.
+
+    Raises:
+        UserError: ``out`` is there already: clips of another size would stay among the new ones.
     """
+    if out.exists():
+        raise UserError("there is a folder already", where=str(out), mend="Delete it, or move it away")
     written: dict[str, dict[str, int]] = {"train": {}, "later": {}, "unseen": {}}
     for name, path in found.items():
         video = read(path, size, scale)
@@ -78,7 +84,8 @@ def cut(
             for clip in windows(video[start:end], frames, size):
                 write(out / part / f"{name}-{count:04d}", clip)
                 count += 1
-            written[part][name] = count
+            if count:
+                written[part][name] = count
     return {part: Cut(out / part, sum(counts.values()), tuple(counts)) for part, counts in written.items()}
 
 
@@ -112,7 +119,10 @@ def main() -> None:
     """Cut what is installed into the folder ``footage``, and say what there is: the last line is JSON."""
     out = Path("footage")
     found = films()
-    cuts = cut(found, out, 17, (128, 128))
+    try:
+        cuts = cut(found, out, 17, (128, 128))
+    except UserError as error:
+        raise SystemExit(str(error)) from error
     for name, path in found.items():
         facts = look_at_video(path, 10_000)
         print(f"{name}: {facts.frames} frames of {facts.height}x{facts.width}")

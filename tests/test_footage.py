@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dit_compress.core.errors import UserError
 from dit_compress.data.frames import read_frames
 from dit_compress.data.video import write_video
 
@@ -25,7 +26,10 @@ def film(path: Path, count: int, height: int, width: int) -> Path:
 
 def test_films_are_cut_by_film_and_by_time(tmp_path: Path) -> None:
     found = {"one": film(tmp_path / "one.mp4", 16, 32, 64), "other": film(tmp_path / "other.mp4", 9, 64, 64)}
+    found["short"] = film(tmp_path / "short.mp4", 4, 32, 32)  # three frames of it are to train on: no clip
     cuts = footage.cut(found, tmp_path / "out", 4, (32, 32), held_out=("other",))
+    with pytest.raises(UserError, match="out: there is a folder already. Delete it, or move it away"):
+        footage.cut(found, tmp_path / "out", 4, (32, 32))
     assert {part: (cut.clips, cut.of) for part, cut in cuts.items()} == {
         "train": (6, ("one",)),  # 12 of 16 frames are three times four, two places side by side
         "later": (2, ("one",)),

@@ -57,8 +57,8 @@ class ClipCache:
 
     def _decoded(self, clips: Sequence[Clip]) -> Rows:
         """Give the pixels of clips of one size, decoded once."""
-        shape = "x".join(map(str, clips[0].shape))
-        path = self.folder / f"pixels-{self.split}-{self.manifest[:16]}-{shape}.npy"
+        digest = sha256_data([clip.identity() for clip in clips])[:16]
+        path = self.folder / f"pixels-{self.split}-{digest}.npy"
         with self._progress(f"decoding {self.split} clips", len(clips)) as advance:
             return pixel_cache(path, clips, advance)
 

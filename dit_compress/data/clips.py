@@ -16,8 +16,8 @@ from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import whole_file
-from dit_compress.data.frames import look_at_frames, read_frames
+from dit_compress.core.files import sha256_data, whole_file
+from dit_compress.data.frames import entries_of, look_at_frames, read_frames
 from dit_compress.data.jsonl import read_object
 from dit_compress.data.video import look_at_video, need_frames, read_video
 
@@ -42,6 +42,8 @@ _AT_A_TIME = 64
 @dataclass(frozen=True)
 class Clip:
     """One captioned video; its pixels are decoded when asked for.
+
+    A clip whose pixels do not come from ``path`` has a ``look`` of its own beside its ``pixels``.
 
     path: the video file, image, or folder of frames.
     caption: what it shows.
@@ -77,10 +79,18 @@ class Clip:
         """Return the content, where it is a part of some other file than ``path``."""
         return None
 
-    def stamp(self) -> tuple[int, int]:
-        """Return the size in bytes and the time of the last change in nanoseconds; of a folder of frames, the last."""
-        stats = [path.stat() for path in (sorted(self.path.iterdir()) if self.path.is_dir() else [self.path])]
-        return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    def stamp(self) -> tuple[int, int | str]:
+        """Return the size in bytes and the time of the last change in nanoseconds.
+
+        Of a folder of frames not a time but a digest of name, size and time of all that lies in it: frames may change
+        places.
+        """
+        if not self.path.is_dir():
+            stat = self.path.stat()
+            return stat.st_size, stat.st_mtime_ns
+        stats = [(path.name, path.stat()) for path in entries_of(self.path)]
+        digest = sha256_data([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+        return sum(stat.st_size for _, stat in stats), digest
 
     def record(self) -> dict[str, Any]:
         """Describe the clip as JSON data."""
@@ -100,7 +110,18 @@ class EncodedClip(Clip):
 
     def pixels(self) -> np.ndarray:
         """Raise ``UserError``: there are none."""
-        raise UserError(
+        raise self._refusal()
+
+    def look(self, most: int) -> Facts:  # noqa: ARG002 - as of any clip
+        """Raise ``UserError``: there is no file to look at."""
+        raise self._refusal()
+
+    def stamp(self) -> tuple[int, int]:
+        """Raise ``UserError``: there is no file to look at."""
+        raise self._refusal()
+
+    def _refusal(self) -> UserError:
+        return UserError(
             "this data holds latents, and the step looks at pixels",
             where=str(self.path.parent),
             mend="Give the clips themselves, as video files, to steps that train or measure a VAE",
@@ -279,7 +300,8 @@ def _absence(path: Path, name: str) -> str:
 
 
 def raise_all(problems: list[UserError]) -> None:
-    """Raise one UserError of all problems, where there are any; of many, it names the first."""
+    """Raise one UserError of all problems, where there are any; of many, it names the first, of equal ones one."""
+    problems = list({str(problem): problem for problem in problems}.values())
     if len(problems) > _NUM_NAMED:
         more = UserError(f"and {len(problems) - _NUM_NAMED} more like these")
         raise UserError.join([*problems[:_NUM_NAMED], more])

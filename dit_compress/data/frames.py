@@ -20,18 +20,28 @@ if TYPE_CHECKING:
 _OUT = "or leave the clip out"
 
 
+def entries_of(folder: Path) -> list[Path]:
+    """Return what a folder holds, by name; raise a UserError where that can't be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        mend = f"Correct its permissions, {_OUT}"
+        raise UserError(f"the folder can't be read ({error.strerror})", where=str(folder), mend=mend) from error
+
+
 def frame_files(folder: Path) -> list[Path]:
     """Return a folder's frames in the order of the numbers that their names end in.
 
     Raises:
-        UserError: no frames, a name without a number, a number twice, a gap; all that hold, together.
+        UserError: a folder that can't be read, or without frames; a name without a number, a number twice, a gap; all
+            that hold, together.
     """
-    images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
+    images = [path for path in entries_of(folder) if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
     if not images:
         raise UserError("a folder without frames", where=str(folder), mend=f"Put images there, {_OUT}")
     problems: list[UserError] = []
     numbered: dict[int, Path] = {}
-    for path in sorted(images):
+    for path in images:
         digits = re.search(r"\d+$", path.stem)
         if digits is None:
             what, mend = f"a frame without a number, {path.name!r}", "Name frames 00000.jpg, 00001.jpg …"

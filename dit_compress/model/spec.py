@@ -79,8 +79,8 @@ def replay(module: nn.Module, log: tuple[dict[str, Any], ...]) -> None:
 class Spec:
     """A bundle without weights, and the video it is meant for.
 
-    video: frames, height, width in pixels. data: whether there are clips to measure on. notes: what a step leaves for
-    ``plan`` to print.
+    video: frames, height, width in pixels. data: whether there are clips to measure on. longest: frames of the longest
+    of them, where the data says so. notes: what a step leaves for ``plan`` to print.
     """
 
     video: tuple[int, int, int] | None = None
@@ -90,6 +90,7 @@ class Spec:
     flow: Flow = field(default_factory=Flow)
     notes: tuple[str, ...] = ()
     data: bool = False
+    longest: int | None = None
 
     def need_denoiser(self) -> ComponentSpec:
         """Return the denoiser; raise an error that says what is missing."""

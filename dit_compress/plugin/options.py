@@ -116,6 +116,11 @@ class VideoOptions(Options):
         """How many clips there will be in all, where the options say it."""
         return None
 
+    @property
+    def longest(self) -> int | None:
+        """Frames of the longest clip, where the options alone say it: no step can take more of one."""
+        return None
+
 
 class BucketOptions(VideoOptions):
     """Base of a data plugin's options whose clips may be of several sizes, each batch of a training of one.

@@ -82,6 +82,12 @@ class Recipe:
         options = self.data.options if self.data else None
         return options.videos if isinstance(options, VideoOptions) else ()
 
+    @property
+    def longest(self) -> int | None:
+        """Frames of the longest clip, where the data's options alone say it."""
+        options = self.data.options if self.data else None
+        return options.longest if isinstance(options, VideoOptions) else None
+
     def step(self, name: str) -> StepEntry | None:
         """Return the step of that name."""
         return next((step for step in self.steps if step.name == name), None)

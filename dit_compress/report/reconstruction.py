@@ -22,6 +22,12 @@ class Reconstruction:
     rows: tuple[dict[str, Any], ...]
     worst: tuple[tuple[str, dict[str, str]], ...]
 
+    @property
+    def size(self) -> str:
+        """Frames, height and width of the clips."""
+        first, *others = {tuple(row["video"]) for row in self.rows}
+        return "each at its own size" if others else " × ".join(map(str, first))
+
 
 def reconstructions(run: Run) -> list[Reconstruction]:
     """Return the evaluations that measured clips one by one."""

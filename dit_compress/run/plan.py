@@ -62,7 +62,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
                 check_parts(part.options, processes)
             if node.kind == "distill" and before is not None:
                 _check_slots(node, before, specs, encoders, recipe)
-            first = Spec(video=recipe.video, data=recipe.data is not None)
+            first = Spec(video=recipe.video, data=recipe.data is not None, longest=recipe.longest)
             after = _planned(node, before or first, recipe.videos)
             encoders[node.name] = encoder_of(node, encoders, recipe.seed)
             figures[node.name] = (
@@ -185,7 +185,8 @@ def _spec_of(source: str, specs: Mapping[str, Spec], recipe: Recipe) -> Spec | N
     if source in specs or not source:
         return specs.get(source)
     spec = Bundle.open(source).spec
-    return replace(spec, video=recipe.video or spec.video, data=recipe.data is not None)
+    video = recipe.video or spec.video
+    return replace(spec, video=video, data=recipe.data is not None, longest=recipe.longest)
 
 
 def _consequence(node: Node, specs: Mapping[str, Spec], names: Set[str]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from dit_compress.core.randomness import generator
 from dit_compress.data.clips import Clip
 from dit_compress.data.source import Data
+from dit_compress.data.video import Facts
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec, Spec
@@ -59,6 +60,10 @@ class DrawnClip(Clip):
             left = (x + 2 * index) % (width - side)
             frame[y : y + side, left : left + side] = colour
         return np.clip(frames + rng.normal(0, GRAIN, frames.shape), 0, 255).astype(np.uint8)
+
+    def look(self, most: int) -> Facts:
+        """Return facts of a clip as long as is wanted."""
+        return Facts(most, *self.size)
 
     def identity(self) -> list[Any]:
         """Return nothing: there is no file whose size and time could change."""

@@ -116,7 +116,9 @@ def test_the_split_goes_by_the_hash_of_the_sample_not_by_its_place(made: Path, t
 def test_the_manifest_names_every_sample(made: Path, tmp_path: Path) -> None:
     records = latents(made / "encoded").manifest(tmp_path)
     assert len(records) == 12
-    assert set(records[0]) == {"file", "caption", "shard"}
+    assert set(records[0]) == {"file", "caption", "shard", "split"}
+    others = [{}, {"test_fraction": 0.5}, {"test_fraction": 0.5, "split_by": "file"}]
+    assert len({manifest_digest(latents(made / "encoded", **more), tmp_path) for more in others}) == 3
 
 
 def test_latents_of_another_vae_are_refused(made: Path, tmp_path: Path) -> None:

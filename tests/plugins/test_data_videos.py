@@ -10,6 +10,7 @@ from toy import context_in
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import CAPTIONS, split_of, write_captions
+from dit_compress.data.source import manifest_digest
 from dit_compress.data.video import write_video
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
@@ -77,9 +78,18 @@ def test_the_manifest_changes_with_the_folder(folder: Path, tmp_path: Path) -> N
     data = videos(folder)
     before = data.manifest(tmp_path)
     assert before == data.manifest(tmp_path)
-    assert set(before[0]) == {"file", "size_bytes", "time_ns", "caption"}
+    assert set(before[0]) == {"file", "size_bytes", "time_ns", "caption", "split"}
     write_video(folder / "2.mp4", np.zeros((9, 32, 32, 3), dtype=np.uint8), 8)
     assert data.manifest(tmp_path) != before
+
+
+def test_the_manifest_changes_with_what_is_taken_and_held_out(folder: Path, tmp_path: Path) -> None:
+    half = {"test_fraction": 0.5}
+    others = [{}, half, {**half, "split_by": "file"}, {**half, "fps": 4.0}, {**half, "fps": 8.0}]
+    sources = [videos(folder, **more) for more in others]
+    assert len({manifest_digest(source, tmp_path) for source in sources}) == 5
+    record = sources[3].manifest(tmp_path)[2]
+    assert (record["fps"], record["split"]) == (4.0, split_of("clip 2.mp4", 0.5))
 
 
 def test_a_bad_line_is_named(folder: Path, tmp_path: Path) -> None:
@@ -143,3 +153,16 @@ def test_pixels_are_the_same_streamed_and_decoded_once(folder: Path, tmp_path: P
     # Clip i is grey of 20·i: in [-1, 1] that is 20·i/127.5 - 1, to what the file format keeps.
     assert samples.x0([7, 3]).mean((1, 2, 3, 4)).tolist() == pytest.approx([140 / 127.5 - 1, 60 / 127.5 - 1], abs=0.02)
     assert samples.x0([7, 3]).shape == (2, 3, 5, 32, 32)
+
+
+def test_pixels_kept_are_those_of_the_clips_that_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Of one folder, other shares held out are other clips."""
+    for share in (0.5, 0.0):
+        context = context_in(tmp_path)
+        data = {"use": "videos", "path": str(folder), "frames": 5, "size": [32, 32], "workers": 0}
+        context.parts["data"] = make_part("data", {**data, "test_fraction": share}, installed())
+        clips = context.clips("train")
+        grey = [20 * int(clip.path.stem) / 127.5 - 1 for clip in clips]
+        assert context.pixels("train").x0(range(len(clips))).mean((1, 2, 3, 4)).tolist() == pytest.approx(grey, abs=0.02)
+    assert len(clips) == 8
+    assert len(list(tmp_path.glob("pixels-train-*.npy"))) == 2

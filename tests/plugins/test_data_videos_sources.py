@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,11 @@ def test_davis_is_read_with_its_lists(tmp_path: Path) -> None:
     small = prepared(root / "JPEGImages" / "480p", tmp_path / "small", split_by="sets")[0]
     assert small.pixels().shape == (5, 32, 48, 3)
     np.testing.assert_allclose(dog.pixels().mean((1, 2, 3)), [80, 90, 100, 110, 120], atol=1)
+    (inside,) = prepared(root / "JPEGImages", tmp_path / "inside", "test", split_by="sets")
+    assert inside.path == dog.path
+    plain = frames(tmp_path / "vos" / "JPEGImages" / "a_cat", grey(6, 50)).parent
+    for path in (plain, plain.parent):  # no resolution between
+        assert [clip.caption for clip in prepared(path, tmp_path / "vos-cache")] == ["a cat"]
     records = videos(root, split_by="sets").manifest(tmp_path / "cache")
     assert [(record["file"].rpartition("/")[2], record["split"]) for record in records] == [
         ("bear", "train"), ("dog-agility", "test"),
@@ -89,6 +95,9 @@ def test_davis_is_read_with_its_lists(tmp_path: Path) -> None:
         prepared(root, tmp_path / "cache", split_by="sets")
     (root / "ImageSets" / "2017" / "val.txt").write_text("dog-agility\nlost\n")
     with pytest.raises(UserError, match="'lost' stands in ImageSets, and is not there"):
+        prepared(root, tmp_path / "cache", split_by="sets")
+    (root / "ImageSets" / "2017" / "val.txt").write_bytes(b"dog-agility \xe4\n")
+    with pytest.raises(UserError, match=r"2017/val\.txt: the list can't be read .*Save it as UTF-8"):
         prepared(root, tmp_path / "cache", split_by="sets")
     frames(root / "JPEGImages" / "1080p" / "bear", grey(6, 40, (64, 96)))
     with pytest.raises(UserError, match="frames in several resolutions: 1080p, 480p. Name one in 'path', as"):
@@ -109,6 +118,16 @@ def test_a_plain_folder_of_folders_and_what_changes_with_it(tmp_path: Path) -> N
     assert [record["time_ns"] for record in videos(folder).manifest(tmp_path / "cache")] != [
         record["time_ns"] for record in before
     ]
+    stamp = second.stamp()
+    seven, eight = (folder / "b_two" / f"0000{number}.png" for number in (7, 8))
+    for path, level in ((seven, 200), (eight, 230)):
+        Image.fromarray(grey(1, level)[0]).save(path)
+        os.utime(path, ns=(0, level))
+    before_swap = second.stamp()
+    for old, new in ((seven, folder / "kept"), (eight, seven), (folder / "kept", eight)):
+        old.rename(new)
+    assert len({stamp, before_swap, second.stamp()}) == 3
+    assert second.pixels()[:2, 0, 0, 0].tolist() == [230, 200]
     identity = first.identity()
     assert identity[0] == "a-one"
     assert identity[3:] == [5, [32, 48], None]
@@ -136,6 +155,8 @@ def test_all_that_is_wrong_with_folders_of_frames_is_said_at_once(tmp_path: Path
         "a frame without a number, 'first.jpg'",
         "a gap between '00000.jpg' and '00003.jpg'",
     ]
+    with pytest.raises(UserError, match=r"gone: the folder can't be read \(No such file"):
+        frame_files(folder / "gone")
     frames(folder / "good", grey(5, 20))
     found = problems_of(folder, tmp_path / "cache")
     assert found.pop("torn/00002.jpg").startswith("the image can't be read (")
@@ -184,11 +205,14 @@ def test_a_csv_names_clips_from_where_it_lies(clips: Path, tmp_path: Path) -> No
     elsewhere = tmp_path / "other.mp4"
     write_video(elsewhere, grey(5, 150), 8)
     table.write_text(
-        f'\ufeffid,path,caption\n1,of/0.mp4,"a dog, running"\n2,of/2.mp4,"two\nlines"\n3,{elsewhere},far\n', "utf-8"
+        f'\ufeffid,path,caption\n1,of/0.mp4,"a dog, running"\n2,of/2.mp4,"two\nlines"\n3,{elsewhere},far\n'
+        "4,of/1.mp4,next\u0085line\u2028and\x0bform\x0cfeed\n",
+        "utf-8",
     )
     found = prepared(table, tmp_path / "cache")
     assert [(clip.path.name, clip.caption) for clip in found] == [
         ("0.mp4", "a dog, running"), ("2.mp4", "two\nlines"), ("other.mp4", "far"),
+        ("1.mp4", "next\u0085line\u2028and\x0bform\x0cfeed"),
     ]  # fmt: skip
     np.testing.assert_allclose(found[1].pixels().mean((1, 2, 3)), [80, 90, 100, 110, 120], atol=2)
 
@@ -204,6 +228,9 @@ def test_bad_tables_are_told_at_once(clips: Path, tmp_path: Path) -> None:
     }
     table.write_text("file,text\na,b\n")
     with pytest.raises(UserError, match="no column 'path' and no 'caption', there are 'file', 'text'"):
+        prepared(table, tmp_path)
+    table.write_text("path,caption,id,caption,id\na,b,c,d,e\n")
+    with pytest.raises(UserError, match=r"the column 'caption' twice, there are 'path', .*Name columns .*, each once"):
         prepared(table, tmp_path)
     table.write_bytes(b"path,caption\n\xff\xfe,x\n")
     with pytest.raises(UserError, match=r"train\.csv: the table can't be read .*Save it as CSV in UTF-8"):
@@ -277,6 +304,9 @@ def test_shards_are_read_where_they_lie(clips: Path, tmp_path: Path) -> None:
     one = prepared(shards / "b.tar", tmp_path / "one")
     assert [clip.caption for clip in one] == ["three"]
     assert len({str(record["file"]) for record in videos(shards).manifest(tmp_path / "new")}) == 3
+    (shards / "a.tar").unlink()
+    with pytest.raises(UserError, match=r"a\.tar: the tar file can't be read \(.*No such file"):
+        found[0].pixels()
 
 
 def test_bad_shards_are_told_at_once(clips: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,20 +13,17 @@ from toy import context_in
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
-from dit_compress.data.clips import write_captions
+from dit_compress.data.clips import Clip, write_captions
 from dit_compress.data.source import data_folder
 from dit_compress.data.video import write_video
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.report.data import read_step
-from dit_compress.report.reconstruction import reconstructions
+from dit_compress.report.reconstruction import Reconstruction, reconstructions
 from dit_compress_plugins.evaluate_reconstruction import ReconstructionOptions
 from dit_compress_plugins.evaluate_reconstruction.measures import CEILING, distances, similarity
-from dit_compress_plugins.evaluate_reconstruction.step import ReconstructionEvaluation
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from dit_compress_plugins.evaluate_reconstruction.step import ReconstructionEvaluation, names_of
 
 CLIP = np.full((2, 16, 16, 3), 100, dtype=np.uint8)
 
@@ -167,9 +165,55 @@ def test_a_stated_size_is_measured_and_several_each_at_its_own(tmp_path: Path, f
     stated = evaluated(tmp_path / "a", folder, {"frames": 5, "size": [32, 48]}, frames=3, size=[16, 16]).metrics
     assert (stated["video"], stated["num_clips"]) == ([3, 16, 16], 4)
     write_video(folder / "0.mp4", np.full((9, 48, 32, 3), 100, np.uint8), 8)
+    (folder / "below").mkdir()
+    (folder / "3.mp4").rename(folder / "below" / "0.mp4")
+    names = ["0.mp4", "1.mp4", "2.mp4", "below/0.mp4"]
+    write_captions(folder, [{"file": name, "caption": "a clip"} for name in names])
     sizes = {"sizes": [[5, 32, 48], [9, 32, 32]]}
-    found = evaluated(tmp_path / "b", folder, sizes).metrics
-    assert [row["video"] for row in found["clips"]] == [[9, 32, 32], *[[5, 32, 48]] * 3]
+    result = evaluated(tmp_path / "b", folder, sizes)
+    rows = result.metrics["clips"]
+    assert [row["video"] for row in rows] == [[9, 32, 32], *[[5, 32, 48]] * 3]
+    assert [row["clip"] for row in rows] == names
+    worst = read_json(tmp_path / "b" / result.files["worst"])
+    order = sorted(rows, key=lambda row: row["psnr_db"])[:3]
+    assert list(dict.fromkeys(entry["caption"] for entry in worst)) == [row["clip"] for row in order]
+    step: Any = None
+    assert [Reconstruction(step, tuple(part), ()).size for part in (rows, rows[1:])] == [
+        "each at its own size",
+        "5 × 32 × 48",
+    ]
+
+
+def test_clips_are_named_below_the_folder_of_the_data() -> None:
+    paths = [Path("/d/clips/a/0.mp4"), Path("/d/clips/b/0.mp4"), Path("/e/0.mp4")]
+    clips = [Clip(path, "") for path in paths]
+    assert list(names_of(clips, "/d/clips").values()) == ["a/0.mp4", "b/0.mp4", "/e/0.mp4"]
+    assert list(names_of(clips, "/d/clips/train.csv").values()) == ["a/0.mp4", "b/0.mp4", "/e/0.mp4"]
+    assert list(names_of(clips[:2], "").values()) == ["a/0.mp4", "b/0.mp4"]
+
+
+def test_all_clips_are_looked_at_before_the_first_is_decoded(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(folder / "3.mp4", np.full((33, 32, 48, 3), 100, np.uint8), 8)
+    monkeypatch.setattr(Clip, "pixels", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(Darker, "ratio", (1, 5, 1))
+    with pytest.raises(UserError) as caught:
+        evaluated(tmp_path / "a", folder, {"sizes": [[5, 8, 48], [33, 16, 48]]}, frames=33)
+    found = {(where.rpartition("/")[2], what) for where, what, _ in caught.value.problems}
+    assert found == {
+        ("0.mp4", "frames of 8x48 pixels: SSIM needs 11 a side"),
+        ("3.mp4", "16×48 pixels can't be divided by the ratio 5×1"),
+        *((f"{number}.mp4", "the video has 5 frames, 33 are wanted") for number in range(3)),
+    }
+
+
+def test_images_stay_images_at_a_stated_length(tmp_path: Path, folder: Path) -> None:
+    assert ReconstructionOptions(protocol="davis").video_of((1, 32, 48)) == (1, 512, 512)
+    write_video(folder / "3.mp4", np.full((1, 32, 48, 3), 100, np.uint8), 8)
+    found = evaluated(tmp_path / "a", folder, {"sizes": [[5, 32, 48], [1, 32, 48]]}, frames=3).metrics["clips"]
+    assert [row["video"][0] for row in found] == [3, 3, 3, 1]
+    assert found[3]["temporal_difference_error"] is None
 
 
 def test_the_protocol_says_the_size_and_the_plan_holds_it(tmp_path: Path) -> None:
@@ -181,6 +225,8 @@ def test_the_protocol_says_the_size_and_the_plan_holds_it(tmp_path: Path) -> Non
     spec = vae.plan(Spec(video=(17, 64, 64)))
     assert isinstance(spec.latent, ComponentSpec)
     assert ReconstructionEvaluation(options).plan(spec) == spec
+    with pytest.raises(UserError, match=r"the data's clips have 17 frames, 33 are wanted. Give the step fewer 'frames'"):
+        ReconstructionEvaluation(options).plan(replace(spec, longest=17))
     with pytest.raises(UserError, match=r"30 frames are not 1 \+ 8·k"):
         ReconstructionEvaluation(ReconstructionOptions(frames=30)).plan(spec)
     with pytest.raises(UserError, match="SSIM needs 11 a side"):

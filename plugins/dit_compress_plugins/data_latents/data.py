@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
@@ -12,7 +13,7 @@ from dit_compress.data.shards import INDEX, Column, Shards
 from dit_compress.data.source import Data
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from dit_compress.data.buckets import Rows
@@ -56,22 +57,27 @@ class Latents(Data):
         write_json(cache / _VERIFIED, stamp)
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:  # noqa: ARG002 - everything stands in the folder
-        """Name, caption and shard of every sample."""
+        """Name, caption, shard and split of every sample."""
         records = []
         for shards in self._shards().values():
             files = [entry["sha256"] for entry in shards.index["shards"] for _ in range(entry["count"])]
             records += [
-                {"file": record.get("file", ""), "caption": record["caption"], "shard": digest}
-                for record, digest in zip(shards.samples(), files, strict=True)
+                {
+                    "file": record.get("file", ""),
+                    "caption": record["caption"],
+                    "shard": digest,
+                    "split": self._split(record, place),
+                }
+                for place, (record, digest) in enumerate(zip(shards.samples(), files, strict=True))
             ]
         return records
 
     def clips(self, cache: Path, split: Split) -> list[EncodedClip]:  # noqa: ARG002 - as above
         """Return the samples of one split; their captions are there, their pixels are not."""
         options = self.options
-        clips = [
+        return [
             EncodedClip(
-                path=options.path / record.get("file", f"sample-{place}"),
+                path=options.path / _file(record, place),
                 caption=record["caption"],
                 truth=record.get("truth"),
                 frames=frames,
@@ -81,13 +87,13 @@ class Latents(Data):
             )
             for (frames, height, width), shards in self._shards().items()
             for place, record in enumerate(shards.samples())
+            if self._split(record, place) == split
         ]
-        by_file = options.split_by == "file"
-        return [
-            clip
-            for clip in clips
-            if split_of(clip.path.name if by_file else clip.caption, options.test_fraction) == split
-        ]
+
+    def _split(self, record: Mapping[str, Any], place: int) -> Split:
+        options = self.options
+        name = PurePath(_file(record, place)).name if options.split_by == "file" else record["caption"]
+        return split_of(name, options.test_fraction)
 
     def encoded(self, cache: Path, split: Split, vae: str) -> Rows:
         """Return the latents of one split; raise a UserError unless the bundle's VAE encoded them."""
@@ -103,3 +109,8 @@ class Latents(Data):
         """Open the folder, or of several sizes those of each."""
         options = self.options
         return {video: Shards(folder_of(options.path, video, len(options.videos))) for video in options.videos}
+
+
+def _file(record: Mapping[str, Any], place: int) -> str:
+    """Return the name of a sample's clip; one by its place where none was kept."""
+    return record.get("file", f"sample-{place}")

@@ -39,6 +39,11 @@ class ShapesOptions(VideoOptions):
         """Return the clips of both splits."""
         return self.num_clips + self.num_test
 
+    @property
+    def longest(self) -> int:
+        """Return the frames that every clip has."""
+        return self.frames
+
     @field_validator("size")
     @classmethod
     def _drawable(cls, size: tuple[int, int]) -> tuple[int, int]:

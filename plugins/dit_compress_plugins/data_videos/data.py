@@ -87,15 +87,15 @@ class Videos(Data):
         )
 
     def manifest(self, cache: Path) -> list[dict[str, Any]]:
-        """Describe file, size, time and caption of every clip that is not broken; its bucket and set, where it has."""
+        """Describe file, size, time, caption, split of every clip that is not broken; bucket and rate if stated."""
         records = []
         sets = self._sets()
         for clip in self._read(_load(cache)):
             size_bytes, time_ns = clip.stamp()
             record = {"file": str(clip.path), "size_bytes": size_bytes, "time_ns": time_ns, "caption": clip.caption}
             bucket = {"bucket": list(clip.shape)} if self.options.sizes else {}
-            listed_in = {"split": sets[clip.path.name]} if sets else {}
-            records.append(record | bucket | listed_in)
+            rate = {} if clip.fps is None else {"fps": clip.fps}
+            records.append(record | bucket | rate | {"split": self._split(clip, sets)})
         return records
 
     def clips(self, cache: Path, split: Split) -> Sequence[Clip]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import CAPTIONS, Clip, clips_of_records, raise_all, read_folder
+from dit_compress.data.frames import entries_of
 from dit_compress.data.video import IMAGES
 from dit_compress_plugins.data_videos.shards import TAR, read_shards
 from dit_compress_plugins.data_videos.tables import READERS, read_table
@@ -53,19 +54,24 @@ def listed(path: Path, leave_out: Collection[Path] = (), **taken: Any) -> list[C
 def frame_folders(path: Path) -> list[Path]:
     """Return the folders of frames in a folder without captions, or of DAVIS' one resolution; none where it has none.
 
+    DAVIS' ``JPEGImages`` stands for the folder that it lies in; it may hold the clips without a resolution between.
+
     Raises:
         UserError: DAVIS' folder with several resolutions.
     """
     if not path.is_dir() or (path / CAPTIONS).exists():
         return []
-    if (path / FRAMES).is_dir():
-        resolutions = sorted(folder for folder in (path / FRAMES).iterdir() if folder.is_dir())
-        if len(resolutions) > 1:
-            names = ", ".join(folder.name for folder in resolutions)
-            mend = f"Name one in 'path', as {resolutions[0]}"
-            raise UserError(f"frames in several resolutions: {names}", where=str(path / FRAMES), mend=mend)
-        path = resolutions[0] if resolutions else path
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    inside = path if path.name == FRAMES else path / FRAMES
+    if inside.is_dir():
+        folders = _folders(inside)
+        if any(_has_frames(folder) for folder in folders):
+            return folders
+        if len(folders) > 1:
+            names = ", ".join(folder.name for folder in folders)
+            mend = f"Name one in 'path', as {folders[0]}"
+            raise UserError(f"frames in several resolutions: {names}", where=str(inside), mend=mend)
+        path = folders[0] if folders else path
+    folders = _folders(path)
     return folders if any(_has_frames(folder) for folder in folders) else []
 
 
@@ -75,9 +81,10 @@ def sets_of(path: Path) -> dict[str, Split]:
     Lists name clips, or frames of clips, one a line.
 
     Raises:
-        UserError: no lists, or a clip in both.
+        UserError: no lists, one that can't be read, or a clip in both.
     """
-    root = path.parents[1] if path.parent.name == FRAMES else path
+    path = path.parent if path.parent.name == FRAMES else path
+    root = path.parent if path.name == FRAMES else path
     lists = [file for file in sorted((root / SETS).rglob("*.txt")) if file.stem in _SPLITS]
     if not lists:
         mend = "Give DAVIS' folder, or split by 'caption' or 'file'"
@@ -87,13 +94,22 @@ def sets_of(path: Path) -> dict[str, Split]:
     found: dict[str, Split] = {}
     problems: list[UserError] = []
     for file in lists:
-        for line in filter(str.strip, file.read_text("utf-8").splitlines()):
+        for line in filter(str.strip, _text(file, problems).splitlines()):
             frame = Path(line.split()[0])
             name = frame.parent.name if frame.suffix else frame.name
             if found.setdefault(name, _SPLITS[file.stem]) != _SPLITS[file.stem]:
                 problems.append(UserError(f"{name!r} stands in both splits", where=str(file), mend="Delete it in one"))
     raise_all(problems)
     return found
+
+
+def _text(file: Path, problems: list[UserError]) -> str:
+    """Read a list; nothing where that fails, which goes to ``problems``."""
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(UserError(f"the list can't be read ({error})", where=str(file), mend="Save it as UTF-8"))
+        return ""
 
 
 def need_listed(clips: list[Clip], sets: dict[str, Split], place: Path) -> None:
@@ -108,8 +124,12 @@ def need_listed(clips: list[Clip], sets: dict[str, Split], place: Path) -> None:
     )
 
 
+def _folders(path: Path) -> list[Path]:
+    return [folder for folder in entries_of(path) if folder.is_dir() and not folder.name.startswith(".")]
+
+
 def _has_frames(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGES for path in folder.iterdir())
+    return any(path.suffix.lower() in IMAGES for path in entries_of(folder))
 
 
 def _caption(folder: Path) -> str:

@@ -122,6 +122,10 @@ def _caption(content: bytes, ending: str) -> str | None:
 
 
 def _bytes(tar: Path, offset: int, length: int) -> bytes:
-    with tar.open("rb") as handle:
-        handle.seek(offset)
-        return handle.read(length)
+    try:
+        with tar.open("rb") as handle:
+            handle.seek(offset)
+            return handle.read(length)
+    except OSError as error:
+        mend = "Put it back, or correct its permissions"
+        raise UserError(f"the tar file can't be read ({error})", where=str(tar), mend=mend) from error

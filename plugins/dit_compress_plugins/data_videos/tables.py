@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 COLUMNS = ("path", "caption")
@@ -18,16 +19,9 @@ def read_table(path: Path, problems: list[UserError]) -> Iterator[tuple[str, dic
     """Yield (file:line, record) of each good row; the bad ones go to ``problems``. Paths are from the table on.
 
     Raises:
-        UserError: the file can't be read, or lacks a column; all that it lacks at once.
+        UserError: the file can't be read, lacks a column, or has one twice; all of its columns' faults at once.
     """
-    columns, rows = READERS[path.suffix](path)
-    if missing := [name for name in COLUMNS if name not in columns]:
-        raise UserError(
-            f"no column {' and no '.join(map(repr, missing))}, there are {', '.join(map(repr, columns)) or 'none'}",
-            where=str(path),
-            mend=f"Name columns {' and '.join(map(repr, COLUMNS))}",
-        )
-    for line, row in rows:
+    for line, row in READERS[path.suffix](path):
         where = f"{path}:{line}"
         empty = [name for name in COLUMNS if not isinstance(row[name], str) or not row[name].strip()]
         if empty:
@@ -36,33 +30,48 @@ def read_table(path: Path, problems: list[UserError]) -> Iterator[tuple[str, dic
             yield where, {"file": row["path"], "caption": row["caption"]}
 
 
-def _read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+def _need_columns(path: Path, columns: Sequence[str]) -> None:
+    """Raise a UserError where a table's columns are not those that are read, each once."""
+    missing = [name for name in COLUMNS if name not in columns]
+    twice = [name for name in COLUMNS if columns.count(name) > 1]
+    if missing or twice:
+        faults = [*(f"no column {name!r}" for name in missing), *(f"the column {name!r} twice" for name in twice)]
+        raise UserError(
+            f"{' and '.join(faults)}, there are {', '.join(map(repr, columns)) or 'none'}",
+            where=str(path),
+            mend=f"Name columns {' and '.join(map(repr, COLUMNS))}, each once",
+        )
+
+
+def _read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines(keepends=True)
-        reader = csv.DictReader(lines, strict=True)
-        return list(reader.fieldnames or ()), iter([(reader.line_num, row) for row in reader])
+        text = path.read_bytes().decode("utf-8-sig")
+        # Not splitlines(): that breaks at U+0085, U+2028 and others, which may stand in a caption.
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        _need_columns(path, reader.fieldnames or ())
+        return [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"the table can't be read ({error})", where=str(path), mend="Save it as CSV in UTF-8"
         ) from error
 
 
-def _read_parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+def _read_parquet(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         mend = "Run pip install 'dit-compress[parquet]', or give the table as CSV"
         raise UserError("a Parquet table needs pyarrow", where=str(path), mend=mend) from error
     try:
-        columns = parquet.read_schema(path).names
-        table = parquet.read_table(path, columns=[name for name in COLUMNS if name in columns])
+        _need_columns(path, parquet.read_schema(path).names)
+        table = parquet.read_table(path, columns=list(COLUMNS))
     except (OSError, ArrowException) as error:
         raise UserError(f"the table can't be read ({error})", where=str(path), mend="Write it anew") from error
-    return list(columns), iter(enumerate(table.to_pylist(), start=1))
+    return list(enumerate(table.to_pylist(), start=1))
 
 
-READERS: dict[str, Callable[[Path], tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]]] = {
+READERS: dict[str, Callable[[Path], list[tuple[int, dict[str, Any]]]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""By the ending of a file's name: its columns, and the number (line or row) and values of each row."""
+"""By the ending of a file's name: the number (line or row) and values of each row, where its columns will do."""

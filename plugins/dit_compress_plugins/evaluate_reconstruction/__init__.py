@@ -21,7 +21,7 @@ class ReconstructionOptions(Options):
     """The clips to encode and decode, and at which size.
 
     protocol: ``davis`` is the paper's, 33 frames of 512x512: each clip resized to cover them, cropped at the centre.
-    frames, size: of every clip, instead; size is (Y, X). Those of the recipe's data if absent.
+    frames, size: of every clip, instead; size is (Y, X). Those of the recipe's data if absent. Images have one frame.
     num_clips: how many clips of the test split.
     batch: clips encoded at once.
     """
@@ -44,10 +44,10 @@ class ReconstructionOptions(Options):
         return True
 
     def video_of(self, video: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Return frames, height and width at which a clip of such a video is measured."""
-        if self.protocol:
-            return PROTOCOLS[self.protocol]
-        return (self.frames or video[0], *(self.size or video[1:]))
+        """Return frames, height and width at which a clip of such a video is measured; an image stays one."""
+        stated = (self.frames or video[0], *(self.size or video[1:]))
+        frames, height, width = PROTOCOLS[self.protocol] if self.protocol else stated
+        return (1 if video[0] == 1 else frames, height, width)
 
 
 @hookimpl

@@ -5,7 +5,9 @@ The first captions' videos are the report's first two columns; the worst clips h
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +16,10 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.data.buckets import buckets_of
+from dit_compress.data.clips import find_broken, raise_all
 from dit_compress.data.samples import to_pixels, to_video
 from dit_compress.data.video import Gallery
+from dit_compress.model.spec import latent_size
 from dit_compress.step.context import Result
 from dit_compress_plugins.evaluate_reconstruction import MIN_SIDE
 from dit_compress_plugins.evaluate_reconstruction.measures import distances
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dit_compress.data.clips import Clip
+    from dit_compress.model.protocols import Codec
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_reconstruction import ReconstructionOptions
@@ -42,11 +47,11 @@ class Measured:
     decoded: np.ndarray
     found: Distances
 
-    def row(self) -> dict[str, Any]:
-        """Return the clip's row of the table; ``worst_frame`` counts from 0."""
+    def row(self, name: str) -> dict[str, Any]:
+        """Return the clip's row of the table, under a name; ``worst_frame`` counts from 0."""
         frame = int(np.argmin(self.found.frames_db))
         return {
-            "clip": self.clip.path.name,
+            "clip": name,
             "video": list(self.clip.shape),
             "psnr_db": self.found.psnr_db,
             "ssim": self.found.ssim,
@@ -63,32 +68,32 @@ class ReconstructionEvaluation:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Check that there is a VAE, and that it takes videos of the size that is measured."""
+        """Check that there is a VAE, that it takes videos of the size that is measured, and that clips are as long."""
         spec.need_latent()
         if spec.video is not None:
             video = self.options.video_of(spec.video)
-            if min(video[1:]) < MIN_SIDE:
-                raise UserError(
-                    f"frames of {video[1]}x{video[2]} pixels: SSIM needs {MIN_SIDE} a side",
-                    mend="Give the step a larger 'size'",
-                )
-            replace(spec, video=video).latent_size()
+            need_size(video, spec.codec())
+            if spec.longest is not None and video[0] > spec.longest:
+                mend = "Give the step fewer 'frames', or the data more"
+                raise UserError(f"the data's clips have {spec.longest} frames, {video[0]} are wanted", mend=mend)
         return spec
 
     def run(self, context: Context) -> Result:
         """Measure test clips, show some, and the worst."""
         clips = [self._sized(clip) for clip in context.clips("test")[: self.options.num_clips]]
+        need_measurable(clips, context.input.codec())
+        names = names_of(clips, context.parts["data"].build().place)
         first, last = Gallery(context.folder), Gallery(context.folder, "worst", NUM_WORST)
         rows: dict[str, dict[str, Any]] = {}
         worst: list[Measured] = []
         with progress(context.name, len(clips)) as advance:
             for measured in self.measured(context, clips):
-                rows[str(measured.clip.path)] = measured.row()
+                rows[str(measured.clip.path)] = measured.row(names[measured.clip.path])
                 first.add(measured.clip.caption, {"real": measured.real, "VAE round trip": measured.decoded})
                 worst = sorted([*worst, measured], key=lambda one: one.found.psnr_db)[:NUM_WORST]
                 advance()
         for one in worst:
-            last.add(one.clip.path.name, {"original": one.real, "reconstruction": one.decoded})
+            last.add(names[one.clip.path], {"original": one.real, "reconstruction": one.decoded})
         files = first.files() | last.files()
         return Result(metrics=summarise([rows[str(clip.path)] for clip in clips]), files=files)
 
@@ -108,6 +113,41 @@ class ReconstructionEvaluation:
         """Return the clip at the size that is measured."""
         frames, height, width = self.options.video_of(clip.shape)
         return replace(clip, frames=frames, size=(height, width))
+
+
+def names_of(clips: Sequence[Clip], place: str) -> dict[Path, str]:
+    """Name clips by their paths below the data's folder, or of a source without one below the folder of them all."""
+    paths = [clip.path for clip in clips]
+    folder = Path(place) if place else Path(os.path.commonpath([path.parent for path in paths]))
+    if not any(path.is_relative_to(folder) for path in paths):
+        folder = folder.parent  # of a table
+    return {path: (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix() for path in paths}
+
+
+def need_size(video: tuple[int, int, int], codec: Codec) -> None:
+    """Raise a UserError where SSIM's window does not fit into frames, or the VAE does not take such a video."""
+    if min(video[1:]) < MIN_SIDE:
+        raise UserError(
+            f"frames of {video[1]}x{video[2]} pixels: SSIM needs {MIN_SIDE} a side",
+            mend="Give the step a larger 'size'",
+        )
+    latent_size(video, codec.ratio, codec.frame_rule)
+
+
+def need_measurable(clips: Sequence[Clip], codec: Codec) -> None:
+    """Look at every clip; raise one UserError of sizes that can't be measured, and of clips that are too short."""
+    problems: list[UserError] = []
+    for video, places in buckets_of(clips).items():
+        try:
+            need_size(video, codec)
+        except UserError as error:
+            error.problems = [(str(clips[places[0]].path), what, mend) for _, what, mend in error.problems]
+            problems.append(error)
+    try:
+        find_broken(clips)
+    except UserError as error:
+        problems.append(error)
+    raise_all(problems)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
