@@ -125,6 +125,12 @@ def test_training_goes_towards_the_teacher_and_gives_the_best_weights(base: Bund
         for result in ("best", "last")
     )
     assert best["to_original_db"] > last["to_original_db"] + 1
+    # The last step is always looked at: by default in 3 steps, and where 'every' does not come then.
+    unsaid = {name: value for name, value in SMALL.items() if name != "validation"} | {"steps": 3}
+    for name, given, looks in (("c", {}, [3]), ("d", {"validation": {"every": 2, "result": "best"}}, [2, 3])):
+        part("latent", "decoder", **unsaid, **given).run(tiny_context(tmp_path / name, input=base))
+        kept = sorted(path.name for path in (tmp_path / name / "checkpoints").glob("step-*"))
+        assert kept == [f"step-{look:08d}" for look in looks]
     assert set(best) == {"psnr_db", "original_psnr_db", "to_original_db"}
     to_pixels, to_teacher = (
         found(f"{pixel}", targets={"pixel": pixel, "teacher": 1 - pixel}, start_clips=24)["psnr_db"] for pixel in (1, 0)

@@ -57,7 +57,7 @@ class DecoderOptions(DistillOptions):
     ema: float = Field(0.99, ge=0, lt=1)
     validation: Validation | None = Field(
         Validation(every=100, samples=16, result="best"),
-        description="Held-out loss; the step gives the decoder that was best by it.",
+        description="Held-out loss, measured after the last step, too; the step gives the decoder that was best by it.",
     )
 
     @property
@@ -97,6 +97,7 @@ def latent() -> Plugin:
         name="decoder",
         options=DecoderOptions,
         load="dit_compress_plugins.latent_decoder.step:DecoderStep",
+        revision=2,
         slots=("teacher",),
         world="all",
         data=True,

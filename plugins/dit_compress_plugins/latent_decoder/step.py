@@ -125,7 +125,7 @@ class DecoderStep:
             return None
         each = max(1, options.batch // (world.size * options.accumulate))
         validator = Validator(held_out, options.validation.samples, each, context.seed, world, bf16=options.bf16)
-        return Monitors(options, Alarms(context, mends=options.mends), validator, None)
+        return Monitors(options, Alarms(context, mends=options.mends), validator, None, last=True)
 
 
 def small_codec(original: Any, config: Mapping[str, Any]) -> DecoderCodec:
