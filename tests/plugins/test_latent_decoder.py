@@ -260,8 +260,9 @@ def test_ratios_that_do_not_fit_are_refused_with_a_mend(base: Bundle) -> None:
         step(widths=[4] * 6).plan(base.spec)
     with pytest.raises(UserError, match="cells of 4 do not divide.*Set 'frame_width: 0'"):
         step(widths=[4]).plan(Spec(latent=part("latent", "given", channels=4).plan(Spec()).latent))
-    with pytest.raises(UserError, match="trains no denoiser, which 'images' is about: take it out"):
-        step(images=0.5)
+    for name, value in {"images": 0.5, "checkpoint_activations": True}.items():
+        with pytest.raises(UserError, match=f"trains no denoiser, which '{name}' is about: take it out"):
+            step(**{name: value})
     with pytest.raises(UserError, match="the bundle has no VAE"):
         step().plan(Spec())
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dit_compress.hooks import DistillOptions, File, Options, Plugin, hookimpl
 from dit_compress.train.options import Validation
 
-NOT_FOR_A_VAE = ("compile", "shard", "bf16_gather", "images", "watch", "muon_lr")
+NOT_FOR_A_VAE = ("compile", "shard", "bf16_gather", "checkpoint_activations", "images", "watch", "muon_lr")
 """Options of a training step that are about a denoiser."""
 Width = Annotated[int, Field(ge=1, le=4096)]
 
