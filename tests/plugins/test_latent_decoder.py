@@ -142,8 +142,14 @@ def test_training_goes_towards_the_teacher_and_gives_the_best_weights(base: Bund
 
 def test_the_input_s_own_decoder_is_trained_and_nothing_else_of_it(base: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="take 'of' out"):
-        step(student="input", of="x")
-    result = step(student="input", ema=0).run(tiny_context(tmp_path / "own", input=base, teacher=base))
+        part("latent", "decoder", student="input", of="x")
+    idle = {"widths": [8], "blocks": 2, "frame_width": 4, "start_clips": 2, "chunk": 2}
+    for name, value in idle.items():
+        with pytest.raises(UserError, match=f"'{name}' belongs to 'student: small'"):
+            part("latent", "decoder", student="input", **{name: value})
+    own = {name: value for name, value in SMALL.items() if name not in idle}
+    healing = part("latent", "decoder", **own, student="input", ema=0)
+    result = healing.run(tiny_context(tmp_path / "own", input=base, teacher=base))
     assert result.bundle is not None
     before, after = base.codec().state_dict(), result.bundle.codec().state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -11,6 +11,8 @@ from dit_compress.train.options import Validation
 
 NOT_FOR_A_VAE = ("compile", "shard", "bf16_gather", "checkpoint_activations", "images", "watch", "muon_lr")
 """Options of a training step that are about a denoiser."""
+OF_A_NEW_ONE = ("widths", "blocks", "frame_width", "start_clips", "chunk")
+"""Options that say what a new decoder is like, and how it begins."""
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -64,6 +66,11 @@ class DecoderOptions(DistillOptions):
     def needs(self) -> tuple[str, ...]:
         """The teacher, where a pruned decoder learns from the whole one."""
         return ("teacher",) if self.student == "input" and self.targets.teacher else ()
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """What a new decoder would be like, where there is none."""
+        return super().idle | (dict.fromkeys(OF_A_NEW_ONE, "'student: small'") if self.student == "input" else {})
 
     @property
     def held_out(self) -> bool:
