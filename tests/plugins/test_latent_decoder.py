@@ -177,7 +177,11 @@ def test_a_folder_of_diffusers_and_a_decoder_on_a_decoder(tmp_path: Path) -> Non
         assert torch.equal(two.encode(video), own.encode(video))
         assert two.decode(two.encode(video)).shape == video.shape
     assert second.spec.need_latent().config["encoder"] == first.spec.need_latent().config["encoder"]
-    assert first.latents == second.latents
+    whole = part("latent", "diffusers_vae", path=of).run(tiny_context(tmp_path / "whole", data=data)).bundle
+    assert whole is not None
+    third = step(of=str(whole.path), steps=1).run(tiny_context(tmp_path / "three", data=data)).bundle
+    assert third is not None
+    assert first.latents == second.latents == third.latents == whole.latents == whole.digest("latent")
     with pytest.raises(UserError, match=r"'of' makes latents of 8x32x32 in 8 channels .* the bundle's VAE of 8x16x16"):
         step(of=of).plan(tiny_bundle(tmp_path / "base").spec)
 

@@ -72,7 +72,7 @@ class DecoderStep:
         codec = student.codec.float().eval().requires_grad_(requires_grad=False)
         videos = (video.to(device) for video in batches(held_out, MEASURED))
         metrics = decibels(codec.to(device), teacher, videos)
-        latents = context.input.latents if before.latent else original.latents
+        latents = context.input.latents if before.latent else original.name_latents(context.folder)
         spec = replace(before, latent=replace(self.component(original), latents=latents))
         return context.give({"latent": codec.cpu()}, spec=spec, metrics=metrics)
 
