@@ -22,7 +22,9 @@ from dit_compress.recipe import load, make_part
 from dit_compress.run.plan import plan
 from dit_compress.testing.latents import LatentContract
 from dit_compress.testing.steps import drawn, pca_codec, tiny_bundle, tiny_context
+from dit_compress.train.codec.step import round_trip_db
 from dit_compress_plugins.latent_decoder.codec import DecoderCodec, describe
+from dit_compress_plugins.latent_decoder.measures import decibels
 from dit_compress_plugins.latent_decoder.network import SmallDecoder
 from dit_compress_plugins.latent_decoder.start import fit_linear
 from dit_compress_plugins.latent_decoder.step import small_codec
@@ -220,6 +222,13 @@ def test_a_plan_knows_that_latents_stay(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(lost)
     with pytest.raises(UserError, match="step 'healed' has no teacher"):
         plan(load(tmp_path / "r.yaml", installed()), deep=False)
+
+
+def test_decibels_mean_what_they_mean_of_other_codecs(base: Bundle, tmp_path: Path) -> None:
+    codec, held_out = base.codec(), tiny_context(tmp_path, input=base).pixels("test")
+    found = decibels(codec, codec, [held_out.x0(range(len(held_out)))])
+    assert found["psnr_db"] == found["original_psnr_db"] == pytest.approx(round_trip_db(codec, held_out), abs=1e-3)
+    assert found["to_original_db"] == 100
 
 
 # ------------------------------------------------------------------ the network

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.train.codec.step import to_8_bits
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -40,6 +42,6 @@ def decibels(codec: Any, original: Any, videos: Iterable[Tensor]) -> dict[str, f
 
 
 def psnr(video: Tensor, target: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB per clip ``[B]``, of what a screen shows of both (peak 2)."""
-    error_B = (video.clamp(-1, 1) - target.clamp(-1, 1)).square().flatten(1).mean(1)
-    return 10 * torch.log10(4.0 / error_B.clamp_min(1e-12))
+    """Return the peak signal-to-noise ratio in dB per clip ``[B]``, at 8 bits as every codec's ``psnr_db``."""
+    error_B = (to_8_bits(video) - to_8_bits(target)).square().flatten(1).mean(1)
+    return 10 * torch.log10(1 / error_B.clamp_min(1e-10))
