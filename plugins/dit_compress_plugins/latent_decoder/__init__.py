@@ -78,6 +78,11 @@ class DecoderOptions(DistillOptions):
         return True
 
     @property
+    def any_size(self) -> bool:
+        """True: everything is of the batch's size."""
+        return True
+
+    @property
     def keeps_latents(self) -> bool:
         """That is what it is for."""
         return True

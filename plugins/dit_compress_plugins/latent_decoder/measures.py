@@ -12,21 +12,9 @@ import torch
 from dit_compress.train.codec.step import to_8_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from torch import Tensor
-
-    from dit_compress.data.samples import Samples
-
-CLIPS = 8
-"""Clips at a time where nothing is trained."""
-
-
-def batches(samples: Samples, most: int) -> Iterator[Tensor]:
-    """Yield the first clips."""
-    count = min(len(samples), most)
-    for first in range(0, count, CLIPS):
-        yield samples.x0(range(first, min(first + CLIPS, count)))
 
 
 @torch.no_grad()
