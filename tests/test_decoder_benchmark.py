@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import decoder
 import decoder_clips
 
 
-def test_it_runs_tiny_and_goes_on_with_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs_tiny_and_goes_on_with_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = ["--out", str(tmp_path), "--tier", "tiny", "--runtimes", "onnxruntime"]
     assert decoder.main(given) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -25,7 +28,7 @@ def test_it_runs_tiny_and_goes_on_with_what_is_there(tmp_path: Path, capsys: pyt
     assert gflops["pruned"] < gflops["original"]
     assert first["speedup"] > 0
     assert first["db"] == first["rows"]["small"]["db"]
-    assert first["rows"]["original"]["db"] == 300
+    assert first["rows"]["original"]["db"] == 100
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("bundle.json")}
     assert len(written) == 4
     assert decoder.main([*given, "--rounds", "0"]) == 0
@@ -35,6 +38,14 @@ def test_it_runs_tiny_and_goes_on_with_what_is_there(tmp_path: Path, capsys: pyt
         name: row["db"] for name, row in first["rows"].items()
     }
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("bundle.json")}
+    # Other options of one step: it is made anew, and nothing else, as nothing is made of it.
+    tiers = deepcopy(decoder.TIERS)
+    tiers["tiny"]["small"]["frame_width"] = 8
+    monkeypatch.setattr(decoder, "TIERS", tiers)
+    assert decoder.main([*given, "--rounds", "0"]) == 0
+    changed = {path.parents[1].name for path, at in written.items() if path.stat().st_mtime_ns != at}
+    assert changed == {"small"}
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]["small"]["parameters"] > parameters["small"]
 
 
 def test_real_clips_are_held_out_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
@@ -34,7 +36,6 @@ from dit_compress.model.spec import ComponentSpec, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from torch import nn
 
@@ -221,8 +222,7 @@ def write_bundle(
             if component is None:
                 continue
             if name in modules:
-                save_component(folder / name, modules[name], component.config)
-                files = {item.name: file_record(item) for item in sorted((folder / name).iterdir())}
+                files = save_component(folder / name, modules[name], component.config)
             elif base is not None:
                 files = base.check(name)
                 for file in files:
@@ -247,11 +247,18 @@ def write_bundle(
     return Bundle.open(path)
 
 
-def save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """Write ``config.json`` and safetensors, byte for byte the same for equal weights."""
+def component_digest(module: nn.Module, config: dict[str, Any], scratch: Path) -> str:
+    """Return the digest that a component has in a bundle; it is written into ``scratch`` for the moment."""
+    with TemporaryDirectory(dir=scratch) as folder:
+        return sha256_data(save_component(Path(folder) / "component", module, config))
+
+
+def save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """Write ``config.json`` and safetensors, byte for byte the same for equal weights; return the files' records."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     state = {name: value.detach().cpu().contiguous() for name, value in sorted(module.state_dict().items())}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    return {item.name: file_record(item) for item in sorted(folder.iterdir())}

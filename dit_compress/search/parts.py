@@ -23,11 +23,22 @@ Parts = tuple[tuple[int, ...], ...]
 
 def parts_of(problem: SearchProblem, axis: Axis) -> Parts:
     """Return the parts of one axis: as many as its granularity allows, else its single units."""
-    count = min(problem.num_parts.get(axis.level, axis.units), axis.units)
-    if count == axis.units:
-        return tuple((unit,) for unit in range(axis.units))
+    if problem.num_parts.get(axis.level, axis.units) >= axis.units:
+        return like_parts_of(problem, axis)
     scores = magnitude(problem.denoiser.module, axis)
-    return cut(torch.argsort(scores, descending=True, stable=True).tolist(), count, axis.name)
+    return _cut(problem, axis, torch.argsort(scores, descending=True, stable=True).tolist())
+
+
+def like_parts_of(problem: SearchProblem, axis: Axis) -> Parts:
+    """Return as many parts as :func:`parts_of`, and as large; which units they hold says nothing: no weights are read.
+
+    Raises a UserError where the axis can't be cut into them.
+    """
+    return _cut(problem, axis, range(axis.units))
+
+
+def _cut(problem: SearchProblem, axis: Axis, order: Sequence[int]) -> Parts:
+    return cut(order, min(problem.num_parts.get(axis.level, axis.units), axis.units), axis.name)
 
 
 def cut(order: Sequence[int], count: int, name: str) -> Parts:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.plugin.options import Part
     from dit_compress.step.workplace import Workplace
     from dit_compress.structure.facts import Axis, Kept
 
@@ -63,3 +64,10 @@ class Search(Protocol):
         settled: whether it will be asked for just these counts; what a budget measures first may change them.
         """
         del problem, settled
+
+
+def check_search(part: Part, problem: SearchProblem, *, settled: bool) -> None:
+    """Let a search say what can't be done, see :meth:`Search.check`; who does not subclass the protocol may lack it."""
+    search: Any = part.build()
+    if hasattr(search, "check"):
+        search.check(problem, settled=settled)

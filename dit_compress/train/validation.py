@@ -38,12 +38,21 @@ TWINS = 2
 
 
 class Monitors:
-    """Validation and watch of one training step; either may be off."""
+    """Validation and watch of one training step; either may be off.
+
+    last: validate after the last step, too, where 'every' does not come then.
+    """
 
     def __init__(
-        self, options: DistillOptions, alarms: Alarms, validator: Validator | None, watch: Watcher | None
+        self,
+        options: DistillOptions,
+        alarms: Alarms,
+        validator: Validator | None,
+        watch: Watcher | None,
+        *,
+        last: bool = False,
     ) -> None:
-        self.options, self.alarms, self.validator, self.watch = options, alarms, validator, watch
+        self.options, self.alarms, self.validator, self.watch, self.last = options, alarms, validator, watch, last
         self.score: float | None = None
         self.guards: SampleGuards | None = None
         self.judged = JudgeGuards(alarms)
@@ -69,10 +78,11 @@ class Monitors:
         """Do what is due after ``step`` steps, by the moving averages: return figures to log."""
         found: dict[str, float] = {}
         self.score = None
+        validates = _due(self.options.validation, step) or (self.last and step == self.options.steps)
         with ExitStack() as stack:
-            if _due(self.options.validation, step) or _due(self.options.watch, step):
+            if validates or _due(self.options.watch, step):
                 stack.enter_context(self._in_place())
-            if self.validator is not None and self.objective is not None and _due(self.options.validation, step):
+            if self.validator is not None and self.objective is not None and validates:
                 found |= self._validated(self.validator, self.objective, step)
             if self.watch is not None and self.guards is not None and _due(self.options.watch, step):
                 shares = self.guards.look(step, self.watch.measure(self._sheet(step)))

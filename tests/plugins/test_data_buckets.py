@@ -28,6 +28,7 @@ from dit_compress.recipe import load, make_part
 from dit_compress.run.plan import plan
 from dit_compress.step.workplace import Stopped
 from dit_compress.step.world import World
+from dit_compress.train.codec.step import round_trip_db
 from dit_compress.train.loop import draw_batch, fit, on_images
 from dit_compress_plugins.latent_video_vae import VideoVAEOptions
 from dit_compress_plugins.latent_video_vae.step import VideoVAEStep
@@ -251,6 +252,19 @@ def test_distillers_train_on_several_sizes(name: str, tmp_path: Path) -> None:
     after = student.module.state_dict()
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_a_small_decoder_trains_on_several_sizes(folder: Path, tmp_path: Path, trained: Bundle) -> None:
+    context = context_over(folder, tmp_path)
+    context.bundles["input"] = trained
+    given = {"use": "decoder", "widths": [8, 8], "frame_width": 4, "steps": 3, "batch": 2, "warmup": 0}
+    step = make_part("latent", given, installed()).build()
+    assert step.options.any_size
+    result = step.run(context)
+    codec = result.bundle.codec()
+    for shape in COUNTS:
+        assert codec.decode(codec.encode(torch.zeros(1, 3, *shape))).shape == (1, 3, *shape)
+    assert result.metrics["psnr_db"] == pytest.approx(round_trip_db(codec, context.pixels("test")), abs=1e-3)
 
 
 # ------------------------------------------------------------------ recipes

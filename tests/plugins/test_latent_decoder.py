@@ -22,7 +22,9 @@ from dit_compress.recipe import load, make_part
 from dit_compress.run.plan import plan
 from dit_compress.testing.latents import LatentContract
 from dit_compress.testing.steps import drawn, pca_codec, tiny_bundle, tiny_context
+from dit_compress.train.codec.step import round_trip_db
 from dit_compress_plugins.latent_decoder.codec import DecoderCodec, describe
+from dit_compress_plugins.latent_decoder.measures import decibels
 from dit_compress_plugins.latent_decoder.network import SmallDecoder
 from dit_compress_plugins.latent_decoder.start import fit_linear
 from dit_compress_plugins.latent_decoder.step import small_codec
@@ -125,6 +127,12 @@ def test_training_goes_towards_the_teacher_and_gives_the_best_weights(base: Bund
         for result in ("best", "last")
     )
     assert best["to_original_db"] > last["to_original_db"] + 1
+    # The last step is always looked at: by default in 3 steps, and where 'every' does not come then.
+    unsaid = {name: value for name, value in SMALL.items() if name != "validation"} | {"steps": 3}
+    for name, given, looks in (("c", {}, [3]), ("d", {"validation": {"every": 2, "result": "best"}}, [2, 3])):
+        part("latent", "decoder", **unsaid, **given).run(tiny_context(tmp_path / name, input=base))
+        kept = sorted(path.name for path in (tmp_path / name / "checkpoints").glob("step-*"))
+        assert kept == [f"step-{look:08d}" for look in looks]
     assert set(best) == {"psnr_db", "original_psnr_db", "to_original_db"}
     to_pixels, to_teacher = (
         found(f"{pixel}", targets={"pixel": pixel, "teacher": 1 - pixel}, start_clips=24)["psnr_db"] for pixel in (1, 0)
@@ -136,8 +144,14 @@ def test_training_goes_towards_the_teacher_and_gives_the_best_weights(base: Bund
 
 def test_the_input_s_own_decoder_is_trained_and_nothing_else_of_it(base: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="take 'of' out"):
-        step(student="input", of="x")
-    result = step(student="input", ema=0).run(tiny_context(tmp_path / "own", input=base, teacher=base))
+        part("latent", "decoder", student="input", of="x")
+    idle = {"widths": [8], "blocks": 2, "frame_width": 4, "start_clips": 2, "chunk": 2}
+    for name, value in idle.items():
+        with pytest.raises(UserError, match=f"'{name}' belongs to 'student: small'"):
+            part("latent", "decoder", student="input", **{name: value})
+    own = {name: value for name, value in SMALL.items() if name not in idle}
+    healing = part("latent", "decoder", **own, student="input", ema=0)
+    result = healing.run(tiny_context(tmp_path / "own", input=base, teacher=base))
     assert result.bundle is not None
     before, after = base.codec().state_dict(), result.bundle.codec().state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -165,7 +179,11 @@ def test_a_folder_of_diffusers_and_a_decoder_on_a_decoder(tmp_path: Path) -> Non
         assert torch.equal(two.encode(video), own.encode(video))
         assert two.decode(two.encode(video)).shape == video.shape
     assert second.spec.need_latent().config["encoder"] == first.spec.need_latent().config["encoder"]
-    assert first.latents == second.latents
+    whole = part("latent", "diffusers_vae", path=of).run(tiny_context(tmp_path / "whole", data=data)).bundle
+    assert whole is not None
+    third = step(of=str(whole.path), steps=1).run(tiny_context(tmp_path / "three", data=data)).bundle
+    assert third is not None
+    assert first.latents == second.latents == third.latents == whole.latents == whole.digest("latent")
     with pytest.raises(UserError, match=r"'of' makes latents of 8x32x32 in 8 channels .* the bundle's VAE of 8x16x16"):
         step(of=of).plan(tiny_bundle(tmp_path / "base").spec)
 
@@ -204,6 +222,13 @@ def test_a_plan_knows_that_latents_stay(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(lost)
     with pytest.raises(UserError, match="step 'healed' has no teacher"):
         plan(load(tmp_path / "r.yaml", installed()), deep=False)
+
+
+def test_decibels_mean_what_they_mean_of_other_codecs(base: Bundle, tmp_path: Path) -> None:
+    codec, held_out = base.codec(), tiny_context(tmp_path, input=base).pixels("test")
+    found = decibels(codec, codec, [held_out.x0(range(len(held_out)))])
+    assert found["psnr_db"] == found["original_psnr_db"] == pytest.approx(round_trip_db(codec, held_out), abs=1e-3)
+    assert found["to_original_db"] == 100
 
 
 # ------------------------------------------------------------------ the network
@@ -254,8 +279,9 @@ def test_ratios_that_do_not_fit_are_refused_with_a_mend(base: Bundle) -> None:
         step(widths=[4] * 6).plan(base.spec)
     with pytest.raises(UserError, match="cells of 4 do not divide.*Set 'frame_width: 0'"):
         step(widths=[4]).plan(Spec(latent=part("latent", "given", channels=4).plan(Spec()).latent))
-    with pytest.raises(UserError, match="trains no denoiser, which 'images' is about: take it out"):
-        step(images=0.5)
+    for name, value in {"images": 0.5, "checkpoint_activations": True}.items():
+        with pytest.raises(UserError, match=f"trains no denoiser, which '{name}' is about: take it out"):
+            step(**{name: value})
     with pytest.raises(UserError, match="the bundle has no VAE"):
         step().plan(Spec())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,3 +84,19 @@ def test_counts_are_exact_where_parts_do_not_divide_them(tmp_path: Path) -> None
 def test_too_many_losses_are_an_error_before_any_is_measured(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"would measure up to [\d,]+ losses, 'most' is 10. Raise 'at_once' or 'most'"):
         search(tmp_path, problem_of(planted()), "greedy", most=10)
+
+
+def test_a_plan_says_so_without_weights() -> None:
+    whole = problem_of(planted())
+    problem = replace(whole, denoiser=whole.denoiser.to("meta"))
+    mixed = {"use": "mixed", "blocks": {"use": "greedy", "most": 1}}
+    groupwise = {"use": "groupwise", "init": mixed, "lora": None, "objective": "flow"}
+    for given in ({"use": "greedy", "most": 10}, mixed, groupwise):
+        asked = make_part("search", given, installed()).build()
+        with pytest.raises(UserError, match=r"would measure up to [\d,]+ losses, 'most' is 10?\."):
+            asked.check(problem, settled=True)
+        asked.check(problem, settled=False)
+    make_part("search", {"use": "greedy"}, installed()).build().check(problem, settled=True)
+    uneven = replace(problem, num_parts={"ffn": 7})
+    with pytest.raises(UserError, match="64 units can't be cut into 7 equal parts"):
+        make_part("search", {"use": "greedy"}, installed()).build().check(uneven, settled=False)

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from dit_compress.hooks import DistillOptions, File, Options, Plugin, hookimpl
 from dit_compress.train.options import Validation
 
-NOT_FOR_A_VAE = ("compile", "shard", "bf16_gather", "images", "watch", "muon_lr")
+NOT_FOR_A_VAE = ("compile", "shard", "bf16_gather", "checkpoint_activations", "images", "watch", "muon_lr")
 """Options of a training step that are about a denoiser."""
+OF_A_NEW_ONE = ("widths", "blocks", "frame_width", "start_clips", "chunk")
+"""Options that say what a new decoder is like, and how it begins."""
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -57,7 +59,7 @@ class DecoderOptions(DistillOptions):
     ema: float = Field(0.99, ge=0, lt=1)
     validation: Validation | None = Field(
         Validation(every=100, samples=16, result="best"),
-        description="Held-out loss; the step gives the decoder that was best by it.",
+        description="Held-out loss, measured after the last step, too; the step gives the decoder that was best by it.",
     )
 
     @property
@@ -66,8 +68,18 @@ class DecoderOptions(DistillOptions):
         return ("teacher",) if self.student == "input" and self.targets.teacher else ()
 
     @property
+    def idle(self) -> dict[str, str]:
+        """What a new decoder would be like, where there is none."""
+        return super().idle | (dict.fromkeys(OF_A_NEW_ONE, "'student: small'") if self.student == "input" else {})
+
+    @property
     def held_out(self) -> bool:
         """Its quality is measured on held-out clips."""
+        return True
+
+    @property
+    def any_size(self) -> bool:
+        """True: everything is of the batch's size."""
         return True
 
     @property
@@ -97,6 +109,7 @@ def latent() -> Plugin:
         name="decoder",
         options=DecoderOptions,
         load="dit_compress_plugins.latent_decoder.step:DecoderStep",
+        revision=2,
         slots=("teacher",),
         world="all",
         data=True,

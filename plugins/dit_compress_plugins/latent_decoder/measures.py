@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.train.codec.step import to_8_bits
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from torch import Tensor
-
-    from dit_compress.data.samples import Samples
-
-CLIPS = 8
-"""Clips at a time where nothing is trained."""
-
-
-def batches(samples: Samples, most: int) -> Iterator[Tensor]:
-    """Yield the first clips."""
-    count = min(len(samples), most)
-    for first in range(0, count, CLIPS):
-        yield samples.x0(range(first, min(first + CLIPS, count)))
 
 
 @torch.no_grad()
@@ -40,6 +30,6 @@ def decibels(codec: Any, original: Any, videos: Iterable[Tensor]) -> dict[str, f
 
 
 def psnr(video: Tensor, target: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB per clip ``[B]``, of what a screen shows of both (peak 2)."""
-    error_B = (video.clamp(-1, 1) - target.clamp(-1, 1)).square().flatten(1).mean(1)
-    return 10 * torch.log10(4.0 / error_B.clamp_min(1e-12))
+    """Return the peak signal-to-noise ratio in dB per clip ``[B]``, at 8 bits as every codec's ``psnr_db``."""
+    error_B = (to_8_bits(video) - to_8_bits(target)).square().flatten(1).mean(1)
+    return 10 * torch.log10(1 / error_B.clamp_min(1e-10))

@@ -17,34 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dit_compress.model.codec.carried import delayed
+from dit_compress.model.codec.layers import COLOURS, activate
+from dit_compress.model.codec.rows import merge_time
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COLOURS = 3
 FRAME_CELL = 4
 """Pixels a side of a cell of the network on single frames."""
 SMALL = 0.1
 """Size of a residual branch at the start, of its usual one."""
-
-
-def activate(x_NCHW: Tensor) -> Tensor:
-    """Apply leaky ReLU."""
-    return functional.leaky_relu(x_NCHW, 0.1)
-
-
-def rows_of(x_BCTHW: Tensor) -> Tensor:
-    """Turn ``[B,C,T,H,W]`` into ``[B·T,C,H,W]``."""
-    return x_BCTHW.transpose(1, 2).flatten(0, 1)
-
-
-class LookBack(nn.Module):
-    """A row of each latent frame beside the row of the one before, zeros before the first: ``[N,2C,H,W]``."""
-
-    def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
-        """Map ``[B·T,C,H,W]`` of ``num_frames`` = T to ``[B·T,2C,H,W]``."""
-        x_BTCHW = x_NCHW.unflatten(0, (-1, num_frames))
-        before = functional.pad(x_BTCHW, (0, 0, 0, 0, 0, 0, 1, 0))[:, :num_frames]
-        return torch.cat([x_NCHW, before.flatten(0, 1)], 1)
 
 
 class Block(nn.Module):
@@ -52,7 +35,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, *, looks_back: bool, expansion: int) -> None:
         super().__init__()
-        self.back = LookBack() if looks_back else None
+        self.looks_back = looks_back
         self.mix = nn.Conv2d(width * (1 + looks_back), width * expansion, 3, padding=1)
         self.out = nn.Conv2d(width * expansion, width, 1)
         with torch.no_grad():
@@ -60,7 +43,7 @@ class Block(nn.Module):
 
     def forward(self, x_NCHW: Tensor, num_frames: int) -> Tensor:
         """Map ``[B·T,C,H,W]`` to the same shape."""
-        seen = x_NCHW if self.back is None else self.back(x_NCHW, num_frames)
+        seen = torch.cat(delayed(x_NCHW, num_frames, 2, None, self), 1) if self.looks_back else x_NCHW
         return x_NCHW + self.out(activate(self.mix(seen)))
 
 
@@ -135,7 +118,7 @@ class SmallDecoder(nn.Module):
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """Map ``[B,C,T,H,W]`` to ``[B,3,F,Y,X]``, F = lead + ratio[0]·(T-1)."""
-        num_frames, latent_NCHW = latent_BCTHW.shape[2], rows_of(latent_BCTHW)
+        num_frames, latent_NCHW = latent_BCTHW.shape[2], merge_time(latent_BCTHW)
         x_NCHW = self.stem(latent_NCHW)
         for index, stage in enumerate(self.stages):
             if index:

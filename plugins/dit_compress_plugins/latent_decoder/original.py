@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import sha256_content
-from dit_compress.model.bundle import Bundle
+from dit_compress.model.bundle import Bundle, component_digest
 from dit_compress.model.halves import frame_rule
 from dit_compress.model.paths import resolve_bundle
 from dit_compress.model.spec import Spec
@@ -17,6 +15,7 @@ from dit_compress.recipe import make_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -29,7 +28,7 @@ _MEND = "Name the VAE that the bundle's model was trained with"
 
 @dataclass(frozen=True)
 class Original:
-    """component: without weights. latents: their name, None where only running will tell. load: with weights."""
+    """component: without weights. latents: their name, None where only weights will tell. load: with weights."""
 
     component: ComponentSpec
     latents: str | None
@@ -45,7 +44,17 @@ class Original:
             found = Bundle.open(of)
             return cls(found.spec.need_latent(), found.latents, found.codec)
         step = make_part("latent", {"use": "diffusers_vae", "path": of}, installed()).build()
-        return cls(step.plan(Spec()).need_latent(), sha256_content(Path(of), ("vae",)), step.load)
+        return cls(step.plan(Spec()).need_latent(), None, step.load)
+
+    def name_latents(self, scratch: Path) -> str:
+        """Return the latents' name; of a folder of diffusers the one that they have in a bundle made of it.
+
+        scratch: where the VAE is written for the moment.
+        """
+        if self.latents is not None:
+            return self.latents
+        codec = self.load()
+        return component_digest(codec, codec.config, scratch)
 
 
 def _not_yet() -> Any:

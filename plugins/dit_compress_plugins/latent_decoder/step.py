@@ -9,11 +9,12 @@ import torch
 
 from dit_compress.model.halves import halves
 from dit_compress.model.spec import ComponentSpec
+from dit_compress.train.codec.step import chunks
 from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import fit
 from dit_compress.train.validation import Monitors, Validator
 from dit_compress_plugins.latent_decoder.codec import DecoderCodec, describe
-from dit_compress_plugins.latent_decoder.measures import batches, decibels
+from dit_compress_plugins.latent_decoder.measures import decibels
 from dit_compress_plugins.latent_decoder.objective import DecoderObjective
 from dit_compress_plugins.latent_decoder.original import Original, need_same_geometry, need_same_latents
 from dit_compress_plugins.latent_decoder.start import fit_linear
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PLUGIN = "decoder"
 MEASURED = 64
 """Held-out clips that the figures are of, at most."""
+CLIPS = 8
+"""Clips at a time where nothing is trained."""
 
 
 @dataclass
@@ -70,9 +73,9 @@ class DecoderStep:
             fit_linear(student.codec.decoder, self.pairs(objective, samples, device))
         fit(objective, samples, self.options, context, self.monitors(context, held_out))
         codec = student.codec.float().eval().requires_grad_(requires_grad=False)
-        videos = (video.to(device) for video in batches(held_out, MEASURED))
+        videos = (video.to(device) for video in chunks(held_out, min(len(held_out), MEASURED), CLIPS))
         metrics = decibels(codec.to(device), teacher, videos)
-        latents = context.input.latents if before.latent else original.latents
+        latents = context.input.latents if before.latent else original.name_latents(context.folder)
         spec = replace(before, latent=replace(self.component(original), latents=latents))
         return context.give({"latent": codec.cpu()}, spec=spec, metrics=metrics)
 
@@ -114,7 +117,7 @@ class DecoderStep:
         self, objective: DecoderObjective, samples: Samples, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield latents and what is to be made of them, of the first clips."""
-        for video in batches(samples, self.options.start_clips):
+        for video in chunks(samples, min(len(samples), self.options.start_clips), CLIPS):
             latent, target = objective.taught(video.to(device), decodes=bool(self.options.targets.teacher))
             yield latent, video.to(device) if target is None else target
 
@@ -125,7 +128,7 @@ class DecoderStep:
             return None
         each = max(1, options.batch // (world.size * options.accumulate))
         validator = Validator(held_out, options.validation.samples, each, context.seed, world, bf16=options.bf16)
-        return Monitors(options, Alarms(context, mends=options.mends), validator, None)
+        return Monitors(options, Alarms(context, mends=options.mends), validator, None, last=True)
 
 
 def small_codec(original: Any, config: Mapping[str, Any]) -> DecoderCodec:

@@ -9,7 +9,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import write_json
 from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_parameters
-from dit_compress.search.problem import SearchProblem
+from dit_compress.search.problem import SearchProblem, check_search
 from dit_compress.step.context import Result
 from dit_compress.structure.edits import span
 from dit_compress.structure.modulation import timetable_of
@@ -40,9 +40,7 @@ class TrilevelPruning:
         counts = settle(self.options, denoiser, spec, place=None)
         check_met(counts, self.options.budget, counts.first())
         problem = SearchProblem(denoiser, counts.axes, counts.keep, counts.num_parts, counts.blocks)
-        search: Any = self.options.search.build()
-        if hasattr(search, "check"):  # who subclasses the protocol has it
-            search.check(problem, settled=not counts.estimated)
+        check_search(self.options.search, problem, settled=not counts.estimated)
         entry = compact(denoiser, counts.axes, counts.first())
         after = self.within_limit(denoiser)
         note = f"{before:,} → {after:,} parameters"

@@ -18,7 +18,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import closest
 from dit_compress.search.parts import complete
 from dit_compress.search.parts import cut as cut_parts
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import SearchProblem, Selection, check_search
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import fit
@@ -109,11 +109,13 @@ class GroupwiseSearch:
         return layers
 
     def check(self, problem: SearchProblem, *, settled: bool) -> None:
-        """Raise a UserError where ``groups`` names a level that is not pruned, or can't cut one.
+        """Raise a UserError where ``groups`` names a level that is not pruned, or can't cut one, or the start can't be.
 
         How many candidates a group has follows from the counts, and a little from scores: here all units are alike.
         """
         self.check_levels(problem)
+        if self.options.init is not None:
+            check_search(self.options.init, problem, settled=settled)
         for axis in (axis for axis in problem.axes if axis.name not in problem.fixed):
             if not settled:
                 cut_parts(range(axis.units), self.parts(axis, problem), axis.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import SearchProblem, Selection, check_search
 
 if TYPE_CHECKING:
     from typing import Any
@@ -36,9 +36,7 @@ class MixedSearch:
     def check(self, problem: SearchProblem, *, settled: bool) -> None:
         """Raise a UserError where either can't be done."""
         for _, part, part_of in self.asked(problem):
-            search = part.build()
-            if hasattr(search, "check"):  # who subclasses the protocol has it
-                search.check(part_of, settled=settled)
+            check_search(part, part_of, settled=settled)
 
     def asked(self, problem: SearchProblem) -> list[tuple[str, Part, SearchProblem]]:
         """Return the searches that have anything to choose, with their part of the problem.
