@@ -90,7 +90,9 @@ class ReconstructionEvaluation:
             for measured in self.measured(context, clips):
                 rows[str(measured.clip.path)] = measured.row(names[measured.clip.path])
                 first.add(measured.clip.caption, {"real": measured.real, "VAE round trip": measured.decoded})
-                worst = sorted([*worst, measured], key=lambda one: (one.found.psnr_db, names[one.clip.path]))[:NUM_WORST]
+                worst = sorted([*worst, measured], key=lambda one: (one.found.psnr_db, names[one.clip.path]))[
+                    :NUM_WORST
+                ]
                 advance()
         for one in worst:
             last.add(names[one.clip.path], {"original": one.real, "reconstruction": one.decoded})
