@@ -385,6 +385,7 @@ def test_training_improves_on_pca_and_starts_there() -> None:
         with pytest.raises(ValueError, match=f"trains no denoiser, whose blocks '{name}' is about: take it out"):
             VideoVAEOptions(**given, **{name: value})
     plain = options_as_data(VideoVAEOptions(), contents=True)
+    assert "decay_norms" not in plain, "keys of recipes that do not decay stay"
     decayed = options_as_data(VideoVAEOptions(weight_decay=0.1), contents=True)
     assert decayed == {**plain, "weight_decay": 0.1, "decay_norms": False}, "by more than when it did nothing"
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
