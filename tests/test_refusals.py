@@ -126,6 +126,11 @@ PLANNED = {
         "    name: vae\n", "    name: vae\n  - distill: {use: affine, steps: 2}\n",
         "r.yaml:8: step 'affine' has no teacher. Add 'teacher: <an earlier step>'",
     ),
+    "a teacher of a VAE that does not look at it": (
+        "    name: vae\n",
+        "    name: vae\n  - latent: {use: video_vae, channels: 32, steps: 2}\n    name: other\n    teacher: vae\n",
+        "r.yaml:8: the teacher 'vae' belongs to 'features' above 0 in 'losses'. Take 'teacher' out, or give that",
+    ),
     "a teacher that is no ancestor": (
         "    name: vae\n",
         "    name: vae\n  - prune: {use: trilevel, levels: {block: {remove: 1}}, search: magnitude}\n    name: small\n"

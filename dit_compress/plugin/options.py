@@ -29,6 +29,11 @@ class Options(BaseModel):
         """
         return {}
 
+    @property
+    def idle_slots(self) -> dict[str, str]:
+        """Slots of the step whose bundles do nothing beside the options' values, and what each belongs to."""
+        return {}
+
     @model_validator(mode="after")
     def _does_something(self) -> Self:
         asked: dict[str, list[str]] = {}

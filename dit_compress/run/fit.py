@@ -63,10 +63,17 @@ def _need_one_size(node: Node, recipe: Recipe) -> None:
 
 
 def _idle(node: Node) -> list[UserError]:
-    """Return what to say of options that belong to slots which the step does not have."""
-    found = []
-    for slot, names in node.part.options.for_slots.items() if "step" in node.parts else ():
-        given = [repr(name) for name in names if node.part.options.differs(name)]
+    """Return what to say of options that belong to slots which the step does not have, and of slots that do nothing."""
+    if "step" not in node.parts:
+        return []
+    options = node.part.options
+    found = [
+        UserError(f"the {slot} {node.inputs[slot]!r} belongs to {to}", mend=f"Take '{slot}' out, or give that")
+        for slot, to in options.idle_slots.items()
+        if slot in node.inputs
+    ]
+    for slot, names in options.for_slots.items():
+        given = [repr(name) for name in names if options.differs(name)]
         if given and slot not in node.inputs:
             what = f"{' and '.join(given)} belong{'' if given[1:] else 's'} to a {slot}, and the step has none"
             found.append(UserError(what, mend=f"Add '{slot}: <an earlier step>', or leave out what does nothing"))

@@ -115,7 +115,13 @@ def check_objectives(search: Part) -> list[UserError]:
 
 
 def check_parts(options: Options, processes: int) -> None:
-    """Raise a UserError unless so many processes can share a training step's batch and weights, in equal parts."""
+    """Raise a UserError unless so many processes can share a training step's batch and weights, in equal parts.
+
+    A training may stand inside a step's options, as 'finetune' does.
+    """
+    for _, inner in options:
+        if isinstance(inner, Options):
+            check_parts(inner, processes)
     if not isinstance(options, TrainOptions):
         return
     parts = processes * options.accumulate

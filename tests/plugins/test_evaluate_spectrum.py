@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from scipy import fft
 from toy import part
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.codec.causal import config_of
 from dit_compress.model.spec import Spec
 from dit_compress.report.data import Step
 from dit_compress.report.spectra import spectrum_picture
@@ -34,8 +36,13 @@ def test_constant_checkerboard_and_noise_by_hand() -> None:
     assert power(constant)[0, 0].item() == pytest.approx(9 * 64), "the transform keeps power"
     assert upper_share(power(board)) > 0.9
     assert by_band(power(board), 4)[3] > 100 * by_band(power(board), 4)[0]
-    # 2 x 2 cells: the mean, two radii of sqrt(1/8) = 0.35, and one of 0.5. None lies above half.
-    assert frequency(2, 2).flatten().tolist() == pytest.approx([0.0, 0.125**0.5, 0.125**0.5, 0.5])
+    # 2 x 2 cells: the mean, two radii of sqrt(1/2) = 0.71, and 1; a checkerboard is the last alone.
+    assert frequency(2, 2).flatten().tolist() == pytest.approx([0.0, 0.5**0.5, 0.5**0.5, 1.0])
+    assert power(board[..., :2, :2]).flatten().tolist() == pytest.approx([0.0, 0.0, 0.0, 4.0], abs=1e-12)
+    assert upper_share(power(board[..., :2, :2])) == pytest.approx(1.0)
+    # White noise has equal power everywhere. Above 0.5 of 3 x 3 are those with an axis at 1: (0.5, 0.5) is 0.5 itself.
+    assert upper_share(torch.ones(2, 2)) == 0.75
+    assert upper_share(torch.ones(3, 3)) == pytest.approx(5 / 9)
     torch.manual_seed(0)
     noise = power(torch.randn(64, 4, 2, 8, 8))
     white = (frequency(8, 8) > 0.5).float().mean().item()
@@ -45,12 +52,20 @@ def test_constant_checkerboard_and_noise_by_hand() -> None:
 
 def test_the_step_compares_two_vaes_and_the_report_draws_both(tmp_path: Path) -> None:
     step, bundle = part("evaluate", "spectrum", bands=4), tiny_bundle(tmp_path / "base")
-    context = tiny_context(tmp_path / "step", data=drawn(9, (64, 64), 6), input=bundle, against=bundle)
+    codec: Any = bundle.codec()
+    mean, std = codec.config["latent_mean"], codec.config["latent_std"]
+    codec.set_statistics([value - 3 * much for value, much in zip(mean, std, strict=True)], std)
+    spec = replace(bundle.spec, latent=replace(bundle.spec.need_latent(), config=config_of(codec)))
+    lifted = tiny_context(tmp_path / "lifted", input=bundle).give({"latent": codec}, spec=spec).bundle
+    assert lifted is not None
+    context = tiny_context(tmp_path / "step", data=drawn(9, (64, 64), 6), input=bundle, against=lifted)
     found = step.run(context).metrics
-    assert found["upper_share"] == found["against_upper_share"]
+    assert 0 < found["against_upper_share"] < found["upper_share"] / 2, "a constant is power at radius 0 alone"
     assert 0 < found["upper_share"] < found["white_upper_share"], "smooth clips"
     assert found["latent_power"]["frequency"] == [0.125, 0.375, 0.625, 0.875]
-    assert found["latent_power"]["own"] == found["latent_power"]["against"]
+    own, against = (found["latent_power"][name] for name in ("own", "against"))
+    assert against[1:] == pytest.approx(own[1:])
+    assert against[0] > 2 * own[0]
     assert found["latent_power"]["own"][0] > found["latent_power"]["own"][2] > 0
     picture = spectrum_picture(
         Step(

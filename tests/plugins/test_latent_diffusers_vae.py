@@ -13,11 +13,15 @@ from toy import context_in, part, tiny_bundle
 from dit_compress.core.errors import UserError
 from dit_compress.export.components import vae_decoder
 from dit_compress.model.bundle import Bundle
+from dit_compress.model.halves import Halves
 from dit_compress.model.spec import Spec, latent_size
+from dit_compress.plugin.options import options_as_data
 from dit_compress.testing.steps import drawn, tiny_context
-from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions
+from dit_compress.train.options import check_parts
+from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions, FineTuneWeights
+from dit_compress_plugins.latent_diffusers_vae import step as vae_step
 from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
-from dit_compress_plugins.latent_diffusers_vae.step import DiffusersVAEStep
+from dit_compress_plugins.latent_diffusers_vae.step import DiffusersVAEStep, decoding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -249,6 +253,16 @@ def test_a_decoder_alone_is_finetuned_with_the_latents_as_they_were(tmp_path: Pa
     assert metrics["gained_db"] > 0
 
 
+def test_what_decodes_alone_is_found_by_watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = step(saved(tmp_path / "vae", "AutoencoderKLWan", WAN)).load()
+    named = [name for name, _ in codec.named_parameters() if name.startswith(("vae.decoder.", "vae.post_quant_conv."))]
+    assert decoding(codec) == tuple(sorted(named))
+    assert len(named) > 10
+    monkeypatch.setattr(vae_step, "halves", lambda _: Halves(frozenset({"vae.shared"}), frozenset({"vae.shared"})))
+    with pytest.raises(UserError, match="AutoencoderKLWan has no weights that decode alone"):
+        decoding(codec)
+
+
 def test_latents_of_a_denoiser_are_moved_only_where_the_recipe_says_so(tmp_path: Path) -> None:
     folder = saved(tmp_path / "vae", "AutoencoderKLLTXVideo", LTX)
     spec = tiny_bundle(tmp_path / "base").spec
@@ -263,6 +277,18 @@ def test_latents_of_a_denoiser_are_moved_only_where_the_recipe_says_so(tmp_path:
         step(folder, finetune={}).plan(Spec(video=(9, 96, 64)))
     with pytest.raises(ValueError, match="no teacher whose 'features'"):
         DiffusersVAEOptions(path="x", finetune={"losses": {"features": 1.0}})
+    with pytest.raises(ValueError, match="'latents' belongs to 'train: all'"):
+        DiffusersVAEOptions(path="x", finetune={"train": "decoder", "latents": "changed"})
+    with pytest.raises(UserError, match="a batch of 3 can't be shared by 2 processes in 1 equal parts"):
+        check_parts(DiffusersVAEOptions(path="x", finetune={"batch": 3}), 2)
+
+
+def test_every_weight_of_a_finetune_counts_in_its_key() -> None:
+    some: dict[str, Any] = {"adversarial": 0.5, "haar": 0.5}
+    others = {"scale_target": "decoded", "scales": [2, 4], "levels": 2}
+    plain = options_as_data(FineTuneWeights(**some), contents=True)
+    for name in FineTuneWeights.model_fields:
+        assert options_as_data(FineTuneWeights(**{**some, name: others.get(name, 0.75)}), contents=True) != plain, name
 
 
 # ------------------------------------------------------------------ exporting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.nn import functional
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
 from dit_compress.data.samples import to_video
-from dit_compress.testing.steps import drawn
+from dit_compress.testing.steps import drawn, tiny_context
+from dit_compress.train.codec import step as codec_step
+from dit_compress.train.codec.critics import FrameCritic
 from dit_compress.train.objective import Batch
 from dit_compress_plugins.latent_h3ae import H3AEOptions, latent, start
 from dit_compress_plugins.latent_h3ae.blocks import Attention
@@ -156,7 +159,8 @@ def test_heads_share_the_width_and_ratios_are_powers_of_two() -> None:
 # ------------------------------------------------------------------ the start
 
 
-def test_the_start_is_a_low_pass_and_its_transpose() -> None:
+def test_the_start_is_a_low_pass_and_its_transpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "NOISE", 0.0)
     rows = start.cosines(4, 48)
     torch.testing.assert_close(rows @ rows.T, torch.eye(48), atol=1e-6, rtol=0)
     # The first three are the mean colours; a colour is 16 values in the order of a pixel unshuffle.
@@ -166,8 +170,8 @@ def test_the_start_is_a_low_pass_and_its_transpose() -> None:
     with torch.no_grad():
         shares, repeats = (each.weight[:, :, 0, 0] * each.gain for each in (layer, back))
         # Channel 0 is values 0 … 3 of the first frame and 16 … 19 of the second: a mean of 9.5.
-        assert (shares @ values).tolist() == pytest.approx([9.5, 13.5, 17.5, 21.5], abs=8)
-        assert (repeats @ torch.tensor([1.0, 2, 3, 4]))[16:24].tolist() == pytest.approx([1.0] * 4 + [2.0] * 4, abs=1)
+        assert (shares @ values).tolist() == pytest.approx([9.5, 13.5, 17.5, 21.5], rel=1e-5)
+        assert (repeats @ torch.tensor([1.0, 2, 3, 4]))[16:24].tolist() == pytest.approx([1.0] * 4 + [2.0] * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -234,6 +238,18 @@ def test_bf16_gradients_of_a_nine_frame_clip_are_right() -> None:
         (decoded.float() - video).square().mean().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in codec.parameters()]))
     assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+
+
+def test_the_critic_begins_by_the_seed_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(codec_step, "fit", lambda objective, *_: seen.append(objective.critic))
+    small: dict[str, Any] = {"ratio": "8x16x16", "channels": 2, "widths": (8, 8), "blocks": 1, "heads": 2, "steps": 1}
+    step = H3AEStep(H3AEOptions(**small, losses={"adversarial": 0.1}))
+    step.run(replace(tiny_context(tmp_path), seed=5))
+    (critic,) = seen
+    pairs = zip(critic.parameters(), FrameCritic(5).parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert not torch.equal(critic.near.weight, FrameCritic(0).near.weight)
 
 
 # ------------------------------------------------------------------ the first frame

@@ -21,6 +21,7 @@ from dit_compress.data.video import write_video
 from dit_compress.model.codec import tiles
 from dit_compress.model.codec.layers import CausalConv, EqualConv, FromPatches
 from dit_compress.model.codec.rows import merge_time, rows_of, split_time, video_of
+from dit_compress.plugin.options import options_as_data
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.train.codec import losses
@@ -380,8 +381,13 @@ def test_training_improves_on_pca_and_starts_there() -> None:
     step.initialise(vae, [videos])
     objective = step.objective(vae)
     assert objective.roles["vae"].weight_decay == 0.1
-    with pytest.raises(ValueError, match="trains no denoiser, whose blocks 'muon_lr' is about: take it out"):
-        VideoVAEOptions(**given, muon_lr=0.02)
+    for name, value in {"muon_lr": 0.02, "checkpoint_activations": True}.items():
+        with pytest.raises(ValueError, match=f"trains no denoiser, whose blocks '{name}' is about: take it out"):
+            VideoVAEOptions(**given, **{name: value})
+    plain = options_as_data(VideoVAEOptions(), contents=True)
+    assert "decay_norms" not in plain, "keys of recipes that do not decay stay"
+    decayed = options_as_data(VideoVAEOptions(weight_decay=0.1), contents=True)
+    assert decayed == {**plain, "weight_decay": 0.1, "decay_norms": False}, "by more than when it did nothing"
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
     curve = []
     for index in range(40):

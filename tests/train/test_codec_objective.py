@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -92,6 +93,20 @@ def test_the_target_decoded_trains_the_decoder_alone() -> None:
         grads[target] = [0.0 if each.grad is None else each.grad.item() for each in (codec.encoder, codec.decoder)]
     assert grads["decoded"][0] == 0.0
     assert all(abs(value) > 0.1 for value in grads["video"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ({"critic_lr": 1e-4}, "'critic_lr' belongs to 'adversarial' above 0"),
+        ({"scales": [4], "scale_target": "decoded"}, "'scales' and 'scale_target' belong to 'scale' above 0"),
+        ({"levels": 2}, "'levels' belongs to 'haar' or 'multiscale' above 0"),
+    ],
+)
+def test_options_of_a_term_without_weight_are_refused(losses: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        CodecTraining(losses=losses)
+    CodecTraining(losses={**losses, "adversarial": 0.1, "scale": 0.1, "multiscale": 0.1})
 
 
 def test_latents_that_can_not_be_halved_are_refused() -> None:

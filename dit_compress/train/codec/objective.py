@@ -50,7 +50,8 @@ class CodecObjective:
     ) -> None:
         self.codec: Any = codec
         self.options, self.likeness = options, likeness
-        how: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": options.weight_decay, "ema": options.ema or None}
+        how: dict[str, Any] = {"betas": (0.9, 0.99), "ema": options.ema or None}
+        how |= {"weight_decay": options.weight_decay, "decay_norms": options.decay_norms}
         self.roles = {"vae": Role(codec, lr=options.lr, only=only, **how)}
         if likeness is not None:
             self.roles |= {"teacher": Role(likeness.teacher), "aligner": Role(likeness.aligner, lr=ALIGNER_LR)}

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from dit_compress.plugin.options import Keyed, Options
 from dit_compress.train.options import TrainOptions
 
+NOT_FOR_A_VAE = ("compile", "shard", "bf16_gather", "checkpoint_activations", "muon_lr")
+"""Options of a training step that are about the blocks of a denoiser."""
 Scale = Annotated[int, Field(ge=2, le=8)]
 
 
@@ -45,21 +47,44 @@ class LossWeights(Options):
     epsilon: float = Field(default=1.0, ge=0)
     levels: int = Field(default=1, ge=1, le=3)
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """What is about a term that has no weight."""
+        found = {} if self.adversarial else {"critic_lr": "'adversarial' above 0"}
+        if not self.scale:
+            found |= dict.fromkeys(("scales", "scale_target"), "'scale' above 0")
+        if not self.haar and not self.multiscale:
+            found["levels"] = "'haar' or 'multiscale' above 0"
+        return super().idle | found
+
 
 class CodecTraining(TrainOptions):
     """Options of a codec's training, besides those every training step shares.
 
     noise: largest std of the posterior in training; the decoder learns to forgive a generator so much.
+    decay_norms: let ``weight_decay`` pull on biases and gains (weights of one axis), too.
     """
 
     noise: float = Field(default=0.1, gt=0)
     batch: int = Field(default=4, ge=1)
+    # ``weight_decay`` did nothing here once: by this option, keys of recipes that set it differ from those of then.
+    decay_norms: Annotated[bool, Keyed("decay_norms", "weight_decay")] = False
     losses: LossWeights = LossWeights()
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """What decays, where nothing does."""
+        return super().idle | ({} if self.weight_decay else {"decay_norms": "'weight_decay' above 0"})
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The teacher, where its features are learnt."""
         return ("teacher",) if self.losses.features else ()
+
+    @property
+    def idle_slots(self) -> dict[str, str]:
+        """The teacher, where its features are not."""
+        return {} if self.losses.features else {"teacher": "'features' above 0 in 'losses'"}
 
     @property
     def held_out(self) -> bool:
@@ -68,7 +93,7 @@ class CodecTraining(TrainOptions):
 
     @model_validator(mode="after")
     def _has_no_denoiser(self) -> Self:
-        given = [name for name, value in self if name in ("compile", "shard", "bf16_gather", "muon_lr") and value]
+        given = [name for name, value in self if name in NOT_FOR_A_VAE and value]
         if given:
             raise ValueError(f"a VAE's step trains no denoiser, whose blocks {given[0]!r} is about: take it out")
         return self

@@ -70,7 +70,7 @@ class CodecStep:
         count = min(len(samples), self.looked_at)
         began = self.begin(codec, chunks(samples, count), held_out) if first else {}
         if self.options.steps:
-            fit(self.objective(codec, likeness), samples, self.options, context)
+            fit(self.objective(codec, likeness, context.seed), samples, self.options, context)
         codec = self.finish(codec.float(), chunks(samples, count))
         spec = replace(context.spec(), latent=ComponentSpec("latent", self.plugin, config_of(codec)))
         return context.give({"latent": codec}, spec=spec, metrics=self.measured(codec, held_out, began))
@@ -106,9 +106,9 @@ class CodecStep:
             return None
         return Likeness(codec, cast("nn.Module", given.codec()), context.seed)
 
-    def objective(self, codec: CausalCodec, likeness: Likeness | None = None) -> CodecObjective:
+    def objective(self, codec: CausalCodec, likeness: Likeness | None = None, seed: int = 0) -> CodecObjective:
         """Make what the training loop runs for ``options.steps`` steps of ``options.batch`` clips."""
-        return CodecObjective(codec, self.options, likeness)
+        return CodecObjective(codec, self.options, likeness, seed=seed)
 
     def finish(self, codec: Any, videos: Iterable[Tensor]) -> Any:
         """Write the latent's statistics over some training clips into the config, and freeze."""

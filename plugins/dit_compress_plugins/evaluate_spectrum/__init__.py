@@ -27,6 +27,7 @@ def evaluate() -> Plugin:
         name="spectrum",
         options=SpectrumOptions,
         load="dit_compress_plugins.evaluate_spectrum.step:SpectrumEvaluation",
+        revision=2,
         slots=("against",),
         data=True,
         summary="power of the latents by frequency, and the share of the upper half; against another VAE",

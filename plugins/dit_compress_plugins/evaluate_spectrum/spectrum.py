@@ -18,8 +18,8 @@ def cosine_transform(values: Tensor) -> Tensor:
 
 
 def frequency(height: int, width: int) -> Tensor:
-    """Return the radius of each frequency ``[H,W]``: 0 for the mean, near 1 where both axes alternate."""
-    v, u = torch.arange(height) / height, torch.arange(width) / width
+    """Return the radius of each frequency ``[H,W]``: 0 for the mean, 1 for the finest of both axes."""
+    v, u = (torch.linspace(0, 1, size, dtype=torch.float64) for size in (height, width))
     return ((v[:, None].square() + u.square()) / 2).sqrt()
 
 

@@ -8,16 +8,18 @@ from pydantic import Field, model_validator
 
 from dit_compress.hooks import File, Options, Plugin, hookimpl
 from dit_compress.plugin.options import Keyed
-from dit_compress.train.codec.options import CodecTraining, LossWeights
+from dit_compress.train.codec.options import CodecTraining, LossWeights, Scale
 
 
 class FineTuneWeights(LossWeights):
-    """The same weights; by default L1, and scale equivariance."""
+    """The same weights; by default L1, and scale equivariance, whose options therefore count in every key."""
 
     temporal: float = Field(default=0.0, ge=0)
     kl: float = Field(default=0.0, ge=0)
     epsilon: float = Field(default=0.0, ge=0)
     scale: float = Field(default=0.25, ge=0)
+    scale_target: Literal["video", "decoded"] = "video"
+    scales: tuple[Scale, ...] = Field(default=(2,), min_length=1, max_length=4)
 
 
 class FineTune(CodecTraining):
@@ -32,6 +34,11 @@ class FineTune(CodecTraining):
     lr: float = Field(default=1e-5, gt=0)
     noise: float = Field(default=0.01, gt=0)
     losses: FineTuneWeights = FineTuneWeights()
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """What says that latents move, where they can't."""
+        return super().idle | ({} if self.train == "all" else {"latents": "'train: all'"})
 
     @model_validator(mode="after")
     def _has_no_teacher(self) -> Self:

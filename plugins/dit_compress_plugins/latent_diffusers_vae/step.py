@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.halves import halves
 from dit_compress.model.spec import ComponentSpec
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.whole import load_whole
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions
 
 PLUGIN = "diffusers_vae"
-DECODER = ("vae.decoder.", "vae.post_quant_conv.")
-"""How the names of parameters begin that latents do not depend on."""
 
 
 class DiffusersVAEStep:
@@ -117,5 +116,12 @@ def try_out(codec: DiffusersCodec) -> None:
 
 
 def decoding(codec: DiffusersCodec) -> tuple[str, ...]:
-    """Return the names of the parameters that decode alone."""
-    return tuple(name for name, _ in codec.named_parameters() if name.startswith(DECODER))
+    """Return the names of the parameters that decode alone; a UserError where there are none."""
+    names = {name for name, _ in codec.named_parameters()}
+    found = tuple(sorted(halves(codec).decoder & names))
+    if not found:
+        raise UserError(
+            f"{codec.config['class_name']} has no weights that decode alone, which 'train: decoder' could train",
+            mend="Train all of it: 'train: all'",
+        )
+    return found

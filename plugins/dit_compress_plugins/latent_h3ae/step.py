@@ -61,9 +61,9 @@ class H3AEStep(CodecStep):
             chunk=options.chunk,
         )
 
-    def objective(self, codec: CausalCodec, likeness: Likeness | None = None) -> H3AEObjective:
+    def objective(self, codec: CausalCodec, likeness: Likeness | None = None, seed: int = 0) -> H3AEObjective:
         """Make what the training loop runs for ``options.steps`` steps of ``options.batch`` clips."""
-        return H3AEObjective(codec, self.options, likeness)
+        return H3AEObjective(codec, self.options, likeness, seed=seed)
 
     def measured(self, codec: H3AE, held_out: Samples, began: dict[str, float]) -> dict[str, float]:
         """Return PSNR, and that of the later frames without and with the first one given."""
