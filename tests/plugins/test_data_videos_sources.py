@@ -230,7 +230,7 @@ def test_bad_tables_are_told_at_once(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column 'path' and no 'caption', there are 'file', 'text'"):
         prepared(table, tmp_path)
     table.write_text("path,caption,id,caption,id\na,b,c,d,e\n")
-    with pytest.raises(UserError, match=r"the column 'caption' twice, there are 'path', .*Name columns .*, each once"):
+    with pytest.raises(UserError, match=r"a second column 'caption', there are 'path', .*Name columns .*, each once"):
         prepared(table, tmp_path)
     table.write_bytes(b"path,caption\n\xff\xfe,x\n")
     with pytest.raises(UserError, match=r"train\.csv: the table can't be read .*Save it as CSV in UTF-8"):

@@ -19,7 +19,7 @@ def read_table(path: Path, problems: list[UserError]) -> Iterator[tuple[str, dic
     """Yield (file:line, record) of each good row; the bad ones go to ``problems``. Paths are from the table on.
 
     Raises:
-        UserError: the file can't be read, lacks a column, or has one twice; all of its columns' faults at once.
+        UserError: the file can't be read, lacks columns, all of them at once, or has one twice.
     """
     for line, row in READERS[path.suffix](path):
         where = f"{path}:{line}"
@@ -35,9 +35,9 @@ def _need_columns(path: Path, columns: Sequence[str]) -> None:
     missing = [name for name in COLUMNS if name not in columns]
     twice = [name for name in COLUMNS if columns.count(name) > 1]
     if missing or twice:
-        faults = [*(f"no column {name!r}" for name in missing), *(f"the column {name!r} twice" for name in twice)]
+        faults = f"no column {' and no '.join(map(repr, missing))}" if missing else f"a second column {twice[0]!r}"
         raise UserError(
-            f"{' and '.join(faults)}, there are {', '.join(map(repr, columns)) or 'none'}",
+            f"{faults}, there are {', '.join(map(repr, columns)) or 'none'}",
             where=str(path),
             mend=f"Name columns {' and '.join(map(repr, COLUMNS))}, each once",
         )
