@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +50,11 @@ def run(
         )
         runner.run(only)
         status = 0
+    except UserError as error:
+        if crew is None:
+            raise
+        sys.stderr.write(f"{error}\n")  # before the others leave: torchrun ends the first process when one of them did
+        raise typer.Exit(status) from None
     finally:
         if crew is not None:
             crew.dismiss(status)
