@@ -158,10 +158,15 @@ def round_trip_db(codec: Codec, samples: Samples, most: int = 64, *, given: bool
     decibels = []
     for video in chunks(samples, min(len(samples), most), 8):
         back = decoded(codec, codec.encode(video), video[:, :, 0] if given else None)
-        error = (to_8_bits(back) - to_8_bits(video))[:, :, int(later) :].square().flatten(1).mean(1)
-        decibels.append(10 * torch.log10(1 / error.clamp_min(1e-10)))
+        decibels.append(psnr_8_bits(back[:, :, int(later) :], video[:, :, int(later) :]))
     module.train(training)
     return float(torch.cat(decibels).mean())
+
+
+def psnr_8_bits(video: Tensor, target: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB per clip ``[B]``, at 8 bits, at most 100."""
+    error_B = (to_8_bits(video) - to_8_bits(target)).square().flatten(1).mean(1)
+    return 10 * torch.log10(1 / error_B.clamp_min(1e-10))
 
 
 def to_8_bits(video: Tensor) -> Tensor:

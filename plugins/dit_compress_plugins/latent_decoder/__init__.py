@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dit_compress.hooks import DistillOptions, File, Options, Plugin, hookimpl
+from dit_compress.train.codec.options import NOT_FOR_A_VAE
 from dit_compress.train.options import Validation
 
-NOT_FOR_A_VAE = ("compile", "shard", "bf16_gather", "checkpoint_activations", "images", "watch", "muon_lr")
-"""Options of a training step that are about a denoiser."""
+NOT_FOR_A_DECODER = (*NOT_FOR_A_VAE, "images", "watch")
+"""Options of a distillation that are about a denoiser."""
 OF_A_NEW_ONE = ("widths", "blocks", "frame_width", "start_clips", "chunk")
 """Options that say what a new decoder is like, and how it begins."""
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -90,7 +91,7 @@ class DecoderOptions(DistillOptions):
     @model_validator(mode="after")
     def _has_no_denoiser(self) -> Self:
         fields = type(self).model_fields
-        for name in NOT_FOR_A_VAE:
+        for name in NOT_FOR_A_DECODER:
             if getattr(self, name) != fields[name].default:
                 raise ValueError(f"a decoder's step trains no denoiser, which {name!r} is about: take it out")
         return self

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.train.codec.step import to_8_bits
+from dit_compress.train.codec.step import psnr_8_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,11 +25,5 @@ def decibels(codec: Any, original: Any, videos: Iterable[Tensor]) -> dict[str, f
         latent = original.encode(video)
         ours, theirs = codec.decode(latent), original.decode(latent)
         for name, one, other in zip(found, (ours, theirs, ours), (video, video, theirs), strict=True):
-            found[name].append(psnr(one, other))
+            found[name].append(psnr_8_bits(one, other))
     return {name: float(torch.cat(values).mean()) for name, values in found.items()}
-
-
-def psnr(video: Tensor, target: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB per clip ``[B]``, at 8 bits as every codec's ``psnr_db``."""
-    error_B = (to_8_bits(video) - to_8_bits(target)).square().flatten(1).mean(1)
-    return 10 * torch.log10(1 / error_B.clamp_min(1e-10))
