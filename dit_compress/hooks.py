@@ -55,7 +55,7 @@ Parts, which steps are composed of:
     def sampler() -> Plugin         Turn noise into a latent                      Sampler            model/protocols.py
         sample
     def tracker() -> Plugin         Record training curves                        Tracker            step/protocols.py
-        open, log, close
+        open, log, close; by default: picture
 
 What some of them make follows a protocol, too; codecs and text encoders are an ``nn.Module`` besides:
 

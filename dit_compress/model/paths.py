@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dit_compress.core.files import read_json
+from dit_compress.recipe.model import PARTIAL
 
 
 def bundle_of(run: Path, source: str) -> Path:
@@ -25,3 +26,8 @@ def resolve_bundle(source: str | Path) -> Path:
 def step_folder(run: Path, name: str) -> Path:
     """Find the folder of a finished step."""
     return run / "steps" / name
+
+
+def run_and_step(folder: Path) -> tuple[str, str]:
+    """Name the run and the step of a step's folder, finished or not."""
+    return folder.absolute().parent.parent.name, folder.name.removesuffix(PARTIAL)

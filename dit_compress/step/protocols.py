@@ -52,5 +52,9 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one step."""
 
+    def picture(self, step: int, path: Path) -> None:
+        """Record a picture of samples made in training, a JPEG in the step's folder; by default do nothing."""
+        del step, path
+
     def close(self) -> None:
         """Flush."""

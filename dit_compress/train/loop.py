@@ -104,6 +104,8 @@ def _steps(
             seen = monitors.look(step + 1) if monitors is not None else {}
             for tracker in trackers:
                 tracker.log(step, {**values, **seen})
+                if monitors is not None and monitors.picture is not None:
+                    tracker.picture(step, monitors.picture)
             advance(values)
             if context.world.any(stopping.asked):
                 stopping.asked = True  # a signal to one process stops all

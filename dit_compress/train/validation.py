@@ -41,6 +41,7 @@ class Monitors:
     """Validation and watch of one training step; either may be off.
 
     last: validate after the last step, too, where 'every' does not come then.
+    picture: of the samples of the last look, where one was made.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Monitors:
     ) -> None:
         self.options, self.alarms, self.validator, self.watch, self.last = options, alarms, validator, watch, last
         self.score: float | None = None
+        self.picture: Path | None = None
         self.guards: SampleGuards | None = None
         self.judged = JudgeGuards(alarms)
         self.trainees: dict[str, Trainee] = {}
@@ -77,7 +79,7 @@ class Monitors:
     def look(self, step: int) -> dict[str, float]:
         """Do what is due after ``step`` steps, by the moving averages: return figures to log."""
         found: dict[str, float] = {}
-        self.score = None
+        self.score = self.picture = None
         validates = _due(self.options.validation, step) or (self.last and step == self.options.steps)
         with ExitStack() as stack:
             if validates or _due(self.options.watch, step):
@@ -85,7 +87,8 @@ class Monitors:
             if self.validator is not None and self.objective is not None and validates:
                 found |= self._validated(self.validator, self.objective, step)
             if self.watch is not None and self.guards is not None and _due(self.options.watch, step):
-                shares = self.guards.look(step, self.watch.measure(self._sheet(step)))
+                self.picture = self._sheet(step)
+                shares = self.guards.look(step, self.watch.measure(self.picture))
                 found |= {f"watch/{name}": share for name, share in shares.items()}
         return found
 

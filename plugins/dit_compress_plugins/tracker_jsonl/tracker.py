@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, TextIO
 
+from dit_compress.step.protocols import Tracker
 from dit_compress_plugins.tracker_jsonl import CURVES
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from dit_compress_plugins.tracker_jsonl import JsonlOptions
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """Writes ``curves.jsonl``."""
 
     def __init__(self, options: JsonlOptions) -> None:
