@@ -66,8 +66,6 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
     """Write report.html and summary.json of a run anew."""
     from dit_compress.report import write_report
 
-    if not (folder / "run.json").is_file():
-        raise UserError("not a run folder (run.json is missing)", where=str(folder))
     typer.echo(write_report(folder))
 
 

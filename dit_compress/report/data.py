@@ -148,6 +148,8 @@ def read_run(run: Path) -> Run:
     Raises:
         UserError: ``run.json`` is missing, or a file of a finished step is not valid JSON.
     """
+    if not (run / "run.json").is_file():
+        raise UserError("not a run folder (run.json is missing)", where=str(run))
     listing = read_json(run / "run.json")
     folders = {name: run / "steps" / name for name in listing["steps"]}
     finished = {name: folder for name, folder in folders.items() if (folder / "step.json").is_file()}

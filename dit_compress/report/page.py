@@ -53,12 +53,17 @@ def render(run: Run, result: Outcome) -> str:
     )  # fmt: skip
 
 
-def environment() -> Environment:
-    """Make Jinja with autoescape, strict about names, and the page's number formats."""
+def environment(*, autoescape: bool = True) -> Environment:
+    """Make Jinja, with autoescape for HTML, strict about names, and the page's number formats."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=autoescape,  # noqa: S701 - off for Markdown alone
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     made.filters |= {each.__name__: each for each in (millions, figure, duration, share, megabytes, data_uri)}
     return made
 
