@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import link_file, link_tree
@@ -62,13 +62,14 @@ def _send(place: Path, repository: str, *, private: bool) -> str:
         raise UserError("'push' needs huggingface_hub", mend=INSTALL) from error
     if get_token() is None:
         raise UserError("no token for the Hub: nothing was sent", mend="Set HF_TOKEN, or log in with 'hf auth login'")
+    failures: Any = HfHubHTTPError.__bases__  # those of its HTTP library, too: no network, no answer
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="dit-compress")
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         made = hub.upload_folder(repo_id=repository, folder_path=place, commit_message="Upload by dit-compress")
     except HFValidationError as error:
         raise UserError(f"{repository!r} names no repository: nothing was sent", mend="Give ORG/NAME") from error
-    except HfHubHTTPError.__bases__ as error:  # those of its HTTP library, too: no network, no answer
+    except failures as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         mend = "Check the name, the token's rights and the network; what was sent already is taken up"
         raise UserError(f"the Hub refused: {said}", where=repository, mend=mend) from error
