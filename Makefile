@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: install demo evidence test check clean
+.PHONY: install demo evidence test check docs clean
 
 install: $(VENV)/.installed
 
@@ -31,5 +31,10 @@ check: install
 	$(BIN)/deptry .
 	$(BIN)/codespell
 
+docs: install
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/stage.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 clean:
-	rm -rf $(VENV) runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
 from dit_compress.step.protocols import Tracker
@@ -37,7 +36,7 @@ class TensorBoardTracker(Tracker):
 
     def picture(self, step: int, path: Path) -> None:
         """Write the picture."""
-        self.writer.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
+        self.writer.add_image("samples", imread(path), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is left."""
