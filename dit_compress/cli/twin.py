@@ -17,8 +17,7 @@ def twin(
 ) -> None:
     """Write a tiny pipeline of a public model's classes, with random weights: what a recipe can be tried on."""
     from dit_compress.core.files import need_place
-    from dit_compress.model.twins import model_of, write_twin
+    from dit_compress.model.twins import write_twin
 
-    model_of(model)
     need_place(out, "folder")
     typer.echo(f"{out}: {write_twin(model, out, seed)}")

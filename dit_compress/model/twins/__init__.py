@@ -42,6 +42,8 @@ def write_twin(name: str, out: Path, seed: int = 0) -> str:
         UserError: no such twin, or the folder is there.
     """
     model = model_of(name)
+    if out.exists():
+        raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
     with whole_folder(out) as partial, quiet():
         pipeline_of(model, seed).save_pretrained(partial)
     return model

@@ -62,9 +62,9 @@ def gemma2() -> tuple[Any, Any]:
 
 def qwen() -> tuple[Any, Any]:
     """Return the language half of Qwen2.5-VL, with its tokenizer, as HunyuanVideo 1.5 has."""
-    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    pieces = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    pieces = [*bytes_to_unicode().values(), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = transformers.Qwen2Tokenizer(
         vocab={piece: place for place, piece in enumerate(pieces)}, merges=[],
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
