@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test reads what somebody's earlier runs observed; see ``structures``.
 os.environ["DIT_COMPRESS_CACHE"] = "off"
+# Libraries and rewritten assertions make millions of objects that stay; ``pytest_collection_finish`` turns it on again.
+gc.disable()
 # A library that is imported while a test is captured logs into that test's closed stream for ever after.
 logging.raiseExceptions = False
 
@@ -44,6 +46,7 @@ def pytest_collection_finish() -> None:
         translate_once()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture
