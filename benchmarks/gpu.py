@@ -98,7 +98,7 @@ class Scale:
 LARGE = Scale("cuda", {"preset": "2b", "layers": 4}, (128, 16, 18, 32), {"width": 4096}, 50, 20, 5, "inductor")
 TOY = Scale(
     "cpu",
-    {"layers": 3, "heads": 2, "head_width": 12, "ffn": 32, "channels": 8, "text_width": 16},
+    {"layers": 4, "heads": 2, "head_width": 12, "ffn": 32, "channels": 8, "text_width": 16},
     (8, 2, 2, 2),
     {"width": 16, "layers": 1, "heads": 2},
     3,
