@@ -30,6 +30,8 @@ RECIPE = "recipes/mobile_video.yaml"
 SUITE = ("make", "-o", "install", f"BIN={BIN}", "test")  # -o: as it is installed, whatever changed since
 COMMANDS = {"check": ("check", RECIPE), "plan": ("plan", RECIPE), "help": ("--help",)}
 GOAL_S, GOAL_CPU_S = 600.0, 780.0
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Modules are compiled once, as where pip installed them; with that variable every process compiles all of them."""
 PR_SET_CHILD_SUBREAPER = 36
 """Of ``linux/prctl.h``: orphans below become children of this process, and their time is counted here."""
 
@@ -71,7 +73,7 @@ def spent(*command: str) -> Spent:
     """Run a command to its end, and to that of everything that it started."""
     before, start = cpu_of_children(), time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
-        status = subprocess.run(command, cwd=ROOT, check=False, stdout=log, stderr=log).returncode
+        status = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False, stdout=log, stderr=log).returncode
         seconds = time.monotonic() - start
         with contextlib.suppress(ChildProcessError):  # none is left
             while True:

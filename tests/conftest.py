@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test reads what somebody's earlier runs observed; see ``structures``.
 os.environ["DIT_COMPRESS_CACHE"] = "off"
+# Libraries and rewritten assertions make millions of objects that stay; ``pytest_collection_finish`` turns it on again.
+gc.disable()
 # A library that is imported while a test is captured logs into that test's closed stream for ever after.
 logging.raiseExceptions = False
 
@@ -44,18 +46,24 @@ def pytest_collection_finish() -> None:
         translate_once()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture
 def steps_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Steps run in this process: a new one imports torch again. Its threads and signals are put back."""
+    """Steps run in this process: a new one imports torch again. Its threads and signals are put back.
+
+    No report is drawn: ``test_report`` holds what it shows, and who asks for this reads the figures of steps.
+    """
     import torch
 
+    from dit_compress import report
     from dit_compress.run import pipeline, worker
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     threads = torch.get_num_threads()
     monkeypatch.setattr(pipeline, "spawn", lambda command, _threads: worker.main(Path(command[-1])))
+    monkeypatch.setattr(report, "write_report", lambda _folder: None)
     yield
     torch.set_num_threads(threads)
     for number, handler in before.items():

@@ -44,6 +44,7 @@ def one_after_another(jobs: Sequence[Job], size: int = 2) -> None:
 
 def _run(jobs: Sequence[Job], rank: int, size: int, port: int) -> None:
     gc.freeze()  # as in command
+    gc.set_threshold(10_000, 20, 20)
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),

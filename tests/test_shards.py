@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from warm import forkserver
 
 from dit_compress.core.errors import UserError
 from dit_compress.data import shard_writer as sharding
@@ -22,6 +21,9 @@ from dit_compress.data.clips import Clip
 from dit_compress.data.encode import pixel_cache
 from dit_compress.data.shard_writer import Writing, write_shards, write_together
 from dit_compress.data.shards import Shards
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 MADE_BY = {"vae": "a" * 64}
 
@@ -210,32 +212,30 @@ def test_other_captions_change_the_records_and_no_shard(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ kills
 
-KILLED = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_shards import writing, nothing, Writing, write_shards
-made = writing(Path({folder!r}))
-def slow(first, last):
-    time.sleep(0.05)
-    print(first, flush=True)
-    return made.encode(first, last)
-write_shards(Writing(**{{**vars(made), "encode": slow}}), nothing)
-"""
+
+def write_slowly(folder: Path, begun: Connection) -> None:
+    """In a process of its own: say which rows are begun."""
+    made = writing(folder)
+
+    def slow(first: int, last: int) -> dict[str, torch.Tensor]:
+        time.sleep(0.05)
+        begun.send(first)
+        return made.encode(first, last)
+
+    write_shards(Writing(**{**vars(made), "encode": slow}), nothing)
 
 
 @pytest.mark.parametrize("last", [0, 8, 12, 16])
 def test_killed_in_the_middle_it_goes_on_to_equal_bytes(tmp_path: Path, last: int) -> None:
     folder = tmp_path / "killed"
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= last:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    seen, begun = forkserver().Pipe(duplex=False)
+    process = forkserver().Process(target=write_slowly, args=(folder, begun))
+    process.start()
+    begun.close()
+    while seen.recv() < last:
+        pass
+    process.kill()
+    process.join()
     assert not (folder / "index.json").exists()
     there = len(list(folder.glob("*.safetensors")))
     assert there == last // 8  # only whole shards have their name

@@ -6,7 +6,6 @@ was measured on a phone can be supplied.
 
 from __future__ import annotations
 
-import copy
 import statistics
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from dit_compress.measure.latency import interleaved, machine
 from dit_compress.model.cut import compact
 from dit_compress.search.budget import Price, assemble, block_kind, classes, gates, inside
 from dit_compress.structure.compact import block_axis
+from dit_compress.structure.copies import deep_copy
 from dit_compress.structure.tombstone import Tombstone
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _time_outside(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int,
 
 def _variant(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Denoiser:
     """Prune a copy, with small random numbers for its weights."""
-    variant = copy.deepcopy(denoiser)
+    variant = deep_copy(denoiser)
     compact(variant, axes, kept)
     variant.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
     with torch.no_grad():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.compact import block_axis, compact_proven
-from dit_compress.structure.copies import shared_copy
+from dit_compress.structure.copies import deep_copy, shared_copy
 from dit_compress.structure.edits import compile_edits, settle_norms
 from dit_compress.structure.masks import hard_masks, masked
 
@@ -56,7 +55,7 @@ def pruned_copy(denoiser: Denoiser, axes: Sequence[Axis], kept: Kept) -> Denoise
     settle_norms(copied.module, axes)
     apply_edits(copied.module, compile_edits(copied.module, axes, kept))
     copied.forget_structure()
-    return copy.deepcopy(copied)
+    return deep_copy(copied)
 
 
 def truncated(denoiser: Denoiser, num_blocks: int) -> Denoiser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError, root_cause
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 BYTES_BF16 = 2
 BYTES_FP32 = 4
+_DENOISERS: dict[tuple[Any, ...], dict[str, Any]] = {}
+"""Figures by class and config of a denoiser and size of its latents: steps that only train leave all three alone."""
 
 
 class UncountableError(UserError):
@@ -42,19 +45,27 @@ def describe(spec: Spec) -> dict[str, Any]:
         figures["latent_params"] = count_parameters(spec.latent.outline)
     if spec.denoiser is None:
         return figures
+    size = spec.latent_size() if spec.latent is not None and spec.video is not None else None
+    key = spec.denoiser.loader(), repr(spec.denoiser), size
+    if key not in _DENOISERS:
+        _DENOISERS[key] = _describe_denoiser(spec, size)
+    return figures | deepcopy(_DENOISERS[key])
+
+
+def _describe_denoiser(spec: Spec, size_THW: tuple[int, int, int] | None) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
     structure = spec.outline().structure()
     denoiser = spec.build_denoiser().to("meta")
     figures["params"] = count_parameters(denoiser)
     figures["blocks"] = structure.main.length
     figures["heads"] = [attention.heads for attention in structure.attentions]
     figures["ffn"] = [feed_forward.width for feed_forward in structure.feed_forwards]
-    if spec.latent is not None and spec.video is not None:
+    if size_THW is not None:
         from dit_compress.model.one_of_each import shorten
 
-        size = spec.latent_size()
-        figures["tokens"] = denoiser.tokens(size)
+        figures["tokens"] = denoiser.tokens(size_THW)
         with suppress(UncountableError):
-            figures["flops"] = count_flops(denoiser, size, each=shorten(denoiser))
+            figures["flops"] = count_flops(denoiser, size_THW, each=shorten(denoiser))
         widest = max([*figures["ffn"], *(attention.heads * attention.width for attention in structure.attentions)])
         figures["memory_bytes"] = BYTES_BF16 * (figures["params"] + 4 * figures["tokens"] * widest)
     return figures

@@ -6,12 +6,12 @@ no stack whose blocks may go count with the fixed part.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.model.cut import compact
 from dit_compress.model.figures import count_flops
+from dit_compress.structure.copies import deep_copy
 from dit_compress.structure.edits import keep_blocks
 from dit_compress.structure.lookup import tensor_or_none
 
@@ -146,7 +146,7 @@ def flops_price(denoiser: Denoiser, axes: Sequence[Axis], size_THW: tuple[int, i
     """
 
     def count(kept: Kept) -> float:
-        variant = copy.deepcopy(denoiser)
+        variant = deep_copy(denoiser)
         if kept:
             compact(variant, axes, kept)
         return float(count_flops(variant, size_THW))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, TypeVar
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+TABLES = (OrderedDict, dict, set)
 
 
 def shared_copy(module: AnyModule) -> AnyModule:
@@ -48,4 +50,19 @@ def _with_tensors(module: AnyModule, change: Callable[[Tensor], Tensor]) -> AnyM
         memo[id(parameter)] = value if value is parameter else nn.Parameter(value, parameter.requires_grad)
     for buffer in module.buffers():
         memo[id(buffer)] = change(buffer)
-    return copy.deepcopy(module, memo)
+    return deep_copy(module, memo)
+
+
+def deep_copy(module: AnyModule, memo: dict[int, Any] | None = None) -> AnyModule:
+    """Do what ``copy.deepcopy`` does, in a fraction of the time.
+
+    Each module holds a dozen tables of hooks, nearly all of them empty: they are made here, not taken apart as objects.
+
+    memo: what stands in the copy for an object of the original, by identity.
+    """
+    made = memo if memo is not None else {}
+    for owner in module.modules():
+        for value in vars(owner).values():
+            if type(value) in TABLES and not value:
+                made.setdefault(id(value), type(value)())
+    return copy.deepcopy(module, made)

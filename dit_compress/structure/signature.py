@@ -50,8 +50,9 @@ def _num_hooks(owner: nn.Module) -> int:
 def _attributes(owner: object) -> str:
     """Describe plain attributes of a module, and of the plain objects that it holds."""
     listed = []
-    for name, value in sorted(vars(owner).items()):
-        if isinstance(value, PLAIN) and name not in SKIPPED:
+    for name in sorted(vars(owner).keys() - SKIPPED):
+        value = vars(owner)[name]
+        if isinstance(value, PLAIN):
             listed.append(f"{name}={_described(value)}")
         elif hasattr(value, "__dict__") and not isinstance(value, nn.Module | Tensor | type) and not callable(value):
             listed.append(f"{name}:{type(value).__name__}")
@@ -67,5 +68,7 @@ SKIPPED = frozenset(vars(nn.Module())) - {"training"}
 
 def _described(value: Any) -> str:
     """Describe the shapes of the tensors in a value, and anything else by its text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)[:300]
     shapes = [tuple(tensor.shape) for tensor in tensors_in(value)]
     return f"{shapes}{type(value).__name__}" if shapes else repr(value)[:300]

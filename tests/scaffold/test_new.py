@@ -151,6 +151,7 @@ def _run_pytest(command: list[str], folder: Path, sites: list[str]) -> None:
 
     stored.WORTH_SECONDS = 0.02
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     os.chdir(folder)
     sys.path[:0] = sites
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)

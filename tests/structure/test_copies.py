@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from toy import context_in
@@ -10,7 +12,7 @@ from dit_compress.model.cut import example_output, truncated
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.apply import apply_edits
-from dit_compress.structure.copies import meta_copy, shared_copy, single_copy
+from dit_compress.structure.copies import deep_copy, meta_copy, shared_copy, single_copy
 from dit_compress.structure.edits import KeepBlocks, Scale, SetAttribute, Take
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress_plugins.granularity_head.axes import head_axis
@@ -42,6 +44,28 @@ def test_edits_hooks_and_freezing_of_a_copy_leave_the_original_alone() -> None:
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(example_output(denoiser), expected)
+
+
+def test_a_deep_copy_is_that_of_the_library() -> None:
+    """Tables of hooks among them: full ones, empty ones, and one that two modules have in common."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.MultiheadAttention(2, 1))
+    module[1]._forward_hooks = module[2]._forward_hooks
+    module[0].register_forward_hook(print)
+    module[0].own, module[2].own, module[2].weight = {}, module[0], module[0].weight
+    expected, copied = copy.deepcopy(module), deep_copy(module)
+    for one, other, original in zip(copied.modules(), expected.modules(), module.modules(), strict=True):
+        assert vars(one).keys() == vars(other).keys()
+        assert str(one) == str(other)
+        for name, value in vars(one).items():
+            assert type(value) is type(vars(other)[name])
+            assert value is not vars(original)[name] or isinstance(value, bool | int | float | str | None)
+    assert list(copied[0]._forward_hooks.values()) == [print]
+    assert copied[1]._forward_hooks is copied[2]._forward_hooks is not module[2]._forward_hooks
+    assert copied[2].own is copied[0]
+    assert copied[2].weight is copied[0].weight is not module[0].weight
+    copied[1].register_forward_hook(print)
+    assert not module[1]._forward_hooks
+    assert all(torch.equal(value, copied.state_dict()[name]) for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -15,6 +15,7 @@ from dit_compress.structure.observe import stored as place
 from dit_compress.structure.observe.discover import _observe
 from dit_compress.structure.observe.stored import stored
 from dit_compress.structure.record import Call, record
+from dit_compress.structure.signature import signature
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,8 @@ class Finder:
 
     def stored(self) -> Structure:
         """Ask the folder first."""
-        return stored(self.module, self.call, self)
+        described = signature(self.module, {0: self.call.args, 1: self.call.kwargs})
+        return stored(self.module, self.call, described, self)
 
 
 def test_what_was_observed_is_found_again(folder: Path) -> None:

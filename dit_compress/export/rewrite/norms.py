@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor  # what torch.export traces with
 
+from dit_compress.structure.copies import shared_copy
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -101,7 +103,7 @@ def rewrite_modules(module: nn.Module) -> nn.Module:
 
     What is not surely an RMSNorm stays as it is.
     """
-    changed = share_copy(module).eval()
+    changed = shared_copy(module).eval()
     scaled: dict[int, ScaledRMSNorm] = {}
     for path, child in list(changed.named_modules(remove_duplicate=False)):
         if id(child) not in scaled and (form := form_of(child)) is not None:
@@ -111,12 +113,6 @@ def rewrite_modules(module: nn.Module) -> nn.Module:
         if id(child) in scaled:
             changed.set_submodule(path, scaled[id(child)])
     return changed
-
-
-def share_copy(module: nn.Module) -> nn.Module:
-    """Copy a module deeply, except for its parameters and buffers, which are those of the original."""
-    shared = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
 def odd_norms(module: nn.Module) -> list[tuple[str, str]]:

@@ -60,7 +60,7 @@ def observe(module: nn.Module, call: Call) -> Structure:
     Raises UserError where the module can't be run without its weights.
     """
     key = signature(module, dict(enumerate((call.args, call.kwargs))))
-    return _STRUCTURES.get(key, lambda: stored(module, call, lambda: _observe(module, call)))
+    return _STRUCTURES.get(key, lambda: stored(module, call, key, lambda: _observe(module, call)))
 
 
 def _observe(module: nn.Module, call: Call) -> Structure:

@@ -29,7 +29,7 @@ from dit_compress.core.files import sha256_content, sha256_data, whole_file
 from dit_compress.structure import facts
 from dit_compress.structure.edits import as_ranges, from_ranges
 from dit_compress.structure.record import tensors_in
-from dit_compress.structure.signature import SKIPPED, signature
+from dit_compress.structure.signature import SKIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,10 +61,13 @@ KINDS = {
 }
 
 
-def stored(module: nn.Module, call: Call, find: Callable[[], Structure]) -> Structure:
-    """Return the structure that was stored of such a module; else find it, and store it if that took long."""
+def stored(module: nn.Module, call: Call, described: Any, find: Callable[[], Structure]) -> Structure:
+    """Return the structure that was stored of such a module; else find it, and store it if that took long.
+
+    described: the module and its call, by ``signature``.
+    """
     folder = _folder()
-    name = _name(module, call) if folder else None
+    name = _name(module, call, described) if folder else None
     if folder is None or name is None:
         return find()
     path = folder / f"{name}.json"
@@ -92,7 +95,7 @@ def _folder() -> Path | None:
 # ------------------------------------------------------------------ what a structure depends on
 
 
-def _name(module: nn.Module, call: Call) -> str | None:
+def _name(module: nn.Module, call: Call, described: Any) -> str | None:
     """Digest all that the structure depends on; None where a class has no source file."""
     kinds = {kind for owner in module.modules() for kind in type(owner).__mro__}
     kinds |= {type(value) for owner in module.modules() for value in _objects(owner)}
@@ -100,7 +103,7 @@ def _name(module: nn.Module, call: Call) -> str | None:
         sources = _sources(kinds)
     except (OSError, TypeError):
         return None
-    modules, tensors, given = signature(module, dict(enumerate((call.args, call.kwargs))))
+    modules, tensors, given = described
     values = [
         tensor.tolist() if not (tensor.is_meta or tensor.is_floating_point() or tensor.is_complex()) else None
         for tensor in tensors_in((call.args, call.kwargs))

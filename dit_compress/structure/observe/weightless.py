@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.structure.apply import apply_edits, edit_state
+from dit_compress.structure.copies import deep_copy
 from dit_compress.structure.lookup import leaves_of
 from dit_compress.structure.observe.dispatch import Watcher
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError, Touch, Trace
@@ -63,7 +64,7 @@ class Replica:
     def edited(self, edits: list[Edit], shared: Sequence[nn.Module] = ()) -> Replica:
         """Make a copy with some edits made. shared: modules that no edit changes: the same ones in the copy."""
         other = copy.copy(self)
-        other.module = copy.deepcopy(self.module, {id(module): module for module in shared})
+        other.module = deep_copy(self.module, {id(module): module for module in shared})
         apply_edits(other.module, edits)
         other.values, other.cuts = edit_state(self.values, edits), ()
         return other
@@ -149,7 +150,7 @@ def weightless_copy(module: nn.Module, *, real: bool = False) -> tuple[nn.Module
         if value.is_floating_point() and not real:
             values[name] = value
             memo[id(buffer)] = torch.empty(value.shape, device="meta", dtype=value.dtype)
-    return copy.deepcopy(module, memo).eval(), values
+    return deep_copy(module, memo).eval(), values
 
 
 def hollow_copy(module: nn.Module) -> nn.Module:
@@ -160,7 +161,7 @@ def hollow_copy(module: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(zero, requires_grad=False)
     for buffer in module.buffers():
         memo[id(buffer)] = torch.zeros(buffer.shape, dtype=buffer.dtype) if buffer.is_meta else buffer.cpu()
-    return copy.deepcopy(module, memo)
+    return deep_copy(module, memo)
 
 
 def _real(value: Tensor) -> Tensor:

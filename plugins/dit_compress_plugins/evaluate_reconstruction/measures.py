@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +50,8 @@ def distances(decoded_FYXc: np.ndarray, clip_FYXc: np.ndarray) -> Distances:
 
 def psnr(decoded_N: torch.Tensor, clip_N: torch.Tensor) -> list[float]:
     """Return ``10·log10(255² / mean squared error)`` of each row ``[N, …]`` in dB, at most ``CEILING``."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     given = decoded_N.flatten(1).double(), clip_N.flatten(1).double()
     found = peak_signal_noise_ratio(*given, data_range=PEAK, reduction="none", dim=1)
     return found.clamp(max=CEILING).tolist()
@@ -61,6 +62,8 @@ def similarity(decoded_Ncyx: torch.Tensor, clip_Ncyx: torch.Tensor) -> torch.Ten
 
     torchmetrics': a Gaussian window of 11x11 pixels around each, sigma 1.5; at the border the frame is reflected.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     found = structural_similarity_index_measure(
         decoded_Ncyx.double(), clip_Ncyx.double(), data_range=PEAK, reduction="none"
     )
