@@ -92,10 +92,10 @@ TABLES = (
 TIERS: dict[str, dict[str, Any]] = {
     "short": {
         "data": {"num_clips": 600, "num_test": 128, "frames": 9, "size": [64, 64], "max_objects": 1},
-        "vae": {"ratio": "4x8x8", "channels": 16, "widths": [24, 48, 64], "blocks": 1, "steps": 350, "ema": 0.98},
+        "vae": {"ratio": "4x8x8", "channels": 16, "widths": [24, 48, 64], "blocks": 1, "steps": 300, "ema": 0.98},
         "model": {"preset": "small", "layers": 4, "heads": 4, "head_width": 16, "ffn": 256, "channels": 16,
                   "preconditioned": True},
-        "text": 64, "flow": {"steps": 300, "batch": 16, "lr": 2e-3, "muon_lr": 0.02, "ema": 0.98, "decay": 0.05},
+        "text": 64, "flow": {"steps": 260, "batch": 16, "lr": 2e-3, "muon_lr": 0.02, "ema": 0.98, "decay": 0.05},
         "sampling": 10,
     },
     "full": {
