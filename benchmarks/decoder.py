@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 import time
@@ -32,21 +31,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import decoder_clips
 import targets
+from in_process import prepared, step
 
-from dit_compress.core.files import read_json, write_json
-from dit_compress.data.source import data_folder
 from dit_compress.export import vae_decoder
 from dit_compress.export.compare import compare
-from dit_compress.model.bundle import Bundle
 from dit_compress.model.halves import halves
-from dit_compress.plugin.registry import installed
-from dit_compress.recipe import make_part
-from dit_compress.step.context import Context
 from dit_compress.structure.lookup import tensor_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dit_compress.model.bundle import Bundle
     from dit_compress.plugin.options import Part
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "mobile_video.yaml"
@@ -77,9 +72,7 @@ def main(given: list[str] | None = None) -> int:
     tier = TIERS[arguments.tier]
     data, what = decoder_clips.data_part(*tier["clips"])
     print(f"clips: {what}")
-    folder = data_folder(arguments.out / "cache", data)
-    folder.mkdir(parents=True, exist_ok=True)
-    data.build().prepare(folder)
+    prepared(arguments.out / "cache", data)
     made = trained(arguments.out, tier, data)
     rounds = tier["rounds"] if arguments.rounds is None else arguments.rounds
     rows = {name: described(bundle, figures, tier["timed"]) for name, (bundle, figures) in made.items()}
@@ -108,34 +101,16 @@ def parsed(given: list[str] | None) -> argparse.Namespace:
 
 def trained(out: Path, tier: dict[str, Any], data: Part) -> dict[str, tuple[Bundle, dict[str, Any]]]:
     """Train the VAE and both smaller decoders; return bundles and figures by name."""
+
+    def made(name: str, kind: str, options: dict[str, Any], **bundles: Bundle) -> tuple[Bundle, dict[str, Any]]:
+        return step(out / name, out / "cache", (kind, options), data, **bundles)
+
     recipe = yaml.safe_load(RECIPE.read_text("utf-8"))["steps"][0]["latent"]
-    vae, figures = step(out, "original", ("latent", recipe | tier["vae"]), data)
-    small = step(out, "small", ("latent", {"use": "decoder"} | tier["small"]), data, input=vae)
-    cut, _ = step(out, "cut", ("prune", {"use": "channels", "ratio": 0.5}), data, input=vae)
-    healing = {"use": "decoder", "student": "input"} | tier["healed"]
-    pruned = step(out, "pruned", ("latent", healing), data, input=cut, teacher=vae)
+    vae, figures = made("original", "latent", recipe | tier["vae"])
+    small = made("small", "latent", {"use": "decoder"} | tier["small"], input=vae)
+    cut, _ = made("cut", "prune", {"use": "channels", "ratio": 0.5}, input=vae)
+    pruned = made("pruned", "latent", {"use": "decoder", "student": "input"} | tier["healed"], input=cut, teacher=vae)
     return {"original": (vae, figures), "small": small, "pruned": pruned}
-
-
-def step(
-    out: Path, name: str, entry: tuple[str, dict[str, Any]], data: Part, **bundles: Bundle
-) -> tuple[Bundle, dict[str, Any]]:
-    """Run one step, unless its result is there, of the same options, clips and inputs."""
-    folder, (kind, options) = out / name, entry
-    inputs = {slot: bundle.digest() for slot, bundle in bundles.items()}
-    made_of = json.loads(json.dumps({"entry": entry, "clips": data.as_data(), "inputs": inputs}))
-    if not (folder / "made_of.json").is_file() or read_json(folder / "made_of.json") != made_of:
-        shutil.rmtree(folder, ignore_errors=True)  # checkpoints of something else, too
-        folder.mkdir(parents=True)
-        write_json(folder / "made_of.json", made_of)
-    if not (folder / "figures.json").is_file():
-        context = Context(
-            name=name, seed=0, folder=folder, cache=out / "cache", bundles=bundles, parts={"data": data},
-            record={"kind": kind}, video=(data.options.frames, *data.options.size),  # type: ignore[attr-defined]
-        )  # fmt: skip
-        result = make_part(kind, options, installed()).build().run(context)
-        write_json(folder / "figures.json", result.metrics)
-    return Bundle.open(folder / "bundle"), read_json(folder / "figures.json")
 
 
 def described(bundle: Bundle, figures: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -166,7 +141,7 @@ def timed(
     if not rounds:
         return {}
     calls = {
-        (name, runtime): prepared(bundle.codec(), size, runtime, arguments.out / "files" / name)
+        (name, runtime): ready(bundle.codec(), size, runtime, arguments.out / "files" / name)
         for name, bundle in bundles.items()
         for runtime in arguments.runtimes
     }
@@ -182,7 +157,7 @@ def timed(
     }
 
 
-def prepared(codec: Any, size: tuple[int, int], runtime: str, folder: Path) -> Callable[[], Any]:
+def ready(codec: Any, size: tuple[int, int], runtime: str, folder: Path) -> Callable[[], Any]:
     """Export a decoder, load it in its runtime, compare it with torch; return one call."""
     folder.mkdir(parents=True, exist_ok=True)
     component = vae_decoder(codec, latent_of(codec, size))

@@ -59,6 +59,7 @@ def cut(
     size: tuple[int, int],
     held_out: tuple[str, ...] = HELD_OUT,
     scale: float = 1.0,
+    most: int = 400,
 ) -> dict[str, Cut]:
     """Write clips of some films: ``train``, ``later`` (the same films, a later time), ``unseen`` (other films).
 
@@ -68,6 +69,7 @@ def cut(
         frames, size: of every clip; size is (Y, X). Films are made as small as covers ``scale`` times it, then cut into
             as many places side by side as they hold.
         held_out: names of films that go to ``unseen`` whole. scale: more than 1 for more clips of less each.
+        most: frames of a film that are read.
 
     Raises:
         UserError: ``out`` is there already: clips of another size would stay among the new ones.
@@ -76,7 +78,7 @@ def cut(
         raise UserError("there is a folder already", where=str(out), mend="Delete it, or move it away")
     written: dict[str, dict[str, int]] = {"train": {}, "later": {}, "unseen": {}}
     for name, path in found.items():
-        video = read(path, size, scale)
+        video = read(path, size, scale, most)
         first = len(video) - round(LATER * len(video))
         spans = {"unseen": (0, len(video))} if name in held_out else {"train": (0, first), "later": (first, len(video))}
         for part, (start, end) in spans.items():

@@ -1,13 +1,15 @@
 """The paper's Tables 3, 4 and 5 in miniature, and the sweep of K: paired over seeds, Holm-corrected.
 
     python benchmarks/tables.py --table 3|5|k [--seeds 8] [--workers 2] [--out runs/tables] [--device cuda]
+    python benchmarks/tables.py --table 3 --data real
     python benchmarks/tables.py --table 4 --question more|total [--teachers 8] [--students 3] [--workers 2]
 
 Table 4 is two questions, asked in a world whose exact velocity is known (``account.py``). The others run on the world
 of moving shapes. All are recipes of the toolkit, so that a killed run goes on; ``--workers`` seeds at once, one thread
 each. A seed fixes first weights, data order, noise and the noise of samples; all seeds share clips and VAEs.
 
-    3   one DiT from scratch on each of four VAE ratios of equal channels, equal steps: PSNR, tokens, ms, accuracy
+    3   one DiT from scratch on each of four VAE ratios of equal channels, equal steps: PSNR, tokens, ms, accuracy;
+        with ``--data real`` an h3ae of each ratio and seed on real clips, no DiT trained (``real_table.py``)
     4   a teacher pruned to the size of 4 of its 6 blocks: by all levels with KD (Eq. 6) and without, heads, FFN or
         blocks alone; ``shallow`` and ``narrow`` from scratch at the same size (within 1%)
     5   the unpruned teacher distilled to 4 steps (of its own guided samples, as in recipes/shapes.yaml) against three
@@ -22,10 +24,10 @@ read from their pixels (10 guided steps in Table 3, 4 plain ones in 5 and k); ``
 of held-out clips and noise levels; ``energy``, the energy distance between latents sampled in 4 steps and those of
 held-out clips; ``ms``, processor time of one DiT call.
 
-Writes ``table-<N>.md`` (``table-4-<question>.md``) with the paper's numbers beside; the last line is one JSON object.
-A claim that fails is a result: exit status 0. Tiers: ``short`` (the default), ``full`` (larger, for a GPU: the
-default of ``--device cuda``; its time was never measured), ``tiny`` (shows that the benchmark runs; nothing is
-learned).
+Writes ``table-<N>.md`` (``table-4-<question>.md``, ``table-3-real.md``) with the paper's numbers beside; the last line
+is one JSON object. A claim that fails is a result: exit status 0. Tiers: ``short`` (the default), ``full`` (larger, for
+a GPU: the default of ``--device cuda``; its time was never measured), ``tiny`` (shows that the benchmark runs; nothing
+is learned).
 """
 
 from __future__ import annotations
@@ -42,13 +44,14 @@ from pathlib import Path
 from typing import Any
 
 import account
+import real_table
 import tabled
 from paired import Row, Table, judge, single_thread
+from real_table import RATIOS
 
 from dit_compress.core.errors import UserError
 from dit_compress.measure.latency import machine
 
-RATIOS = ("4x16x16", "4x32x32", "8x32x32", "8x64x64")
 HEADS = ("dit_block", "resblock2d_temporal", "light_resblock3d")
 JUDGES = {head: {"use": head, "frozen_blocks": 4} for head in HEADS}
 SWEEP = {f"K={depth}": {"use": "dit_block", "frozen_blocks": depth} for depth in (1, 2, 4, 6)}
@@ -142,6 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", choices=[*TABLES, "4"], required=True, help="'k' sweeps the frozen blocks")
     parser.add_argument("--seeds", type=int, default=8, help="of all tables but 4")
+    parser.add_argument("--data", choices=("shapes", "real"), default="shapes", help="of Table 3")
     parser.add_argument("--question", choices=("more", "total"), help="of Table 4: steps beside a teacher, or in all")
     parser.add_argument("--teachers", type=int, default=8, help="seeds of Table 4's teachers")
     parser.add_argument("--students", type=int, default=3, help="seeds of students, for each teacher")
@@ -154,18 +158,25 @@ def main() -> int:
     tier = arguments.tier or ("full" if arguments.device == "cuda" else "short")
     if (arguments.question is not None) != (arguments.table == "4"):
         parser.error("--table 4 takes --question more or total, no other table does")
+    if arguments.data == "real" and arguments.table != "3":
+        parser.error("--data real belongs to --table 3")
     if arguments.table == "4":
         return table_4(arguments, tier)
-    table, out, started = TABLES[arguments.table], (arguments.out / tier).resolve(), time.monotonic()
-    rows = rows_of(arguments.table, out, TIERS[tier], arguments.seeds, arguments.workers)
+    out, started, real = (arguments.out / tier).resolve(), time.monotonic(), arguments.data == "real"
+    table = real_table.TABLE if real else TABLES[arguments.table]
+    if real:
+        single_thread()
+        rows = real_table.rows_of(out, tier, arguments.seeds)
+    else:
+        rows = rows_of(arguments.table, out, TIERS[tier], arguments.seeds, arguments.workers)
     verdicts = judge(rows, table.claims)
     minutes = round((time.monotonic() - started) / 60, 1)
     where = machine() if arguments.device == "cuda" else f"{machine().partition(',')[0]}, one thread a seed"
     text = table.markdown(rows, verdicts, f"{tier} tier; {where}; {time.strftime('%Y-%m-%d', time.gmtime())}")
-    (arguments.out / f"table-{arguments.table}.md").write_text(text, "utf-8")
+    (arguments.out / f"table-{arguments.table}{'-real' if real else ''}.md").write_text(text, "utf-8")
     print(text)
     name = int(arguments.table) if arguments.table.isdigit() else arguments.table
-    result: dict[str, Any] = {"table": name, "seeds": arguments.seeds, "claims": len(verdicts)}
+    result: dict[str, Any] = {"table": name, "data": arguments.data, "seeds": arguments.seeds, "claims": len(verdicts)}
     result |= {name: sum(verdict[name] for verdict in verdicts) for name in ("held", "reversed")}
     print(json.dumps({**result, "arms": table.means(rows), "tier": tier, "minutes": minutes}))
     return 0

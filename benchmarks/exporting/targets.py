@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.export import Component, dit_step, vae_decoder
+from dit_compress.model.codec.causal import config_of
 from dit_compress.model.cut import compact
+from dit_compress.model.spec import ComponentSpec
 from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.importance import magnitude, top
+from dit_compress.structure.apply import apply_edits
 from dit_compress.testing.models import tiny_denoiser
+from dit_compress_plugins.latent_decoder import DecoderOptions
+from dit_compress_plugins.latent_decoder.codec import describe
+from dit_compress_plugins.latent_decoder.step import small_codec
+from dit_compress_plugins.prune_channels import ChannelsOptions
+from dit_compress_plugins.prune_channels.step import ChannelPruning
 
 if TYPE_CHECKING:
     from dit_compress.model.denoiser import Denoiser
@@ -23,6 +31,8 @@ TARGETS = dict.fromkeys(("coreml", "coreai", "onnx", "executorch"), ("float32", 
 """Target → precisions it is exported in."""
 RATIOS = {"4x16x16": (4, 16, 16), "4x32x32": (4, 32, 32), "8x32x32": (8, 32, 32), "8x64x64": (8, 64, 64)}
 CODECS = {"vae": "video_vae", "h3ae": "h3ae"}
+DECODERS = tuple(f"{made}-{codec} 8x32x32" for made in ("phone", "cut") for codec in CODECS)
+"""Decoders that are made of a codec."""
 DITS = ("video_dit", "pruned video_dit", "ltx", "wan")
 REMOVED = {"block": 1 / 3, "head": 1 / 2, "ffn": 1 / 4}
 SIZE = (3, 4, 4)
@@ -72,17 +82,40 @@ def pruned(whole: Denoiser) -> Denoiser:
     return small
 
 
-def decoder_component(codec_name: str, ratio: str) -> Component:
-    """Return the decoder of a small codec at a ratio."""
-    maker = load_object(installed().get("latent", CODECS[codec_name]).load)
+def codec_of(name: str, ratio: str) -> Any:
+    """Return a small codec at a ratio."""
+    maker = load_object(installed().get("latent", CODECS[name]).load)
     torch.manual_seed(0)
     config = {"ratio": list(RATIOS[ratio]), "channels": 32, "widths": [8, 16, 16, 32], "num_blocks": 1}
     codec = maker.from_config(config)
     for module in codec.modules():  # the linear code is PCA in a trained one: any matrix of its size will do
         if type(module).__name__ == "FixedLinear":
             module.weight.normal_(std=module.weight.shape[1] ** -0.5)
-    settle(codec)
-    return vae_decoder(codec, torch.randn(1, 32, 3, 2, 2))
+    return settle(codec)
+
+
+def decoder_component(name: str, ratio: str) -> Component:
+    """Return the decoder of a small codec at a ratio, its own or one made of it."""
+    made, _, codec_name = name.rpartition("-")
+    codec = codec_of(codec_name, ratio)
+    return vae_decoder(MADE[made](codec, CODECS[codec_name]) if made else codec, torch.randn(1, 32, 3, 2, 2))
+
+
+def phone(codec: Any, plugin: str) -> torch.nn.Module:
+    """Put a small decoder (``latent: decoder``) behind a codec's encoder."""
+    options = DecoderOptions(widths=(16, 16, 8), frame_width=8)
+    return settle(small_codec(codec, describe(ComponentSpec("latent", plugin, config_of(codec)), options)))
+
+
+def cut(codec: Any, plugin: str) -> torch.nn.Module:  # noqa: ARG001 - as the others
+    """Remove half of the channels inside the decoder's blocks (``prune: channels``)."""
+    chosen = ChannelPruning(ChannelsOptions(ratio=0.5)).choose(codec, values=True)
+    apply_edits(codec, chosen.edits(codec))
+    return codec
+
+
+MADE = {"phone": phone, "cut": cut}
+"""What is made of a codec, by name."""
 
 
 def component(name: str) -> Component:

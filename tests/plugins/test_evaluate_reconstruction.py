@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 from toy import context_in
 
 from dit_compress.core.errors import UserError
@@ -82,6 +83,9 @@ def test_ssim_is_that_of_its_paper() -> None:
         by_hand.append(alike / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)))
     found = similarity(torch.tensor(other)[None, None], torch.tensor(clip)[None, None])
     assert found.tolist() == pytest.approx([np.mean(by_hand)], abs=1e-6)
+    frames = [torch.from_numpy(rng.uniform(0, 255, (2, 3, 16, 20))) for _ in range(2)]
+    theirs = structural_similarity_index_measure(*frames, data_range=255.0, reduction="none")
+    assert similarity(*frames).tolist() == pytest.approx(theirs.tolist(), abs=1e-12)
 
 
 def test_unequal_shapes_are_refused() -> None:
@@ -226,7 +230,9 @@ def test_the_protocol_says_the_size_and_the_plan_holds_it(tmp_path: Path) -> Non
     spec = vae.plan(Spec(video=(17, 64, 64)))
     assert isinstance(spec.latent, ComponentSpec)
     assert ReconstructionEvaluation(options).plan(spec) == spec
-    with pytest.raises(UserError, match=r"the data's clips have 17 frames, 33 are wanted. Give the step fewer 'frames'"):
+    with pytest.raises(
+        UserError, match=r"the data's clips have 17 frames, 33 are wanted. Give the step fewer 'frames'"
+    ):
         ReconstructionEvaluation(options).plan(replace(spec, longest=17))
     with pytest.raises(UserError, match=r"30 frames are not 1 \+ 8·k"):
         ReconstructionEvaluation(ReconstructionOptions(frames=30)).plan(spec)
