@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dit_compress_plugins.evaluate_shapes.reader import Reading, Track
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-VOCABULARY = {
+VOCABULARY: dict[str, dict[str, Any]] = {
     "backgrounds": {"black": (16, 16, 16), "grey": (108, 108, 108), "white": (240, 240, 240)},
     "colours": {"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 80, 220), "yellow": (240, 200, 40)},
     "shapes": {"circle": 24, "square": 4, "triangle": 3},

@@ -64,9 +64,9 @@ def movement(mask_FYX: np.ndarray) -> np.ndarray:
 
 def to_latent(mask_FYX: np.ndarray, size_THW: tuple[int, int, int], lead: int) -> Tensor:
     """Return the latent cells that show any of a mask, ``[T,H,W]`` bool. lead: frames of the first latent frame."""
-    first, rest = mask_FYX[:lead].any(axis=0), mask_FYX[lead:]
+    first, rest = mask_FYX[:lead].any(axis=0, keepdims=True), mask_FYX[lead:]
     later = rest.reshape(size_THW[0] - 1, -1, *rest.shape[1:]).any(axis=1) if len(rest) else rest
-    frames = torch.from_numpy(np.concatenate([first[None], later])).float()
+    frames = torch.from_numpy(np.concatenate([first, later])).float()
     return adaptive_max_pool2d(frames, size_THW[1:]) > 0
 
 

@@ -114,8 +114,7 @@ class CountSampler:
             occupied = [mask for each in kinds for mask in each.masks_NFYX]
             for each in kinds:
                 surplus, masks = len(each.masks_NFYX) - each.wanted, each.masks_NFYX
-                places = scene.text.places(scene.captions[video], *each.span)
-                if not surplus or not masks or not places:
+                if not surplus or not masks or not (places := scene.text.places(scene.captions[video], *each.span)):
                     continue
                 if surplus > 0:
                     mask, weight = smallest(masks, surplus), 1.0
@@ -165,8 +164,8 @@ class CountSampler:
             denoiser(x, x.new_full((len(x),), sigma), cond)
             maps_BSL = word_maps(taken, cond["mask"])
             rounds = by_turn(tasks)
-            losses = [sum(self.loss(maps_BSL[task.row], task, denoiser.patch) for task in some) for some in rounds]
-            gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
+            losses = [[self.loss(maps_BSL[task.row], task, denoiser.patch) for task in some] for some in rounds]
+            gradients = [torch.autograd.grad(torch.stack(some).sum(), x, retain_graph=True)[0] for some in losses]
         apart: list[list[Tensor]] = [[] for _ in x]
         for gradient, some in zip(gradients, rounds, strict=True):
             for task in some:
