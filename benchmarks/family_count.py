@@ -51,10 +51,10 @@ WORDS = [
 SIZES: dict[str, dict[str, Any]] = {
     "short": {
         "data": {"num_clips": 2000, "num_test": 200, "frames": 5, "size": [64, 64], "alike": 4, "grid": 0.125},
-        "model": {"preset": "small", "layers": 4, "heads": 4, "head_width": 24, "ffn": 256, "channels": 24,
+        "model": {"preset": "small", "layers": 4, "heads": 4, "head_width": 24, "ffn": 256, "channels": 48,
                   "patch": [2, 1, 1], "preconditioned": True},
         "vae": {"steps": 1, "ratio": "4x8x8", "widths": [8, 8, 8], "blocks": 1, "batch": 2}, "text": 64,
-        "teachers": 2, "teacher": 1800, "batch": 32, "captions": 64, "steps": 16,
+        "teachers": 2, "teacher": 2400, "batch": 32, "captions": 64, "steps": 16,
     },
     "full": {
         "data": {"num_clips": 8000, "num_test": 400, "frames": 9, "size": [96, 96], "alike": 4},

@@ -244,7 +244,7 @@ def test_like_objects_differ_in_their_places_alone_and_stay_apart(grid: float) -
         assert not masks[:, :, :, [0, -1]].any()
     first, truth = scenes[0], scenes[0].truth((64, 64))
     assert first.caption() == "three tiny green triangles moving down slowly on a white background"
-    assert truth["world"]["sizes"] == {"tiny": 10.667}
+    assert truth["world"]["sizes"] == {"tiny": 12.0}
     one = next(scene for scene in scenes if len(scene.things) == 1)
     assert one.caption().startswith(f"one tiny {one.things[0].colour} {one.things[0].shape} moving")
 

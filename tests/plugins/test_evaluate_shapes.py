@@ -201,7 +201,7 @@ def test_floors_are_what_the_reader_gives_for_those_clips() -> None:
 def test_the_counters_vocabulary_is_the_worlds() -> None:
     world = spec(SIZE, TINY)
     speeds = {name: round(share * 96, 3) for name, share in VOCABULARY["speeds"].items()}
-    assert world == {**VOCABULARY, "speeds": speeds, "sizes": {"tiny": 16.0}}
+    assert world == {**VOCABULARY, "speeds": speeds, "sizes": {"tiny": 18.0}}
     assert CounterOptions().smallest == TINY["tiny"]
     assert [wanted_of(f"{word} circles", world)[0].number for word in NUMBERS] == [1, 2, 3, 4]
 

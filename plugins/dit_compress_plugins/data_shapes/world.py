@@ -32,7 +32,7 @@ SHAPES = {"circle": 24, "square": 4, "triangle": 3}
 """Corners of each shape."""
 SIZES = {"small": 26 / 96, "large": 36 / 96}
 """Square root of the area, as a share of the frame's short side."""
-TINY = {"tiny": 16 / 96}
+TINY = {"tiny": 18 / 96}
 """The one size of objects that are alike: four of any shape fit."""
 NUMBERS = ("one", "two", "three", "four")
 SPEEDS = {"slow": 8 / 96, "fast": 20 / 96}

@@ -16,7 +16,7 @@ class ReaderOptions(Options):
 class CounterOptions(Options):
     """smallest: square root of the smallest object's area, as a share of the short side."""
 
-    smallest: float = Field(16 / 96, gt=0, le=1)
+    smallest: float = Field(18 / 96, gt=0, le=1)
 
 
 class ShapesEvaluationOptions(Options):

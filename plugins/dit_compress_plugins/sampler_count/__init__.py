@@ -28,7 +28,7 @@ class CountOptions(Options):
 
     counter: Annotated[PartField, Slot("counter")] = Field(description="Says what is wanted, and finds what is there.")
     scale: float = Field(
-        0.3, gt=0, description="How far a step moves what is to change, in standard deviations of noise."
+        0.1, gt=0, description="How far a step moves what is to change, in standard deviations of noise."
     )
     begin: float = Field(2 / 30, ge=0, lt=1, description="Share of the sampling steps after which corrections begin.")
     end: float = Field(14 / 30, gt=0, le=1, description="Share of them after which they end.")
