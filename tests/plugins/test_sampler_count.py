@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +14,24 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from toy import Pixels, part, words
+from toy import Pixels, words
 
+from dit_compress.cli.generate import named
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
+from dit_compress.data.clips import Clip
 from dit_compress.model.flow import Flow, euler
 from dit_compress.model.scene import Scene, shown, summed_up
 from dit_compress.model.text import Captions
-from dit_compress.plugin.options import Part, Plugin
+from dit_compress.plugin.options import Options, Part, Plugin
 from dit_compress.plugin.registry import Registry, installed
 from dit_compress.plugin.sources import Source
 from dit_compress.recipe import make_part
 from dit_compress.testing.models import tiny_denoiser
+from dit_compress.testing.steps import DrawnClips, DrawnOptions, tiny_bundle, tiny_context
+from dit_compress_plugins.data_shapes.world import draw_scene
+from dit_compress_plugins.evaluate_shapes import ShapesEvaluationOptions
+from dit_compress_plugins.evaluate_shapes.step import ShapesEvaluation
 from dit_compress_plugins.sampler_count import CountOptions
 from dit_compress_plugins.sampler_count.attention import (
     attention_loss,
@@ -281,6 +287,54 @@ def test_where_none_is_wanted_all_go(text: Captions) -> None:
     assert not torch.equal(found, plain)
 
 
+class Clips(DrawnClips):
+    """Two held-out scenes of like objects, the captions of which say how many."""
+
+    def clips(self, _cache: Path, split: Any) -> list[Clip]:
+        scenes = [
+            draw_scene(0, split, place, size=(64, 64), max_objects=1, test_fraction=0.2, alike=4) for place in (0, 3)
+        ]
+        return [
+            Clip(Path(f"{place}.mp4"), each.caption(), each.truth((64, 64)), 9, (64, 64))
+            for place, each in enumerate(scenes)
+        ]
+
+
+class OneShort:
+    """Sees one object too few of the first caption, and then all; nothing of others."""
+
+    def __init__(self, options: Any) -> None:
+        self.first, self.asked = "", 0
+
+    def create(self) -> Any:
+        return self
+
+    def __call__(self, video: torch.Tensor, captions: Any) -> list[list[Seen]]:
+        self.asked += 1
+        self.first = self.first or captions[0]
+        mask = np.zeros(video.shape[2:], dtype=bool)
+        mask[:, 4:16, 4:16] = True
+        return [[Seen((0, 4), 3, (1 + self.asked) * [mask] if caption == self.first else [])] for caption in captions]
+
+
+def test_an_evaluation_shows_counts_before_and_after(tmp_path: Path) -> None:
+    drawn_options = DrawnOptions(frames=9, size=(64, 64))
+    data = Part("data", Plugin(name="scenes", options=DrawnOptions, load=f"{__name__}:Clips"), drawn_options)
+    told = Part("counter", Plugin(name="told", options=Options, load=f"{__name__}:OneShort"), Options())
+    whole = make_part("sampler", {"use": "count", "counter": "shapes"}, installed())
+    given = replace(whole, options=CountOptions(counter=told))
+    context = tiny_context(tmp_path / "step", data=data, input=tiny_bundle(tmp_path / "bundle"))
+    context.names["input"] = "bundle"
+    options = ShapesEvaluationOptions(num_steps=3, guidance=2.0, sampler=given)
+    found = ShapesEvaluation(options).run(context).metrics
+    assert found["sampler"] == {
+        "wanted": 3, "before": 1, "after": 1.5, "right_before": 0, "right_after": 0.5, "nothing_seen": 0.5,
+        "extra_calls": 0.5 * (2 * 3 + 1), "extra_gradients": 0.5}  # fmt: skip
+    assert {"exact_count", "exact_count_error", "count_distance"} <= found.keys()
+    plain = ShapesEvaluation(ShapesEvaluationOptions(num_steps=3)).run(context).metrics
+    assert "sampler" not in plain
+
+
 # ------------------------------------------------------------------ refusals
 
 
@@ -334,6 +388,11 @@ def test_the_page_has_the_contract() -> None:
         assert inspect.getsource(method).splitlines()[0].strip() in page
 
 
-def test_the_counter_is_an_option_of_the_sampler() -> None:
-    made = part("sampler", "count", counter="shapes")
+def test_a_command_line_names_a_sampler_as_a_recipe_does() -> None:
+    assert named("euler") == "euler"
+    made = make_part("sampler", named("{use: count, counter: shapes, scale: 1e-1}"), installed()).build()
     assert type(made.counter).__name__ == "ShapesCounter"
+    assert made.options.scale == 0.1
+    for broken in ("{use: count", "{use: a, use: b}"):
+        with pytest.raises(UserError, match="--sampler"):
+            named(broken)
