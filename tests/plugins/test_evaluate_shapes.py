@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,6 +215,18 @@ def test_what_a_caption_numbers() -> None:
     assert [caption[slice(*each.span)] for each in found] == ["circles", "squares"]
     assert wanted_of(TWO.caption(), VOCABULARY) == [], "an article is no number"
     assert wanted_of("0 circles, one ring", VOCABULARY) == []
+
+
+def test_what_counts_is_of_the_colour_and_of_no_other_shape() -> None:
+    tracks = [
+        SimpleNamespace(colour=colour, shape=shape)
+        for colour in ("red", "blue")
+        for shape in ("circle", None, "square")
+    ]
+    reading: Any = SimpleNamespace(tracks=tracks)
+    red, any_colour = wanted_of("three red circles, 2 squares", VOCABULARY)
+    assert [(each.colour, each.shape) for each in red.among(reading)] == [("red", "circle"), ("red", None)]
+    assert [each.shape for each in any_colour.among(reading)] == [None, "square"] * 2
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 64)])

@@ -1,5 +1,7 @@
 """How many objects a caption says, and how many are seen: by their colour and shape.
 
+An object whose shape can't be read counts by its colour alone: how well shapes are drawn is another score's business.
+
 Shapes: F frames of Y × X pixels.
 """
 
@@ -43,8 +45,11 @@ class Wanted:
     span: tuple[int, int]
 
     def among(self, reading: Reading) -> list[Track]:
-        """Return those that are seen."""
-        return [track for track in reading.tracks if track.shape == self.shape and self.colour in (None, track.colour)]
+        """Return those that are seen, those of a shape that can't be read included."""
+        return [
+            track for track in reading.tracks
+            if track.shape in (None, self.shape) and self.colour in (None, track.colour)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
