@@ -36,11 +36,11 @@ TABLE = Table(
     {"exact": 4, "error": 4, "distance": 4, "calls": 1},
     (("corrected", "plain", "exact", 1), ("corrected", "best of two", "exact", 1)),
     "CountDiffusion, another measure",
-    "`exact`: share of held-out captions of which as many objects are seen as they say, of the colour and of no other "
-    "shape; `error`: its standard error over captions; `distance`: how many are missing or too many. `calls`: of the network for a "
-    "video, a backward pass as two; a video whose count is right is not drawn again in any arm. `best of two` is the "
-    "bar at about equal compute. `corrected or first`, without a claim: the first where the counter likes it better. "
-    "Seeds draw captions and noise; those of one teacher share its weights.",
+    "`exact`: share of held-out captions of which as many objects are seen as they say, of the colour and of no "
+    "other shape; `error`: its standard error over captions; `distance`: how many are missing or too many. `calls`: "
+    "of the network for a video, a backward pass as two; a video whose count is right is not drawn again in any "
+    "arm. `best of two` is the bar at about equal compute. `corrected or first`, without a claim: the first where "
+    "the counter likes it better. Seeds draw captions and noise; those of one teacher share its weights.",
 )
 WORDS = [
     "one", "two", "three", "four", "tiny", "red", "green", "blue", "yellow", "circle", "circles", "square", "squares",
