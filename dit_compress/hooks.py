@@ -88,6 +88,7 @@ What a plugin meets:
     Cond            What captions became, and its null for guidance                         model/denoiser.py
     Captions        The text encoder as training sees it                                    model/text.py
     Flow            How a bundle is sampled: shift, steps, guidance                         model/flow.py
+    Scene           What a sampler that asks for it knows of its videos                     model/scene.py
     Clip            A captioned clip whose pixels are decoded when asked for                data/clips.py
     Samples         Clips or latents by index, with captions or embeddings                  data/samples.py
     Streams         Random numbers by (seed, step, sample, stream)                          core/randomness.py
@@ -142,6 +143,7 @@ if TYPE_CHECKING:
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.model.flow import Flow
+    from dit_compress.model.scene import Scene
     from dit_compress.model.spec import ComponentSpec, Spec
     from dit_compress.model.text import Captions
     from dit_compress.search.problem import SearchProblem, Selection
@@ -163,6 +165,7 @@ _MODULES = {
     "model.bundle": ("Bundle",),
     "model.denoiser": ("Cond", "Denoiser"),
     "model.flow": ("Flow",),
+    "model.scene": ("Scene",),
     "model.spec": ("ComponentSpec", "Spec"),
     "model.text": ("Captions",),
     "search.problem": ("SearchProblem", "Selection"),
@@ -181,7 +184,7 @@ __all__ = [
     "Context", "Data", "Denoiser", "Diagnostic", "DiscriminatorPart", "DistillOptions", "DistillStep", "Distiller",
     "ExportStep", "Exporter", "File", "FirstFrameCodec", "Flow", "Granularity", "Keyed", "KindHooks", "Latent", "Model",
     "Objective", "Options", "Part", "PartField", "Phase", "Plugin", "Profile", "Result", "Role", "Runner", "Sampler",
-    "Samples", "Search", "SearchProblem", "Selection", "Slot", "Spec", "Step", "Streams", "Structure", "Text",
+    "Samples", "Scene", "Search", "SearchProblem", "Selection", "Slot", "Spec", "Step", "Streams", "Structure", "Text",
     "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError", "VideoOptions", "Weighing", "World",
     "hookimpl", "hookspec",
 ]  # fmt: skip

@@ -69,6 +69,7 @@ ORDINARY = frozenset(
         "affine",
         "block",
         "channels",
+        "count",
         "decoder",
         "diffusers",
         "exhaustive",
@@ -93,6 +94,7 @@ ORDINARY = frozenset(
 OTHERS = {
     "cli/prune.py": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "pruning/": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
+    "data/shard": {"count": "a key of the index of shards"},
     "data/video.py": {"videos": "the folder of a step's videos, and its entry among the files"},
     "measure/mixture.py": {"mixture": "what its clips were drawn from"},
     "model/bundle.py": {"flow": "a key of bundle.json", "latents": "another"},

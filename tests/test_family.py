@@ -6,12 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import account
 import family
+import family_count
 import family_dmd
 import family_reward
 import family_scaled
@@ -21,6 +23,7 @@ CHECKS = {
     "dmd": {"gap_over_m": 0.5, "range": 0.0},
     "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
     "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
+    "count": {"delete": 0.35, "add": -0.7},
 }
 
 
@@ -63,6 +66,19 @@ def test_a_critic_is_deceived_where_it_rises_and_the_reader_does_not() -> None:
         for critic, reader in gains
     ]
     assert family_reward.finished(rows)[1] == {"hacked": {"reward K=1": 2, "reward K=2": 2}}
+
+
+def test_where_plain_sampling_is_not_above_chance_there_is_no_verdict() -> None:
+    for values, fit in (((0.4, 0.5, 0.45), True), ((0.2, 0.5, 0.2), False), ((0.9,), False)):
+        _, figures = family_count.finished([{"plain": {"exact": value}} for value in values])
+        assert figures["chance"] == 0.25
+        assert (figures["unfit"] == []) is fit
+
+
+def test_counts_by_hand() -> None:
+    found = family_count.figures(np.array([0, 2, 0, 1]), np.array([32.0, 64, 32, 64]))
+    error = (1 / 3) ** 0.5 / 2
+    assert found == pytest.approx({"exact": 0.5, "error": error, "distance": 0.75, "calls": 48.0})
 
 
 @pytest.mark.parametrize("tier", account.TIERS)

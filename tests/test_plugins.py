@@ -269,8 +269,10 @@ def test_built_in_plugins_are_whole() -> None:
     registry = Registry.discover()
     assert [broken for broken in registry.broken if broken.distribution == "dit-compress"] == []
     for entry in registry.entries():
-        # The judge of rewards is the reader of an evaluation: one folder has both, since plugins don't import each other.
-        name = f"{entry.kind}_{entry.plugin.name}".replace("reward_reader", "evaluate_shapes")
+        # The judge of rewards and the counter are the reader of an evaluation: one folder has all, since plugins don't
+        # import each other.
+        name = f"{entry.kind}_{entry.plugin.name}"
+        name = {"reward_reader": "evaluate_shapes", "counter_shapes": "evaluate_shapes"}.get(name, name)
         assert entry.module.__name__.endswith(f".{name}")
 
 

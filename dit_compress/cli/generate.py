@@ -40,19 +40,34 @@ def generate(
     ] = None,
     fps: Annotated[float, typer.Option(min=1, max=MAX_FPS, callback=finite)] = 8.0,
     seed: Seed = 0,
-    sampler: Annotated[str | None, typer.Option(help="A sampler plugin; the bundle's own if absent.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="A sampler as a recipe names it, {use: …} with options; the bundle's if absent.")
+    ] = None,
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
+    from dit_compress.model.scene import summed_up
     from dit_compress.recipe import make_part
 
     need_place(out, "file")
     found = registry(plugin)
-    sample = make_part("sampler", {"use": sampler}, found, "--sampler").build().sample if sampler else None
-    generate_file(
+    sample = make_part("sampler", named(sampler), found, "--sampler").build().sample if sampler else None
+    notes = generate_file(
         caption, model, out, sample, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed
     )
+    for name, value in summed_up(notes).items():
+        typer.echo(f"{name}: {value:g}")
     typer.echo(out)
+
+
+def named(sampler: str) -> Any:
+    """Return a sampler as a recipe has it: a name, or YAML of a mapping with its options."""
+    from dit_compress.recipe.document import parse
+
+    document = parse(f"sampler: {sampler}", "--sampler")
+    for error in document.errors.values():
+        raise error
+    return document.data["sampler"]
 
 
 def write_made(out: Path, pixels_FYX3: np.ndarray, fps: float) -> None:
@@ -75,8 +90,8 @@ def generate_file(
     size: tuple[int, int] | None,
     fps: float,
     seed: int,
-) -> None:
-    """One caption, one mp4."""
+) -> list[dict[str, float]]:
+    """Write one caption's mp4; return what the sampler noted."""
     from dit_compress.model.bundle import Bundle
     from dit_compress.step.sampling import Generator
 
@@ -96,3 +111,4 @@ def generate_file(
         pixels = generator([caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance)
         advance()
     write_made(out, pixels[0], fps)
+    return generator.notes

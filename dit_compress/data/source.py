@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_data
+from dit_compress.plugin.options import keep_counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,4 +63,6 @@ def manifest_digest(source: Data, folder: Path) -> str:
 
 def data_folder(cache: Path, part: Part) -> Path:
     """Return the content-addressed folder of a data part: another world, another folder."""
-    return cache / f"data-{sha256_data([part.as_data(), part.plugin.revision])[:16]}"
+    options = part.as_data()
+    keep_counted(part.options, options)
+    return cache / f"data-{sha256_data([options, part.plugin.revision])[:16]}"

@@ -45,6 +45,20 @@ class Captions(nn.Module):
         """Turn captions into conditions."""
         return self(self._placed(self.encoder.tokenize(captions)))
 
+    def places(self, caption: str, start: int, end: int) -> range:
+        """Return where among the tokens those of ``caption[start:end]`` stand, a word; none where it was cut off.
+
+        No tokenizer has to say it: rows of the caption up to there are the same until the word begins, or ends.
+        """
+        before, word = caption[:start].rstrip(), caption[:end]
+        return range(self._parting(before, word), self._parting(word, f"{word} and"))
+
+    def _parting(self, one: str, other: str) -> int:
+        """Return the first place at which the tokens of two captions differ; their number where none does."""
+        tokens = self.encoder.tokenize([one, other])
+        differs_L = torch.stack([value[0] != value[1] for value in tokens.values()]).any(0)
+        return int(differs_L.int().argmax()) if differs_L.any() else len(differs_L)
+
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move tensors to the encoder's device."""
         device = next((parameter.device for parameter in self.encoder.parameters()), None)

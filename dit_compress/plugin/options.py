@@ -301,8 +301,6 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
     for names, (mark, value) in files_of(options).items() if contents else ():
         *outer, leaf = names.split(".")
         reduce(getitem, outer, data)[leaf] = mark.content(value)
-    if contents:
-        _keep_counted(options, data)
     values = dict(options)
     for name, slot in slots.items():
         value, written = values[name], fields[name].alias or name
@@ -312,10 +310,12 @@ def options_as_data(options: Options, *, contents: bool = False) -> dict[str, An
             data[written] = {key: options_as_data(part.options, contents=contents) for key, part in value.items()}
         else:
             data[written] = value.as_data(contents=contents)
+    if contents:
+        keep_counted(options, data)
     return data
 
 
-def _keep_counted(value: Any, data: Any) -> None:
+def keep_counted(value: Any, data: Any) -> None:
     """Take out of the data what does not count in a key; in options inside options, lists and mappings, too."""
     if isinstance(value, Options):
         for name, inner in value:
@@ -324,12 +324,12 @@ def _keep_counted(value: Any, data: Any) -> None:
             if any(isinstance(mark, Keyed) and not mark.counts(value) for mark in info.metadata):
                 data.pop(written, None)
             elif written in data:
-                _keep_counted(inner, data[written])
+                keep_counted(inner, data[written])
     elif isinstance(value, dict) and isinstance(data, dict):
-        _keep_counted(list(value.values()), list(data.values()))
+        keep_counted(list(value.values()), list(data.values()))
     elif isinstance(value, list | tuple) and isinstance(data, list):
         for inner, own in zip(value, data, strict=True):
-            _keep_counted(inner, own)
+            keep_counted(inner, own)
 
 
 def marked(options: type[Options]) -> dict[str, File]:

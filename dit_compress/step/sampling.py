@@ -9,6 +9,7 @@ import torch
 from dit_compress.core.randomness import Streams
 from dit_compress.data.samples import to_pixels
 from dit_compress.model.protocols import decoded
+from dit_compress.model.scene import Scene, shown
 from dit_compress.model.text import Captions
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Generator:
     """A bundle, loaded and ready to make videos. Noise is a function of (seed, index of the video).
 
-    sample: another sampler than the bundle's.
+    sample: another sampler than the bundle's. notes: what it said of each video so far, where it says something.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Generator:
         self.bundle, self.shape, self.sample = bundle, latent_shape, sample or bundle.flow.sample()
         self.denoiser, self.codec = bundle.denoiser().eval(), bundle.codec().eval()
         self.text = Captions(bundle.text()).eval()
+        self.notes: list[dict[str, float]] = []
 
     @torch.no_grad()
     def __call__(
@@ -48,5 +50,7 @@ class Generator:
         flow = self.bundle.flow
         noise = Streams(seed, 0, index).normal("sample", self.shape)
         strength = flow.guidance if guidance is None else guidance
-        latent = self.sample(self.denoiser, noise, self.text.cond(captions), flow.sigmas(num_steps), strength)
+        scene = Scene(self.codec, captions, self.text, self.notes)
+        sample = shown(self.sample, scene)
+        latent = sample(self.denoiser, noise, self.text.cond(captions), flow.sigmas(num_steps), strength)
         return to_pixels(decoded(self.codec, latent, first_BCYX))

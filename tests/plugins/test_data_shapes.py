@@ -19,6 +19,9 @@ from pydantic import ValidationError
 
 from dit_compress.core.errors import UserError
 from dit_compress.data.clips import split_of
+from dit_compress.data.source import data_folder
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe import make_part
 from dit_compress_plugins.data_shapes import ShapesOptions, data
 from dit_compress_plugins.data_shapes.data import Shapes
 from dit_compress_plugins.data_shapes.render import render
@@ -168,6 +171,9 @@ def test_a_clip_depends_on_its_own_index_alone() -> None:
         ({"num_clips": 0}, "num_clips"),
         ({"clips": 3}, "clips"),
         ({"max_objects": 3}, "max_objects"),
+        ({"alike": 5}, "alike\n  Input should be less than or equal to 4"),
+        ({"alike": 3, "max_objects": 1}, "'max_objects' belongs to 'alike: 0': leave out what does nothing"),
+        ({"alike": 2, "grid": 0.5}, "hardly any train scene of 2 objects can be drawn with"),
         ({"num_clips": 1e12}, "num_clips\n  Input should be less than or equal to 1000000"),
         ({"fps": 1e12}, "fps\n  Input should be less than or equal to 1000"),
         ({"frames": 10**9}, "1000000000 frames of 96x96 pixels are more than 4294967296, and a clip is held in memory"),
@@ -211,6 +217,36 @@ def test_scenes_and_files_stay_as_they_were(shapes: Shapes, tmp_path: Path) -> N
         hashlib.sha256("".join(scenes).encode()).hexdigest()
         == "fc1bf18c375d44432e339194cda724c1702171a011621d8e4698ae3b4fcfaa75"
     )
+
+
+def test_folders_and_keys_of_worlds_without_like_objects_stay_as_they_were() -> None:
+    small = {"size": [64, 64], "frames": 9, "max_objects": 1}
+    names = [data_folder(Path(), make_part("data", {"use": "shapes", **given}, installed())) for given in ({}, small)]
+    assert [str(name) for name in names] == ["data-3bb02b44820afe47", "data-902776858d338a4f"]
+    keyed = make_part("evaluate", "shapes", installed()).as_data(contents=True)
+    assert not {"alike", "sampler"} & keyed.keys()
+    sampled = make_part("evaluate", {"use": "shapes", "sampler": "euler"}, installed()).as_data(contents=True)
+    assert sampled["sampler"] == {"use": "euler"}
+
+
+@pytest.mark.parametrize("grid", [1 / 6, 0.125, 0.25, 0.0])
+def test_like_objects_differ_in_their_places_alone_and_stay_apart(grid: float) -> None:
+    shapes = Shapes(ShapesOptions(alike=4, size=(64, 64), grid=grid))
+    scenes = [shapes.scene("train", index) for index in range(60)]
+    assert {len(scene.things) for scene in scenes} == {1, 2, 3, 4}
+    for scene in scenes:
+        assert len({thing.phrase() for thing in scene.things}) == 1
+        alone = [render(Scene(scene.background, (thing,)), 5, (64, 64)) for thing in scene.things]
+        bare = render(Scene(scene.background, ()), 5, (64, 64))
+        masks = np.array([(video != bare).any(axis=-1) for video in alone])
+        assert masks.sum(axis=0).max() == 1
+        assert not masks[:, :, [0, -1]].any()
+        assert not masks[:, :, :, [0, -1]].any()
+    first, truth = scenes[0], scenes[0].truth((64, 64))
+    assert first.caption() == "three tiny green triangles moving down slowly on a white background"
+    assert truth["world"]["sizes"] == {"tiny": 12.0}
+    one = next(scene for scene in scenes if len(scene.things) == 1)
+    assert one.caption().startswith(f"one tiny {one.things[0].colour} {one.things[0].shape} moving")
 
 
 def test_clips_that_do_not_fit_the_disk_are_refused_by_the_size_of_the_first(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
+from dit_compress.data.samples import to_video
 from dit_compress_plugins.data_shapes import ShapesOptions
 from dit_compress_plugins.data_shapes.data import Shapes
 from dit_compress_plugins.data_shapes.render import render
-from dit_compress_plugins.data_shapes.world import Scene, Thing
+from dit_compress_plugins.data_shapes.world import NUMBERS, TINY, Scene, Thing, spec
+from dit_compress_plugins.evaluate_shapes import CounterOptions
+from dit_compress_plugins.evaluate_shapes.counter import VOCABULARY, ShapesCounter, wanted_of
 from dit_compress_plugins.evaluate_shapes.reader import read
 from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, floors, score, summarise
 
@@ -189,3 +195,71 @@ def test_floors_are_what_the_reader_gives_for_those_clips() -> None:
         if shown is not wanted
     ]
     assert floors([scene.truth(SIZE) for scene in scenes])["chance"] == pytest.approx(np.mean(found))
+
+
+# ------------------------------------------------------------------ counts
+
+
+def test_the_counters_vocabulary_is_the_worlds() -> None:
+    world = spec(SIZE, TINY)
+    speeds = {name: round(share * 96, 3) for name, share in VOCABULARY["speeds"].items()}
+    assert world == {**VOCABULARY, "speeds": speeds, "sizes": {"tiny": 18.0}}
+    assert CounterOptions().smallest == TINY["tiny"]
+    assert [wanted_of(f"{word} circles", world)[0].number for word in NUMBERS] == [1, 2, 3, 4]
+
+
+def test_what_a_caption_numbers() -> None:
+    caption = "Three tiny red circles moving left and 2 squares beside a green triangle"
+    found = wanted_of(caption, VOCABULARY)
+    assert [(each.number, each.colour, each.shape) for each in found] == [(3, "red", "circle"), (2, None, "square")]
+    assert [caption[slice(*each.span)] for each in found] == ["circles", "squares"]
+    assert wanted_of(TWO.caption(), VOCABULARY) == [], "an article is no number"
+    assert wanted_of("0 circles, one ring", VOCABULARY) == []
+
+
+def test_what_counts_is_of_the_colour_and_of_no_other_shape() -> None:
+    tracks = [
+        SimpleNamespace(colour=colour, shape=shape)
+        for colour in ("red", "blue")
+        for shape in ("circle", None, "square")
+    ]
+    reading: Any = SimpleNamespace(tracks=tracks)
+    red, any_colour = wanted_of("three red circles, 2 squares", VOCABULARY)
+    assert [(each.colour, each.shape) for each in red.among(reading)] == [("red", "circle"), ("red", None)]
+    assert [each.shape for each in any_colour.among(reading)] == [None, "square"] * 2
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 64)])
+def test_objects_that_are_alike_are_counted_right(size: tuple[int, int]) -> None:
+    shapes, counter = Shapes(ShapesOptions(alike=4, size=size)), ShapesCounter(CounterOptions())
+    scores = []
+    for index in range(40):
+        scene = shapes.scene("train", index)
+        video, caption = render(scene, 5, size), scene.caption()
+        scores.append(score(video, scene.truth(size), caption))
+        ((found,),) = counter(to_video(torch.from_numpy(video[None])), [caption])
+        assert found.wanted == len(scene.things)
+        assert len(found.masks_NFYX) == len(scene.things)
+        covered = (video != render(Scene(scene.background, ()), 5, size)).any(-1)
+        mask = np.any(found.masks_NFYX, axis=0)
+        assert (mask & covered).sum() == mask.sum() > 0.75 * covered.sum()
+    summary = summarise(scores)
+    assert summary["exact_count"] == summary["attribute_accuracy"] == summary["exact_match"] == 1.0
+    assert summary["exact_count_error"] == summary["count_distance"] == 0.0
+
+
+def test_counts_by_hand() -> None:
+    """Four squares of which three are wanted; none where three are; a caption without a number has none to judge."""
+    places = [(20, 20), (20, 70), (70, 20), (70, 70)]
+    things = tuple(Thing("square", "red", "tiny", "left", "slow", start) for start in places)
+    video, truth = drawn(Scene("black", things)), Scene("black", things[:3]).truth(SIZE)
+    caption = Scene("black", things[:3]).caption()
+    assert caption == "three tiny red squares moving left slowly on a black background"
+    many, none = score(video, truth, caption), score(drawn(Scene("black", ())), truth, caption)
+    assert (many["exact_count"], many["count_distance"]) == (0.0, 1.0)
+    assert (none["exact_count"], none["count_distance"]) == (0.0, 3.0)
+    right = score(drawn(Scene("black", things[:3])), truth, caption)
+    summary = summarise([many, scored(drawn(TWO)), right])
+    assert (summary["exact_count"], summary["exact_count_error"]) == (0.5, 0.5)
+    assert summary["count_distance"] == 0.5
+    assert "exact_count" not in summarise([scored(drawn(TWO))])

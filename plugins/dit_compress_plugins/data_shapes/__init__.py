@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dit_compress.hooks import Plugin, VideoOptions, hookimpl
+from dit_compress.hooks import Keyed, Plugin, VideoOptions, hookimpl
 
 
 class ShapesOptions(VideoOptions):
@@ -15,6 +15,8 @@ class ShapesOptions(VideoOptions):
     num_clips, num_test: clips of the train and of the test split.
     frames, size, fps: of every clip; size is (Y, X).
     max_objects: 2 for one or two objects in a clip, 1 for one.
+    alike: up to so many objects that differ in nothing but their places, "three tiny red circles moving left slowly",
+        instead of those; 0 for none.
     test_fraction: share of the combinations of attributes that only the test split shows.
     grid: pitch of the places that objects may take, as a share of the short side; 0 for anywhere. A coarse
         grid makes a world that a small model learns in minutes.
@@ -30,9 +32,15 @@ class ShapesOptions(VideoOptions):
     size: tuple[int, int] = (96, 96)
     fps: float = Field(8.0, ge=0.01, le=1000)
     max_objects: Literal[1, 2] = 2
+    alike: Annotated[int, Keyed("alike")] = Field(0, ge=0, le=4)
     test_fraction: float = Field(0.1, gt=0, lt=1)
     grid: float = Field(16 / 96, ge=0, le=0.5)
     seed: int = 0
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Return what counts objects that differ, where all are alike."""
+        return {"max_objects": "'alike: 0'"} if self.alike else {}
 
     @property
     def expected_clips(self) -> int:
@@ -63,8 +71,8 @@ class ShapesOptions(VideoOptions):
         from dit_compress_plugins.data_shapes.world import are_rare
 
         for split in ("train", "test"):
-            for count in range(1, self.max_objects + 1):
-                if are_rare(split, count, self.size, self.test_fraction, self.grid):
+            for count in range(1, (self.alike or self.max_objects) + 1):
+                if are_rare(split, count, self.size, self.test_fraction, self.grid, alike=bool(self.alike)):
                     raise ValueError(
                         f"hardly any {split} scene of {count} object{'s'[: count - 1]} can be drawn with "
                         f"'test_fraction' {self.test_fraction:g} and 'grid' {self.grid:g}: give a finer grid, "

@@ -42,6 +42,7 @@ class Shapes(Data):
             max_objects=options.max_objects,
             test_fraction=options.test_fraction,
             grid=options.grid,
+            alike=options.alike,
         )
 
     def prepare(self, cache: Path, progress: Callable[[int, int], None] | None = None) -> None:

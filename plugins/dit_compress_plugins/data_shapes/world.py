@@ -1,6 +1,8 @@
 """The world of moving shapes: its vocabulary, how a scene is drawn at random, and its caption.
 
-Every attribute of a scene is spelled in its caption. Positions alone are free.
+Every attribute of a scene is spelled in its caption. Positions alone are free. A scene shows one or two objects that
+differ, or, where it was asked for, some that are alike: "three tiny red circles moving left slowly on a grey
+background".
 
 All shapes are regular polygons with a flat base, and all objects of one size have one *area*, whatever
 their shape: size and shape can be read independently of each other.
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from dit_compress.core.randomness import generator
 from dit_compress.data.clips import split_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dit_compress.data.clips import Split
 
@@ -30,6 +32,9 @@ SHAPES = {"circle": 24, "square": 4, "triangle": 3}
 """Corners of each shape."""
 SIZES = {"small": 26 / 96, "large": 36 / 96}
 """Square root of the area, as a share of the frame's short side."""
+TINY = {"tiny": 18 / 96}
+"""The one size of objects that are alike: four of any shape fit."""
+NUMBERS = ("one", "two", "three", "four")
 SPEEDS = {"slow": 8 / 96, "fast": 20 / 96}
 """The distance an object moves from the first to the last frame, as a share of the frame's short side."""
 ADVERBS = {"slow": "slowly", "fast": "fast"}
@@ -44,7 +49,7 @@ _MARGIN = 2.0
 _GAP = 3.0
 """Pixels between two objects, at every moment."""
 _PLACES = 128
-"""Places tried at once for a pair of objects."""
+"""Places tried at once for the objects of a scene."""
 _ATTEMPTS, _ENOUGH = 4_000, 2
 """Scenes drawn to see whether a world has any, and how many must do: fewer, and drawing its clips would not end."""
 
@@ -60,9 +65,10 @@ class Thing:
     speed: str
     start: tuple[float, float] = (0.0, 0.0)
 
-    def phrase(self) -> str:
-        """Return the thing's part of the caption."""
-        return f"a {self.size} {self.colour} {self.shape} moving {self.direction} {ADVERBS[self.speed]}"
+    def phrase(self, number: str = "a") -> str:
+        """Return the thing's part of the caption; of so many alike, where a number is given."""
+        plural = "" if number in ("a", NUMBERS[0]) else "s"
+        return f"{number} {self.size} {self.colour} {self.shape}{plural} moving {self.direction} {ADVERBS[self.speed]}"
 
 
 @dataclass(frozen=True)
@@ -72,16 +78,26 @@ class Scene:
     background: str
     things: tuple[Thing, ...]
 
+    @property
+    def alike(self) -> bool:
+        """True where the things differ in nothing but their places."""
+        return all(thing.size in TINY for thing in self.things)
+
     def caption(self) -> str:
         """Name every attribute, in words."""
-        return " and ".join(thing.phrase() for thing in self.things) + f" on a {self.background} background"
+        if self.alike:
+            said = self.things[0].phrase(NUMBERS[len(self.things) - 1])
+        else:
+            said = " and ".join(thing.phrase() for thing in self.things)
+        return f"{said} on a {self.background} background"
 
     def truth(self, size: tuple[int, int]) -> dict[str, Any]:
         """Return the scene as JSON data, with all that an evaluator must know of the world."""
-        return {"background": self.background, "objects": [vars(thing) for thing in self.things], "world": spec(size)}
+        world = spec(size, TINY if self.alike else SIZES)
+        return {"background": self.background, "objects": [vars(thing) for thing in self.things], "world": world}
 
 
-def spec(size: tuple[int, int]) -> dict[str, Any]:
+def spec(size: tuple[int, int], sizes: Mapping[str, float] = SIZES) -> dict[str, Any]:
     """Return the vocabulary in pixels of a (Y, X) frame, as JSON data."""
     side = min(size)
     return {
@@ -89,7 +105,7 @@ def spec(size: tuple[int, int]) -> dict[str, Any]:
         "colours": COLOURS,
         "shapes": SHAPES,
         "directions": DIRECTIONS,
-        "sizes": {name: round(share * side, 3) for name, share in SIZES.items()},
+        "sizes": {name: round(share * side, 3) for name, share in sizes.items()},
         "speeds": {name: round(share * side, 3) for name, share in SPEEDS.items()},
     }
 
@@ -103,30 +119,43 @@ def draw_scene(
     max_objects: int,
     test_fraction: float,
     grid: float = GRID,
+    alike: int = 0,
 ) -> Scene:
-    """Draw the scene of one clip: a function of its arguments, of the split that its caption hashes to."""
+    """Draw the scene of one clip: a function of its arguments, of the split that its caption hashes to.
+
+    alike: so many objects at most that are alike, instead of ``max_objects`` that differ.
+    """
     rng = generator(seed, f"shapes/{split}", index)
-    count = int(rng.integers(1, max_objects + 1))
+    count = int(rng.integers(1, (alike or max_objects) + 1))
     while True:  # it ends: options whose scenes are_rare are refused
-        scene = _attempt(rng, split, count, size, test_fraction, grid)
+        scene = _attempt(rng, split, count, size, test_fraction, grid, alike=bool(alike))
         if scene is not None:
             return scene
 
 
 @lru_cache(maxsize=64)
-def are_rare(split: Split, count: int, size: tuple[int, int], test_fraction: float, grid: float) -> bool:
+def are_rare(
+    split: Split, count: int, size: tuple[int, int], test_fraction: float, grid: float, *, alike: bool = False
+) -> bool:
     """Tell whether of many scenes of ``count`` objects hardly one is of a split and finds places in the frame."""
     rng = generator(0, f"shapes/rare/{split}", count)
-    attempts = (_attempt(rng, split, count, size, test_fraction, grid) for _ in range(_ATTEMPTS))
+    attempts = (_attempt(rng, split, count, size, test_fraction, grid, alike=alike) for _ in range(_ATTEMPTS))
     return sum(1 for _ in islice((scene for scene in attempts if scene), _ENOUGH)) < _ENOUGH
 
 
 def _attempt(
-    rng: np.random.Generator, split: Split, count: int, size: tuple[int, int], test_fraction: float, grid: float
+    rng: np.random.Generator,
+    split: Split,
+    count: int,
+    size: tuple[int, int],
+    test_fraction: float,
+    grid: float,
+    *,
+    alike: bool,
 ) -> Scene | None:
     """Draw a scene; None where it is of the other split, or its objects don't fit (as many pairs of large ones)."""
     background = _pick(rng, BACKGROUNDS)
-    things = _draw_things(rng, count)
+    things = count * (_draw_thing(rng, _pick(rng, COLOURS), TINY),) if alike else _draw_things(rng, count)
     if split_of(Scene(background, things).caption(), test_fraction) != split:
         return None
     placed = _place(rng, things, size, grid)
@@ -142,7 +171,7 @@ def path_of(thing: Thing, num_frames: int, size: tuple[int, int]) -> np.ndarray:
 def apothem(thing: Thing, size: tuple[int, int]) -> float:
     """Return the distance from the centre to a side: a regular n-gon has the area n·a²·tan(π/n)."""
     corners = SHAPES[thing.shape]
-    return SIZES[thing.size] * min(size) / math.sqrt(corners * math.tan(math.pi / corners))
+    return (SIZES | TINY)[thing.size] * min(size) / math.sqrt(corners * math.tan(math.pi / corners))
 
 
 def normals(corners: int) -> np.ndarray:
@@ -158,11 +187,11 @@ def _pick(rng: np.random.Generator, names: dict[str, Any] | Sequence[str]) -> st
 def _draw_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
     """Draw objects without a place, of different colours, in the order of their phrases."""
     colours = [list(COLOURS)[index] for index in rng.permutation(len(COLOURS))[:count]]
-    things = [
-        Thing(_pick(rng, SHAPES), colour, _pick(rng, SIZES), _pick(rng, DIRECTIONS), _pick(rng, SPEEDS))
-        for colour in colours
-    ]
-    return tuple(sorted(things, key=Thing.phrase))
+    return tuple(sorted((_draw_thing(rng, colour, SIZES) for colour in colours), key=Thing.phrase))
+
+
+def _draw_thing(rng: np.random.Generator, colour: str, sizes: dict[str, float]) -> Thing:
+    return Thing(_pick(rng, SHAPES), colour, _pick(rng, sizes), _pick(rng, DIRECTIONS), _pick(rng, SPEEDS))
 
 
 def _move(thing: Thing, size: tuple[int, int]) -> np.ndarray:
@@ -214,9 +243,9 @@ def _place(
         highs.append(centre + high)
         starts.append(start)
     apart = np.ones(_PLACES, dtype=bool)
-    if len(things) == 2:
-        gap = np.maximum(lows[1] - highs[0], lows[0] - highs[1]).max(axis=2)
-        apart = gap.min(axis=1) >= _GAP
+    for one, other in combinations(range(len(things)), 2):
+        gap = np.maximum(lows[other] - highs[one], lows[one] - highs[other]).max(axis=2)
+        apart &= gap.min(axis=1) >= _GAP
     if not apart.any():
         return None
     best = int(np.argmax(apart))

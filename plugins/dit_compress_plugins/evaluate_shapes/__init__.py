@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import Keyed, Options, PartField, Plugin, Slot, hookimpl
 
 
 class ReaderOptions(Options):
     """Nothing to choose."""
+
+
+class CounterOptions(Options):
+    """smallest: square root of the smallest object's area, as a share of the short side."""
+
+    smallest: float = Field(18 / 96, gt=0, le=1)
 
 
 class ShapesEvaluationOptions(Options):
@@ -23,6 +29,7 @@ class ShapesEvaluationOptions(Options):
     seed: of the noise; equal seeds give paired scores.
     source: videos generated for the captions, the real clips, or their round trip through the codec.
     column: heading of the videos in the report; the input's name, steps and guidance if absent.
+    sampler: another than the recipe's or the bundle's.
     """
 
     num_captions: int = Field(100, ge=1)
@@ -33,6 +40,7 @@ class ShapesEvaluationOptions(Options):
     seed: int = 0
     source: Literal["generated", "real", "round_trip"] = "generated"
     column: str | None = None
+    sampler: Annotated[PartField | None, Slot("sampler"), Keyed("sampler")] = None
 
 
 @hookimpl
@@ -59,4 +67,16 @@ def reward() -> Plugin:
         load="dit_compress_plugins.evaluate_shapes.judge:ReaderPart",
         requires=("scipy",),
         summary="a judge that reads moving shapes from pixels: nothing learned, no gradient",
+    )
+
+
+@hookimpl
+def counter() -> Plugin:
+    """Register what counts shapes in pixels as a part, for ``sampler: count``."""
+    return Plugin(
+        name="shapes",
+        options=CounterOptions,
+        load="dit_compress_plugins.evaluate_shapes.counter:CounterPart",
+        requires=("scipy",),
+        summary="counts moving shapes by colour and shape: nothing learned",
     )

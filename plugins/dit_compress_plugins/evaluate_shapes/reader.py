@@ -37,6 +37,31 @@ _MAX_FACTOR = 1.8
 
 
 @dataclass(frozen=True)
+class Part:
+    """A mask ``[F,y,x]`` in a box of the picture that starts at ``top, left``."""
+
+    mask: np.ndarray
+    top: int
+    left: int
+
+    @property
+    def present_F(self) -> np.ndarray:
+        """In which frames it is seen."""
+        return np.asarray(self.mask.any(axis=(1, 2)))
+
+    def crop(self, picture_FYX: np.ndarray) -> np.ndarray:
+        """Return the box of a whole picture."""
+        _, height, width = self.mask.shape
+        return picture_FYX[:, self.top : self.top + height, self.left : self.left + width]
+
+    def whole(self, size: tuple[int, ...]) -> np.ndarray:
+        """Return the mask of the whole picture, ``[F,Y,X]``."""
+        mask = np.zeros(size, dtype=bool)
+        self.crop(mask)[:] = self.mask
+        return mask
+
+
+@dataclass(frozen=True)
 class Track:
     """One object, followed through the clip.
 
@@ -45,6 +70,7 @@ class Track:
     centre_F2: its centroid (y, x) in pixels; NaN where it was not seen.
     area_F: its area in pixels, 0 where it was not seen.
     displacement: (y, x) from the first to the last frame, by a straight line through the centroids.
+    part: its pixels.
     """
 
     shape: str | None
@@ -56,6 +82,7 @@ class Track:
     centre_F2: np.ndarray
     area_F: np.ndarray
     displacement: tuple[float, float]
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -139,29 +166,12 @@ def _nearest_row(squared_KN: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------ objects
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A mask ``[F,y,x]`` in a box of the picture that starts at ``top, left``."""
-
-    mask: np.ndarray
-    top: int
-    left: int
-
-    @property
-    def present_F(self) -> np.ndarray:
-        return np.asarray(self.mask.any(axis=(1, 2)))
-
-    def crop(self, picture_FYX: np.ndarray) -> np.ndarray:
-        _, height, width = self.mask.shape
-        return picture_FYX[:, self.top : self.top + height, self.left : self.left + width]
-
-
-def _objects(mask_FYX: np.ndarray, world: Mapping[str, Any]) -> list[_Part]:
+def _objects(mask_FYX: np.ndarray, world: Mapping[str, Any]) -> list[Part]:
     """Find the objects of one colour: what is connected in space and time, joined over gaps in time."""
     if not mask_FYX.any():
         return []
     rows, columns = np.flatnonzero(mask_FYX.any(axis=(0, 2))), np.flatnonzero(mask_FYX.any(axis=(0, 1)))
-    box = _Part(np.zeros((len(mask_FYX), np.ptp(rows) + 1, np.ptp(columns) + 1)), int(rows[0]), int(columns[0]))
+    box = Part(np.zeros((len(mask_FYX), np.ptp(rows) + 1, np.ptp(columns) + 1)), int(rows[0]), int(columns[0]))
     mask = box.crop(mask_FYX)
     cross = ndimage.generate_binary_structure(2, 1)[None]
     labels, count = ndimage.label(ndimage.binary_opening(mask, cross))
@@ -174,7 +184,7 @@ def _objects(mask_FYX: np.ndarray, world: Mapping[str, Any]) -> list[_Part]:
     ]
     # Opening takes the corners off; give back what touches.
     grown = [ndimage.binary_dilation(part, cross) & mask for part in _join(parts)]
-    return [_Part(part, box.top, box.left) for part in grown if part.any(axis=(1, 2)).mean() >= _MIN_FRAMES]
+    return [Part(part, box.top, box.left) for part in grown if part.any(axis=(1, 2)).mean() >= _MIN_FRAMES]
 
 
 def _join(parts: list[np.ndarray]) -> list[np.ndarray]:
@@ -191,7 +201,7 @@ def _join(parts: list[np.ndarray]) -> list[np.ndarray]:
     return objects
 
 
-def _track(coverage_FYX: np.ndarray, part: _Part, colour: str, world: Mapping[str, Any]) -> Track:
+def _track(coverage_FYX: np.ndarray, part: Part, colour: str, world: Mapping[str, Any]) -> Track:
     """Measure one object's attributes, from its mask."""
     present = part.present_F
     centre, area = _moments(part.crop(coverage_FYX) * part.mask)
@@ -203,7 +213,8 @@ def _track(coverage_FYX: np.ndarray, part: _Part, colour: str, world: Mapping[st
     if length * _MAX_FACTOR >= min(world["speeds"].values()):
         direction = max(world["directions"], key=lambda name: float(np.dot(world["directions"][name], moved)))
     size = _nearest(float(np.sqrt(np.median(area[present]))), world["sizes"])
-    return Track(shape, colour, size, direction, speed, present, centre + np.array((part.top, part.left)), area, moved)
+    middle = centre + np.array((part.top, part.left))
+    return Track(shape, colour, size, direction, speed, present, middle, area, moved, part)
 
 
 def _moments(weight_FYX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

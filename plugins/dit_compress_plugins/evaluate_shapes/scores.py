@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.optimize import linear_sum_assignment
 
+from dit_compress_plugins.evaluate_shapes.counter import count_scores
 from dit_compress_plugins.evaluate_shapes.reader import Reading, Track, read
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 OBJECT_ATTRIBUTES = ("shape", "colour", "size", "direction", "speed")
 ATTRIBUTES = ("count", *OBJECT_ATTRIBUTES, "background")
+COUNTS = ("exact_count", "count_distance")
 
 _COMPARED = 128
 """Truths that the floors are taken over, pair by pair."""
@@ -27,12 +29,13 @@ _INNER = 0.4
 """Radius of a disc inside every shape, as a share of the square root of its area (the triangle's is 0.44)."""
 
 
-def score(video_FYX3: np.ndarray, truth: Mapping[str, Any]) -> dict[str, float]:
+def score(video_FYX3: np.ndarray, truth: Mapping[str, Any], caption: str = "") -> dict[str, float]:
     """Score one video.
 
     Args:
         video_FYX3: ``[F,Y,X,3]`` uint8.
         truth: ``background``, ``objects`` and ``world``, as the data's ground truth gives them.
+        caption: what its numbers say is judged, too (:func:`count_scores`).
 
     Returns:
         each of ``ATTRIBUTES``: share of the objects (or 0, 1) that have it right;
@@ -48,7 +51,7 @@ def score(video_FYX3: np.ndarray, truth: Mapping[str, Any]) -> dict[str, float]:
     scores["exact_match"] = float(min(scores.values()) == 1.0)
     scores["flicker"] = flicker(video_FYX3, reading)
     scores["displacement_ratio"] = displacement_ratio(pairs, truth["world"])
-    return scores
+    return scores | count_scores(reading, caption, truth["world"])
 
 
 def match(
@@ -121,14 +124,18 @@ def summarise(scores: Sequence[Mapping[str, float]], each: int = 1) -> dict[str,
     """Average over videos all that :func:`score` gives; ``attribute_accuracy`` is the mean of ``ATTRIBUTES``.
 
     ``attribute_accuracy_error`` is its standard error over captions, of which each ``each`` scores in a row are one;
-    left out where there is a single caption.
+    left out where there is a single caption. Counts are those of captions with a number.
     """
-    summary = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
-    per_video = np.array([np.mean([one[name] for name in ATTRIBUTES]) for one in scores])
-    per_caption = per_video.reshape(-1, each).mean(axis=1)
-    summary["attribute_accuracy"] = float(per_caption.mean())
-    if len(per_caption) > 1:
-        summary["attribute_accuracy_error"] = float(per_caption.std(ddof=1) / math.sqrt(len(per_caption)))
+    numbered = [one for one in scores if "exact_count" in one]
+    summary = {name: float(np.mean([one[name] for one in scores])) for name in scores[0] if name not in COUNTS}
+    summary |= {name: float(np.mean([one[name] for one in numbered])) for name in COUNTS if numbered}
+    of_videos = {"attribute_accuracy": [float(np.mean([one[name] for name in ATTRIBUTES])) for one in scores]}
+    of_videos["exact_count"] = [one["exact_count"] for one in numbered]
+    summary["attribute_accuracy"] = float(np.mean(of_videos["attribute_accuracy"]))
+    for name, values in of_videos.items():
+        per_caption = np.array(values).reshape(-1, each).mean(axis=1)
+        if len(per_caption) > 1:
+            summary[f"{name}_error"] = float(per_caption.std(ddof=1) / math.sqrt(len(per_caption)))
     return summary
 
 

@@ -12,6 +12,7 @@ from dit_compress.core.progress import progress
 from dit_compress.data.clips import distinct
 from dit_compress.data.samples import to_pixels, to_video
 from dit_compress.data.video import Gallery
+from dit_compress.model.scene import summed_up
 from dit_compress.step.context import Result
 from dit_compress.step.sampling import Generator
 from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, floors, score, summarise
@@ -30,6 +31,7 @@ class ShapesEvaluation:
 
     def __init__(self, options: ShapesEvaluationOptions) -> None:
         self.options = options
+        self.notes: list[dict[str, float]] = []
 
     def plan(self, spec: Spec) -> Spec:
         """Check that there is a VAE, and to generate a denoiser as well."""
@@ -46,7 +48,7 @@ class ShapesEvaluation:
         spreads: list[float] = []
         gallery, column = Gallery(context.folder), self.column(context)
         for clip, group_NFYX3 in videos:
-            scores += [score(video, truth_of(clip)) for video in group_NFYX3]
+            scores += [score(video, truth_of(clip), clip.caption) for video in group_NFYX3]
             spreads.append(diversity(group_NFYX3))
             if self.options.source == "generated":
                 gallery.add(clip.caption, {column: group_NFYX3[0]})
@@ -54,6 +56,8 @@ class ShapesEvaluation:
         accuracy = {name: metrics.pop(name) for name in ATTRIBUTES}
         metrics |= {"diversity": float(np.mean(spreads)), "captions": len(clips), "videos": len(scores)}
         metrics["floors"] = floors([truth_of(clip) for clip in clips])
+        if said := summed_up(self.notes):
+            metrics["sampler"] = said
         return Result(metrics={**metrics, "accuracy": accuracy}, files=gallery.files())
 
     def column(self, context: Context) -> str:
@@ -67,7 +71,10 @@ class ShapesEvaluation:
 
     def generated(self, context: Context, clips: list[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
         """Yield per caption its videos ``[N,F,Y,X,3]``; noise is a function of (seed, place)."""
-        generator = Generator(context.input, context.latent_shape(), context.sampler())
+        sampler = self.options.sampler
+        sample = context.sampler() if sampler is None else sampler.build().sample
+        generator = Generator(context.input, context.latent_shape(), sample)
+        self.notes = generator.notes
         each = self.options.videos_per_caption
         captions = [clip.caption for clip in clips for _ in range(each)]
         made: list[np.ndarray] = []
