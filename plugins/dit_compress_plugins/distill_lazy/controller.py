@@ -1,0 +1,77 @@
+"""The weight of the penalty, which follows the distance to a ratio, and running means of the gates.
+
+Shapes: B batch, N steps, M gated modules.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dit_compress.model.lazy import COMPUTES, MEAN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+KEPT = 0.9
+"""Decay of a gate's running mean, over the updates that see its step."""
+MOST = math.log(1e6)
+"""How far the weight goes from where it began, as a logarithm."""
+
+
+class Controller(nn.Module):
+    """Moves ``rho`` of ``error + rho·mean(gate)`` until the share of gates below one half is the target.
+
+    Differs from the paper: rho is no option. It begins at the first update's error and is multiplied by
+    ``exp(gain·(target - share))`` after each. Buffers: checkpoints hold them.
+    """
+
+    def __init__(self, target: float, gain: float) -> None:
+        super().__init__()
+        self.target, self.gain = target, gain
+        self.register_buffer("rho", torch.zeros(()))
+        self.register_buffer("first", torch.zeros(()))
+
+    def follow(self, error: float, share: float) -> None:
+        """Take the error and the share of skipped gates of one update."""
+        if not self.first:
+            self.first.fill_(error)
+            self.rho.fill_(error)
+            return
+        moved = float(torch.log(self.rho / self.first)) + self.gain * (self.target - share)
+        self.rho.copy_(self.first * math.exp(max(-MOST, min(MOST, moved))))
+
+
+def tallies(gates_MB: Tensor, row_B: Tensor, num_steps: int) -> dict[str, Tensor]:
+    """Return the share of skipped gates, and what running means are made of: shares of the batch by step."""
+    inside_NB = (torch.arange(num_steps, device=row_B.device)[:, None] == row_B).to(gates_MB.dtype)
+    found = {"skipped": (gates_MB.detach() < COMPUTES).float().mean()}
+    found |= {f"seen@{step}": value for step, value in enumerate(inside_NB.mean(1))}
+    sums_MN = gates_MB.detach() @ inside_NB.T / len(row_B)
+    return found | {
+        f"gate@{place}@{step}": value for place, row in enumerate(sums_MN) for step, value in enumerate(row)
+    }
+
+
+def remember(owners: Sequence[nn.Module], values: dict[str, float], num_steps: int) -> None:
+    """Take the shares out of what was logged, and move each gate's mean by them."""
+    seen = [values.pop(f"seen@{step}") for step in range(num_steps)]
+    for place, owner in enumerate(owners):
+        mean_N = owner.get_buffer(MEAN)
+        for step, share in enumerate(seen):
+            value = values.pop(f"gate@{place}@{step}")
+            if share > 0:
+                mean_N[step] = _moved(float(mean_N[step]), value / share)
+
+
+def _moved(before: float, now: float) -> float:
+    """Return the running mean after one more value; 1 is a mean of nothing yet."""
+    return now if before == 1 else KEPT * before + (1 - KEPT) * now
+
+
+def by_place(computed: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Return the share of samples that skipped, by module and step."""
+    return {path: [1 - share for share in rows.float().mean(1).tolist()] for path, rows in computed.items()}
