@@ -17,7 +17,7 @@ class LazyOptions(DistillOptions):
     decay: float = Field(0.1, gt=0, le=1, description="Share of the peak rate left at the end (cosine).")
     ratio: float = Field(0.3, gt=0, lt=1, description="Share of all calls of gated modules that is to be skipped.")
     gain: float = Field(
-        0.1, gt=0, description="How fast the weight of the penalty follows the distance to 'ratio': per step, of its log."
+        0.2, gt=0, description="How fast the penalty's weight follows the distance to 'ratio': of its log, per step."
     )
     rollouts: int = Field(32, ge=1, description="Held-out samples on which skipping is measured at the end.")
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dit_compress.model.lazy import COMPUTES, MEAN
+from dit_compress.model.skipping import COMPUTES, MEAN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 KEPT = 0.9
 """Decay of a gate's running mean, over the updates that see its step."""
+BEGINS = 0.1
+"""The weight of the penalty at first, in errors of the first update: most gates stay above one half."""
 MOST = math.log(1e6)
 """How far the weight goes from where it began, as a logarithm."""
 
@@ -25,7 +27,7 @@ MOST = math.log(1e6)
 class Controller(nn.Module):
     """Moves ``rho`` of ``error + rho·mean(gate)`` until the share of gates below one half is the target.
 
-    Differs from the paper: rho is no option. It begins at the first update's error and is multiplied by
+    Differs from the paper: rho is no option. It begins at a tenth of the first update's error and is multiplied by
     ``exp(gain·(target - share))`` after each. Buffers: checkpoints hold them.
     """
 
@@ -39,10 +41,10 @@ class Controller(nn.Module):
         """Take the error and the share of skipped gates of one update."""
         if not self.first:
             self.first.fill_(error)
-            self.rho.fill_(error)
+            self.rho.fill_(BEGINS * error)
             return
-        moved = float(torch.log(self.rho / self.first)) + self.gain * (self.target - share)
-        self.rho.copy_(self.first * math.exp(max(-MOST, min(MOST, moved))))
+        moved = float(torch.log(self.rho / (BEGINS * self.first))) + self.gain * (self.target - share)
+        self.rho.copy_(BEGINS * self.first * math.exp(max(-MOST, min(MOST, moved))))
 
 
 def tallies(gates_MB: Tensor, row_B: Tensor, num_steps: int) -> dict[str, Tensor]:
@@ -70,8 +72,3 @@ def remember(owners: Sequence[nn.Module], values: dict[str, float], num_steps: i
 def _moved(before: float, now: float) -> float:
     """Return the running mean after one more value; 1 is a mean of nothing yet."""
     return now if before == 1 else KEPT * before + (1 - KEPT) * now
-
-
-def by_place(computed: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Return the share of samples that skipped, by module and step."""
-    return {path: [1 - share for share in rows.float().mean(1).tolist()] for path, rows in computed.items()}

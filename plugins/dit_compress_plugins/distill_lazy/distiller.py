@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.core.errors import UserError
 from dit_compress.core.files import write_json
 from dit_compress.core.randomness import Streams
 from dit_compress.model.flow import euler
-from dit_compress.model.lazy import GATE, lazy_euler, need_gates, need_ratio
+from dit_compress.model.skipping import GATE, gated_modules, need_gates, need_ratio, skipping_euler
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import distill
-from dit_compress_plugins.distill_lazy.controller import by_place
 from dit_compress_plugins.distill_lazy.objective import LazyObjective
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class LazyDistiller(DistillStep):
     def plan(self, spec: Spec) -> Spec:
         """Return the bundle as it will be sampled; UserError without gates, or where the ratio can't be reached."""
         planned = super().plan(spec)
+        if not gated_modules(spec.outline().module):
+            raise UserError("the denoiser has no gates to train", mend="Put 'transform: lazy' before this step")
         need_gates(spec.outline().module, spec.flow.sigmas())
         need_ratio(self.options.ratio, spec.flow.num_steps)
         return planned
@@ -61,13 +64,13 @@ class LazyDistiller(DistillStep):
         """Train, and measure what is skipped where."""
         result = distill(self, context)
         assert result.bundle is not None
-        metrics, by_module = measured(result.bundle, context, self.options)
+        metrics, by_module = measured(result.bundle, context, self.options.rollouts)
         write_json(context.folder / FILE, {"sigmas": result.bundle.flow.sigmas(), "skipped": by_module})
-        return replace(result, metrics={**result.metrics, **metrics}, files={**result.files, "gates": FILE})
+        return replace(result, metrics={"target": self.options.ratio, **metrics}, files={"gates": FILE})
 
 
 @torch.no_grad()
-def measured(bundle: Bundle, context: Context, options: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def measured(bundle: Bundle, context: Context, count: int) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Sample held-out captions lazily and in full; return figures, and the share skipped by module and step.
 
     ``error``: mean squared distance of the latents to those of all steps in full; ``fewer_steps_error``: of Euler in
@@ -75,17 +78,17 @@ def measured(bundle: Bundle, context: Context, options: Any) -> tuple[dict[str, 
     """
     denoiser, text, flow = bundle.denoiser().eval(), context.text().eval(), bundle.flow
     samples = context.latents("test", text)
-    index = list(range(min(options.rollouts, len(samples))))
+    index = list(range(min(count, len(samples))))
     cond = text(samples.tokens(index))
     noise = Streams(context.seed, 0, index).normal("rollout", context.latent_shape())
-    lazy, computed = lazy_euler(denoiser, noise, cond, flow.sigmas(), flow.guidance)
-    by_module = by_place(computed)
-    skipped = sum(map(sum, by_module.values())) / (len(by_module) * flow.num_steps)
-    full = euler(denoiser, noise, cond, flow.sigmas(), flow.guidance)
-    fewer = max(1, -int(-flow.num_steps * (1 - skipped) // 1))
-    other = euler(denoiser, noise, cond, flow.sigmas(fewer), flow.guidance)
-    metrics: dict[str, Any] = {"skipped": skipped, "target": options.ratio, "error": float((lazy - full).square().mean())}
+    lazy, computed = skipping_euler(denoiser, noise, cond, flow.sigmas(), flow.guidance)
+    by_module = {path: (~rows).float().mean(1).tolist() for path, rows in computed.items()}
+    by_step = [sum(column) / len(by_module) for column in zip(*by_module.values(), strict=True)]
+    skipped = sum(by_step) / len(by_step)
+    fewer = math.ceil(flow.num_steps * (1 - skipped) - 1e-6)
+    full, other = (euler(denoiser, noise, cond, flow.sigmas(steps), flow.guidance) for steps in (flow.num_steps, fewer))
+    metrics: dict[str, Any] = {"skipped": skipped, "error": float((lazy - full).square().mean())}
     metrics |= {"fewer_steps": fewer, "fewer_steps_error": float((other - full).square().mean())}
-    metrics["skipped_by_step"] = [sum(column) / len(by_module) for column in zip(*by_module.values(), strict=True)]
+    metrics["skipped_by_step"] = by_step
     metrics["skipped_by_module"] = {path: sum(row) / len(row) for path, row in by_module.items()}
     return metrics, by_module

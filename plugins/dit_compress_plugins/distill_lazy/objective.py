@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.model import flow
-from dit_compress.model.lazy import GATE, answering, gate_values, mixed, need_gates
+from dit_compress.model.skipping import GATE, answering, gate_values, mixed, need_gates
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_lazy.controller import Controller, remember, tallies
@@ -40,7 +40,9 @@ class LazyObjective:
         self.owners = need_gates(student.module, schedule.sigmas())
         # The first step skips nothing: the others have to skip more for the same share of all.
         self.controller = Controller(options.ratio * self.num_steps / (self.num_steps - 1), options.gain)
-        student.add_module("controller", self.controller)  # of a trained role, so that checkpoints hold it; in no bundle
+        student.add_module(
+            "controller", self.controller
+        )  # of a trained role, so that checkpoints hold it; in no bundle
         role = Role(student, lr=options.lr, only=GATES, betas=options.betas, ema=options.ema or None)
         role.weight_decay, role.clip, role.decay_norms = options.weight_decay, options.clip, options.decay_norms
         self.roles = {"student": role, "text": Role(text)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dit_compress.model.lazy import lazy_euler, static_table
+from dit_compress.model.skipping import skipping_euler, static_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,4 +27,4 @@ class LazySampler:
     ) -> Tensor:
         """Turn noise into a clean latent; UserError for a denoiser without gates, and for another schedule's."""
         table = partial(static_table, ratio=self.options.ratio) if self.options.skip == "table" else None
-        return lazy_euler(denoiser, noise_BCTHW, cond, sigmas, guidance, table)[0]
+        return skipping_euler(denoiser, noise_BCTHW, cond, sigmas, guidance, table)[0]

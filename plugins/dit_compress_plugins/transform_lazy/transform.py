@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import say
-from dit_compress.model.lazy import Gating, add_gate, gated_modules
+from dit_compress.model.skipping import Gating, add_gate, gated_modules
 from dit_compress_plugins.transform_lazy.places import Places, places
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Modules that may answer as they did a step before: their gates, and the walk that remembers (LazyDiT).
 
-A gated module has a parameter ``lazy_gate [N,D]``, a row for each step of a schedule, and a buffer ``lazy_mean [N]``:
+A gated module has a parameter ``skip_gate [N,D]``, a row for each step of a schedule, and a buffer ``skip_mean [N]``:
 the mean of its gate over training data, 1 where nothing is known. Called as always it is what it was. What is
 remembered lives in one walk: nothing is kept in the modules.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dit_compress.model.denoiser import Cond, Denoiser
 
-GATE, MEAN = "lazy_gate", "lazy_mean"
+GATE, MEAN = "skip_gate", "skip_mean"
 COMPUTES = 0.5
 """A module computes where its gate is at least this: gates of zero weights skip nothing."""
 Pool = Literal["mean", "sum"]
@@ -63,12 +63,14 @@ def add_gate(owner: Any, width: int, gating: Gating) -> None:
     zeros = torch.zeros(gating.num_steps, width, device=like.device, dtype=like.dtype)
     owner.register_parameter(GATE, nn.Parameter(zeros))
     owner.register_buffer(MEAN, torch.ones(gating.num_steps))
-    owner.lazy = gating
+    owner.skipping = gating
 
 
 def gated_modules(module: nn.Module) -> dict[str, Any]:
     """Return the modules that have a gate, by path."""
-    return {path: owner for path, owner in module.named_modules() if isinstance(getattr(owner, "lazy", None), Gating)}
+    return {
+        path: owner for path, owner in module.named_modules() if isinstance(getattr(owner, "skipping", None), Gating)
+    }
 
 
 def need_gates(module: nn.Module, sigmas: Sequence[float]) -> dict[str, Any]:
@@ -77,9 +79,9 @@ def need_gates(module: nn.Module, sigmas: Sequence[float]) -> dict[str, Any]:
     if not owners:
         raise UserError(
             "the denoiser has no gates by which it could skip",
-            mend="Put 'transform: lazy' and 'distill: lazy' before, or take another sampler",
+            mend="Give it gates and train them first, or take another sampler",
         )
-    own = next(iter(owners.values())).lazy.sigmas
+    own = next(iter(owners.values())).skipping.sigmas
     if len(own) != len(sigmas) or not all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(own, sigmas, strict=True)):
         raise UserError(
             f"the gates are for the {len(own) - 1} steps at sigma {_shown(own)}, and this is sampled in "
@@ -99,10 +101,10 @@ def gate_values(owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ro
 
     row_B: the step of each sample. A guided call has each sample twice; both halves share the mean of their logits.
     """
-    z = argument_at(args, kwargs, owner.lazy.argument)
+    z = argument_at(args, kwargs, owner.skipping.argument)
     pooled = z.flatten(1, -2).float()
-    pooled = pooled.sum(1) if owner.lazy.pool == "sum" else pooled.mean(1)
-    weight = owner.lazy_gate.float()[row_B].repeat(len(z) // len(row_B), 1)
+    pooled = pooled.sum(1) if owner.skipping.pool == "sum" else pooled.mean(1)
+    weight = owner.skip_gate.float()[row_B].repeat(len(z) // len(row_B), 1)
     return torch.sigmoid((pooled * weight).sum(-1).unflatten(0, (-1, len(row_B))).mean(0))
 
 
@@ -138,9 +140,9 @@ def static_table(owners: Mapping[str, Any], ratio: float | None) -> Table:
 
     ratio: the share of all calls that is skipped, those of the lowest means; None: where the mean is below one half.
     """
-    means_MN = torch.stack([owner.lazy_mean.detach().float().cpu() for owner in owners.values()])
+    means_MN = torch.stack([owner.skip_mean.detach().float().cpu() for owner in owners.values()])
     if bool((means_MN == 1).all()):
-        raise UserError("nothing is known of the gates: they were not trained", mend="Put 'distill: lazy' before")
+        raise UserError("nothing is known of the gates: they were not trained", mend="Train them first")
     means_MN[:, 0] = torch.inf  # nothing is remembered at the first step
     if ratio is None:
         computes = means_MN >= COMPUTES
@@ -193,11 +195,11 @@ class Walk:
             return torch.ones(self.batch, dtype=torch.bool)
         if self.table is not None:
             return torch.zeros(self.batch, dtype=torch.bool)
-        row_B = torch.full((self.batch,), self.step, device=owner.lazy_gate.device)
+        row_B = torch.full((self.batch,), self.step, device=owner.skip_gate.device)
         return gate_values(owner, args, kwargs, row_B) >= COMPUTES
 
 
-def lazy_euler(
+def skipping_euler(
     denoiser: Denoiser,
     noise_BCTHW: Tensor,
     cond: Cond,
