@@ -38,13 +38,14 @@ def places(denoiser: Denoiser, parts: Iterable[UnitList]) -> Places:
     """Return where the modules that some parts stand in can have a gate."""
     replica, _ = replicated(denoiser.module, denoiser.example_call())
     parts = list(parts)
-    watched = {path for part in parts for path in _outwards(part)}
-    seen = _watch(replica, watched)
+    seen = _watch(replica, {path for part in parts for path in _outwards(part)})
+    called = {part: next((path for path in _outwards(part) if path in seen), None) for part in parts}
     found = Places()
-    for part in parts:
-        path = next((path for path in _outwards(part) if path in seen), None)
+    for part, path in called.items():
         if path is None:
-            found.left[part.path] = "it is no module of its own inside the block that is called"
+            found.left[part.path] = "no module of its own inside the block is called for it"
+        elif any(other == path and type(each) is not type(part) for each, other in called.items()):
+            found.left[path] = "it is attention and FFN in one"
         elif reason := _obstacle(seen[path]):
             found.left[path] = reason
         else:
