@@ -16,6 +16,9 @@ class LazyTransformOptions(Options):
     num_steps: int | None = Field(
         None, ge=2, description="Steps of the schedule, in which the result is sampled; the input's if absent."
     )
+    guidance: float | None = Field(
+        None, ge=1, description="With which the result is sampled, and gates are trained; the input's if absent."
+    )
     pool: Literal["mean", "sum"] = Field(
         "mean", description="Over tokens; 'sum' is the paper's, and ties gates to one size of video."
     )

@@ -52,7 +52,8 @@ class LazyTransform:
 
     def flow(self, before: Flow) -> Flow:
         """Return the schedule of the gates."""
-        return before if self.options.num_steps is None else replace(before, num_steps=self.options.num_steps)
+        given = {"num_steps": self.options.num_steps, "guidance": self.options.guidance}
+        return replace(before, **{name: value for name, value in given.items() if value is not None})
 
     def entry(self, denoiser: Denoiser, flow: Flow) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what the transform log keeps, and by path why modules are left; UserError where none gets a gate."""
