@@ -68,9 +68,7 @@ def add_gate(owner: Any, width: int, gating: Gating) -> None:
 
 def gated_modules(module: nn.Module) -> dict[str, Any]:
     """Return the modules that have a gate, by path."""
-    return {
-        path: owner for path, owner in module.named_modules() if isinstance(getattr(owner, "skipping", None), Gating)
-    }
+    return {path: owner for path, owner in module.named_modules() if isinstance(vars(owner).get("skipping"), Gating)}
 
 
 def need_gates(module: nn.Module, sigmas: Sequence[float]) -> dict[str, Any]:

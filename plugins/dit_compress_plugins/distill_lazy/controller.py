@@ -63,12 +63,13 @@ def remember(owners: Sequence[nn.Module], values: dict[str, float], num_steps: i
     seen = [values.pop(f"seen@{step}") for step in range(num_steps)]
     for place, owner in enumerate(owners):
         mean_N = owner.get_buffer(MEAN)
-        for step, share in enumerate(seen):
-            value = values.pop(f"gate@{place}@{step}")
-            if share > 0:
-                mean_N[step] = _moved(float(mean_N[step]), value / share)
+        sums = [values.pop(f"gate@{place}@{step}") for step in range(num_steps)]
+        before_N = mean_N.tolist()
+        mean_N.copy_(torch.tensor([_moved(*each) for each in zip(before_N, sums, seen, strict=True)]))
 
 
-def _moved(before: float, now: float) -> float:
-    """Return the running mean after one more value; 1 is a mean of nothing yet."""
-    return now if before == 1 else KEPT * before + (1 - KEPT) * now
+def _moved(before: float, total: float, share: float) -> float:
+    """Return a running mean after an update that saw the step in some share of the batch; 1: a mean of nothing yet."""
+    if share == 0:
+        return before
+    return total / share if before == 1 else KEPT * before + (1 - KEPT) * total / share

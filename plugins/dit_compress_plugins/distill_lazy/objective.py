@@ -5,12 +5,14 @@ Shapes: B batch, C channels, T H W latent frames, height, width, N steps, M gate
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dit_compress.model import flow
 from dit_compress.model.skipping import GATE, answering, gate_values, mixed, need_gates
+from dit_compress.train.distill import student_role
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_lazy.controller import Controller, remember, tallies
@@ -40,12 +42,8 @@ class LazyObjective:
         self.owners = need_gates(student.module, schedule.sigmas())
         # The first step skips nothing: the others have to skip more for the same share of all.
         self.controller = Controller(options.ratio * self.num_steps / (self.num_steps - 1), options.gain)
-        student.add_module(
-            "controller", self.controller
-        )  # of a trained role, so that checkpoints hold it; in no bundle
-        role = Role(student, lr=options.lr, only=GATES, betas=options.betas, ema=options.ema or None)
-        role.weight_decay, role.clip, role.decay_norms = options.weight_decay, options.clip, options.decay_norms
-        self.roles = {"student": role, "text": Role(text)}
+        student.add_module("controller", self.controller)  # of a trained role: in checkpoints, and in no bundle
+        self.roles = {"student": replace(student_role(student, options), only=GATES), "text": Role(text)}
         self.phases = (Phase("lazy", ("student",), tell=self.told),)
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
