@@ -31,6 +31,9 @@ class Controller(nn.Module):
     ``exp(gain·(target - share))`` after each. Buffers: checkpoints hold them.
     """
 
+    rho: Tensor
+    first: Tensor
+
     def __init__(self, target: float, gain: float) -> None:
         super().__init__()
         self.target, self.gain = target, gain

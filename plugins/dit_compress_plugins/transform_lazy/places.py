@@ -71,8 +71,7 @@ def _watch(replica: Any, paths: Iterable[str]) -> dict[str, Seen]:
             if path in seen:
                 seen[path].calls += 1
             else:
-                version = _first(output)._version if _first(output) is not None else 0  # noqa: SLF001 - autograd's own
-                seen[path] = Seen({**dict(enumerate(args)), **kwargs}, output, version)
+                seen[path] = Seen({**dict(enumerate(args)), **kwargs}, output, _version(output))
 
         handles.append(replica.module.get_submodule(path).register_forward_hook(note, with_kwargs=True))
     try:
@@ -90,7 +89,7 @@ def _obstacle(seen: Seen) -> str:
         return "it gives no tensors alone"
     if seen.calls > 1:
         return f"one call of the model calls it {seen.calls} times"
-    if tensor._version != seen.version:  # noqa: SLF001 - autograd's own
+    if _version(seen.output) != seen.version:
         return "its block writes into what it gives"
     if not any(_alike(value, seen.output) for value in seen.inputs.values()):
         return "none of its arguments has the shape of what it gives"
@@ -106,6 +105,12 @@ def _items(output: Any) -> tuple[Any, ...]:
 def _first(output: Any) -> Tensor | None:
     items = _items(output)
     return items[0] if items and isinstance(items[0], Tensor) else None
+
+
+def _version(output: Any) -> int:
+    """Count the writes into the (first) output so far."""
+    tensor = _first(output)
+    return 0 if tensor is None else tensor._version  # noqa: SLF001 - autograd's own
 
 
 def _alike(value: Any, output: Any) -> bool:

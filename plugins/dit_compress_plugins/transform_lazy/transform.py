@@ -52,8 +52,12 @@ class LazyTransform:
 
     def flow(self, before: Flow) -> Flow:
         """Return the schedule of the gates."""
-        given = {"num_steps": self.options.num_steps, "guidance": self.options.guidance}
-        return replace(before, **{name: value for name, value in given.items() if value is not None})
+        options = self.options
+        return replace(
+            before,
+            num_steps=options.num_steps or before.num_steps,
+            guidance=before.guidance if options.guidance is None else options.guidance,
+        )
 
     def entry(self, denoiser: Denoiser, flow: Flow) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what the transform log keeps, and by path why modules are left; UserError where none gets a gate."""
