@@ -1,6 +1,6 @@
 """Related systems, each in a small experiment with claims: a world that can be read exactly, paired seeds.
 
-    python benchmarks/family.py dmd|scaled|reward|count [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
+    python benchmarks/family.py SYSTEM [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
 
     dmd      4-step students of one pruned model at equal updates: adversarial, DMD2 (``distill: dmd``), and the same
              with the adversarial student as a guide (K-DMD of SnapGen++); judged by their samples against the exact
@@ -12,8 +12,10 @@
              the pixels, with the critic beside it
     count    like objects, "three tiny red circles": plain sampling, the best of two seeds by the counter, corrections
              where the count is wrong (``sampler: count``); exact count
+    lazy     gates that skip attention and FFN (LazyDiT), fewer steps, diffusers' first-block cache and TaylorSeer, at
+             equal module calls; judged by the distance of latents to those of all steps
 
-A seed fixes teacher, first weights, order of data and noise. Teachers of ``dmd`` and ``scaled`` are those of
+A seed fixes teacher, first weights, order of data and noise. All but ``reward`` and ``count`` begin with the teachers of
 ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
 run: held or reversed by exact sign-flip tests over seeds, Holm's correction, 0.05. ``check`` in the last line, one JSON
 object, is a number worked by hand, found by the plugin's own functions. Writes ``family-<system>.md``. A claim that
@@ -34,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import family_count
 import family_dmd
+import family_lazy
 import family_reward
 import family_scaled
 from account import TIERS
@@ -67,6 +70,7 @@ SYSTEMS: dict[str, System] = {
     "dmd": family_dmd,
     "scaled": family_scaled,
     "reward": family_reward,
+    "lazy": family_lazy,
     "count": family_count,
 }
 

@@ -22,6 +22,7 @@ import paired
 CHECKS = {
     "dmd": {"gap_over_m": 0.5, "range": 0.0},
     "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
+    "lazy": {"gate": 0.75, "mixture": 3.0, "zero": True},
     "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
     "count": {"delete": 0.35, "add": -0.7},
 }

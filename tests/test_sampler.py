@@ -49,7 +49,7 @@ class LazyOptions(Options):
 
 @hookimpl
 def sampler() -> Plugin:
-    return Plugin(name="lazy", options=LazyOptions, load="lazy_sampler:Lazy", summary="computes each second velocity")
+    return Plugin(name="sparing", options=LazyOptions, load="lazy_sampler:Lazy", summary="computes each second velocity")
 
 
 class Lazy:
@@ -64,7 +64,7 @@ class Lazy:
             x = x + (then - now) * kept
         return x
 """
-NAMED = {"use": "lazy", "every": 3}
+NAMED = {"use": "sparing", "every": 3}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,7 +128,7 @@ def test_state_within_a_call_by_hand() -> None:
     ("given", "said"),
     [
         ({"use": "gone"}, "the bundle's sampler: unknown sampler plugin 'gone'. "),
-        ({"use": "lazy", "each": 3}, "the bundle's sampler: unknown key 'each' in sampler 'lazy'. Known keys: every"),
+        ({"use": "sparing", "each": 3}, "the bundle's sampler: unknown key 'each' in sampler 'sparing'. Known keys: every"),
     ],
 )
 def test_a_sampler_that_is_not_there_is_one_message(given: dict[str, Any], said: str) -> None:
@@ -143,7 +143,7 @@ def test_a_sampler_that_is_not_there_is_one_message(given: dict[str, Any], said:
 def test_videos_are_made_by_the_bundles_sampler(plain: Bundle, named: Bundle) -> None:
     shape = (plain.codec().channels, *SIZE)
     noise = Streams(3, 0, [0]).normal("sample", shape)
-    for bundle, sampler in ((plain, "euler"), (named, "lazy")):
+    for bundle, sampler in ((plain, "euler"), (named, "sparing")):
         generator = Generator(bundle, shape)
         flow, cond = bundle.flow, generator.text.cond(["a red circle"])
         options = {name: value for name, value in (flow.sampler or {}).items() if name != "use"}
@@ -184,7 +184,7 @@ def test_training_keeps_the_sampler(step: Any) -> None:
 
 def test_an_export_of_a_bundle_with_a_sampler_is_refused(named: Bundle, tmp_path: Path) -> None:
     said = (
-        "^the bundle is sampled by 'lazy', and an exported package by Euler steps alone. "
+        "^the bundle is sampled by 'sparing', and an exported package by Euler steps alone. "
         "Export the bundle from before the step that named the sampler$"
     )
     with pytest.raises(UserError, match=said):
