@@ -27,27 +27,41 @@ GATE = 4.0
 """At the start the convolution has 2% of the output."""
 
 
+class PerHead(nn.Module):
+    """``x·(1 + w) + b``, apart for each head: at zero it is the identity, and weight decay pulls there."""
+
+    def __init__(self, heads: int, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads, width, width))
+        self.bias = nn.Parameter(torch.empty(heads, 1, width)) if bias else None
+
+    def forward(self, x_BNSK: Tensor) -> Tensor:
+        """Map the K features of every head."""
+        identity = torch.eye(self.weight.shape[-1], dtype=self.weight.dtype, device=self.weight.device)
+        y_BNSK = x_BNSK @ (identity + self.weight)
+        return y_BNSK if self.bias is None else y_BNSK + self.bias
+
+
 class LinearConvolution(Mixer):
     """Linear in the number of tokens. causal: the convolution sees no later latent frame."""
 
     def __init__(self, heads: int, width: int, *, causal: bool = False, **places: Any) -> None:
         super().__init__(**places)
         self.causal = causal
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.query, self.key = (PerHead(heads, width, bias=True) for _ in range(2))
         inner = heads * width
         self.taps = nn.ModuleList(
             nn.Conv2d(inner, inner, TAPS, padding=TAPS // 2, groups=inner, bias=False) for _ in range(TAPS)
         )
-        self.mix = nn.Linear(width, width, bias=False)
+        self.mix = PerHead(heads, width, bias=False)
         self.gate = nn.Parameter(torch.empty(heads, 1, 1))
 
     @torch.no_grad()
     def start(self) -> None:
         """Begin with features of the queries themselves, and a convolution that gives each token its own value."""
-        for linear in (self.query, self.key, self.mix):
-            nn.init.eye_(linear.weight)
-        for linear in (self.query, self.key):
-            nn.init.zeros_(linear.bias)
+        for part in (self.query, self.key, self.mix):
+            for parameter in part.parameters():
+                nn.init.zeros_(parameter)
         for conv in self.taps:
             nn.init.zeros_(conv.weight)
         own: Any = self.taps[TAPS - 1 if self.causal else TAPS // 2]
