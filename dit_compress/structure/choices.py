@@ -7,9 +7,12 @@ and the most that any one needs while it works.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
+
+from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     """Block → kind → what that kind adds to the loss; less is better."""
 
 BUDGETS = ("params", "flops", "seconds", "memory")
+SCHEMA = 1
 EDGE = 1e-9
 """By so much a sum of floats may be above a budget that it meets."""
 
@@ -48,13 +52,18 @@ class Prices:
         summed = {name: mine[name] + theirs[name] for name in mine}
         return Prices(**{**summed, "working": max(self.working, other.working)})
 
-    def within(self, budget: Mapping[str, float]) -> bool:
-        """Tell whether no quantity is above its budget."""
-        return all(getattr(self, name) <= most * (1 + EDGE) for name, most in budget.items())
+    @property
+    def possible(self) -> bool:
+        """False of what the memory of a table's machine does not hold: it takes forever."""
+        return math.isfinite(self.seconds)
 
-    def as_data(self) -> dict[str, float]:
-        """Return JSON data: the quantities that budgets are stated in."""
-        return {name: getattr(self, name) for name in BUDGETS}
+    def within(self, budget: Mapping[str, float]) -> bool:
+        """Tell whether it is possible, and no quantity is above its budget."""
+        return self.possible and all(getattr(self, name) <= most * (1 + EDGE) for name, most in budget.items())
+
+    def as_data(self) -> dict[str, float | None]:
+        """Return JSON data: the quantities that budgets are stated in; None for what memory does not hold."""
+        return {name: value if math.isfinite(value := getattr(self, name)) else None for name in BUDGETS}
 
 
 @dataclass(frozen=True)
@@ -64,23 +73,42 @@ class Choice:
     block: str
     options: Mapping[str, Prices]
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that are possible."""
+        return [kind for kind, prices in self.options.items() if prices.possible]
+
 
 @dataclass(frozen=True)
 class LayoutProblem:
     """Choose a kind for every block within the budgets.
 
-    rest: what stands outside the blocks. loss: of a whole layout, less is better; each layout is measured anew.
+    loss: of a whole layout, less is better; None where nothing can be measured. rest: what stands outside the blocks.
     """
 
     choices: tuple[Choice, ...]
     budget: Mapping[str, float]
-    loss: Callable[[Layout], float]
+    loss: Callable[[Layout], float] | None = None
     rest: Prices = field(default_factory=Prices)
 
     @property
     def present(self) -> dict[str, str]:
         """The layout as it is."""
         return {choice.block: next(iter(choice.options)) for choice in self.choices}
+
+    def measure(self, layout: Layout) -> float:
+        """Return the loss of a layout; UserError where none can be measured."""
+        if self.loss is None:
+            raise UserError(
+                "layouts are compared by their loss on clips, and there are none",
+                mend="Name a 'data' source in the recipe, or supply scores: layout: {use: dp, scores: …}",
+            )
+        return self.loss(layout)
+
+    def need_budget(self) -> None:
+        """Raise a UserError where nothing bounds the cost: the layout as it is would be the answer."""
+        if not self.budget:
+            raise UserError("nothing says what the layout may cost", mend="Give 'budget: {flops: 70%}', or any of it")
 
     def prices(self, layout: Layout) -> Prices:
         """Price a whole layout by the sum over its blocks."""
@@ -105,9 +133,9 @@ def every(choices: Sequence[Choice]) -> Iterator[dict[str, str]]:
         yield {choice.block: kind for choice, kind in zip(choices, kinds, strict=True)}
 
 
-def of_places(choices: Sequence[Choice], kinds: Sequence[int]) -> dict[str, str]:
-    """Return the layout of kinds by place."""
-    return {choice.block: list(choice.options)[kind] for choice, kind in zip(choices, kinds, strict=True)}
+def of_kinds(choices: Sequence[Choice], places: Sequence[int]) -> dict[str, str]:
+    """Return the layout of kinds by their places among the possible ones of each block."""
+    return {choice.block: choice.kinds[place] for choice, place in zip(choices, places, strict=True)}
 
 
 # ------------------------------------------------------------------ as text
@@ -143,6 +171,24 @@ def legend(choices: Sequence[Choice], layout: Layout) -> str:
 def point(problem: LayoutProblem, layout: Layout, loss: float) -> dict[str, Any]:
     """Return a layout as a point of a front, as JSON data."""
     return {"row": row(problem.choices, layout), "loss": loss, **problem.prices(layout).as_data()}
+
+
+def layout_data(problem: LayoutProblem, chosen: Chosen, measured: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return the JSON data of ``layout.json``; of it ``layout`` alone is what a given layout needs.
+
+    measured: what the whole costs, where ``predicted`` is the sum over its blocks.
+    """
+    return {
+        "schema": SCHEMA,
+        "layout": dict(chosen.layout),
+        "row": row(problem.choices, chosen.layout),
+        "letters": letters(kinds_of(problem.choices)),
+        "budget": dict(problem.budget),
+        "predicted": problem.prices(chosen.layout).as_data(),
+        "measured": dict(measured),
+        "prices": {c.block: {kind: p.as_data() for kind, p in c.options.items()} for c in problem.choices},
+        **chosen.history,
+    }
 
 
 # ------------------------------------------------------------------ what was measured stays

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.structure.choices import EDGE, Chosen, of_places, row
+from dit_compress.structure.choices import EDGE, Chosen, of_kinds, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dit_compress.structure.choices import Layout, LayoutProblem, Prices, Scores
+
+    Cost = tuple[float, ...]
 
 MOST = 20_000
 """Partial layouts that are held at once."""
@@ -24,10 +26,10 @@ _PICOSECONDS = 1e12
 
 @dataclass(frozen=True)
 class Partial:
-    """Kinds of the first blocks, by place, what they add to the loss, and what they cost in whole numbers."""
+    """Kinds of the first blocks, by place among the possible ones; what they add to the loss; what they cost."""
 
     score: float
-    cost: tuple[int, ...]
+    cost: Cost
     kinds: tuple[int, ...]
 
 
@@ -45,7 +47,7 @@ def best(problem: LayoutProblem, scores: Scores, most: int = MOST) -> list[Chose
     if not walked:
         raise none_fits(problem, most)
     found = sorted(walked, key=lambda partial: (partial.score, partial.cost, partial.kinds))
-    return [Chosen(of_places(problem.choices, partial.kinds), {"score": partial.score}) for partial in found]
+    return [Chosen(of_kinds(problem.choices, partial.kinds), {"score": partial.score}) for partial in found]
 
 
 def none_fits(problem: LayoutProblem, most: int = MOST) -> UserError:
@@ -64,7 +66,7 @@ def nearest(problem: LayoutProblem, most: int = MOST) -> dict[str, str]:
     """Return the layout whose worst quantity is the least above its budget."""
     nothing = {choice.block: dict.fromkeys(choice.options, 0.0) for choice in problem.choices}
     free = replace(problem, budget=dict.fromkeys(problem.budget, math.inf))
-    found = [of_places(problem.choices, partial.kinds) for partial in _Programme(free, most).run(nothing)]
+    found = [of_kinds(problem.choices, partial.kinds) for partial in _Programme(free, most).run(nothing)]
 
     def excess(layout: Layout) -> float:
         prices = problem.prices(layout)
@@ -85,7 +87,7 @@ class _Programme:
         self.memory = "memory" in problem.budget
         self.limits = [self._limit(name) for name in self.summed]
         self.room = self._limit("memory") if self.memory else math.inf
-        self.costs = [[self._cost(prices) for prices in choice.options.values()] for choice in self.choices]
+        self.costs = [[self._cost(choice.options[kind]) for kind in choice.kinds] for choice in self.choices]
         self.start = self._cost(problem.rest)
         least = [tuple(min(column) for column in zip(*costs, strict=True)) for costs in self.costs]
         nothing = (0,) * len(self.start)
@@ -95,7 +97,7 @@ class _Programme:
         """Return the whole layouts within the budgets that no other one beats."""
         partials = [Partial(0.0, self.start, ())]
         for choice, costs, ahead in zip(self.choices, self.costs, self.ahead, strict=True):
-            added = [scores[choice.block][kind] for kind in choice.options]
+            added = [scores[choice.block][kind] for kind in choice.kinds]
             longer = [
                 Partial(partial.score + added[kind], total, (*partial.kinds, kind))
                 for partial in partials
@@ -112,28 +114,27 @@ class _Programme:
         return partials
 
     def _limit(self, name: str) -> float:
-        limit = self.problem.budget[name] * (1 + EDGE)
-        return limit if math.isinf(limit) else _whole(name, limit)
+        return _whole(name, self.problem.budget[name] * (1 + EDGE))
 
-    def _cost(self, prices: Prices) -> tuple[int, ...]:
+    def _cost(self, prices: Prices) -> Cost:
         memory = ("held", "working") if self.memory else ()
         return tuple(_whole(name, getattr(prices, name)) for name in (*self.summed, *memory))
 
-    def _add(self, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    def _add(self, one: Cost, other: Cost) -> Cost:
         total = [a + b for a, b in zip(one, other, strict=True)]
         if self.memory:
             total[-1] = max(one[-1], other[-1])
         return tuple(total)
 
-    def _fits(self, cost: tuple[int, ...]) -> bool:
+    def _fits(self, cost: Cost) -> bool:
         return all(a <= b for a, b in zip(cost, self.limits, strict=False)) and (
             not self.memory or cost[-2] + cost[-1] <= self.room
         )
 
 
-def _whole(name: str, value: float) -> int:
-    """Count a quantity in whole numbers, seconds in picoseconds: what costs the same is then equal."""
-    return round(value * _PICOSECONDS if name == "seconds" else value)
+def _whole(name: str, value: float) -> float:
+    """Count a quantity in whole numbers, seconds in picoseconds: what costs the same is then equal; infinity stays."""
+    return value if math.isinf(value) else round(value * _PICOSECONDS if name == "seconds" else value)
 
 
 def unbeaten(partials: Sequence[Partial]) -> list[Partial]:

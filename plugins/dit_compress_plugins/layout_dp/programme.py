@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
@@ -25,6 +25,7 @@ class ProgrammeLayout:
 
     def foreseen(self, problem: LayoutProblem) -> Layout | None:
         """Return the layout where scores are supplied."""
+        problem.need_budget()
         scores = self.supplied(problem)
         return None if scores is None else best(problem, scores, self.options.most)[0].layout
 
@@ -33,16 +34,17 @@ class ProgrammeLayout:
 
         Scores add up only as far as blocks do not interact: the loss that they expect stands beside the one measured.
         """
-        scores = self.supplied(problem)
-        if scores is None:
-            scores = measured(problem, context)
+        scores = self.supplied(problem) or measured(problem, context)
         front = best(problem, scores, self.options.most)
-        start = problem.loss(problem.present)
+        layout, start = front[0].layout, 0.0
+        history: dict[str, Any] = {"scores": scores}
+        if problem.loss is not None:
+            start, loss = problem.loss(problem.present), problem.loss(layout)
+            expected = start + front[0].history["score"]
+            history |= {"present": start, "expected": expected, "loss": loss}
+            context.say(f"the layout's loss is {loss:.6g}, {expected:.6g} by the sum of its blocks")
         points = [point(problem, each.layout, start + each.history["score"]) for each in front]
-        loss = problem.loss(front[0].layout)
-        context.say(f"{points[0]['row']}: loss {loss:.6g}, {points[0]['loss']:.6g} by the sum of its blocks")
-        history = {"present": start, "expected": points[0]["loss"], "loss": loss, "scores": scores, "front": points}
-        return Chosen(front[0].layout, history)
+        return Chosen(layout, {**history, "front": points})
 
     def supplied(self, problem: LayoutProblem) -> Scores | None:
         """Read the scores of a file; UserError where one is missing."""
@@ -54,7 +56,7 @@ class ProgrammeLayout:
             theirs = data.get(choice.block) if isinstance(data, dict) else None
             present, *_ = choice.options
             mine = {present: 0.0, **theirs} if isinstance(theirs, dict) else {}
-            found[choice.block] = {kind: mine.get(kind, math.nan) for kind in choice.options}
+            found[choice.block] = {kind: mine.get(kind, math.nan) for kind in choice.kinds}
             for kind, value in found[choice.block].items():
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise UserError(
@@ -67,10 +69,11 @@ class ProgrammeLayout:
 
 def measured(problem: LayoutProblem, context: Workplace) -> dict[str, dict[str, float]]:
     """Measure what each kind adds to the loss where it is the only one that differs from the layout as it is."""
-    start, found = problem.loss(problem.present), dict[str, dict[str, float]]()
+    start, found = problem.measure(problem.present), dict[str, dict[str, float]]()
     for number, choice in enumerate(problem.choices):
-        present, *others = choice.options
-        losses = {kind: problem.loss({**problem.present, choice.block: kind}) for kind in others}
+        present = problem.present[choice.block]
+        others = [kind for kind in choice.kinds if kind != present]
+        losses = {kind: problem.measure({**problem.present, choice.block: kind}) for kind in others}
         found[choice.block] = {present: 0.0, **{kind: loss - start for kind, loss in losses.items()}}
         added = ", ".join(f"{kind} {found[choice.block][kind]:+.3g}" for kind in others)
         context.say(f"{choice.block} ({number + 1} of {len(problem.choices)}): {added}")

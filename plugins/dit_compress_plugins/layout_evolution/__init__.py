@@ -18,6 +18,11 @@ class EvolutionOptions(Options):
         None, description="The price on the front's other axis; the first of the budgets if absent."
     )
 
+    @property
+    def held_out(self) -> bool:
+        """True: losses are compared."""
+        return True
+
 
 @hookimpl
 def layout() -> Plugin:
@@ -26,5 +31,6 @@ def layout() -> Plugin:
         name="evolution",
         options=EvolutionOptions,
         load="dit_compress_plugins.layout_evolution.evolution:EvolutionLayout",
+        data=True,
         summary="evolution of whole layouts to a Pareto front (SnapGen-V)",
     )

@@ -30,7 +30,8 @@ class EvolutionLayout:
 
     def foreseen(self, problem: LayoutProblem) -> Layout | None:
         """Return nothing: what it finds is measured."""
-        del problem
+        problem.need_budget()
+        return None
 
     def choose(self, problem: LayoutProblem, context: Workplace) -> Chosen:
         """Try layouts until there were enough; return the one of least loss, and the front of loss against price."""
@@ -66,8 +67,8 @@ class Evolution:
 
     def __init__(self, problem: LayoutProblem, options: EvolutionOptions, seed: int) -> None:
         self.problem, self.options, self.seed = problem, options, seed
-        self.against = options.against or next(iter(problem.budget), "flops")
-        self.kinds = {choice.block: list(choice.options) for choice in problem.choices}
+        self.against = options.against or next(iter(problem.budget))
+        self.kinds = {choice.block: choice.kinds for choice in problem.choices}
         self.tried: list[Tried] = []
         self.seen: set[tuple[str, ...]] = set()
 
@@ -79,7 +80,7 @@ class Evolution:
                 break
             price = getattr(self.problem.prices(layout), self.against)
             self.seen.add(tuple(layout.values()))
-            self.tried.append(Tried(layout, self.problem.loss(layout), price))
+            self.tried.append(Tried(layout, self.problem.measure(layout), price))
             yield self.tried[-1]
         if not self.tried:
             raise none_fits(self.problem)

@@ -14,6 +14,7 @@ from dit_compress_plugins.transform_attention.forms import Form
 from dit_compress_plugins.transform_attention.global_local import GlobalLocal
 from dit_compress_plugins.transform_attention.linconv import LinearConvolution
 from dit_compress_plugins.transform_attention.places import Replaceable, replaceable
+from dit_compress_plugins.transform_attention.search import LayoutSearch, need_blocks
 from dit_compress_plugins.transform_attention.stride import Strided
 from dit_compress_plugins.transform_attention.swap import Mixer, insert, watch_grid
 
@@ -40,17 +41,39 @@ class AttentionTransform:
         """Return the model with other attentions; reads no weights."""
         denoiser = spec.build_denoiser().to("meta")
         found = replaceable(denoiser)
-        kinds, left = chosen(found, self.options.blocks)
+        if self.options.layout is not None:
+            kinds, note = self.search(denoiser, found).foreseen(spec)
+            notes = [note]
+        else:
+            kinds, left = chosen(found, self.options.blocks)
+            notes = [f"{block} keeps its attention: {why}" for block, why in left.items()]
         entry = entry_of(found, kinds, self.options)
-        notes = [f"{block} keeps its attention: {why}" for block, why in left.items()]
         return replaced(spec, denoiser=spec.need_denoiser().appended(entry), notes=(*spec.notes, *notes))
 
     def run(self, context: Context) -> Result:
         """Replace the attentions and write a bundle."""
         denoiser = context.input.denoiser()
-        kinds, _ = chosen(replaceable(denoiser), self.options.blocks)
-        entry = replace(denoiser, kinds, self.options)
-        return context.give({"denoiser": denoiser.module}, log=[entry])
+        found, metrics, files = replaceable(denoiser), dict[str, Any](), dict[str, str]()
+        if self.options.layout is not None:
+            search, spec = self.search(denoiser, found), context.input.spec
+            kinds, metrics = search.settled(replaced(spec, video=context.video or spec.video), context)
+            files = search.files
+        else:
+            kinds, _ = chosen(found, self.options.blocks)
+        entry = entry_of(found, kinds, self.options)
+        put(denoiser, entry)
+        return replaced(context.give({"denoiser": denoiser.module}, log=[entry], metrics=metrics), files=files)
+
+    def search(self, denoiser: Denoiser, found: Replaceable) -> LayoutSearch:
+        """Return the search of a layout over the blocks that can be replaced."""
+        kinds = {
+            block: (FULL, *(kind for kind in self.options.offer if kind not in (FULL, *place.why_not)))
+            for block, place in found.places.items()
+        }
+        need_blocks(kinds, found.refused)
+        return LayoutSearch(
+            self.options, denoiser, kinds, lambda made, layout: put(made, entry_of(found, layout, self.options))
+        )
 
     @staticmethod
     def replay(module: nn.Module, data: Mapping[str, Any]) -> None:
@@ -66,6 +89,12 @@ def replace(denoiser: Denoiser, kinds: Mapping[str, str], options: AttentionOpti
     ``full`` leaves a block as it is. UserError where a block's self-attention can't become what is asked.
     """
     entry = entry_of(replaceable(denoiser), kinds, options or AttentionOptions(blocks={"*": FULL}))
+    put(denoiser, entry)
+    return entry
+
+
+def put(denoiser: Denoiser, entry: Mapping[str, Any]) -> None:
+    """Put new attentions in their places, with what they begin with."""
     AttentionTransform.replay(denoiser.module, entry["data"])
     weight = next(denoiser.module.parameters())
     for place in entry["data"]["places"]:
@@ -73,7 +102,6 @@ def replace(denoiser: Denoiser, kinds: Mapping[str, str], options: AttentionOpti
         mixer.to(weight)
         mixer.start()
     denoiser.forget_structure()
-    return entry
 
 
 def chosen(found: Replaceable, blocks: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
