@@ -62,8 +62,9 @@ class Prices:
         return self.possible and all(getattr(self, name) <= most * (1 + EDGE) for name, most in budget.items())
 
     def as_data(self) -> dict[str, float | None]:
-        """Return JSON data: the quantities that budgets are stated in; None for what memory does not hold."""
-        return {name: value if math.isfinite(value := getattr(self, name)) else None for name in BUDGETS}
+        """Return JSON data: the quantities that budgets are stated in; seconds are None where unknown or endless."""
+        found = {name: getattr(self, name) for name in BUDGETS}
+        return {**found, "seconds": found["seconds"] if self.possible and self.seconds else None}
 
 
 @dataclass(frozen=True)
