@@ -40,6 +40,11 @@ class AttentionOptions(Options):
     global_local: GlobalLocalOptions = Field(default_factory=GlobalLocalOptions)
     fit: int = Field(100, ge=0, description="Updates that bring each new attention nearer to the old one, by itself.")
 
+    @property
+    def reads_data(self) -> Literal["no", "if any", "yes"]:
+        """Clips, where there are any: attentions are fitted and compared on them."""
+        return "if any"
+
 
 @hookimpl
 def transform() -> Plugin:
