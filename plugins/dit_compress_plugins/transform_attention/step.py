@@ -186,6 +186,8 @@ def entry_of(found: Replaceable, kinds: Mapping[str, str], options: AttentionOpt
         if (why := why_not(found, block, kind)) is not None:
             raise refusal(block, kind, why)
         own = getattr(options, kind).model_dump(mode="json")
+        if kind == "linconv":
+            own["frames"] = "T" in found.axes
         places.append({"kind": kind, **found.places[block].data(), "options": own})
     return {"name": NAME, "revision": REVISION, "data": {"axes": found.axes, "places": places}}
 
