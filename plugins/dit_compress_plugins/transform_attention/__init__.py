@@ -113,6 +113,11 @@ class AttentionOptions(Options):
             raise ValueError("give either 'blocks' or 'layout'")
         return self
 
+    @property
+    def reads_data(self) -> Literal["no", "if any", "yes"]:
+        """Clips, where there are any: attentions are fitted and compared on them."""
+        return "if any"
+
 
 @hookimpl
 def transform() -> Plugin:

@@ -43,15 +43,18 @@ class PerHead(nn.Module):
 
 
 class LinearConvolution(Mixer):
-    """Linear in the number of tokens. causal: the convolution sees no later latent frame."""
+    """Linear in the number of tokens.
 
-    def __init__(self, heads: int, width: int, *, causal: bool = False, **places: Any) -> None:
+    frames: whether tokens may be of several latent frames. causal: the convolution sees no later one.
+    """
+
+    def __init__(self, heads: int, width: int, *, frames: bool = True, causal: bool = False, **places: Any) -> None:
         super().__init__(**places)
-        self.causal = causal
+        self.back = tuple(TAPS - 1 - tap if causal else TAPS // 2 - tap for tap in range(TAPS)) if frames else (0,)
         self.query, self.key = (PerHead(heads, width, bias=True) for _ in range(2))
         inner = heads * width
         self.taps = nn.ModuleList(
-            nn.Conv2d(inner, inner, TAPS, padding=TAPS // 2, groups=inner, bias=False) for _ in range(TAPS)
+            nn.Conv2d(inner, inner, TAPS, padding=TAPS // 2, groups=inner, bias=False) for _ in self.back
         )
         self.mix = PerHead(heads, width, bias=False)
         self.gate = nn.Parameter(torch.empty(heads, 1, 1))
@@ -64,7 +67,7 @@ class LinearConvolution(Mixer):
                 nn.init.zeros_(parameter)
         for conv in self.taps:
             nn.init.zeros_(conv.weight)
-        own: Any = self.taps[TAPS - 1 if self.causal else TAPS // 2]
+        own: Any = self.taps[self.back.index(0)]
         own.weight[:, :, TAPS // 2, TAPS // 2] = 1
         self.gate.fill_(GATE)
 
@@ -80,23 +83,23 @@ class LinearConvolution(Mixer):
 
     def convolution(self, v_BNSK: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Convolve each channel over T, H, W: one 2D convolution per tap in time, shifted and added."""
-        t, h, w = grid
         frames = to_frames(v_BNSK, grid)
-        last = TAPS - 1 if self.causal else TAPS // 2
-        total: Tensor | None = None
-        for tap, conv in enumerate(self.taps):
-            back = last - tap
-            if abs(back) >= t:
-                continue
-            made = conv(frames).unflatten(0, (-1, t))
-            empty = torch.zeros_like(made[:, : abs(back)])
-            if back > 0:
-                made = torch.cat([empty, made[:, :-back]], 1)
-            elif back < 0:
-                made = torch.cat([made[:, -back:], empty], 1)
-            total = made if total is None else total + made
-        assert total is not None
-        return to_heads(total.flatten(0, 1), grid, v_BNSK.shape[-1])
+        made = [
+            shifted(conv(frames), back, grid[0])
+            for back, conv in zip(self.back, self.taps, strict=True)
+            if abs(back) < grid[0]
+        ]
+        return to_heads(sum(made[1:], made[0]), grid, v_BNSK.shape[-1])
+
+
+def shifted(frames: Tensor, back: int, t: int) -> Tensor:
+    """Move ``[B·T,…]`` by some frames, zeros where none was; each frame gets what was ``back`` before it."""
+    if not back:
+        return frames
+    made = frames.unflatten(0, (-1, t))
+    empty = torch.zeros_like(made[:, : abs(back)])
+    parts = [empty, made[:, : t - back]] if back > 0 else [made[:, -back:], empty]
+    return torch.cat(parts, 1).flatten(0, 1)
 
 
 def linear_attention(q_BNSK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, plain_q: Tensor, plain_k: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from dit_compress.structure.observe.discover import replicated
 from dit_compress_plugins.transform_attention.forms import Form, form_of
 from dit_compress_plugins.transform_attention.grid import SIZES, axes_of, call_at
+from dit_compress_plugins.transform_attention.swap import Mixer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,8 +82,12 @@ def replaceable(denoiser: Denoiser) -> Replaceable:
         why = "no argument of the model's call tells the height and width of the token grid"
         return Replaceable({}, dict.fromkeys(blocks, why), {})
     seen = [_watch(denoiser, grid) for grid in SIZES]
-    places, refused = {}, {}
+    places: dict[str, Place] = {}
+    refused: dict[str, str] = {}
     for block in blocks:
+        if any(isinstance(part, Mixer) for part in denoiser.module.get_submodule(block).modules()):
+            refused[block] = "its self-attention was replaced already"
+            continue
         own = [[item for item in sights if f"{item.owner}.".startswith(f"{block}.")] for sights in seen]
         found = _place(block, own, structure)
         if isinstance(found, Place):

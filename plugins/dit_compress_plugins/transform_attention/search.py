@@ -55,13 +55,14 @@ class LayoutSearch:
     """Chooses the layout of a denoiser.
 
     kinds: of each block that can be replaced, the first is the one it is. put: makes the blocks of a denoiser, in
-    place, what a layout says; with weights where it has some.
+    place, what a layout says. near: likewise, each new one as near to the old one as the step brings it.
     """
 
     options: AttentionOptions
     denoiser: Denoiser
     kinds: Mapping[str, tuple[str, ...]]
     put: Callable[[Denoiser, Layout], None]
+    near: Callable[[Denoiser, Layout], None]
     files: dict[str, str] = field(default_factory=dict)
 
     def foreseen(self, spec: Spec) -> tuple[dict[str, str], str]:
@@ -175,7 +176,7 @@ class LayoutSearch:
             student = copy.deepcopy(self.denoiser)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(context.seed)
-                self.put(student, layout)
+                self.near(student, layout)
             healing = Healing(student, text, samples, how, context)
             healing.advance(trial.steps)
             return grid.loss(healing.student)
