@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
-from dit_compress.measure.latency import machine
+from dit_compress.measure.latency import interleaved, machine
 from dit_compress.measure.memory import LiveBytes, weight_bytes
 from dit_compress.measure.table import TEXT_LENGTH, need_place
 from dit_compress.model.figures import BYTES_BF16, count_parameters
@@ -137,9 +137,16 @@ def timed_table(make: Make, kinds: Kinds, size_THW: Size, rounds: int = 7) -> di
     return {"schema": SCHEMA, "machine": machine(), "size": list(size_THW), "rest": rest, "blocks": table}
 
 
-def timed_whole(denoiser: Denoiser, size_THW: Size, rounds: int = 7) -> float:
-    """Time one call for one sample: the median of ``rounds`` after one to warm up."""
-    return statistics.median([_clocked(denoiser.eval(), [], size_THW)[0] for _ in range(rounds + 1)][1:])
+def timed_whole(models: Mapping[str, Denoiser], size_THW: Size, rounds: int = 7) -> dict[str, float]:
+    """Time one call for one sample of whole models, in turn: medians of ``rounds``."""
+
+    def call(model: Denoiser) -> Callable[[], object]:
+        example = model.eval().typical(1, size_THW, text_length=TEXT_LENGTH)
+        return lambda: model(*example)
+
+    with torch.no_grad():
+        seconds = interleaved({name: call(model) for name, model in models.items()}, rounds)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 @torch.no_grad()

@@ -226,7 +226,9 @@ def test_the_protocol_says_the_size_and_the_plan_holds_it(tmp_path: Path) -> Non
     spec = vae.plan(Spec(video=(17, 64, 64)))
     assert isinstance(spec.latent, ComponentSpec)
     assert ReconstructionEvaluation(options).plan(spec) == spec
-    with pytest.raises(UserError, match=r"the data's clips have 17 frames, 33 are wanted. Give the step fewer 'frames'"):
+    with pytest.raises(
+        UserError, match=r"the data's clips have 17 frames, 33 are wanted. Give the step fewer 'frames'"
+    ):
         ReconstructionEvaluation(options).plan(replace(spec, longest=17))
     with pytest.raises(UserError, match=r"30 frames are not 1 \+ 8·k"):
         ReconstructionEvaluation(ReconstructionOptions(frames=30)).plan(spec)

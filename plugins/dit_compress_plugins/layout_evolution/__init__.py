@@ -12,8 +12,11 @@ class EvolutionOptions(Options):
 
     evaluations: int = Field(64, ge=1, description="Layouts that are tried; each is trained for a short while.")
     population: int = Field(8, ge=2, description="Layouts at the start, and from how many of the best others come.")
-    mutation: float = Field(0.2, gt=0, le=1, description="Share of blocks whose kind is drawn anew; one at least.")
-    crossover: float = Field(0.5, ge=0, le=1, description="Share of new layouts that have two parents.")
+    swaps: float = Field(0.5, ge=0, le=1, description="Share of new layouts in which two blocks exchange their kinds.")
+    crossover: float = Field(0.5, ge=0, le=1, description="Share of the others that have two parents.")
+    mutation: float = Field(
+        0.3, gt=0, le=1, description="Share of their blocks whose kind is drawn anew; one at least."
+    )
     against: Literal["params", "flops", "seconds", "memory"] | None = Field(
         None, description="The price on the front's other axis; the first of the budgets if absent."
     )

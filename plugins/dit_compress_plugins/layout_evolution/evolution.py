@@ -115,15 +115,18 @@ class Evolution:
         return [self.tried[place] for place in order]
 
     def child(self, rng: np.random.Generator, ranked: Sequence[Tried]) -> dict[str, str]:
-        """Take a parent, or the kinds of two by turns of a coin, and draw the kinds of some blocks anew."""
+        """Exchange the kinds of two blocks of a parent, or cross two parents and draw the kinds of some blocks anew."""
         layout = dict(self.parent(rng, ranked).layout)
-        if rng.random() < self.options.crossover:
-            other = self.parent(rng, ranked).layout
-            layout = {block: kind if rng.random() < 0.5 else other[block] for block, kind in layout.items()}
         blocks = list(layout)
-        chosen = {block for block in blocks if rng.random() < self.options.mutation} or {
-            blocks[rng.integers(len(blocks))]
-        }
+        if rng.random() < self.options.swaps:
+            one, other = (blocks[place] for place in rng.integers(len(blocks), size=2))
+            if layout[one] in self.kinds[other] and layout[other] in self.kinds[one]:
+                return {**layout, one: layout[other], other: layout[one]}
+        if rng.random() < self.options.crossover:
+            second = self.parent(rng, ranked).layout
+            layout = {block: kind if rng.random() < 0.5 else second[block] for block, kind in layout.items()}
+        chosen = {block for block in blocks if rng.random() < self.options.mutation}
+        chosen = chosen or {blocks[rng.integers(len(blocks))]}
         return {block: self.draw(rng, block) if block in chosen else kind for block, kind in layout.items()}
 
     def parent(self, rng: np.random.Generator, ranked: Sequence[Tried]) -> Tried:
@@ -139,24 +142,28 @@ class Evolution:
         return self.kinds[block][rng.integers(len(self.kinds[block]))]
 
     def cheapened(self, rng: np.random.Generator, layout: dict[str, str]) -> dict[str, str] | None:
-        """Make blocks cheaper, drawn one by one, until the layout fits; None where that does not lead there."""
+        """Make blocks cheaper, drawn one by one, until the layout fits; None where that does not lead there.
+
+        A block takes the dearest of its cheaper kinds: what is far below the budget is seldom the best within it.
+        """
         for _ in range(len(layout) * max(map(len, self.kinds.values())) * len(self.problem.budget) + 1):
             prices = self.problem.prices(layout)
             over = [name for name, limit in self.problem.budget.items() if not prices.within({name: limit})]
             if not over:
                 return layout
-            ways = [(block, kind) for block in layout for kind in self.cheaper(layout, block, over[0])]
+            ways = {block: kind for block in layout if (kind := self.cheaper(layout, block, over[0]))}
             if not ways:
                 return None
-            block, kind = ways[rng.integers(len(ways))]
-            layout = {**layout, block: kind}
+            block = list(ways)[rng.integers(len(ways))]
+            layout = {**layout, block: ways[block]}
         return None
 
-    def cheaper(self, layout: Layout, block: str, quantity: str) -> list[str]:
-        """Return the kinds of a block that cost less of a quantity than the one it has."""
+    def cheaper(self, layout: Layout, block: str, quantity: str) -> str | None:
+        """Return the kind of a block that comes next below the one it has, by a quantity; None for the least."""
         options = next(choice.options for choice in self.problem.choices if choice.block == block)
-        now = getattr(options[layout[block]], quantity)
-        return [kind for kind, prices in options.items() if getattr(prices, quantity) < now]
+        prices = {kind: getattr(options[kind], quantity) for kind in self.kinds[block]}
+        below = [kind for kind, price in prices.items() if price < prices[layout[block]]]
+        return max(below, key=prices.__getitem__) if below else None
 
 
 def pareto(tried: Sequence[Tried]) -> list[Tried]:

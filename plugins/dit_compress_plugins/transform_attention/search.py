@@ -184,12 +184,16 @@ class LayoutSearch:
         return measure
 
     def measured(self, layout: Layout, size: Size, table: Mapping[str, Any] | None) -> dict[str, float | None]:
-        """Measure the whole with a layout: blocks need not add up. Seconds where the table is of this machine."""
+        """Measure the whole with a layout: blocks need not add up.
+
+        ``seconds`` where the table is of this machine, timed in turn with the model as it is, ``present_seconds``.
+        """
         _, whole = counted(self.outline(layout), [], size)
-        seconds = None
-        if table is not None and table["machine"] == machine():
-            seconds = timed_whole(self.whole(layout), size, ROUNDS)
-        return {**whole.as_data(), "seconds": seconds}
+        if table is None or table["machine"] != machine():
+            return whole.as_data()
+        present = {block: own[0] for block, own in self.kinds.items()}
+        timed = timed_whole({"": self.whole(layout), "present_": self.whole(present)}, size, ROUNDS)
+        return whole.as_data() | {f"{name}seconds": seconds for name, seconds in timed.items()}
 
 
 def said(prices: Prices, problem: LayoutProblem) -> str:
