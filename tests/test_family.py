@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import account
 import family
+import family_attention
 import family_dmd
 import family_reward
 import family_scaled
@@ -21,6 +22,7 @@ CHECKS = {
     "dmd": {"gap_over_m": 0.5, "range": 0.0},
     "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
     "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
+    "attention": {"value": 4.0, "linear_is_quadratic": True},
 }
 
 
@@ -72,6 +74,18 @@ def test_arms_of_rewards_have_equally_many_updates_and_one_begin(tier: str) -> N
     assert set(arms) == {"flow", "reward-1", "reward-2"}
     assert len({(how["steps"], how["batch"], how["lr"], how["sampling_steps"]) for how in arms.values()}) == 1
     assert (arms["reward-1"]["last_steps"], arms["reward-2"]["last_steps"]) == (1, 2)
+
+
+def test_the_crossover_is_where_an_attention_stays_faster() -> None:
+    full = [1.0, 2.0, 4.0, 8.0]
+    assert family_attention.crossing([1, 2, 3, 4], [0.5, 3.0, 3.5, 4.0], full) == 3
+    assert family_attention.crossing([1, 2, 3, 4], [2.0, 3.0, 5.0, 9.0], full) is None
+    times = {"seconds 16": 0.001, "seconds 32": 0.004}
+    slow, fast = ({name: value * by for name, value in times.items()} for by in (2, 0.5))
+    rows = [{"teacher": times, "linconv": slow, "stride": fast, "global_local": fast}]
+    _, figures = family_attention.finished(rows)
+    assert figures["crossover_tokens"] == {"linconv": None, "stride": 16, "global_local": 16}
+    assert figures["ms"]["full"] == {"16": 1.0, "32": 4.0}
 
 
 @pytest.mark.parametrize("tier", account.TIERS)

@@ -184,21 +184,24 @@ class Block(nn.Module):
 
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what, self.n, self.kv = what, 2, 1 if what == "grouped" else 2
-        self.q, self.kv_proj = nn.Linear(16, 16), nn.Linear(16, 16 * self.kv)
-        self.qkv, self.proj, self.mlp = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.what, self.n = what, 2
+        if what == "grouped":
+            self.q, self.kv = nn.Linear(16, 16), nn.Linear(16, 16)
+        else:
+            self.qkv = nn.Linear(16, 48)
+        self.proj, self.mlp = nn.Linear(16, 16), nn.Linear(16, 16)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         y = torch.cat([F.layer_norm(x, (16,)), text], 1) if self.what == "joint" else F.layer_norm(x, (16,))
         if self.what == "grouped":
             q = self.q(y).unflatten(-1, (2, 8)).transpose(1, 2)
-            k, v = self.kv_proj(y).unflatten(-1, (2, 1, 8)).permute(2, 0, 3, 1, 4)
+            k, v = self.kv(y).unflatten(-1, (2, 1, 8)).permute(2, 0, 3, 1, 4)
             mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         elif self.what == "softmax":
-            q, k, v = self.qkv(y).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            q, k, v = self.qkv(y).unflatten(-1, (3, self.n, 8)).permute(2, 0, 3, 1, 4)
             mixed = (q @ k.mT / 8**0.5).softmax(-1) @ v
         else:
-            q, k, v = self.qkv(y).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            q, k, v = self.qkv(y).unflatten(-1, (3, self.n, 8)).permute(2, 0, 3, 1, 4)
             mask = torch.zeros(q.shape[2], q.shape[2]).to(q) if self.what == "masked" else None
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.proj(mixed.transpose(1, 2).flatten(2))[:, : x.shape[1]]
@@ -266,7 +269,7 @@ REFUSED = {
     "joint": "it attends to 71 keys from 71 tokens, of which the latent has 60: text among the tokens, or windows",
     "grouped": "queries, keys and values differ in heads or width: [1, 2, 60, 8], [1, 1, 60, 8], [1, 1, 60, 8]",
     "masked": "its scores have a mask",
-    "softmax": "blocks.1 computes attention without scaled_dot_product_attention",
+    "softmax": "it doesn't call scaled_dot_product_attention, in whose place another could stand",
 }
 
 

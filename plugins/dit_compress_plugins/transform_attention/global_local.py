@@ -69,7 +69,7 @@ def coarse(x_BNSK: Tensor, grid: tuple[int, int, int], conv: nn.Module) -> Tenso
     return to_heads(conv(frames), (t, -1, -1), x_BNSK.shape[-1])
 
 
-def local_attention(  # noqa: PLR0913 - of attention, and of its blocks
+def local_attention(
     q_BNSK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, blocks: int, radius: int, scale: float | None = None
 ) -> Tensor:
     """Let each of so many blocks of tokens attend to its neighbours; sizes of blocks differ by one at most."""

@@ -16,13 +16,12 @@ from torch.overrides import TorchFunctionMode
 from dit_compress.structure.observe.discover import replicated
 from dit_compress_plugins.transform_attention.forms import Form, form_of
 from dit_compress_plugins.transform_attention.grid import SIZES, axes_of, call_at
-from dit_compress_plugins.transform_attention.swap import Mixer
+from dit_compress_plugins.transform_attention.swap import Mixer, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.structure.facts import Structure
 
 RECENT = 16
 """Outputs of modules that are looked through for the queries of an attention."""
@@ -75,8 +74,7 @@ class Replaceable:
 
 def replaceable(denoiser: Denoiser) -> Replaceable:
     """List the blocks whose self-attention can be replaced, and why the others' can't. Reads no weights."""
-    structure = denoiser.structure()
-    blocks = [place for stack in structure.stacks for place in stack.blocks]
+    blocks = [place for stack in denoiser.structure().stacks for place in stack.blocks]
     axes = axes_of(denoiser)
     if axes is None:
         why = "no argument of the model's call tells the height and width of the token grid"
@@ -89,7 +87,7 @@ def replaceable(denoiser: Denoiser) -> Replaceable:
             refused[block] = "its self-attention was replaced already"
             continue
         own = [[item for item in sights if f"{item.owner}.".startswith(f"{block}.")] for sights in seen]
-        found = _place(block, own, structure)
+        found = _place(block, own)
         if isinstance(found, Place):
             places[block] = found
         else:
@@ -103,10 +101,7 @@ class _Sight:
 
     owner: str
     call: int
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    masked: bool
+    asked: Scores
     forms: tuple[Form | None, Form | None]
     reads: tuple[str, int] | None
     tokens: tuple[int, int]
@@ -115,7 +110,7 @@ class _Sight:
     @property
     def of_tokens(self) -> bool:
         """Whether tokens of the latent, and nothing else, attend to themselves."""
-        return self.query.shape[-2] == self.key.shape[-2] and self.query.shape[-2] in self.tokens
+        return self.asked.query.shape[-2] == self.asked.key.shape[-2] and self.asked.query.shape[-2] in self.tokens
 
 
 class _Watch(TorchFunctionMode):
@@ -147,27 +142,14 @@ class _Watch(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and self.running:
             owner, call = self.running[-1]
             self.running[-1] = owner, call + 1
-            self._note(owner, call, *args, **kwargs)
+            self._note(owner, call, Scores(*args, **kwargs))
         return func(*args, **kwargs)
 
-    def _note(  # noqa: PLR0913 - as scaled_dot_product_attention takes them
-        self,
-        owner: str,
-        call: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,  # noqa: ARG002
-        is_causal: bool = False,  # noqa: FBT001, FBT002
-        scale: float | None = None,  # noqa: ARG002
-        enable_gqa: bool = False,  # noqa: ARG002, FBT001, FBT002
-    ) -> None:
+    def _note(self, owner: str, call: int, asked: Scores) -> None:
         inside = [item for item in self.recent if item[0].startswith(f"{owner}." if owner else "")]
-        forms = self._form(owner, inside, query), self._form(owner, inside, key)
-        masked = attn_mask is not None or is_causal
-        reads = _reads(owner, inside, query.shape[-2])
-        self.sights.append(_Sight(owner, call, query, key, value, masked, forms, reads, self.tokens))
+        forms = self._form(owner, inside, asked.query), self._form(owner, inside, asked.key)
+        reads = _reads(owner, inside, asked.query.shape[-2])
+        self.sights.append(_Sight(owner, call, asked, forms, reads, self.tokens))
 
     def _form(self, owner: str, inside: Any, wanted: Tensor) -> Form | None:
         if wanted.ndim != 4:
@@ -196,12 +178,10 @@ def _watch(denoiser: Denoiser, grid: tuple[int, int, int]) -> list[_Sight]:
     return mode.sights
 
 
-def _place(block: str, seen: list[list[_Sight]], structure: Structure) -> Place | str:
+def _place(block: str, seen: list[list[_Sight]]) -> Place | str:
     """Return the one self-attention of a block, or why it can't be replaced."""
     if not seen[0]:
-        known = [item.path for item in structure.attentions if f"{item.path}.".startswith(f"{block}.")]
-        what = f"{known[0]} computes attention" if known else "attention is computed"
-        return f"{what} without scaled_dot_product_attention" if known else "it has no attention"
+        return "it doesn't call scaled_dot_product_attention, in whose place another could stand"
     calls: dict[tuple[str, int], list[_Sight]] = defaultdict(list)
     for sights in seen:
         for sight in sights:
@@ -210,22 +190,22 @@ def _place(block: str, seen: list[list[_Sight]], structure: Structure) -> Place 
     if len(own) != 1:
         return f"it has {len(own)} self-attentions" if own else _unlike(seen[0])
     sight = own[0][0]
-    if sight.query.ndim != 4 or sight.key.shape != sight.query.shape or sight.value.shape != sight.query.shape:
-        shapes = ", ".join(str(list(x.shape)) for x in (sight.query, sight.key, sight.value))
+    query, key, value = sight.asked[:3]
+    if query.ndim != 4 or key.shape != query.shape or value.shape != query.shape:
+        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
         return f"queries, keys and values differ in heads or width: {shapes}"
-    if sight.masked:
+    if sight.asked.attn_mask is not None or sight.asked.is_causal:
         return "its scores have a mask"
-    heads, width = sight.query.shape[1], sight.query.shape[3]
     why_not = {}
     if None in sight.forms:
         why_not["linconv"] = "no module gives its queries and keys as they are before they are rotated"
     if sight.reads is None:
         why_not["global_local"] = "no linear in it gets the tokens, which the gate reads"
-    return Place(block, sight.owner, sight.call, heads, width, *sight.forms, sight.reads, why_not)
+    return Place(block, sight.owner, sight.call, query.shape[1], query.shape[3], *sight.forms, sight.reads, why_not)
 
 
 def _unlike(sights: list[_Sight]) -> str:
     """Say what a block without self-attention of the latent's tokens attends to."""
-    longest = max(sights, key=lambda sight: sight.query.shape[-2])
-    queries, keys = longest.query.shape[-2], longest.key.shape[-2]
+    longest = max(sights, key=lambda sight: sight.asked.query.shape[-2])
+    queries, keys = (x.shape[-2] for x in longest.asked[:2])
     return JOINT.format(keys=keys, queries=queries, tokens=longest.tokens[0]) + ": text among the tokens, or windows"

@@ -9,21 +9,35 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dit_compress.core.errors import UserError
-from dit_compress_plugins.transform_attention.forms import Form
 from dit_compress_plugins.transform_attention.grid import Grids, bound, grid_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dit_compress_plugins.transform_attention.forms import Form
+
 MIXER = "mixer"
 """Name of the child that an attention gets."""
+
+
+class Scores(NamedTuple):
+    """The arguments of ``scaled_dot_product_attention``."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
 
 
 class Mixer(nn.Module):
@@ -136,20 +150,8 @@ class _Running(TorchFunctionMode):
         self.calls += 1
         if self.calls != self.mixer.call + 1:
             return func(*args, **kwargs)
-        return self._mix(*args, **kwargs)
-
-    def _mix(  # noqa: PLR0913 - as scaled_dot_product_attention takes them
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,  # noqa: ARG002
-        is_causal: bool = False,  # noqa: FBT001, FBT002
-        scale: float | None = None,
-        enable_gqa: bool = False,  # noqa: ARG002, FBT001, FBT002
-    ) -> Tensor:
-        if attn_mask is not None or is_causal:
+        asked = Scores(*args, **kwargs)
+        if asked.attn_mask is not None or asked.is_causal:
             raise UserError("an attention was replaced, and its scores have a mask now", mend="Leave the mask out")
-        self.seen.grid, self.seen.scale = self.mixer.grids.of(query.shape[-2]), scale
-        return self.mixer(query, key, value, self.seen)
+        self.seen.grid, self.seen.scale = self.mixer.grids.of(asked.query.shape[-2]), asked.scale
+        return self.mixer(*asked[:3], self.seen)
