@@ -1,6 +1,7 @@
 """Related systems, each in a small experiment with claims: a world that can be read exactly, paired seeds.
 
-    python benchmarks/family.py dmd|scaled|reward|attention [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
+    python benchmarks/family.py dmd|scaled|reward|attention|layout [--seeds 8] [--workers 1] [--out runs/tables]
+                                [--tier short]
 
     dmd      4-step students of one pruned model at equal updates: adversarial, DMD2 (``distill: dmd``), and the same
              with the adversarial student as a guide (K-DMD of SnapGen++); judged by their samples against the exact
@@ -12,6 +13,8 @@
              the pixels, with the critic beside it
     attention  every self-attention of a teacher replaced (``transform: attention``: linear with convolution, strided,
              global and local), equal healing; the excess before and after, and the time of each over tokens
+    layout   kinds of blocks within a budget of seconds: a dynamic programme, an evolution, chance; judged by the regret
+             to the enumerated optimum, on planted losses, on interacting ones, and on those of a teacher
 
 A seed fixes teacher, first weights, order of data and noise. Teachers of all but ``reward`` are those of
 ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
@@ -33,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import family_attention
 import family_dmd
+import family_layout
 import family_reward
 import family_scaled
 from account import TIERS
@@ -67,6 +71,7 @@ SYSTEMS: dict[str, System] = {
     "scaled": family_scaled,
     "reward": family_reward,
     "attention": family_attention,
+    "layout": family_layout,
 }
 
 

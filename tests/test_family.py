@@ -14,6 +14,7 @@ import account
 import family
 import family_attention
 import family_dmd
+import family_layout
 import family_reward
 import family_scaled
 import paired
@@ -23,6 +24,7 @@ CHECKS = {
     "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
     "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
     "attention": {"value": 4.0, "linear_is_quadratic": True},
+    "layout": {"row": "SLFFFF", "score": 5.0, "enumerated": 5.0, "layouts": 729},
 }
 
 
@@ -86,6 +88,18 @@ def test_the_crossover_is_where_an_attention_stays_faster() -> None:
     _, figures = family_attention.finished(rows)
     assert figures["crossover_tokens"] == {"linconv": None, "stride": 16, "global_local": 16}
     assert figures["ms"]["full"] == {"16": 1.0, "32": 4.0}
+
+
+def test_on_planted_losses_the_programme_has_no_regret_and_evolution_less_than_chance() -> None:
+    """Eight landscapes of each; where pairs interact the programme, which adds, may miss the optimum."""
+    found = {
+        name: [family_layout.searched(family_layout.planted(77, place, pairs), place, 64) for place in range(8)]
+        for name, pairs in (("planted", 0.0), ("interacting", family_layout.INTERACTION))
+    }
+    total = {name: {arm: sum(row[arm] for row in rows) for arm in rows[0]} for name, rows in found.items()}
+    assert total["planted"]["dp"] == 0.0
+    assert total["interacting"]["dp"] > 0.0
+    assert all(total[name]["evolution"] < total[name]["random"] for name in total)
 
 
 @pytest.mark.parametrize("tier", account.TIERS)

@@ -50,6 +50,12 @@ def best(problem: LayoutProblem, scores: Scores, most: int = MOST) -> list[Chose
     return [Chosen(of_kinds(problem.choices, partial.kinds), {"score": partial.score}) for partial in found]
 
 
+def need_layout(problem: LayoutProblem) -> None:
+    """Raise a UserError that names the nearest layout where none is within the budgets."""
+    if not problem.fits(nearest(problem)):
+        raise none_fits(problem)
+
+
 def none_fits(problem: LayoutProblem, most: int = MOST) -> UserError:
     """Return what to say where no layout is within the budgets; it names the nearest."""
     layout = nearest(problem, most)

@@ -17,7 +17,7 @@ from dit_compress.measure.latency import machine
 from dit_compress.measure.quality import data_grid
 from dit_compress.structure.choices import LayoutProblem, Prices, Remembered, layout_data, legend
 from dit_compress.structure.copies import meta_copy, shared_copy
-from dit_compress.structure.programme import best
+from dit_compress.structure.programme import best, need_layout
 from dit_compress.train.healing import Healing
 from dit_compress.train.options import TrainOptions
 
@@ -89,6 +89,7 @@ class LayoutSearch:
             write_json(context.folder / TABLE, table)
             self.files["latency"] = TABLE
         problem = self.problem(*self.counted(size), table)
+        need_layout(problem)  # before anything is trained
         loss = self.loss(context)
         problem = replace(problem, loss=loss and Remembered(loss, context.folder / "trials.jsonl"))
         chosen = self.part.choose(problem, context)
