@@ -42,8 +42,7 @@ class AttentionTransform:
 
     def plan(self, spec: Spec) -> Spec:
         """Return the model with other attentions; reads no weights."""
-        denoiser = spec.build_denoiser().to("meta")
-        found = replaceable(denoiser)
+        found = replaceable(spec.outline())
         kinds, left = chosen(found, self.options.blocks)
         entry = entry_of(found, kinds, self.options)
         notes = [f"{block} keeps its attention: {why}" for block, why in left.items()]
