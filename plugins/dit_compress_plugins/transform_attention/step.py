@@ -45,10 +45,9 @@ class AttentionTransform:
 
     def plan(self, spec: Spec) -> Spec:
         """Return the model with other attentions; reads no weights."""
-        denoiser = spec.build_denoiser().to("meta")
-        found = replaceable(denoiser)
+        found = replaceable(spec.outline())
         if self.options.layout is not None:
-            kinds, note = self.search(denoiser, found).foreseen(spec)
+            kinds, note = self.search(spec.build_denoiser(), found).foreseen(spec)
             notes = [note]
         else:
             kinds, left = chosen(found, self.options.blocks)
