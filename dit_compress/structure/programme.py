@@ -96,7 +96,7 @@ class _Programme:
         self.costs = [[self._cost(choice.options[kind]) for kind in choice.kinds] for choice in self.choices]
         self.start = self._cost(problem.rest)
         least = [tuple(min(column) for column in zip(*costs, strict=True)) for costs in self.costs]
-        nothing = (0,) * len(self.start)
+        nothing: Cost = (0,) * len(self.start)
         self.ahead = list(accumulate(reversed(least), self._add, initial=nothing))[::-1][1:]
 
     def run(self, scores: Scores) -> list[Partial]:

@@ -67,7 +67,7 @@ class Evolution:
 
     def __init__(self, problem: LayoutProblem, options: EvolutionOptions, seed: int) -> None:
         self.problem, self.options, self.seed = problem, options, seed
-        self.against = options.against or next(iter(problem.budget))
+        self.against: str = options.against or next(iter(problem.budget.keys()))
         self.kinds = {choice.block: choice.kinds for choice in problem.choices}
         self.tried: list[Tried] = []
         self.seen: set[tuple[str, ...]] = set()

@@ -10,6 +10,8 @@ from dit_compress.core.files import read_json
 from dit_compress.structure.choices import Chosen
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dit_compress.step.workplace import Workplace
     from dit_compress.structure.choices import Layout, LayoutProblem
     from dit_compress_plugins.layout_given import GivenLayoutOptions
@@ -52,5 +54,5 @@ class GivenLayout:
         return Chosen(self.foreseen(problem))
 
 
-def _named(known: dict[str, object]) -> str:
+def _named(known: Mapping[str, object]) -> str:
     return f"The blocks are {', '.join(known)}" if known else "Leave 'layout' out: no block can be replaced"
