@@ -1,6 +1,7 @@
 """Related systems, each in a small experiment with claims: a world that can be read exactly, paired seeds.
 
     python benchmarks/family.py SYSTEM [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
+                                [--tier short]
 
     dmd      4-step students of one pruned model at equal updates: adversarial, DMD2 (``distill: dmd``), and the same
              with the adversarial student as a guide (K-DMD of SnapGen++); judged by their samples against the exact
@@ -14,9 +15,13 @@
              where the count is wrong (``sampler: count``); exact count
     lazy     gates that skip attention and FFN (LazyDiT), fewer steps, diffusers' first-block cache and TaylorSeer, at
              equal module calls; judged by the distance of latents to those of all steps
+    attention  every self-attention of a teacher replaced (``transform: attention``: linear with convolution, strided,
+             global and local), equal healing; the excess before and after, and the time of each over tokens
+    layout   kinds of blocks within a budget of seconds: a dynamic programme, an evolution, chance; judged by the regret
+             to the enumerated optimum, on planted losses, on interacting ones, and on those of a teacher
 
-A seed fixes teacher, first weights, order of data and noise. All but ``reward`` and ``count`` begin with the teachers of
-``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
+A seed fixes teacher, first weights, order of data and noise. All but ``reward`` and ``count`` begin with the teachers
+of ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
 run: held or reversed by exact sign-flip tests over seeds, Holm's correction, 0.05. ``check`` in the last line, one JSON
 object, is a number worked by hand, found by the plugin's own functions. Writes ``family-<system>.md``. A claim that
 fails is a result, and so is a model on which nothing can be seen (``unfit``, no verdict): exit status 0. Tiers:
@@ -34,8 +39,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import family_attention
 import family_count
 import family_dmd
+import family_layout
 import family_lazy
 import family_reward
 import family_scaled
@@ -70,6 +77,8 @@ SYSTEMS: dict[str, System] = {
     "dmd": family_dmd,
     "scaled": family_scaled,
     "reward": family_reward,
+    "attention": family_attention,
+    "layout": family_layout,
     "lazy": family_lazy,
     "count": family_count,
 }

@@ -294,7 +294,9 @@ def test_ctrl_c_is_no_fault_of_anybody(half: Half, tmp_path: Path) -> None:
     shutil.rmtree(place / "run" / "steps" / "teacher.partial")
     log = (tmp_path / "log").open("wb")
     command = [SCRIPT, "run", place / "recipe.yaml", "--out", place / "run", "--threads", "1"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and inherited so, where a shell put us behind
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored, and inherited so, where a shell put us behind
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     signal.signal(signal.SIGINT, before)
     rows = place / "run" / "steps" / "teacher.partial" / "curves.jsonl"

@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import account
 import family
+import family_attention
 import family_count
 import family_dmd
+import family_layout
 import family_reward
 import family_scaled
 import paired
@@ -25,6 +27,8 @@ CHECKS = {
     "lazy": {"gate": 0.75, "mixture": 3.0, "zero": True},
     "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
     "count": {"delete": 0.35, "add": -0.7},
+    "attention": {"value": 4.0, "linear_is_quadratic": True},
+    "layout": {"row": "SLFFFF", "score": 5.0, "enumerated": 5.0, "layouts": 729},
 }
 
 
@@ -89,6 +93,30 @@ def test_arms_of_rewards_have_equally_many_updates_and_one_begin(tier: str) -> N
     assert set(arms) == {"flow", "reward-1", "reward-2"}
     assert len({(how["steps"], how["batch"], how["lr"], how["sampling_steps"]) for how in arms.values()}) == 1
     assert (arms["reward-1"]["last_steps"], arms["reward-2"]["last_steps"]) == (1, 2)
+
+
+def test_the_crossover_is_where_an_attention_stays_faster() -> None:
+    full = [1.0, 2.0, 4.0, 8.0]
+    assert family_attention.crossing([1, 2, 3, 4], [0.5, 3.0, 3.5, 4.0], full) == 3
+    assert family_attention.crossing([1, 2, 3, 4], [2.0, 3.0, 5.0, 9.0], full) is None
+    times = {"seconds 16": 0.001, "seconds 32": 0.004}
+    slow, fast = ({name: value * by for name, value in times.items()} for by in (2, 0.5))
+    rows = [{"teacher": times, "linconv": slow, "stride": fast, "global_local": fast}]
+    _, figures = family_attention.finished(rows)
+    assert figures["crossover_tokens"] == {"linconv": None, "stride": 16, "global_local": 16}
+    assert figures["ms"]["full"] == {"16": 1.0, "32": 4.0}
+
+
+def test_on_planted_losses_the_programme_has_no_regret_and_evolution_less_than_chance() -> None:
+    """Eight landscapes of each; where pairs interact the programme, which adds, may miss the optimum."""
+    found = {
+        name: [family_layout.searched(family_layout.planted(77, place, pairs), place, 64) for place in range(8)]
+        for name, pairs in (("planted", 0.0), ("interacting", family_layout.INTERACTION))
+    }
+    total = {name: {arm: sum(row[arm] for row in rows) for arm in rows[0]} for name, rows in found.items()}
+    assert total["planted"]["dp"] == 0.0
+    assert total["interacting"]["dp"] > 0.0
+    assert all(total[name]["evolution"] < total[name]["random"] for name in total)
 
 
 @pytest.mark.parametrize("tier", account.TIERS)

@@ -22,7 +22,7 @@ from dit_compress.structure.copies import deep_copy
 from dit_compress.structure.tombstone import Tombstone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dit_compress.model.denoiser import Denoiser
@@ -163,19 +163,7 @@ def read_table(path: Path, axes: Sequence[Axis], size_THW: Sequence[int], machin
         raise UserError(
             f"no latency table: {lacking} missing", where=where, mend="Measure one: dit-compress sensitivity --table"
         )
-    wanted = machine_name or machine()
-    if data["machine"] != wanted:
-        raise UserError(
-            f"the table was measured on {data['machine']!r}, the budget is for {wanted!r}",
-            where=where,
-            mend=f"Measure it there, or say 'machine: {data['machine']}' in 'latency' if that is what is meant",
-        )
-    if data["size"] != list(size_THW):
-        raise UserError(
-            f"the table is for latents of {data['size']} (T, H, W), the recipe's video has {list(size_THW)}",
-            where=where,
-            mend="Measure it at this size",
-        )
+    need_place(data, where, size_THW, machine_name)
     here = {axis.name: axis.units for axis in axes}
     if data["axes"] != here:
         other = next(name for name in (*here, *data["axes"]) if here.get(name) != data["axes"].get(name))
@@ -186,6 +174,23 @@ def read_table(path: Path, axes: Sequence[Axis], size_THW: Sequence[int], machin
             mend="Measure it for this model, with the same levels",
         )
     return Price.from_data(data)
+
+
+def need_place(data: Mapping[str, Any], where: str, size_THW: Sequence[int], machine_name: str | None) -> None:
+    """Raise a UserError where a table is of another latent size or machine (than this one, if none is named)."""
+    wanted = machine_name or machine()
+    if data["machine"] != wanted:
+        raise UserError(
+            f"the table was measured on {data['machine']!r}, the budget is for {wanted!r}",
+            where=where,
+            mend=f"Measure it there, or say 'machine: {data['machine']}' beside 'table' if that is what is meant",
+        )
+    if data["size"] != list(size_THW):
+        raise UserError(
+            f"the table is for latents of {data['size']} (T, H, W), the recipe's video has {list(size_THW)}",
+            where=where,
+            mend="Measure it at this size",
+        )
 
 
 def _lacking(data: Any) -> str:

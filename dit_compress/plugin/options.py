@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    PositiveInt,
+    WrapValidator,
+    model_validator,
+)
 
 from dit_compress.core.files import sha256_content
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Options(BaseModel):
@@ -84,6 +97,19 @@ class Options(BaseModel):
     def caption_width(self) -> int | None:
         """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
         return None
+
+
+def _or_percent(value: Any, number: Callable[[Any], Any]) -> Any:
+    """Take ``50%`` as it is, anything else as a number."""
+    if not isinstance(value, str) or not re.fullmatch(r"\d+(\.\d+)?%", value):
+        return number(value)
+    if not 0 < float(value[:-1]) <= 100:
+        raise ValueError(f"{value} is no share of the model: write more than 0% and at most 100%")
+    return value
+
+
+PERCENT = (WrapValidator(_or_percent), PlainSerializer(lambda value: value))
+"""Marks a number that may also be a share of the whole model's figure: ``50%``."""
 
 
 Side = Annotated[PositiveInt, Field(le=65536)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
+from dit_compress.report.layouts import Layout, read_layout
 from dit_compress.report.trials import Trials, read_trials
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Step:
     worst: tuple[Video, ...] = ()
     pruning: Pruning | None = None
     trials: Trials | None = None
+    layout: Layout | None = None
     manifest: dict[str, Any] | None = None
     sheets: tuple[tuple[int, Path], ...] = ()
 
@@ -188,6 +190,7 @@ def read_step(folder: Path) -> Step:
         worst=read_videos(folder / files["worst"]) if "worst" in files else (),
         pruning=read_pruning(folder),
         trials=read_trials(record["metrics"]["trials"]) if "trials" in (record.get("metrics") or {}) else None,
+        layout=read_layout(folder),
         manifest=read_manifest(folder),
         sheets=tuple((int(path.stem.rpartition("-")[2]), path) for path in sorted(folder.glob("samples/step-*.jpg"))),
     )

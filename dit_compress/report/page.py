@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.report import figures
+from dit_compress.report.layouts import layout_pictures
 from dit_compress.report.lineage import lineage
 from dit_compress.report.media import data_uri, wall
 from dit_compress.report.paper import compared
@@ -39,6 +40,7 @@ def render(run: Run, result: Outcome) -> str:
         notes={step.name: measured(run, step) for step in run.steps},
         trainings=[(step, *curves(step)) for step in run.steps if step.curves],
         prunings=[(step, *pruning_pictures(step)) for step in run.steps if step.pruning],
+        layouts=[(step, layout_pictures(step.layout, step.name)) for step in run.steps if step.layout],
         wall=wall(run),
         reconstructions=reconstructions(run),
         arms=found,

@@ -163,6 +163,8 @@ def test_pixels_kept_are_those_of_the_clips_that_are_asked_for(folder: Path, tmp
         context.parts["data"] = make_part("data", {**data, "test_fraction": share}, installed())
         clips = context.clips("train")
         grey = [20 * int(clip.path.stem) / 127.5 - 1 for clip in clips]
-        assert context.pixels("train").x0(range(len(clips))).mean((1, 2, 3, 4)).tolist() == pytest.approx(grey, abs=0.02)
+        assert context.pixels("train").x0(range(len(clips))).mean((1, 2, 3, 4)).tolist() == pytest.approx(
+            grey, abs=0.02
+        )
     assert len(clips) == 8
     assert len(list(tmp_path.glob("pixels-train-*.npy"))) == 2

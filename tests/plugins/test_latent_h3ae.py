@@ -171,7 +171,9 @@ def test_the_start_is_a_low_pass_and_its_transpose(monkeypatch: pytest.MonkeyPat
         shares, repeats = (each.weight[:, :, 0, 0] * each.gain for each in (layer, back))
         # Channel 0 is values 0 … 3 of the first frame and 16 … 19 of the second: a mean of 9.5.
         assert (shares @ values).tolist() == pytest.approx([9.5, 13.5, 17.5, 21.5], rel=1e-5)
-        assert (repeats @ torch.tensor([1.0, 2, 3, 4]))[16:24].tolist() == pytest.approx([1.0] * 4 + [2.0] * 4, rel=1e-5)
+        assert (repeats @ torch.tensor([1.0, 2, 3, 4]))[16:24].tolist() == pytest.approx(
+            [1.0] * 4 + [2.0] * 4, rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

@@ -1,26 +1,12 @@
 """Tri-level pruning: blocks, heads and feed-forward channels together (section 4.2 of the paper)."""
 
-import re
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PlainSerializer, PositiveInt, WrapValidator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from dit_compress.hooks import File, Keyed, Options, PartField, Plugin, Slot, hookimpl
-
-
-def _or_percent(value: Any, number: Callable[[Any], Any]) -> Any:
-    """Take ``50%`` as it is, anything else as a number."""
-    if not isinstance(value, str) or not re.fullmatch(r"\d+(\.\d+)?%", value):
-        return number(value)
-    if not 0 < float(value[:-1]) <= 100:
-        raise ValueError(f"{value} is no share of the model: write more than 0% and at most 100%")
-    return value
-
-
-PERCENT = (WrapValidator(_or_percent), PlainSerializer(lambda value: value))
-"""Marks a number that may also be a share of the whole model's figure: ``50%``."""
+from dit_compress.plugin.options import PERCENT
 
 
 class Latency(Options):
