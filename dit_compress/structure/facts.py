@@ -311,6 +311,11 @@ class Axis:
     place: str = ""
 
     @property
+    def everywhere(self) -> bool:
+        """Whether it stands in no block and no stack: units go through the whole network."""
+        return not self.blocks and self.block is None and not self.stack
+
+    @property
     def block_path(self) -> str:
         """Path of the block it stands in."""
         return self.place or f"{self.stack}.{self.block}"

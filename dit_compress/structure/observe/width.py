@@ -83,6 +83,7 @@ class Tracer:
                 shape = replica.values[name].shape
                 self.writers |= {(name, ("value", dim)): size for dim, size in enumerate(shape)}
         self.refuted: set[Key] = set()
+        self.effects: dict[Key, dict[Key, np.ndarray]] = {}
 
     def others(self, main: Labels) -> list[int | str]:
         """Return arguments of the first block that are as wide as the stream, and hold none of its channels."""
@@ -115,10 +116,10 @@ class Tracer:
         """
         self._begin(argument)
         for _ in range(ROUNDS):
-            before = len(self.labels.read), len(self.labels.written)
+            before = len(self.labels.written)
             self._read(seeded=not self.labels.written)
             self._write()
-            if before == (len(self.labels.read), len(self.labels.written)):
+            if before == len(self.labels.written):
                 break
         self._check()
         return self.labels
@@ -166,7 +167,9 @@ class Tracer:
             groups.setdefault((self._place_in_block(key[0]), key[1], self.writers[key]), []).append(key)
         for keys in groups.values():
             first, size = keys[0], self.writers[keys[0]]
-            if not self._touches(self.changed(self.alone(first, np.arange(size)))):
+            if first not in self.effects:
+                self.effects[first] = self.changed(self.alone(first, np.arange(size)))
+            if not self._touches(self.effects[first]):
                 continue
             label = next((guess for guess in self._guesses(size) if self._holds(first, guess)), None)
             if label is None:
