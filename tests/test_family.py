@@ -20,6 +20,7 @@ import paired
 CHECKS = {
     "dmd": {"gap_over_m": 0.5, "range": 0.0},
     "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
+    "width": {"kept": [0.84853, 1.13137]},
     "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
 }
 
