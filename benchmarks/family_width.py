@@ -66,7 +66,7 @@ def row(out: Path, tier: str, seed: int) -> Row:
 
 def budget(name: str, count: int) -> dict[str, Any]:
     """Return a budget of as many parameters, shared out by the formula: the same units for every seed's teacher."""
-    return {"budget": {"params": round(1.01 * count), "levels": LEVELS[name], "curves": "default"}}
+    return {"budget": {"params": round(1.005 * count), "levels": LEVELS[name], "curves": "default"}}
 
 
 def sizes_of(sizes: Mapping[str, Any]) -> int:

@@ -116,11 +116,12 @@ def test_a_channel_owns_what_reads_and_writes_it() -> None:
     block |= dict.fromkeys(("modulation.weight", "modulation.bias"), (0, [1, 1 + WIDTH, 1 + 2 * WIDTH]))
     expected = {(f"blocks.{index}.{name}", dim): rows for index in (0, 1) for name, (dim, rows) in block.items()}
     own = ("embed.weight", 0), ("embed.bias", 0), ("place", 2), ("norm.weight", 0), ("out.weight", 1)
-    assert owned == {**expected, **dict.fromkeys(own, [1])}
+    assert owned == {**expected, **{key: [1] for key in own}}
     kept = (0, 2, 5)
     entry = compact_module(module, call, [axis], {axis.name: kept})
     assert module.blocks[0].norm.normalized_shape == (3,)
-    assert module.place.shape == (1, 4, 3) and module.out.in_features == 3
+    assert module.place.shape == (1, 4, 3)
+    assert module.out.in_features == 3
     assert entry["data"]["kept"][axis.name]["units"] == [[0, 1], [2, 3], [5, 6]]
 
 

@@ -11,7 +11,10 @@ class WidthOptions(Options):
     """The share of the stream's channels that stays."""
 
     keep: float | None = Field(
-        None, gt=0, le=1, description="Share of channels that stays, to the nearest multiple; left to the budget if absent."
+        None,
+        gt=0,
+        le=1,
+        description="Share of channels that stays, to the nearest multiple; left to the budget if absent.",
     )
     remove: int | None = Field(None, ge=0, description="Channels to remove.")
     units: int = Field(32, ge=1, description="Equal parts a learned search cuts the width into.")
