@@ -10,7 +10,7 @@
     reward   moving shapes, a VAE and a model for each seed, equal updates: a frozen critic's reward through the last
              sampling step, through the last two (``distill: reward``), plain flow matching; judged by what is read from
              the pixels, with the critic beside it
-    width    one teacher pruned to one size by the stream's width, by heads and FFN, by all three, equal tuning; a narrow
+    width    a teacher pruned to one size by the stream's width, by heads and FFN, by all three, tuned alike; a narrow
              model from scratch; judged by the excess over the exact velocity
 
 A seed fixes teacher, first weights, order of data and noise. Teachers of ``dmd``, ``scaled`` and ``width`` are those of
@@ -62,7 +62,12 @@ class System(Protocol):
         """Return the rows with measures that need all seeds, and figures of its own."""
 
 
-SYSTEMS: dict[str, System] = {"dmd": family_dmd, "scaled": family_scaled, "reward": family_reward, "width": family_width}
+SYSTEMS: dict[str, System] = {
+    "dmd": family_dmd,
+    "scaled": family_scaled,
+    "reward": family_reward,
+    "width": family_width,
+}
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dit_compress.structure.lookup import argument_at, with_argument
 from dit_compress.structure.observe.probe import DRAWS, OUTPUT, changed_columns, noise_like, outputs_differ
-from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError, Key
+from dit_compress.structure.observe.trace import Change, Key
 from dit_compress.structure.observe.weightless import watch
 from dit_compress.structure.observe.width_norms import norms_of
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dit_compress.structure.edits import Take
-from dit_compress.structure.masks import NORMS, masked
 from dit_compress.structure.facts import Axis, MaskPoint
+from dit_compress.structure.masks import NORMS, masked
 from dit_compress.structure.observe.probe import differs
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.observe.weightless import Replica

@@ -1,4 +1,4 @@
-"""A budget that may cut the width of the stream: every other unit then weighs less, so each width is a price of its own.
+"""A budget that may cut the width of the stream: other units then weigh less, so each width has a price of its own.
 
 For each width the model is cut to it without weights, and the rest is allocated in what is left, exactly as without a
 width; of all widths the plan with the least summed sensitivity is taken.
@@ -10,21 +10,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dit_compress.core.errors import UserError
-from dit_compress.search.allocate import allocate, counts_of, show, thinned
-from dit_compress.search.budget import Price
+from dit_compress.search.allocate import SLACK, allocate, counts_of, show, thinned
 from dit_compress.search.curves import OTHER, Curve, Curves
 from dit_compress.structure.apply import apply_edits
 from dit_compress.structure.copies import meta_copy
 from dit_compress.structure.edits import compile_edits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.search.allocate import Question
+    from dit_compress.search.budget import Price
     from dit_compress.structure.facts import Axis
     from dit_compress_plugins.prune_trilevel import Budget
 
+    # The price of some axes of a model.
     Pricing = Callable[[Denoiser, Sequence[Axis]], Price]
 
 
@@ -102,7 +103,7 @@ def _rest(question: Question, reached: list[float]) -> dict[str, int] | None:
         reached.append(question.price.fixed)
         return {} if question.fits(question.price.fixed) else None
     whole = question.price.of(question.axes, {})
-    if whole < 0.99 * question.budget:
+    if whole < SLACK * question.budget:
         reached.append(whole)
         return None
     try:
