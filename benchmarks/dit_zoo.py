@@ -7,6 +7,7 @@ masked against compact in float64 (at most 1e-10) and float32 (at most 1e-5), ag
 the toolkit's masks; the same after saving and reloading; units counted against a table read from the sources
 (``zoo/truth.py``). A level missed or refused is not exact. Mutations (a stale head count, a norm that is not
 rescaled, gates that belong to other values, deletion where an index counts blocks) must be rejected by the proof.
+The width of the stream stands in a column of its own: exact, or refused with the reason below the row.
 Torch-Pruning's result stands beside it (one head and one channel per stack, given our attributes).
 
 The last line is one JSON object. Exit status 1 where a goal is missed: 57 classes with blocks and with FFN exact, 52
@@ -42,7 +43,7 @@ def main() -> int:
     names = arguments.classes or sorted(TRUTH)
     verdicts = []
     start = time.monotonic()
-    print(f"{'class':42}{'block':>10}{'head':>10}{'ffn':>10}  peer")
+    print(f"{'class':42}{'block':>10}{'head':>10}{'ffn':>10}{'width':>10}  peer")
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=fresh, initializer=prepare) as pool:
         for verdict, seconds in pool.map(tried, names, [not arguments.no_peer] * len(names)):
@@ -106,6 +107,7 @@ def show(verdict: judge.Verdict, seconds: float) -> None:
         error = verdict.error.get(level)
         text = "refused" if error is None else f"{error:.0e}"
         cells.append(f"{text:>9}{' ' if verdict.exact(level) else '!'}")
+    cells.append(f"{verdict.width if verdict.width_exact else 'refused':>9} ")
     print(f"{verdict.name:42}{''.join(cells)}  {verdict.peer}  ({seconds:.0f} s)", flush=True)
     for level in judge.LEVELS:
         if not verdict.counted.get(level):
@@ -115,6 +117,8 @@ def show(verdict: judge.Verdict, seconds: float) -> None:
             print(f"    {level}: float32 {verdict.single.get(level)}, {more}")
     for text in dict.fromkeys([*verdict.refused, *verdict.wrong]):
         print(f"    {text}")
+    if not verdict.width_exact:
+        print(f"    width: {verdict.width}")
     for name, rejected in verdict.mutations.items():
         if not rejected:
             print(f"    mutation not rejected: {name}")
@@ -130,6 +134,7 @@ def summed(verdicts: list[judge.Verdict], *, peer: bool) -> dict[str, int | None
         "ffn_exact": len(exact["ffn"]),
         "heads_exact": len(exact["head"]),
         "exact_all_levels": sum(all(v.exact(level) for level in judge.LEVELS) for v in verdicts),
+        "width_exact": sum(v.width_exact for v in verdicts),
         "refused": sum(bool(v.refused) for v in verdicts),
         "silently_wrong": sum(bool(v.wrong) for v in verdicts),
         "mutations": len(mutations),

@@ -1,7 +1,6 @@
 """Related systems, each in a small experiment with claims: a world that can be read exactly, paired seeds.
 
     python benchmarks/family.py SYSTEM [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
-                                [--tier short]
 
     dmd      4-step students of one pruned model at equal updates: adversarial, DMD2 (``distill: dmd``), and the same
              with the adversarial student as a guide (K-DMD of SnapGen++); judged by their samples against the exact
@@ -19,6 +18,8 @@
              global and local), equal healing; the excess before and after, and the time of each over tokens
     layout   kinds of blocks within a budget of seconds: a dynamic programme, an evolution, chance; judged by the regret
              to the enumerated optimum, on planted losses, on interacting ones, and on those of a teacher
+    width    a teacher pruned to one size by the stream's width, by heads and FFN, by all three, tuned alike; a narrow
+             model from scratch; judged by the excess over the exact velocity
 
 A seed fixes teacher, first weights, order of data and noise. All but ``reward`` and ``count`` begin with the teachers
 of ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
@@ -46,6 +47,7 @@ import family_layout
 import family_lazy
 import family_reward
 import family_scaled
+import family_width
 from account import TIERS
 from paired import judge, single_thread
 
@@ -79,6 +81,7 @@ SYSTEMS: dict[str, System] = {
     "reward": family_reward,
     "attention": family_attention,
     "layout": family_layout,
+    "width": family_width,
     "lazy": family_lazy,
     "count": family_count,
 }

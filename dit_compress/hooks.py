@@ -47,7 +47,7 @@ Parts, which steps are composed of:
     def data() -> Plugin            Give captioned clips                          Data               data/source.py
         prepare, manifest, clips; by default: workers, place, encoded
     def granularity() -> Plugin     Name what can be removed                      Granularity        structure/facts.py
-        multiple_of, num_parts, axes, keep
+        multiple_of, num_parts, axes, keep; by default: width
     def search() -> Plugin          Choose which units stay                       Search             search/problem.py
         search; by default: check
     def discriminator() -> Plugin   Judge latents in adversarial distillation     DiscriminatorPart  train/objective.py

@@ -28,6 +28,7 @@ UNTYPED = {
     "pruning/folder.py": "modules of diffusers and transformers",
     "recipe/document.py": "errors of PyYAML",
     "recipe/model.py": "fields of our own dataclass, by kind",
+    "search/levels.py": "a granularity that does not subclass the protocol, whose width is optional",
     "search/problem.py": "a search that does not subclass the protocol, whose check is optional",
     "report/lineage.py": "values of JSON, or models of pydantic",
     "run/keys.py": "fields of our own dataclass, by the names of components",

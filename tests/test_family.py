@@ -25,6 +25,7 @@ CHECKS = {
     "dmd": {"gap_over_m": 0.5, "range": 0.0},
     "scaled": {"value": 2.0, "slopes": [0.25, 3.0]},
     "lazy": {"gate": 0.75, "mixture": 3.0, "zero": True},
+    "width": {"kept": [0.84853, 1.13137]},
     "reward": {"x": 2.25, "full": 3.75, "last": 1.875},
     "count": {"delete": 0.35, "add": -0.7},
     "attention": {"value": 4.0, "linear_is_quadratic": True},

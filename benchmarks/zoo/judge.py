@@ -25,6 +25,7 @@ from dit_compress.structure.compact import CompactionError, block_axes, compact_
 from dit_compress.structure.edits import edits_from_data
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.observe.discover import observe
+from dit_compress.structure.observe.width_units import observe_width
 from dit_compress.structure.precision import double_by_default
 from dit_compress.structure.record import Call
 
@@ -72,6 +73,9 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     mutations: dict[str, bool] = field(default_factory=dict)
     peer: str = ""
+    width: str = ""
+    """The error of the stream's width, or why it stays."""
+    width_exact: bool = False
 
     def exact(self, level: str) -> bool:
         """Tell whether units are as in the source, masked equals compact in both precisions, and so after a reload."""
@@ -99,6 +103,7 @@ def judge(name: str, stacks: list[Truth]) -> Verdict:
         axes = axes_of(structure, level)
         if axes:
             remove(verdict, level, axes)
+    narrow(verdict, observe_width(module, [Call((), inputs, recorded=True)], structure))
     mutate(verdict, structure)
     return verdict
 
@@ -194,6 +199,30 @@ def reloads(name: str, compacted: nn.Module, call: Call, entry: dict[str, Any]) 
         apply_edits(again, edits_from_data(entry["data"]["edits"]))
         again.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return disagreement(call.replay(again), call.replay(compacted)) <= 1e-6
+
+
+def narrow(verdict: Verdict, structure: Structure) -> None:
+    """Cut the stream's width in float64 against the model with masks, and reload it.
+
+    What a masked norm counts is a matter of definition, so there is no reference without the toolkit's masks.
+    """
+    if not structure.widths:
+        verdict.width = f"{structure.refusals[0].path}: {structure.refusals[0].reason}"
+        return
+    axes = [width.axis("width") for width in structure.widths]
+    with throughout(torch.float64):
+        module, call = call_of(verdict.name, torch.float64)
+        try:
+            reference = reference_of(module, call, "block", axes, plan(axes))
+            compacted = copy.deepcopy(module)
+            entry = compact_module(compacted, call, axes, plan(axes))
+            error = disagreement(call.replay(compacted), reference)
+            acts = disagreement(reference, call.replay(module)) > ACTS
+        except FAILS as failed:
+            verdict.width = f"{type(failed).__name__}: {str(failed)[:120]}"
+            return
+    verdict.width = f"{error:.0e}"
+    verdict.width_exact = error <= EXACT[torch.float64] and acts and reloads(verdict.name, compacted, call, entry)
 
 
 # ------------------------------------------------------------------ mutations

@@ -23,6 +23,7 @@ from dit_compress.structure.lookup import output_at, with_output
 from dit_compress.structure.modulation import timetable_of
 from dit_compress.structure.observe.discover import observe
 from dit_compress.structure.observe.weightless import hollow_copy
+from dit_compress.structure.observe.width_units import observe_width
 from dit_compress.structure.record import Call, record
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.module = module
         self._structure: Structure | None = None
+        self._wide: Structure | None = None
 
     # -- what an adapter writes
 
@@ -141,7 +143,13 @@ class Denoiser(nn.Module):
 
     def forget_structure(self) -> None:
         """Forget the structure; call this after an edit of the module."""
-        self._structure = None
+        self._structure = self._wide = None
+
+    def with_width(self) -> Structure:
+        """Return the structure with the channels of the main stream, which only this looks for; until it is edited."""
+        if self._wide is None:
+            self._wide = observe_width(self.module, self.example_calls(), self.structure())
+        return self._wide
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks of every stack."""
@@ -225,6 +233,10 @@ class Denoiser(nn.Module):
         """Return one call of the module, on the CPU."""
         return first_call(self)
 
+    def example_calls(self) -> list[Call]:
+        """Return calls of the module at two sizes: code that makes tables anew for another one shows on the second."""
+        return [self.example_call(), first_call(self, tuple(2 * cells for cells in self.example_size))]
+
     def timesteps(self, sigmas: Sequence[float]) -> dict[int | str, tuple[float, ...]]:
         """Return the arguments of the module's call that carry the timestep, with their values at some sigmas."""
         stand_in = hollow(self)
@@ -262,13 +274,16 @@ def discover(denoiser: Denoiser) -> Structure:
     return observe(denoiser.module, first_call(denoiser))
 
 
-def first_call(denoiser: Denoiser) -> Call:
-    """Record how the denoiser calls its module on its example, on the CPU. The module stays untouched."""
+def first_call(denoiser: Denoiser, size_THW: tuple[int, ...] = ()) -> Call:
+    """Record how the denoiser calls its module on its example, on the CPU. The module stays untouched.
+
+    size_THW: another size than the example's.
+    """
     stand_in = hollow(denoiser)
     with suppress(_StoppedError), torch.no_grad(), torch.random.fork_rng(devices=[]), record(stand_in.module) as call:
         torch.manual_seed(0)
         stand_in.module.register_forward_pre_hook(_stop)
-        stand_in(*stand_in.example(1, stand_in.example_size))
+        stand_in(*stand_in.example(1, size_THW or stand_in.example_size))
     return call
 
 

@@ -67,6 +67,10 @@ class RecordedDenoiser(Denoiser):
         """Return the call that was recorded."""
         return self.recorded
 
+    def example_calls(self) -> list[Call]:
+        """Return that one alone."""
+        return [self.recorded]
+
     def timesteps(self, *_: Any) -> dict[int | str, tuple[float, ...]]:
         """Return nothing: nobody has said which argument is the timestep, and what it is at a sigma."""
         return {}

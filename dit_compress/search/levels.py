@@ -9,10 +9,10 @@ from dit_compress.plugin.registry import closest, installed
 from dit_compress.recipe import make_part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.structure.facts import Axis, Granularity
+    from dit_compress.structure.facts import Axis, Granularity, Structure
 
 
 def _no_level(name: str) -> str:
@@ -37,6 +37,12 @@ def kind_of(level: str) -> str:
     return level.partition(".")[0]
 
 
+def structure_for(levels: Iterable[Granularity], denoiser: Denoiser) -> Structure:
+    """Return what levels read of a denoiser: with the width of its stream where one of them asks for it."""
+    wide = any(getattr(level, "width", False) for level in levels)
+    return denoiser.with_width() if wide else denoiser.structure()
+
+
 def found_axes(
     levels: Mapping[str, Granularity], denoiser: Denoiser, *, spare: bool = False
 ) -> tuple[dict[str, list[Axis]], tuple[str, ...]]:
@@ -47,7 +53,7 @@ def found_axes(
 
     A level may name the one stack that it is for (``head.double_blocks``); its axes are not those of ``head`` then.
     """
-    structure = denoiser.structure()
+    structure = structure_for(levels.values(), denoiser)
     by_level: dict[str, list[Axis]] = {}
     for name in sorted(levels, key=lambda name: "." not in name):
         place = name.partition(".")[2]

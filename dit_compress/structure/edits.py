@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.structure.lookup import attribute_at, tensor_at, tensor_or_none
+from dit_compress.structure.lookup import number_at, tensor_at, tensor_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -234,7 +234,7 @@ def _attributes(module: nn.Module, axes: Sequence[Axis], kept: Kept) -> list[Edi
         count = len(kept[axis.name])
         for follow in axis.follows:
             key = (follow.module, follow.attribute)
-            before = int(attribute_at(module, *key))
+            before = number_at(module, *key)
             step = before / axis.units if follow.step is None else follow.step
             values[key] = values.get(key, before) - step * (axis.units - count)
     return [SetAttribute(owner, name, round(value)) for (owner, name), value in sorted(values.items())]

@@ -6,7 +6,7 @@ named tensors that belong to it, the places where a mask multiplies, and what mu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -57,7 +57,7 @@ class MaskPoint(_ByValue):
     """
 
     module: str
-    side: Literal["input", "output", "parameter"]
+    side: Literal["input", "output", "parameter", "rms", "moments"]
     indices: np.ndarray = field(repr=False)
     dim: int = -1
 
@@ -208,6 +208,19 @@ class FeedForward(UnitList):
 
 
 @dataclass(frozen=True)
+class Width(UnitList):
+    """Channels of the residual stream: a unit is one channel, with all that reads or writes it anywhere.
+
+    path: the stack whose stream it is. It stands in no block.
+    """
+
+    def axis(self, level: str) -> Axis:
+        """Return the axis of the channels."""
+        axis = Axis(f"{level}:{self.path}", level, self.count, "", None, self.members, self.masks, self.follows)
+        return replace(axis, substitutes=self.substitutes)
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A part that can't be removed exactly, and why."""
 
@@ -217,12 +230,16 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Structure:
-    """Everything discovery found in a module."""
+    """Everything discovery found in a module.
+
+    widths: the main stream's channels, where they were looked for (``Granularity.width``) and can be cut.
+    """
 
     stacks: tuple[Stack, ...]
     attentions: tuple[Attention, ...]
     feed_forwards: tuple[FeedForward, ...]
     refusals: tuple[Refusal, ...] = ()
+    widths: tuple[Width, ...] = ()
 
     @property
     def main(self) -> Stack:
@@ -259,6 +276,7 @@ class Structure:
             tuple(part for part in self.attentions if part.stack == path),
             tuple(part for part in self.feed_forwards if part.stack == path),
             tuple(item for item in self.refusals if f"{item.path}.".startswith(held)),
+            tuple(width for width in self.widths if width.path == path),
         )
 
     def reasons(self) -> str:
@@ -293,6 +311,11 @@ class Axis:
     place: str = ""
 
     @property
+    def everywhere(self) -> bool:
+        """Whether it stands in no block and no stack: units go through the whole network."""
+        return not self.blocks and self.block is None and not self.stack
+
+    @property
     def block_path(self) -> str:
         """Path of the block it stands in."""
         return self.place or f"{self.stack}.{self.block}"
@@ -313,6 +336,8 @@ class Granularity(Protocol):
     multiple_of: int
     num_parts: int | None
     """The number of equal parts into which a learned search may cut an axis; None for its single units."""
+    width: bool = False
+    """Whether it reads ``Structure.widths``: they are looked for only where a level asks, since that takes a while."""
 
     def axes(self, structure: Structure) -> list[Axis]:
         """Return every axis of this level, as data."""

@@ -124,8 +124,14 @@ def attribute_at(module: nn.Module, path: str, name: str) -> Any:
     return attrgetter(name)(module.get_submodule(path))
 
 
+def number_at(module: nn.Module, path: str, name: str) -> int:
+    """Return an integer attribute of a submodule, which may be that of a tuple of one (``normalized_shape``)."""
+    value = attribute_at(module, path, name)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
 def set_attribute(module: nn.Module, path: str, name: str, value: float) -> None:
-    """Set it."""
+    """Set it; as a tuple of one where it is a tuple."""
     *owners, leaf = name.split(".")
     owner: Any = module.get_submodule(path)
     for item in owners:
@@ -133,7 +139,7 @@ def set_attribute(module: nn.Module, path: str, name: str, value: float) -> None
         own = copy.copy(getattr(owner, item))
         setattr(owner, item, own)
         owner = own
-    setattr(owner, leaf, value)
+    setattr(owner, leaf, (value,) if isinstance(getattr(owner, leaf, None), tuple) else value)
 
 
 def tensor_at(module: nn.Module, name: str) -> Tensor:

@@ -74,6 +74,8 @@ def _mask(module: nn.Module, value: Tensor, point: MaskPoint) -> Any:
     if point.side == "parameter":
         return _MaskedParameter(module, value, point)
     owner = module.get_submodule(point.module)
+    if point.side in NORMS:
+        return _CountedNorm(owner, value, point)
     if point.side == "output":
         return owner.register_forward_hook(lambda _m, _a, output: _scaled(output, value, point))
     return owner.register_forward_pre_hook(lambda _m, args: (_scaled(args[0], value, point), *args[1:]))
@@ -95,6 +97,46 @@ def per_feature(value: Tensor, point: MaskPoint, size: int) -> Tensor:
     order = torch.from_numpy(point.indices.reshape(-1)).to(value.device)
     spread = value.repeat_interleave(width, dim=-1)
     return torch.ones(*value.shape[:-1], size, dtype=value.dtype, device=value.device).index_copy(-1, order, spread)
+
+
+NORMS = ("rms", "moments")
+"""Sides of norms whose statistics count the kept alone: by the mean square; by the mean and the variance."""
+
+
+class _CountedNorm:
+    """A norm whose mean counts the kept alone, which is the norm of them: ``y = f(c·z) / c`` with ``c² = D / Σm``.
+
+    For a norm by the mean square ``z = m·x``: the mean over all D of ``(c·z)²`` is that over the kept of ``x²``. For
+    one by mean and variance ``z = m·(x - μ)``, with the mean μ of the kept. So the norm itself, its epsilon included, is
+    asked as it is; a bias is not divided.
+    """
+
+    def __init__(self, owner: nn.Module, value: Tensor, point: MaskPoint) -> None:
+        self.owner, self.value, self.point = owner, value, point
+        self.handles = [owner.register_forward_pre_hook(self._before), owner.register_forward_hook(self._after)]
+
+    def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        mask, factor = self._mask(x)
+        if self.point.side == "moments":
+            x = x - (mask * x).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+        return factor * mask * x, *args[1:]
+
+    def _after(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        _, factor = self._mask(output)
+        bias = getattr(self.owner, "bias", None)
+        return output / factor if bias is None else (output - bias) / factor + bias
+
+    def _mask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mask, and the factor ``c`` beside it, as they multiply ``x [..., D]``."""
+        mask = per_feature(self.value, self.point, x.shape[-1]).to(x.dtype)
+        mask = mask.reshape(*mask.shape[:-1], *[1] * (x.ndim - mask.ndim), mask.shape[-1])
+        return mask, (mask.shape[-1] / mask.sum(-1, keepdim=True)).sqrt()
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
 
 
 class _MaskedParameter:

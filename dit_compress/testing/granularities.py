@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from dit_compress.model.cut import compact, example_output, masked_output
+from dit_compress.search.levels import structure_for
 from dit_compress.structure.compact import relative_error
 from dit_compress.structure.lookup import tensor_or_none
 from dit_compress.structure.masks import masked
@@ -45,7 +46,8 @@ class GranularityContract:
 
     def axes(self, denoiser: Denoiser) -> list[Axis]:
         """Return the axes on a model."""
-        found = self.granularity().axes(denoiser.structure())
+        granularity = self.granularity()
+        found = granularity.axes(structure_for([granularity], denoiser))
         assert found, "it names no axis: nothing of this model could be removed"
         return found
 
@@ -110,7 +112,7 @@ class GranularityContract:
     def test_keep_is_a_count_of_the_axis(self, model: str) -> None:
         """1 to all of its units; None leaves it to a budget."""
         granularity = self.granularity()
-        for axis in granularity.axes(tiny_denoiser(model).structure()):
+        for axis in granularity.axes(structure_for([granularity], tiny_denoiser(model))):
             keep = granularity.keep(axis)
             assert keep is None or (isinstance(keep, int) and 1 <= keep <= axis.units), f"{axis.name} would keep {keep}"
         assert granularity.multiple_of >= 1

@@ -42,7 +42,7 @@ def make_unit_list(replica: Replica, base: Trace, units: Units, calls: Mapping[s
     members = tuple(_members(replica, base, units))
     across = tuple(_norm(replica.module, path) for path in replica.cuts if (path, ("in",)) in units.owned)
     masked = [key for key in units.rows if key[1] != ("out",)] if across else list(units.cols)
-    masks = [point for key in masked for point in _masks(replica, units, members, key, calls, outputs=bool(across))]
+    masks = [point for key in masked for point in masks_of(replica, units, members, key, calls, outputs=bool(across))]
     width = max(units.owned[key].shape[1] for key in units.cols)
     made = Attention if width > 1 else FeedForward
     owners_of = {name.rpartition(".")[0] for name in (member.tensor for member in members)}
@@ -70,7 +70,7 @@ def common_path(module: nn.Module, names: Sequence[str], modules: Sequence[str])
 
 
 def _members(replica: Replica, base: Trace, units: Units) -> list[Member]:
-    shapes, biases = _geometry(base)
+    shapes, biases = geometry(base)
     members: list[Member] = []
     for key in (*units.rows, *units.cols, *units.tables):
         if key[1] in (("in",), ("out",)):
@@ -88,7 +88,7 @@ def _members(replica: Replica, base: Trace, units: Units) -> list[Member]:
     return members
 
 
-def _geometry(base: Trace) -> tuple[dict[Key, tuple[int, ...]], dict[Key, tuple[Key, np.ndarray]]]:
+def geometry(base: Trace) -> tuple[dict[Key, tuple[int, ...]], dict[Key, tuple[Key, np.ndarray]]]:
     """Return the shape of every key; bias of every output, with the bias' entry for each of the output's entries."""
     shapes: dict[Key, tuple[int, ...]] = {}
     biases: dict[Key, tuple[Key, np.ndarray]] = {}
@@ -116,7 +116,7 @@ def slices(owned: np.ndarray, shape: tuple[int, ...] | None, dims: tuple[int, ..
     raise UnsliceableError("a unit is no slice of the parameter along one dimension")
 
 
-def _masks(
+def masks_of(
     replica: Replica, units: Units, members: Sequence[Member], key: Key, calls: Mapping[str, Call], *, outputs: bool
 ) -> list[MaskPoint]:
     """Return where a mask multiplies: a module's features, or a parameter that no called module of its own applies."""

@@ -168,7 +168,7 @@ def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
     for path, owner in module.named_modules():
         if type(owner).__module__.startswith("torch.nn"):
             continue
-        for name, value in _integers(owner):
+        for name, value in integers(owner):
             steps = {step for step in entries if value == step * unit_list.count}
             steps |= {step for size, step in whole if value == size}
             if value % unit_list.count == 0 and 1 < value // unit_list.count <= max(entries):
@@ -179,7 +179,7 @@ def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
         yield Follow(path, name, step)
 
 
-def _integers(owner: object, prefix: str = "") -> Iterator[tuple[str, int]]:
+def integers(owner: object, prefix: str = "") -> Iterator[tuple[str, int]]:
     """Yield integers on a module and on the plain objects that it holds (attention processors)."""
     for name, value in vars(owner).items():
         if name.startswith("_"):
@@ -187,4 +187,4 @@ def _integers(owner: object, prefix: str = "") -> Iterator[tuple[str, int]]:
         if isinstance(value, int) and not isinstance(value, bool):
             yield prefix + name, value
         elif not prefix and hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type):
-            yield from _integers(value, f"{name}.")
+            yield from integers(value, f"{name}.")

@@ -50,7 +50,7 @@ class _Block:
 _STRUCTURES: Known[Structure] = Known(64)
 _BLOCKS: Known[_Block] = Known(512)
 """Structures found before: structure depends on classes and shapes, not on weights."""
-_VALUES = "Record a call that the model accepts; a model whose control flow depends on values is not understood"
+VALUES = "Record a call that the model accepts; a model whose control flow depends on values is not understood"
 _DTYPES = "Take the check of dtypes on that line out, or let it pass for float64: the copy computes in it"
 
 
@@ -71,7 +71,7 @@ def _observe(module: nn.Module, call: Call) -> Structure:
         raise UserError(
             f"the recorded call fails on a copy without weights: {raised(error)}",
             where=type(module).__name__,
-            mend=_DTYPES if _asks_for_dtype(error) else _VALUES,
+            mend=_DTYPES if _asks_for_dtype(error) else VALUES,
         ) from error
     unit_lists: list[UnitList] = []
     names = _all_names(module)

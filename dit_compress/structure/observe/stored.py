@@ -51,6 +51,7 @@ KINDS = {
         facts.Stack,
         facts.Attention,
         facts.FeedForward,
+        facts.Width,
         facts.Refusal,
         facts.Member,
         facts.MaskPoint,

@@ -19,6 +19,7 @@ from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
 from dit_compress.structure.modulation import need_any_timestep, timetable_of
 from dit_compress_plugins.prune_trilevel.evidence import evidence
+from dit_compress_plugins.prune_trilevel.widths import allocate_width, check_budget, the_width, with_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -127,21 +128,44 @@ def _within(
     counts: Counts,
 ) -> Counts:
     axes = counts.axes
-    price, table = _price(budget, denoiser, spec, place, axes)
+    width = the_width(axes)
+    if width is not None:
+        check_budget(budget)
+    # Beside a width, the other units have a price at each: here the whole model's.
+    priced = [axis for axis in axes if axis is not width]
+    price, table = _price(budget, denoiser, spec, place, priced)
     word = curves_for(budget, spec, denoiser)
     looks = word in MEASURED or budget.trials is not None
     if looks:
         need_any_timestep(denoiser.module, "'trials'" if budget.trials else f"'curves: {word}'")
     steps = {kind_of(name): level.multiple_of for name, level in levels.items()}
-    question = Question(axes, steps, price, _stated(word, price, axes), amount(budget, price.of(axes, {})))
+    curves = _stated(word, price, priced)
+    if width is not None and word in ("default", *MEASURED):
+        curves = with_width(curves, width.level)
+    question = Question(axes, steps, price, curves, amount(budget, price.of(priced, {})))
+
+    def settled(question: Question, counts: Counts, scores: Callable[[Axis], Sequence[float]]) -> Counts:
+        if width is None:
+            return _settled(budget, question, counts, scores)
+        keep, at_width = allocate_width(question, denoiser, lambda cut, rest: _price(budget, cut, spec, None, rest)[0])
+        blocks = settled_blocks(replace(question, price=at_width), keep, scores)
+        return replace(counts, keep=keep, blocks=blocks, price=at_width)
+
     files = {} if table is None else {"latency": table}
     counts = replace(counts, price=price, files=files, curves=word, estimated=looks and place is None)
     if place is None or not looks:
-        return _settled(budget, question, counts, _scores(denoiser, place))
-    return _measured(budget, question, counts, denoiser, place)
+        return settled(question, counts, _scores(denoiser, place))
+    return _measured(budget, question, counts, denoiser, place, settled)
 
 
-def _measured(budget: Budget, question: Question, counts: Counts, denoiser: Denoiser, place: Workplace) -> Counts:
+def _measured(
+    budget: Budget,
+    question: Question,
+    counts: Counts,
+    denoiser: Denoiser,
+    place: Workplace,
+    settle_by: Callable[[Question, Counts, Callable[[Axis], Sequence[float]]], Counts],
+) -> Counts:
     """Settle the counts by what data say: measured curves, and trials where they are asked for."""
     if not isinstance(place, Context):
         asked = "trials" if budget.trials else f"curves: {counts.curves}"
@@ -158,7 +182,7 @@ def _measured(budget: Budget, question: Question, counts: Counts, denoiser: Deno
         def scores(axis: Axis) -> Sequence[float]:
             return found.scores[axis.name].tolist()
 
-        settled = _settled(budget, question, counts, scores)
+        settled = settle_by(question, counts, scores)
         if budget.trials is None:
             return settled
         if settled.each:
