@@ -1,6 +1,6 @@
 """Related systems, each in a small experiment with claims: a world that can be read exactly, paired seeds.
 
-    python benchmarks/family.py dmd|scaled|reward [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
+    python benchmarks/family.py dmd|scaled|reward|elastic [--seeds 8] [--workers 1] [--out runs/tables] [--tier short]
 
     dmd      4-step students of one pruned model at equal updates: adversarial, DMD2 (``distill: dmd``), and the same
              with the adversarial student as a guide (K-DMD of SnapGen++); judged by their samples against the exact
@@ -10,8 +10,10 @@
     reward   moving shapes, a VAE and a model for each seed, equal updates: a frozen critic's reward through the last
              sampling step, through the last two (``distill: reward``), plain flow matching; judged by what is read from
              the pixels, with the critic beside it
+    elastic  three nested widths of a teacher in one training (``distill: elastic``), against three separate trainings of
+             as many samples each, from the same starts; judged by the excess over the exact velocity
 
-A seed fixes teacher, first weights, order of data and noise. Teachers of ``dmd`` and ``scaled`` are those of
+A seed fixes teacher, first weights, order of data and noise. Teachers of all but ``reward`` are those of
 ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
 run: held or reversed by exact sign-flip tests over seeds, Holm's correction, 0.05. ``check`` in the last line, one JSON
 object, is a number worked by hand, found by the plugin's own functions. Writes ``family-<system>.md``. A claim that
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import family_dmd
+import family_elastic
 import family_reward
 import family_scaled
 from account import TIERS
@@ -59,7 +62,12 @@ class System(Protocol):
         """Return the rows with measures that need all seeds, and figures of its own."""
 
 
-SYSTEMS: dict[str, System] = {"dmd": family_dmd, "scaled": family_scaled, "reward": family_reward}
+SYSTEMS: dict[str, System] = {
+    "dmd": family_dmd,
+    "scaled": family_scaled,
+    "reward": family_reward,
+    "elastic": family_elastic,
+}
 
 
 def main() -> int:
