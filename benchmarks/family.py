@@ -10,8 +10,8 @@
     reward   moving shapes, a VAE and a model for each seed, equal updates: a frozen critic's reward through the last
              sampling step, through the last two (``distill: reward``), plain flow matching; judged by what is read from
              the pixels, with the critic beside it
-    elastic  three nested widths of a teacher in one training (``distill: elastic``), against three separate trainings of
-             as many samples each, from the same starts; judged by the excess over the exact velocity
+    elastic  three nested widths of a teacher in one training (``distill: elastic``), against three separate trainings
+             of as many samples each, from the same starts; judged by the excess over the exact velocity
 
 A seed fixes teacher, first weights, order of data and noise. Teachers of all but ``reward`` are those of
 ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any

@@ -1,9 +1,9 @@
 """Three nested widths trained as one model, against three separate trainings of the widths cut out beforehand.
 
-A teacher gets widths of heads and FFN channels in the order of Taylor's importance. ``elastic`` trains all of them in one
-training, one narrower width at each step beside the whole model; each ``alone`` begins with the same units and weights and
-is given as many samples by flow matching as the elastic training gives that width: all of them for the whole model, half
-for each of the two others. ``cut`` is what both begin with.
+A teacher gets widths of heads and FFN channels in the order of Taylor's importance. ``elastic`` trains all of them in
+one training, one narrower width at each step beside the whole model. Each ``alone`` begins with the same units and
+weights, and is given as many samples by flow matching as the elastic training gives that width: all of them for the
+whole model, half for each of the two others. ``cut`` is what both begin with.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ TABLE = Table(
     {"excess": 4, "within": 4, "explained": 4},
     tuple((ELASTIC[width], ALONE[width], "within", -1) for width in WIDTHS),
     "SnapGen++, text to image",
-    f"`within` is the excess, that of `alone` times {MARGIN}: each claim is that elastic's is at most 1% larger. `alone` "
-    "has as many samples as elastic gives its width; `cut` is what both begin with, and `teacher` that of which it is cut.",
+    f"`within` is the excess, that of `alone` times {MARGIN}: each claim is that elastic's is at most 1% larger. "
+    "`alone` has as many samples as elastic gives its width; `cut` is what both begin with, of `teacher`.",
 )
 STEPS = {"short": 600, "full": 3000, "tiny": 2}
 
@@ -79,8 +79,8 @@ def steps(sizes: Mapping[str, Any], tier: str, out: Path, seed: int) -> list[dic
         {"distill": elastic, "name": "elastic", "input": "nested"},
     ]
     of = {"use": "excess", "num_draws": sizes["draws"]}
-    for step in ("nested", "elastic"):
-        found.append({"evaluate": {"use": "widths", "of": of}, "name": f"{step}-excess", "input": step})
+    by_width = {"use": "widths", "of": of}
+    found += [{"evaluate": by_width, "name": f"{step}-excess", "input": step} for step in ("nested", "elastic")]
     for width in WIDTHS:
         cut = f"cut-{name_of(width)}"
         found.append({"prune": {"use": "nested", "take": float(width)}, "name": cut, "input": "nested"})

@@ -127,7 +127,7 @@ class Bundle:
         return {name: digest for name, digest in files.items() if name != "config.json"}
 
     def narrowed(self, width: float) -> Bundle:
-        """Return the same bundle with its denoiser cut to one of its nested widths; UserError where it has none such."""
+        """Return the same bundle, its denoiser cut to a nested width; UserError where it has no such width."""
         from dit_compress.structure.nesting import need_nesting
 
         need_nesting(self._need("denoiser").log, str(self.path)).cut(width, str(self.path))

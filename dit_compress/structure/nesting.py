@@ -43,7 +43,7 @@ class Nesting:
 
     def kept(self, width: float) -> Kept:
         """Return the units of a width, by axis; nothing of the whole model."""
-        found = self.cuts[width]["kept"] if width in self.cuts else {}
+        found = self.cuts.get(width, {"kept": {}})["kept"]
         return {name: from_ranges(record["units"]) for name, record in found.items()}
 
     def entry(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Nesting:
             raise UserError(
                 f"it has no width {width:g}: nothing was trained for it", where=where, mend=f"Give one of {self}"
             )
-        cut = self.cuts[width] if width in self.cuts else {"kept": {}, "edits": []}
+        cut = self.cuts.get(width, {"kept": {}, "edits": []})
         return {"name": LOG_NAME, "revision": REVISION, "data": {**cut, "width": width}}
 
     def __str__(self) -> str:

@@ -85,9 +85,12 @@ def test_the_loss_is_that_of_the_models_cut_out() -> None:
     # What no narrow width has learns from the flow of the whole model alone.
     made.student.zero_grad()
     losses["loss"].backward()
-    weight = made.student.module.get_parameter("blocks.1.ffn.2.weight")
+    axis = next(axis for axis in made.axes if axis.level == "ffn" and axis.block == 2)
+    member = next(member for member in axis.members if member.dim == 1)
+    weight = made.student.module.get_parameter(member.tensor)
     found, only = weight.grad.clone(), torch.autograd.grad(flows_of_whole(made, given) / 3, weight)[0]
-    gone = [unit for unit in range(64) if unit not in made.nesting.kept(0.5)["ffn:blocks.1.ffn"]]
+    gone = member.indices[[unit for unit in range(64) if unit not in made.nesting.kept(0.5)[axis.name]]].ravel()
+    assert gone.shape == (32,)
     torch.testing.assert_close(found[:, gone], only[:, gone], rtol=1e-4, atol=1e-8)
     assert not torch.allclose(found, only, rtol=1e-2)
 

@@ -16,7 +16,6 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.search.levels import found_axes, kind_of, named_levels
 from dit_compress.search.problem import SearchProblem, check_search
-from dit_compress.step.context import Result
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.nesting import CUT_OUT, Nesting, need_nesting, nesting_of
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from dit_compress.model.spec import Spec
     from dit_compress.plugin.options import Part
     from dit_compress.search.problem import Selection
-    from dit_compress.step.context import Context
+    from dit_compress.step.context import Context, Result
     from dit_compress.structure.facts import Axis, Granularity
     from dit_compress_plugins.prune_nested import NestedOptions
 
