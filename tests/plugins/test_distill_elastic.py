@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,8 @@ from dit_compress.plugin.options import Options, Plugin
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.report.data import Run
+from dit_compress.report.page import render
+from dit_compress.report.result import outcome
 from dit_compress.report.widths import width_tables
 from dit_compress.step.context import Result
 from dit_compress.structure.nesting import Nesting
@@ -39,11 +42,15 @@ if TYPE_CHECKING:
     from dit_compress.train.objective import Batch, Objective
 
 
-def objective(rate: float | None = None, **options: Any) -> ElasticObjective:
+@cache
+def nesting() -> Nesting:
     student = tiny_denoiser("video_dit")
     widths = Widths.of(NestedOptions(levels=["block", "head", "ffn"]), student)
-    nesting, _ = widths.proven(student, lambda axis: tuple(range(axis.units))[::-1])
-    return ElasticObjective(ElasticOptions(**options), student, nesting, words(), Flow(), rate)
+    return widths.proven(student, lambda axis: tuple(range(axis.units))[::-1])[0]
+
+
+def objective(rate: float | None = None, **options: Any) -> ElasticObjective:
+    return ElasticObjective(ElasticOptions(**options), tiny_denoiser("video_dit"), nesting(), words(), Flow(), rate)
 
 
 class TestElasticContract(DistillerContract):
@@ -216,17 +223,24 @@ def test_each_width_is_evaluated_beside_its_cost(tmp_path: Path) -> None:
         assert figures["counted"] == figures["params"] > 0
         said = context.folder / found.files[f"said-{width}"]
         assert (said.name, said.parent.name, said.read_text()) == ("said.txt", f"width-{width}", str(figures["params"]))
-    shown = width_tables(run_of(found.metrics))[0]
+    run = run_of(found.metrics)
+    shown, page = width_tables(run)[0], render(run, outcome(run))
+    assert "<h2>Widths</h2>" in page
+    assert f"{figures_of(found, '0.5')['counted']:,.0f}</td></tr>" in page
     assert shown.metric == "counted"
     assert shown.rows["0.5"] == {
-        "params": found.metrics["widths"]["0.5"]["params"], "flops": None,
-        "value": found.metrics["widths"]["0.5"]["counted"],
+        "params": figures_of(found, "0.5")["params"], "flops": None, "value": figures_of(found, "0.5")["counted"],
     }  # fmt: skip
     with pytest.raises(UserError, match="it has one width alone"):
         step.plan(tiny_bundle(tmp_path / "plain").spec)
     one = WidthsEvaluation(given.model_copy(update={"widths": [0.6]}))
     with pytest.raises(UserError, match=r"no width 0\.6.* Give one of 0\.375, 0\.5, 1"):
         one.plan(bundle.spec)
+
+
+def figures_of(found: Result, width: str) -> dict[str, Any]:
+    figures: dict[str, Any] = found.metrics["widths"][width]
+    return figures
 
 
 def run_of(metrics: dict[str, Any]) -> Run:

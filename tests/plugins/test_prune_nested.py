@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dit_compress.model.bundle import Bundle
 from dit_compress.model.cut import example_output, masked_output
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
+from dit_compress.report.data import read_manifest
 from dit_compress.run.plan import plan
 from dit_compress.search.problem import Selection
 from dit_compress.step.context import Result
@@ -36,10 +38,11 @@ EVERY = ["head", "ffn", "block"]
 RECIPE = Path(__file__).parents[2] / "recipes" / "family" / "elastic.yaml"
 
 
-def nested(name: str, levels: list[str]) -> tuple[Denoiser, Widths, Nesting]:
-    """A model whose units are in the order of a shuffle."""
+@cache
+def nested(name: str) -> tuple[Denoiser, Widths, Nesting]:
+    """A model whose units are in the order of a shuffle; read it, don't change it."""
     denoiser = tiny_denoiser(name)
-    widths = Widths.of(NestedOptions(levels=levels), denoiser)
+    widths = Widths.of(NestedOptions(levels=EVERY), denoiser)
     drawn = torch.Generator().manual_seed(3)
     nesting, _ = widths.proven(denoiser, lambda axis: tuple(torch.randperm(axis.units, generator=drawn).tolist()))
     remember_log(denoiser.module, shapes_of(denoiser.module), [nesting.entry()])
@@ -52,8 +55,8 @@ def nested(name: str, levels: list[str]) -> tuple[Denoiser, Widths, Nesting]:
 @pytest.mark.parametrize("name", ["video_dit", "ltx"])
 def test_a_masked_width_equals_the_one_cut_out_after_training(name: str) -> None:
     """To 1e-10 in float64; ltx has norms across heads. The widths are proven before the weights move, as in a run."""
-    denoiser, widths, nesting = nested(name, EVERY)
-    denoiser.double()
+    made, widths, nesting = nested(name)
+    denoiser = copy.deepcopy(made).double()
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -74,7 +77,7 @@ def test_a_masked_width_equals_the_one_cut_out_after_training(name: str) -> None
 @pytest.mark.parametrize("name", ["video_dit", "ltx"])
 def test_a_smaller_width_has_units_of_a_larger_one(name: str) -> None:
     """4 heads, 64 channels in steps of 8 (192 of ltx), 3 blocks: 0.375 of them is 1.5, 24 and 1.125."""
-    _, widths, nesting = nested(name, EVERY)
+    _, widths, nesting = nested(name)
     small, half = nesting.kept(0.375), nesting.kept(0.5)
     assert small.keys() == half.keys()
     for axis in widths.axes:
@@ -92,7 +95,9 @@ def test_units_are_ranked_by_the_search() -> None:
     axis = Widths.of(NestedOptions(), denoiser).axes[0]
     found = Selection({}, {"scores": {axis.name: [0.1, 0.4, 0.2, 0.4]}})
     assert order_of(axis, found, "any") == (1, 3, 2, 0)
-    with pytest.raises(UserError, match=f"the search 'random' chooses units of {axis.name} and ranks none, .* Take one"):
+    with pytest.raises(
+        UserError, match=f"the search 'random' chooses units of {axis.name} and ranks none, .* Take one"
+    ):
         order_of(axis, Selection({}), "random")
 
 
@@ -136,7 +141,9 @@ def whole_size(module: torch.nn.Module) -> int:
 
 def test_a_width_that_is_none_is_named_with_those_there_are(made: Any, tmp_path: Path) -> None:
     bundle, _ = made
-    with pytest.raises(UserError, match=r"it has no width 0\.6: nothing was trained for it. Give one of 0\.375, 0\.5, 1$"):
+    with pytest.raises(
+        UserError, match=r"it has no width 0\.6: nothing was trained for it. Give one of 0\.375, 0\.5, 1$"
+    ):
         dit_compress.load(bundle.path, width=0.6)
     with pytest.raises(UserError, match=r"it has one width alone. Make several by 'prune: nested'"):
         dit_compress.load(tiny_bundle(tmp_path / "plain").path, width=0.5)
@@ -194,7 +201,9 @@ def test_other_steps_that_change_the_model_are_refused_by_name(tmp_path: Path) -
         planned(tmp_path, {"export": {"use": "diffusers", "widths": [0.6]}})
     with pytest.raises(UserError, match="the model has one width alone, and this trains several.* Put a step 'prune: "):
         planned(tmp_path, {"distill": {"use": "elastic"}, "input": "teacher"})
-    with pytest.raises(UserError, match=r"'subnets: 3' are drawn of the widths 0\.375, 0\.5, 1, of which 2 .* 'subnets: 2'"):
+    with pytest.raises(
+        UserError, match=r"'subnets: 3' are drawn of the widths 0\.375, 0\.5, 1, of which 2 .* 'subnets: 2'"
+    ):
         planned(tmp_path, {"distill": {"use": "elastic", "subnets": 3}})
 
 
@@ -249,6 +258,17 @@ def test_an_export_is_of_each_width_in_a_folder_of_its_own(
     flow = replace(bundle.spec, latent=None, video=None)
     with pytest.raises(UserError, match=r"no width 0\.6"):
         part("export", "onnx", widths=[0.6]).plan(flow)
+
+
+def test_the_report_has_the_proofs_of_every_width(tmp_path: Path) -> None:
+    for width in ("1", "0.375"):
+        folder = tmp_path / f"width-{width}" / "files"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"passed": True, "artifacts": [{"component": "dit_step"}]}))
+    found = read_manifest(tmp_path)
+    assert found is not None
+    assert [each["component"] for each in found["artifacts"]] == ["dit_step, width 0.375", "dit_step, width 1"]
+    assert read_manifest(tmp_path / "none") is None
 
 
 def test_a_key_without_widths_is_what_it_was() -> None:
