@@ -108,7 +108,7 @@ class ElasticObjective:
         whole = self.student(x, sigma, cond)
         narrow = [self.velocity(width, x, sigma, cond) for width in widths]
         flows = torch.stack([flow_loss(velocity, target) for velocity in (*narrow, whole)])
-        distances = torch.stack([flow_loss(velocity, whole.detach()) for velocity in narrow])
+        distances = torch.stack([flow_loss(velocity.float(), whole.detach().float()) for velocity in narrow])
         total = over_networks(flows, distances, options.kd_weight)
         found = {"flow_loss": flows[-1], "sub_flow_loss": flows[:-1].mean(), "kd_loss": distances.mean()}
         if batch.held_out:
