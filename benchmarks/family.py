@@ -20,6 +20,8 @@
              to the enumerated optimum, on planted losses, on interacting ones, and on those of a teacher
     width    a teacher pruned to one size by the stream's width, by heads and FFN, by all three, tuned alike; a narrow
              model from scratch; judged by the excess over the exact velocity
+    elastic  three nested widths of a teacher in one training (``distill: elastic``), against three separate trainings
+             of as many samples each, from the same starts; judged by the excess over the exact velocity
 
 A seed fixes teacher, first weights, order of data and noise. All but ``reward`` and ``count`` begin with the teachers
 of ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
@@ -45,6 +47,7 @@ import family_count
 import family_dmd
 import family_layout
 import family_lazy
+import family_elastic
 import family_reward
 import family_scaled
 import family_width
@@ -81,6 +84,7 @@ SYSTEMS: dict[str, System] = {
     "reward": family_reward,
     "attention": family_attention,
     "layout": family_layout,
+    "elastic": family_elastic,
     "width": family_width,
     "lazy": family_lazy,
     "count": family_count,

@@ -17,6 +17,7 @@ import family_attention
 import family_count
 import family_dmd
 import family_layout
+import family_elastic
 import family_reward
 import family_scaled
 import paired
@@ -30,6 +31,7 @@ CHECKS = {
     "count": {"delete": 0.35, "add": -0.7},
     "attention": {"value": 4.0, "linear_is_quadratic": True},
     "layout": {"row": "SLFFFF", "score": 5.0, "enumerated": 5.0, "layouts": 729},
+    "elastic": {"loss": 0.75, "heads": [3], "masked_is_cut": True},
 }
 
 
@@ -127,6 +129,27 @@ def test_generators_have_equally_many_updates(tier: str) -> None:
         how = family_dmd.how(name, account.TIERS[tier], own)
         every = how.get("student_every", 1)
         assert -(-(how["steps"] - own["warmup"]) // every) == own["updates"]
+
+
+@pytest.mark.parametrize("tier", account.TIERS)
+def test_a_width_alone_has_the_samples_that_the_elastic_training_gives_it(tier: str, tmp_path: Path) -> None:
+    """One narrow width at each step beside the whole model: steps of all networks together are the same."""
+    found = {step["name"]: step for step in family_elastic.steps(account.TIERS[tier], tier, tmp_path, 0)}
+    elastic = found["elastic"]["distill"]["steps"]
+    alone = [found[family_elastic.name_of(width)]["distill"]["steps"] for width in family_elastic.WIDTHS]
+    assert alone == [elastic / 2, elastic / 2, elastic]
+    assert {found[f"cut-{family_elastic.name_of(width)}"]["input"] for width in family_elastic.WIDTHS} == {"nested"}
+
+
+def test_the_margin_is_one_percent_of_the_separate_training() -> None:
+    rows = [
+        {arm: {"excess": value, "chance_excess": 4.0, "linear_excess": 1.0} for arm, value in
+         [*((arm, 0.11) for arm in family_elastic.ELASTIC.values()), *((arm, 0.1) for arm in family_elastic.ALONE.values()),
+          ("teacher", 0.05)]}
+    ]  # fmt: skip
+    assert family_elastic.finished(rows)[1] == {
+        "ratios": dict.fromkeys(("0.375", "0.5", "1"), 1.1), "floors": {"chance": 4.0, "linear": 1.0}
+    }  # fmt: skip
 
 
 @pytest.fixture

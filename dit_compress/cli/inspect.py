@@ -56,6 +56,8 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None,
     from dit_compress.model.figures import count_parameters
     from dit_compress.search.budget import axis_kind, classes, inside, parameter_price
     from dit_compress.structure.compact import block_axes
+    from dit_compress.structure.files.pruned import log_of
+    from dit_compress.structure.nesting import nesting_of
 
     structure, module = denoiser.structure(), denoiser.module
     axes = [axis for level in _granularities().values() for axis in level.axes(structure)]
@@ -67,6 +69,8 @@ def axes_table(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None,
     title = f"{type(module).__name__}: {count_parameters(module):,} parameters"
     if totals[1] is not None:
         title += f"; {totals[1] / 1e9:,.3f} GFLOPs a call, latent {'x'.join(map(str, size))}"
+    if (nesting := nesting_of(log_of(module))) is not None:
+        title += f"; nested widths {nesting}"
     columns = ["axis", "level", "units", "parameters/unit", "share", "MFLOPs/unit", "share"]
     verdicts: Mapping[str, str] = {}
     if peer:

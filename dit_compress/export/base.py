@@ -9,6 +9,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.export.contract import Exporter
 from dit_compress.export.profiles import Device, profile_named
 from dit_compress.export.types import Precision
+from dit_compress.export.widths import Widths, at_each, narrowed
 from dit_compress.plugin.options import Options
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ class ExportOptions(Options):
 
     precision: of weights and arithmetic.
     device: a profile by name, or a JSON file.
+    widths: of a bundle's nested ones, those that are exported, a package each; the whole model if absent.
     """
 
     precision: Precision = "float32"
     device: Device = "cpu"
+    widths: Widths = None
 
 
 class ExportStep(Exporter):
@@ -50,10 +53,11 @@ class ExportStep(Exporter):
         return ()
 
     def plan(self, spec: Spec) -> Spec:
-        """Change no bundle; raise a UserError where a further size does not fit the VAE, or the sampler isn't Euler."""
+        """Change no bundle; raise a UserError where a size does not fit the VAE, a width is none, or it isn't Euler."""
         from dit_compress.export.sizes import need_fitting
 
         spec.flow.need_euler()
+        narrowed(spec, self.options.widths)
         need_fitting(self.sizes, spec)
         return spec
 
@@ -61,7 +65,7 @@ class ExportStep(Exporter):
         """Export the input bundle."""
         from dit_compress.export.step import export
 
-        return export(self, context)
+        return at_each(context, self.options.widths, lambda each: export(self, each))
 
 
 def size_of(path: Path) -> int:

@@ -17,6 +17,7 @@ from dit_compress.export.package import check_components
 from dit_compress.export.phone import on_device
 from dit_compress.export.sizes import further
 from dit_compress.export.step import CAPTIONS
+from dit_compress.export.widths import narrowed
 from dit_compress.model.one_of_each import shorten
 
 if TYPE_CHECKING:
@@ -61,9 +62,12 @@ def check_early(exporter: Step, spec: Spec, networks: Networks | None = None) ->
     """
     if not isinstance(exporter, ExportStep):
         return []
-    found = _check(exporter, networks or Networks(spec))
-    for video in further(exporter.sizes, spec.video):
-        found += [each for each in _check(exporter, Networks(replace(spec, video=video))) if each not in found]
+    whole = networks if exporter.options.widths is None else None
+    found: list[Diagnostic] = []
+    for each in narrowed(spec, exporter.options.widths):
+        others = [Networks(replace(each, video=video)) for video in further(exporter.sizes, spec.video)]
+        for asked in (whole or Networks(each), *others):
+            found += [warning for warning in _check(exporter, asked) if warning not in found]
     return found
 
 

@@ -102,6 +102,8 @@ def about(context: Context, codec: Codec) -> dict[str, Any]:
     device = options.get("device")
     if isinstance(device, str) and device.endswith(".json"):
         options["device"] = PurePath(device).name  # where it lies is nobody's business; what it says is in ``profile``
+    if context.input.width is not None:
+        options["widths"] = [context.input.width]  # of all that the step exports, this package's own
     licence = context.licence or context.input.data.get("licence")
     return {"exporter": {"plugin": step["plugin"], "options": options}} | describe_video(
         sigmas=context.input.flow.sigmas(),

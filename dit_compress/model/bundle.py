@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -53,10 +53,14 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle opened for reading. Components are loaded, and their checksums compared, when asked for."""
+    """A bundle opened for reading. Components are loaded, and their checksums compared, when asked for.
+
+    width: of its nested ones, that to which its denoiser is cut; None: the denoiser as it lies there.
+    """
 
     path: Path
     data: dict[str, Any]
+    width: float | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
@@ -91,7 +95,7 @@ class Bundle:
         video = self.data.get("video")
         return Spec(
             video=tuple(video) if video else None,
-            denoiser=self._component("denoiser"),
+            denoiser=self._narrowed(self._component("denoiser")),
             latent=self._component("latent"),
             text=self._component("text"),
             flow=self.flow,
@@ -122,10 +126,22 @@ class Bundle:
         files = self.data["components"][component]["files"]
         return {name: digest for name, digest in files.items() if name != "config.json"}
 
+    def narrowed(self, width: float) -> Bundle:
+        """Return the same bundle, its denoiser cut to a nested width; UserError where it has no such width."""
+        from dit_compress.structure.nesting import need_nesting
+
+        need_nesting(self._need("denoiser").log, str(self.path)).cut(width, str(self.path))
+        return replace(self, width=width)
+
     def denoiser(self) -> Denoiser:
         """Return the denoiser with its weights."""
+        from dit_compress.structure.nesting import narrow
+
         component = self._need("denoiser")
-        return component.loader().denoiser(self._load("denoiser", component))
+        module = self._load("denoiser", component)
+        if self.width is not None:
+            narrow(module, self.width, str(self.path))
+        return component.loader().denoiser(module)
 
     def codec(self) -> Codec:
         """Return the VAE with its weights."""
@@ -161,6 +177,9 @@ class Bundle:
         return ComponentSpec(
             COMPONENTS[name], entry["plugin"], entry["config"], tuple(entry["log"]), entry.get("latents")
         )
+
+    def _narrowed(self, component: ComponentSpec | None) -> ComponentSpec | None:
+        return component if component is None or self.width is None else component.narrowed(self.width)
 
     def _need(self, name: str) -> ComponentSpec:
         component = self._component(name)

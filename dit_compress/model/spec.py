@@ -61,6 +61,12 @@ class ComponentSpec:
         """Return the same with one more transform."""
         return replace(self, log=(*self.log, entry))
 
+    def narrowed(self, width: float) -> ComponentSpec:
+        """Return the same cut to one of its nested widths; UserError where it has no such width."""
+        from dit_compress.structure.nesting import need_nesting
+
+        return self.appended(need_nesting(self.log).cut(width))
+
 
 def replay(module: nn.Module, log: tuple[dict[str, Any], ...]) -> None:
     """Repeat every transform of a log on a module without weights."""
@@ -97,6 +103,10 @@ class Spec:
         if self.denoiser is None:
             raise UserError("the bundle has no denoiser", mend="Name a 'model' in the recipe")
         return self.denoiser
+
+    def narrowed(self, width: float) -> Spec:
+        """Return the same with the denoiser cut to one of its nested widths."""
+        return replace(self, denoiser=self.need_denoiser().narrowed(width))
 
     def need_latent(self) -> ComponentSpec:
         """Return the codec; raise an error that says what is missing."""

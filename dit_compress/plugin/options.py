@@ -84,6 +84,11 @@ class Options(BaseModel):
         return False
 
     @property
+    def knows_widths(self) -> bool:
+        """True of a step that changes a denoiser of nested widths (``prune: nested``) as one; others are refused it."""
+        return False
+
+    @property
     def any_size(self) -> bool:
         """True where a step that reads data takes clips of several sizes (:class:`BucketOptions`)."""
         return False

@@ -19,6 +19,7 @@ from dit_compress.model.paths import resolve_bundle
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.disk import SHARD_BYTES
 from dit_compress.structure.files.load_pruned import ATTRIBUTE, PRUNING, read_record
+from dit_compress.structure.nesting import narrow
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,17 +32,22 @@ def load(
     cls: Any = None,
     module: nn.Module | None = None,
     verify: bool = True,
+    width: float | None = None,
 ) -> nn.Module:
     """Load a pruned model as its original class, with the dtype of its file, in evaluation mode.
 
     path: a folder that :func:`dit_compress.prune` or ``save_pretrained`` wrote, a bundle, or a run (its last bundle).
     torch_dtype: cast to it. cls: a class with diffusers' ``from_config``, where it is none of diffusers' own. module: a
     whole model of any other class; it is cut, its weights are replaced. verify: compare checksums (a bundle's are
-    compared in any case). Raises UserError.
+    compared in any case). width: of a model of nested widths (``prune: nested``), the one that is cut out of it; the
+    whole of it if absent. Raises UserError, also for a width that it has not.
     """
     folder = Path(path)
     if (folder / PRUNING).is_file():
-        return load_pruned.load(folder, torch_dtype=torch_dtype, cls=cls, module=module, verify=verify)
+        found = load_pruned.load(folder, torch_dtype=torch_dtype, cls=cls, module=module, verify=verify)
+        if width is not None:
+            narrow(found, width, str(folder))
+        return found
     bundle = resolve_bundle(folder)
     if not (bundle / "bundle.json").is_file():
         raise UserError(
@@ -49,7 +55,8 @@ def load(
             where=str(folder),
             mend=f"Give what dit_compress wrote; a pruned model without its {PRUNING} can't be loaded by any class",
         )
-    module = Bundle.open(bundle).denoiser().module
+    opened = Bundle.open(bundle)
+    module = (opened if width is None else opened.narrowed(width)).denoiser().module
     if torch_dtype is not None:
         load_pruned.cast(module, torch_dtype)
     return module.eval()

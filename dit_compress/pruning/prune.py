@@ -43,6 +43,7 @@ from dit_compress.structure.files.pruned import (
 from dit_compress.structure.files.tensor_files import open_weights
 from dit_compress.structure.files.whole import read_config
 from dit_compress.structure.lookup import tensor_at, tensor_or_none
+from dit_compress.structure.nesting import need_one_width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,6 +129,7 @@ def planned(path: str | Path, **asked: Any) -> tuple[Spec, Spec]:
     if isinstance(target, Folder):
         need_schedule(part)
     need_size(part, spec := target.spec)
+    need_one_width(spec.need_denoiser().log, "pruning")
     return spec, part.build().plan(spec)
 
 
@@ -268,6 +270,7 @@ def _prune_bundle(bundle: Bundle, part: Part, out: Path | None, seed: int) -> nn
         remember_log(denoiser.module, base, [*log, *entries])
         return denoiser.module
     need_size(part, bundle.spec)
+    need_one_width(bundle.spec.need_denoiser().log, "pruning")
     work = out.with_name(f".{out.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

@@ -16,6 +16,8 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.step.workplace import Workplace
 from dit_compress.structure.compact import CompactionError
+from dit_compress.structure.files.pruned import log_of
+from dit_compress.structure.nesting import need_one_width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +125,7 @@ def find(denoiser: Denoiser, spec: Spec, part: Part, seed: int) -> list[dict[str
     Warns of a level that a budget leaves alone.
     """
     need_size(part, spec)
+    need_one_width(log_of(denoiser.module), "pruning")
     say(f"pruning {type(denoiser.module).__name__}")
     with tempfile.TemporaryDirectory() as work, understood():
         step: Pruning = part.build()

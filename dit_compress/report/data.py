@@ -258,9 +258,19 @@ def read_bundle(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read the manifest of an exported package."""
+    """Read the manifest of an exported package; of one a width, the first, with all their artifacts by width."""
     path = folder / "files" / "manifest.json"
-    return dict(read_json(path)) if path.is_file() else None
+    if path.is_file():
+        return dict(read_json(path))
+    found = {path.parts[-3].partition("-")[2]: read_json(path) for path in folder.glob("width-*/files/manifest.json")}
+    if not found:
+        return None
+    artifacts = [
+        {**entry, "component": f"{entry['component']}, width {width}"}
+        for width in sorted(found, key=float)
+        for entry in found[width]["artifacts"]
+    ]
+    return {**next(iter(found.values())), "artifacts": artifacts}
 
 
 def read_environment(folders: Iterable[Path], steps: tuple[Step, ...]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dit_compress.report.reconstruction import reconstructions
 from dit_compress.report.result import arms, sentence, words
 from dit_compress.report.spectra import spectrum_picture
 from dit_compress.report.summary import flatten
+from dit_compress.report.widths import width_tables
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -46,6 +47,7 @@ def render(run: Run, result: Outcome) -> str:
         arms=found,
         attributes=attributes(found),
         speeds=[step for step in run.of_kind("evaluate") if "sample_ms" in step.metrics],
+        width_tables=width_tables(run),
         spectra=[picture for step in run.of_kind("evaluate") if (picture := spectrum_picture(step)) is not None],
         proofs=proven,
         input_sets=input_sets(proven),

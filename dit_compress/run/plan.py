@@ -91,6 +91,7 @@ def _alike(before: Spec, after: Spec) -> bool:
 
 def _planned(node: Node, before: Spec, videos: Sequence[tuple[int, int, int]]) -> Spec:
     after = node.build().plan(before)
+    _check_widths(node, before, after)
     if after.text is not None and after.denoiser is not None and not _alike(before, after):
         _check_captions(after.text, after)
     if after.latent is not None and not _alike(before, after):
@@ -99,6 +100,17 @@ def _planned(node: Node, before: Spec, videos: Sequence[tuple[int, int, int]]) -
         for video in videos or [after.video] if after.denoiser is not None else ():
             _check_fit(replace(after, video=video))
     return after
+
+
+def _check_widths(node: Node, before: Spec, after: Spec) -> None:
+    """UserError where a step would change a denoiser of nested widths, and knows of one width alone."""
+    from dit_compress.structure.nesting import need_one_width
+
+    if before.denoiser is None or after.denoiser is None or "step" not in node.parts:
+        return
+    changes = node.kind == "distill" or after.denoiser.log != before.denoiser.log
+    if changes and not node.part.options.knows_widths:
+        need_one_width(before.denoiser.log, f"'{node.title}'")
 
 
 def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str, ...]:

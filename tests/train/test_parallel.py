@@ -43,12 +43,16 @@ from dit_compress_plugins.distill_affine import AffineOptions
 from dit_compress_plugins.distill_affine.distiller import AffineObjective
 from dit_compress_plugins.distill_dmd import DmdOptions
 from dit_compress_plugins.distill_dmd.distiller import DmdObjective, Real
+from dit_compress_plugins.distill_elastic import ElasticOptions
+from dit_compress_plugins.distill_elastic.distiller import ElasticObjective
 from dit_compress_plugins.distill_flow import FlowOptions
 from dit_compress_plugins.distill_flow.distiller import FlowObjective
 from dit_compress_plugins.distill_reward import RewardOptions
 from dit_compress_plugins.distill_reward.distiller import RewardObjective
 from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
+from dit_compress_plugins.prune_nested import NestedOptions
+from dit_compress_plugins.prune_nested.step import Widths
 from dit_compress_plugins.search_groupwise.lora import adapted
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, MaskedObjective
 
@@ -68,12 +72,19 @@ class KilledError(Exception):
     pass
 
 
-def objective(kind: str, name: str, options: Any) -> Any:
+def nested(student: Any) -> Any:
+    widths = Widths.of(NestedOptions(levels=["block", "head", "ffn"]), student)
+    return widths.proven(student, lambda axis: tuple(range(axis.units)))[0]
+
+
+def objective(kind: str, name: str, options: Any) -> Any:  # noqa: PLR0911 - one a kind
     if kind == "flow":
         return FlowObjective(options, tiny_denoiser(name).requires_grad_(), words(), 1e-3)
     if kind == "affine":
         return AffineObjective(options, tiny_denoiser(name), tiny_denoiser(name, 1), words(), [(0, 0), (2, 2)], Flow())
     student = tiny_denoiser(name)
+    if kind == "elastic":
+        return ElasticObjective(options, student, nested(student), words(), Flow(), 1e-3)
     torch.manual_seed(2)
     if kind == "scaled":
         return ScaledObjective(options, student, tiny_denoiser("wan", 1), words(), Flow(), 1e-3, words())
@@ -94,6 +105,8 @@ def options_of(kind: str, **more: Any) -> Any:
     given = {**FLOW, **more}
     if kind == "affine":
         return AffineOptions(**{"kd_share": 0.2, "share_every": 2, "output_weight": 0.5, **given})
+    if kind == "elastic":
+        return ElasticOptions(**given)
     if kind == "scaled":
         return ScaledOptions(**{"bins": 3, "ratio_decay": 0.5, **given})
     if kind in ("dmd", "lora"):
@@ -190,6 +203,8 @@ TRAININGS = [
     ("lora", "video_dit"),
     ("scaled", "video_dit"),
     ("reward", "video_dit"),
+    ("elastic", "video_dit"),
+    ("elastic", "ltx"),
 ]
 
 

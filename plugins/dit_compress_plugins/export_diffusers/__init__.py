@@ -1,10 +1,13 @@
 """The components as ordinary folders of their own library, readable without this toolkit."""
 
+from dit_compress.export.widths import Widths
 from dit_compress.hooks import Options, Plugin, hookimpl
 
 
 class DiffusersOptions(Options):
-    """Nothing to choose."""
+    """Of a bundle's nested widths, those that are written, in folders of their own."""
+
+    widths: Widths = None
 
 
 @hookimpl

@@ -9,6 +9,7 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import write_json
+from dit_compress.export.widths import at_each, narrowed
 from dit_compress.step.context import Result
 from dit_compress.structure.files.load_pruned import PRUNING, load
 
@@ -27,11 +28,16 @@ class DiffusersExport:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it is; raise where it has no denoiser."""
+        """Return the bundle as it is; raise where it has no denoiser, or not these widths."""
         spec.need_denoiser()
+        narrowed(spec, self.options.widths)
         return spec
 
     def run(self, context: Context) -> Result:
+        """Write one folder per component, of each width that is asked for."""
+        return at_each(context, self.options.widths, self.written)
+
+    def written(self, context: Context) -> Result:
         """Write one folder per component, each reloaded and compared."""
         bundle, folder = context.input, context.folder / "files"
         shutil.rmtree(folder, ignore_errors=True)
