@@ -24,10 +24,10 @@
              of as many samples each, from the same starts; judged by the excess over the exact velocity
 
 A seed fixes teacher, first weights, order of data and noise. All but ``reward`` and ``count`` begin with the teachers
-of ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before any
-run: held or reversed by exact sign-flip tests over seeds, Holm's correction, 0.05. ``check`` in the last line, one JSON
-object, is a number worked by hand, found by the plugin's own functions. Writes ``family-<system>.md``. A claim that
-fails is a result, and so is a model on which nothing can be seen (``unfit``, no verdict): exit status 0. Tiers:
+of ``tables.py --table 4``, in the same ``--out`` folder; what has run stays. Claims stand in the system's file before
+any run: held or reversed by exact sign-flip tests over seeds, Holm's correction, 0.05. ``check`` in the last line, one
+JSON object, is a number worked by hand, found by the plugin's own functions. Writes ``family-<system>.md``. A claim
+that fails is a result, and so is a model on which nothing can be seen (``unfit``, no verdict): exit status 0. Tiers:
 ``short``, ``full``, ``tiny`` (shows that it runs).
 """
 
@@ -45,9 +45,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import family_attention
 import family_count
 import family_dmd
+import family_elastic
 import family_layout
 import family_lazy
-import family_elastic
 import family_reward
 import family_scaled
 import family_width

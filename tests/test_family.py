@@ -16,8 +16,8 @@ import family
 import family_attention
 import family_count
 import family_dmd
-import family_layout
 import family_elastic
+import family_layout
 import family_reward
 import family_scaled
 import paired

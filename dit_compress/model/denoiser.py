@@ -235,7 +235,8 @@ class Denoiser(nn.Module):
 
     def example_calls(self) -> list[Call]:
         """Return calls of the module at two sizes: code that makes tables anew for another one shows on the second."""
-        return [self.example_call(), first_call(self, tuple(2 * cells for cells in self.example_size))]
+        t, h, w = self.example_size
+        return [self.example_call(), first_call(self, (2 * t, 2 * h, 2 * w))]
 
     def timesteps(self, sigmas: Sequence[float]) -> dict[int | str, tuple[float, ...]]:
         """Return the arguments of the module's call that carry the timestep, with their values at some sigmas."""
@@ -274,7 +275,7 @@ def discover(denoiser: Denoiser) -> Structure:
     return observe(denoiser.module, first_call(denoiser))
 
 
-def first_call(denoiser: Denoiser, size_THW: tuple[int, ...] = ()) -> Call:
+def first_call(denoiser: Denoiser, size_THW: tuple[int, int, int] | None = None) -> Call:
     """Record how the denoiser calls its module on its example, on the CPU. The module stays untouched.
 
     size_THW: another size than the example's.

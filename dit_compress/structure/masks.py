@@ -107,8 +107,8 @@ class _CountedNorm:
     """A norm whose mean counts the kept alone, which is the norm of them: ``y = f(c·z) / c`` with ``c² = D / Σm``.
 
     For a norm by the mean square ``z = m·x``: the mean over all D of ``(c·z)²`` is that over the kept of ``x²``. For
-    one by mean and variance ``z = m·(x - μ)``, with the mean μ of the kept. So the norm itself, its epsilon included, is
-    asked as it is; a bias is not divided.
+    one by mean and variance ``z = m·(x - μ)``, with the mean μ of the kept. So the norm itself, its epsilon included,
+    is asked as it is; a bias is not divided.
     """
 
     def __init__(self, owner: nn.Module, value: Tensor, point: MaskPoint) -> None:

@@ -46,8 +46,10 @@ def norms_of(replica: Replica, seen: Mapping[str, Seen]) -> Norms:
     for path, call in seen.items():
         module = replica.module.get_submodule(path)
         x = call.args[0] if call.args else None
-        fits = isinstance(x, Tensor) and isinstance(call.output, Tensor) and x.shape == call.output.shape
-        if next(module.children(), None) is not None or not fits or x.ndim < 2 or not x.is_floating_point():
+        if next(module.children(), None) is not None or not isinstance(x, Tensor):
+            continue
+        fits = isinstance(call.output, Tensor) and x.shape == call.output.shape
+        if not fits or x.ndim < 2 or not x.is_floating_point():
             continue
         key = signature(module, call.inputs())
         if key not in known:

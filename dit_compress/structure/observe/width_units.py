@@ -53,7 +53,7 @@ def observe_width(module: nn.Module, calls: Sequence[Call], structure: Structure
     """
     joined = Call(("width", *((call.args, call.kwargs) for call in calls)), recorded=True)
     key = signature(module, dict(enumerate(joined.args)))
-    return _FOUND.get(key, lambda: stored(module, joined, lambda: _observed(module, calls, structure)))
+    return _FOUND.get(key, lambda: stored(module, joined, key, lambda: _observed(module, calls, structure)))
 
 
 def _observed(module: nn.Module, calls: Sequence[Call], structure: Structure) -> Structure:

@@ -65,8 +65,8 @@ class LinearConvolution(Mixer):
         for part in (self.query, self.key, self.mix):
             for parameter in part.parameters():
                 nn.init.zeros_(parameter)
-        for conv in self.taps:
-            nn.init.zeros_(conv.weight)
+        for conv in self.taps.parameters():
+            nn.init.zeros_(conv)
         own: Any = self.taps[self.back.index(0)]
         own.weight[:, :, TAPS // 2, TAPS // 2] = 1
         self.gate.fill_(GATE)

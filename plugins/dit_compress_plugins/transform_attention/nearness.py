@@ -56,8 +56,8 @@ def answers(denoiser: Denoiser, rows: Rows, places: Mapping[str, int | str | Non
 
     def keep(path: str) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = map_tensors(lambda value: value.detach().clone(), (args, kwargs))
-            found[path].append(Answer(Call(*given, recorded=True), main_output(output, places[path]).clone()))
+            own, named = map_tensors(lambda value: value.detach().clone(), (args, kwargs))
+            found[path].append(Answer(Call(own, named, recorded=True), main_output(output, places[path]).clone()))
 
         return hook
 

@@ -75,7 +75,8 @@ class Replaceable:
 def replaceable(denoiser: Denoiser) -> Replaceable:
     """List the blocks whose self-attention can be replaced, and why the others' can't.
 
-    Reads no weights, but buffers: tables of rotation that are on the meta device rotate nothing (``Spec.outline`` keeps them).
+    Reads no weights, but buffers: tables of rotation that are on the meta device rotate nothing (``Spec.outline``
+    keeps them).
     """
     blocks = [place for stack in denoiser.structure().stacks for place in stack.blocks]
     axes = axes_of(denoiser)

@@ -187,19 +187,19 @@ def chosen(found: Replaceable, blocks: Mapping[str, str]) -> tuple[dict[str, str
     kinds: dict[str, str] = {}
     left: dict[str, str] = {}
     for block in known:
-        pattern = next((pattern for pattern in blocks if fnmatchcase(block, pattern)), None)
-        if pattern is None or blocks[pattern] == FULL:
+        named = next((pattern for pattern in blocks if fnmatchcase(block, pattern)), None)
+        if named is None or blocks[named] == FULL:
             continue
-        why = why_not(found, block, blocks[pattern])
+        why = why_not(found, block, blocks[named])
         if why is None:
-            kinds[block] = blocks[pattern]
-        elif pattern == block:
-            raise refusal(block, blocks[pattern], why)
+            kinds[block] = blocks[named]
+        elif named == block:
+            raise refusal(block, blocks[named], why)
         else:
             left[block] = why
     if left and not kinds:
-        block, why = next(iter(left.items()))
-        raise refusal(block, blocks[next(pattern for pattern in blocks if fnmatchcase(block, pattern))], why)
+        block = next(iter(left))
+        raise refusal(block, blocks[next(pattern for pattern in blocks if fnmatchcase(block, pattern))], left[block])
     return kinds, left
 
 

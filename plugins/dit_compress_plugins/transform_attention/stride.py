@@ -32,8 +32,8 @@ class Strided(Mixer):
     def forward(self, q_BNSK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, seen: Seen) -> Tensor:
         """Attend among the tokens that stay."""
         kept, back = places(seen.grid, self.stride, q_BNSK.device)
-        few = [x.index_select(2, kept) for x in (q_BNSK, k_BNSK, v_BNSK)]
-        return F.scaled_dot_product_attention(*few, scale=seen.scale).index_select(2, back)
+        q, k, v = (x.index_select(2, kept) for x in (q_BNSK, k_BNSK, v_BNSK))
+        return F.scaled_dot_product_attention(q, k, v, scale=seen.scale).index_select(2, back)
 
 
 def places(grid: tuple[int, int, int], stride: Sequence[int], device: Any) -> tuple[Tensor, Tensor]:
