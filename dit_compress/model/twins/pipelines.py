@@ -17,7 +17,7 @@ HEADS, DEPTH = 4, 3
 
 def wan(*, experts: int = 1, boundary: float | None = None, ti2v: bool = False, i2v: bool = False) -> Any:
     """Make Wan: 2.1; 2.2 with two experts; 2.2 TI2V, whose VAE has 4x16x16; 2.1 from an image."""
-    encoder, tokenizer = text.t5("UMT5")
+    encoder, tokenizer = text.umt5()
     channels = 48 if ti2v else 16
     vae = diffusers.AutoencoderKLWan(
         base_dim=8, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],

@@ -11,17 +11,22 @@ LETTERS = string.ascii_letters + string.digits + string.punctuation
 WIDTH = 32
 
 
-def t5(kind: str = "T5", width: int = WIDTH) -> tuple[Any, Any]:
-    """Return an encoder and a tokenizer of T5; ``UMT5`` for the one of Wan, whose tokenizer is T5's."""
+def umt5() -> tuple[Any, Any]:
+    """Return an encoder of UMT5, as Wan has, and a tokenizer, whose class is T5's."""
+    return t5(classes=(transformers.UMT5Config, transformers.UMT5EncoderModel))
+
+
+def t5(width: int = WIDTH, classes: Any = (transformers.T5Config, transformers.T5EncoderModel)) -> tuple[Any, Any]:
+    """Return an encoder and a tokenizer of T5."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{letter}" for letter in LETTERS), *LETTERS]
     tokenizer = transformers.T5TokenizerFast(
         vocab=[(piece, -float(place)) for place, piece in enumerate(pieces)], extra_ids=0
     )
-    config = getattr(transformers, f"{kind}Config")(
+    config = classes[0](
         vocab_size=len(pieces), d_model=width, d_kv=8, d_ff=40, num_layers=2, num_heads=4,
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
-    return getattr(transformers, f"{kind}EncoderModel")(config), tokenizer
+    return classes[1](config), tokenizer
 
 
 def byt5() -> tuple[Any, Any]:
