@@ -100,7 +100,7 @@ def _ltx2_codecs() -> dict[str, Any]:
     )
     return {
         "vae": diffusers.AutoencoderKLLTX2Video(
-            latent_channels=16, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+            latent_channels=16, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 16, 32),
             layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1),
             spatial_compression_ratio=32, temporal_compression_ratio=8,
         ),
@@ -138,7 +138,7 @@ def hunyuan15() -> Any:
     encoder, tokenizer = text.qwen()
     glyphs, letters = text.byt5()
     vae = diffusers.AutoencoderKLHunyuanVideo15(
-        latent_channels=32, block_out_channels=(16, 16, 16, 16, 32), layers_per_block=1, spatial_compression_ratio=16,
+        latent_channels=32, block_out_channels=(16, 16, 16, 16, 64), layers_per_block=1, spatial_compression_ratio=16,
         temporal_compression_ratio=4, downsample_match_channel=False, upsample_match_channel=False,
     )  # fmt: skip
     model = diffusers.HunyuanVideo15Transformer3DModel(
