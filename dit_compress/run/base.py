@@ -35,9 +35,7 @@ class BaseStep:
         """Make the components and give them. The licence is the recipe's, else the model's own."""
         modules, specs = self._create()
         _, model = self.makers["model"]
-        return context.give(
-            modules, spec=Spec(video=context.video, flow=self.flow(), **specs), licence=model.licence()
-        )
+        return context.give(modules, spec=Spec(video=context.video, flow=self.flow(), **specs), licence=model.licence())
 
     def flow(self) -> Flow:
         """Return how the model is sampled before it is trained here."""

@@ -11,8 +11,9 @@ import diffusers
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import link_file, link_tree
 from dit_compress.model.licence import CARD
-from dit_compress.model.pipeline import DENOISERS, INDEX, SCHEDULER, Pipeline, open_pipeline
+from dit_compress.core.pipeline import DENOISERS, INDEX, SCHEDULER, Pipeline, open_pipeline
 from dit_compress.structure.files.load_pruned import LOADER, PIPELINE_CLASS, PRUNING
+from dit_compress_plugins.export_diffusers import flow_of_noise
 from dit_compress_plugins.export_diffusers.scheduler import scheduler_of
 
 if TYPE_CHECKING:
@@ -33,8 +34,14 @@ def base_of(spec: Spec, option: str | None) -> Pipeline | None:
     found = open_pipeline(Path(named))
     found.check()
     _check_parts(spec, found)
-    scheduler_of(spec.flow, class_of(found), found.scheduler())
+    _scheduler(spec, found)
     return found
+
+
+def _scheduler(spec: Spec, base: Pipeline) -> Any:
+    """Make the scheduler of a bundle in a pipeline."""
+    known = spec.need_denoiser().config.get("convention") or {}
+    return scheduler_of(spec.flow, class_of(base), base.scheduler(), known.get("prediction", "velocity"))
 
 
 def class_of(base: Pipeline) -> Any:
@@ -86,13 +93,22 @@ def write_pipeline(folder: Path, base: Pipeline, bundle: Bundle, own: Collection
             index[name] = [Path(LOADER).stem, PIPELINE_CLASS]
         elif name in own:
             index[name] = ["diffusers", base_class(folder / name)]
-    scheduler = scheduler_of(bundle.flow, class_of(base), base.scheduler())
+    scheduler = _scheduler(bundle.spec, base)
     scheduler.save_pretrained(folder / SCHEDULER)
     index[SCHEDULER] = ["diffusers", type(scheduler).__name__]
+    if not type(scheduler).__module__.startswith("diffusers."):
+        source = Path(flow_of_noise.__file__)
+        link_file(source, folder / SCHEDULER / source.name)
+        index[SCHEDULER][0] = source.stem
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     for file in base.terms():
         link_file(file.resolve(), folder / file.name)
     (folder / CARD).write_text(card(index, bundle), "utf-8")
+
+
+def _brings_code(value: Any) -> bool:
+    """Tell whether a part of an index is made by a file beside it."""
+    return isinstance(value, list) and value[0] in (Path(LOADER).stem, Path(flow_of_noise.__file__).stem)
 
 
 def base_class(folder: Path) -> str:
@@ -102,18 +118,13 @@ def base_class(folder: Path) -> str:
 
 def card(index: dict[str, Any], bundle: Bundle) -> str:
     """Return a model card that says the licence, and how the pipeline is opened and sampled."""
-    flow, licence = bundle.flow, bundle.data.get("licence")
-    name, _, link = (licence or "").rstrip(")").partition(" (")
-    known = f"license: {name}" if name and not link else f"license: other\nlicense_name: {name or 'unknown'}"
-    front = known + (f"\nlicense_link: {link}" if link else "") + "\nlibrary_name: diffusers"
-    code = any(value == [Path(LOADER).stem, PIPELINE_CLASS] for value in index.values())
+    flow, front = bundle.flow, "library_name: diffusers"
+    name, _, link = (bundle.data.get("licence") or "").rstrip(")").partition(" (")
+    if name:
+        front += f"\nlicense: other\nlicense_name: {name}\nlicense_link: {link}" if link else f"\nlicense: {name}"
+    code = sorted(f"`{name}/{value[0]}.py`" for name, value in index.items() if _brings_code(value))
     given = ", trust_remote_code=True" if code else ""
-    why = (
-        f"Its shapes differ from block to block, which no config states: `{LOADER}` beside the weights makes the model, "
-        "and `trust_remote_code=True` lets diffusers run it.\n\n"
-        if code
-        else ""
-    )
+    why = f"No class of diffusers states this model: {' and '.join(code)} makes it. Read it first.\n\n" if code else ""
     return (
         f"---\n{front}\n---\n\n{why}```python\npipeline = diffusers.DiffusionPipeline.from_pretrained(FOLDER{given})\n"
         f'pipeline(prompt="…", num_inference_steps={flow.num_steps}, guidance_scale={flow.guidance:g})\n```\n'

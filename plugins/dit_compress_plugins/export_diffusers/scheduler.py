@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 
 from dit_compress.core.errors import UserError
+from dit_compress_plugins.export_diffusers.flow_of_noise import FlowOfNoiseScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dit_compress.model.flow import Flow
 
+PRESERVING = ("noise", "x0", "v")
+"""Predictions of variance-preserving models."""
 CLOSE = 1e-6
 """Largest difference of a sigma."""
 _GIVEN = re.compile(
@@ -44,15 +47,17 @@ def gives_sigmas(pipeline: Any) -> bool:
     return _GIVEN.search(source) is not None
 
 
-def scheduler_of(flow: Flow, pipeline: Any, base: Mapping[str, Any]) -> Any:
+def scheduler_of(flow: Flow, pipeline: Any, base: Mapping[str, Any], prediction: str = "velocity") -> Any:
     """Make the scheduler of a pipeline's class; UserError where its sigmas would not be the flow's.
 
-    base: the config of the scheduler that the pipeline had.
+    base: the config of the scheduler that the pipeline had. prediction: what the model's output is; for noise, x0 and v
+    the scheduler is one of ours (:mod:`.flow_of_noise`), as none of diffusers takes Euler steps of a flow with them.
     """
     given, count = gives_sigmas(pipeline), flow.num_steps
-    shift, terminal = (flow.shift, None) if given else _twice(flow)
-    made = diffusers.FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=base.get("num_train_timesteps", 1000), shift=shift, shift_terminal=terminal
+    made = (
+        _of_noise(flow, base, prediction)
+        if prediction in PRESERVING and not given
+        else _of_flow(flow, base.get("num_train_timesteps", 1000), given=given)
     )
     sigmas = asked(made, count, gives=given)
     far = max(abs(one - other) for one, other in zip(sigmas, flow.sigmas(), strict=True))
@@ -63,6 +68,16 @@ def scheduler_of(flow: Flow, pipeline: Any, base: Mapping[str, Any]) -> Any:
             mend="Leave 'pipeline' out, and sample at the sigmas of flow.json",
         )
     return made
+
+
+def _of_flow(flow: Flow, trained: int, *, given: bool) -> Any:
+    shift, terminal = (flow.shift, None) if given else _twice(flow)
+    return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=trained, shift=shift, shift_terminal=terminal)
+
+
+def _of_noise(flow: Flow, base: Mapping[str, Any], prediction: str) -> Any:
+    known: Any = getattr(diffusers, base["_class_name"]).from_config(dict(base))
+    return FlowOfNoiseScheduler(tuple(known.alphas_cumprod.tolist()), prediction, flow.shift)
 
 
 def asked(scheduler: Any, count: int, *, gives: bool) -> Sequence[float]:

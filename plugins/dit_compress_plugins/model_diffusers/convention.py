@@ -13,7 +13,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 
 from dit_compress.core.errors import UserError
-from dit_compress.model.pipeline import DENOISERS
+from dit_compress.core.pipeline import DENOISERS
 from dit_compress.structure.observe.weightless import run_weightless
 from dit_compress_plugins.model_diffusers import LAYOUTS, LTX_ROPE_SCALE
 from dit_compress_plugins.model_diffusers.layouts import folds_frames

@@ -12,7 +12,7 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.flow import Flow
-from dit_compress.model.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline
+from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress.structure.files.whole import load_whole, made, own_config, said

@@ -12,13 +12,16 @@ from typing import Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
-from dit_compress.model.licence import CONFIG
-from dit_compress.model.licence import INDEX as INDEX
 
+INDEX, CONFIG = "model_index.json", "config.json"
 DENOISERS = ("transformer", "transformer_2")
 """Parts that denoise; the second one of a model with two experts."""
 BOUNDARY = "boundary_ratio"
 """The sigma from which the first expert takes over, under the name that Wan's pipelines give it."""
+IMAGE_VAES = (
+    "AutoencoderKL", "AutoencoderDC", "AutoencoderKLFlux2", "AutoencoderTiny", "ConsistencyDecoderVAE", "VQModel",
+)  # fmt: skip
+"""Classes that take no video."""
 SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
 _AGAIN = "Download or copy the folder again"
 _TERMS = re.compile(r"(licen[cs]e|notice|use_policy|usage_policy)", re.IGNORECASE)
@@ -41,6 +44,11 @@ class Pipeline:
         """Library and class of every part that is there, by the name of its folder."""
         named = {name: value for name, value in self.index.items() if isinstance(value, list) and len(value) == 2}
         return {name: (value[0], value[1]) for name, value in named.items() if value[0] is not None}
+
+    @property
+    def video_vae(self) -> bool:
+        """True where it has a VAE for video."""
+        return self.parts.get("vae", ("", IMAGE_VAES[0]))[1] not in IMAGE_VAES
 
     @property
     def boundary(self) -> float | None:
@@ -87,7 +95,11 @@ class Pipeline:
         """Return what is wrong with one part."""
         place, (library, kind) = self.folder / name, self.parts[name]
         if not place.is_dir():
-            return [UserError(f"{INDEX} names {name!r} ({kind}), and there is no such folder", where=str(place), mend=_AGAIN)]
+            return [
+                UserError(
+                    f"{INDEX} names {name!r} ({kind}), and there is no such folder", where=str(place), mend=_AGAIN
+                )
+            ]
         config = place / CONFIG
         if library == "diffusers" and config.is_file():
             stated = read_json(config)
