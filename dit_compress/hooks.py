@@ -41,7 +41,7 @@ Steps, the entries of a recipe:
 Parts, which steps are composed of:
 
     def model() -> Plugin           Make and load a denoiser                      Model              model/protocols.py
-        create, config_of, from_config, denoiser; by default: licence
+        create, config_of, from_config, denoiser; by default: licence, flow
     def text() -> Plugin            Encode captions                               Text               model/protocols.py
         create, config_of, from_config; by default: trainable
     def data() -> Plugin            Give captioned clips                          Data               data/source.py

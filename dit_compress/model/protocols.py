@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.flow import Flow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,6 +74,10 @@ class Model(Protocol):
     def licence(self) -> str | None:
         """Return the licence of the options' weights, as their folder states it; a recipe's own precedes it."""
         return None
+
+    def flow(self) -> Flow:
+        """Return how the options' weights are sampled, as their folder states it; the default where it states nothing."""
+        return Flow()
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 MODEL = "diffusers"
 """Reads folders of diffusers, and makes its classes."""
+VAE, TEXT = "diffusers_vae", "transformers"
+"""Read the other parts of a pipeline's folder."""
 PRUNE = "trilevel"
 """The step that a call without a recipe takes."""
 MODULATION = "modulation"

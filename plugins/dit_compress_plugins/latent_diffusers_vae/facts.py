@@ -123,8 +123,8 @@ def statistics(vae: Any, channels: int, scaling_factor: float | None = None) -> 
 
 def _per_channel(vae: Any, name: str, channels: int, otherwise: float) -> list[float]:
     """Read a statistic from a buffer or the config, one value a channel."""
-    given = getattr(vae, name, None)
-    values = given.tolist() if isinstance(given, torch.Tensor) else vae.config.get(name)
+    given = dict(vae.named_buffers(recurse=False)).get(name)
+    values = vae.config.get(name) if given is None else given.tolist()
     if values is None:
         return [otherwise] * channels
     if len(values) != channels:

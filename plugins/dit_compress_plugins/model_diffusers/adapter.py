@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from dit_compress.model.flow import Flow
     from dit_compress_plugins.model_diffusers import DiffusersOptions
 
 _FROM = {"noise": from_noise, "x0": from_x0, "v": from_v}
@@ -121,6 +122,10 @@ class DiffusersModel(Model):
     def licence(self) -> str | None:
         """Return the licence that the folder's model card states."""
         return licence_of(Path(self.options.path)) if self.options.path is not None else None
+
+    def flow(self) -> Flow:
+        """Return the flow that the pipeline's scheduler states."""
+        return load.flow(self.options)
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:

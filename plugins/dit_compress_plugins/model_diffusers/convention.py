@@ -13,6 +13,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.pipeline import DENOISERS
 from dit_compress.structure.observe.weightless import run_weightless
 from dit_compress_plugins.model_diffusers import LAYOUTS, LTX_ROPE_SCALE
 from dit_compress_plugins.model_diffusers.layouts import folds_frames
@@ -32,7 +33,7 @@ FULL_CLOCK = 1000.0
 
 @dataclass(frozen=True)
 class Convention:
-    """See ``DiffusersOptions``; None where it is not yet known."""
+    """See ``DiffusersOptions``; None where it is not yet known. pipeline, part: the folder that the module came from."""
 
     prediction: str = "velocity"
     reversed_time: bool = False
@@ -40,6 +41,8 @@ class Convention:
     layout: str | None = None
     scheduler: dict[str, Any] | None = None
     rope_scale: tuple[float, float, float] = LTX_ROPE_SCALE
+    pipeline: str | None = None
+    part: str = DENOISERS[0]
 
 
 def patch_of(config: Mapping[str, Any], layout: str) -> Patch:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import read_json
+from dit_compress.model.flow import Flow
+from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress.structure.files.whole import load_whole, made, own_config, said
@@ -34,7 +35,7 @@ def load_module(options: DiffusersOptions) -> nn.Module:
     """
     if options.class_name is not None:
         return _strictly_made(options.class_name, options.config or {})
-    folder = _component(Path(options.path or ""), "transformer")
+    folder = _component(options)
     if (folder / PRUNING).is_file():
         planning = next(nn.Linear(1, 1).parameters()).is_meta
         return load_pruned.load(folder, torch_dtype=torch.float32, verify=not planning)
@@ -56,12 +57,11 @@ def made_of(class_name: str, config: Mapping[str, Any]) -> nn.Module:
 
 def convention(options: DiffusersOptions) -> Convention:
     """Return what the options state; else what the pipeline's scheduler states; else a flow model."""
-    file = Path(options.path or "") / "scheduler" / "scheduler_config.json"
-    scheduler = options.scheduler or (_scheduler(file) if options.path and file.is_file() else {})
-    flow = "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or scheduler.get("use_flow_sigmas", False)
+    pipeline = pipeline_of(options)
+    scheduler = options.scheduler or (pipeline.scheduler() if pipeline else {})
     inverted = bool(scheduler.get("invert_sigmas", False))
     stated = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
-    if flow:
+    if _flows(scheduler):
         stated = "reversed" if inverted else "velocity"
     prediction = options.prediction or stated
     if prediction is None:
@@ -79,7 +79,38 @@ def convention(options: DiffusersOptions) -> Convention:
         layout=options.layout,
         scheduler=dict(scheduler) if preserving else None,
         rope_scale=options.rope_scale,
+        pipeline=str(pipeline.folder) if pipeline else None,
+        part=options.part,
     )
+
+
+def _flows(scheduler: Mapping[str, Any]) -> bool:
+    """Tell whether a scheduler is that of a flow model; none is."""
+    return "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or bool(scheduler.get("use_flow_sigmas", False))
+
+
+def flow(options: DiffusersOptions) -> Flow:
+    """Return the flow of a pipeline's scheduler: its shift, where that is one number for every size of video."""
+    pipeline = pipeline_of(options)
+    known = pipeline.scheduler() if pipeline else {}
+    shift = known.get("flow_shift", known.get("shift"))
+    if not known or not _flows(known) or known.get("use_dynamic_shifting"):
+        shift = None
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0:
+        return Flow()
+    return Flow(shift=float(shift))
+
+
+def pipeline_of(options: DiffusersOptions) -> Pipeline | None:
+    """Open the pipeline that the options name; None where they name a model's own folder, or none.
+
+    Raises UserError where the folder is not whole, or has another pipeline's parts.
+    """
+    if options.path is None or not is_pipeline(Path(options.path)):
+        return None
+    found = open_pipeline(Path(options.path))
+    found.check()
+    return found
 
 
 def alphas_cumprod(noise_levels: Mapping[str, Any] | None) -> Tensor:
@@ -120,18 +151,10 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _component(folder: Path, name: str) -> Path:
-    """Return the component's folder in a pipeline, or the folder itself."""
-    for found in (folder / name, folder):
+def _component(options: DiffusersOptions) -> Path:
+    """Return the model's folder in a pipeline, or the folder itself."""
+    folder, name = Path(options.path or ""), options.part
+    for found in (folder / name, *([folder] if name == DENOISERS[0] else [])):
         if (found / "config.json").is_file():
             return found
     raise UserError(f"{folder} has no config.json", mend=f"Give the folder of a model, or a pipeline with {name}/")
-
-
-def _scheduler(file: Path) -> dict[str, Any]:
-    """Read the config of a pipeline's scheduler."""
-    config = read_json(file)
-    texts = [config.get(key, "") for key in ("_class_name", "prediction_type")] if isinstance(config, dict) else [None]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError("no config of a scheduler", where=str(file), mend="Download or copy the folder again")
-    return config
