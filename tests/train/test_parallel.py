@@ -31,8 +31,8 @@ from dit_compress.search.problem import SearchProblem
 from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
-from dit_compress.train.healing import add_lora, linears
 from dit_compress.train.loop import batch_index, fit
+from dit_compress.train.lora import adapt
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Phase, Role
 from dit_compress.train.trainee import Trainee
@@ -88,9 +88,6 @@ def objective(kind: str, name: str, options: Any) -> Any:  # noqa: PLR0911 - one
     torch.manual_seed(2)
     if kind == "scaled":
         return ScaledObjective(options, student, tiny_denoiser("wan", 1), words(), Flow(), 1e-3, words())
-    if kind == "lora":
-        student.structure()
-        add_lora(student.module, linears(student.module), 2, 0)
     if kind in ("dmd", "lora"):
         real = Real(tiny_denoiser(name, 1), Flow(3.0, 4, 2.0), euler)
         return DmdObjective(options, student, real, words(), Flow(3.0, 3, 1.0), tiny_denoiser("wan", 2))
@@ -142,6 +139,8 @@ def train(world: World, folder: Path, kind: str, name: str, die_at: int | None =
     context.world = world
     context.trackers = [make_part("tracker", "jsonl", installed())]
     made = objective(kind, name, options_of(kind, **(more or {})))
+    if made.options.lora is not None:
+        adapt(made.roles, made.options.lora, context.seed)
     if die_at is not None:
         inner = made.loss
 

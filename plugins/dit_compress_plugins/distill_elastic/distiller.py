@@ -67,7 +67,7 @@ class ElasticDistiller(DistillStep):
         text: Captions,
     ) -> ElasticObjective:
         """Return the objective of one role and one phase; the text encoder is trained with it where it is new."""
-        nesting, rate = need_nesting(log_of(student.module)), text_lr(context, self.options.lr)
+        nesting, rate = need_nesting(log_of(student.module)), text_lr(context, self.options)
         return ElasticObjective(self.options, student, nesting, text, context.input.flow, rate)
 
 

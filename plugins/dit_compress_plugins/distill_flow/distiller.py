@@ -38,7 +38,7 @@ class FlowDistiller(DistillStep):
         text: Captions,
     ) -> FlowObjective:
         """Return the objective of one role and one phase."""
-        return FlowObjective(self.options, student, text, text_lr(context, self.options.lr))
+        return FlowObjective(self.options, student, text, text_lr(context, self.options))
 
 
 class FlowObjective:

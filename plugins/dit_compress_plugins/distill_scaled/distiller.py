@@ -47,7 +47,7 @@ class ScaledDistiller(DistillStep):
         known = context.slot("teacher")
         if teacher is None or known is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
-        rate = text_lr(context, self.options.lr)
+        rate = text_lr(context, self.options)
         same = rate is None and (not known.spec.text or known.digest("text") == context.input.digest("text"))
         theirs = None if same else Captions(known.text())
         return ScaledObjective(self.options, student, teacher, text, context.input.flow, rate, theirs)
