@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from dit_compress.hooks import File, Options, Plugin, hookimpl
+from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 
 LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
 """Layouts of a module's latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""
@@ -29,9 +29,10 @@ class DiffusersOptions(Options):
     layout: how the module takes its latent. Not given: observed by trying.
     scheduler: config of a variance-preserving scheduler, for ``noise``, ``x0`` and ``v``.
     rope_scale: ``rope_interpolation_scale`` where the module asks for it.
+    guidance: told to a module that guidance was distilled into. Not given: what its pipeline has when not asked.
     """
 
-    path: Annotated[str | None, File(("transformer", "scheduler"))] = None
+    path: Annotated[str | None, File(("transformer", "scheduler", "model_index.json", "vae/config.json"))] = None
     class_name: str | None = None
     config: dict[str, Any] | None = None
     prediction: Literal["velocity", "reversed", "noise", "x0", "v"] | None = None
@@ -40,6 +41,7 @@ class DiffusersOptions(Options):
     layout: Literal["BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image"] | None = None
     scheduler: dict[str, Any] | None = None
     rope_scale: tuple[float, float, float] = LTX_ROPE_SCALE
+    guidance: Annotated[float | None, Keyed("guidance")] = Field(None, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _one_source(self) -> DiffusersOptions:

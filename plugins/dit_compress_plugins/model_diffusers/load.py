@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -79,7 +80,31 @@ def convention(options: DiffusersOptions) -> Convention:
         layout=options.layout,
         scheduler=dict(scheduler) if preserving else None,
         rope_scale=options.rope_scale,
+        guidance=_guidance(options) if options.guidance is None else options.guidance,
+        first_scale=_first_scale(options),
     )
+
+
+def _guidance(options: DiffusersOptions) -> float | None:
+    """Return the guidance that the folder's pipeline has when not asked for another; None where there is none."""
+    name = _config(options, "model_index.json").get("_class_name")
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    asked = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
+    usual = asked["guidance_scale"].default if "guidance_scale" in asked else None
+    return float(usual) if isinstance(usual, int | float) else None
+
+
+def _first_scale(options: DiffusersOptions) -> float:
+    """Return the factor from normalised latents to those of a first frame; CogVideoX 1.5 has one."""
+    config = _config(options, "vae/config.json")
+    return 1 / float(config["scaling_factor"]) ** 2 if config.get("invert_scale_latents") else 1.0
+
+
+def _config(options: DiffusersOptions, name: str) -> Mapping[str, Any]:
+    """Read a config of the options' folder; empty where there is none."""
+    file = Path(options.path or "") / name
+    found = read_json(file) if options.path and file.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def alphas_cumprod(noise_levels: Mapping[str, Any] | None) -> Tensor:
