@@ -38,6 +38,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self._captions)
 
+    def beside(self, name: str, rows: Rows) -> Samples:
+        """Return the same with one more condition among the tokens."""
+        tokens = {**self._tokens, name: rows}
+        return Samples(self._x0, self._captions, tokens, pixels=self._pixels, buckets=self._buckets)
+
     def buckets(self, *, images: bool | None = None) -> list[Sequence[int]]:
         """Return the index of the samples of each size, all; or of the images (the others), where there are some.
 
@@ -78,7 +83,7 @@ class Samples:
         return [self._captions[i] for i in index]
 
     def tokens(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """Return the text encoder's tokens (or cached embeddings, as float32), leading B."""
+        """Return the text encoder's tokens (or cached embeddings, as float32) and what the data gives, leading B."""
         taken = {name: _rows(value, index) for name, value in self._tokens.items()}
         return {name: rows.float() if rows.is_floating_point() else rows for name, rows in taken.items()}
 

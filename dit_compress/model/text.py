@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dit_compress.model.conditions import beyond_text
 from dit_compress.model.denoiser import Cond
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ class Captions(nn.Module):
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Cond:
-        """Turn tokens (or cached embeddings) into conditions."""
-        encoded = tokens if "embedding" in tokens else self.encoder(self._placed(tokens))
-        return Cond(dict(encoded), self.null())
+        """Turn tokens (or cached embeddings) into conditions; what no caption gives goes with them as it is."""
+        beside = beyond_text(tokens)
+        own = {name: value for name, value in tokens.items() if name not in beside}
+        encoded = own if "embedding" in own else self.encoder(self._placed(own))
+        return Cond({**encoded, **beside}, self.null())
 
     def null(self) -> dict[str, Tensor]:
         """Return the empty caption, leading 1; computed once while the encoder is frozen."""

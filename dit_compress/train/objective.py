@@ -125,7 +125,8 @@ class Batch:
 
     sample: index of each sample in the training set.
     x0: clean latents ``[B,C,T,H,W]`` (or video ``[B,3,F,Y,X]`` where the step trains on pixels).
-    tokens: what the text encoder's ``tokenize`` gave, or cached embeddings where it is frozen; leading B.
+    tokens: what the text encoder's ``tokenize`` gave, or cached embeddings where it is frozen, and the conditions that
+        no caption gives (:mod:`dit_compress.model.conditions`); leading B.
     streams: noise, sigma, dropout … as functions of (seed, step, sample, stream).
     held_out: a validation's batch; ``sample`` is then the index among the held-out samples.
     """

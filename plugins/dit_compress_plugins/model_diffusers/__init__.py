@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 from dit_compress.core.pipeline import DENOISERS, INDEX, SCHEDULER
+from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 
 LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
 """Layouts of a module's latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""
@@ -31,9 +31,10 @@ class DiffusersOptions(Options):
     layout: how the module takes its latent. Not given: observed by trying.
     scheduler: config of a variance-preserving scheduler, for ``noise``, ``x0`` and ``v``.
     rope_scale: ``rope_interpolation_scale`` where the module asks for it.
+    guidance: told to a module that guidance was distilled into. Not given: what its pipeline has when not asked.
     """
 
-    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX))] = None
+    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX, "vae/config.json"))] = None
     part: Annotated[Literal["transformer", "transformer_2"], Keyed("part")] = "transformer"
     class_name: str | None = None
     config: dict[str, Any] | None = None
@@ -43,6 +44,7 @@ class DiffusersOptions(Options):
     layout: Literal["BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image"] | None = None
     scheduler: dict[str, Any] | None = None
     rope_scale: tuple[float, float, float] = LTX_ROPE_SCALE
+    guidance: Annotated[float | None, Keyed("guidance")] = Field(None, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _one_source(self) -> DiffusersOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.model.flow import Flow
+from dit_compress.core.files import read_json
 from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline
+from dit_compress.model.flow import Flow
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress.structure.files.whole import load_whole, made, own_config, said
@@ -81,6 +83,8 @@ def convention(options: DiffusersOptions) -> Convention:
         rope_scale=options.rope_scale,
         pipeline=str(pipeline.folder) if pipeline else None,
         part=options.part,
+        guidance=_guidance(options) if options.guidance is None else options.guidance,
+        first_scale=_first_scale(options),
     )
 
 
@@ -111,6 +115,28 @@ def pipeline_of(options: DiffusersOptions) -> Pipeline | None:
     found = open_pipeline(Path(options.path))
     found.check()
     return found
+
+
+def _guidance(options: DiffusersOptions) -> float | None:
+    """Return the guidance that the folder's pipeline has when not asked for another; None where there is none."""
+    name = _config(options, "model_index.json").get("_class_name")
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    asked = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
+    usual = asked["guidance_scale"].default if "guidance_scale" in asked else None
+    return float(usual) if isinstance(usual, int | float) else None
+
+
+def _first_scale(options: DiffusersOptions) -> float:
+    """Return the factor from normalised latents to those of a first frame; CogVideoX 1.5 has one."""
+    config = _config(options, "vae/config.json")
+    return 1 / float(config["scaling_factor"]) ** 2 if config.get("invert_scale_latents") else 1.0
+
+
+def _config(options: DiffusersOptions, name: str) -> Mapping[str, Any]:
+    """Read a config of the options' folder; empty where there is none."""
+    file = Path(options.path or "") / name
+    found = read_json(file) if options.path and file.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def alphas_cumprod(noise_levels: Mapping[str, Any] | None) -> Tensor:
