@@ -32,6 +32,7 @@ from dit_compress_plugins.model_diffusers.first_frame import in_place, known_vel
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
 from dit_compress_plugins.model_diffusers.prediction import Schedule, from_noise, from_v, from_x0, norm_of
 from dit_compress_plugins.model_diffusers.signature import Call, arguments, conditions
+from dit_compress_plugins.model_diffusers.sound import without_sound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.model.flow import Flow
+    from dit_compress.structure.facts import Structure
     from dit_compress_plugins.model_diffusers import DiffusersOptions
 
 _FROM = {"noise": from_noise, "x0": from_x0, "v": from_v}
@@ -116,6 +118,10 @@ class DiffusersDenoiser(Denoiser):
         if "guidance" in self.conditions and self.convention.guidance is None:
             beside["guidance"] = torch.ones(batch, **like)
         return latent, sigma_B, Cond(tensors, null).beside(beside)
+
+    def structure(self) -> Structure:
+        """Return what observation found, without what this plugin never looks at."""
+        return without_sound(self.module, super().structure())
 
     @property
     def conditions(self) -> Mapping[str, bool]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.model.conditions import FIRST, IMAGE
+from dit_compress_plugins.model_diffusers import sound
 from dit_compress_plugins.model_diffusers.first_frame import channels_way, takes_tokens, with_channels
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, pack
 from dit_compress_plugins.model_diffusers.rope import video_rope
@@ -164,12 +165,17 @@ SOURCES: dict[str, Callable[[Call], Any]] = {
     "target_size": _pixels,
     "crop_coords": lambda call: call.zeros(call.batch, 2),
     "return_dict": lambda _call: False,
+    "audio_hidden_states": sound.silence,
+    "audio_encoder_hidden_states": sound.no_words,
+    "audio_num_frames": lambda _call: sound.TOKENS,
+    "isolate_modalities": lambda _call: True,
 }
 """Argument name → where its value comes from. Anything else must have a default."""
 
 OPTIONAL: dict[str, Callable[[Call], Any]] = {
     "encoder_hidden_states_image": _image,
     "image_embeds": _image,
+    "sigma": lambda call: call.timestep_B if sound.has_sound(call.module) else None,
     "ofs": lambda call: call.zeros(1) + OFFSET if call.config.get("ofs_embed_dim") else None,
 }
 """The same, of arguments that are left out where their value is None."""
