@@ -116,12 +116,17 @@ class TextEncoder(Protocol):
     """
     embeddings: str = "float32"
     """How training keeps the embeddings of a frozen encoder on disk: ``bfloat16`` takes half the place."""
+    vocabulary: int = 0
+    """How many different numbers its tokens are; 0 where another encoder can't read them (``distill: {use: text}``)."""
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Turn captions into integer tensors with leading B, padded to one fixed length."""
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Turn tokens into ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
+        """Turn tokens into ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding).
+
+        Further conditions have names of their own: ``pooled [B,D]``; ``embedding_2`` and ``mask_2`` of a second one.
+        """
 
     def save_tokenizer(self, folder: Path) -> dict[str, Any]:
         """Write what an app needs to tokenize; say its ``file``, ``length`` and ``padding``."""
@@ -130,6 +135,10 @@ class TextEncoder(Protocol):
     def digest(self) -> str | None:
         """Return a digest of weights outside the bundle: it names the cache of embeddings; None without such."""
         return None
+
+    def release(self) -> bool:
+        """Give back the memory of weights outside the bundle: all captions are encoded; return whether there was any."""
+        return False
 
 
 class Sampler(Protocol):
