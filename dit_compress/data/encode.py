@@ -77,7 +77,7 @@ def encode_latents(
 def encode_captions(
     folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any], device: torch.device = CPU
 ) -> Writing:
-    """Prepare to encode captions once by a frozen encoder: ``embedding [L,D]``, of its type, ``mask [L]``, what it gives.
+    """Prepare to encode captions once by a frozen encoder: what it gives, ``embedding [L,D]`` of its type.
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.spec import ComponentSpec
 
 
 class Codec(Protocol):
@@ -96,6 +97,13 @@ class Text(Protocol):
     def create(self) -> nn.Module:
         """Make the encoder; it follows :class:`TextEncoder`."""
 
+    def follow(self, teacher: ComponentSpec, *, sees_padding: bool = False) -> nn.Module:  # noqa: ARG002 - a default
+        """Make an encoder that can be trained to give what ``teacher`` does: of its tokens, as wide as it.
+
+        sees_padding: the teacher's embeddings of the padding count like others.
+        """
+        raise UserError("this text encoder can't learn from another one", mend="Name one that can: 'small'")
+
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
         """Return JSON config from which :meth:`from_config` makes the same encoder."""
@@ -116,8 +124,11 @@ class TextEncoder(Protocol):
     """
     embeddings: str = "float32"
     """How training keeps the embeddings of a frozen encoder on disk: ``bfloat16`` takes half the place."""
-    vocabulary: int = 0
-    """How many different numbers its tokens are; 0 where another encoder can't read them (``distill: {use: text}``)."""
+    num_tokens: int = 0
+    """How many different tokens there are; 0 where another encoder can't read them (``distill: {use: text}``).
+
+    Tokens without a ``mask`` have 0 at padding.
+    """
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Turn captions into integer tensors with leading B, padded to one fixed length."""
@@ -137,7 +148,7 @@ class TextEncoder(Protocol):
         return None
 
     def release(self) -> bool:
-        """Give back the memory of weights outside the bundle: all captions are encoded; return whether there was any."""
+        """Give back the memory of weights outside the bundle, all captions being encoded; return whether it had any."""
         return False
 
 

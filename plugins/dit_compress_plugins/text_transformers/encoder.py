@@ -45,9 +45,9 @@ class TransformersEncoder(nn.Module, TextEncoder):
         )
 
     @property
-    def vocabulary(self) -> int:
+    def num_tokens(self) -> int:
         """How many tokens there are."""
-        return self.side.vocabulary
+        return self.side.num_tokens
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Turn captions into ``ids`` and ``mask [B,L]``; the empty one is the negative prompt."""

@@ -55,7 +55,7 @@ class Piped:
         return _pipeline_of(self.folder, self.dtype)
 
     @cached_property
-    def vocabulary(self) -> int:
+    def num_tokens(self) -> int:
         """How many tokens the first encoder knows."""
         return int(config_of(self.folder / "text_encoder")["vocab_size"])
 

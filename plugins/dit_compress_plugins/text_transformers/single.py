@@ -37,7 +37,7 @@ class Single:
         return load_encoder(self.folder, dtype=self.dtype)
 
     @cached_property
-    def vocabulary(self) -> int:
+    def num_tokens(self) -> int:
         """How many tokens there are."""
         return int(config_of(self.folder)["vocab_size"])
 
