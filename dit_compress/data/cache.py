@@ -84,10 +84,14 @@ class ClipCache:
             return Samples(latents, self.captions, text.encoder.tokenize(self.captions), pixels=False, buckets=buckets)
         weights = text.encoder.digest()
         made_by = {"text": bundle.digest("text"), "weights": weights}
-        folder = self.folder / f"captions-{self.split}-{sha256_data([made_by, self.captions])[:16]}"
-        writing = encode_captions(folder, self.captions, text.to(self.device), made_by, self.device)
+        captions = [*self.captions, *([""] if weights else [])]  # whose weights lie elsewhere is not read again for it
+        folder = self.folder / f"captions-{self.split}-{sha256_data([made_by, captions])[:16]}"
+        writing = encode_captions(folder, captions, text.to(self.device), made_by, self.device)
         shards = self._written(writing, f"encoding {self.split} captions")
-        embedded = {name: shards.column(name) for name in ("embedding", "mask")}
+        if weights:
+            text.remember({name: shards.row(name, len(captions) - 1).float() for name in shards.names()})
+            text.encoder.release()
+        embedded = {name: shards.column(name) for name in shards.names()}
         return Samples(latents, self.captions, embedded, pixels=False, buckets=buckets)
 
     def _written(self, writing: Writing, title: str) -> Shards:

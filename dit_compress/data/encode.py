@@ -77,7 +77,7 @@ def encode_latents(
 def encode_captions(
     folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any], device: torch.device = CPU
 ) -> Writing:
-    """Prepare to encode captions once by a frozen encoder: ``embedding [L,D]``, of its type, and ``mask [L]`` each.
+    """Prepare to encode captions once by a frozen encoder: what it gives, ``embedding [L,D]`` of its type.
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """
@@ -87,7 +87,10 @@ def encode_captions(
         tokens = {name: value.to(device) for name, value in text.encoder.tokenize(captions[first:last]).items()}
         with torch.no_grad():
             encoded = text.encoder(tokens)
-        return {"embedding": encoded["embedding"].to(kept).cpu(), "mask": encoded["mask"].float().cpu()}
+        return {
+            name: value.to(kept if name.startswith("embedding") else torch.float32).cpu()
+            for name, value in encoded.items()
+        }
 
     length, width = next(iter(text.encoder.tokenize([""]).values())).shape[1], text.encoder.width
     return Writing(

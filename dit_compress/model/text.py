@@ -44,6 +44,10 @@ class Captions(nn.Module):
         self._null = self._placed(self._null)
         return self._null
 
+    def remember(self, null: Mapping[str, Tensor]) -> None:
+        """Take the empty caption as it was encoded before, so that a frozen encoder is not asked for it."""
+        self._null = dict(null)
+
     def cond(self, captions: Sequence[str]) -> Cond:
         """Turn captions into conditions."""
         return self(self._placed(self.encoder.tokenize(captions)))
@@ -59,7 +63,8 @@ class Captions(nn.Module):
     def _parting(self, one: str, other: str) -> int:
         """Return the first place at which the tokens of two captions differ; their number where none does."""
         tokens = self.encoder.tokenize([one, other])
-        differs_L = torch.stack([value[0] != value[1] for value in tokens.values()]).any(0)
+        first = next(iter(tokens.values()))
+        differs_L = torch.stack([row[0] != row[1] for row in tokens.values() if row.shape == first.shape]).any(0)
         return int(differs_L.int().argmax()) if differs_L.any() else len(differs_L)
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

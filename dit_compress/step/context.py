@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.data.buckets import buckets_of
+from dit_compress.data.buckets import Again, buckets_of
 from dit_compress.data.cache import ClipCache
 from dit_compress.data.source import clips_of, data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
@@ -125,8 +125,11 @@ class Context(Workplace):
         with self.world.first():
             return cached.pixels()
 
-    def latents(self, split: Split, text: Captions) -> Samples:
-        """Return the clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
+    def latents(self, split: Split, text: Captions, captions: Sequence[str] = ()) -> Samples:
+        """Return the clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder.
+
+        captions: in place of the clips' own, each beside the next clip, again from the first after the last.
+        """
         cached, source = self._cached(split), self._data_part().build()
         latents = source.encoded(self._data_folder(), split, self.input.latents)
         if latents is None:
@@ -134,7 +137,10 @@ class Context(Workplace):
         else:
             for shape, index in buckets_of(cached.clips).items():
                 self._need_shape(tuple(latents[index[:1]].shape[1:]), shape)
-        return cached.samples(latents, self.input, text)
+        if not captions:
+            return cached.samples(latents, self.input, text)
+        clips = [replace(cached.clips[i % len(cached.clips)], caption=each) for i, each in enumerate(captions)]
+        return replace(cached, clips=clips).samples(Again(latents, len(cached.clips)), self.input, text)
 
     def text(self) -> Captions:
         """Return the input's text encoder."""
