@@ -18,13 +18,6 @@ DENOISERS = ("transformer", "transformer_2")
 """Parts that denoise; the second one of a model with two experts."""
 BOUNDARY = "boundary_ratio"
 """The sigma from which the first expert takes over, under the name that Wan's pipelines give it."""
-IMAGE_VAES = (
-    "AutoencoderKL", "AutoencoderDC", "AutoencoderKLFlux2", "AutoencoderTiny", "ConsistencyDecoderVAE", "VQModel",
-)  # fmt: skip
-"""Classes that take no video."""
-SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
-_AGAIN = "Download or copy the folder again"
-_TERMS = re.compile(r"(licen[cs]e|notice|use_policy|usage_policy)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,11 +37,6 @@ class Pipeline:
         """Library and class of every part that is there, by the name of its folder."""
         named = {name: value for name, value in self.index.items() if isinstance(value, list) and len(value) == 2}
         return {name: (value[0], value[1]) for name, value in named.items() if value[0] is not None}
-
-    @property
-    def video_vae(self) -> bool:
-        """True where it has a VAE for video."""
-        return self.parts.get("vae", ("", IMAGE_VAES[0]))[1] not in IMAGE_VAES
 
     @property
     def boundary(self) -> float | None:

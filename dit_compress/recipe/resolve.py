@@ -125,7 +125,7 @@ def _whole_pipeline(value: Any) -> Path | None:
 
 
 def _take_parts(checker: Checker, folder: Path, shared: dict[str, Part | None], drafts: list[Draft]) -> None:
-    """Take the text encoders and the video VAE of a pipeline, too, where the recipe names no others."""
+    """Take the text encoders and the VAE of a pipeline, too, where the recipe names no others."""
     try:
         pipeline = open_pipeline(folder)
     except UserError:  # the model's own part says it
@@ -134,7 +134,7 @@ def _take_parts(checker: Checker, folder: Path, shared: dict[str, Part | None], 
     if "text" not in shared and "text_encoder" in pipeline.parts and checker.plugin("text", text):
         shared["text"] = checker.part("text", text, ("model",))
     others = any(draft.kind == "latent" for draft in drafts)
-    if pipeline.video_vae and not others and checker.plugin("latent", vae):
+    if "vae" in pipeline.parts and not others and checker.plugin("latent", vae):
         part = checker.part("latent", vae, ("model",))
         drafts.insert(0, Draft(("model",), "latent", defaults.VAE, part=part))
 
