@@ -18,6 +18,9 @@ DENOISERS = ("transformer", "transformer_2")
 """Parts that denoise; the second one of a model with two experts."""
 BOUNDARY = "boundary_ratio"
 """The sigma from which the first expert takes over, under the name that Wan's pipelines give it."""
+SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
+_AGAIN = "Download or copy the folder again"
+_TERMS = re.compile(r"(licen[cs]e|notice|use_policy|usage_policy)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
