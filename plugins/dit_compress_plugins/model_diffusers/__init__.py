@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PositiveFloat, model_validator
 
-from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 from dit_compress.core.pipeline import DENOISERS, INDEX, SCHEDULER
+from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 
 LAYOUTS = ("BCTHW", "BTCHW", "BCHW", "packed_video", "packed_image")
 """Layouts of a module's latent. ``BCHW`` and ``packed_image`` see every latent frame as an image of its own."""
