@@ -81,7 +81,7 @@ class Flow:
         return self.warp(low + (high - low) * u)
 
     def has(self, sigma: float) -> bool:
-        """Tell whether the model is called at a sigma: the lowest of its own, and below the highest unless that is 1."""
+        """Tell whether a sigma is one that the model is called at: its lowest is, its highest is where it is 1."""
         low, high = self.between or (0.0, 1.0)
         return low <= sigma and (sigma < high or high == 1)
 
@@ -95,7 +95,7 @@ class Flow:
         if not found:
             low, high = self.between or (0.0, 1.0)
             raise UserError(
-                f"none of the {self.num_steps} steps falls to this expert, which is for sigmas from {low:g} to {high:g}",
+                f"none of the {self.num_steps} steps falls to this expert, for sigmas from {low:g} to {high:g}",
                 mend="Raise 'sampling_steps', or the shift for the expert of much noise",
             )
         return found
@@ -106,7 +106,7 @@ class Flow:
             low, high = self.between
             raise UserError(
                 f"{what} samples from noise to data, and this model is an expert for sigmas from {low:g} to {high:g}",
-                mend="Train each expert by 'flow', 'affine', 'scaled' or 'adversarial'; sample with sampler: {use: experts}",
+                mend="Train by 'flow', 'affine', 'scaled' or 'adversarial'; sample with sampler: {use: experts}",
             )
 
     def sigmas(self, num_steps: int | None = None) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The whole folder of a pipeline around a bundle: its own parts written, the others those of the folder it came from."""
+"""A whole pipeline around a bundle: its own parts written, the others those of the folder it came from."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def _check_parts(spec: Spec, base: Pipeline) -> None:
     where, denoiser, part = str(base.folder), spec.need_denoiser(), part_of(spec, base)
     kind, place = denoiser.config.get("class_name"), base.parts.get(part)
     if place is None or (kind != place[1] and not base.folder.joinpath(part, LOADER).is_file()):
+        theirs = place[1] if place else "none"
         raise UserError(
-            f"the bundle's model is a {kind or denoiser.plugin}, and {base.class_name} takes {place[1] if place else 'none'}",
+            f"the bundle's model is a {kind or denoiser.plugin}, and {base.class_name} takes {theirs}",
             where=where,
             mend="Name the pipeline that the model came from",
         )
@@ -111,7 +112,7 @@ def check_experts(one: Bundle, other: Bundle, base: Pipeline | None) -> None:
 
 
 def write_pipeline(folder: Path, base: Pipeline, bundle: Bundle, own: Collection[str]) -> None:
-    """Write everything but the bundle's own parts, which are there: the other parts, scheduler, index, licence, card."""
+    """Write what the bundle's own parts lack around them: the other parts, scheduler, index, licence, card."""
     index = dict(base.index)
     for name in base.parts:
         if name not in own and name != SCHEDULER:

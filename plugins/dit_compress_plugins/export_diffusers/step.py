@@ -29,7 +29,7 @@ class DiffusersExport:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it is; raise where it has no denoiser, not these widths, or goes into no such pipeline."""
+        """Return the bundle as it is; raise where it has no denoiser, not these widths, or no place there."""
         spec.need_denoiser()
         narrowed(spec, self.options.widths)
         base_of(spec, self.options.pipeline)
@@ -40,7 +40,7 @@ class DiffusersExport:
         return at_each(context, self.options.widths, self.written)
 
     def written(self, context: Context) -> Result:
-        """Write one folder per component, each reloaded and compared; and the pipeline around them, where there is one."""
+        """Write one folder per component, each reloaded and compared; and the pipeline around them."""
         bundle, other = context.input, context.slot("other")
         base = base_of(bundle.spec, self.options.pipeline)
         denoisers = [bundle] if other is None else [bundle, other]

@@ -33,7 +33,7 @@ FULL_CLOCK = 1000.0
 
 @dataclass(frozen=True)
 class Convention:
-    """See ``DiffusersOptions``; None where it is not yet known. pipeline, part: the folder that the module came from."""
+    """See ``DiffusersOptions``; None where it is not yet known. pipeline, part: the folder it came from."""
 
     prediction: str = "velocity"
     reversed_time: bool = False
