@@ -18,7 +18,7 @@ DENOISERS = ("transformer", "transformer_2")
 """Parts that denoise; the second one of a model with two experts."""
 BOUNDARY = "boundary_ratio"
 """The sigma from which the first expert takes over, under the name that Wan's pipelines give it."""
-SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
+SCHEDULER = "scheduler"
 _AGAIN = "Download or copy the folder again"
 _TERMS = re.compile(r"(licen[cs]e|notice|use_policy|usage_policy)", re.IGNORECASE)
 
@@ -59,22 +59,13 @@ class Pipeline:
             )
         return float(stated)
 
-    def scheduler(self) -> dict[str, Any]:
-        """Read the config of the scheduler; empty where there is none."""
-        file = self.folder / SCHEDULER / SCHEDULER_CONFIG
-        if not file.is_file():
-            return {}
-        config = read_json(file)
-        texts = (
-            [config.get(key, "") for key in ("_class_name", "prediction_type")] if isinstance(config, dict) else [None]
-        )
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError("no config of a scheduler", where=str(file), mend=_AGAIN)
-        return config
-
     def check(self) -> None:
         """Raise one UserError where parts are missing, not whole, or those of another pipeline; reads no weights."""
         problems = [problem for name in self.parts for problem in self._problems(name)]
+        try:
+            _ = self.boundary
+        except UserError as error:
+            problems.append(error)
         if problems:
             raise UserError.join(problems)
 
@@ -116,6 +107,18 @@ def _missing(index: Path) -> list[str]:
     places = data.get("weight_map") if isinstance(data, dict) else None
     names = {str(name) for name in places.values()} if isinstance(places, dict) else set()
     return sorted(name for name in names if not index.with_name(Path(name).name).is_file())
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    """Read the config of the scheduler in a pipeline's folder; empty where there is none."""
+    file = folder / SCHEDULER / "scheduler_config.json"
+    if not file.is_file():
+        return {}
+    config = read_json(file)
+    texts = [config.get(key, "") for key in ("_class_name", "prediction_type")] if isinstance(config, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError("no config of a scheduler", where=str(file), mend=_AGAIN)
+    return config
 
 
 def is_pipeline(folder: Path) -> bool:

@@ -77,7 +77,7 @@ class Model(Protocol):
         return None
 
     def flow(self) -> Flow:
-        """Return how the options' weights are sampled, as their folder states it; the default where it states nothing."""
+        """Return how the options' weights are sampled, as their folder states it; else the default."""
         return Flow()
 
     @staticmethod

@@ -37,7 +37,7 @@ class FlowMatching:
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return Eq. 2 on one batch; no caption is dropped."""
-        sigma = self.schedule.warp(batch.streams.positions("uniform"))
+        sigma = self.schedule.drawn(batch.streams.positions("uniform"))
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         x = flow.interpolate(batch.x0, noise, sigma)
         return {"loss": flow_loss(self.student(x, sigma, self.text(batch.tokens)), flow.velocity(batch.x0, noise))}

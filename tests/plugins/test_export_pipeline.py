@@ -180,7 +180,7 @@ def test_parts_that_have_no_place_in_a_pipeline_are_refused(twins: Any, tmp_path
 
 def test_a_recipe_takes_all_of_a_pipeline(twins: Any, tmp_path: Path) -> None:
     pipeline = str(twins(WAN))
-    text = f"model: {{from: {pipeline}}}\nsteps: [{{prune: {{levels: {{block: {{remove: 1}}}}}}}}, {{export: diffusers}}]\n"
+    text = f"model: {{from: {pipeline}}}\nsteps: [{{prune: {{use: trilevel, search: magnitude, levels: {{block: {{remove: 1}}}}}}}}, {{export: diffusers}}]\n"
     (tmp_path / "r.yaml").write_text(text)
     recipe = load(tmp_path / "r.yaml", installed())
     assert [step.part.name for step in recipe.steps] == ["diffusers_vae", "trilevel", "diffusers"]

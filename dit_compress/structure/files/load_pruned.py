@@ -5,8 +5,9 @@
     pipeline = LTXPipeline.from_pretrained("LTX-Video", transformer=load("pruned"))
 
 In a whole pipeline's folder ``model_index.json`` names :class:`PrunedModel`, and ``from_pretrained(…,
-trust_remote_code=True)`` does this itself. A pruned folder has ``config.json`` (that of the whole model: its class can't express what was removed), safetensors,
-and ``pruning.json`` with the edits. This file lies beside them and needs torch, safetensors and diffusers only.
+trust_remote_code=True)`` does this itself. A pruned folder has ``config.json`` (that of the whole model: its class
+can't express what was removed), safetensors, and ``pruning.json`` with the edits. This file lies beside them and needs
+torch, safetensors and diffusers only.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 class DmdDistiller(DistillStep):
     """Step ``distill: {use: dmd}``."""
 
+    samples_whole = True
+
     def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
         """Return what to say of a teacher or guide with another text encoder, of a guide that is sampled otherwise."""
         found = other_encoders(spec, others)

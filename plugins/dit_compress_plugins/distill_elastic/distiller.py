@@ -100,7 +100,7 @@ class ElasticObjective:
         options = self.options
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         places = batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std)
-        sigma = self.schedule.warp(places)
+        sigma = self.schedule.drawn(places)
         x, target = flow.interpolate(batch.x0, noise, sigma), flow.velocity(batch.x0, noise)
         cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < options.caption_dropout)
         below = self.nesting.widths[:-1]

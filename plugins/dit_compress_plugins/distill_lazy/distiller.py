@@ -32,6 +32,8 @@ FILE = "gates.json"
 class LazyDistiller(DistillStep):
     """Gates learn to skip; the result is sampled lazily, in the steps of its gates."""
 
+    samples_whole = True
+
     def plan(self, spec: Spec) -> Spec:
         """Return the bundle as it will be sampled; UserError without gates, or where the ratio can't be reached."""
         planned = super().plan(spec)

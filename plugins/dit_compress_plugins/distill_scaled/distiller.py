@@ -123,7 +123,7 @@ class ScaledObjective:
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         options = self.options
         places = batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std)
-        sigma = self.schedule.warp(places)
+        sigma = self.schedule.drawn(places)
         x, drop = flow.interpolate(batch.x0, noise, sigma), batch.streams.uniform("dropout")
         losses = self.losses(x, sigma, flow.velocity(batch.x0, noise), *self.captions(batch, drop))
         where = bins_of(sigma, options.bins)

@@ -26,5 +26,6 @@ def export() -> Plugin:
         options=DiffusersOptions,
         load="dit_compress_plugins.export_diffusers.step:DiffusersExport",
         summary="a whole pipeline, or its parts: save_pretrained folders; a pruned model with its plan and a loader",
+        slots=("other",),
         revision=3,
     )

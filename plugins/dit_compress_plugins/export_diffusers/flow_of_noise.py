@@ -30,7 +30,10 @@ class FlowOfNoiseScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, alphas_cumprod: tuple[float, ...] = (0.5,), prediction: str = "noise", shift: float = 3.0
+        self,
+        alphas_cumprod: tuple[float, ...] = (0.5,),
+        prediction: str = "noise",  # noqa: ARG002 - diffusers keeps it in the config
+        shift: float = 3.0,  # noqa: ARG002 - as well
     ) -> None:
         bar = torch.tensor(alphas_cumprod, dtype=torch.float64).clamp(SMALLEST, 1 - SMALLEST)
         self.trained = (1 - bar).sqrt() / (bar.sqrt() + (1 - bar).sqrt())
@@ -51,7 +54,11 @@ class FlowOfNoiseScheduler(SchedulerMixin, ConfigMixin):
         return sample / ((1 - sigma) ** 2 + sigma**2) ** 0.5
 
     def step(
-        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        return_dict: bool = False,  # noqa: ARG002, FBT001, FBT002 - pipelines ask for none
     ) -> tuple[torch.Tensor]:
         """Return the latent at the next sigma."""
         place = self._place(timestep)

@@ -1,8 +1,9 @@
-"""The whole folder of a pipeline around a bundle: its own parts written, the others those of the folder it came from."""
+"""A whole pipeline around a bundle: its own parts written, the others those of the folder it came from."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ import diffusers
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import link_file, link_tree
+from dit_compress.core.pipeline import DENOISERS, INDEX, SCHEDULER, Pipeline, open_pipeline, scheduler_config
 from dit_compress.model.licence import CARD
-from dit_compress.core.pipeline import DENOISERS, INDEX, SCHEDULER, Pipeline, open_pipeline
 from dit_compress.structure.files.load_pruned import LOADER, PIPELINE_CLASS, PRUNING
 from dit_compress_plugins.export_diffusers import flow_of_noise
 from dit_compress_plugins.export_diffusers.scheduler import scheduler_of
@@ -41,7 +42,7 @@ def base_of(spec: Spec, option: str | None) -> Pipeline | None:
 def _scheduler(spec: Spec, base: Pipeline) -> Any:
     """Make the scheduler of a bundle in a pipeline."""
     known = spec.need_denoiser().config.get("convention") or {}
-    return scheduler_of(spec.flow, class_of(base), base.scheduler(), known.get("prediction", "velocity"))
+    return scheduler_of(spec.flow, class_of(base), scheduler_config(base.folder), known.get("prediction", "velocity"))
 
 
 def class_of(base: Pipeline) -> Any:
@@ -58,11 +59,12 @@ def class_of(base: Pipeline) -> Any:
 
 def _check_parts(spec: Spec, base: Pipeline) -> None:
     """Raise a UserError where the bundle has something that the pipeline has no place for."""
-    where, denoiser = str(base.folder), spec.need_denoiser()
-    kind, place = denoiser.config.get("class_name"), base.parts.get(DENOISERS[0])
-    if place is None or kind != place[1] and not base.folder.joinpath(DENOISERS[0], LOADER).is_file():
+    where, denoiser, part = str(base.folder), spec.need_denoiser(), part_of(spec, base)
+    kind, place = denoiser.config.get("class_name"), base.parts.get(part)
+    if place is None or (kind != place[1] and not base.folder.joinpath(part, LOADER).is_file()):
+        theirs = place[1] if place else "none"
         raise UserError(
-            f"the bundle's model is a {kind or denoiser.plugin}, and {base.class_name} takes {place[1] if place else 'none'}",
+            f"the bundle's model is a {kind or denoiser.plugin}, and {base.class_name} takes {theirs}",
             where=where,
             mend="Name the pipeline that the model came from",
         )
@@ -80,11 +82,37 @@ def _check_parts(spec: Spec, base: Pipeline) -> None:
             where=where,
             mend="Name the pipeline's own encoders: text: {use: transformers, path: FOLDER}",
         )
-    spec.flow.need_euler()
+    replace(spec.flow, between=None).need_euler()
+
+
+def part_of(spec: Spec, base: Pipeline | None) -> str:
+    """Return the name of a bundle's denoiser in a pipeline: of two experts the one that it came from."""
+    known = spec.need_denoiser().config.get("convention") or {}
+    return known.get("part", DENOISERS[0]) if base is not None else DENOISERS[0]
+
+
+def check_experts(one: Bundle, other: Bundle, base: Pipeline | None) -> None:
+    """Raise a UserError unless two bundles are the experts of one pipeline, sampled at the same sigmas."""
+    where, parts = str(other.path), [part_of(each.spec, base) for each in (one, other)]
+    if base is None or sorted(parts) != sorted(DENOISERS):
+        raise UserError(
+            f"'other' is the second expert of a pipeline; these are {' and '.join(parts)}",
+            where=where,
+            mend=f"Make it from the same folder with model: {{…, part: {DENOISERS[1]}}}",
+        )
+    _check_parts(other.spec, base)
+    ours, theirs = one.flow.sigmas(), other.flow.sigmas()
+    if ours != theirs:
+        raise UserError(
+            f"the experts are sampled at other sigmas: {one.flow.num_steps} steps at shift {one.flow.shift:g}, "
+            f"and {other.flow.num_steps} at {other.flow.shift:g}",
+            where=where,
+            mend="Train both with one 'sampling_steps' and one shift",
+        )
 
 
 def write_pipeline(folder: Path, base: Pipeline, bundle: Bundle, own: Collection[str]) -> None:
-    """Write everything but the bundle's own parts, which are there: the other parts, scheduler, index, licence, card."""
+    """Write what the bundle's own parts lack around them: the other parts, scheduler, index, licence, card."""
     index = dict(base.index)
     for name in base.parts:
         if name not in own and name != SCHEDULER:

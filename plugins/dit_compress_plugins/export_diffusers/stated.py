@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dit_compress.structure.compact import LOG_NAME
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.load_pruned import ATTRIBUTE
 from dit_compress.structure.files.pruned import shapes_of
@@ -29,9 +30,13 @@ def stated(denoiser: Denoiser) -> Any:
     The weights are shared. A config counts where shapes are those of the module and one call gives the same bits.
     """
     module: Any = denoiser.module
-    if not hasattr(module, ATTRIBUTE) or not hasattr(type(module), "from_config"):
+    record = getattr(module, ATTRIBUTE, {}).get("record", {"log": []})
+    pruned = bool(record["log"]) and all(entry["name"] == LOG_NAME for entry in record["log"])
+    if not pruned or not hasattr(type(module), "from_config") or record["base"] == shapes_of(module):
         return module
     for config in _configs(module):
+        if config == own_config(type(module), module.config):
+            continue
         with empty_weights():
             ordinary = made(type(module), config, type(module).__name__)
         if shapes_of(ordinary) == shapes_of(module):
@@ -41,7 +46,7 @@ def stated(denoiser: Denoiser) -> Any:
 
 
 def _configs(module: Any) -> Iterator[dict[str, Any]]:
-    """Yield configs of the class, with numbers that were a length or a width of the whole model now those of this one."""
+    """Yield configs in which lengths and widths of the whole model may be those of this one."""
     config = own_config(type(module), module.config)
     with empty_weights():
         whole = made(type(module), config, type(module).__name__)

@@ -11,7 +11,7 @@ from dit_compress.core.files import whole_folder, write_json
 from dit_compress.export.widths import at_each, narrowed
 from dit_compress.step.context import Result
 from dit_compress.structure.files.load_pruned import PRUNING, load
-from dit_compress_plugins.export_diffusers.pipeline import base_of, write_pipeline
+from dit_compress_plugins.export_diffusers.pipeline import base_of, check_experts, part_of, write_pipeline
 from dit_compress_plugins.export_diffusers.stated import stated
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class DiffusersExport:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it is; raise where it has no denoiser, not these widths, or goes into no such pipeline."""
+        """Return the bundle as it is; raise where it has no denoiser, not these widths, or no place there."""
         spec.need_denoiser()
         narrowed(spec, self.options.widths)
         base_of(spec, self.options.pipeline)
@@ -40,9 +40,13 @@ class DiffusersExport:
         return at_each(context, self.options.widths, self.written)
 
     def written(self, context: Context) -> Result:
-        """Write one folder per component, each reloaded and compared; and the pipeline around them, where there is one."""
-        bundle, base = context.input, base_of(context.input.spec, self.options.pipeline)
-        modules: dict[str, Any] = {"transformer": stated(bundle.denoiser())}
+        """Write one folder per component, each reloaded and compared; and the pipeline around them."""
+        bundle, other = context.input, context.slot("other")
+        base = base_of(bundle.spec, self.options.pipeline)
+        denoisers = [bundle] if other is None else [bundle, other]
+        if other is not None:
+            check_experts(bundle, other, base)
+        modules: dict[str, Any] = {part_of(each.spec, base): stated(each.denoiser()) for each in denoisers}
         if bundle.spec.latent is not None:
             modules["vae"] = bundle.codec()
         if bundle.spec.text is not None and hasattr(text := bundle.text(), "save_pretrained"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
-from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline
+from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline, scheduler_config
 from dit_compress.model.flow import Flow
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
@@ -60,7 +61,7 @@ def made_of(class_name: str, config: Mapping[str, Any]) -> nn.Module:
 def convention(options: DiffusersOptions) -> Convention:
     """Return what the options state; else what the pipeline's scheduler states; else a flow model."""
     pipeline = pipeline_of(options)
-    scheduler = options.scheduler or (pipeline.scheduler() if pipeline else {})
+    scheduler = options.scheduler or _stated(options)
     inverted = bool(scheduler.get("invert_sigmas", False))
     stated = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
     if _flows(scheduler):
@@ -94,15 +95,31 @@ def _flows(scheduler: Mapping[str, Any]) -> bool:
 
 
 def flow(options: DiffusersOptions) -> Flow:
-    """Return the flow of a pipeline's scheduler: its shift, where that is one number for every size of video."""
+    """Return the flow of a pipeline's scheduler: its shift, where that is one number for every size of video.
+
+    And the sigmas that a model is for, where it is one of two experts.
+    """
     pipeline = pipeline_of(options)
-    known = pipeline.scheduler() if pipeline else {}
+    known = _stated(options)
     shift = known.get("flow_shift", known.get("shift"))
     if not known or not _flows(known) or known.get("use_dynamic_shifting"):
         shift = None
+    found = Flow(between=_between(pipeline.boundary, options.part)) if pipeline else Flow()
     if isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0:
-        return Flow()
-    return Flow(shift=float(shift))
+        return found
+    return replace(found, shift=float(shift))
+
+
+def _between(boundary: float | None, part: str) -> tuple[float, float] | None:
+    """Return the sigmas of one of two experts; None where there is one model."""
+    if boundary is None:
+        return None
+    return (boundary, 1.0) if part == DENOISERS[0] else (0.0, boundary)
+
+
+def _stated(options: DiffusersOptions) -> dict[str, Any]:
+    """Return the config of the scheduler beside the model; empty where there is none."""
+    return {} if options.path is None else scheduler_config(Path(options.path))
 
 
 def pipeline_of(options: DiffusersOptions) -> Pipeline | None:
