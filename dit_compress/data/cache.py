@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.files import sha256_data
 from dit_compress.core.progress import progress
 from dit_compress.data.buckets import buckets_of, joined
-from dit_compress.data.encode import CPU, encode_captions, encode_latents, pixel_cache
+from dit_compress.data.encode import CPU, encode_captions, encode_firsts, encode_latents, pixel_cache
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import Samples
 from dit_compress.data.shard_writer import write_together
@@ -76,6 +76,25 @@ class ClipCache:
             folder, clips, codec.to(self.device), made_by, workers=self.workers, device=self.device
         )
         return self._written(writing, f"encoding {self.split} clips").column("latent")
+
+    def firsts(self, bundle: Bundle, condition: str) -> Rows:
+        """Give the latents of first frames by a bundle's VAE, encoded unless they are there, by bucket."""
+        return joined(self.clips, lambda clips: self._first(clips, bundle, condition))
+
+    def _first(self, clips: Sequence[Clip], bundle: Bundle, condition: str) -> Column:
+        made_by = {"vae": bundle.latents, "condition": condition}
+        digest = sha256_data([self.manifest, made_by, clips[0].shape])[:16]
+        codec: Any = bundle.codec()
+        writing = encode_firsts(
+            self.folder / f"{condition}-{self.split}-{digest}",
+            clips,
+            codec.to(self.device),
+            made_by,
+            condition,
+            workers=self.workers,
+            device=self.device,
+        )
+        return self._written(writing, f"encoding {self.split} first frames").column(condition)
 
     def samples(self, latents: Rows, bundle: Bundle, text: Captions) -> Samples:
         """Join latents with captions: tokens, or embeddings where the bundle's encoder is frozen."""

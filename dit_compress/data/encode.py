@@ -17,6 +17,7 @@ from dit_compress.core.files import need_space, whole_file
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import to_video
 from dit_compress.data.shard_writer import SMALLER, Writing, count_bytes
+from dit_compress.model.conditions import encode_first
 from dit_compress.model.spec import latent_size
 
 if TYPE_CHECKING:
@@ -61,6 +62,39 @@ def encode_latents(
         with torch.no_grad():
             pixels = torch.from_numpy(stream[range(first, last)])
             return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu()}
+
+    size = latent_size(clips[0].shape, codec.ratio, codec.frame_rule)
+    return Writing(
+        folder=folder,
+        made_by=made_by,
+        samples=[clip.record() for clip in clips],
+        identities=[clip.identity() for clip in clips],
+        encode=encode,
+        batch=ENCODE_BATCH,
+        bytes_per_sample=count_bytes([(codec.channels, *size)]),
+    )
+
+
+def encode_firsts(
+    folder: Path,
+    clips: Sequence[Clip],
+    codec: Codec,
+    made_by: Mapping[str, Any],
+    condition: str,
+    workers: int = 1,
+    device: torch.device = CPU,
+) -> Writing:
+    """Prepare to encode the first frames of clips of one size once, as the condition of that name.
+
+    device: where ``codec`` is.
+    """
+    stream = ClipStream(clips, workers)
+
+    def encode(first: int, last: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            pixels = torch.from_numpy(np.ascontiguousarray(stream[range(first, last)][:, :1]))
+            frames = to_video(pixels.to(device))[:, :, 0]
+            return {condition: encode_first(codec, frames, condition, clips[0].frames).float().cpu()}
 
     size = latent_size(clips[0].shape, codec.ratio, codec.frame_rule)
     return Writing(
