@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from command import run
 from toy import part
 
-from dit_compress.cli.app import app
 from dit_compress.core.errors import UserError
 from dit_compress.data.samples import first_frames, to_video
 from dit_compress.model.bundle import Bundle, write_bundle
@@ -19,6 +17,9 @@ from dit_compress.model.denoiser import Cond
 from dit_compress.model.flow import Flow
 from dit_compress.model.spec import ComponentSpec
 from dit_compress.plugin.options import Part, Plugin
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe import load
+from dit_compress.run.plan import plan
 from dit_compress.step.sampling import Generator
 from dit_compress.testing import steps
 from dit_compress.testing.models import tiny_denoiser
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 WAN: dict[str, Any] = {
     "patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 20, "out_channels": 8,
-    "text_dim": 16, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2, "rope_max_seq_len": 32,
+    "text_dim": 16, "freq_dim": 32, "ffn_dim": 64, "num_layers": 3, "rope_max_seq_len": 32,
 }  # fmt: skip
 """As Wan's image-to-video models are: 8 latent channels, a mask of 4 and 8 of the image."""
 
@@ -76,8 +77,8 @@ def test_a_batch_holds_the_latents_of_its_first_frames(bundle: Bundle, tmp_path:
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "flow": {},
     "scaled": {},
-    "dmd": {},
-    "adversarial": {"teacher_samples": 2, "teacher_steps": 1, "discriminator": {"use": "dit_block"}},
+    "dmd": {"critic_warmup": 1},
+    "adversarial": {"teacher_samples": 2, "teacher_steps": 1, "discriminator_warmup": 1, "discriminator": {"use": "dit_block"}},
 }
 
 
@@ -111,7 +112,7 @@ def test_every_role_is_given_it(
 def test_a_video_is_sampled_from_its_first_frame(bundle: Bundle, tmp_path: Path) -> None:
     context = context_of(tmp_path, input=bundle)
     generator = Generator(bundle, context.latent_shape())
-    frames = first_frames(context.clips("test")[:2])
+    frames = first_frames(context.clips("train")[:2])
     made = generator(["a square", "a disc"], seed=0, index=[0, 1], first_BCYX=frames)
     other = generator(["a square", "a disc"], seed=0, index=[0, 1], first_BCYX=-frames)
     assert made.shape == (2, 9, 32, 32, 3)
@@ -128,11 +129,12 @@ def test_a_model_that_takes_none_refuses_the_data(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "data: {use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64], first_frame: true}\n"
-        "latent: {use: video_vae, ratio: 8x16x16, channels: 8}\nmodel: {use: video_dit, preset: tiny}\n"
-        "steps:\n  - distill: {use: flow, steps: 1}\n"
+        "model: {use: video_dit, preset: tiny, channels: 32, text_width: 32}\n"
+        "text: {use: words, width: 32, layers: 1, heads: 2}\n"
+        "steps:\n  - latent: {use: video_vae, channels: 32, steps: 1}\n  - distill: {use: flow, steps: 1}\n"
     )
-    result = run(app, ["plan", str(recipe)], fails=True)
-    assert "takes no first frame" in result.output, result.output
+    with pytest.raises(UserError, match="takes no first frame"):
+        plan(load(recipe, installed()), deep=False)
 
 
 def test_keys_are_what_they_were(tmp_path: Path) -> None:

@@ -125,9 +125,7 @@ def generate_file(
     with progress("sampling", 1) as advance:
         generator = Generator(bundle, (channels, *spec.latent_size()), sample)
         shown = None if first is None else first_frames([Clip(first, caption, frames=1, size=video[1:])])
-        pixels = generator(
-            [caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance, first_BCYX=shown
-        )
+        pixels = generator([caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance, first_BCYX=shown)
         advance()
     write_made(out, pixels[0], fps)
     return generator.notes

@@ -232,9 +232,9 @@ def test_a_video_from_an_image_is_that_of_the_pipeline(
 @pytest.mark.parametrize(
     ("module", "name", "seen"),
     [
-        (flux, "pooled", "FluxTransformer2DModel takes a pooled vector of each caption .*text: {use: transformers"),
+        (flux, "pooled", "FluxTransformer2DModel takes a pooled vector of each caption .*Take a 'text' that gives it"),
         (flux, "guidance", "FluxTransformer2DModel takes the guidance .*Set 'guidance' in 'model'"),
-        (lambda: hunyuan15("t2v"), "mask_2", "takes the mask of a second text encoder .*transformers"),
+        (lambda: hunyuan15("t2v"), "mask_2", "takes the mask of a second text encoder .*pipeline"),
         (lambda: hunyuan15("i2v"), "image", "takes the embeddings of an image .*'image'"),
         (lambda: wan(image_dim=20, added_kv_proj_dim=48), "image", "takes the embeddings of an image .*Wan 2.2"),
     ],
