@@ -10,6 +10,7 @@ import pytest
 import torch
 from toy import part
 
+from dit_compress.cli.encode import encode_data
 from dit_compress.core.errors import UserError
 from dit_compress.data.samples import first_frames, to_video
 from dit_compress.model.bundle import Bundle, write_bundle
@@ -135,6 +136,26 @@ def test_a_model_that_takes_none_refuses_the_data(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="takes no first frame"):
         plan(load(recipe, installed()), deep=False)
+
+
+def test_encoded_elsewhere_they_lie_in_the_shards(bundle: Bundle, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "r.yaml", tmp_path / "shards"
+    for said in (", first_frame: true", ""):
+        recipe.write_text(
+            f"data: {{use: shapes, num_clips: 3, num_test: 1, frames: 9, size: [64, 64]{said}}}\n"
+            "steps: [{evaluate: {use: reconstruction}, input: x}]\n"
+        )
+        encode_data(load(recipe, installed()), bundle.path, out if said else tmp_path / "plain")
+    source = part("data", "latents", path=str(out), frames=9, size=[64, 64], first_frame=True, test_fraction=0)
+    firsts, latents = source.firsts(out, "train", "first_padded"), source.encoded(out, "train", bundle.latents)
+    assert firsts[[0, 1, 2, 3]].shape == latents[[0, 1, 2, 3]].shape == (4, 8, 2, 4, 4)
+    assert not torch.equal(firsts[[0]], latents[[0]])
+    assert torch.equal(latents[[0]], part(
+        "data", "latents", path=str(tmp_path / "plain"), frames=9, size=[64, 64], test_fraction=0
+    ).encoded(out, "train", bundle.latents)[[0]])  # fmt: skip
+    plain = part("data", "latents", path=str(tmp_path / "plain"), frames=9, size=[64, 64], first_frame=True)
+    with pytest.raises(UserError, match="hold latent, and the model takes 'first_padded'.*Encode the clips again"):
+        plain.firsts(out, "train", "first_padded")
 
 
 def test_keys_are_what_they_were(tmp_path: Path) -> None:

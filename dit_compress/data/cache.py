@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.files import sha256_data
 from dit_compress.core.progress import progress
 from dit_compress.data.buckets import buckets_of, joined
-from dit_compress.data.encode import CPU, encode_captions, encode_firsts, encode_latents, pixel_cache
+from dit_compress.data.encode import CPU, encode_captions, encode_latents, pixel_cache
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import Samples
 from dit_compress.data.shard_writer import write_together
@@ -82,17 +82,11 @@ class ClipCache:
         return joined(self.clips, lambda clips: self._first(clips, bundle, condition))
 
     def _first(self, clips: Sequence[Clip], bundle: Bundle, condition: str) -> Column:
-        made_by = {"vae": bundle.latents, "condition": condition}
-        digest = sha256_data([self.manifest, made_by, clips[0].shape])[:16]
+        made_by = {"vae": bundle.latents, "names": [condition]}
+        folder = self.folder / f"{condition}-{self.split}-{sha256_data([self.manifest, made_by, clips[0].shape])[:16]}"
         codec: Any = bundle.codec()
-        writing = encode_firsts(
-            self.folder / f"{condition}-{self.split}-{digest}",
-            clips,
-            codec.to(self.device),
-            made_by,
-            condition,
-            workers=self.workers,
-            device=self.device,
+        writing = encode_latents(
+            folder, clips, codec.to(self.device), made_by, self.workers, self.device, names=[condition]
         )
         return self._written(writing, f"encoding {self.split} first frames").column(condition)
 

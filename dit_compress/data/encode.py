@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dit_compress.model.text import Captions
 
 ENCODE_BATCH = 8
+LATENT = "latent"
 CPU = torch.device("cpu")
 
 
@@ -50,18 +51,23 @@ def encode_latents(
     made_by: Mapping[str, Any],
     workers: int = 1,
     device: torch.device = CPU,
+    names: Sequence[str] = (LATENT,),
 ) -> Writing:
     """Prepare to encode clips of one size once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
 
-    device: where ``codec`` is.
+    device: where ``codec`` is. names: ``latent``, and conditions that are latents of a first frame
+    (:mod:`dit_compress.model.conditions`).
     """
     stream = ClipStream(clips, workers)
 
     def encode(first: int, last: int) -> dict[str, Tensor]:
         stream.prefetch(range(first, min(last + ENCODE_BATCH, len(clips))))
         with torch.no_grad():
-            pixels = torch.from_numpy(stream[range(first, last)])
-            return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu()}
+            video = to_video(torch.from_numpy(stream[range(first, last)]).to(device))
+            return {name: encoded(name, video).float().cpu() for name in names}
+
+    def encoded(name: str, video: Tensor) -> Tensor:
+        return codec.encode(video) if name == LATENT else encode_first(codec, video[:, :, 0], name, video.shape[2])
 
     size = latent_size(clips[0].shape, codec.ratio, codec.frame_rule)
     return Writing(
@@ -71,40 +77,7 @@ def encode_latents(
         identities=[clip.identity() for clip in clips],
         encode=encode,
         batch=ENCODE_BATCH,
-        bytes_per_sample=count_bytes([(codec.channels, *size)]),
-    )
-
-
-def encode_firsts(
-    folder: Path,
-    clips: Sequence[Clip],
-    codec: Codec,
-    made_by: Mapping[str, Any],
-    condition: str,
-    workers: int = 1,
-    device: torch.device = CPU,
-) -> Writing:
-    """Prepare to encode the first frames of clips of one size once, as the condition of that name.
-
-    device: where ``codec`` is.
-    """
-    stream = ClipStream(clips, workers)
-
-    def encode(first: int, last: int) -> dict[str, Tensor]:
-        with torch.no_grad():
-            pixels = torch.from_numpy(np.ascontiguousarray(stream[range(first, last)][:, :1]))
-            frames = to_video(pixels.to(device))[:, :, 0]
-            return {condition: encode_first(codec, frames, condition, clips[0].frames).float().cpu()}
-
-    size = latent_size(clips[0].shape, codec.ratio, codec.frame_rule)
-    return Writing(
-        folder=folder,
-        made_by=made_by,
-        samples=[clip.record() for clip in clips],
-        identities=[clip.identity() for clip in clips],
-        encode=encode,
-        batch=ENCODE_BATCH,
-        bytes_per_sample=count_bytes([(codec.channels, *size)]),
+        bytes_per_sample=count_bytes([(codec.channels, *size)] * len(names)),
     )
 
 

@@ -140,7 +140,8 @@ class Context(Workplace):
         if not self.first_frame:
             return samples
         condition = first_condition(self.input.spec.outline())
-        return samples.beside(condition, cached.firsts(self.input, condition))
+        given = source.firsts(self._data_folder(), split, condition)
+        return samples.beside(condition, cached.firsts(self.input, condition) if given is None else given)
 
     @property
     def first_frame(self) -> bool:
