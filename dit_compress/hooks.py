@@ -45,7 +45,7 @@ Parts, which steps are composed of:
     def text() -> Plugin            Encode captions                               Text               model/protocols.py
         create, config_of, from_config; by default: trainable, follow
     def data() -> Plugin            Give captioned clips                          Data               data/source.py
-        prepare, manifest, clips; by default: workers, place, encoded
+        prepare, manifest, clips; by default: workers, place, encoded, firsts
     def granularity() -> Plugin     Name what can be removed                      Granularity        structure/facts.py
         multiple_of, num_parts, axes, keep; by default: width
     def search() -> Plugin          Choose which units stay                       Search             search/problem.py

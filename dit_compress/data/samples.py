@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from dit_compress.data.buckets import Buckets, Rows
+    from dit_compress.data.clips import Clip
 
 
 class Samples:
@@ -96,6 +97,11 @@ def _rows(source: Rows, index: Sequence[int]) -> Tensor:
 def to_video(pixels_BFYX3: Tensor) -> Tensor:
     """Turn uint8 ``[B,F,Y,X,3]`` into float ``[B,3,F,Y,X]`` in [-1, 1]."""
     return rearrange(pixels_BFYX3, "B F Y X c -> B c F Y X").float() / 127.5 - 1
+
+
+def first_frames(clips: Sequence[Clip]) -> Tensor:
+    """Decode the first frames of clips of one size, ``[B,3,Y,X]`` in [-1, 1]."""
+    return to_video(torch.from_numpy(np.stack([clip.pixels()[:1] for clip in clips])))[:, :, 0]
 
 
 def to_pixels(video_BCFYX: Tensor) -> np.ndarray:

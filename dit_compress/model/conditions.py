@@ -28,7 +28,7 @@ BEYOND_TEXT = (FIRST, FIRST_PADDED, IMAGE)
 """``first [B,C,1,H,W]``: the latent of the first frame alone; ``first_padded [B,C,T,H,W]``: of the first frame and
 grey ones after it, encoded as one video; ``image [B,N,D]``: what an image encoder makes of it."""
 
-_TEXT = "Take a text encoder that gives it: 'text: {use: transformers, path: …}' with the folder of the whole pipeline"
+_TEXT = "Take a 'text' that gives it, as all encoders of the model's own pipeline together do"
 _FIRST = "Say 'first_frame: true' in 'data', or give the first frame (dit-compress generate --first)"
 ABOUT = {
     "pooled": ("a pooled vector of each caption", _TEXT),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec
+from dit_compress.plugin.options import VideoOptions
 from dit_compress.run.fit import encoder_at, encoder_of, located, need, other_width
 from dit_compress.run.keys import nodes
 from dit_compress.train.options import DistillOptions, check_parts
@@ -64,6 +65,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
                 _check_slots(node, before, specs, encoders, recipe)
             first = Spec(video=recipe.video, data=recipe.data is not None, longest=recipe.longest)
             after = _planned(node, before or first, recipe.videos)
+            _check_beside(node, after, recipe)
             encoders[node.name] = encoder_of(node, encoders, recipe.seed)
             figures[node.name] = (
                 figures[source]
@@ -148,6 +150,18 @@ def _check_captions(text: ComponentSpec, spec: Spec) -> None:
     width = cast("TextEncoder", text.outline).width
     if embedding is not None and embedding.shape[-1] != width:
         raise other_width(width, embedding.shape[-1])
+
+
+def _check_beside(node: Node, spec: Spec, recipe: Recipe) -> None:
+    """UserError where the data gives a first frame that the denoiser does not take, or training lacks what it needs."""
+    from dit_compress.model.conditions import BEYOND_TEXT, first_condition, need_conditions
+
+    options = recipe.data.options if recipe.data else None
+    if spec.denoiser is None or not isinstance(options, VideoOptions):
+        return
+    given = (first_condition(spec.outline()),) if options.first_frame else ()
+    if node.kind == "distill":
+        need_conditions(spec.outline(), given, within=BEYOND_TEXT)
 
 
 def _check_slots(

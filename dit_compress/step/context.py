@@ -10,8 +10,10 @@ from dit_compress.data.buckets import Again, buckets_of
 from dit_compress.data.cache import ClipCache
 from dit_compress.data.source import clips_of, data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.conditions import first_condition
 from dit_compress.model.spec import Spec
 from dit_compress.model.text import Captions
+from dit_compress.plugin.options import VideoOptions
 from dit_compress.step.workplace import Stopping, Workplace
 from dit_compress.step.world import Done
 
@@ -137,10 +139,21 @@ class Context(Workplace):
         else:
             for shape, index in buckets_of(cached.clips).items():
                 self._need_shape(tuple(latents[index[:1]].shape[1:]), shape)
-        if not captions:
-            return cached.samples(latents, self.input, text)
-        clips = [replace(cached.clips[i % len(cached.clips)], caption=each) for i, each in enumerate(captions)]
-        return replace(cached, clips=clips).samples(Again(latents, len(cached.clips)), self.input, text)
+        if captions:
+            clips = [replace(cached.clips[i % len(cached.clips)], caption=each) for i, each in enumerate(captions)]
+            return replace(cached, clips=clips).samples(Again(latents, len(cached.clips)), self.input, text)
+        samples = cached.samples(latents, self.input, text)
+        if not self.first_frame:
+            return samples
+        condition = first_condition(self.input.spec.outline())
+        given = source.firsts(self._data_folder(), split, condition)
+        return samples.beside(condition, cached.firsts(self.input, condition) if given is None else given)
+
+    @property
+    def first_frame(self) -> bool:
+        """Tell whether the recipe's data gives the model the first frame of each clip."""
+        options = self._data_part().options
+        return isinstance(options, VideoOptions) and options.first_frame
 
     def text(self) -> Captions:
         """Return the input's text encoder."""

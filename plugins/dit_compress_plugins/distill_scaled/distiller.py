@@ -9,6 +9,7 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
+from dit_compress.model.conditions import beyond_text
 from dit_compress.model.text import Captions
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import student_role, text_lr
@@ -158,4 +159,5 @@ class ScaledObjective:
         if self.teacher_text is None:
             return cond, cond.detach()
         with torch.no_grad():
-            return cond, self.teacher_text.cond(batch.captions).to(batch.x0.device).drop(where)
+            theirs = self.teacher_text.cond(batch.captions).to(batch.x0.device)
+            return cond, theirs.beside(beyond_text(batch.tokens)).drop(where)
