@@ -32,7 +32,7 @@ from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
 from dit_compress.train.loop import batch_index, fit
-from dit_compress.train.lora import adapt
+from dit_compress.train.lora import adapt, adapted
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Phase, Role
 from dit_compress.train.trainee import Trainee
@@ -53,7 +53,6 @@ from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 from dit_compress_plugins.prune_nested import NestedOptions
 from dit_compress_plugins.prune_nested.step import Widths
-from dit_compress_plugins.search_groupwise.lora import adapted
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, MaskedObjective
 
 if TYPE_CHECKING:
@@ -260,7 +259,7 @@ def search(world: World, folder: Path, lora: bool) -> None:
     more = {"lora": {"rank": 2, "lr": 1e-2} if lora else None}
     made = part("search", "groupwise", objective={"use": "flow"}, **{**SEARCH, **more})
     logits = CandidateLogits({axis.name: made.cut(axis, problem, torch.ones(axis.units)) for axis in axes}, 0.0, 0)
-    with adapted(inner.student.module, stacks, made.options.lora.rank, 0) if lora else nullcontext():
+    with adapted(inner.student.module, linears(inner.student), made.options.lora.rank, 0) if lora else nullcontext():
         masked = MaskedObjective(inner, problem, logits, made.options, None)
         fit(masked, samples(), made.options, context)
         weights = {name: value.detach().clone() for name, value in logits.named_parameters()}
