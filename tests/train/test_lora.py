@@ -94,7 +94,9 @@ def test_a_step_gives_folded_weights_and_a_file_and_resumes_bit_for_bit(tmp_path
 @pytest.mark.parametrize("kind", ["affine", "adversarial", "dmd", "scaled", "reward", "elastic", "lazy"])
 def test_in_every_distiller_the_base_stays(tmp_path: Path, kind: str) -> None:
     if kind == "lazy":
-        made: Any = LazyObjective(LazyOptions(steps=4, batch=4, lora={"rank": 2}), gated(), words(), Flow(3.0, 4, 2.0))
+        options = LazyOptions(steps=4, batch=4, lora={"rank": 2})
+        made: Any = LazyObjective(options, gated(), words(), Flow(3.0, 4, 2.0))
+        made.options = options
     else:
         made = objective(kind, "video_dit", options_of(kind, lora={"rank": 2}))
     adapt(made.roles, made.options.lora, 0)
