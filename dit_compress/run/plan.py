@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,7 @@ class Planned:
     """One step's row: the bundle it reads and the one it makes, in figures.
 
     held, trained: parameters that a training step holds, besides those of its other slots, and that it trains.
+    width, blocks: of the denoiser's main stream, and of all stacks together, where the step trains it.
     """
 
     node: Node
@@ -37,6 +39,8 @@ class Planned:
     notes: tuple[str, ...]
     held: int = 0
     trained: int = 0
+    width: int = 0
+    blocks: int = 0
 
 
 def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
@@ -75,8 +79,8 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             fresh = after.notes[len(before.notes) :] if before else ()
             if deep and node.kind == "export":
                 fresh += _check_export(node, after, networks)
-            held, trained = node.build().num_parameters(after.outline()) if node.kind == "distill" else (0, 0)
-            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, held, trained))
+            training = _training(node, after) if node.kind == "distill" else ()
+            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, *training))
             specs[node.name] = after
         except UserError as error:
             if not _consequence(node, specs, names):
@@ -84,6 +88,18 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
     if errors:
         raise UserError.join(errors)
     return rows
+
+
+def _training(node: Node, after: Spec) -> tuple[int, ...]:
+    """Return what a training step holds and trains, and the width and number of the blocks that it trains."""
+    from dit_compress.structure.observe.trace import FAILURES
+
+    outline = after.outline()
+    held, trained = node.build().num_parameters(outline)
+    width = 0
+    with suppress(*FAILURES):  # what looks at values does not run here
+        width = outline.stream_width()
+    return held, trained, width, sum(stack.length for stack in outline.structure().stacks)
 
 
 def _alike(before: Spec, after: Spec) -> bool:

@@ -11,8 +11,9 @@ from dit_compress.plugin.options import marked
 from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
+from dit_compress.train.held import hold, is_held, widened
 from dit_compress.train.loop import fit
-from dit_compress.train.lora import BASE, FILE, adapt, fold, take_off, write_lora
+from dit_compress.train.lora import FILE, adapt, fold, take_off, write_lora
 from dit_compress.train.objective import Distiller, Role
 from dit_compress.train.options import DistillOptions
 from dit_compress.train.validation import Monitors, Validator, Watcher
@@ -47,13 +48,13 @@ def distill(step: Distiller, context: Context) -> Result:
         _need_same_latents(slot, context.input, other)
     given = context.slot("teacher")
     student, text = context.input.denoiser(), context.text()
-    teacher = given.denoiser() if given else None
+    options = step.options if isinstance(step.options, DistillOptions) else DistillOptions()
+    teacher = hold(given.denoiser(), options.teacher_dtype) if given else None
     objective = step.objective(context, student, teacher, text)
-    lora = step.options.lora if isinstance(step.options, DistillOptions) else None
-    if lora is not None:
-        adapt(objective.roles, lora, context.seed)
+    if options.lora is not None:
+        adapt(objective.roles, options.lora, context.seed)
     fit(objective, context.latents("train", text), step.options, context, monitors(step, context, student, text))
-    files = {} if lora is None else {"lora": _kept_apart(student, context)}
+    files = {} if options.lora is None else {"lora": _kept_apart(student, context)}
     modules = {"denoiser": step.finish(student)}
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder
@@ -62,8 +63,11 @@ def distill(step: Distiller, context: Context) -> Result:
 
 def _kept_apart(student: Denoiser, context: Context) -> str:
     """Write a student's LoRA beside its bundle, and fold it into the weights; return the file's name."""
-    write_lora(student.module, context.folder / FILE, {BASE: context.input.digest("denoiser")})
-    fold(take_off(student.module))
+    write_lora(student.module, context.folder / FILE, context.input.digest("denoiser"))
+    layers = take_off(student.module)
+    if is_held(student):
+        widened(student, context.input.denoiser().module.state_dict())
+    fold(layers)
     return FILE
 
 

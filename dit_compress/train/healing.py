@@ -9,9 +9,10 @@ from dit_compress.model import flow
 from dit_compress.step.world import World
 from dit_compress.train.distill import student_role
 from dit_compress.train.loop import train_step
-from dit_compress.train.lora import add_lora, linears
+from dit_compress.train.lora import add_lora
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
+from dit_compress.train.targets import linears
 from dit_compress.train.trainee import trainees_of
 
 if TYPE_CHECKING:

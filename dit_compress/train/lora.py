@@ -7,20 +7,20 @@ at first. A file holds ``alpha/rank·B`` in B's place: its scale is 1 for every 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_file
 from dit_compress.model.denoiser import Denoiser
+from dit_compress.train.held import hold
+from dit_compress.train.targets import targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from dit_compress.train.objective import Role
     from dit_compress.train.options import Lora
@@ -32,41 +32,6 @@ BASE = "dit_compress_base"
 FILE = "pytorch_lora_weights.safetensors"
 """As ``pipeline.load_lora_weights(folder)`` looks for it."""
 _PREFIX = "transformer."
-
-
-def linears(denoiser: Denoiser) -> list[str]:
-    """Name every linear inside the blocks of a denoiser's module."""
-    inside = (block for stack in denoiser.structure().stacks for block in stack.blocks)
-    return [name for block in inside for name in _linears(denoiser.module.get_submodule(block), block)]
-
-
-def targets_of(denoiser: Denoiser, lora: Lora) -> list[str]:
-    """Name the linears that get updates: those inside blocks, or those that ``targets`` name.
-
-    Raises UserError where a target names none, or a rank is larger than a side of a matrix.
-    """
-    found = linears(denoiser)
-    if lora.targets is not None:
-        every = _linears(denoiser.module, "")
-        if unknown := [target for target in lora.targets if not any(_names(target, name) for name in every)]:
-            raise UserError.join([_unknown(target, every) for target in unknown])
-        found = [name for name in every if any(_names(target, name) for target in lora.targets)]
-    sides = {name: min(_shape(denoiser.module, name)) for name in found}
-    smallest = min(sides, key=lambda name: sides[name])
-    if lora.rank > sides[smallest]:
-        leaf = _leaf(smallest)
-        raise UserError(
-            f"'rank: {lora.rank}' of 'lora' is larger than the smaller side of {smallest!r}, {sides[smallest]}",
-            mend=f"Lower 'rank' to {sides[smallest]} at most, or give 'targets' without {leaf!r}",
-        )
-    return found
-
-
-def count(denoiser: Denoiser, lora: Lora | None) -> int:
-    """Count the parameters of the updates; none without LoRA. Makes nothing."""
-    if lora is None:
-        return 0
-    return sum(lora.rank * sum(_shape(denoiser.module, name)) for name in targets_of(denoiser, lora))
 
 
 def adapt(roles: Mapping[str, Role], lora: Lora, seed: int) -> None:
@@ -81,7 +46,8 @@ def adapt(roles: Mapping[str, Role], lora: Lora, seed: int) -> None:
             continue
         role.only = (*role.only, *ADAPTERS)
         if id(denoiser.module) not in done:
-            add_lora(denoiser.module, targets_of(denoiser, lora), lora.rank, seed, lora.scale * lora.rank)
+            names = targets_of(denoiser, lora)
+            add_lora(hold(denoiser, lora.base).module, names, lora.rank, seed, lora.scale * lora.rank)
             done.add(id(denoiser.module))
 
 
@@ -142,8 +108,11 @@ def without(module: nn.Module) -> Iterator[None]:
             value.requires_grad_(requires_grad=True)
 
 
-def write_lora(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the module's updates as ``save_lora_weights`` does: ``transformer.<module>.lora_A.weight``, ``lora_B``."""
+def write_lora(module: nn.Module, path: Path, base: str) -> None:
+    """Write the module's updates as ``save_lora_weights`` does: ``transformer.<module>.lora_A.weight``, ``lora_B``.
+
+    base: digest of the denoiser; alone in the metadata, of which safetensors writes several in any order.
+    """
     from safetensors.torch import save_file
 
     state = {}
@@ -152,7 +121,7 @@ def write_lora(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> No
         state[f"{_PREFIX}{name}.lora_A.weight"] = down.detach().cpu().contiguous()
         state[f"{_PREFIX}{name}.lora_B.weight"] = (up.detach() * layer.scaling["default"]).cpu().contiguous()
     with whole_file(path) as partial:
-        save_file(state, partial, metadata={"format": "pt", **metadata})
+        save_file(state, partial, metadata={BASE: base})
 
 
 def _layers(module: nn.Module) -> dict[str, Any]:
@@ -162,34 +131,3 @@ def _layers(module: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
-
-
-def _linears(module: nn.Module, path: str) -> list[str]:
-    prefix = f"{path}." if path else ""
-    named = module.named_modules()
-    return [f"{prefix}{name}".rstrip(".") for name, item in named if isinstance(item, nn.Linear)]
-
-
-def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
-    weight: Any = module.get_submodule(name).weight
-    return tuple(weight.shape)
-
-
-def _names(target: str, name: str) -> bool:
-    """Tell whether a target names a linear: by its path, the end of it, or a pattern of one."""
-    return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")
-
-
-def _leaf(name: str) -> str:
-    """Return the last words of a path that say which linear of a block it is: ``to_q``, ``to_out.0``."""
-    words = name.split(".")
-    return ".".join(words[-2:] if words[-1].isdigit() else words[-1:])
-
-
-def _unknown(target: str, names: Sequence[str]) -> UserError:
-    ends = {_leaf(name) for name in names}
-    near = get_close_matches(target, sorted(ends | set(names)), n=3, cutoff=0.5) or sorted(ends)[:6]
-    return UserError(
-        f"{target!r} of 'targets' of 'lora' names no linear of this denoiser",
-        mend=f"There are, by the ends of their paths, {', '.join(map(repr, near))}",
-    )

@@ -193,15 +193,15 @@ class Distiller(Step, Protocol):
     def num_parameters(self, student: Denoiser) -> tuple[int, int]:
         """Count the parameters that training holds, and those of them that it moves, for ``plan``.
 
-        Those of its other slots' bundles are counted elsewhere. The student's, twice, or those of its LoRA; more for
-        what is made besides, fewer where some are frozen. ``student`` has no weights, and is to be read only. A UserError that making the
-        rest raises refuses the step.
+        Those of its other slots' bundles are counted elsewhere. The student's, twice, or those of its LoRA; more
+        for what is made besides, fewer where some are frozen. ``student`` has no weights, and is to be read only. A
+        UserError that making the rest raises refuses the step.
         """
         size = sum(parameter.numel() for parameter in student.parameters())
         lora = getattr(self.options, "lora", None)
         if lora is None:
             return size, size
-        from dit_compress.train.lora import count
+        from dit_compress.train.targets import count
 
         added = count(student, lora)
         return size + added, added

@@ -11,6 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.options import Keyed, Options, Part
 
+Kept = Literal["float32", "bfloat16", "int8"]
+"""How frozen weights are kept; whatever it is, they are computed with as before."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -176,6 +178,10 @@ class Lora(Options):
         description="Linears, by path, its end ('to_q') or a pattern ('*.ffn.*'); all inside blocks if absent.",
     )
 
+    base: Annotated[Kept, Keyed("base")] = Field(
+        "float32", description="How the frozen weights are kept meanwhile; folded are those of the input."
+    )
+
     @property
     def scale(self) -> float:
         """``alpha`` over the rank."""
@@ -201,8 +207,14 @@ class DistillOptions(TrainOptions):
     lora: Annotated[Lora | None, Keyed("lora")] = Field(
         None, description="Train low-rank updates in the denoiser's weights' place; a larger 'lr' is usual."
     )
+    teacher_dtype: Annotated[Kept, Keyed("teacher_dtype")] = Field(
+        "float32",
+        description="How the weights of the teacher's blocks are kept: in half the bytes, or in a quarter.",
+    )
     validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
+
+    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {"teacher": ("teacher_dtype",)}
 
     @property
     def idle(self) -> dict[str, str]:

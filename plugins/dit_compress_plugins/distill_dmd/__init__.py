@@ -30,7 +30,10 @@ class DmdOptions(DistillOptions):
     output_weight: float = Field(1.0, ge=0, description="With a guide: weight of its velocity as a target.")
     feature_weight: float = Field(1.0, ge=0, description="With a guide: weight of its last feature as a target.")
 
-    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {"guide": ("output_weight", "feature_weight")}
+    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {
+        **DistillOptions.for_slots,
+        "guide": ("output_weight", "feature_weight"),
+    }
     no_objective: ClassVar[str] = "it needs the bundle in the slot 'teacher' and a critic, and a search has neither"
     mends: ClassVar[Mapping[str, str]] = {"static": _MODES, "slow": _MODES, "alike": _MODES}
 

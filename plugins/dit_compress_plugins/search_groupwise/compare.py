@@ -12,7 +12,8 @@ from dit_compress.search.trial import Trial, at_work
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import draw_batches, fit
-from dit_compress.train.lora import adapted, linears
+from dit_compress.train.lora import adapted
+from dit_compress.train.targets import linears
 from dit_compress_plugins.search_groupwise.roles import phase_of, roles_of
 
 if TYPE_CHECKING:

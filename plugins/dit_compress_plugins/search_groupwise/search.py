@@ -22,8 +22,9 @@ from dit_compress.search.problem import SearchProblem, Selection, check_search
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import fit
-from dit_compress.train.lora import adapted, fold, linears
+from dit_compress.train.lora import adapted, fold
 from dit_compress.train.objective import Phase, Role
+from dit_compress.train.targets import linears
 from dit_compress_plugins.search_groupwise import GROUPS
 from dit_compress_plugins.search_groupwise.candidates import (
     Cut,
