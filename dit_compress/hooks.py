@@ -41,11 +41,11 @@ Steps, the entries of a recipe:
 Parts, which steps are composed of:
 
     def model() -> Plugin           Make and load a denoiser                      Model              model/protocols.py
-        create, config_of, from_config, denoiser; by default: licence
+        create, config_of, from_config, denoiser; by default: licence, flow
     def text() -> Plugin            Encode captions                               Text               model/protocols.py
-        create, config_of, from_config; by default: trainable
+        create, config_of, from_config; by default: trainable, follow
     def data() -> Plugin            Give captioned clips                          Data               data/source.py
-        prepare, manifest, clips; by default: workers, place, encoded
+        prepare, manifest, clips; by default: workers, place, encoded, firsts
     def granularity() -> Plugin     Name what can be removed                      Granularity        structure/facts.py
         multiple_of, num_parts, axes, keep; by default: width
     def search() -> Plugin          Choose which units stay                       Search             search/problem.py
@@ -64,7 +64,7 @@ What some of them make follows a protocol, too; codecs and text encoders are an 
     FirstFrameCodec                 A codec whose decoder also takes the first frame, where known    model/protocols.py
         ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
     TextEncoder                     Turn captions into the tensors a denoiser takes                  model/protocols.py
-        width, tokenize, forward; by default: tokenizer_kind, embeddings, save_tokenizer, digest
+        width, tokenize, forward; by default: tokenizer_kind, embeddings, num_tokens, save_tokenizer, digest, release
     Objective                       Roles, phases, and one loss per phase                            train/objective.py
         roles, phases, loss
     Runner                          Executes one artifact just as it is on disk                      export/types.py

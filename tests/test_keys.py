@@ -217,7 +217,7 @@ def part_key(kind: str, use: str, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("kind", "use", "changed", "same"),
     [
-        ("text", "t5", "model.safetensors", None),
+        ("text", "transformers", "model.safetensors", None),
         ("latent", "diffusers_vae", "vae/model.safetensors", "transformer/model.safetensors"),
         ("model", "diffusers", "transformer/model.safetensors", "vae/model.safetensors"),
         ("model", "diffusers", "scheduler/scheduler_config.json", "text_encoder/model.safetensors"),
@@ -259,7 +259,7 @@ def test_a_bundle_counts_with_the_folder_it_refers_to(tmp_path: Path) -> None:
     place = folder(tmp_path / "t5", weights=b"1")
     bundle = tiny_bundle(tmp_path / "bundle")
     data = json.loads((bundle.path / "bundle.json").read_text())
-    data["components"]["text"] |= {"plugin": "t5", "config": {"path": str(place), "width": 8, "length": 4}}
+    data["components"]["text"] |= {"plugin": "transformers", "config": {"path": str(place), "width": 8, "length": 4}}
     (bundle.path / "bundle.json").write_text(json.dumps(sealed(data)))
     before = input_key(str(bundle.path), {})
     assert before == input_key(str(bundle.path), {}) != bundle.digest()

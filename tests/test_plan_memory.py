@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from dit_compress.cli.app import app
 from dit_compress.cli.plan import plan_table
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.registry import use
 from dit_compress.recipe import load
+from dit_compress.run.fits import Fit, activation_bytes, fits
 from dit_compress.run.plan import plan
 from dit_compress.train.options import check_parts
+from dit_compress_plugins.distill_flow import FlowOptions
 
 RECIPE = """
 name: memory
@@ -75,3 +79,45 @@ def test_the_papers_recipe_is_one_for_a_cluster(processes: int) -> None:
     assert [name for name, _ in trained] == ["vae", "server", "pruned", "compact", "mobile"]
     for _, part in trained:
         check_parts(part.options, processes)
+
+
+def test_which_gpus_hold_a_step_by_hand(tmp_path: Path) -> None:
+    """4 tokens, a stream of 24, two blocks, an FFN of 32; LoRA on a base in 8 bits, a teacher in bfloat16."""
+    path = tmp_path / "recipe.yaml"
+    lora = "{use: affine, steps: 2, batch: 8, accumulate: 2, lora: {rank: 2, base: int8}, teacher_dtype: bfloat16}"
+    path.write_text(RECIPE.replace("{use: affine, steps: 2, ema: 0.9}", lora))
+    rows = plan(load(path, use()))
+    found, own, row = fits(rows), rows[-1].after, rows[-1]
+    tokens = own["tokens"]
+    assert (row.width, row.blocks, own["ffn"]) == (24, 2, [32, 32])
+    assert set(found) == {"plain", "averaged"}
+    params, text = own["params"], 4 * own["text_params"]
+    block = tokens * (34 * 24 + 4 * 32)
+    assert (found["plain"].state, found["plain"].samples) == (16 * params + text, 32)
+    assert found["plain"].sample == 2 * 2 * block, "two blocks, in float32"
+    assert row.held - row.trained == params
+    assert found["averaged"].state == params + 16 * row.trained + 2 * params + text
+    assert found["averaged"].samples == 4
+    assert found["averaged"].sample == pytest.approx(row.held / params * 2 * 2 * block)
+    options = FlowOptions(bf16=True, checkpoint_activations=True)
+    assert activation_bytes(row, options) == 2 * tokens * 4 * 24 + block
+    shared = fits(plan(load(path, use()), processes=4), 4)["plain"]
+    assert (shared.state, shared.samples) == (4 * params + 2 * 4 * params / 2 + text, 8)
+
+
+def test_a_tenth_of_a_gpu_is_left_free() -> None:
+    """28.66 GiB and one sample of 2.85: docs/scale.md's 2B model."""
+    told = Fit(28.66 * 2**30, 2.85 * 2**30, 1).described()
+    assert told == (
+        "fits: 24 GB no, 48 GB yes, 80 GB yes (about 31.51 GiB a GPU: weights and optimiser 28.66 GiB, "
+        "activations 1 x 2.85 GiB)"
+    )
+    assert "48 GB no, 80 GB yes" in Fit(44 * 2**30, 0, 1).described()
+
+
+def test_the_command_says_it_for_each_training_step(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    lines = CliRunner().invoke(app, ["plan", str(path)]).output.splitlines()
+    told = [line.split(" (")[0] for line in lines if " fits: " in line]
+    assert told == [f"{name} fits: 24 GB yes, 48 GB yes, 80 GB yes" for name in ("plain", "averaged")]

@@ -26,7 +26,7 @@ MORE: dict[str, dict[str, Any]] = {
     "Wan2.1-I2V-14B": {"num_frames": 9, "image": Image.new("RGB", (64, 64), (200, 30, 30))},
     **{name: {} for name in IMAGES},
 }
-RATIOS = {"Wan2.2-TI2V-5B": (4, 16), "LTX-Video": (8, 32), "HunyuanVideo-1.5": (4, 16)}
+RATIOS = {"Wan2.2-TI2V-5B": (4, 16), "LTX-Video": (8, 32), "LTX-2": (8, 32), "HunyuanVideo-1.5": (4, 16)}
 
 
 @pytest.mark.parametrize("model", TWINS)

@@ -19,7 +19,7 @@ from dit_compress.cli.prune import prune
 from dit_compress.cli.run import report, run
 from dit_compress.cli.sensitivity import sensitivity
 from dit_compress.cli.share import card, push
-from dit_compress.cli.twin import twin
+from dit_compress.cli.twin import rehearse, twin
 from dit_compress.cli.verify import verify
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import hush
@@ -41,6 +41,7 @@ RARELY = 50_000
 """New objects between two searches for garbage: libraries make millions that stay, and each search walks them all."""
 for command in COMMANDS:
     app.command()(command)
+app.command("try")(rehearse)  # the name is Python's own word
 _PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a path that the user named can be: too long, a loop, through a file, a folder, forbidden."""
 _LONG = 300

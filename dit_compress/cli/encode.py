@@ -14,6 +14,7 @@ from dit_compress.core.progress import progress
 from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
+    from dit_compress.model.bundle import Bundle
     from dit_compress.recipe.model import Recipe
 
 
@@ -46,7 +47,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     from filelock import FileLock
 
     from dit_compress.data.buckets import buckets_of, folder_of
-    from dit_compress.data.encode import encode_latents
+    from dit_compress.data.encode import LATENT, encode_latents
     from dit_compress.data.shard_writer import write_shards
     from dit_compress.data.shards import INDEX, Shards
     from dit_compress.data.source import data_folder
@@ -65,7 +66,8 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     with FileLock(out / "source" / ".lock"):
         source.prepare(cache)
     clips = [*source.clips(cache, "train"), *source.clips(cache, "test")]
-    made_by = {"vae": bundle.latents}
+    names = [LATENT, *_firsts(recipe, bundle)]
+    made_by = {"vae": bundle.latents, **({"names": names} if names != [LATENT] else {})}
     buckets = buckets_of(clips)
     folders = {folder_of(out, shape, len(buckets)): places for shape, places in buckets.items()}
     for folder in folders:
@@ -76,8 +78,19 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     with progress("encoding", len(clips)) as advance:
         for folder, places in folders.items():
             some = [clips[place] for place in places]
-            writing = encode_latents(folder, some, codec.to(device), made_by, workers=source.workers, device=device)
+            writing = encode_latents(folder, some, codec.to(device), made_by, source.workers, device, names)
             whole.append(write_shards(writing, advance, rank=rank, world=world))
     if all(whole):
         return f"{sum(len(Shards(folder)) for folder in folders)} samples in {out}"
     return f"the share of rank {rank} is in {out}; others are still missing"
+
+
+def _firsts(recipe: Recipe, bundle: Bundle) -> tuple[str, ...]:
+    """Return which latents of first frames the data asks for: those of the bundle's model, of a VAE alone both kinds."""
+    from dit_compress.model.conditions import FIRST, FIRST_PADDED, first_condition
+    from dit_compress.plugin.options import VideoOptions
+
+    options = recipe.data.options if recipe.data else None
+    if not (isinstance(options, VideoOptions) and options.first_frame):
+        return ()
+    return (FIRST, FIRST_PADDED) if bundle.spec.denoiser is None else (first_condition(bundle.spec.outline()),)

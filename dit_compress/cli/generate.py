@@ -43,6 +43,9 @@ def generate(
     sampler: Annotated[
         str | None, typer.Option(help="A sampler as a recipe names it, {use: …} with options; the bundle's if absent.")
     ] = None,
+    first: Annotated[
+        Path | None, typer.Option(help="An image (or video) that it begins with, for models that take one.")
+    ] = None,
     plugin: PluginFiles = None,
 ) -> None:
     """Make a video from a caption."""
@@ -53,7 +56,17 @@ def generate(
     found = registry(plugin)
     sample = make_part("sampler", named(sampler), found, "--sampler").build().sample if sampler else None
     notes = generate_file(
-        caption, model, out, sample, num_steps=steps, guidance=guidance, frames=frames, size=size, fps=fps, seed=seed
+        caption,
+        model,
+        out,
+        sample,
+        num_steps=steps,
+        guidance=guidance,
+        frames=frames,
+        size=size,
+        fps=fps,
+        seed=seed,
+        first=first,
     )
     for name, value in summed_up(notes).items():
         typer.echo(f"{name}: {value:g}")
@@ -90,8 +103,11 @@ def generate_file(
     size: tuple[int, int] | None,
     fps: float,
     seed: int,
+    first: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Write one caption's mp4; return what the sampler noted."""
+    """Write one caption's mp4; return what the sampler noted. first: an image that it begins with."""
+    from dit_compress.data.clips import Clip
+    from dit_compress.data.samples import first_frames
     from dit_compress.model.bundle import Bundle
     from dit_compress.step.sampling import Generator
 
@@ -108,7 +124,8 @@ def generate_file(
     channels = spec.codec().channels
     with progress("sampling", 1) as advance:
         generator = Generator(bundle, (channels, *spec.latent_size()), sample)
-        pixels = generator([caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance)
+        shown = None if first is None else first_frames([Clip(first, caption, frames=1, size=video[1:])])
+        pixels = generator([caption], seed=seed, index=[0], num_steps=num_steps, guidance=guidance, first_BCYX=shown)
         advance()
     write_made(out, pixels[0], fps)
     return generator.notes

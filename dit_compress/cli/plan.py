@@ -46,11 +46,15 @@ def plan(
     ] = None,
     plugin: PluginFiles = None,
 ) -> None:
-    """Print what each step makes of the model, without reading weights."""
+    """Print what each step makes of the model, and which GPUs hold its training, without reading weights."""
+    from dit_compress.run.fits import fits
     from dit_compress.run.plan import plan as planned
 
     parsed = load_recipe(recipe, plugin)
-    show(plan_table(planned(parsed, processes=processes or 1), parsed, out or Path("runs") / parsed.name, processes))
+    rows = planned(parsed, processes=processes or 1)
+    show(plan_table(rows, parsed, out or Path("runs") / parsed.name, processes))
+    for name, fit in fits(rows, processes or 1).items():
+        typer.echo(f"{name} {fit.described()}")
 
 
 def plan_table(rows: Sequence[Planned], recipe: Recipe, run: Path, processes: int | None = None) -> Table:

@@ -1,4 +1,4 @@
-"""``dit-compress twin``: a tiny pipeline of a public model's classes."""
+"""``dit-compress twin`` and ``try``: a tiny pipeline of a public model's classes, and a recipe run on one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dit_compress.cli.options import Seed
+from dit_compress.cli.options import PluginFiles, RecipePath, Seed, Threads, registry
+from dit_compress.cli.plan import plan as plan_recipe
+from dit_compress.cli.run import run
 
 
 def twin(
@@ -21,3 +23,25 @@ def twin(
 
     need_place(out, "folder")
     typer.echo(f"{out}: {write_twin(model, out, seed)}")
+
+
+def rehearse(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="The folder for the twin, the clips, the small recipe and its run.")],
+    twin: Annotated[str | None, typer.Option(help="The public model; by the name of the recipe's folder if absent.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what each step makes of it, and do not run it.")] = False,
+    threads: Threads = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Run a recipe small: on a twin of its model, on drawn clips, two training steps each. Needs no weights."""
+    from dit_compress.core.files import need_place
+    from dit_compress.run.rehearsal import prepare
+
+    if not out.exists():
+        need_place(out, "folder")
+    small = prepare(recipe, out, registry(plugin), twin)
+    typer.echo(small)
+    if plan:
+        plan_recipe(small, out=out / "run", plugin=plugin)
+    else:
+        run(small, out=out / "run", threads=threads, plugin=plugin)

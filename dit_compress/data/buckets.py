@@ -98,3 +98,14 @@ def several_sizes() -> UserError:
         "clips of several sizes are asked for at once",
         mend="Give the data one 'size' in place of 'sizes'; a plugin of yours takes 'samples.batches(…)'",
     )
+
+
+class Again:
+    """Rows that begin again after the last: at index i stands row ``i % count``."""
+
+    def __init__(self, rows: Rows, count: int) -> None:
+        self._rows, self._count = rows, count
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return rows ``[B, …]``."""
+        return self._rows[np.asarray(index) % self._count]

@@ -77,6 +77,19 @@ class ClipCache:
         )
         return self._written(writing, f"encoding {self.split} clips").column("latent")
 
+    def firsts(self, bundle: Bundle, condition: str) -> Rows:
+        """Give the latents of first frames by a bundle's VAE, encoded unless they are there, by bucket."""
+        return joined(self.clips, lambda clips: self._first(clips, bundle, condition))
+
+    def _first(self, clips: Sequence[Clip], bundle: Bundle, condition: str) -> Column:
+        made_by = {"vae": bundle.latents, "names": [condition]}
+        folder = self.folder / f"{condition}-{self.split}-{sha256_data([self.manifest, made_by, clips[0].shape])[:16]}"
+        codec: Any = bundle.codec()
+        writing = encode_latents(
+            folder, clips, codec.to(self.device), made_by, self.workers, self.device, names=[condition]
+        )
+        return self._written(writing, f"encoding {self.split} first frames").column(condition)
+
     def samples(self, latents: Rows, bundle: Bundle, text: Captions) -> Samples:
         """Join latents with captions: tokens, or embeddings where the bundle's encoder is frozen."""
         buckets = buckets_of(self.clips)
@@ -84,10 +97,14 @@ class ClipCache:
             return Samples(latents, self.captions, text.encoder.tokenize(self.captions), pixels=False, buckets=buckets)
         weights = text.encoder.digest()
         made_by = {"text": bundle.digest("text"), "weights": weights}
-        folder = self.folder / f"captions-{self.split}-{sha256_data([made_by, self.captions])[:16]}"
-        writing = encode_captions(folder, self.captions, text.to(self.device), made_by, self.device)
+        captions = [*self.captions, *([""] if weights else [])]  # whose weights lie elsewhere is not read again for it
+        folder = self.folder / f"captions-{self.split}-{sha256_data([made_by, captions])[:16]}"
+        writing = encode_captions(folder, captions, text.to(self.device), made_by, self.device)
         shards = self._written(writing, f"encoding {self.split} captions")
-        embedded = {name: shards.column(name) for name in ("embedding", "mask")}
+        if weights:
+            text.remember({name: shards.row(name, len(captions) - 1).float() for name in shards.names()})
+            text.encoder.release()
+        embedded = {name: shards.column(name) for name in shards.names()}
         return Samples(latents, self.captions, embedded, pixels=False, buckets=buckets)
 
     def _written(self, writing: Writing, title: str) -> Shards:

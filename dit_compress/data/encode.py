@@ -17,6 +17,7 @@ from dit_compress.core.files import need_space, whole_file
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import to_video
 from dit_compress.data.shard_writer import SMALLER, Writing, count_bytes
+from dit_compress.model.conditions import encode_first
 from dit_compress.model.spec import latent_size
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dit_compress.model.text import Captions
 
 ENCODE_BATCH = 8
+LATENT = "latent"
 CPU = torch.device("cpu")
 
 
@@ -49,18 +51,23 @@ def encode_latents(
     made_by: Mapping[str, Any],
     workers: int = 1,
     device: torch.device = CPU,
+    names: Sequence[str] = (LATENT,),
 ) -> Writing:
     """Prepare to encode clips of one size once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
 
-    device: where ``codec`` is.
+    device: where ``codec`` is. names: ``latent``, and conditions that are latents of a first frame
+    (:mod:`dit_compress.model.conditions`).
     """
     stream = ClipStream(clips, workers)
 
     def encode(first: int, last: int) -> dict[str, Tensor]:
         stream.prefetch(range(first, min(last + ENCODE_BATCH, len(clips))))
         with torch.no_grad():
-            pixels = torch.from_numpy(stream[range(first, last)])
-            return {"latent": codec.encode(to_video(pixels.to(device))).float().cpu()}
+            video = to_video(torch.from_numpy(stream[range(first, last)]).to(device))
+            return {name: encoded(name, video).float().cpu() for name in names}
+
+    def encoded(name: str, video: Tensor) -> Tensor:
+        return codec.encode(video) if name == LATENT else encode_first(codec, video[:, :, 0], name, video.shape[2])
 
     size = latent_size(clips[0].shape, codec.ratio, codec.frame_rule)
     return Writing(
@@ -70,14 +77,14 @@ def encode_latents(
         identities=[clip.identity() for clip in clips],
         encode=encode,
         batch=ENCODE_BATCH,
-        bytes_per_sample=count_bytes([(codec.channels, *size)]),
+        bytes_per_sample=count_bytes([(codec.channels, *size)] * len(names)),
     )
 
 
 def encode_captions(
     folder: Path, captions: Sequence[str], text: Captions, made_by: Mapping[str, Any], device: torch.device = CPU
 ) -> Writing:
-    """Prepare to encode captions once by a frozen encoder: ``embedding [L,D]``, of its type, and ``mask [L]`` each.
+    """Prepare to encode captions once by a frozen encoder: what it gives, ``embedding [L,D]`` of its type.
 
     device: where ``text`` is; an encoder without parameters of its own computes where its tokens are.
     """
@@ -87,7 +94,10 @@ def encode_captions(
         tokens = {name: value.to(device) for name, value in text.encoder.tokenize(captions[first:last]).items()}
         with torch.no_grad():
             encoded = text.encoder(tokens)
-        return {"embedding": encoded["embedding"].to(kept).cpu(), "mask": encoded["mask"].float().cpu()}
+        return {
+            name: value.to(kept if name.startswith("embedding") else torch.float32).cpu()
+            for name, value in encoded.items()
+        }
 
     length, width = next(iter(text.encoder.tokenize([""]).values())).shape[1], text.encoder.width
     return Writing(

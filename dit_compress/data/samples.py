@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from dit_compress.data.buckets import Buckets, Rows
+    from dit_compress.data.clips import Clip
 
 
 class Samples:
@@ -37,6 +38,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self._captions)
+
+    def beside(self, name: str, rows: Rows) -> Samples:
+        """Return the same with one more condition among the tokens."""
+        tokens = {**self._tokens, name: rows}
+        return Samples(self._x0, self._captions, tokens, pixels=self._pixels, buckets=self._buckets)
 
     def buckets(self, *, images: bool | None = None) -> list[Sequence[int]]:
         """Return the index of the samples of each size, all; or of the images (the others), where there are some.
@@ -78,7 +84,7 @@ class Samples:
         return [self._captions[i] for i in index]
 
     def tokens(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """Return the text encoder's tokens (or cached embeddings, as float32), leading B."""
+        """Return the text encoder's tokens (or cached embeddings, as float32) and what the data gives, leading B."""
         taken = {name: _rows(value, index) for name, value in self._tokens.items()}
         return {name: rows.float() if rows.is_floating_point() else rows for name, rows in taken.items()}
 
@@ -91,6 +97,11 @@ def _rows(source: Rows, index: Sequence[int]) -> Tensor:
 def to_video(pixels_BFYX3: Tensor) -> Tensor:
     """Turn uint8 ``[B,F,Y,X,3]`` into float ``[B,3,F,Y,X]`` in [-1, 1]."""
     return rearrange(pixels_BFYX3, "B F Y X c -> B c F Y X").float() / 127.5 - 1
+
+
+def first_frames(clips: Sequence[Clip]) -> Tensor:
+    """Decode the first frames of clips of one size, ``[B,3,Y,X]`` in [-1, 1]."""
+    return to_video(torch.from_numpy(np.stack([clip.pixels()[:1] for clip in clips])))[:, :, 0]
 
 
 def to_pixels(video_BCFYX: Tensor) -> np.ndarray:

@@ -42,6 +42,13 @@ class Data(Protocol):
         """
         return None
 
+    def firsts(self, cache: Path, split: Literal["train", "test"], condition: str) -> Rows | None:  # noqa: ARG002 - for those that have some
+        """Return the latents of first frames, as :meth:`encoded` those of clips.
+
+        ``condition`` says which (``dit_compress.model.conditions``). None where the engine encodes the clips.
+        """
+        return None
+
 
 def clips_of(part: Part, folder: Path, split: Literal["train", "test"]) -> Sequence[Clip]:
     """Return the samples of one split of a data part; raise a UserError where there are none."""

@@ -15,6 +15,7 @@ from dit_compress.export.loaded import Loaded
 from dit_compress.export.package import describe_video, export_components
 from dit_compress.export.phone import on_device, write_phone_files
 from dit_compress.export.sizes import further, size_name
+from dit_compress.model.conditions import with_typical
 from dit_compress.plugin.options import VideoOptions
 from dit_compress.step.context import Result
 
@@ -78,7 +79,8 @@ def components(context: Context, loaded: Loaded, sizes: Sequence[Video] = ()) ->
     latent = _latent(context, own)
     latents = {size_name(video): _latent(context, video) for video in further(sizes, own)}
     with torch.no_grad():
-        cond = dict(loaded.text.cond([TYPICAL_CAPTION]))
+        _, _, t, h, w = latent.shape
+        cond = dict(with_typical(loaded.denoiser, loaded.text.cond([TYPICAL_CAPTION]), (t, h, w)))
     encoder = loaded.text.encoder
     found = [
         *([text_encoder(encoder, CAPTIONS)] if on_device(encoder) else []),

@@ -53,7 +53,7 @@ class Grid:
 
 def sigmas(schedule: Flow, count: int = NUM_SIGMAS) -> list[float]:
     """Return the noise levels of the grid: the middles of equal runs of the schedule."""
-    return [float(schedule.warp((place + 0.5) / count)) for place in range(count)]
+    return [float(schedule.drawn((place + 0.5) / count)) for place in range(count)]
 
 
 @torch.no_grad()

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Cond(Mapping[str, Tensor]):
     """A denoiser's conditions besides latent and sigma: named tensors with leading B.
 
-    ``null`` holds the same names with leading 1: what "no caption" looks like to the text encoder.
+    ``null`` holds those that the text encoder gives with leading 1: what "no caption" looks like to it. The others, a
+    first frame's latents among them, stay where a caption is dropped (:mod:`dit_compress.model.conditions`).
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> None:
@@ -52,6 +53,8 @@ class Cond(Mapping[str, Tensor]):
         """Remove the caption where ``where_B`` is true."""
 
         def swap(name: str, value: Tensor) -> Tensor:
+            if name not in self.null:
+                return value
             where = where_B.reshape(-1, *[1] * (value.ndim - 1)).to(value.device)
             return torch.where(where, self.null[name].to(value), value)
 
@@ -60,6 +63,10 @@ class Cond(Mapping[str, Tensor]):
     def cat(self, other: Cond) -> Cond:
         """Join both along the batch."""
         return self._map(lambda name, value: torch.cat([value, other[name]]))
+
+    def beside(self, tensors: Mapping[str, Tensor]) -> Cond:
+        """Add conditions that no caption gives."""
+        return Cond({**self.tensors, **tensors}, self.null)
 
     def take(self, index: Tensor | slice) -> Cond:
         """Take some of the batch."""
@@ -118,6 +125,11 @@ class Denoiser(nn.Module):
     @abstractmethod
     def patch(self) -> tuple[int, int, int]:
         """Latent cells per token along T, H, W."""
+
+    @property
+    def conditions(self) -> Mapping[str, bool]:
+        """The conditions that the module takes, by name; True for those that it can't be called without."""
+        return {"embedding": True, "mask": True}
 
     def rope_tables(self, size_THW: tuple[int, int, int]) -> dict[str, Tensor]:  # noqa: ARG002 - the contract
         """Return the tables that rotate queries and keys, by name, for a latent of that size; empty where unknown.

@@ -56,16 +56,58 @@ class Flow:
     shift: ``s·u / (1 + (s-1)·u)`` moves sigmas towards noise.
     num_steps, guidance: how the bundle is meant to be sampled. sampler: by which plugin, as a recipe would say it
     (``{"use": name, option: value}``); Euler where it is None.
+    between: the sigmas, lowest and highest, that the model is for, where it is one of several experts.
     """
 
     shift: float = 3.0
     num_steps: int = 40
     guidance: float = 4.0
     sampler: Mapping[str, Any] | None = field(default=None, hash=False)
+    between: tuple[float, float] | None = None
 
     def warp(self, u: Any) -> Any:
         """Map a uniform position to sigma; a number or a tensor."""
         return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def place(self, sigma: float) -> float:
+        """Return the uniform position of a sigma: :meth:`warp` the other way."""
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+    def drawn(self, u: Any) -> Any:
+        """Map a uniform position to a sigma for training: one that the model is for. A number or a tensor."""
+        if self.between is None:
+            return self.warp(u)
+        low, high = (self.place(sigma) for sigma in self.between)
+        return self.warp(low + (high - low) * u)
+
+    def has(self, sigma: float) -> bool:
+        """Tell whether a sigma is one that the model is called at: its lowest is, its highest is where it is 1."""
+        low, high = self.between or (0.0, 1.0)
+        return low <= sigma and (sigma < high or high == 1)
+
+    def calls(self) -> tuple[float, ...]:
+        """Return the sigmas that the model is called at, T1 … TN; of an expert those that it is for.
+
+        Raises:
+            UserError: there are none.
+        """
+        found = tuple(sigma for sigma in self.sigmas()[:-1] if self.has(sigma))
+        if not found:
+            low, high = self.between or (0.0, 1.0)
+            raise UserError(
+                f"none of the {self.num_steps} steps falls to this expert, for sigmas from {low:g} to {high:g}",
+                mend="Raise 'sampling_steps', or the shift for the expert of much noise",
+            )
+        return found
+
+    def need_whole(self, what: str) -> None:
+        """Raise UserError where the model is one of several experts, which can't be sampled alone from noise."""
+        if self.between is not None:
+            low, high = self.between
+            raise UserError(
+                f"{what} samples from noise to data, and this model is an expert for sigmas from {low:g} to {high:g}",
+                mend="Train by 'flow', 'affine', 'scaled' or 'adversarial'; sample with sampler: {use: experts}",
+            )
 
     def sigmas(self, num_steps: int | None = None) -> tuple[float, ...]:
         """Return ``num_steps + 1`` decreasing sigmas from 1 to 0; the grid T1 … TN of Eq. 7 and a final 0."""
@@ -75,16 +117,21 @@ class Flow:
     def as_data(self) -> dict[str, Any]:
         """Return the settings as bundle.json holds them, the sigmas included."""
         own = {name: value for name, value in asdict(self).items() if value is not None}
+        own |= {} if self.between is None else {"between": list(self.between)}
         return {**own, "sigmas": list(self.sigmas())}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Flow:
         """Read settings back from bundle.json."""
-        return cls(data["shift"], data["num_steps"], data["guidance"], data.get("sampler"))
+        between = data.get("between")
+        return cls(
+            data["shift"], data["num_steps"], data["guidance"], data.get("sampler"), tuple(between) if between else None
+        )
 
     def sample(self) -> Callable[..., Tensor]:
         """Return the named sampler's ``sample``; UserError where its plugin is not installed or takes other options."""
         if self.sampler is None:
+            self.need_whole("its sampler")
             return euler
         from dit_compress.plugin.registry import installed
         from dit_compress.recipe import make_part
@@ -93,6 +140,7 @@ class Flow:
 
     def need_euler(self) -> None:
         """Raise UserError where a loop of Euler steps would not be what the bundle is sampled by."""
+        self.need_whole("an exported package")
         if self.sampler is not None and self.sampler["use"] != defaults.SAMPLER:
             raise UserError(
                 f"the bundle is sampled by {self.sampler['use']!r}, and an exported package by Euler steps alone",

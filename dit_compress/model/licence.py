@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.pipeline import CONFIG, INDEX
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-CARD, INDEX, CONFIG = "README.md", "model_index.json", "config.json"
+CARD = "README.md"
 _FENCE = "---"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.flow import Flow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.spec import ComponentSpec
 
 
 class Codec(Protocol):
@@ -74,6 +76,10 @@ class Model(Protocol):
         """Return the licence of the options' weights, as their folder states it; a recipe's own precedes it."""
         return None
 
+    def flow(self) -> Flow:
+        """Return how the options' weights are sampled, as their folder states it; else the default."""
+        return Flow()
+
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
         """Return JSON config from which :meth:`from_config` makes the same *unpruned* module."""
@@ -96,6 +102,13 @@ class Text(Protocol):
     def create(self) -> nn.Module:
         """Make the encoder; it follows :class:`TextEncoder`."""
 
+    def follow(self, teacher: ComponentSpec, *, sees_padding: bool = False) -> nn.Module:  # noqa: ARG002 - a default
+        """Make an encoder that can be trained to give what ``teacher`` does: of its tokens, as wide as it.
+
+        sees_padding: the teacher's embeddings of the padding count like others.
+        """
+        raise UserError("this text encoder can't learn from another one", mend="Name one that can: 'small'")
+
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
         """Return JSON config from which :meth:`from_config` makes the same encoder."""
@@ -116,12 +129,20 @@ class TextEncoder(Protocol):
     """
     embeddings: str = "float32"
     """How training keeps the embeddings of a frozen encoder on disk: ``bfloat16`` takes half the place."""
+    num_tokens: int = 0
+    """How many different tokens there are; 0 where another encoder can't read them (``distill: {use: text}``).
+
+    Tokens without a ``mask`` have 0 at padding.
+    """
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Turn captions into integer tensors with leading B, padded to one fixed length."""
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Turn tokens into ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding)."""
+        """Turn tokens into ``embedding [B,L,D]`` and ``mask [B,L]`` (1 real, 0 padding).
+
+        Further conditions have names of their own: ``pooled [B,D]``; ``embedding_2`` and ``mask_2`` of a second one.
+        """
 
     def save_tokenizer(self, folder: Path) -> dict[str, Any]:
         """Write what an app needs to tokenize; say its ``file``, ``length`` and ``padding``."""
@@ -130,6 +151,10 @@ class TextEncoder(Protocol):
     def digest(self) -> str | None:
         """Return a digest of weights outside the bundle: it names the cache of embeddings; None without such."""
         return None
+
+    def release(self) -> bool:
+        """Give back the memory of weights outside the bundle, all captions being encoded; return whether it had any."""
+        return False
 
 
 class Sampler(Protocol):

@@ -36,13 +36,17 @@ class Component(Open):
     latents: Sha256 = ABSENT
 
 
+Sigma = Annotated[float, Field(ge=0, le=1)]
+
+
 class FlowSettings(Open):
-    """How the bundle is meant to be sampled; ``sigmas`` for whoever has no toolkit."""
+    """How the bundle is meant to be sampled; ``sigmas`` for whoever has no toolkit, ``between`` of an expert."""
 
     shift: Annotated[float, Field(gt=0)]
     num_steps: Positive
     guidance: float
     sampler: dict[str, Any] = ABSENT
+    between: Annotated[list[Sigma], Field(min_length=2, max_length=2)] = ABSENT
     sigmas: Annotated[list[float], Field(min_length=2)] = ABSENT
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dit_compress.model.conditions import beyond_text
 from dit_compress.model.denoiser import Cond
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ class Captions(nn.Module):
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Cond:
-        """Turn tokens (or cached embeddings) into conditions."""
-        encoded = tokens if "embedding" in tokens else self.encoder(self._placed(tokens))
-        return Cond(dict(encoded), self.null())
+        """Turn tokens (or cached embeddings) into conditions; what no caption gives goes with them as it is."""
+        beside = beyond_text(tokens)
+        own = {name: value for name, value in tokens.items() if name not in beside}
+        encoded = own if "embedding" in own else self.encoder(self._placed(own))
+        return Cond({**encoded, **beside}, self.null())
 
     def null(self) -> dict[str, Tensor]:
         """Return the empty caption, leading 1; computed once while the encoder is frozen."""
@@ -40,6 +43,10 @@ class Captions(nn.Module):
                 self._null = self.encoder(self._placed(self.encoder.tokenize([""])))
         self._null = self._placed(self._null)
         return self._null
+
+    def remember(self, null: Mapping[str, Tensor]) -> None:
+        """Take the empty caption as it was encoded before, so that a frozen encoder is not asked for it."""
+        self._null = dict(null)
 
     def cond(self, captions: Sequence[str]) -> Cond:
         """Turn captions into conditions."""
@@ -56,7 +63,8 @@ class Captions(nn.Module):
     def _parting(self, one: str, other: str) -> int:
         """Return the first place at which the tokens of two captions differ; their number where none does."""
         tokens = self.encoder.tokenize([one, other])
-        differs_L = torch.stack([value[0] != value[1] for value in tokens.values()]).any(0)
+        first = next(iter(tokens.values()))
+        differs_L = torch.stack([row[0] != row[1] for row in tokens.values() if row.shape == first.shape]).any(0)
         return int(differs_L.int().argmax()) if differs_L.any() else len(differs_L)
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

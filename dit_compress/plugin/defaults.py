@@ -2,6 +2,8 @@
 
 MODEL = "diffusers"
 """Reads folders of diffusers, and makes its classes."""
+VAE, TEXT = "diffusers_vae", "transformers"
+"""Read the other parts of a pipeline's folder."""
 PRUNE = "trilevel"
 """The step that a call without a recipe takes."""
 MODULATION = "modulation"
@@ -13,12 +15,14 @@ SAMPLER = "euler"
 TRACKER = "jsonl"
 PIPELINE = "diffusers"
 """The export whose files are a pipeline of diffusers."""
-ENCODED = "latents"
-"""The source that reads what ``encode`` writes."""
+ENCODED, VIDEOS = "latents", "videos"
+"""The sources that read what ``encode`` writes, and a folder of clips."""
 
 BALANCE = {"block": 8 / 28, "head": 12 / 32, "ffn": 0.25}
 """Granularities a budget may cut, with the shares that the paper removes of them (arXiv 2507.13343v1)."""
 LEVELS = tuple(BALANCE)
+REHEARSED = {"block": {"remove": 1}, "head": {"remove": 1}, "ffn": {"keep": 0.75}}
+"""Counts in place of a budget where a recipe is tried on a twin, most of whose weights can stand outside its blocks."""
 EXAMPLE_COUNTS, EXAMPLE_STACK, EXAMPLE_SHARES = "block=8,head=12", "block.STACK=3", "ffn=0.75"
 
 DISTILL = "adversarial"

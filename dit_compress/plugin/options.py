@@ -125,12 +125,31 @@ MAX_PIXELS = 2**32
 """Of one clip: 12 GiB as bytes, four times that as numbers."""
 
 
+class Keyed:
+    """Marks an option that counts in a step's key only where one of some options differs from its default.
+
+    ``clip: Annotated[float, Keyed("clip")] = 1.0`` came after there were keys, which stay as they were. ``Keyed()``
+    never counts: it says how a step is computed, which changes results by rounding, as the number of processes does.
+    """
+
+    def __init__(self, *by: str) -> None:
+        self.by = by
+
+    def counts(self, options: Options) -> bool:
+        """Tell whether the option counts among these."""
+        return any(options.differs(name) for name in self.by)
+
+
 class VideoOptions(Options):
-    """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip."""
+    """Base of a data plugin's options, where they state the video: frames, size (Y, X) and rate of every clip.
+
+    first_frame: the model is given the latents of each clip's first frame.
+    """
 
     frames: int = Field(ge=1, le=1_000_000)
     size: tuple[Side, Side]
     fps: float | None = Field(default=None, gt=0)
+    first_frame: Annotated[bool, Keyed("first_frame")] = False
 
     @model_validator(mode="after")
     def _fits_in_memory(self) -> Self:
@@ -261,21 +280,6 @@ class File:
         """Return the sha256 of what a value names; the value itself where it names nothing."""
         path = Path(value)
         return sha256_content(path, self.within) if path.exists() else value
-
-
-class Keyed:
-    """Marks an option that counts in a step's key only where one of some options differs from its default.
-
-    ``clip: Annotated[float, Keyed("clip")] = 1.0`` came after there were keys, which stay as they were. ``Keyed()``
-    never counts: it says how a step is computed, which changes results by rounding, as the number of processes does.
-    """
-
-    def __init__(self, *by: str) -> None:
-        self.by = by
-
-    def counts(self, options: Options) -> bool:
-        """Tell whether the option counts among these."""
-        return any(options.differs(name) for name in self.by)
 
 
 @dataclass(frozen=True)

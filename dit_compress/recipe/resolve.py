@@ -7,7 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.errors import UserError
 from dit_compress.core.limits import MAX_NAME_BYTES, MAX_SEED
+from dit_compress.core.pipeline import is_pipeline, open_pipeline
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import closest
 from dit_compress.recipe import document as yaml_document
@@ -35,9 +37,12 @@ def resolve(document: Document, registry: Registry) -> Recipe:
             checker.fault((key,), *unknown_key(key, list(TOP_KEYS), "the recipe"))
     name, seed, licence = _name(checker), _seed(checker), _licence(checker)
     model, source = _model(checker)
+    whole = _whole_pipeline(data.get("model"))
     shared = {kind: checker.part(kind, data[kind], (kind,)) for kind in ("data", "text", "sampler") if kind in data}
     trackers = _trackers(checker)
     drafts = _drafts(checker)
+    if whole is not None:
+        _take_parts(checker, whole, shared, drafts)
     _give_names(checker, drafts)
     first = source if source is not None else BASE if "model" in data else None
     Inputs(checker, drafts, first).resolve()
@@ -110,6 +115,28 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     if _is_diffusers(Path(path)):
         return checker.part("model", {"use": defaults.MODEL, "path": path}, ("model",)), None
     return None, as_path(path)
+
+
+def _whole_pipeline(value: Any) -> Path | None:
+    """Return the pipeline's folder that ``from`` names."""
+    path = value.get("from") if isinstance(value, dict) else None
+    found = isinstance(path, str) and is_folder(path) and _is_diffusers(Path(path)) and is_pipeline(Path(path))
+    return Path(path) if found and path else None
+
+
+def _take_parts(checker: Checker, folder: Path, shared: dict[str, Part | None], drafts: list[Draft]) -> None:
+    """Take the text encoders and the VAE of a pipeline, too, where the recipe names no others."""
+    try:
+        pipeline = open_pipeline(folder)
+    except UserError:  # the model's own part says it
+        return
+    text, vae = ({"use": name, "path": str(folder)} for name in (defaults.TEXT, defaults.VAE))
+    if "text" not in shared and "text_encoder" in pipeline.parts and checker.plugin("text", text):
+        shared["text"] = checker.part("text", text, ("model",))
+    others = any(draft.kind == "latent" for draft in drafts)
+    if "vae" in pipeline.parts and not others and checker.plugin("latent", vae):
+        part = checker.part("latent", vae, ("model",))
+        drafts.insert(0, Draft(("model",), "latent", defaults.VAE, part=part))
 
 
 def _is_diffusers(path: Path) -> bool:

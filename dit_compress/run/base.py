@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dit_compress.model.flow import Flow
     from dit_compress.plugin.options import Part
     from dit_compress.step.context import Context, Result
 
@@ -28,13 +29,17 @@ class BaseStep:
     def plan(self, spec: Spec) -> Spec:
         """Describe the components; no weights are made."""
         with empty_weights():
-            return replace(spec, **self._create()[1])
+            return replace(spec, flow=self.flow(), **self._create()[1])
 
     def run(self, context: Context) -> Result:
         """Make the components and give them. The licence is the recipe's, else the model's own."""
         modules, specs = self._create()
         _, model = self.makers["model"]
-        return context.give(modules, spec=Spec(video=context.video, **specs), licence=model.licence())
+        return context.give(modules, spec=Spec(video=context.video, flow=self.flow(), **specs), licence=model.licence())
+
+    def flow(self) -> Flow:
+        """Return how the model is sampled before it is trained here."""
+        return self.makers["model"][1].flow()
 
     def _create(self) -> tuple[dict[str, nn.Module], dict[str, Any]]:
         """Return modules by component, and what a bundle says of each."""

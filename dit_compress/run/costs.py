@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from dit_compress.core.errors import UserError
 from dit_compress.model.figures import BYTES_BF16, BYTES_FP32
 from dit_compress.plugin.options import VideoOptions
-from dit_compress.train.options import TrainOptions
+from dit_compress.train.options import DistillOptions, Kept, TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _MOMENTS = 2
+_KEPT: dict[Kept, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+"""Bytes of a frozen weight."""
 _PASSES = 3
 """A training step computes forward once and backward twice as much."""
 
@@ -73,15 +75,23 @@ def _cost(row: Planned, figures: Mapping[str, Mapping[str, int]], recipe: Recipe
 
 
 def state_bytes(row: Planned, figures: Mapping[str, Mapping[str, int]]) -> int:
-    """Count what a training step holds besides activations, in float32.
+    """Count what a training step holds besides activations.
 
-    All weights, those of a teacher too, and of what is trained gradients, moments and average.
+    All weights, those of a teacher too, and of what is trained gradients, moments and average; in float32, but for
+    frozen ones that the options keep in fewer bytes.
     """
     node, options = row.node, cast("TrainOptions", row.node.part.options)
     codec = row.after.get("latent_params", 0)
     held, trained = (codec, codec) if node.kind == "latent" else (row.held, row.trained)
-    others = sum(figures.get(source, {}).get("params", 0) for slot, source in node.inputs.items() if slot != "input")
-    return BYTES_FP32 * (held + (1 + _MOMENTS + (options.ema > 0)) * trained + others)
+    others = sum(
+        (_KEPT[options.teacher_dtype] if slot == "teacher" and isinstance(options, DistillOptions) else BYTES_FP32)
+        * figures.get(source, {}).get("params", 0)
+        for slot, source in node.inputs.items()
+        if slot != "input"
+    )
+    lora = options.lora if isinstance(options, DistillOptions) else None
+    frozen = _KEPT[lora.base if lora else "float32"] * (held - trained)
+    return frozen + BYTES_FP32 * (2 + _MOMENTS + (options.ema > 0)) * trained + others
 
 
 def _streams(recipe: Recipe) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec
+from dit_compress.plugin.options import VideoOptions
 from dit_compress.run.fit import encoder_at, encoder_of, located, need, other_width
 from dit_compress.run.keys import nodes
 from dit_compress.train.options import DistillOptions, check_parts
@@ -28,6 +30,7 @@ class Planned:
     """One step's row: the bundle it reads and the one it makes, in figures.
 
     held, trained: parameters that a training step holds, besides those of its other slots, and that it trains.
+    width, blocks: of the denoiser's main stream, and of all stacks together, where the step trains it.
     """
 
     node: Node
@@ -36,6 +39,8 @@ class Planned:
     notes: tuple[str, ...]
     held: int = 0
     trained: int = 0
+    width: int = 0
+    blocks: int = 0
 
 
 def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
@@ -64,6 +69,7 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
                 _check_slots(node, before, specs, encoders, recipe)
             first = Spec(video=recipe.video, data=recipe.data is not None, longest=recipe.longest)
             after = _planned(node, before or first, recipe.videos)
+            _check_beside(node, after, recipe)
             encoders[node.name] = encoder_of(node, encoders, recipe.seed)
             figures[node.name] = (
                 figures[source]
@@ -73,8 +79,8 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
             fresh = after.notes[len(before.notes) :] if before else ()
             if deep and node.kind == "export":
                 fresh += _check_export(node, after, networks)
-            held, trained = node.build().num_parameters(after.outline()) if node.kind == "distill" else (0, 0)
-            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, held, trained))
+            training = _training(node, after) if node.kind == "distill" else ()
+            rows.append(Planned(node, figures.get(source, {}), figures[node.name], fresh, *training))
             specs[node.name] = after
         except UserError as error:
             if not _consequence(node, specs, names):
@@ -82,6 +88,18 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
     if errors:
         raise UserError.join(errors)
     return rows
+
+
+def _training(node: Node, after: Spec) -> tuple[int, ...]:
+    """Return what a training step holds and trains, and the width and number of the blocks that it trains."""
+    from dit_compress.structure.observe.trace import FAILURES
+
+    outline = after.outline()
+    held, trained = node.build().num_parameters(outline)
+    width = 0
+    with suppress(*FAILURES):  # what looks at values does not run here
+        width = outline.stream_width()
+    return held, trained, width, sum(stack.length for stack in outline.structure().stacks)
 
 
 def _alike(before: Spec, after: Spec) -> bool:
@@ -148,6 +166,18 @@ def _check_captions(text: ComponentSpec, spec: Spec) -> None:
     width = cast("TextEncoder", text.outline).width
     if embedding is not None and embedding.shape[-1] != width:
         raise other_width(width, embedding.shape[-1])
+
+
+def _check_beside(node: Node, spec: Spec, recipe: Recipe) -> None:
+    """UserError where the data gives a first frame that the denoiser does not take, or training lacks what it needs."""
+    from dit_compress.model.conditions import BEYOND_TEXT, first_condition, need_conditions
+
+    options = recipe.data.options if recipe.data else None
+    if spec.denoiser is None or not isinstance(options, VideoOptions):
+        return
+    given = (first_condition(spec.outline()),) if options.first_frame else ()
+    if node.kind == "distill":
+        need_conditions(spec.outline(), given, within=BEYOND_TEXT)
 
 
 def _check_slots(

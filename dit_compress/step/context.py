@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
-from dit_compress.data.buckets import buckets_of
+from dit_compress.data.buckets import Again, buckets_of
 from dit_compress.data.cache import ClipCache
 from dit_compress.data.source import clips_of, data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
+from dit_compress.model.conditions import first_condition
 from dit_compress.model.spec import Spec
 from dit_compress.model.text import Captions
+from dit_compress.plugin.options import VideoOptions
 from dit_compress.step.workplace import Stopping, Workplace
 from dit_compress.step.world import Done
 
@@ -125,8 +127,11 @@ class Context(Workplace):
         with self.world.first():
             return cached.pixels()
 
-    def latents(self, split: Split, text: Captions) -> Samples:
-        """Return the clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder."""
+    def latents(self, split: Split, text: Captions, captions: Sequence[str] = ()) -> Samples:
+        """Return the clips as latents of the input's VAE; captions as tokens, or as embeddings of a frozen encoder.
+
+        captions: in place of the clips' own, each beside the next clip, again from the first after the last.
+        """
         cached, source = self._cached(split), self._data_part().build()
         latents = source.encoded(self._data_folder(), split, self.input.latents)
         if latents is None:
@@ -134,7 +139,21 @@ class Context(Workplace):
         else:
             for shape, index in buckets_of(cached.clips).items():
                 self._need_shape(tuple(latents[index[:1]].shape[1:]), shape)
-        return cached.samples(latents, self.input, text)
+        if captions:
+            clips = [replace(cached.clips[i % len(cached.clips)], caption=each) for i, each in enumerate(captions)]
+            return replace(cached, clips=clips).samples(Again(latents, len(cached.clips)), self.input, text)
+        samples = cached.samples(latents, self.input, text)
+        if not self.first_frame:
+            return samples
+        condition = first_condition(self.input.spec.outline())
+        given = source.firsts(self._data_folder(), split, condition)
+        return samples.beside(condition, cached.firsts(self.input, condition) if given is None else given)
+
+    @property
+    def first_frame(self) -> bool:
+        """Tell whether the recipe's data gives the model the first frame of each clip."""
+        options = self._data_part().options
+        return isinstance(options, VideoOptions) and options.first_frame
 
     def text(self) -> Captions:
         """Return the input's text encoder."""

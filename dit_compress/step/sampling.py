@@ -8,6 +8,7 @@ import torch
 
 from dit_compress.core.randomness import Streams
 from dit_compress.data.samples import to_pixels
+from dit_compress.model.conditions import FIRST, FIRST_PADDED, encode_first, first_condition
 from dit_compress.model.protocols import decoded
 from dit_compress.model.scene import Scene, shown
 from dit_compress.model.text import Captions
@@ -46,11 +47,29 @@ class Generator:
         guidance: float | None = None,
         first_BCYX: Tensor | None = None,
     ) -> np.ndarray:
-        """Sample uint8 ``[B,F,Y,X,3]``, one video per caption; ``first_BCYX`` for decoders that take a first frame."""
+        """Sample uint8 ``[B,F,Y,X,3]``, one video per caption.
+
+        first_BCYX: their first frames in [-1, 1], for denoisers that take their latents, and decoders that take them.
+        """
         flow = self.bundle.flow
         noise = Streams(seed, 0, index).normal("sample", self.shape)
         strength = flow.guidance if guidance is None else guidance
         scene = Scene(self.codec, captions, self.text, self.notes)
         sample = shown(self.sample, scene)
-        latent = sample(self.denoiser, noise, self.text.cond(captions), flow.sigmas(num_steps), strength)
-        return to_pixels(decoded(self.codec, latent, first_BCYX))
+        cond = self.text.cond(captions)
+        if first_BCYX is not None and (self.takes_first or not self.codec.takes_first):
+            condition = first_condition(self.denoiser)
+            cond = cond.beside({condition: encode_first(self.codec, first_BCYX, condition, self._frames())})
+        latent = sample(self.denoiser, noise, cond, flow.sigmas(num_steps), strength)
+        return to_pixels(decoded(self.codec, latent, first_BCYX if self.codec.takes_first else None))
+
+    @property
+    def takes_first(self) -> bool:
+        """Tell whether the denoiser takes the latents of a first frame."""
+        return bool({FIRST, FIRST_PADDED} & self.denoiser.conditions.keys())
+
+    def _frames(self) -> int:
+        """Return the frames of the videos."""
+        ratio = self.codec.ratio[0]
+        lead, _ = self.codec.frame_rule or (1, ratio)
+        return lead + (self.shape[1] - 1) * ratio

@@ -6,7 +6,7 @@ Imports no torch, so that a plugin of one file can subclass it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dit_compress.core.errors import UserError
 from dit_compress.train.objective import Distiller
@@ -23,6 +23,8 @@ class DistillStep(Distiller):
     """A step that trains. A plugin adds ``objective``, and ``flow`` where the result is sampled in another way."""
 
     options: Any
+    samples_whole: ClassVar[bool] = False
+    """True where training samples the student from noise to data, which no expert for some sigmas can do."""
 
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
@@ -31,6 +33,8 @@ class DistillStep(Distiller):
         """Return the bundle as it will be sampled; training changes weights besides."""
         spec.need_denoiser()
         spec.need_latent()
+        if self.samples_whole or getattr(self.options, "watch", None) is not None:
+            spec.flow.need_whole("'watch'" if not self.samples_whole else "this training")
         takes_images = isinstance(self.options, DistillOptions) and self.options.images
         if takes_images and (frames := spec.outline().patch[0]) > 1:
             raise UserError(

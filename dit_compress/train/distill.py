@@ -11,7 +11,9 @@ from dit_compress.plugin.options import marked
 from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
 from dit_compress.train.guards import Alarms
+from dit_compress.train.held import hold, is_held, widened
 from dit_compress.train.loop import fit
+from dit_compress.train.lora import FILE, adapt, fold, take_off, write_lora
 from dit_compress.train.objective import Distiller, Role
 from dit_compress.train.options import DistillOptions
 from dit_compress.train.validation import Monitors, Validator, Watcher
@@ -46,13 +48,27 @@ def distill(step: Distiller, context: Context) -> Result:
         _need_same_latents(slot, context.input, other)
     given = context.slot("teacher")
     student, text = context.input.denoiser(), context.text()
-    teacher = given.denoiser() if given else None
+    options = step.options if isinstance(step.options, DistillOptions) else DistillOptions()
+    teacher = hold(given.denoiser(), options.teacher_dtype) if given else None
     objective = step.objective(context, student, teacher, text)
+    if options.lora is not None:
+        adapt(objective.roles, options.lora, context.seed)
     fit(objective, context.latents("train", text), step.options, context, monitors(step, context, student, text))
+    files = {} if options.lora is None else {"lora": _kept_apart(student, context)}
     modules = {"denoiser": step.finish(student)}
     if "text" in objective.roles and objective.roles["text"].lr is not None:
         modules["text"] = text.encoder
-    return context.give(modules, flow=step.flow(context.input.flow))
+    return replace(context.give(modules, flow=step.flow(context.input.flow)), files=files)
+
+
+def _kept_apart(student: Denoiser, context: Context) -> str:
+    """Write a student's LoRA beside its bundle, and fold it into the weights; return the file's name."""
+    write_lora(student.module, context.folder / FILE, context.input.digest("denoiser"))
+    layers = take_off(student.module)
+    if is_held(student):
+        widened(student, context.input.denoiser().module.state_dict())
+    fold(layers)
+    return FILE
 
 
 def _need_same_latents(slot: str, student: Bundle, other: Bundle) -> None:
@@ -141,12 +157,15 @@ def is_trained(lineage: Sequence[Mapping[str, Any]]) -> bool:
     return False
 
 
-def text_lr(context: Context, lr: float) -> float | None:
-    """Return the encoder's rate: trained with the denoiser in a bundle's first training step, frozen ever after."""
+def text_lr(context: Context, options: DistillOptions) -> float | None:
+    """Return the encoder's rate: trained with the denoiser in a bundle's first training step, frozen ever after.
+
+    Frozen beside LoRA, whose file holds nothing of it.
+    """
     component = context.input.spec.text
-    if component is None or not component.loader().trainable:
+    if options.lora is not None or component is None or not component.loader().trainable:
         return None
-    return None if any(record["kind"] == "distill" for record in context.input.lineage) else lr
+    return None if any(record["kind"] == "distill" for record in context.input.lineage) else options.lr
 
 
 def descends(student: Spec, teacher: Spec | None) -> bool:

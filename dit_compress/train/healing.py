@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from dit_compress.model import flow
 from dit_compress.step.world import World
 from dit_compress.train.distill import student_role
 from dit_compress.train.loop import train_step
+from dit_compress.train.lora import add_lora
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
+from dit_compress.train.targets import linears
 from dit_compress.train.trainee import trainees_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from dit_compress.data.samples import Samples
@@ -41,7 +38,7 @@ class FlowMatching:
 
     def loss(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:  # noqa: ARG002 - one phase
         """Return Eq. 2 on one batch; no caption is dropped."""
-        sigma = self.schedule.warp(batch.streams.positions("uniform"))
+        sigma = self.schedule.drawn(batch.streams.positions("uniform"))
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         x = flow.interpolate(batch.x0, noise, sigma)
         return {"loss": flow_loss(self.student(x, sigma, self.text(batch.tokens)), flow.velocity(batch.x0, noise))}
@@ -51,7 +48,7 @@ class Healing:
     """One model on its way back: weights and optimisers stay between calls, so that more steps are just more.
 
     Every process heals alone and alike. Nothing is logged, and nothing saved: a step that is killed begins anew.
-    rank: of LoRA on the linears inside module lists, the weights frozen; None trains the weights themselves.
+    rank: of LoRA on the linears inside blocks, the weights frozen; None trains the weights themselves.
     """
 
     def __init__(
@@ -67,7 +64,7 @@ class Healing:
         self.context = replace(context, world=World(device=context.world.device))
         role = student_role(student, options)
         if rank is not None:
-            add_lora(student.module, linears(student.module), rank, context.seed)
+            add_lora(student.module, linears(student), rank, context.seed)
         self.objective = FlowMatching(student, text, context.input.flow, role)
         for each in self.objective.roles.values():
             each.module.to(context.world.device)
@@ -79,38 +76,3 @@ class Healing:
         for step in range(self.done, self.done + steps):
             train_step(self.objective, self.trainees, self.samples, self.options, self.context, step)
         self.done += steps
-
-
-def linears(module: nn.Module) -> list[str]:
-    """Name every linear inside module lists: the blocks."""
-    names = {
-        f"{path}.{name}"
-        for path, items in module.named_modules()
-        if isinstance(items, nn.ModuleList)
-        for name, item in items.named_modules()
-        if isinstance(item, nn.Linear)
-    }
-    return sorted(names)
-
-
-def add_lora(module: nn.Module, linears: Sequence[str], rank: int, seed: int, alpha: float | None = None) -> None:
-    """Put LoRA on linears, by path; only it requires gradients. ``alpha`` over the rank scales it, 1 where absent."""
-    import peft
-
-    module.requires_grad_(requires_grad=False)
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(linears))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, module)
-
-
-def merge_lora(module: Any) -> None:
-    """Add LoRA's updates to the weights of its linears, which stand in their own places again."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, layer in [*module.named_modules()]:
-        if isinstance(layer, LoraLayer):
-            layer.merge()
-            path, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(path), leaf, layer.get_base_layer())
-    del module.peft_config  # else peft takes the next adapter for a second one

@@ -125,7 +125,8 @@ class Batch:
 
     sample: index of each sample in the training set.
     x0: clean latents ``[B,C,T,H,W]`` (or video ``[B,3,F,Y,X]`` where the step trains on pixels).
-    tokens: what the text encoder's ``tokenize`` gave, or cached embeddings where it is frozen; leading B.
+    tokens: what the text encoder's ``tokenize`` gave, or cached embeddings where it is frozen, and the conditions that
+        no caption gives (:mod:`dit_compress.model.conditions`); leading B.
     streams: noise, sigma, dropout … as functions of (seed, step, sample, stream).
     held_out: a validation's batch; ``sample`` is then the index among the held-out samples.
     """
@@ -192,12 +193,18 @@ class Distiller(Step, Protocol):
     def num_parameters(self, student: Denoiser) -> tuple[int, int]:
         """Count the parameters that training holds, and those of them that it moves, for ``plan``.
 
-        Those of its other slots' bundles are counted elsewhere. The student's, twice; more for what is made besides,
-        fewer where some are frozen. ``student`` has no weights, and is to be read only. A UserError that making the
-        rest raises refuses the step.
+        Those of its other slots' bundles are counted elsewhere. The student's, twice, or those of its LoRA; more
+        for what is made besides, fewer where some are frozen. ``student`` has no weights, and is to be read only. A
+        UserError that making the rest raises refuses the step.
         """
         size = sum(parameter.numel() for parameter in student.parameters())
-        return size, size
+        lora = getattr(self.options, "lora", None)
+        if lora is None:
+            return size, size
+        from dit_compress.train.targets import count
+
+        added = count(student, lora)
+        return size + added, added
 
 
 class DiscriminatorPart(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -10,6 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.options import Keyed, Options, Part
 
+Kept = Literal["float32", "bfloat16", "int8"]
+"""How frozen weights are kept; whatever it is, they are computed with as before."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -164,6 +167,33 @@ class Watch(Options):
     stop: bool = Field(False, description="End the step at an alarm, with a checkpoint; else warn and go on.")
 
 
+class Lora(Options):
+    """Low-rank updates in the weights' place: trained, folded into them at the end, and kept as a file besides."""
+
+    rank: int = Field(64, ge=1)
+    alpha: float | None = Field(None, gt=0, description="Over the rank: the scale of the updates; 2 if absent.")
+    targets: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Linears, by path, its end ('to_q') or a pattern ('*.ffn.*'); all inside blocks if absent.",
+    )
+
+    base: Annotated[Kept, Keyed("base")] = Field(
+        "float32", description="How the frozen weights are kept meanwhile; folded are those of the input."
+    )
+
+    @property
+    def scale(self) -> float:
+        """``alpha`` over the rank."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    @model_validator(mode="after")
+    def _has_peft(self) -> Self:
+        if find_spec("peft") is None:
+            raise ValueError("'lora' needs the package 'peft': run pip install \"dit-compress[lora]\", or leave it out")
+        return self
+
+
 class DistillOptions(TrainOptions):
     """The options of a step that trains a denoiser, and can look at it meanwhile."""
 
@@ -174,8 +204,17 @@ class DistillOptions(TrainOptions):
     decay_norms: Annotated[bool, Keyed("decay_norms", "weight_decay")] = Field(
         False, description="Let 'weight_decay' pull on norms and biases (weights of one axis), too."
     )
+    lora: Annotated[Lora | None, Keyed("lora")] = Field(
+        None, description="Train low-rank updates in the denoiser's weights' place; a larger 'lr' is usual."
+    )
+    teacher_dtype: Annotated[Kept, Keyed("teacher_dtype")] = Field(
+        "float32",
+        description="How the weights of the teacher's blocks are kept: in half the bytes, or in a quarter.",
+    )
     validation: Validation | None = Field(None, description="Measure a held-out loss; keeps the best checkpoint.")
     watch: Watch | None = Field(None, description="Measure motion, colour and diversity of samples.")
+
+    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {"teacher": ("teacher_dtype",)}
 
     @property
     def idle(self) -> dict[str, str]:

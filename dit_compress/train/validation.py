@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.data.samples import Samples
-    from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
     from dit_compress.model.text import Captions
     from dit_compress.step.world import World
@@ -231,8 +231,7 @@ class Watcher:
         self.clean = real.x0(index)
         self.captions = [caption for caption in real.captions(index) for _ in range(TWINS)]
         self.noise = Streams(seed, 0, range(TWINS * len(index))).normal("watch", self.clean.shape[1:])
-        self._cond: Cond | None = None
-        self._fixed = text.frozen
+        self._cond = text(real.tokens([place for place in index for _ in range(TWINS)])) if text.frozen else None
         self.each = TWINS * max(1, (batch or 2 * len(self.noise)) // (2 * TWINS))
         steps = min(schedule.num_steps, options.sampling_steps or schedule.num_steps)
         self.sigmas = schedule.sigmas(steps)
@@ -249,12 +248,11 @@ class Watcher:
     @torch.no_grad()
     def measure(self, sheet: Path | None = None) -> dict[str, float]:
         """Measure motion, contrast, chroma and diversity of what the model gives now; frames of it go to ``sheet``."""
-        if self._cond is None or not self._fixed:
-            self._cond = self.text.cond(self.captions).to(self.world.device)
+        whole = (self.text.cond(self.captions) if self._cond is None else self._cond).to(self.world.device)
         made = []
         for first in range(0, len(self.noise), self.each):
             some = slice(first, first + self.each)
-            noise, cond = self.noise[some].to(self.world.device), self._cond.take(some)
+            noise, cond = self.noise[some].to(self.world.device), whole.take(some)
             with _cast(self.world, self.bf16):
                 made.append(self.sample(self.student, noise, cond, self.sigmas, self.schedule.guidance).float())
         return self._measured(

@@ -54,7 +54,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(t5: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     use()
     folder = tmp_path_factory.mktemp("host")
-    text = part("text", "t5", path=str(t5), width=32, length=6)
+    text = part("text", "transformers", path=str(t5), width=32, length=6)
     bundle = bundle_in(folder / "bundle", 3.0, text=text)
     return exported(folder, ONNXExport(ONNXOptions()), "onnx", bundle=bundle)
 
@@ -66,7 +66,7 @@ def test_the_package_says_what_the_host_must_know(package: tuple[Any, Path]) -> 
     assert data["load_order"] == ["dit_step", "vae_decoder"]
     assert data["text"] == {
         "where": "host",
-        "encoder": "T5Encoder",
+        "encoder": "TransformersEncoder",
         "tensors": {"text": [1, 6, 32], "text_mask": [1, 6]},
         "padding": "the embedding is 0 and the mask 0 at padding; the mask is 1 at real text",
         "tokenizer": {

@@ -118,8 +118,8 @@ def test_a_frozen_text_gets_none() -> None:
 def test_the_text_is_trained_in_the_first_training_step_only(tmp_path: Path) -> None:
     fresh = context_in(tmp_path, input=tiny_bundle(tmp_path / "fresh", lineage=[{"kind": "latent"}]))
     old = context_in(tmp_path, input=tiny_bundle(tmp_path / "old", lineage=[{"kind": "distill"}]))
-    assert text_lr(fresh, 1e-3) == 1e-3
-    assert text_lr(old, 1e-3) is None
+    assert text_lr(fresh, FlowOptions(lr=1e-3)) == 1e-3
+    assert text_lr(old, FlowOptions(lr=1e-3)) is None
 
 
 def test_the_result_is_sampled_by_the_schedule_it_was_trained_with() -> None:

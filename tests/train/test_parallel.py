@@ -31,10 +31,12 @@ from dit_compress.search.problem import SearchProblem
 from dit_compress.step.world import World
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.guards import Alarms
-from dit_compress.train.healing import add_lora, linears
+from dit_compress.train.held import hold
 from dit_compress.train.loop import batch_index, fit
+from dit_compress.train.lora import adapt, adapted
 from dit_compress.train.muon import ShardedMuon
 from dit_compress.train.objective import Phase, Role
+from dit_compress.train.targets import linears
 from dit_compress.train.trainee import Trainee
 from dit_compress.train.validation import Monitors, Validator, Watcher
 from dit_compress_plugins.distill_adversarial import AdversarialOptions
@@ -53,7 +55,6 @@ from dit_compress_plugins.distill_scaled import ScaledOptions
 from dit_compress_plugins.distill_scaled.distiller import ScaledObjective
 from dit_compress_plugins.prune_nested import NestedOptions
 from dit_compress_plugins.prune_nested.step import Widths
-from dit_compress_plugins.search_groupwise.lora import adapted
 from dit_compress_plugins.search_groupwise.search import CandidateLogits, MaskedObjective
 
 if TYPE_CHECKING:
@@ -88,11 +89,9 @@ def objective(kind: str, name: str, options: Any) -> Any:  # noqa: PLR0911 - one
     torch.manual_seed(2)
     if kind == "scaled":
         return ScaledObjective(options, student, tiny_denoiser("wan", 1), words(), Flow(), 1e-3, words())
-    if kind == "lora":
-        student.structure()
-        add_lora(student.module, linears(student.module), 2, 0)
-    if kind in ("dmd", "lora"):
-        real = Real(tiny_denoiser(name, 1), Flow(3.0, 4, 2.0), euler)
+    if kind in ("dmd", "lora", "int8"):
+        teacher = hold(tiny_denoiser(name, 1), "int8" if kind == "int8" else "float32")
+        real = Real(teacher, Flow(3.0, 4, 2.0), euler)
         return DmdObjective(options, student, real, words(), Flow(3.0, 3, 1.0), tiny_denoiser("wan", 2))
     if kind == "reward":
         made = {"reward": Colours(), "judge": Colours()}
@@ -109,8 +108,8 @@ def options_of(kind: str, **more: Any) -> Any:
         return ElasticOptions(**given)
     if kind == "scaled":
         return ScaledOptions(**{"bins": 3, "ratio_decay": 0.5, **given})
-    if kind in ("dmd", "lora"):
-        given |= {"lora": {"rank": 2}} if kind == "lora" else {}
+    if kind in ("dmd", "lora", "int8"):
+        given |= {} if kind == "dmd" else {"lora": {"rank": 2, "base": "int8" if kind == "int8" else "float32"}}
         return DmdOptions(**{"critic_warmup": 1, "student_every": 2, "critic_lr": 1e-3, **given})
     if kind == "reward":
         critic = make_part("reward", {"use": "reader"}, installed())
@@ -142,6 +141,8 @@ def train(world: World, folder: Path, kind: str, name: str, die_at: int | None =
     context.world = world
     context.trackers = [make_part("tracker", "jsonl", installed())]
     made = objective(kind, name, options_of(kind, **(more or {})))
+    if made.options.lora is not None:
+        adapt(made.roles, made.options.lora, context.seed)
     if die_at is not None:
         inner = made.loss
 
@@ -201,6 +202,7 @@ TRAININGS = [
     ("grid", "video_dit"),
     ("dmd", "video_dit"),
     ("lora", "video_dit"),
+    ("int8", "video_dit"),
     ("scaled", "video_dit"),
     ("reward", "video_dit"),
     ("elastic", "video_dit"),
@@ -255,13 +257,12 @@ def search(world: World, folder: Path, lora: bool) -> None:
     context.trackers = [make_part("tracker", "jsonl", installed())]
     inner = objective("flow", "video_dit", options_of("flow"))
     levels = [part("granularity", level, remove=1) for level in ("block", "head", "ffn")]
-    stacks = inner.student.structure().stacks
     axes = tuple(axis for level in levels for axis in level.axes(inner.student.structure()))
     problem = SearchProblem(inner.student, axes, {axis.name: axis.units - 1 for axis in axes}, {"ffn": 4}, {})
     more = {"lora": {"rank": 2, "lr": 1e-2} if lora else None}
     made = part("search", "groupwise", objective={"use": "flow"}, **{**SEARCH, **more})
     logits = CandidateLogits({axis.name: made.cut(axis, problem, torch.ones(axis.units)) for axis in axes}, 0.0, 0)
-    with adapted(inner.student.module, stacks, made.options.lora.rank, 0) if lora else nullcontext():
+    with adapted(inner.student.module, linears(inner.student), made.options.lora.rank, 0) if lora else nullcontext():
         masked = MaskedObjective(inner, problem, logits, made.options, None)
         fit(masked, samples(), made.options, context)
         weights = {name: value.detach().clone() for name, value in logits.named_parameters()}

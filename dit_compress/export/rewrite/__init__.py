@@ -13,6 +13,7 @@ Every component gets these:
 | boolean attention masks → additive | the same; not every target takes a boolean | 1e-6 |
 | ``zeros_like(x, dtype=…)`` → ``full(shape, …)`` | coremltools takes the dtype of x: a mask says the opposite | exact |
 | ``alias`` → the tensor itself, or a copy at the output | it is one; coremltools has no such operator | exact |
+| ``concatenate`` and ``concat`` → ``cat`` | the VAE of LTX writes it so; coremltools does not know the name | exact |
 | ``empty`` → zeros | it is written before it is read; Core AI has no such operator | exact |
 | ``1/x`` → a division | Core ML's ``inverse`` adds 1e-4 to x | exact |
 | ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | 1e-6 |

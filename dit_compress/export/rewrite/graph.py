@@ -34,6 +34,8 @@ FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_li
 """Constants shaped like another tensor, and their value (None: the second argument)."""
 ALIAS = aten.alias.default
 EMPTY = (aten.empty.memory_format, aten.empty_like.default, aten.empty_permuted.default, aten.new_empty.default)
+SYNONYMS = {aten.concatenate.default: aten.cat.default, aten.concat.default: aten.cat.default}
+"""Further names of an operator that no runtime knows by them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     """Make masks finite and additive, drop scales that are the default, fill tensors by shape and dtype, divide."""
     module = program.graph_module
     numbers = booleans = scales = 0
+    for node in module.graph.nodes:
+        node.target = SYNONYMS.get(node.target, node.target)
     fills = sum(_fill(node) for node in list(module.graph.nodes) if node.target in FILLS)
     aliases = sum(_read_through(node) for node in list(module.graph.nodes) if node.target is ALIAS)
     empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)

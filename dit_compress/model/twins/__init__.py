@@ -20,6 +20,7 @@ TWINS = {
     "Wan2.2-TI2V-5B": "WanPipeline",
     "Wan2.1-I2V-14B": "WanImageToVideoPipeline",
     "LTX-Video": "LTXPipeline",
+    "LTX-2": "LTX2Pipeline",
     "CogVideoX-2b": "CogVideoXPipeline",
     "CogVideoX-5b": "CogVideoXPipeline",
     "HunyuanVideo-1.5": "HunyuanVideo15Pipeline",

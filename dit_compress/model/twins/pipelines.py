@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
 from dit_compress.model.twins import text
 
@@ -67,6 +68,51 @@ def ltx() -> Any:
     return diffusers.LTXPipeline(scheduler, vae, encoder, tokenizer, model)
 
 
+def ltx2() -> Any:
+    """Make LTX-2: 8x32x32 with a tower for sound, and connectors between Gemma and both towers."""
+    encoder, tokenizer = text.gemma3()
+    side = {"num_attention_heads": HEADS, "attention_head_dim": 8, "num_layers": 1, "num_learnable_registers": None}
+    connectors = LTX2TextConnectors(
+        caption_channels=text.WIDTH, text_proj_in_factor=encoder.config.text_config.num_hidden_layers + 1,
+        connector_rope_base_seq_len=32, rope_double_precision=False, rope_type="split",
+        **{f"{tower}_connector_{name}": value for tower in ("video", "audio") for name, value in side.items()},
+    )  # fmt: skip
+    model = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=16, out_channels=16, num_attention_heads=HEADS, attention_head_dim=12,
+        cross_attention_dim=HEADS * 12, audio_in_channels=8, audio_out_channels=8, audio_num_attention_heads=HEADS,
+        audio_attention_head_dim=8, audio_cross_attention_dim=HEADS * 8, num_layers=DEPTH, caption_channels=text.WIDTH,
+        rope_double_precision=False, rope_type="split",
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )  # fmt: skip
+    return diffusers.LTX2Pipeline(
+        scheduler=scheduler, text_encoder=encoder, tokenizer=tokenizer, connectors=connectors, transformer=model,
+        **_ltx2_codecs(),
+    )  # fmt: skip
+
+
+def _ltx2_codecs() -> dict[str, Any]:
+    """Return what stands between latents and pixels, and between latents and sound."""
+    audio = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=8, ch_mult=(1, 1, 1), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=16
+    )
+    return {
+        "vae": diffusers.AutoencoderKLLTX2Video(
+            latent_channels=16, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 16, 32),
+            layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1),
+            spatial_compression_ratio=32, temporal_compression_ratio=8,
+        ),
+        "audio_vae": audio,
+        "vocoder": LTX2Vocoder(
+            in_channels=audio.config.output_channels * audio.config.mel_bins, hidden_channels=32,
+            upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2], resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3, 5]],
+        ),
+    }  # fmt: skip
+
+
 def cogvideox(*, rotary: bool) -> Any:
     """Make CogVideoX: 2b without rotary embeddings, 5b with them."""
     encoder, tokenizer = text.t5()
@@ -92,7 +138,7 @@ def hunyuan15() -> Any:
     encoder, tokenizer = text.qwen()
     glyphs, letters = text.byt5()
     vae = diffusers.AutoencoderKLHunyuanVideo15(
-        latent_channels=32, block_out_channels=(16, 16, 16, 16, 32), layers_per_block=1, spatial_compression_ratio=16,
+        latent_channels=32, block_out_channels=(16, 16, 16, 16, 64), layers_per_block=1, spatial_compression_ratio=16,
         temporal_compression_ratio=4, downsample_match_channel=False, upsample_match_channel=False,
     )  # fmt: skip
     model = diffusers.HunyuanVideo15Transformer3DModel(
@@ -169,6 +215,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "Wan2.2-TI2V-5B": lambda: wan(ti2v=True),
     "Wan2.1-I2V-14B": lambda: wan(i2v=True),
     "LTX-Video": ltx,
+    "LTX-2": ltx2,
     "CogVideoX-2b": lambda: cogvideox(rotary=False),
     "CogVideoX-5b": lambda: cogvideox(rotary=True),
     "HunyuanVideo-1.5": hunyuan15,

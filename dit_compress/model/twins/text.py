@@ -52,17 +52,30 @@ def clip(*, projected: bool) -> tuple[Any, Any]:
     return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config), tokenizer
 
 
+_GEMMA_PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", "\n", *LETTERS]
+_GEMMA = {
+    "vocab_size": len(_GEMMA_PIECES), "hidden_size": WIDTH, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
+
+
 def gemma2() -> tuple[Any, Any]:
     """Return a decoder and a tokenizer of Gemma 2, as Sana has."""
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", "\n", *LETTERS]
-    tokenizer = transformers.GemmaTokenizer(
-        vocab={piece: place for place, piece in enumerate(pieces)}, merges=[], padding_side="right"
-    )
-    config = transformers.Gemma2Config(
-        vocab_size=len(pieces), hidden_size=WIDTH, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, max_position_embeddings=1024,
-    )  # fmt: skip
-    return transformers.Gemma2Model(config), tokenizer
+    return transformers.Gemma2Model(transformers.Gemma2Config(**_GEMMA)), _gemma_tokenizer("right")
+
+
+def gemma3() -> tuple[Any, Any]:
+    """Return a decoder of Gemma 3 that could also see, and a tokenizer, as LTX-2 has."""
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 32, "patch_size": 8}  # fmt: skip
+    config = transformers.Gemma3Config(text_config=_GEMMA, vision_config=sight, mm_tokens_per_image=4)
+    return transformers.Gemma3ForConditionalGeneration(config), _gemma_tokenizer("left")
+
+
+def _gemma_tokenizer(side: str) -> Any:
+    vocabulary = {piece: place for place, piece in enumerate(_GEMMA_PIECES)}
+    return transformers.GemmaTokenizer(vocab=vocabulary, merges=[], padding_side=side, model_max_length=1024)
 
 
 def qwen() -> tuple[Any, Any]:

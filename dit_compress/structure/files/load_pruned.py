@@ -4,8 +4,10 @@
 
     pipeline = LTXPipeline.from_pretrained("LTX-Video", transformer=load("pruned"))
 
-A pruned folder has ``config.json`` (that of the whole model: its class can't express what was removed), safetensors,
-and ``pruning.json`` with the edits. This file lies beside them and needs torch, safetensors and diffusers only.
+In a whole pipeline's folder ``model_index.json`` names :class:`PrunedModel`, and ``from_pretrained(…,
+trust_remote_code=True)`` does this itself. A pruned folder has ``config.json`` (that of the whole model: its class
+can't express what was removed), safetensors, and ``pruning.json`` with the edits. This file lies beside them and needs
+torch, safetensors and diffusers only.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ ATTRIBUTE = "dit_compress_pruning"
 _SAYS = {"schema": int, "class": str, "config": str, "base": dict, "log": list, "files": dict}
 """What a record says, and as what."""
 _COPY_AGAIN = "Copy the folder again"
+PIPELINE_CLASS = "PrunedModel"
+"""The class of this file that a pipeline's index names."""
 READS = 1
 """The newest schema of ``pruning.json`` that is understood."""
 
@@ -70,6 +74,15 @@ def load(
     loader = folder / LOADER
     remember(module, record, loader.read_text("utf-8") if loader.is_file() else "")
     return module.eval()
+
+
+class PrunedModel(nn.Module):
+    """What ``model_index.json`` of a pipeline names: diffusers then loads the folder through this file."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_: Any) -> nn.Module:
+        """Load the model, of its original class: what diffusers' options say of devices is left to the pipeline."""
+        return load(folder, torch_dtype=torch_dtype)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

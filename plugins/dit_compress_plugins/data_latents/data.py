@@ -97,11 +97,25 @@ class Latents(Data):
 
     def encoded(self, cache: Path, split: Split, vae: str) -> Rows:
         """Return the latents of one split; raise a UserError unless the bundle's VAE encoded them."""
+        return self._column(cache, split, NAME, {"vae": vae})
+
+    def firsts(self, cache: Path, split: Split, condition: str) -> Rows:
+        """Return the latents of first frames; raise a UserError where the shards hold none of that kind."""
+        for shards in self._shards().values():
+            if condition not in shards.names():
+                raise UserError(
+                    f"the shards hold {', '.join(shards.names())}, and the model takes {condition!r}",
+                    where=str(shards.folder),
+                    mend="Encode the clips again, with 'first_frame: true' in the recipe's 'data'",
+                )
+        return self._column(cache, split, condition, {})
+
+    def _column(self, cache: Path, split: Split, name: str, made_by: Mapping[str, str]) -> Rows:
         shards = self._shards()
 
         def column(clips: Sequence[Clip]) -> Column:
             places = [clip.place for clip in clips if isinstance(clip, EncodedClip)]
-            return shards[clips[0].shape].need({"vae": vae}).column(NAME, places)
+            return shards[clips[0].shape].need(made_by).column(name, places)
 
         return joined(self.clips(cache, split), column)
 

@@ -19,12 +19,23 @@ if TYPE_CHECKING:
     from dit_compress.hooks import Part
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
+    from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
     from dit_compress.step.context import Context
 
 
 class AdversarialDistiller(DistillStep):
     """Step ``distill: {use: adversarial}``."""
+
+    def plan(self, spec: Spec) -> Spec:
+        """Return the bundle as it will be sampled; UserError where an expert has too few steps of the schedule."""
+        after = super().plan(spec)
+        if self.options.renoise == "grid" and len(after.flow.calls()) == 1:
+            raise UserError(
+                f"one of the {after.flow.num_steps} steps falls to this expert, and the grid has no t' to judge at",
+                mend="Take 'renoise: logit_normal', or more 'sampling_steps'",
+            )
+        return after
 
     def num_parameters(self, student: Denoiser) -> tuple[int, int]:
         """Count those of the student and of the discriminator; one that does not fit is refused."""

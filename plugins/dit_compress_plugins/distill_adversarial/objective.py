@@ -50,7 +50,7 @@ class AdversarialObjective:
         pairs: TeacherPairs | None,
     ) -> None:
         self.options, self.student, self.judge, self.text, self.pairs = options, student, judge, text, pairs
-        self.grid = torch.tensor(schedule.sigmas()[:-1])
+        self.grid = torch.tensor(schedule.calls())
         self.huber = HUBERS[options.huber_over]
         self.roles = {"student": student_role(student, options), "text": Role(text)}
         self.weighed = bool(options.adversarial_weight and options.reconstruction_weight)

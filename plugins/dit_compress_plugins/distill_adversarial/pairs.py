@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from dit_compress.core.files import whole_file
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams, generator
+from dit_compress.model.conditions import beyond_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,7 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     path = context.folder / "teacher.safetensors"
     with context.world.first():
         if not path.is_file():
-            made = _sample(context, options, teacher, text, captions)
+            made = _sample(context, options, teacher, text, captions, beyond_text(tokens))
             with whole_file(path) as partial:
                 save_file(made, partial)
     made = load_file(path)
@@ -82,6 +83,7 @@ def _sample(
     teacher: Denoiser,
     text: Captions,
     captions: list[str],
+    beside: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     bundle = context.slot("teacher")
     flow = (bundle or context.input).flow
@@ -96,7 +98,8 @@ def _sample(
             index = list(range(first, min(first + BATCH, len(captions))))
             noise = Streams(context.seed, 0, index).normal("teacher", shape)
             with torch.no_grad():
-                cond = text.cond(captions[first : first + BATCH]).to(device)
+                some = {name: value[first : first + BATCH] for name, value in beside.items()}
+                cond = text.cond(captions[first : first + BATCH]).beside(some).to(device)
                 latents.append(sampler(teacher, noise.to(device), cond, sigmas, guidance).cpu())
             noises.append(noise)
             for _ in index:

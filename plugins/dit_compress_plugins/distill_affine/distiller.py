@@ -104,7 +104,7 @@ class AffineObjective:
         """Return Eq. 6 on one batch."""
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         options = self.options
-        sigma = self.schedule.warp(batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std))
+        sigma = self.schedule.drawn(batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std))
         x = flow.interpolate(batch.x0, noise, sigma)
         with torch.no_grad():
             cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < options.caption_dropout)

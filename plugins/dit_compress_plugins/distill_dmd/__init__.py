@@ -1,22 +1,14 @@
 """Distribution matching to a few steps (DMD2 without its GAN head), and with a few-step guide (K-DMD of SnapGen++)."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dit_compress.hooks import Options, Plugin, hookimpl
-from dit_compress.train.options import Beta, DistillOptions
+from dit_compress.hooks import Plugin, hookimpl
+from dit_compress.train.options import Beta, DistillOptions, Lora
 
 _MODES = "Name a 'guide', raise 'critic_lr' or 'student_every', or end earlier (validation: {result: best})"
-
-
-class Lora(Options):
-    """Low-rank updates of the linears inside blocks; they are added to the weights at the end."""
-
-    rank: int = Field(64, ge=1)
-    alpha: float = Field(128.0, gt=0, description="Over the rank: the scale of the updates.")
 
 
 class DmdOptions(DistillOptions):
@@ -34,13 +26,14 @@ class DmdOptions(DistillOptions):
     shift: float | None = Field(
         None, gt=0, description="Of the sigmas at which samples are noised again; the input's if absent."
     )
-    lora: Lora | None = Field(
-        None, description="Train LoRA on student and critic, and no weights; a rate of 1e-4 is usual."
-    )
+    lora: Lora | None = Field(None, description="Train low-rank updates of student and critic; 'lr: 1e-4' is usual.")
     output_weight: float = Field(1.0, ge=0, description="With a guide: weight of its velocity as a target.")
     feature_weight: float = Field(1.0, ge=0, description="With a guide: weight of its last feature as a target.")
 
-    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {"guide": ("output_weight", "feature_weight")}
+    for_slots: ClassVar[dict[str, tuple[str, ...]]] = {
+        **DistillOptions.for_slots,
+        "guide": ("output_weight", "feature_weight"),
+    }
     no_objective: ClassVar[str] = "it needs the bundle in the slot 'teacher' and a critic, and a search has neither"
     mends: ClassVar[Mapping[str, str]] = {"static": _MODES, "slow": _MODES, "alike": _MODES}
 
@@ -48,12 +41,6 @@ class DmdOptions(DistillOptions):
     def needs(self) -> tuple[str, ...]:
         """The teacher, whose distribution is matched."""
         return ("teacher",)
-
-    @model_validator(mode="after")
-    def _has_peft(self) -> Self:
-        if self.lora is not None and find_spec("peft") is None:
-            raise ValueError("'lora' needs the package 'peft': run pip install \"dit-compress[lora]\", or leave it out")
-        return self
 
     @model_validator(mode="after")
     def _trains_by_adam(self) -> Self:

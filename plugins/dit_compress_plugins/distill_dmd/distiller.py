@@ -18,7 +18,6 @@ from dit_compress.model import flow
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import need_same_captions, other_encoders, student_role
 from dit_compress.train.features import grid_of, last_feature, other_tokens, projection, resampled
-from dit_compress.train.healing import add_lora, linears, merge_lora
 from dit_compress.train.losses import flow_loss, squared_distance
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_dmd.matching import direction, energy_score, matching_sigma, surrogate
@@ -36,12 +35,11 @@ if TYPE_CHECKING:
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_dmd import DmdOptions
 
-LORA = ("*.lora_[AB].*",)
-"""Names of its parameters."""
-
 
 class DmdDistiller(DistillStep):
     """Step ``distill: {use: dmd}``."""
+
+    samples_whole = True
 
     def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
         """Return what to say of a teacher or guide with another text encoder, of a guide that is sampled otherwise."""
@@ -64,9 +62,6 @@ class DmdDistiller(DistillStep):
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
         for slot, other in context.bundles.items():
             need_same_captions(slot, context.input, other)
-        if (lora := self.options.lora) is not None:
-            student.structure()  # found on the linears themselves
-            add_lora(student.module, linears(student.module), lora.rank, context.seed, lora.alpha)
         guidance = known.flow.guidance if self.options.guidance is None else self.options.guidance
         real = Real(teacher, replace(known.flow, guidance=guidance), context.sampler(known.flow))
         bundle = context.slot("guide")
@@ -74,20 +69,9 @@ class DmdDistiller(DistillStep):
         return DmdObjective(self.options, student, real, text, self.flow(context.input.flow), guide)
 
     def num_parameters(self, student: Denoiser) -> tuple[int, int]:
-        """Count those of student and critic; with LoRA its own besides, and those alone are trained."""
+        """Count those of student and critic."""
         held, trained = super().num_parameters(student)
-        lora = self.options.lora
-        if lora is None:
-            return 2 * held, 2 * trained
-        inside = (student.module.get_submodule(path) for path in linears(student.module))
-        added = sum(lora.rank * sum(item.weight.shape) for item in inside if isinstance(item, torch.nn.Linear))
-        return 2 * (held + added), 2 * added
-
-    def finish(self, student: Denoiser) -> torch.nn.Module:
-        """Return the student's module, LoRA's updates added to its weights."""
-        if self.options.lora is not None:
-            merge_lora(student.module)
-        return student.module
+        return 2 * held, 2 * trained
 
 
 def _other_steps(ours: Flow, theirs: Flow) -> list[UserError]:
@@ -142,7 +126,7 @@ class DmdObjective:
         self.starts = torch.tensor(self.grid[:-1])
         self.again = schedule if options.shift is None else replace(schedule, shift=options.shift)
         self.critic = copy.deepcopy(student)
-        role = replace(student_role(student, options), only=() if options.lora is None else LORA)
+        role = student_role(student, options)
         self.roles = {
             "student": role,
             "critic": replace(role, module=self.critic.requires_grad_(), lr=options.critic_lr, ema=None),

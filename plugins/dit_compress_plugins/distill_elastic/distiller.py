@@ -67,7 +67,7 @@ class ElasticDistiller(DistillStep):
         text: Captions,
     ) -> ElasticObjective:
         """Return the objective of one role and one phase; the text encoder is trained with it where it is new."""
-        nesting, rate = need_nesting(log_of(student.module)), text_lr(context, self.options.lr)
+        nesting, rate = need_nesting(log_of(student.module)), text_lr(context, self.options)
         return ElasticObjective(self.options, student, nesting, text, context.input.flow, rate)
 
 
@@ -100,7 +100,7 @@ class ElasticObjective:
         options = self.options
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         places = batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std)
-        sigma = self.schedule.warp(places)
+        sigma = self.schedule.drawn(places)
         x, target = flow.interpolate(batch.x0, noise, sigma), flow.velocity(batch.x0, noise)
         cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < options.caption_dropout)
         below = self.nesting.widths[:-1]

@@ -38,7 +38,8 @@ class FlowDistiller(DistillStep):
         text: Captions,
     ) -> FlowObjective:
         """Return the objective of one role and one phase."""
-        return FlowObjective(self.options, student, text, text_lr(context, self.options.lr))
+        schedule = self.flow(context.input.flow)
+        return FlowObjective(self.options, student, text, text_lr(context, self.options), schedule)
 
 
 class FlowObjective:
@@ -46,9 +47,16 @@ class FlowObjective:
 
     phases: tuple[Phase, ...] = (Phase("flow", ("student",)),)
 
-    def __init__(self, options: FlowOptions, student: Denoiser, text: Captions, text_rate: float | None) -> None:
+    def __init__(
+        self,
+        options: FlowOptions,
+        student: Denoiser,
+        text: Captions,
+        text_rate: float | None,
+        schedule: Flow | None = None,
+    ) -> None:
         self.options, self.student, self.text = options, student, text
-        self.schedule = Flow(options.shift)
+        self.schedule = schedule or Flow(options.shift)
         self.roles = {
             "student": student_role(student, options),
             "text": Role(text.requires_grad_(text_rate is not None), lr=text_rate, ema=options.ema or None),
@@ -69,4 +77,4 @@ class FlowObjective:
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         options = self.options
         places = batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std)
-        return self.schedule.warp(places), noise
+        return self.schedule.drawn(places), noise

@@ -32,6 +32,8 @@ FILE = "gates.json"
 class LazyDistiller(DistillStep):
     """Gates learn to skip; the result is sampled lazily, in the steps of its gates."""
 
+    samples_whole = True
+
     def plan(self, spec: Spec) -> Spec:
         """Return the bundle as it will be sampled; UserError without gates, or where the ratio can't be reached."""
         planned = super().plan(spec)
@@ -56,9 +58,10 @@ class LazyDistiller(DistillStep):
         return LazyObjective(self.options, student, text, context.input.flow)
 
     def num_parameters(self, student: Denoiser) -> tuple[int, int]:
-        """Count the student's, and of them the gates."""
+        """Count the student's, and of them the gates; with LoRA its own besides."""
         gates = (value.numel() for name, value in student.named_parameters() if name.endswith(f".{GATE}"))
-        return super().num_parameters(student)[0], sum(gates)
+        held, trained = super().num_parameters(student)
+        return held, sum(gates) + (trained if self.options.lora is not None else 0)
 
     def run(self, context: Context) -> Result:
         """Train, and measure what is skipped where."""
@@ -66,7 +69,7 @@ class LazyDistiller(DistillStep):
         assert result.bundle is not None
         metrics, by_module = measured(result.bundle, context, self.options.rollouts)
         write_json(context.folder / FILE, {"sigmas": result.bundle.flow.sigmas(), "skipped": by_module})
-        return replace(result, metrics={"target": self.options.ratio, **metrics}, files={"gates": FILE})
+        return replace(result, metrics={"target": self.options.ratio, **metrics}, files={**result.files, "gates": FILE})
 
 
 @torch.no_grad()

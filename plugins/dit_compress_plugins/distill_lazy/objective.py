@@ -13,6 +13,7 @@ import torch
 from dit_compress.model import flow
 from dit_compress.model.skipping import GATE, answering, gate_values, mixed, need_gates
 from dit_compress.train.distill import student_role
+from dit_compress.train.lora import without
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
 from dit_compress_plugins.distill_lazy.controller import Controller, remember, tallies
@@ -55,7 +56,8 @@ class LazyObjective:
             grid = self.grid.to(batch.x0)
             x, kept = self.filled(flow.interpolate(batch.x0, noise, grid[before_B]), before_B, grid, cond)
             row_B = before_B + 1
-            target = flow.guided(self.student, x, grid[row_B], cond, self.guidance)
+            with without(self.student.module):  # LoRA makes up for what is skipped, and moves no target
+                target = flow.guided(self.student, x, grid[row_B], cond, self.guidance)
         gates: dict[str, Tensor] = {}
         with answering(self.student.module, mixing(kept, row_B, gates)):
             velocity = flow.guided(self.student, x, grid[row_B], cond, self.guidance)

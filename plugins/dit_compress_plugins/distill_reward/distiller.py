@@ -43,6 +43,8 @@ TRIED = 2
 class RewardDistiller(DistillStep):
     """Step ``distill: {use: reward}``."""
 
+    samples_whole = True
+
     options: RewardOptions
 
     def plan(self, spec: Spec) -> Spec:

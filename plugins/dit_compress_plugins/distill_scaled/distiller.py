@@ -9,6 +9,7 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
+from dit_compress.model.conditions import beyond_text
 from dit_compress.model.text import Captions
 from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import student_role, text_lr
@@ -47,7 +48,7 @@ class ScaledDistiller(DistillStep):
         known = context.slot("teacher")
         if teacher is None or known is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
-        rate = text_lr(context, self.options.lr)
+        rate = text_lr(context, self.options)
         same = rate is None and (not known.spec.text or known.digest("text") == context.input.digest("text"))
         theirs = None if same else Captions(known.text())
         return ScaledObjective(self.options, student, teacher, text, context.input.flow, rate, theirs)
@@ -123,7 +124,7 @@ class ScaledObjective:
         noise = batch.streams.normal("noise", batch.x0.shape[1:])
         options = self.options
         places = batch.streams.positions(options.sigma, options.sigma_mean, options.sigma_std)
-        sigma = self.schedule.warp(places)
+        sigma = self.schedule.drawn(places)
         x, drop = flow.interpolate(batch.x0, noise, sigma), batch.streams.uniform("dropout")
         losses = self.losses(x, sigma, flow.velocity(batch.x0, noise), *self.captions(batch, drop))
         where = bins_of(sigma, options.bins)
@@ -158,4 +159,5 @@ class ScaledObjective:
         if self.teacher_text is None:
             return cond, cond.detach()
         with torch.no_grad():
-            return cond, self.teacher_text.cond(batch.captions).to(batch.x0.device).drop(where)
+            theirs = self.teacher_text.cond(batch.captions).to(batch.x0.device)
+            return cond, theirs.beside(beyond_text(batch.tokens)).drop(where)

@@ -9,6 +9,7 @@ import torch
 
 from dit_compress.measure.base import DenoiserEvaluation
 from dit_compress.measure.latency import interleaved, latency
+from dit_compress.model.conditions import with_typical
 from dit_compress.model.text import Captions
 from dit_compress.step.context import Result
 
@@ -54,7 +55,8 @@ class Timed:
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(batch, *shape, generator=generator)
         with torch.no_grad():
-            self.cond = Captions(bundle.text()).cond([""] * batch)
+            captions = Captions(bundle.text()).cond([""] * batch)
+            self.cond = with_typical(self.denoiser, captions, (shape[1], shape[2], shape[3]))
 
     @torch.no_grad()
     def sample(self) -> Tensor:

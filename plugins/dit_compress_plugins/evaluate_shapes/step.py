@@ -10,7 +10,7 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.data.clips import distinct
-from dit_compress.data.samples import to_pixels, to_video
+from dit_compress.data.samples import first_frames, to_pixels, to_video
 from dit_compress.data.video import Gallery
 from dit_compress.model.scene import summed_up
 from dit_compress.step.context import Result
@@ -81,6 +81,7 @@ class ShapesEvaluation:
         with progress(context.name, len(captions)) as advance:
             for first in range(0, len(captions), self.options.batch):
                 chunk = captions[first : first + self.options.batch]
+                some = [clips[place // each] for place in range(first, first + len(chunk))]
                 index = range(first, first + len(chunk))
                 made += list(
                     generator(
@@ -89,6 +90,7 @@ class ShapesEvaluation:
                         index=index,
                         num_steps=self.options.num_steps,
                         guidance=self.options.guidance,
+                        first_BCYX=first_frames(some) if context.first_frame else None,
                     )
                 )
                 for _ in chunk:

@@ -1,13 +1,21 @@
 """The components as ordinary folders of their own library, readable without this toolkit."""
 
+from typing import Annotated
+
 from dit_compress.export.widths import Widths
-from dit_compress.hooks import Options, Plugin, hookimpl
+from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 
 
 class DiffusersOptions(Options):
-    """Of a bundle's nested widths, those that are written, in folders of their own."""
+    """What is written around the bundle.
+
+    widths: of its nested widths, those that are written, in folders of their own.
+    pipeline: the folder of the whole pipeline that the bundle's parts go into; the one that its model came from if
+        absent. Where there is neither, the parts are written alone.
+    """
 
     widths: Widths = None
+    pipeline: Annotated[str | None, File(), Keyed("pipeline")] = None
 
 
 @hookimpl
@@ -17,6 +25,7 @@ def export() -> Plugin:
         name="diffusers",
         options=DiffusersOptions,
         load="dit_compress_plugins.export_diffusers.step:DiffusersExport",
-        summary="save_pretrained folders; a pruned model with its plan and a loader",
-        revision=2,
+        summary="a whole pipeline, or its parts: save_pretrained folders; a pruned model with its plan and a loader",
+        slots=("other",),
+        revision=3,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import write_json
+from dit_compress.core.files import whole_folder, write_json
 from dit_compress.export.widths import at_each, narrowed
 from dit_compress.step.context import Result
 from dit_compress.structure.files.load_pruned import PRUNING, load
+from dit_compress_plugins.export_diffusers.pipeline import base_of, check_experts, part_of, write_pipeline
+from dit_compress_plugins.export_diffusers.stated import stated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +29,10 @@ class DiffusersExport:
         self.options = options
 
     def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it is; raise where it has no denoiser, or not these widths."""
+        """Return the bundle as it is; raise where it has no denoiser, not these widths, or no place there."""
         spec.need_denoiser()
         narrowed(spec, self.options.widths)
+        base_of(spec, self.options.pipeline)
         return spec
 
     def run(self, context: Context) -> Result:
@@ -38,19 +40,26 @@ class DiffusersExport:
         return at_each(context, self.options.widths, self.written)
 
     def written(self, context: Context) -> Result:
-        """Write one folder per component, each reloaded and compared."""
-        bundle, folder = context.input, context.folder / "files"
-        shutil.rmtree(folder, ignore_errors=True)
-        modules: dict[str, Any] = {"transformer": bundle.denoiser().module}
+        """Write one folder per component, each reloaded and compared; and the pipeline around them."""
+        bundle, other = context.input, context.slot("other")
+        base = base_of(bundle.spec, self.options.pipeline)
+        denoisers = [bundle] if other is None else [bundle, other]
+        if other is not None:
+            check_experts(bundle, other, base)
+        modules: dict[str, Any] = {part_of(each.spec, base): stated(each.denoiser()) for each in denoisers}
         if bundle.spec.latent is not None:
             modules["vae"] = bundle.codec()
         if bundle.spec.text is not None and hasattr(text := bundle.text(), "save_pretrained"):
             modules["text_encoder"] = text  # T5 stays in the folder it came from
-        for name, module in modules.items():
-            save_and_prove(folder / name, module)
-        write_json(folder / "flow.json", bundle.flow.as_data())
+        with whole_folder(context.folder / "files") as folder:
+            for name, module in modules.items():
+                save_and_prove(folder / name, module)
+            write_json(folder / "flow.json", bundle.flow.as_data())
+            if base is not None:
+                write_pipeline(folder, base, bundle, modules)
         return Result(
-            metrics={"passed": True, "components": len(modules)}, files={name: f"files/{name}" for name in modules}
+            metrics={"passed": True, "components": len(modules), "pipeline": base.class_name if base else None},
+            files={name: f"files/{name}" for name in modules},
         )
 
 

@@ -29,6 +29,7 @@ from dit_compress_plugins.latent_diffusers_vae.facts import (
     observe,
     quiet,
     statistics,
+    takes_images,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class DiffusersCodec(nn.Module, Codec):
         self.channels = int(config["channels"])
         lead, step = config["frames"]
         self.frame_rule = (int(lead), int(step))
+        self._images = takes_images(vae)
         self._temb = config["decode_timestep"] if config["vae"].get("timestep_conditioning") else None
 
     @classmethod
@@ -98,11 +100,15 @@ class DiffusersCodec(nn.Module, Codec):
         return self.decode_raw(latent_BCTHW * std + mean)
 
     def encode_raw(self, video_BCFYX: Tensor) -> Tensor:
-        """Encode with the VAE itself, in one piece: the posterior's mode."""
-        return mode(self.vae.encode(video_BCFYX))
+        """Encode with the VAE itself, in one piece: the posterior's mode. A VAE of images sees each frame alone."""
+        if not self._images:
+            return mode(self.vae.encode(video_BCFYX))
+        return _unfolded(mode(self.vae.encode(_folded(video_BCFYX))), video_BCFYX.shape[0])
 
     def decode_raw(self, raw_BCTHW: Tensor) -> Tensor:
         """Decode with the VAE itself."""
+        if self._images:
+            return _unfolded(self.vae.decode(_folded(raw_BCTHW)).sample, raw_BCTHW.shape[0])
         if self._temb is None:
             return self.vae.decode(raw_BCTHW).sample
         temb_B = raw_BCTHW.new_full((raw_BCTHW.shape[0],), self._temb)
@@ -166,6 +172,15 @@ class DiffusersCodec(nn.Module, Codec):
         return like.new_tensor(mean).reshape(shape), like.new_tensor(std).reshape(shape)
 
 
+def _folded(x_BCTHW: Tensor) -> Tensor:
+    """Put the frames into the batch."""
+    return x_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def _unfolded(x_NCHW: Tensor, batch: int) -> Tensor:
+    return x_NCHW.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
 def describe(
     vae: Any, *, scaling_factor: float | None = None, tile: bool = False, decode_timestep: float = 0.0
 ) -> dict[str, Any]:
@@ -185,4 +200,4 @@ def _observed(about: str) -> Geometry:
     unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
     with empty_weights():
         probe = DiffusersCodec.from_config(json.loads(about) | unknown).to("meta")  # buffers may be copies of constants
-    return observe(probe.vae, probe.decode_raw)
+    return observe(probe)

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+from torch import nn
 
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
+
+    from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 
 PROBE_SIZE = 128
 """Pixels a side of the probing videos: a multiple of every ratio there is."""
@@ -123,8 +126,8 @@ def statistics(vae: Any, channels: int, scaling_factor: float | None = None) -> 
 
 def _per_channel(vae: Any, name: str, channels: int, otherwise: float) -> list[float]:
     """Read a statistic from a buffer or the config, one value a channel."""
-    given = getattr(vae, name, None)
-    values = given.tolist() if isinstance(given, torch.Tensor) else vae.config.get(name)
+    given = dict(vae.named_buffers(recurse=False)).get(name)
+    values = vae.config.get(name) if given is None else given.tolist()
     if values is None:
         return [otherwise] * channels
     if len(values) != channels:
@@ -135,20 +138,24 @@ def _per_channel(vae: Any, name: str, channels: int, otherwise: float) -> list[f
 # ------------------------------------------------------------------ geometry
 
 
-def observe(vae: Any, decode: Callable[[Tensor], Tensor]) -> Geometry:
+def takes_images(vae: nn.Module) -> bool:
+    """Tell whether a VAE is one of images: nothing in it convolves over time."""
+    return not any(isinstance(module, nn.Conv3d) for module in vae.modules())
+
+
+def observe(codec: DiffusersCodec) -> Geometry:
     """Observe ratio, channels and frame rule of a VAE on the meta device.
 
     Args:
-        vae: without weights.
-        decode: raw latent → video, with whatever else the class asks for.
+        codec: around a VAE without weights; of it, what encodes and decodes raw latents.
 
     Raises:
         UserError: it takes no video, or no rule ``lead + step·k`` brings back as many frames as were given.
     """
-    name = type(vae).__name__
+    name = type(codec.vae).__name__
 
     def encoded(frames: int) -> torch.Size:
-        return mode(vae.encode(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta"))).shape
+        return codec.encode_raw(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta")).shape
 
     try:
         short, long = encoded(1 + GROUP), encoded(1 + 2 * GROUP)
@@ -161,7 +168,7 @@ def observe(vae: Any, decode: Callable[[Tensor], Tensor]) -> Geometry:
     time = GROUP // max(1, long[2] - short[2])
     ratio = (time, PROBE_SIZE // height, PROBE_SIZE // width)
     for lead, step in dict.fromkeys([(1, time), (1, 2 * time), (time, time)]):
-        if all(_holds(vae, decode, lead + step * k, lead, time) for k in (1, 2, 3)):
+        if all(_holds(codec, lead + step * k, lead, time) for k in (1, 2, 3)):
             return Geometry(ratio, channels, (lead, step))
     raise UserError(
         f"{name} follows none of the frame rules 1 + {time}·k, 1 + {2 * time}·k and {time}·k",
@@ -169,11 +176,11 @@ def observe(vae: Any, decode: Callable[[Tensor], Tensor]) -> Geometry:
     )
 
 
-def _holds(vae: Any, decode: Callable[[Tensor], Tensor], frames: int, lead: int, time: int) -> bool:
+def _holds(codec: DiffusersCodec, frames: int, lead: int, time: int) -> bool:
     """Tell whether so many frames are encoded to as many latent frames as the rule has it, and come back."""
     try:
-        raw = mode(vae.encode(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta")))
-        video = decode(raw)
+        raw = codec.encode_raw(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta"))
+        video = codec.decode_raw(raw)
     except (RuntimeError, ValueError, NotImplementedError):
         return False
     return raw.shape[2] == 1 + (frames - lead) // time and video.shape[2:] == (frames, PROBE_SIZE, PROBE_SIZE)

@@ -12,29 +12,42 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.core.errors import UserError
+from dit_compress.model.conditions import FIRST, need_conditions
 from dit_compress.model.denoiser import Cond, Denoiser
 from dit_compress.model.flow import expand
 from dit_compress.model.licence import licence_of
 from dit_compress.model.protocols import Model
 from dit_compress.structure.files.whole import own_config
 from dit_compress_plugins.model_diffusers import load
-from dit_compress_plugins.model_diffusers.convention import Convention, channels_of, example_text, observe, patch_of
+from dit_compress_plugins.model_diffusers.convention import (
+    Convention,
+    channels_of,
+    example_beside,
+    example_text,
+    observe,
+    patch_of,
+)
+from dit_compress_plugins.model_diffusers.first_frame import in_place, known_velocity, per_token, takes_tokens
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
 from dit_compress_plugins.model_diffusers.prediction import Schedule, from_noise, from_v, from_x0, norm_of
-from dit_compress_plugins.model_diffusers.signature import Call, arguments
+from dit_compress_plugins.model_diffusers.signature import Call, arguments, conditions
+from dit_compress_plugins.model_diffusers.sound import without_sound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
 
+    from dit_compress.model.flow import Flow
+    from dit_compress.structure.facts import Structure
     from dit_compress_plugins.model_diffusers import DiffusersOptions
 
 _FROM = {"noise": from_noise, "x0": from_x0, "v": from_v}
 
 
 class DiffusersDenoiser(Denoiser):
-    """``cond`` holds ``embedding [B,L,D]`` and ``mask [B,L]``; ``pooled`` and ``guidance`` where there are any."""
+    """``cond`` holds ``embedding [B,L,D]`` and ``mask [B,L]``, and what ``conditions`` names besides."""
 
     module: Any
 
@@ -42,17 +55,40 @@ class DiffusersDenoiser(Denoiser):
         super().__init__(module)
         self.convention = convention
 
+    def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
+        """Return the velocity; at a first frame that stands in the latent, the one that ends in what is known."""
+        velocity = super().forward(latent_BCTHW, sigma_B, cond)
+        if (first := self._standing(cond)) is None:
+            return velocity
+        return known_velocity(velocity, latent_BCTHW, first, sigma_B)
+
     def call(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return every argument by name."""
+        """Return every argument by name; raise a UserError where a condition is missing."""
+        known = self.convention
+        need_conditions(self, cond if known.guidance is None else {*cond, "guidance"})
         frames = latent_BCTHW.shape[2] if folds_frames(self.layout) else 1
         timestep_B = self._timestep(sigma_B).repeat_interleave(frames, 0)
         rows = {name: value.repeat_interleave(frames, 0) for name, value in cond.items()}
         latent = latent_BCTHW
         if self.schedule is not None:
             latent = latent / norm_of(expand(self.schedule.clamp(sigma_B), latent))
-        known = self.convention
-        scale = known.timestep_scale or 1.0
-        call = Call(self.module, latent, timestep_B, rows, self.layout, self.patch, known.rope_scale, scale)
+        if (first := self._standing(cond)) is not None:
+            latent = in_place(latent, first)
+            clean_B = self._timestep(torch.zeros_like(sigma_B))
+            timestep_B = per_token(timestep_B, clean_B, self._grid(latent))
+        if FIRST in rows and known.first_scale != 1:
+            rows[FIRST] = rows[FIRST] * known.first_scale
+        call = Call(
+            self.module,
+            latent,
+            timestep_B,
+            rows,
+            self.layout,
+            self.patch,
+            known.rope_scale,
+            timestep_scale=known.timestep_scale or 1.0,
+            guidance=known.guidance,
+        )
         return (), arguments(call)
 
     def velocity(self, output: Any, latent_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
@@ -73,9 +109,24 @@ class DiffusersDenoiser(Denoiser):
         weight = next(self.module.parameters())
         like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         tensors = example_text(self.module, batch, text_length)
-        first = (torch.arange(tensors["mask"].shape[1], device=weight.device) == 0).to(weight.dtype)[None]
-        null = {"embedding": torch.zeros_like(tensors["embedding"][:1]), "mask": first}
-        return torch.randn(batch, self.channels, *size_THW, **like), torch.rand(batch, **like), Cond(tensors, null)
+        null = {name: torch.zeros_like(value[:1]) for name, value in tensors.items()}
+        for name in {"mask", "mask_2"} & null.keys():
+            null[name][:, 0] = 1
+        latent = torch.randn(batch, self.channels, *size_THW, **like)
+        sigma_B = torch.rand(batch, **like)
+        beside = example_beside(self.module, latent)
+        if "guidance" in self.conditions and self.convention.guidance is None:
+            beside["guidance"] = torch.ones(batch, **like)
+        return latent, sigma_B, Cond(tensors, null).beside(beside)
+
+    def structure(self) -> Structure:
+        """Return what observation found, without what this plugin never looks at."""
+        return without_sound(self.module, super().structure())
+
+    @property
+    def conditions(self) -> Mapping[str, bool]:
+        """The conditions that the module takes, by name; True for those that it can't be called without."""
+        return conditions(self.module)
 
     @property
     def layout(self) -> str:
@@ -85,7 +136,7 @@ class DiffusersDenoiser(Denoiser):
     @property
     def channels(self) -> int:
         """Latent channels C."""
-        return channels_of(self.module.config, self.layout)
+        return channels_of(self.module, self.layout)
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -98,6 +149,14 @@ class DiffusersDenoiser(Denoiser):
         if self.convention.prediction not in _FROM:
             return None
         return Schedule.from_alphas(load.alphas_cumprod(self.convention.scheduler))
+
+    def _standing(self, cond: Cond) -> Tensor | None:
+        """Return the first frame, where it is given and stands in the latent."""
+        return cond.tensors.get(FIRST) if takes_tokens(self.module) else None
+
+    def _grid(self, latent_BCTHW: Tensor) -> tuple[int, int, int]:
+        t, h, w = (size // step for size, step in zip(latent_BCTHW.shape[2:], self.patch, strict=True))
+        return t, h, w
 
     def _timestep(self, sigma_B: Tensor) -> Tensor:
         if self.schedule is not None:
@@ -115,12 +174,22 @@ class DiffusersModel(Model):
     def create(self) -> nn.Module:
         """Load the weights of the folder, or random ones; call it once to see how it wants to be called."""
         module = load.load_module(self.options)
+        if self.options.guidance is not None and "guidance" not in conditions(module):
+            raise UserError(
+                f"{type(module).__name__} was built without an input for guidance",
+                where="model.guidance",
+                mend="Take 'guidance' out of 'model'; a training step's 'guidance' is that of its sampler",
+            )
         load.attach(module, observe(module, load.convention(self.options)))
         return module
 
     def licence(self) -> str | None:
         """Return the licence that the folder's model card states."""
         return licence_of(Path(self.options.path)) if self.options.path is not None else None
+
+    def flow(self) -> Flow:
+        """Return the flow that the pipeline's scheduler states."""
+        return load.flow(self.options)
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:

@@ -13,10 +13,21 @@ import torch
 from diffusers.models.embeddings import Timesteps
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.pipeline import DENOISERS
+from dit_compress.model.conditions import FIRST, FIRST_PADDED, IMAGE
 from dit_compress.structure.observe.weightless import run_weightless
 from dit_compress_plugins.model_diffusers import LAYOUTS, LTX_ROPE_SCALE
-from dit_compress_plugins.model_diffusers.layouts import folds_frames
-from dit_compress_plugins.model_diffusers.signature import TEXT_WIDTHS, Call, arguments, parameters, text_width, unknown
+from dit_compress_plugins.model_diffusers.first_frame import channels_way, latent_channels
+from dit_compress_plugins.model_diffusers.layouts import folds_frames, pack
+from dit_compress_plugins.model_diffusers.signature import (
+    TEXT_WIDTHS,
+    Call,
+    arguments,
+    conditions,
+    parameters,
+    text_width,
+    unknown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,13 +37,15 @@ if TYPE_CHECKING:
     from dit_compress_plugins.model_diffusers.layouts import Patch
 
 WRITE_A_PLUGIN = "Write a 'model' plugin for this class (docs/adding-a-model.md)"
+EXAMPLE_IMAGE = 257
+"""Embeddings of an image, as CLIP gives them to Wan 2.1."""
 FULL_CLOCK = 1000.0
 """The number that reaches the sinusoids of a flow model at sigma 1."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """See ``DiffusersOptions``; None where it is not yet known."""
+    """See ``DiffusersOptions``; None where it is not yet known. pipeline, part: where the module came from."""
 
     prediction: str = "velocity"
     reversed_time: bool = False
@@ -40,6 +53,11 @@ class Convention:
     layout: str | None = None
     scheduler: dict[str, Any] | None = None
     rope_scale: tuple[float, float, float] = LTX_ROPE_SCALE
+    pipeline: str | None = None
+    part: str = DENOISERS[0]
+    guidance: float | None = None
+    first_scale: float = 1.0
+    """By which the latents of a first frame are multiplied: CogVideoX 1.5 takes them otherwise scaled than the rest."""
 
 
 def patch_of(config: Mapping[str, Any], layout: str) -> Patch:
@@ -54,8 +72,11 @@ def patch_of(config: Mapping[str, Any], layout: str) -> Patch:
     return int(along_time), size, size
 
 
-def channels_of(config: Mapping[str, Any], layout: str) -> int:
-    """Return the latent channels; a packed module counts those of a whole patch."""
+def channels_of(module: Any, layout: str) -> int:
+    """Return the latent channels, without those of a first frame; a packed module counts those of a whole patch."""
+    config = module.config
+    if channels_way(module):
+        return latent_channels(config)
     t, h, w = patch_of(config, layout) if layout.startswith("packed") else (1, 1, 1)
     return int(config["in_channels"]) // (t * h * w)
 
@@ -71,15 +92,33 @@ def candidates(module: nn.Module) -> tuple[str, ...]:
 
 
 def example_text(module: Any, batch: int, length: int, device: torch.device | None = None) -> dict[str, Tensor]:
-    """Draw random captions of the width that the config asks for; the second half is padding."""
-    weight = next(module.parameters())
-    device = device or weight.device
+    """Draw random captions of the widths that the config asks for; the second half is padding."""
+    weight, needed = next(module.parameters()), conditions(module)
+    like: dict[str, Any] = {"device": device or weight.device, "dtype": weight.dtype}
     length = module.config.get("max_text_seq_length") or length
-    mask = (torch.arange(length, device=device) < (length + 1) // 2).to(weight.dtype).expand(batch, -1)
+    mask = (torch.arange(length, device=like["device"]) < (length + 1) // 2).to(weight.dtype).expand(batch, -1)
     width = text_width(module.config)
     assert width is not None
-    embedding = torch.randn(batch, length, width, device=device, dtype=weight.dtype)
-    return {"embedding": embedding * mask[..., None], "mask": mask}
+    drawn = {"embedding": torch.randn(batch, length, width, **like) * mask[..., None], "mask": mask}
+    if "pooled" in needed:
+        drawn["pooled"] = torch.randn(batch, module.config["pooled_projection_dim"], **like)
+    if "embedding_2" in needed:
+        second = torch.randn(batch, length, module.config["text_embed_2_dim"], **like)
+        drawn |= {"embedding_2": second * mask[..., None], "mask_2": mask}
+    return drawn
+
+
+def example_beside(module: Any, latent_BCTHW: Tensor) -> dict[str, Tensor]:
+    """Draw what no caption gives, and the module needs: latents of a first frame, embeddings of an image."""
+    needed = conditions(module)
+    found = {}
+    if needed.get(FIRST) or needed.get(FIRST_PADDED):
+        name, frames = (FIRST, 1) if FIRST in needed else (FIRST_PADDED, latent_BCTHW.shape[2])
+        found[name] = torch.randn_like(latent_BCTHW[:, :, :frames])
+    if needed.get(IMAGE):
+        width = module.config.get("image_dim") or module.config["image_embed_dim"]
+        found[IMAGE] = torch.randn(latent_BCTHW.shape[0], EXAMPLE_IMAGE, width).to(latent_BCTHW)
+    return found
 
 
 def observe(module: Any, convention: Convention) -> Convention:
@@ -100,7 +139,8 @@ def observe(module: Any, convention: Convention) -> Convention:
             failures.append(f"{layout}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
         scale = convention.timestep_scale or (1.0 if clock > 1.5 * FULL_CLOCK else FULL_CLOCK * _own_scale(module))
-        return replace(convention, layout=layout, timestep_scale=scale)
+        guidance = convention.guidance if "guidance" in conditions(module) else None
+        return replace(convention, layout=layout, timestep_scale=scale, guidance=guidance)
     raise UserError(f"{name} could not be called with any layout ({'; '.join(failures)})", mend=WRITE_A_PLUGIN)
 
 
@@ -114,7 +154,7 @@ def _try(module: Any, convention: Convention) -> float:
     layout = convention.layout or ""
     weight, patch = next(module.parameters()), patch_of(module.config, layout)
     frames, height, width = 2 * patch[0], 2 * patch[1], 4 * patch[2]
-    channels = channels_of(module.config, layout)
+    channels = channels_of(module, layout)
     # Frames and channels must differ, or the two five-dimensional layouts look alike.
     frames = 3 * patch[0] if frames == channels else frames
     # The clock can't be seen on the meta device: a module without weights is called with real numbers all the same.
@@ -122,12 +162,13 @@ def _try(module: Any, convention: Convention) -> float:
     latent = torch.randn(1, channels, frames, height, width, device=device, dtype=weight.dtype)
     rows = frames if folds_frames(layout) else 1
     text = {name: value.expand(rows, *value.shape[1:]) for name, value in example_text(module, 1, 8, device).items()}
+    text |= example_beside(module, latent)
     clock = torch.full((rows,), FULL_CLOCK, device=device, dtype=weight.dtype)
     call = Call(module, latent, clock, text, layout, patch, convention.rope_scale)
     given = arguments(call)
     with torch.no_grad(), _evaluating(module), _clock_seen(module) as seen:
         output = run_weightless(module, given)[0] if weight.is_meta else module(**given)[0]
-    wanted = given["hidden_states"].shape
+    wanted = pack(latent, layout, patch).shape
     axis = {"BCTHW": 1, "BCHW": 1}.get(layout, 2)
     with_variance = (*wanted[:axis], 2 * wanted[axis], *wanted[axis + 1 :])
     if tuple(output.shape) not in (tuple(wanted), with_variance):

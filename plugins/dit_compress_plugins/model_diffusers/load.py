@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +14,8 @@ from torch import nn
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
+from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline, scheduler_config
+from dit_compress.model.flow import Flow
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
 from dit_compress.structure.files.whole import load_whole, made, own_config, said
@@ -34,7 +38,7 @@ def load_module(options: DiffusersOptions) -> nn.Module:
     """
     if options.class_name is not None:
         return _strictly_made(options.class_name, options.config or {})
-    folder = _component(Path(options.path or ""), "transformer")
+    folder = _component(options)
     if (folder / PRUNING).is_file():
         planning = next(nn.Linear(1, 1).parameters()).is_meta
         return load_pruned.load(folder, torch_dtype=torch.float32, verify=not planning)
@@ -56,12 +60,11 @@ def made_of(class_name: str, config: Mapping[str, Any]) -> nn.Module:
 
 def convention(options: DiffusersOptions) -> Convention:
     """Return what the options state; else what the pipeline's scheduler states; else a flow model."""
-    file = Path(options.path or "") / "scheduler" / "scheduler_config.json"
-    scheduler = options.scheduler or (_scheduler(file) if options.path and file.is_file() else {})
-    flow = "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or scheduler.get("use_flow_sigmas", False)
+    pipeline = pipeline_of(options)
+    scheduler = options.scheduler or _stated(options)
     inverted = bool(scheduler.get("invert_sigmas", False))
     stated = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}.get(scheduler.get("prediction_type", "epsilon"))
-    if flow:
+    if _flows(scheduler):
         stated = "reversed" if inverted else "velocity"
     prediction = options.prediction or stated
     if prediction is None:
@@ -79,7 +82,78 @@ def convention(options: DiffusersOptions) -> Convention:
         layout=options.layout,
         scheduler=dict(scheduler) if preserving else None,
         rope_scale=options.rope_scale,
+        pipeline=str(pipeline.folder) if pipeline else None,
+        part=options.part,
+        guidance=_guidance(options) if options.guidance is None else options.guidance,
+        first_scale=_first_scale(options),
     )
+
+
+def _flows(scheduler: Mapping[str, Any]) -> bool:
+    """Tell whether a scheduler is that of a flow model; none is."""
+    return "FlowMatch" in scheduler.get("_class_name", "FlowMatch") or bool(scheduler.get("use_flow_sigmas", False))
+
+
+def flow(options: DiffusersOptions) -> Flow:
+    """Return the flow of a pipeline's scheduler: its shift, where that is one number for every size of video.
+
+    And the sigmas that a model is for, where it is one of two experts.
+    """
+    pipeline = pipeline_of(options)
+    known = _stated(options)
+    shift = known.get("flow_shift", known.get("shift"))
+    if not known or not _flows(known) or known.get("use_dynamic_shifting"):
+        shift = None
+    found = Flow(between=_between(pipeline.boundary, options.part)) if pipeline else Flow()
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0:
+        return found
+    return replace(found, shift=float(shift))
+
+
+def _between(boundary: float | None, part: str) -> tuple[float, float] | None:
+    """Return the sigmas of one of two experts; None where there is one model."""
+    if boundary is None:
+        return None
+    return (boundary, 1.0) if part == DENOISERS[0] else (0.0, boundary)
+
+
+def _stated(options: DiffusersOptions) -> dict[str, Any]:
+    """Return the config of the scheduler beside the model; empty where there is none."""
+    return {} if options.path is None else scheduler_config(Path(options.path))
+
+
+def pipeline_of(options: DiffusersOptions) -> Pipeline | None:
+    """Open the pipeline that the options name; None where they name a model's own folder, or none.
+
+    Raises UserError where the folder is not whole, or has another pipeline's parts.
+    """
+    if options.path is None or not is_pipeline(Path(options.path)):
+        return None
+    found = open_pipeline(Path(options.path))
+    found.check()
+    return found
+
+
+def _guidance(options: DiffusersOptions) -> float | None:
+    """Return the guidance that the folder's pipeline has when not asked for another; None where there is none."""
+    name = _config(options, "model_index.json").get("_class_name")
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    asked = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
+    usual = asked["guidance_scale"].default if "guidance_scale" in asked else None
+    return float(usual) if isinstance(usual, int | float) else None
+
+
+def _first_scale(options: DiffusersOptions) -> float:
+    """Return the factor from normalised latents to those of a first frame; CogVideoX 1.5 has one."""
+    config = _config(options, "vae/config.json")
+    return 1 / float(config["scaling_factor"]) ** 2 if config.get("invert_scale_latents") else 1.0
+
+
+def _config(options: DiffusersOptions, name: str) -> Mapping[str, Any]:
+    """Read a config of the options' folder; empty where there is none."""
+    file = Path(options.path or "") / name
+    found = read_json(file) if options.path and file.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def alphas_cumprod(noise_levels: Mapping[str, Any] | None) -> Tensor:
@@ -120,18 +194,10 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _component(folder: Path, name: str) -> Path:
-    """Return the component's folder in a pipeline, or the folder itself."""
-    for found in (folder / name, folder):
+def _component(options: DiffusersOptions) -> Path:
+    """Return the model's folder in a pipeline, or the folder itself."""
+    folder, name = Path(options.path or ""), options.part
+    for found in (folder / name, *([folder] if name == DENOISERS[0] else [])):
         if (found / "config.json").is_file():
             return found
     raise UserError(f"{folder} has no config.json", mend=f"Give the folder of a model, or a pipeline with {name}/")
-
-
-def _scheduler(file: Path) -> dict[str, Any]:
-    """Read the config of a pipeline's scheduler."""
-    config = read_json(file)
-    texts = [config.get(key, "") for key in ("_class_name", "prediction_type")] if isinstance(config, dict) else [None]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError("no config of a scheduler", where=str(file), mend="Download or copy the folder again")
-    return config

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.model.conditions import FIRST, IMAGE
+from dit_compress_plugins.model_diffusers import sound
+from dit_compress_plugins.model_diffusers.first_frame import channels_way, takes_tokens, with_channels
 from dit_compress_plugins.model_diffusers.layouts import folds_frames, pack
 from dit_compress_plugins.model_diffusers.rope import video_rope
 
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 
 TEXT_WIDTHS = ("caption_channels", "text_embed_dim", "text_dim", "joint_attention_dim", "cross_attention_dim")
 ROPE_TABLES = ("image_rotary_emb", "rotary_embedding")
+NUM_VISION_TOKENS = 729
+"""Tokens of the image encoder of HunyuanVideo 1.5."""
+OFFSET = 2.0
+"""What the pipeline of CogVideoX 1.5 gives its image-to-video model as ``ofs``."""
 PIXELS_PER_CELL = 8
 """Pixels per latent of the image VAEs whose models take sizes in pixels (PixArt, CogView)."""
 
@@ -39,6 +46,7 @@ class Call:
     patch: Patch
     rope_scale: tuple[float, float, float]
     timestep_scale: float = 1.0
+    guidance: float | None = None
 
     @property
     def config(self) -> Any:
@@ -71,18 +79,33 @@ def _mask(call: Call) -> Tensor:
     return call.cond["mask"].long()
 
 
-def _pooled(call: Call) -> Tensor:
-    given = call.cond.get("pooled")
-    return call.zeros(call.batch, call.config.pooled_projection_dim) if given is None else given
+def _second_text(call: Call) -> Tensor:
+    """Zero the second encoder's embeddings at their padding, too."""
+    return call.cond["embedding_2"] * call.cond["mask_2"][..., None].to(call.cond["embedding_2"].dtype)
 
 
 def _guidance(call: Call) -> Tensor | None:
-    """Give a guidance-distilled model 1 (none) where the cond holds nothing else; on the clock's scale."""
+    """Tell a guidance-distilled model the cond's guidance, else the convention's; on the clock's scale."""
     if not call.config.get("guidance_embeds"):
         return None
     given = call.cond.get("guidance")
     scale = call.config.get("guidance_embeds_scale") or call.timestep_scale
-    return (call.zeros(call.batch) + 1 if given is None else given) * scale
+    return (call.zeros(call.batch) + (call.guidance or 0.0) if given is None else given) * scale
+
+
+def _image(call: Call) -> Tensor | None:
+    """Return the embeddings of an image; zeros for a T2V model of HunyuanVideo 1.5, as its own pipeline gives."""
+    width = call.config.get("image_embed_dim")
+    if width and call.config.get("task_type") == "t2v":
+        return call.zeros(call.batch, NUM_VISION_TOKENS, width)
+    return call.cond.get("image")
+
+
+def _latent(call: Call) -> Tensor:
+    """Lay the latent out, with the channels of a first frame where the module was built for them."""
+    way = channels_way(call.module)
+    latent = with_channels(call.latent_BCTHW, call.cond.get(way.name), way) if way else call.latent_BCTHW
+    return pack(latent, call.layout, call.patch)
 
 
 def _image_ids(call: Call) -> Tensor:
@@ -121,12 +144,14 @@ def _pixels(call: Call) -> Tensor:
 
 
 SOURCES: dict[str, Callable[[Call], Any]] = {
-    "hidden_states": lambda call: pack(call.latent_BCTHW, call.layout, call.patch),
+    "hidden_states": _latent,
     "timestep": lambda call: call.timestep_B,
     "encoder_hidden_states": _text,
     "encoder_attention_mask": _mask,
     "encoder_hidden_states_mask": _mask,
-    "pooled_projections": _pooled,
+    "encoder_hidden_states_2": _second_text,
+    "encoder_attention_mask_2": lambda call: call.cond["mask_2"].long(),
+    "pooled_projections": lambda call: call.cond["pooled"],
     "guidance": _guidance,
     "img_ids": _image_ids,
     "txt_ids": _text_ids,
@@ -140,8 +165,22 @@ SOURCES: dict[str, Callable[[Call], Any]] = {
     "target_size": _pixels,
     "crop_coords": lambda call: call.zeros(call.batch, 2),
     "return_dict": lambda _call: False,
+    "audio_hidden_states": sound.silence,
+    "audio_encoder_hidden_states": sound.no_words,
+    "audio_num_frames": lambda _call: sound.TOKENS,
+    "isolate_modalities": lambda _call: True,
 }
 """Argument name → where its value comes from. Anything else must have a default."""
+
+OPTIONAL: dict[str, Callable[[Call], Any]] = {
+    "encoder_hidden_states_image": _image,
+    "image_embeds": _image,
+    "sigma": lambda call: call.timestep_B if sound.has_sound(call.module) else None,
+    "ofs": lambda call: call.zeros(1) + OFFSET if call.config.get("ofs_embed_dim") else None,
+}
+"""The same, of arguments that are left out where their value is None."""
+NEEDED = {"pooled_projections": ("pooled",), "encoder_hidden_states_2": ("embedding_2", "mask_2")}
+"""Argument name → the conditions that it needs."""
 
 
 def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -161,6 +200,25 @@ def unknown(module: nn.Module) -> list[str]:
     ]
 
 
+def conditions(module: Any) -> dict[str, bool]:
+    """Return the conditions that the module takes, by name; True for those that it can't be called without."""
+    names, config = parameters(module), module.config
+    found = {"embedding": True, "mask": True}
+    found |= {condition: True for name, needed in NEEDED.items() if name in names for condition in needed}
+    if config.get("guidance_embeds") and "guidance" in names:
+        found["guidance"] = True
+    silent = config.get("task_type") == "t2v"
+    if way := channels_way(module):
+        found[way.name] = not silent
+    elif takes_tokens(module):
+        found[FIRST] = False
+    if (config.get("image_dim") and "encoder_hidden_states_image" in names) or (
+        config.get("image_embed_dim") and "image_embeds" in names and not silent
+    ):
+        found[IMAGE] = True
+    return found
+
+
 def _makes_its_own_rope(module: Any) -> bool:
     """Tell whether positions need no argument: tables that are None by default would be missing."""
     used = module.config.get("use_rotary_positional_embeddings")
@@ -174,7 +232,10 @@ def _has_video_rope(config: Mapping[str, Any]) -> bool:
 
 def arguments(call: Call) -> dict[str, Any]:
     """Make every understood argument of the module's forward."""
-    given = {name: SOURCES[name](call) for name in parameters(call.module) if name in SOURCES}
+    names = parameters(call.module)
+    given = {name: SOURCES[name](call) for name in names if name in SOURCES}
+    optional = {name: OPTIONAL[name](call) for name in names if name in OPTIONAL}
+    given |= {name: value for name, value in optional.items() if value is not None}
     return (
         {**given, "image_rotary_emb": video_rope(call.config, call.grid, call.latent_BCTHW.device)}
         if _has_video_rope(call.config)

@@ -12,7 +12,8 @@ from dit_compress.search.trial import Trial, at_work
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import draw_batches, fit
-from dit_compress_plugins.search_groupwise.lora import adapted
+from dit_compress.train.lora import adapted
+from dit_compress.train.targets import linears
 from dit_compress_plugins.search_groupwise.roles import phase_of, roles_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Comparison:
         place = replace(self.context, folder=self.context.folder / "healed" / name, trackers=(), trainings=0)
         like = torch.ones(1, device=self.context.world.device)
         plan = {axis.name: kept[axis.name] for axis in self.problem.axes}
-        with adapted(student.module, student.structure().stacks, lora.rank, self.context.seed):
+        with adapted(student.module, linears(student), lora.rank, self.context.seed):
             with masked(student.module, self.problem.axes, hard_masks(self.problem.axes, plan, like)):
                 fit(LoraObjective(objective, options), self.context.latents("train", self.text), options, place)
             yield

@@ -22,7 +22,9 @@ from dit_compress.search.problem import SearchProblem, Selection, check_search
 from dit_compress.structure.copies import shared_copy
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.train.loop import fit
+from dit_compress.train.lora import adapted, fold
 from dit_compress.train.objective import Phase, Role
+from dit_compress.train.targets import linears
 from dit_compress_plugins.search_groupwise import GROUPS
 from dit_compress_plugins.search_groupwise.candidates import (
     Cut,
@@ -33,7 +35,6 @@ from dit_compress_plugins.search_groupwise.candidates import (
     temperature_at,
 )
 from dit_compress_plugins.search_groupwise.compare import Comparison
-from dit_compress_plugins.search_groupwise.lora import adapted, merge
 from dit_compress_plugins.search_groupwise.roles import phase_of, roles_of
 from dit_compress_plugins.search_groupwise.start import begin
 
@@ -83,9 +84,7 @@ class GroupwiseSearch:
         if comparison is not None:
             kept, history["comparison"] = comparison.better({**whole, **start.kept}, kept, start.name)
         if self.options.lora is not None and self.options.lora.after == "merge":
-            merge(
-                updates
-            )  # after the comparison: they were trained for what the search might choose, not for the start
+            fold(updates)  # after the comparison: they were trained for what the search might choose, not the start
         return Selection(
             kept, {**history, "chosen": {name: whole_parts(cut, kept[name]) for name, cut in cuts.items()}}
         )
@@ -95,9 +94,8 @@ class GroupwiseSearch:
         student, text, lora = problem.denoiser, context.text(), self.options.lora
         # The weights that both hold stay frozen: LoRA stands beside them until the search is over.
         inner = self.options.objective.build().objective(context, student, shared_copy(student), text)
-        stacks = student.structure().stacks
         adapting: AbstractContextManager[list[Any]] = (
-            adapted(student.module, stacks, lora.rank, context.seed) if lora else nullcontext([])
+            adapted(student.module, linears(student), lora.rank, context.seed) if lora else nullcontext([])
         )
         with adapting as layers:
             objective = MaskedObjective(inner, problem, logits, self.options, None if context.world.rank else notes)

@@ -37,7 +37,8 @@ class WordsEncoder(ModelMixin, ConfigMixin, TextEncoder):
         super().__init__()
         self.width, self.length = width, length
         self._number = {word: index + NUM_SPECIAL for index, word in enumerate(vocabulary)}
-        self.words = nn.Embedding(len(vocabulary) + NUM_SPECIAL, width)
+        self.num_tokens = len(vocabulary) + NUM_SPECIAL
+        self.words = nn.Embedding(self.num_tokens, width)
         self.positions = nn.Parameter(torch.zeros(length, width))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(

@@ -58,7 +58,7 @@ class ExampleObjective:
         Random numbers come from ``batch.streams`` alone, so that a resumed training repeats them.
         """
         noise_BCTHW = batch.streams.normal("noise", batch.x0.shape[1:])
-        sigma_B = self.schedule.warp(batch.streams.uniform("sigma"))
+        sigma_B = self.schedule.drawn(batch.streams.uniform("sigma"))
         x_BCTHW = flow.interpolate(batch.x0, noise_BCTHW, sigma_B)
         cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < self.options.caption_dropout)
         target_BCTHW = self.target(batch, noise_BCTHW, x_BCTHW, sigma_B, cond)

@@ -1,0 +1,50 @@
+"""A frozen text encoder of transformers, from its own folder or a pipeline's."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
+
+PARTS = tuple(f"{part}{place}" for part in ("text_encoder", "tokenizer") for place in ("", "_2", "_3"))
+"""What a pipeline's folder holds of its text encoders."""
+
+
+class TransformersOptions(Options):
+    """The folder of the encoder, or of the whole pipeline. Bundles refer to it; they never copy its gigabytes."""
+
+    path: Annotated[str, File(("model_index.json", *PARTS))] = Field(
+        description="A local folder: of an encoder with its tokenizer, or of a pipeline (model_index.json)."
+    )
+    width: int | None = Field(
+        None, ge=1, le=1_000_000, description="Of the embeddings; if absent, read from the folder."
+    )
+    length: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Tokens every caption is padded or cut to; if absent, the pipeline's own, or 128.",
+    )
+    negative: str = Field("", description="The negative prompt: what guidance compares with.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="In which the encoder computes.")
+    embeddings: Annotated[Literal["float32", "bfloat16"], Keyed("embeddings")] = Field(
+        "float32", description="How training keeps them on disk; bfloat16 takes half the place."
+    )
+
+    @property
+    def caption_width(self) -> int | None:
+        """Return the width of the embeddings that the encoder gives, where the options say it."""
+        return self.width
+
+
+@hookimpl
+def text() -> Plugin:
+    """Describe the plugin."""
+    return Plugin(
+        name="transformers",
+        options=TransformersOptions,
+        load="dit_compress_plugins.text_transformers.encoder:Transformers",
+        requires=("transformers", "diffusers", "sentencepiece"),
+        extra="t5",
+        summary="a frozen T5, UMT5, CLIP, Gemma or Qwen from a local folder, or all that a pipeline encodes with",
+    )
