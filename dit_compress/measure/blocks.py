@@ -22,18 +22,16 @@ from dit_compress.measure.latency import interleaved, machine
 from dit_compress.measure.memory import LiveBytes, weight_bytes
 from dit_compress.measure.table import TEXT_LENGTH, need_place
 from dit_compress.model.figures import BYTES_BF16, count_parameters
-from dit_compress.structure.choices import Choice, Prices
+from dit_compress.structure.choices import Choice, Prices, alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.structure.choices import Layout
+    from dit_compress.structure.choices import Kinds, Layout
 
     Make = Callable[[Layout], Denoiser]
-    Kinds = Mapping[str, Sequence[str]]
-    """Block → kinds that it may be; the first is the one it is."""
     Size = tuple[int, int, int]
 
 SCHEMA = 1
@@ -48,11 +46,6 @@ def choices_of(make: Make, kinds: Kinds, size_THW: Size) -> tuple[tuple[Choice, 
     found = {kind: counted(make(alike(kinds, kind)), list(kinds), size_THW) for kind in every}
     choices = tuple(Choice(block, {kind: found[kind][0][block] for kind in own}) for block, own in kinds.items())
     return choices, next(iter(found.values()))[1]
-
-
-def alike(kinds: Kinds, kind: str) -> dict[str, str]:
-    """Return the layout of one kind: a block that can't be of it stays as it is."""
-    return {block: kind if kind in own else own[0] for block, own in kinds.items()}
 
 
 def counted(denoiser: Denoiser, blocks: Sequence[str], size_THW: Size) -> tuple[dict[str, Prices], Prices]:

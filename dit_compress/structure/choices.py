@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Layout = Mapping[str, str]
     """Block → the name of its kind."""
+    Kinds = Mapping[str, Sequence[str]]
+    """Block → kinds that it may be; the first is the one it is."""
     Scores = Mapping[str, Mapping[str, float]]
     """Block → kind → what that kind adds to the loss; less is better."""
 
@@ -33,7 +35,7 @@ EDGE = 1e-9
 class Prices:
     """What a block, or a whole model, costs of each quantity.
 
-    held: bytes of its weights. working: bytes that its own tensors take at the fullest moment.
+    held: bytes of its weights. working: of all else that lives at the fullest moment while it runs.
     """
 
     params: float = 0
@@ -132,6 +134,11 @@ def every(choices: Sequence[Choice]) -> Iterator[dict[str, str]]:
     """Yield every layout."""
     for kinds in product(*(choice.options for choice in choices)):
         yield {choice.block: kind for choice, kind in zip(choices, kinds, strict=True)}
+
+
+def alike(kinds: Kinds, kind: str) -> dict[str, str]:
+    """Return the layout of one kind: a block that can't be of it takes its first."""
+    return {block: kind if kind in own else own[0] for block, own in kinds.items()}
 
 
 def of_kinds(choices: Sequence[Choice], places: Sequence[int]) -> dict[str, str]:

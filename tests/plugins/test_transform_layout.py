@@ -142,11 +142,14 @@ def test_measured_layouts_are_not_measured_again(done, bundle, monkeypatch) -> N
     denoiser = bundle.denoiser()
     search = given.search(denoiser, replaceable(denoiser))
     monkeypatch.setattr(type(search), "loss", lambda _self, _context: lambda layout: pytest.fail(f"again: {layout}"))
-    monkeypatch.setattr("dit_compress_plugins.transform_attention.search.timed_table", lambda *_: json.loads(
-        (context.folder / "latency.json").read_text("utf-8")))  # fmt: skip
+    monkeypatch.setattr(
+        "dit_compress_plugins.transform_attention.search.timed_table", lambda *_: pytest.fail("timed again")
+    )
     before = json.loads((context.folder / "layout.json").read_text("utf-8"))
     layout, _ = search.settled(replace(bundle.spec, video=context.video), context)
+    after = json.loads((context.folder / "layout.json").read_text("utf-8"))
     assert layout == before["layout"]
+    assert after["prices"] == before["prices"]
 
 
 def test_the_report_draws_blocks_and_front(done, tmp_path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dit_compress.core.randomness import generator
-from dit_compress.structure.choices import Chosen, point
+from dit_compress.structure.choices import Chosen, alike, point
 from dit_compress.structure.programme import none_fits
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Evolution:
     def plain(self) -> list[dict[str, str]]:
         """Return the layouts of one kind: a block that can't be of it stays as it is."""
         every = dict.fromkeys(kind for kinds in self.kinds.values() for kind in kinds)
-        found = [{block: kind if kind in own else own[0] for block, own in self.kinds.items()} for kind in every]
+        found = [alike(self.kinds, kind) for kind in every]
         return list({tuple(layout.values()): layout for layout in found}.values())
 
     def next(self, rng: np.random.Generator) -> dict[str, str] | None:

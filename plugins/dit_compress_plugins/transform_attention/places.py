@@ -6,7 +6,7 @@ Shapes: B batch, S tokens, L keys, N heads, K head width, D width.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -54,8 +54,8 @@ class Place:
             "call": self.call,
             "heads": self.heads,
             "width": self.width,
-            "query": asdict(self.query) if self.query else None,
-            "key": asdict(self.key) if self.key else None,
+            "query": self.query.data() if self.query else None,
+            "key": self.key.data() if self.key else None,
             "reads": list(self.reads) if self.reads else None,
         }
 

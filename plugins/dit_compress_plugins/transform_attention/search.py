@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.core.files import write_json
+from dit_compress.core.files import read_json, write_json
 from dit_compress.measure.blocks import choices_of, counted, read_layout_table, timed_table, timed_whole, with_seconds
 from dit_compress.measure.latency import machine
 from dit_compress.measure.quality import data_grid
@@ -85,9 +85,7 @@ class LayoutSearch:
         """Search the layout, verify its cost on the whole, write ``layout.json``; return it, and metrics."""
         size, table = self.size(spec), self.table(spec)
         if table is None and "seconds" in self.bounds:
-            table = timed_table(self.whole, self.kinds, size, ROUNDS)
-            write_json(context.folder / TABLE, table)
-            self.files["latency"] = TABLE
+            table = self.timed(size, context.folder / TABLE)
         problem = self.problem(*self.counted(size), table)
         need_layout(problem)  # before anything is trained
         loss = self.loss(context)
@@ -160,6 +158,18 @@ class LayoutSearch:
         if self.budget is None or self.budget.table is None:
             return None
         return read_layout_table(Path(self.budget.table), self.kinds, self.size(spec), self.budget.machine)
+
+    def timed(self, size: Size, path: Path) -> dict[str, Any]:
+        """Time every kind in every block, once: a search that goes on after a kill must find the seconds it began with.
+
+        What was timed on another machine is timed anew.
+        """
+        self.files["latency"] = path.name
+        if path.is_file() and read_json(path)["machine"] == machine():
+            return read_layout_table(path, self.kinds, size, None)
+        table = timed_table(self.whole, self.kinds, size, ROUNDS)
+        write_json(path, table)
+        return table
 
     # -- what is measured
 

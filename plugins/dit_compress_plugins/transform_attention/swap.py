@@ -86,7 +86,7 @@ def insert(owner: nn.Module, mixer: Mixer) -> None:
 
 def watch_grid(module: nn.Module, axes: Mapping[str, Any]) -> None:
     """Let every call of the whole model tell its mixers the token grid."""
-    if not hasattr(module, "token_axes"):
+    if not any(isinstance(part, Mixer) for part in module.modules()):  # else it was told by an earlier step
         module.register_forward_pre_hook(_tell, with_kwargs=True)
     module.token_axes = dict(axes)  # type: ignore[assignment]
 
