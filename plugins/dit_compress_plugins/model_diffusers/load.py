@@ -16,9 +16,11 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline, scheduler_config
 from dit_compress.model.flow import Flow
+from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
-from dit_compress.structure.files.whole import load_whole, made, own_config, said
+from dit_compress.structure.files.original import from_original
+from dit_compress.structure.files.whole import load_whole, made, own_config, read_config, said
 from dit_compress_plugins.model_diffusers.convention import Convention, observe
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def load_module(options: DiffusersOptions) -> nn.Module:
 
     None are where ``empty_weights`` puts new parameters on the meta device.
     """
+    if options.weights is not None:
+        return _original(options, Path(options.weights))
     if options.class_name is not None:
         return _strictly_made(options.class_name, options.config or {})
     folder = _component(options)
@@ -43,6 +47,22 @@ def load_module(options: DiffusersOptions) -> nn.Module:
         planning = next(nn.Linear(1, 1).parameters()).is_meta
         return load_pruned.load(folder, torch_dtype=torch.float32, verify=not planning)
     return load_whole(folder)
+
+
+def _original(options: DiffusersOptions, file: Path) -> nn.Module:
+    """Make the module of the options with the weights of a single file."""
+    if not file.is_file():
+        raise UserError("no such file", where=str(file), mend="Give a safetensors file of the original repository")
+    planning = next(nn.Linear(1, 1).parameters()).is_meta
+    with empty_weights():
+        if options.class_name is not None:
+            module = _strictly_made(options.class_name, options.config or {})
+        else:
+            config = read_config(_component(options))
+            module = made_of(config["_class_name"], config)
+    if not planning:
+        module.load_state_dict(from_original(module, file), strict=True, assign=True)
+    return module.eval()
 
 
 def _strictly_made(class_name: str, config: Mapping[str, Any]) -> nn.Module:
