@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from toy import CAPTIONS, batch, part, words
 from torch.nn import functional as F
+from toy import CAPTIONS, batch, part, words
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
@@ -20,6 +21,7 @@ from dit_compress.testing.distillers import DistillerContract
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.testing.steps import tiny_bundle, tiny_context
 from dit_compress_plugins.distill_text.distiller import TextObjective, need_alike, need_alone, read_prompts
+from dit_compress_plugins.text_small.encoder import position_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,3 +163,9 @@ def test_alone_it_reads_the_tokens_that_are_named() -> None:
     encoded = encoder(encoder.tokenize(["a red circle", ""]))
     assert encoded["embedding"].shape == (2, 24, 24)
     assert encoded["mask"].sum(1).tolist() == [3, 1]
+
+
+def test_buckets_of_positions_are_t5s() -> None:
+    away = torch.arange(300)[None] - torch.arange(300)[:, None]
+    given = {"bidirectional": True, "num_buckets": 32, "max_distance": 128}
+    assert torch.equal(position_bucket(away, **given), T5Attention._relative_position_bucket(away, **given))
