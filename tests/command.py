@@ -1,7 +1,8 @@
 """``dit-compress`` as a process of its own that starts in milliseconds, and can be told where to die.
 
 A command is a fork of the fork server (``warm``) in a new process group, and each worker that the command starts a
-fork of that. ``real`` runs the installed script instead; ``torchrun`` has torch's launcher start two commands.
+fork of that. None of them reaches another machine (``network``). ``real`` runs the installed script instead; ``torchrun``
+has torch's launcher start two commands.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import network
 from warm import forkserver, share_structures
 
 if TYPE_CHECKING:
@@ -95,8 +97,10 @@ def torchrun(*arguments: str | Path, log: Path, die: Die | None = None) -> Start
 def finish(started: Started, timeout_s: float = 900) -> Done:
     """Wait for a command."""
     started.process.join(timeout_s)
-    assert started.process.exitcode is not None, f"still at work after {timeout_s} s: {started.log.read_text()}"
-    return Done(started.process.exitcode, started.log.read_text())
+    printed = started.log.read_text()
+    assert started.process.exitcode is not None, f"still at work after {timeout_s} s: {printed}"
+    assert network.SAID not in printed, printed
+    return Done(started.process.exitcode, printed)
 
 
 def real(*arguments: str | Path, **more: Any) -> Done:
@@ -154,6 +158,7 @@ def _become(log: str) -> None:
     """Begin a session of one's own that writes into ``log``."""
     gc.freeze()  # what the server imported is looked through, and with that copied, by no fork
     os.setsid()
+    network.shut()
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -96,11 +97,14 @@ def test_a_run_without_a_bundle_and_no_run_are_refused(empty: Path, tmp_path: Pa
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the Hub answers to one upload; keeps what it was given."""
+    """What the Hub answers to one upload, and to one download of what is ``stored`` at ``commit``; keeps what it was given."""
 
     requests: list[str]
     files: dict[str, bytes]
     made: list[str]
+    stored: dict[str, bytes]
+    fetched: list[str]
+    commit: str
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -125,7 +129,29 @@ class Hub(BaseHTTPRequestHandler):
             address = f"http://{self.headers['Host']}/team/phone/commit/1"
             self.answer({"commitUrl": address, "commitOid": "1", "success": True})
 
-    def answer(self, data: dict[str, Any], status: int = 200) -> None:
+    def do_GET(self) -> None:
+        self.fetched.append(self.path)
+        kind, _, file = self.path.partition("?")[0].partition(f"/{self.commit}")
+        if not self.path.startswith(("/api/models/team/phone/", "/team/phone/")):
+            self.answer({"error": "Repository not found"}, 404)
+        elif kind.startswith("/api/models/team/phone/revision/"):
+            listed = [{"rfilename": name} for name in self.stored]
+            self.answer({"id": "team/phone", "sha": self.commit, "siblings": listed})
+        elif kind == "/api/models/team/phone/tree":
+            rows = [(name, hashlib.sha1(body).hexdigest(), len(body)) for name, body in self.stored.items()]
+            self.answer([{"type": "file", "path": name, "oid": oid, "size": size} for name, oid, size in rows])
+        else:
+            body = self.stored[file.removeprefix("/")]
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", self.commit)
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def answer(self, data: Any, status: int = 200) -> None:
         text = json.dumps(data).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -139,7 +165,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[type[Hub], str]]:
-    kept = type("Kept", (Hub,), {"requests": [], "files": {}, "made": []})
+    kept = type("Kept", (Hub,), {"requests": [], "files": {}, "made": [], "stored": {}, "fetched": [], "commit": ""})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kept)
     Thread(target=server.serve_forever, daemon=True).start()
     yield kept, f"http://127.0.0.1:{server.server_port}"
@@ -147,16 +173,16 @@ def hub() -> Iterator[tuple[type[Hub], str]]:
     server.server_close()
 
 
-def push(run: Path, repository: str, endpoint: str, token: str | None, home: Path) -> subprocess.CompletedProcess[str]:
+def share(words: list[Any], endpoint: str, home: Path, token: str | None = None) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     own |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), **({"HF_TOKEN": token} if token else {})}
-    command = [sys.executable, "-m", "dit_compress", "push", str(run), repository]
+    command = [sys.executable, "-m", "dit_compress", *map(str, words)]
     return subprocess.run(command, env=own, capture_output=True, text=True, check=False)
 
 
 def test_push_sends_the_result_with_its_card(run: Path, hub: tuple[type[Hub], str], tmp_path: Path) -> None:
     kept, endpoint = hub
-    ended = push(run, "team/phone", endpoint, "hf_good", tmp_path / "home")
+    ended = share(["push", run, "team/phone"], endpoint, tmp_path / "home", "hf_good")
     assert (ended.returncode, ended.stdout) == (0, f"{endpoint}/team/phone/commit/1\n"), ended.stderr
     assert kept.made == ["private"]
     assert set(kept.files) >= {"README.md", "bundle.json", "phone/manifest.json", "recipe.yaml"}
@@ -176,7 +202,7 @@ def test_push_says_in_one_message_what_is_wrong(
     run: Path, hub: tuple[type[Hub], str], tmp_path: Path, token: str | None, repository: str, said: str, asked: int
 ) -> None:
     kept, endpoint = hub
-    ended = push(run, repository, endpoint, token, tmp_path / "home")
+    ended = share(["push", run, repository], endpoint, tmp_path / "home", token)
     assert ended.returncode == 2
     assert said in ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr

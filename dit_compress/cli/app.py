@@ -18,7 +18,7 @@ from dit_compress.cli.plugins import new, plugins, schema
 from dit_compress.cli.prune import prune
 from dit_compress.cli.run import report, run
 from dit_compress.cli.sensitivity import sensitivity
-from dit_compress.cli.share import card, push
+from dit_compress.cli.share import card, pull, push
 from dit_compress.cli.twin import rehearse, twin
 from dit_compress.cli.verify import verify
 from dit_compress.core.errors import UserError
@@ -33,8 +33,8 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    run, check, plan, inspect, prune, sensitivity, generate, encode, report, card, push, verify, play,
-    twin, plugins, new, schema,
+    run, check, plan, inspect, prune, sensitivity, generate, encode, report, card, push, pull, verify,
+    play, twin, plugins, new, schema,
 )  # fmt: skip
 """In the order of ``--help``."""
 RARELY = 50_000

@@ -1,4 +1,4 @@
-"""``dit-compress card`` and ``push``: a model card of a run, and its result on the Hugging Face Hub."""
+"""``dit-compress card``, ``push`` and ``pull``: a model card of a run, and models to and from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def push(
     from dit_compress.report.upload import upload
 
     typer.echo(upload(folder, repository, private=not public, base_model=base_model))
+
+
+def pull(
+    repository: Annotated[str, typer.Argument(help="ORG/NAME on the Hugging Face Hub.")],
+    revision: Annotated[str, typer.Option(help="A branch, a tag or a commit.")] = "main",
+) -> None:
+    """Fetch a model from the Hub, once: recipes then name it as `model: {from: hub:ORG/NAME}`, and fetch nothing."""
+    from dit_compress.core.hub import pull as fetch
+
+    reference, folder = fetch(repository, revision)
+    typer.echo(f"{reference}: {folder}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
+from dit_compress.core.hub import HUB, pulled
 from dit_compress.core.limits import MAX_NAME_BYTES, MAX_SEED
 from dit_compress.core.pipeline import is_pipeline, open_pipeline
 from dit_compress.plugin import defaults
@@ -107,10 +108,15 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
     path = value["from"]
     for key in [key for key in value if key != "from"]:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
+    if isinstance(path, str) and path.startswith(HUB):
+        try:
+            path = str(pulled(path))
+        except UserError as error:
+            checker.fault(("model", "from"), *error.problems[0][1:])
+            return None, None
     if not isinstance(path, str) or not is_folder(path):
-        checker.fault(
-            ("model", "from"), f"there is no folder {show(path)}", "Give a bundle, a run or a diffusers folder"
-        )
+        mend = "Give a bundle, a run, a diffusers folder or 'hub:ORG/NAME'"
+        checker.fault(("model", "from"), f"there is no folder {show(path)}", mend)
         return None, None
     if _is_diffusers(Path(path)):
         return checker.part("model", {"use": defaults.MODEL, "path": path}, ("model",)), None

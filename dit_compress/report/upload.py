@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import link_file, link_tree
+from dit_compress.core.hub import endpoint, hub_refusals
 from dit_compress.model.licence import CARD
 from dit_compress.plugin import defaults
 from dit_compress.report.card import write_card
@@ -16,8 +16,6 @@ from dit_compress.report.data import read_run
 
 if TYPE_CHECKING:
     from dit_compress.report.data import Run
-
-INSTALL = "Install dit-compress[hub]"
 
 
 def upload(folder: Path, repository: str, *, private: bool = True, base_model: str | None = None) -> str:
@@ -56,22 +54,12 @@ def stage(run: Run, folder: Path, place: Path) -> None:
 
 
 def _send(place: Path, repository: str, *, private: bool) -> str:
-    try:
-        from huggingface_hub import HfApi, get_token
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ModuleNotFoundError as error:
-        raise UserError("'push' needs huggingface_hub", mend=INSTALL) from error
-    if get_token() is None:
-        raise UserError("no token for the Hub: nothing was sent", mend="Set HF_TOKEN, or log in with 'hf auth login'")
-    failures: Any = HfHubHTTPError.__bases__  # those of its HTTP library, too: no network, no answer
-    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="dit-compress")
-    try:
-        hub.create_repo(repository, private=private, exist_ok=True)
-        made = hub.upload_folder(repo_id=repository, folder_path=place, commit_message="Upload by dit-compress")
-    except HFValidationError as error:
-        raise UserError(f"{repository!r} names no repository: nothing was sent", mend="Give ORG/NAME") from error
-    except failures as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        mend = "Check the name, the token's rights and the network; what was sent already is taken up"
-        raise UserError(f"the Hub refused: {said}", where=repository, mend=mend) from error
+    with hub_refusals(repository, "nothing was sent") as hub:
+        if hub.get_token() is None:
+            raise UserError(
+                "no token for the Hub: nothing was sent", mend="Set HF_TOKEN, or log in with 'hf auth login'"
+            )
+        api = hub.HfApi(endpoint=endpoint(), library_name="dit-compress")
+        api.create_repo(repository, private=private, exist_ok=True)
+        made = api.upload_folder(repo_id=repository, folder_path=place, commit_message="Upload by dit-compress")
     return str(made.commit_url)

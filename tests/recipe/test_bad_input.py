@@ -209,7 +209,7 @@ CASES = {
     ),
     "a path that no disk takes": (
         f"  - latent: vae\nmodel: {{from: {'x' * 300}}}\n",
-        f"r.yaml:3: there is no folder '{'x' * 56}.... Give a bundle, a run or a diffusers folder",
+        f"r.yaml:3: there is no folder '{'x' * 56}.... Give a bundle, a run, a diffusers folder or 'hub:ORG/NAME'",
     ),
     "half a character": (
         '  - latent: vae\nlicence: "\\ud800"\n',
@@ -229,7 +229,7 @@ CASES = {
     ),
     "a model that is not there": (
         "  - latent: vae\nmodel: {from: runs/none}\n",
-        "r.yaml:3: there is no folder 'runs/none'. Give a bundle, a run or a diffusers folder",
+        "r.yaml:3: there is no folder 'runs/none'. Give a bundle, a run, a diffusers folder or 'hub:ORG/NAME'",
     ),
 }
 
