@@ -37,13 +37,12 @@ def resolve(document: Document, registry: Registry) -> Recipe:
         if key not in TOP_KEYS:
             checker.fault((key,), *unknown_key(key, list(TOP_KEYS), "the recipe"))
     name, seed, licence = _name(checker), _seed(checker), _licence(checker)
-    model, source = _model(checker)
-    whole = _whole_pipeline(data.get("model"))
+    model, source, folder = _model(checker)
     shared = {kind: checker.part(kind, data[kind], (kind,)) for kind in ("data", "text", "sampler") if kind in data}
     trackers = _trackers(checker)
     drafts = _drafts(checker)
-    if whole is not None:
-        _take_parts(checker, whole, shared, drafts)
+    if folder is not None and is_pipeline(folder):
+        _take_parts(checker, folder, shared, drafts)
     _give_names(checker, drafts)
     first = source if source is not None else BASE if "model" in data else None
     Inputs(checker, drafts, first).resolve()
@@ -100,11 +99,11 @@ def _licence(checker: Checker) -> str | None:
     return licence
 
 
-def _model(checker: Checker) -> tuple[Part | None, str | None]:
-    """Return the model's part, or the bundle that ``from`` names."""
+def _model(checker: Checker) -> tuple[Part | None, str | None, Path | None]:
+    """Return the model's part, or the bundle that ``from`` names; last its folder, where it is of diffusers."""
     value = checker.document.data.get("model")
     if not (isinstance(value, dict) and "from" in value):
-        return (checker.part("model", value, ("model",)) if "model" in checker.document.data else None), None
+        return (checker.part("model", value, ("model",)) if "model" in checker.document.data else None), None, None
     path = value["from"]
     for key in [key for key in value if key != "from"]:
         checker.fault(("model", key), f"{key!r} beside 'from'", "Name a plugin ('use') or a folder ('from'), not both")
@@ -113,21 +112,14 @@ def _model(checker: Checker) -> tuple[Part | None, str | None]:
             path = str(pulled(path))
         except UserError as error:
             checker.fault(("model", "from"), *error.problems[0][1:])
-            return None, None
+            return None, None, None
     if not isinstance(path, str) or not is_folder(path):
         mend = "Give a bundle, a run, a diffusers folder or 'hub:ORG/NAME'"
         checker.fault(("model", "from"), f"there is no folder {show(path)}", mend)
-        return None, None
+        return None, None, None
     if _is_diffusers(Path(path)):
-        return checker.part("model", {"use": defaults.MODEL, "path": path}, ("model",)), None
-    return None, as_path(path)
-
-
-def _whole_pipeline(value: Any) -> Path | None:
-    """Return the pipeline's folder that ``from`` names."""
-    path = value.get("from") if isinstance(value, dict) else None
-    found = isinstance(path, str) and is_folder(path) and _is_diffusers(Path(path)) and is_pipeline(Path(path))
-    return Path(path) if found and path else None
+        return checker.part("model", {"use": defaults.MODEL, "path": path}, ("model",)), None, Path(path)
+    return None, as_path(path), None
 
 
 def _take_parts(checker: Checker, folder: Path, shared: dict[Any, Part | None], drafts: list[Draft]) -> None:
