@@ -35,7 +35,7 @@ class DiffusersOptions(Options):
     rope_scale: ``rope_interpolation_scale`` where the module asks for it.
     """
 
-    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX))] = None
+    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX, "flow.json"))] = None
     part: Annotated[Literal["transformer", "transformer_2"], Keyed("part")] = "transformer"
     weights: Annotated[str | None, File(), Keyed("weights")] = None
     class_name: str | None = None
