@@ -82,7 +82,8 @@ def test_a_pruned_bundle_becomes_a_pipeline_that_stock_diffusers_samples(
 ) -> None:
     flow = Flow(shift=5.0, num_steps=3, guidance=1.0)
     bundle_of(twins(name), tmp_path / "whole", flow=flow)
-    (twins(name) / "LICENSE.txt").write_text("as it is")
+    (twins(name) / "blob").write_text("as it is")
+    (twins(name) / "LICENSE.txt").symlink_to("blob")  # as the Hub's cache has it
     bundle = Bundle.open(tmp_path / "whole")
     if remove:
         dit_compress.prune(tmp_path / "whole", remove=remove, out=tmp_path / "small")
@@ -96,7 +97,9 @@ def test_a_pruned_bundle_becomes_a_pipeline_that_stock_diffusers_samples(
     assert all(torch.equal(value, made.state_dict()[key]) for key, value in pipeline.transformer.state_dict().items())
     assert sigmas == pytest.approx(flow.sigmas(), abs=1e-6)
     assert pixels.std() > 0.001
+    assert part("model", "diffusers", path=str(files)).flow() == flow, "the folder can go in again"
     assert (files / "LICENSE.txt").read_text() == "as it is"
+    assert not (files / "LICENSE.txt").is_symlink()
     assert sorted(item.name for item in files.iterdir() if item.is_dir()) == sorted(
         item.name for item in twins(name).iterdir() if item.is_dir()
     )

@@ -36,7 +36,7 @@ class DiffusersOptions(Options):
     guidance: told to a module that guidance was distilled into. Not given: what its pipeline has when not asked.
     """
 
-    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX, "vae/config.json"))] = None
+    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX, "vae/config.json", "flow.json"))] = None
     part: Annotated[Literal["transformer", "transformer_2"], Keyed("part")] = "transformer"
     weights: Annotated[str | None, File(), Keyed("weights")] = None
     class_name: str | None = None

@@ -15,7 +15,9 @@ from torch import nn
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline, scheduler_config
+from dit_compress.core.schema import faults
 from dit_compress.model.flow import Flow
+from dit_compress.model.record import FlowSettings
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from dit_compress_plugins.model_diffusers import DiffusersOptions
 
 ATTRIBUTE = "dit_compress_convention"
+FLOW = "flow.json"
+"""What a pipeline that was exported here holds of its bundle's flow."""
 
 
 def load_module(options: DiffusersOptions) -> nn.Module:
@@ -120,14 +124,27 @@ def flow(options: DiffusersOptions) -> Flow:
     And the sigmas that a model is for, where it is one of two experts.
     """
     pipeline = pipeline_of(options)
+    between = _between(pipeline.boundary, options.part) if pipeline else None
+    written = Path(options.path or "") / FLOW
+    if pipeline and written.is_file():
+        return replace(_written(written), between=between)
     known = _stated(options)
     shift = known.get("flow_shift", known.get("shift"))
     if not known or not _flows(known) or known.get("use_dynamic_shifting"):
         shift = None
-    found = Flow(between=_between(pipeline.boundary, options.part)) if pipeline else Flow()
+    found = Flow(between=between)
     if isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0:
         return found
     return replace(found, shift=float(shift))
+
+
+def _written(file: Path) -> Flow:
+    """Read the flow that ``export: diffusers`` wrote beside the scheduler, which may have another shift for it."""
+    data = read_json(file)
+    if not isinstance(data, dict) or (fault := next(iter(faults(FlowSettings, data)), None)) is not None:
+        what = fault if isinstance(data, dict) else "no settings"
+        raise UserError(f"not the flow of a bundle: {what}", where=str(file), mend="Export the pipeline again")
+    return Flow.from_data(data)
 
 
 def _between(boundary: float | None, part: str) -> tuple[float, float] | None:
