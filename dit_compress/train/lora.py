@@ -47,7 +47,7 @@ def adapt(roles: Mapping[str, Role], lora: Lora, seed: int) -> None:
         role.only = (*role.only, *ADAPTERS)
         if id(denoiser.module) not in done:
             names = targets_of(denoiser, lora)
-            add_lora(hold(denoiser, lora.base).module, names, lora.rank, seed, lora.scale * lora.rank)
+            add_lora(hold(denoiser, lora.base).module, names, lora.rank, seed, lora.alpha or 2 * lora.rank)
             done.add(id(denoiser.module))
 
 
