@@ -55,9 +55,7 @@ def _named(folder: str) -> str:
     own = Path(folder).name
     found = sorted((name for name in TWINS if own.lower().startswith(name.lower())), key=len)
     if not found:
-        raise UserError(
-            f"no twin has the name of the folder {own!r}", mend=f"Give --twin, one of: {', '.join(TWINS)}"
-        )
+        raise UserError(f"no twin has the name of the folder {own!r}", mend=f"Give --twin, one of: {', '.join(TWINS)}")
     return found[-1]
 
 
