@@ -28,7 +28,7 @@ def twin(
 def rehearse(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="The folder for the twin, the clips, the small recipe and its run.")],
-    twin: Annotated[str | None, typer.Option(help="The public model; by the name of the recipe's folder if absent.")] = None,
+    twin: Annotated[str | None, typer.Option(help="The model; by the name of the recipe's folder if absent.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what each step makes of it, and do not run it.")] = False,
     threads: Threads = None,
     plugin: PluginFiles = None,

@@ -98,7 +98,8 @@ def _smaller(value: Any) -> Any:
         return value
     found = {key: _bounded(key, item) for key, item in value.items()}
     if budget := found.get("budget"):
-        found |= {"budget": None, "limit": None, "levels": {name: defaults.REHEARSED[name] for name in budget["levels"]}}
+        levels = {name: defaults.REHEARSED[name] for name in budget["levels"]}
+        found |= {"budget": None, "limit": None, "levels": levels}
     return found
 
 

@@ -53,11 +53,9 @@ def prepare(recipe: Path, out: Path, registry: Registry, twin: str | None = None
 def _named(folder: str) -> str:
     """Return the twin whose name a folder begins with; the longest."""
     own = Path(folder).name
-    found = sorted((name for name in TWINS if own.startswith(name)), key=len)
+    found = sorted((name for name in TWINS if own.lower().startswith(name.lower())), key=len)
     if not found:
-        raise UserError(
-            f"no twin has the name of the folder {own!r}", mend=f"Give --twin, one of: {', '.join(TWINS)}"
-        )
+        raise UserError(f"no twin has the name of the folder {own!r}", mend=f"Give --twin, one of: {', '.join(TWINS)}")
     return found[-1]
 
 
