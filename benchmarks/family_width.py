@@ -6,6 +6,8 @@ and FFN channels, or some of all three; a narrow model of that size is trained f
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import account
@@ -80,13 +82,17 @@ def narrowed(sizes: Mapping[str, Any]) -> tuple[int, int]:
     maker = make_part("model", options, installed()).build()
     denoiser = maker.denoiser(maker.create())
     (axis,) = make_part("granularity", "width", installed()).build().axes(denoiser.with_width())
-    for kept in range(axis.units, 0, -1):
+
+    @cache
+    def parameters(kept: int) -> int:
         module = meta_copy(denoiser).module
         apply_edits(module, compile_edits(module, [axis], {axis.name: tuple(range(kept))}))
-        count = sum(parameter.numel() for parameter in module.parameters())
-        if count <= account.target(sizes):
-            return kept, count
-    raise ValueError("no width is small enough")
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    kept = bisect_right(range(1, axis.units + 1), account.target(sizes), key=parameters)
+    if not kept:
+        raise ValueError("no width is small enough")
+    return kept, parameters(kept)
 
 
 def finished(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:

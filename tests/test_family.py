@@ -163,9 +163,18 @@ def here(monkeypatch, steps_here) -> None:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """One folder: the systems share teachers."""
-    return tmp_path_factory.mktemp("family")
+def folders(tmp_path_factory):
+    """One folder for each depth of models: the systems share teachers."""
+    return {layers: tmp_path_factory.mktemp(f"family{layers}") for layers in (3, 6)}
+
+
+@pytest.fixture
+def out(name, folders, monkeypatch):
+    """Where a system runs, with half the blocks if that leaves enough to choose from."""
+    layers = 6 if name in ("dmd", "width") else 3
+    tiny = account.TIERS["tiny"]
+    monkeypatch.setitem(account.TIERS, "tiny", {**tiny, "model": {**tiny["model"], "layers": layers}})
+    return folders[layers]
 
 
 @pytest.mark.slow(30)

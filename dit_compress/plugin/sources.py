@@ -33,10 +33,11 @@ class Source:
 
 def entry_points() -> list[Source]:
     """Return one source per entry point: those of dit-compress first, so that nobody can displace them."""
-    found = []
+    found, known = [], {id(None): ("unknown", "")}
     for entry in metadata.entry_points(group=GROUP):
-        name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
-        found.append(Source(entry.name, name, version, entry.load))
+        if id(entry.dist) not in known and entry.dist:  # its name and its version are read from a file, each time
+            known[id(entry.dist)] = entry.dist.name, entry.dist.version
+        found.append(Source(entry.name, *known[id(entry.dist)], entry.load))
     return sorted(found, key=lambda source: (source.distribution != "dit-compress", source.distribution, source.name))
 
 

@@ -22,7 +22,7 @@ from dit_compress.data.clips import split_of
 from dit_compress.data.source import data_folder
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
-from dit_compress_plugins.data_shapes import ShapesOptions, data
+from dit_compress_plugins.data_shapes import ShapesOptions
 from dit_compress_plugins.data_shapes.data import Shapes
 from dit_compress_plugins.data_shapes.render import render
 from dit_compress_plugins.data_shapes.world import COLOURS, SIZES, Scene, Thing, path_of
@@ -275,7 +275,7 @@ def test_other_sizes_scale() -> None:
 
 
 def test_the_plugin_names_its_code_and_imports_no_torch() -> None:
-    assert data().load == f"{Shapes.__module__}:{Shapes.__name__}"
+    assert installed().get("data", "shapes").load == f"{Shapes.__module__}:{Shapes.__name__}"
     code = (
         "import sys, dit_compress.data.clips, dit_compress_plugins.data_shapes, dit_compress_plugins.data_videos, "
         "dit_compress_plugins.evaluate_shapes, dit_compress_plugins.evaluate_reconstruction; "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_compress.recipe import dump, load, make_part
@@ -149,6 +149,7 @@ DATA = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(KEY, DATA, min_size=1, max_size=4))
 def test_what_is_dumped_is_read_back(data: dict[str, Any]) -> None:
     """Text that looks like a number stays text; numbers keep their value."""
@@ -183,6 +184,7 @@ STEP = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(STEP, min_size=1, max_size=6), st.sampled_from([{}, {"model": "dit"}]), st.integers(0, 2**64 - 1))
 def test_resolving_twice_changes_nothing(
     registry: Registry, steps: list[Any], model: dict[str, Any], seed: int

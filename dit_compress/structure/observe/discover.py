@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from dit_compress.structure.raised import line_of, raised
 from dit_compress.structure.signature import Known, signature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from dit_compress.structure.facts import UnitList
     from dit_compress.structure.observe.blocks import Found
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dit_compress.structure.observe.units import Units
     from dit_compress.structure.observe.weightless import Seen
     from dit_compress.structure.record import Call
+
+Used = TypeVar("Used")
 
 
 @dataclass
@@ -109,7 +111,17 @@ def _used_elsewhere(unit_list: UnitList, head: str, names: Mapping[str, list[str
 
 
 def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found], list[Refusal]]]:
-    """Return the module's weightless copy and its stacks. Raises what the module raises.
+    """Return the module's weightless copy and its stacks. Raises what the module raises."""
+    return _first(module, call, lambda replica: (replica, find_stacks(replica)))
+
+
+def running(module: nn.Module, call: Call) -> Replica:
+    """Return the module's weightless copy, which runs. Raises what the module raises."""
+    return _first(module, call, lambda replica: (replica.run(), replica)[1])
+
+
+def _first(module: nn.Module, call: Call, use: Callable[[Replica], Used]) -> Used:
+    """Return what is made of the first copy that runs.
 
     Where it does not run, its tables become real; then its tensors say that they have a dtype of the module's.
     """
@@ -117,8 +129,7 @@ def replicated(module: nn.Module, call: Call) -> tuple[Replica, tuple[list[Found
     for claims in (None, *_dtypes(module)):
         for real in (False, True):
             try:
-                replica = Replica(module, call, real=real, claims=claims)
-                return replica, find_stacks(replica)
+                return use(Replica(module, call, real=real, claims=claims))
             except FAILURES as error:
                 first = first or error
     assert first is not None

@@ -17,7 +17,7 @@ from dit_compress.structure.lookup import number_at, set_attribute
 from dit_compress.structure.masks import hard_masks, masked
 from dit_compress.structure.observe.assemble import geometry, masks_of, slices
 from dit_compress.structure.observe.attributes import EXACT, integers, plans
-from dit_compress.structure.observe.discover import replicated
+from dit_compress.structure.observe.discover import running
 from dit_compress.structure.observe.probe import outputs_differ
 from dit_compress.structure.observe.stored import stored
 from dit_compress.structure.observe.trace import FAILURES, DivergedError
@@ -69,13 +69,13 @@ def _observed(module: nn.Module, calls: Sequence[Call], structure: Structure) ->
 
 
 def _width(module: nn.Module, calls: Sequence[Call], structure: Structure) -> Width:
-    replica, _ = replicated(module, calls[0])
+    replica = running(module, calls[0])
     tracer = Tracer(replica, structure.main, structure.stacks)
     main = tracer.follow(structure.main.stream)
     replicas = [replica.edited([])]
     for call in calls[1:]:
         with suppress(*FAILURES):  # a model that takes no other size is not asked for one
-            replicas.append(replicated(module, call)[0])
+            replicas.append(running(module, call))
     first: NoWidthError | None = None
     for tied in (None, *tracer.others(main)):
         try:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dit_compress.structure.observe.discover import replicated
+from dit_compress.structure.observe.discover import running
 from dit_compress_plugins.transform_attention.forms import Form, form_of
 from dit_compress_plugins.transform_attention.grid import SIZES, axes_of, call_at
 from dit_compress_plugins.transform_attention.swap import Mixer, Scores
@@ -174,7 +174,7 @@ def _reads(owner: str, inside: Any, tokens: int) -> tuple[str, int] | None:
 
 def _watch(denoiser: Denoiser, grid: tuple[int, int, int]) -> list[_Sight]:
     """Return every attention of a call at a grid of tokens."""
-    replica, _ = replicated(denoiser.module, call_at(denoiser, grid))
+    replica = running(denoiser.module, call_at(denoiser, grid))
     t, h, w = grid
     mode = _Watch(replica.module, (t * h * w, h * w))
     with mode:

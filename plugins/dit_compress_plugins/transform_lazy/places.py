@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dit_compress.structure.observe.discover import replicated
+from dit_compress.structure.observe.discover import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ class Places:
 
 def places(denoiser: Denoiser, parts: Iterable[UnitList]) -> Places:
     """Return where the modules that some parts stand in can have a gate."""
-    replica, _ = replicated(denoiser.module, denoiser.example_call())
+    replica = running(denoiser.module, denoiser.example_call())
     parts = list(parts)
     seen = _watch(replica, {path for part in parts for path in _outwards(part)})
     called = {part: next((path for path in _outwards(part) if path in seen), None) for part in parts}
