@@ -139,15 +139,17 @@ class Context(Workplace):
         else:
             for shape, index in buckets_of(cached.clips).items():
                 self._need_shape(tuple(latents[index[:1]].shape[1:]), shape)
+        shown, count = cached, len(cached.clips)
         if captions:
-            clips = [replace(cached.clips[i % len(cached.clips)], caption=each) for i, each in enumerate(captions)]
-            return replace(cached, clips=clips).samples(Again(latents, len(cached.clips)), self.input, text)
-        samples = cached.samples(latents, self.input, text)
+            shown = replace(cached, clips=[replace(cached.clips[i % count], caption=it) for i, it in enumerate(captions)])
+            latents = Again(latents, count)
+        samples = shown.samples(latents, self.input, text)
         if not self.first_frame:
             return samples
         condition = first_condition(self.input.spec.outline())
         given = source.firsts(self._data_folder(), split, condition)
-        return samples.beside(condition, cached.firsts(self.input, condition) if given is None else given)
+        firsts = cached.firsts(self.input, condition) if given is None else given
+        return samples.beside(condition, Again(firsts, count) if captions else firsts)
 
     @property
     def first_frame(self) -> bool:
