@@ -11,6 +11,8 @@ PEER = "torch_pruning"
 """The library that ``inspect --peer`` asks; a search has its name."""
 SAMPLER = "euler"
 TRACKER = "jsonl"
+PIPELINE = "diffusers"
+"""The export whose files are a pipeline of diffusers."""
 ENCODED = "latents"
 """The source that reads what ``encode`` writes."""
 
