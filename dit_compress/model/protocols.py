@@ -102,7 +102,7 @@ class Text(Protocol):
         plugin, config: of the teacher, as its bundle has them; what that is made of without weights is enough.
         sees_padding: the teacher's embeddings of the padding count like others.
         """
-        raise UserError("this text encoder can't learn from another one", mend="Name one that can (docs/plugins/text.md)")
+        raise UserError("this text encoder can't learn from another", mend="Name one that can (docs/plugins/text.md)")
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:
