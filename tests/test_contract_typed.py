@@ -88,6 +88,9 @@ ORDINARY = frozenset(
         "random",
         "scaled",
         "shapes",
+        "small",
+        "text",
+        "transformers",
         "videos",
         "width",
         "widths",
@@ -97,7 +100,12 @@ ORDINARY = frozenset(
 """Names that are words of the trade, too: in a sentence, or in the name of a file, they name no plugin."""
 
 OTHERS = {
-    "": {"width": "of a video, of a stream, of a model; an option", "widths": "several of them; an option of exports"},
+    "": {
+        "small": "a size",
+        "text": "a kind of part, a component, a condition in exported files",
+        "width": "of a video, of a stream, of a model; an option",
+        "widths": "several of them; an option of exports",
+    },
     "cli/prune.py": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "pruning/": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "data/shard": {"count": "a key of the index of shards"},

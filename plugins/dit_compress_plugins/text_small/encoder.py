@@ -122,15 +122,16 @@ class Small(Text):
         component = ComponentSpec("text", part.name, maker.config_of(maker.create()))
         return self._over(component, self.options.caption_width, sees_padding=False)
 
-    def follow(self, teacher: ComponentSpec, *, sees_padding: bool = False) -> nn.Module:
+    def follow(self, plugin: str, config: Mapping[str, Any], *, sees_padding: bool = False) -> nn.Module:
         """Make an encoder of random weights for the tokens and the width of another."""
         if self.options.tokens is not None or self.options.gives is not None:
             raise UserError(
                 "a student reads its teacher's tokens, and is as wide", mend="Leave out 'tokens' and 'gives'"
             )
-        return self._over(teacher, teacher.outline.width, sees_padding=sees_padding)  # type: ignore[arg-type]
+        return self._over(ComponentSpec("text", plugin, dict(config)), None, sees_padding=sees_padding)
 
-    def _over(self, component: ComponentSpec, gives: int, *, sees_padding: bool) -> nn.Module:
+    def _over(self, component: ComponentSpec, gives: int | None, *, sees_padding: bool) -> nn.Module:
+        """Make an encoder over the tokens of a component; as wide as that where ``gives`` is None."""
         reader: Any = component.outline
         if not reader.num_tokens:
             raise UserError(
@@ -139,7 +140,7 @@ class Small(Text):
             )
         options, tokens = self.options, {"plugin": component.plugin, "config": component.config}
         sizes = {name: getattr(options, name) for name in ("layers", "width", "heads", "ffn")}
-        return SmallEncoder(tokens, reader.num_tokens, **sizes, gives=gives, sees_padding=sees_padding)
+        return SmallEncoder(tokens, reader.num_tokens, **sizes, gives=gives or reader.width, sees_padding=sees_padding)
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class TransformersEncoder(nn.Module, TextEncoder):
         )
 
     @property
-    def num_tokens(self) -> int:
+    def num_tokens(self) -> int:  # type: ignore[override]
         """How many tokens there are."""
         return self.side.num_tokens
 
