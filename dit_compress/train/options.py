@@ -171,7 +171,9 @@ class Lora(Options):
     """Low-rank updates in the weights' place: trained, folded into them at the end, and kept as a file besides."""
 
     rank: int = Field(64, ge=1)
-    alpha: float | None = Field(None, gt=0, description="Over the rank: the scale of the updates; twice the rank if absent.")
+    alpha: float | None = Field(
+        None, gt=0, description="Over the rank: the scale of the updates; twice the rank if absent."
+    )
     targets: tuple[str, ...] | None = Field(
         None,
         min_length=1,
