@@ -126,7 +126,7 @@ def write_lora(module: nn.Module, path: Path, base: str) -> None:
 
 def _layers(module: nn.Module) -> dict[str, Any]:
     """Return the layers that stand in linears' places, by path."""
-    if not hasattr(module, "peft_config"):
+    if "peft_config" not in vars(module):
         return {}
     from peft.tuners.lora import LoraLayer
 
