@@ -154,7 +154,8 @@ class Model:
         frames, first = (1, "") if self.images else (9, ", first_frame: true" if "I2V" in self.name else "")
         text = RECIPE.format(twin=self.twin, clips=self.place / "clips", frames=frames, first=first, share=share)
         (self.place / "recipe.yaml").write_text(text)
-        self.step("diffusers_vae")
+        for name in ("base", "diffusers_vae"):
+            self.step(name)
         self.step("prune")
 
     def recover(self) -> None:
