@@ -258,7 +258,8 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Copy a file by a hard link (a plain copy where links can't be made)."""
+    """Copy a file by a hard link (a plain copy where links can't be made); of a symbolic link what it points to."""
+    source = source.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -124,7 +124,7 @@ def _whole_pipeline(value: Any) -> Path | None:
     return Path(path) if found and path else None
 
 
-def _take_parts(checker: Checker, folder: Path, shared: dict[str, Part | None], drafts: list[Draft]) -> None:
+def _take_parts(checker: Checker, folder: Path, shared: dict[Any, Part | None], drafts: list[Draft]) -> None:
     """Take the text encoders and the VAE of a pipeline, too, where the recipe names no others."""
     try:
         pipeline = open_pipeline(folder)

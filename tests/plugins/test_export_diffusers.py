@@ -40,7 +40,10 @@ def export(folder: Path, bundle: Bundle) -> Path:
 def test_a_pruned_model_brings_its_plan_and_its_loader(tmp_path: Path, name: str) -> None:
     bundle_of(tmp_path / "whole", name)
     made = dit_compress.prune(tmp_path / "whole", **COUNTS, out=tmp_path / "small")
-    files = export(tmp_path / "step", Bundle.open(tmp_path / "small"))
+    small = Bundle.open(tmp_path / "small")
+    with pytest.raises(UserError, match=f"can't tell this shape of {type(made).__name__}"):
+        part("export", "diffusers", single_file=True).plan(small.spec)
+    files = export(tmp_path / "step", small)
     assert sorted(item.name for item in (files / "transformer").iterdir()) == [
         "config.json", "diffusion_pytorch_model.safetensors", "load_pruned.py", "pruning.json",
     ]  # fmt: skip

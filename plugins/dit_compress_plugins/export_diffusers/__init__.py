@@ -12,10 +12,12 @@ class DiffusersOptions(Options):
     widths: of its nested widths, those that are written, in folders of their own.
     pipeline: the folder of the whole pipeline that the bundle's parts go into; the one that its model came from if
         absent. Where there is neither, the parts are written alone.
+    single_file: write the denoiser in its original repository's layout, too: what ComfyUI reads.
     """
 
     widths: Widths = None
     pipeline: Annotated[str | None, File(), Keyed("pipeline")] = None
+    single_file: Annotated[bool, Keyed("single_file")] = False
 
 
 @hookimpl

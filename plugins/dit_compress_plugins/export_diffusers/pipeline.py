@@ -116,7 +116,7 @@ def write_pipeline(folder: Path, base: Pipeline, bundle: Bundle, own: Collection
     index = dict(base.index)
     for name in base.parts:
         if name not in own and name != SCHEDULER:
-            link_tree(base.folder.resolve() / name, folder / name)
+            link_tree(base.folder / name, folder / name)
         if (folder / name / PRUNING).is_file():
             index[name] = [Path(LOADER).stem, PIPELINE_CLASS]
         elif name in own:
@@ -130,7 +130,7 @@ def write_pipeline(folder: Path, base: Pipeline, bundle: Bundle, own: Collection
         index[SCHEDULER][0] = source.stem
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     for file in base.terms():
-        link_file(file.resolve(), folder / file.name)
+        link_file(file, folder / file.name)
     (folder / CARD).write_text(card(index, bundle), "utf-8")
 
 

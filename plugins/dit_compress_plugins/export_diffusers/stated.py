@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dit_compress.core.errors import UserError
 from dit_compress.structure.compact import LOG_NAME
 from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files.load_pruned import ATTRIBUTE
@@ -30,19 +31,40 @@ def stated(denoiser: Denoiser) -> Any:
     The weights are shared. A config counts where shapes are those of the module and one call gives the same bits.
     """
     module: Any = denoiser.module
-    record = getattr(module, ATTRIBUTE, {}).get("record", {"log": []})
-    pruned = bool(record["log"]) and all(entry["name"] == LOG_NAME for entry in record["log"])
-    if not pruned or not hasattr(type(module), "from_config") or record["base"] == shapes_of(module):
+    if is_ordinary(module) or (config := config_of(module)) is None:
         return module
+    with empty_weights():
+        ordinary = made(type(module), config, type(module).__name__)
+    ordinary.load_state_dict(module.state_dict(), strict=True, assign=True)
+    return ordinary.eval() if _same(denoiser, ordinary) else module
+
+
+def is_ordinary(module: Any) -> bool:
+    """Tell whether a module's own config states its shape."""
+    record = getattr(module, ATTRIBUTE, {}).get("record")
+    return record is None or record["base"] == shapes_of(module)
+
+
+def config_of(module: Any) -> dict[str, Any] | None:
+    """Return a config that states a pruned module's shape; None where there is none, or more than units was changed."""
+    record = getattr(module, ATTRIBUTE)["record"]
+    if not hasattr(type(module), "from_config") or any(entry["name"] != LOG_NAME for entry in record["log"]):
+        return None
     for config in _configs(module):
-        if config == own_config(type(module), module.config):
-            continue
         with empty_weights():
             ordinary = made(type(module), config, type(module).__name__)
         if shapes_of(ordinary) == shapes_of(module):
-            ordinary.load_state_dict(module.state_dict(), strict=True, assign=True)
-            return ordinary.eval() if _same(denoiser, ordinary) else module
-    return module
+            return config
+    return None
+
+
+def need_stated(module: Any) -> None:
+    """Raise UserError where a single file would have a shape that its readers can't tell."""
+    if not is_ordinary(module) and config_of(module) is None:
+        raise UserError(
+            f"a single file holds no config: what reads it can't tell this shape of {type(module).__name__}",
+            mend="Prune blocks, or FFNs to one width; or leave 'single_file' out",
+        )
 
 
 def _configs(module: Any) -> Iterator[dict[str, Any]]:
@@ -52,8 +74,8 @@ def _configs(module: Any) -> Iterator[dict[str, Any]]:
         whole = made(type(module), config, type(module).__name__)
     now: dict[int, set[int]] = {}
     lengths = _lengths(module)
-    for name, before in _lengths(whole).items():
-        now.setdefault(before, set()).add(lengths.get(name, before))
+    for name, length in _lengths(whole).items():
+        now.setdefault(length, set()).add(lengths.get(name, length))
     shapes = shapes_of(module)
     for name, before in shapes_of(whole).items():
         for old, new in zip(before, shapes.get(name, before), strict=False):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import whole_folder, write_json
+from dit_compress.core.pipeline import DENOISERS
 from dit_compress.export.widths import at_each, narrowed
 from dit_compress.step.context import Result
 from dit_compress.structure.files.load_pruned import PRUNING, load
+from dit_compress.structure.files.original import from_original, need_table, to_original
 from dit_compress_plugins.export_diffusers.pipeline import base_of, check_experts, part_of, write_pipeline
-from dit_compress_plugins.export_diffusers.stated import stated
+from dit_compress_plugins.export_diffusers.stated import need_stated, stated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +36,9 @@ class DiffusersExport:
         spec.need_denoiser()
         narrowed(spec, self.options.widths)
         base_of(spec, self.options.pipeline)
+        if self.options.single_file:
+            need_table(type(spec.outline().module).__name__)
+            need_stated(spec.outline().module)
         return spec
 
     def run(self, context: Context) -> Result:
@@ -54,6 +60,9 @@ class DiffusersExport:
         with whole_folder(context.folder / "files") as folder:
             for name, module in modules.items():
                 save_and_prove(folder / name, module)
+                if self.options.single_file and name in DENOISERS:
+                    need_stated(module)
+                    write_single(folder / "single_file" / f"{name}.safetensors", module)
             write_json(folder / "flow.json", bundle.flow.as_data())
             if base is not None:
                 write_pipeline(folder, base, bundle, modules)
@@ -61,6 +70,15 @@ class DiffusersExport:
             metrics={"passed": True, "components": len(modules), "pipeline": base.class_name if base else None},
             files={name: f"files/{name}" for name in modules},
         )
+
+
+def write_single(file: Path, module: Any) -> None:
+    """Write a denoiser's weights in the original repository's layout, read them back, compare all tensors."""
+    file.parent.mkdir(exist_ok=True)
+    save_file({name: value.contiguous() for name, value in to_original(module).items()}, file, {"format": "pt"})
+    again = from_original(module, file)
+    if different := [name for name, value in module.state_dict().items() if not torch.equal(again[name], value)]:
+        raise UserError(f"reloaded weights differ: {different[:3]}", where=str(file))
 
 
 def save_and_prove(folder: Path, module: Any) -> None:

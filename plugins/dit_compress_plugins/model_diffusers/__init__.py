@@ -24,6 +24,8 @@ class DiffusersOptions(Options):
 
     path: a folder with config.json and safetensors, or a pipeline's folder (``model_index.json``, ``transformer/``).
     part: of a pipeline with two experts the one that is taken; each is a model of its own, for its sigmas.
+    weights: a safetensors file in the original repository's layout (Wan, LTX, Flux), instead of the folder's weights
+        or random ones.
     prediction: what the module's output is. Not given: read from the pipeline's scheduler, else ``velocity``.
         ``reversed`` is ``x0 - noise``; ``noise``, ``x0`` and ``v`` are those of a variance-preserving model.
     reversed_time: the module's clock runs from 0 at noise to 1 at data.
@@ -34,8 +36,9 @@ class DiffusersOptions(Options):
     guidance: told to a module that guidance was distilled into. Not given: what its pipeline has when not asked.
     """
 
-    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX, "vae/config.json"))] = None
+    path: Annotated[str | None, File((*DENOISERS, SCHEDULER, INDEX, "vae/config.json", "flow.json"))] = None
     part: Annotated[Literal["transformer", "transformer_2"], Keyed("part")] = "transformer"
+    weights: Annotated[str | None, File(), Keyed("weights")] = None
     class_name: str | None = None
     config: dict[str, Any] | None = None
     prediction: Literal["velocity", "reversed", "noise", "x0", "v"] | None = None

@@ -15,10 +15,14 @@ from torch import nn
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.core.pipeline import DENOISERS, Pipeline, is_pipeline, open_pipeline, scheduler_config
+from dit_compress.core.schema import faults
 from dit_compress.model.flow import Flow
+from dit_compress.model.record import FlowSettings
+from dit_compress.structure.empty import empty_weights
 from dit_compress.structure.files import load_pruned
 from dit_compress.structure.files.load_pruned import PRUNING
-from dit_compress.structure.files.whole import load_whole, made, own_config, said
+from dit_compress.structure.files.original import from_original
+from dit_compress.structure.files.whole import load_whole, made, own_config, read_config, said
 from dit_compress_plugins.model_diffusers.convention import Convention, observe
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from dit_compress_plugins.model_diffusers import DiffusersOptions
 
 ATTRIBUTE = "dit_compress_convention"
+FLOW = "flow.json"
+"""What a pipeline that was exported here holds of its bundle's flow."""
 
 
 def load_module(options: DiffusersOptions) -> nn.Module:
@@ -36,6 +42,8 @@ def load_module(options: DiffusersOptions) -> nn.Module:
 
     None are where ``empty_weights`` puts new parameters on the meta device.
     """
+    if options.weights is not None:
+        return _original(options, Path(options.weights))
     if options.class_name is not None:
         return _strictly_made(options.class_name, options.config or {})
     folder = _component(options)
@@ -43,6 +51,22 @@ def load_module(options: DiffusersOptions) -> nn.Module:
         planning = next(nn.Linear(1, 1).parameters()).is_meta
         return load_pruned.load(folder, torch_dtype=torch.float32, verify=not planning)
     return load_whole(folder)
+
+
+def _original(options: DiffusersOptions, file: Path) -> nn.Module:
+    """Make the module of the options with the weights of a single file."""
+    if not file.is_file():
+        raise UserError("no such file", where=str(file), mend="Give a safetensors file of the original repository")
+    planning = next(nn.Linear(1, 1).parameters()).is_meta
+    with empty_weights():
+        if options.class_name is not None:
+            module = _strictly_made(options.class_name, options.config or {})
+        else:
+            config = read_config(_component(options))
+            module = made_of(config["_class_name"], config)
+    if not planning:
+        module.load_state_dict(from_original(module, file), strict=True, assign=True)
+    return module.eval()
 
 
 def _strictly_made(class_name: str, config: Mapping[str, Any]) -> nn.Module:
@@ -100,14 +124,27 @@ def flow(options: DiffusersOptions) -> Flow:
     And the sigmas that a model is for, where it is one of two experts.
     """
     pipeline = pipeline_of(options)
+    between = _between(pipeline.boundary, options.part) if pipeline else None
+    written = Path(options.path or "") / FLOW
+    if pipeline and written.is_file():
+        return replace(_written(written), between=between)
     known = _stated(options)
     shift = known.get("flow_shift", known.get("shift"))
     if not known or not _flows(known) or known.get("use_dynamic_shifting"):
         shift = None
-    found = Flow(between=_between(pipeline.boundary, options.part)) if pipeline else Flow()
+    found = Flow(between=between)
     if isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0:
         return found
     return replace(found, shift=float(shift))
+
+
+def _written(file: Path) -> Flow:
+    """Read the flow that ``export: diffusers`` wrote beside the scheduler, which may have another shift for it."""
+    data = read_json(file)
+    if not isinstance(data, dict) or (fault := next(iter(faults(FlowSettings, data)), None)) is not None:
+        what = fault if isinstance(data, dict) else "no settings"
+        raise UserError(f"not the flow of a bundle: {what}", where=str(file), mend="Export the pipeline again")
+    return Flow.from_data(data)
 
 
 def _between(boundary: float | None, part: str) -> tuple[float, float] | None:

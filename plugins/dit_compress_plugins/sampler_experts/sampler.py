@@ -31,7 +31,8 @@ class ExpertsSampler:
                 mend="Name the bundle of the pipeline's other part: model: {…, part: transformer_2}",
             )
         self.flow = bundle.flow
-        self._bundle, self._other = bundle, None
+        self._bundle = bundle
+        self._other: Denoiser | None = None
 
     def sample(
         self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0
