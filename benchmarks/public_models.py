@@ -121,7 +121,8 @@ class Model:
                 found[cell] = ["refused", f"needs {need!r}"]
             else:
                 found[cell] = outcome(getattr(self, cell))
-            print(f"  {cell}: {' '.join(found[cell])} ({time.process_time() - start:.0f} s)", file=sys.stderr, flush=True)
+            spent = f"{time.process_time() - start:.0f} s"
+            print(f"  {cell}: {' '.join(found[cell])} ({spent})", file=sys.stderr, flush=True)
             file.write_text(json.dumps(found, indent=1))
 
     def open(self) -> None:

@@ -143,7 +143,7 @@ def test_encoded_elsewhere_they_lie_in_the_shards(bundle: Bundle, tmp_path: Path
     for said in (", first_frame: true", ""):
         recipe.write_text(
             f"data: {{use: shapes, num_clips: 3, num_test: 1, frames: 9, size: [64, 64]{said}}}\n"
-            "steps: [{evaluate: {use: reconstruction}, input: x}]\n"
+            f"steps: [{{evaluate: {{use: reconstruction}}, input: {bundle.path}}}]\n"
         )
         encode_data(load(recipe, installed()), bundle.path, out if said else tmp_path / "plain")
     source = part("data", "latents", path=str(out), frames=9, size=[64, 64], first_frame=True, test_fraction=0)

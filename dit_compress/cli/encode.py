@@ -86,7 +86,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
 
 
 def _firsts(recipe: Recipe, bundle: Bundle) -> tuple[str, ...]:
-    """Return which latents of first frames the data asks for: those of the bundle's model, of a VAE alone both kinds."""
+    """Return which latents of first frames the data asks for: those of the bundle's model; without one both kinds."""
     from dit_compress.model.conditions import FIRST, FIRST_PADDED, first_condition
     from dit_compress.plugin.options import VideoOptions
 

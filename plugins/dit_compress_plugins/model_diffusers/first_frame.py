@@ -8,7 +8,7 @@ Shapes: B batch, C channels, T H W latent frames, height, width, S tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,7 +18,7 @@ from dit_compress.model.flow import expand
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SMALLEST = 1e-4
 """Bound of sigma where the velocity of a known frame is divided by it."""
@@ -52,15 +52,15 @@ TOKENS = ("LTXVideoTransformer3DModel", "WanTransformer3DModel")
 """Classes that take a timestep per token: the first frame stands in the latent, its clock at 0 (LTX, Wan 2.2 5B)."""
 
 
-def channels_way(module: nn.Module) -> Channels | None:
+def channels_way(module: Any) -> Channels | None:
     """Return what further channels the module was built for."""
     way, own = CHANNELS.get(type(module).__name__), latent_channels(module.config)
     return way if way and module.config["in_channels"] == 2 * own + way.mask else None
 
 
-def takes_tokens(module: nn.Module) -> bool:
+def takes_tokens(module: Any) -> bool:
     """Tell whether the first frame can stand in the module's latent."""
-    config: Mapping[str, int] = module.config  # type: ignore[assignment]
+    config = module.config
     return type(module).__name__ in TOKENS and config["in_channels"] == latent_channels(config)
 
 

@@ -107,7 +107,7 @@ class Piped:
         return self._connected(found)
 
     def _connected(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put LTX-2's connectors behind the encoder, as its pipeline does; of what they give, the words of the video."""
+        """Put LTX-2's connectors behind the encoder, as its pipeline does; return the words for the video."""
         if not (self.folder / CONNECTORS).is_dir():
             return found
         from diffusers.pipelines.ltx2 import LTX2TextConnectors
