@@ -47,7 +47,7 @@ def adapt(roles: Mapping[str, Role], lora: Lora, seed: int) -> None:
         role.only = (*role.only, *ADAPTERS)
         if id(denoiser.module) not in done:
             names = targets_of(denoiser, lora)
-            add_lora(hold(denoiser, lora.base).module, names, lora.rank, seed, lora.scale * lora.rank)
+            add_lora(hold(denoiser, lora.base).module, names, lora.rank, seed, lora.alpha or 2 * lora.rank)
             done.add(id(denoiser.module))
 
 
@@ -126,7 +126,7 @@ def write_lora(module: nn.Module, path: Path, base: str) -> None:
 
 def _layers(module: nn.Module) -> dict[str, Any]:
     """Return the layers that stand in linears' places, by path."""
-    if not hasattr(module, "peft_config"):
+    if "peft_config" not in vars(module):
         return {}
     from peft.tuners.lora import LoraLayer
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_compress.core.errors import UserError
 from dit_compress.step.protocols import Step
+from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -198,7 +199,7 @@ class Distiller(Step, Protocol):
         UserError that making the rest raises refuses the step.
         """
         size = sum(parameter.numel() for parameter in student.parameters())
-        lora = getattr(self.options, "lora", None)
+        lora = self.options.lora if isinstance(self.options, DistillOptions) else None
         if lora is None:
             return size, size
         from dit_compress.train.targets import count

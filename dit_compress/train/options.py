@@ -171,7 +171,9 @@ class Lora(Options):
     """Low-rank updates in the weights' place: trained, folded into them at the end, and kept as a file besides."""
 
     rank: int = Field(64, ge=1)
-    alpha: float | None = Field(None, gt=0, description="Over the rank: the scale of the updates; 2 if absent.")
+    alpha: float | None = Field(
+        None, gt=0, description="Over the rank: the scale of the updates; twice the rank if absent."
+    )
     targets: tuple[str, ...] | None = Field(
         None,
         min_length=1,
@@ -181,11 +183,6 @@ class Lora(Options):
     base: Annotated[Kept, Keyed("base")] = Field(
         "float32", description="How the frozen weights are kept meanwhile; folded are those of the input."
     )
-
-    @property
-    def scale(self) -> float:
-        """``alpha`` over the rank."""
-        return 2.0 if self.alpha is None else self.alpha / self.rank
 
     @model_validator(mode="after")
     def _has_peft(self) -> Self:
