@@ -68,6 +68,7 @@ ORDINARY = frozenset(
     [
         "adversarial",
         "affine",
+        "attention",
         "block",
         "channels",
         "count",
@@ -83,16 +84,28 @@ ORDINARY = frozenset(
         "latents",
         "magnitude",
         "modulation",
+        "nested",
         "random",
         "scaled",
         "shapes",
+        "small",
+        "text",
+        "transformers",
         "videos",
+        "width",
+        "widths",
         "words",
     ]
 )
 """Names that are words of the trade, too: in a sentence, or in the name of a file, they name no plugin."""
 
 OTHERS = {
+    "": {
+        "small": "a size",
+        "text": "a kind of part, a component, a condition in exported files",
+        "width": "of a video, of a stream, of a model; an option",
+        "widths": "several of them; an option of exports",
+    },
     "cli/prune.py": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "pruning/": {"latency": "a budget, beside params and flops", "modulation": "an option, beside them"},
     "data/shard": {"count": "a key of the index of shards"},
@@ -102,11 +115,13 @@ OTHERS = {
     "report/data.py": {"flow": "a key of bundle.json", "videos": "an entry among the files of a step"},
     "model/figures.py": {"ffn": "a key of step.json: widths of feed-forwards"},
     "export/player.py": {"words": "a kind of tokenizer file, which the player reads"},
+    "report/card.py": {"diffusers": "a library's name on the Hub"},
     "report/figures.py": {"ffn": "a module's name in models of diffusers", "block": "a label beside the rows"},
     "structure/": {
         "block": "the prefix of block axes in transform logs",
         "head": "part of attributes' names in models",
         "magnitude": "a parameter of DoRA",
+        "nested": "the widths of a model, in its log",
     },
     "testing/models.py": {"ffn": "an option of the tiny model", "channels": "another"},
     "testing/steps.py": {"channels": "an option of the tiny VAE"},
@@ -156,7 +171,7 @@ def test_the_engine_names_no_plugin() -> None:
 
 def test_the_engine_names_no_plugins_metric_or_file() -> None:
     stated = built_in("quality", "curves")
-    assert stated == {"attribute_accuracy", "curves.jsonl", "explained"}
+    assert stated == {"attribute_accuracy", "curves.jsonl", "explained", "vbench_total"}
     assert [f"{name}:{line}" for name, tree in SOURCES.items() for line, text in strings(tree) if text in stated] == []
 
 

@@ -15,7 +15,7 @@ from toy import batch, part, words
 from dit_compress.core.errors import UserError
 from dit_compress.core.randomness import Streams
 from dit_compress.data.samples import Samples, to_pixels
-from dit_compress.export.base import ExportStep
+from dit_compress.export.base import ExportOptions, ExportStep
 from dit_compress.export.step import export
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.flow import Flow, euler
@@ -188,11 +188,11 @@ def test_an_export_of_a_bundle_with_a_sampler_is_refused(named: Bundle, tmp_path
         "Export the bundle from before the step that named the sampler$"
     )
     with pytest.raises(UserError, match=said):
-        ExportStep(None).plan(named.spec)
+        ExportStep(ExportOptions()).plan(named.spec)
     with pytest.raises(UserError, match=said):
-        export(ExportStep(None), tiny_context(tmp_path, input=named))
+        export(ExportStep(ExportOptions()), tiny_context(tmp_path, input=named))
     spec = Spec(flow=Flow(sampler={"use": "euler"}))
-    assert ExportStep(None).plan(spec) is spec
+    assert ExportStep(ExportOptions()).plan(spec) is spec
 
 
 # ------------------------------------------------------------------ first frames

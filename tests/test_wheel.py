@@ -85,8 +85,8 @@ def seen(site: Path) -> dict[str, Any]:
 
 
 def folders() -> list[str]:
-    """The plugins by their folders; that of ``evaluate: shapes`` has its reader as a reward, too."""
-    return sorted(["reward_reader", *(path.parent.name for path in PLUGINS.glob("*/__init__.py"))])
+    """The plugins by their folders; that of ``evaluate: shapes`` has its reader as a reward and a counter, too."""
+    return sorted(["counter_shapes", "reward_reader", *(path.parent.name for path in PLUGINS.glob("*/__init__.py"))])
 
 
 def test_it_is_the_wheels_code_that_is_found(seen: dict[str, Any], site: Path) -> None:

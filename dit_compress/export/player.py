@@ -202,10 +202,12 @@ def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensor
     Raises:
         UserError: a kind of tokenizer that this player does not know.
     """
+    file = folder / tokenizer["folder"] / tokenizer["file"]
+    if tokenizer["kind"] == "tokenizers":
+        return _pieces(caption or tokenizer.get("empty", ""), file)
     if tokenizer["kind"] != "words":
         what = f"this player has no tokenizer of kind {tokenizer['kind']!r}"
         raise UserError(what, where=str(folder), mend="Give the embeddings with --text FILE.safetensors")
-    file = folder / tokenizer["folder"] / tokenizer["file"]
     data = read_json(file)
     try:
         numbers = [
@@ -216,6 +218,20 @@ def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensor
         return {data["input"]: row}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise UserError("no tokenizer of words", where=str(file), mend="Copy the package again") from error
+
+
+def _pieces(caption: str, file: Path) -> Tensors:
+    """Tokenize by a file of the library tokenizers, which knows its length and its padding."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        what = "its tokenizer needs tokenizers, not installed"
+        raise UserError(what, where=str(file), mend="Install tokenizers, or give the embeddings with --text") from error
+    try:
+        found = Tokenizer.from_file(str(file)).encode(caption)
+    except Exception as error:  # the library raises no other type
+        raise UserError("no tokenizer of tokenizers", where=str(file), mend="Copy the package again") from error
+    return {"ids": np.asarray([found.ids], np.int32), "mask": np.asarray([found.attention_mask], np.int32)}
 
 
 def to_pixels(video_BCFYX: np.ndarray) -> np.ndarray:

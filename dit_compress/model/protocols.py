@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.model.denoiser import Cond, Denoiser
-    from dit_compress.model.spec import ComponentSpec
 
 
 class Codec(Protocol):
@@ -102,12 +101,13 @@ class Text(Protocol):
     def create(self) -> nn.Module:
         """Make the encoder; it follows :class:`TextEncoder`."""
 
-    def follow(self, teacher: ComponentSpec, *, sees_padding: bool = False) -> nn.Module:  # noqa: ARG002 - a default
-        """Make an encoder that can be trained to give what ``teacher`` does: of its tokens, as wide as it.
+    def follow(self, plugin: str, config: Mapping[str, Any], *, sees_padding: bool = False) -> nn.Module:  # noqa: ARG002
+        """Make an encoder that can be trained to give what another does: of its tokens, as wide as it.
 
+        plugin, config: of the teacher, as its bundle has them; what that is made of without weights is enough.
         sees_padding: the teacher's embeddings of the padding count like others.
         """
-        raise UserError("this text encoder can't learn from another one", mend="Name one that can: 'small'")
+        raise UserError("this text encoder can't learn from another", mend="Name one that can (docs/plugins/text.md)")
 
     @staticmethod
     def config_of(module: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,8 @@ PEER = "torch_pruning"
 """The library that ``inspect --peer`` asks; a search has its name."""
 SAMPLER = "euler"
 TRACKER = "jsonl"
+PIPELINE = "diffusers"
+"""The export whose files are a pipeline of diffusers."""
 ENCODED, VIDEOS = "latents", "videos"
 """The sources that read what ``encode`` writes, and a folder of clips."""
 

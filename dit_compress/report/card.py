@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.files import read_json, whole_file
 from dit_compress.model.licence import CARD
+from dit_compress.plugin import defaults
 from dit_compress.report.data import read_run
 from dit_compress.report.page import environment
 from dit_compress.report.proofs import proofs
@@ -65,7 +66,7 @@ def front_matter(run: Run, stated: str | None, base_model: str | None) -> str:
 
     name, _, link = (stated or "").rstrip(")").partition(" (")
     known = {"license": name} if name and not link else {"license": "other", "license_name": name or "unknown"}
-    diffusers = any(step.plugin == "diffusers" for step in run.of_kind("export"))
+    diffusers = any(step.plugin == defaults.PIPELINE for step in run.of_kind("export"))
     data: dict[str, Any] = {
         **known,
         **({"license_link": link} if link else {}),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import link_file, link_tree
 from dit_compress.model.licence import CARD
+from dit_compress.plugin import defaults
 from dit_compress.report.card import write_card
 from dit_compress.report.data import read_run
 
@@ -44,7 +45,7 @@ def stage(run: Run, folder: Path, place: Path) -> None:
     At the top stands the last pipeline of diffusers, else the last bundle; below, other exports by their steps' names.
     """
     exports = {step.name: folder / "steps" / step.name / "files" for step in run.of_kind("export")}
-    pipelines = [step.name for step in run.of_kind("export") if step.plugin == "diffusers"]
+    pipelines = [step.name for step in run.of_kind("export") if step.plugin == defaults.PIPELINE]
     bundles = [folder / "steps" / step.name / "bundle" for step in run.steps if step.bundle is not None]
     if not bundles:
         raise UserError("no step has given a bundle", where=str(folder), mend="Finish the run first")

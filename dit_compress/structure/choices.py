@@ -102,7 +102,7 @@ class LayoutProblem:
         if self.loss is None:
             raise UserError(
                 "layouts are compared by their loss on clips, and there are none",
-                mend="Name a 'data' source in the recipe, or supply scores: layout: {use: dp, scores: …}",
+                mend="Name a 'data' source in the recipe, or supply the layout's 'scores'",
             )
         return self.loss(layout)
 

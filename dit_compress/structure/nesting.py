@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dit_compress.structure.facts import Kept
 
-CUT_OUT = "Cut one width out first, 'prune: {use: nested, take: 0.5}' in a recipe or dit_compress.load(path, width=0.5)"
+CUT_OUT = "Cut one width out first, by a prune step with 'take: 0.5' or dit_compress.load(path, width=0.5)"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def need_nesting(log: Sequence[Mapping[str, Any]], where: str = "") -> Nesting:
         raise UserError(
             "it has one width alone",
             where=where,
-            mend="Make several by 'prune: nested' and train them by 'distill: elastic', or leave 'width' out",
+            mend="Prune it to nested widths and train those, or leave 'width' out",
         )
     return found
 

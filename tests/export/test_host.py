@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toy import part
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from dit_compress.core.errors import UserError
 from dit_compress.export.player import Player
 from dit_compress.plugin.registry import use
 from dit_compress.step.sampling import Generator
@@ -102,3 +103,35 @@ def test_the_host_of_the_page_encodes_and_numpy_plays(package: tuple[Any, Path],
     assert min(Player(folder, use()).golden().values()) > 60
     null = load_file(folder / "golden" / "sample.safetensors")["null/text"]
     np.testing.assert_allclose(load_file(out)["null/text"], null, atol=1e-5)
+
+
+def test_a_small_encoder_of_its_tokens_is_proven_and_played_on_the_device(t5: Path, tmp_path: Path) -> None:
+    """What ``distill: text`` leaves in a bundle: weights of its own, the large one's tokenizer, none of its weights."""
+    alone = tmp_path / "tokenizer-alone"
+    alone.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (alone / name).write_bytes((t5 / name).read_bytes())
+    tokens = {"use": "transformers", "path": str(t5), "width": 32, "length": 6, "negative": "circle"}
+    text = part("text", "small", layers=1, width=16, heads=2, ffn=32, gives=32, tokens=tokens)
+    made = text.create()
+    made.tokens["config"]["path"] = str(alone)
+    text.create = lambda: made
+    bundle = bundle_in(tmp_path / "bundle", 3.0, text=text)
+    _, folder = exported(tmp_path, ONNXExport(ONNXOptions()), "onnx", bundle=bundle)
+    data = manifest_of(folder)
+    jsonschema.validate(data, SCHEMA)
+    assert data["load_order"] == ["text_encoder", "dit_step", "vae_decoder"]
+    assert (data["text"]["where"], data["text"]["tokenizer"]["empty"]) == ("device", "circle")
+    (encoder,) = (each for each in data["artifacts"] if each["component"] == "text_encoder")
+    assert [each["name"] for each in encoder["inputs"]] == ["ids", "mask"]
+    assert min(each["psnr_db"] for each in encoder["proof"]) > 60
+    player = Player(folder, use())
+    with torch.no_grad():
+        for caption in (CAPTION, "red", ""):
+            wanted, found = bundle.text()(bundle.text().tokenize([caption])), player.encode(caption)
+            np.testing.assert_allclose(found["text"], wanted["embedding"], atol=1e-4)
+            assert found["text_mask"].tolist() == wanted["mask"].tolist()
+    assert min(player.golden().values()) > 60
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="no tokenizer of tokenizers. Copy the package again"):
+        player.encode("red")

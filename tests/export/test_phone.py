@@ -67,7 +67,7 @@ def bundle_in(
         specs[name] = ComponentSpec(kind, plugin, maker.config_of(modules[name]))
     if text:
         modules["text"] = text.create()
-        specs["text"] = ComponentSpec("text", "transformers", text.config_of(modules["text"]))
+        specs["text"] = ComponentSpec("text", type(text).__name__.lower(), text.config_of(modules["text"]))
     from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 
     if vae:

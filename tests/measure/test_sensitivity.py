@@ -233,7 +233,7 @@ def test_each_stack_is_a_level_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"levels": ("haed",)}, "there is no level 'haed'; there are block, ffn, head. Did you mean 'head'?"),
+        ({"levels": ("haed",)}, "there is no level 'haed'; there are block, ffn, head, width. Did you mean 'head'?"),
         ({"shares": (0.5, 1.0)}, r"shares to remove must lie between 0 and 1, got \[0.5, 1.0\]"),
         ({"search": "magnitud"}, "magnitud"),
     ],

@@ -247,4 +247,4 @@ def run_of(metrics: dict[str, Any]) -> Run:
     from dit_compress.report.data import Step
 
     step = Step("by-width", "evaluate", "widths", {}, {"input": "elastic"}, {}, metrics, None, {}, 0.0, None, None)
-    return Run("run", (step,), (), "", {})
+    return Run("run", (step,), (), "", {"torch": "2.13.0", "threads": 1, "machine": "x86_64", "cpus": 2})

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from toy import CAPTIONS, batch, part, words
 from torch.nn import functional as F
+from toy import CAPTIONS, batch, part, words
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from dit_compress.core.errors import UserError
 from dit_compress.model import flow
 from dit_compress.model.denoiser import Cond
 from dit_compress.model.flow import Flow
-from dit_compress.model.spec import ComponentSpec
 from dit_compress.model.text import Captions
 from dit_compress.testing.distillers import DistillerContract
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.testing.steps import tiny_bundle, tiny_context
 from dit_compress_plugins.distill_text.distiller import TextObjective, need_alike, need_alone, read_prompts
+from dit_compress_plugins.text_small.encoder import position_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +34,8 @@ def step(**options: Any) -> Any:
     return part("distill", "text", **{"student": SMALL, "steps": 12, "batch": 4, "warmup": 0, "lr": 1e-2, **options})
 
 
-def teacher() -> ComponentSpec:
-    return ComponentSpec("text", "words", part("text", "words").config_of(words().encoder))
+def teacher() -> tuple[str, dict[str, Any]]:
+    return "words", part("text", "words").config_of(words().encoder)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def objective(**options: Any) -> TextObjective:
     torch.manual_seed(0)
     made = step(**options).options
-    student = Captions(made.student.build().follow(teacher()))
+    student = Captions(made.student.build().follow(*teacher()))
     return TextObjective(made, student, words().requires_grad_(False), tiny_denoiser("video_dit"), Flow(3.0))
 
 
@@ -126,7 +127,7 @@ def test_a_student_sees_padding_where_its_teacher_does() -> None:
     torch.manual_seed(0)
     made = part("text", "small", layers=1, width=16, heads=2, ffn=32)
     for sees in (False, True):
-        encoder = made.follow(teacher(), sees_padding=sees)
+        encoder = made.follow(*teacher(), sees_padding=sees)
         encoded = encoder(encoder.tokenize(["a red circle"]))
         assert bool(encoded["mask"].all()) == sees
         assert bool(encoded["embedding"][0, 5:].any()) == sees
@@ -136,12 +137,12 @@ def test_a_student_sees_padding_where_its_teacher_does() -> None:
 def test_what_no_student_can_learn_is_said(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'transformers' gives pooled beside its embeddings, which no student learns"):
         need_alone({"embedding", "mask", "pooled"}, "transformers")
-    encoder = part("text", "small", layers=1, width=16, heads=2, ffn=32).follow(teacher())
+    encoder = part("text", "small", layers=1, width=16, heads=2, ffn=32).follow(*teacher())
     with pytest.raises(UserError, match="gives 99 embeddings for 24 tokens, and a student one for each"):
         need_alike(encoder, {"embedding": torch.zeros(1, 99, 16)})
     with pytest.raises(UserError, match="the bundle has no text encoder to learn from. Name a 'text'"):
         step().plan(replace(bundle.spec, text=None))
-    with pytest.raises(UserError, match="can't learn from another one. Name one that can: 'small'"):
+    with pytest.raises(UserError, match="can't learn from another. Name one that can"):
         step(student={"use": "words"}).plan(bundle.spec)
     with pytest.raises(UserError, match="a student reads its teacher's tokens.*Leave out 'tokens'"):
         step(student={**SMALL, "tokens": {"use": "words"}}).plan(bundle.spec)
@@ -161,3 +162,9 @@ def test_alone_it_reads_the_tokens_that_are_named() -> None:
     encoded = encoder(encoder.tokenize(["a red circle", ""]))
     assert encoded["embedding"].shape == (2, 24, 24)
     assert encoded["mask"].sum(1).tolist() == [3, 1]
+
+
+def test_buckets_of_positions_are_t5s() -> None:
+    away = torch.arange(300)[None] - torch.arange(300)[:, None]
+    given = {"bidirectional": True, "num_buckets": 32, "max_distance": 128}
+    assert torch.equal(position_bucket(away, **given), T5Attention._relative_position_bucket(away, **given))

@@ -145,7 +145,7 @@ def test_a_width_that_is_none_is_named_with_those_there_are(made: Any, tmp_path:
         UserError, match=r"it has no width 0\.6: nothing was trained for it. Give one of 0\.375, 0\.5, 1$"
     ):
         dit_compress.load(bundle.path, width=0.6)
-    with pytest.raises(UserError, match=r"it has one width alone. Make several by 'prune: nested'"):
+    with pytest.raises(UserError, match=r"it has one width alone. Prune it to nested widths"):
         dit_compress.load(tiny_bundle(tmp_path / "plain").path, width=0.5)
     with pytest.raises(UserError, match=r"no width 0\.25"):
         part("prune", "nested", take=0.25).plan(bundle.spec)
@@ -182,7 +182,7 @@ def planned(tmp_path: Path, *steps: dict[str, Any]) -> Any:
 
 
 def test_other_steps_that_change_the_model_are_refused_by_name(tmp_path: Path) -> None:
-    said = "'{}' knows of one width, and the model has several .* Cut one width out first, 'prune: {{use: nested, take: 0.5"
+    said = "'{}' knows of one width, and the model has several .* Cut one width out first, by a prune step"
     units = {"use": "trilevel", "levels": {"head": {"remove": 1}}, "search": "magnitude"}
     for kind, options in (("distill", {"use": "flow"}), ("prune", units)):
         with pytest.raises(UserError, match=said.format(f"{kind}: {options['use']}")):

@@ -48,7 +48,7 @@ class TextDistiller(DistillStep):
         """Return the bundle with the student; UserError where there is nothing to learn from."""
         after = super().plan(spec)
         with empty_weights():
-            student = self.options.student.build().follow(_teacher(spec))
+            student = self._student(spec)
         size = sum(parameter.numel() for parameter in student.parameters())
         note = f"the text encoder {_teacher(spec).plugin!r} becomes {self.options.student.name!r} of {size:,} weights"
         return replace(after, text=self._component(student), notes=(*after.notes, note))
@@ -60,7 +60,7 @@ class TextDistiller(DistillStep):
         samples = context.latents("train", teacher, prompts)
         null = teacher.null()
         need_alone(set(null), _teacher(spec).plugin)
-        encoder: Any = self.options.student.build().follow(_teacher(spec), sees_padding=sees_padding(null))
+        encoder: Any = self._student(spec, sees_padding=sees_padding(null))
         need_alike(encoder, null)
         objective = TextObjective(self.options, Captions(encoder), teacher, context.input.denoiser(), spec.flow)
         fit(objective, samples, self.options, context)
@@ -69,6 +69,10 @@ class TextDistiller(DistillStep):
     def num_parameters(self, student: Denoiser) -> tuple[int, int]:
         """Count the frozen denoiser; the encoder that moves is small beside it."""
         return sum(parameter.numel() for parameter in student.parameters()), 0
+
+    def _student(self, spec: Spec, *, sees_padding: bool = False) -> nn.Module:
+        teacher = _teacher(spec)
+        return self.options.student.build().follow(teacher.plugin, teacher.config, sees_padding=sees_padding)
 
     def _component(self, encoder: nn.Module) -> ComponentSpec:
         part = self.options.student

@@ -5,6 +5,7 @@ Shapes: B batch, L text length, D the T5's width, E the embeddings'.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ class SmallEncoder(nn.Module, TextEncoder):
             feed_forward_proj="gated-gelu", dropout_rate=0.0, attn_implementation="eager", use_cache=False,
         )  # fmt: skip
         self.encoder = T5EncoderModel(config).encoder
+        self.encoder.block[0].layer[0].SelfAttention._relative_position_bucket = position_bucket  # noqa: SLF001
         self.project = nn.Linear(width, gives)
 
     @cached_property
@@ -78,7 +80,7 @@ class SmallEncoder(nn.Module, TextEncoder):
         ids_BL = next(value for name, value in tokens.items() if name != "mask")
         seen_BL = torch.ones_like(ids_BL) if self.sees_padding else tokens.get("mask", ids_BL != 0)
         mask_BL = seen_BL.to(self.project.weight.dtype)
-        # Added to the logits just so: what transformers makes of a mask [B,L] depends on its values, and can't be traced.
+        # Added to the logits as it is: what transformers makes of a mask [B,L] looks at values, which no trace can.
         hidden_BLD = self.encoder(
             input_ids=ids_BL, attention_mask=HIDDEN * (1 - mask_BL)[:, None, None]
         ).last_hidden_state
@@ -87,6 +89,17 @@ class SmallEncoder(nn.Module, TextEncoder):
     def save_tokenizer(self, folder: Path) -> dict[str, Any]:
         """Write the reader's tokenizer."""
         return self.reader.save_tokenizer(folder)
+
+
+def position_bucket(away: Tensor, bidirectional: bool, num_buckets: int, max_distance: int) -> Tensor:  # noqa: FBT001, ARG001 - T5's signature
+    """Return the bucket of each distance between two tokens, as T5's encoder has it, without its logarithm of 0.
+
+    That is chosen away there, and yet stands in an exported file as an infinity.
+    """
+    half = num_buckets // 2
+    exact, far = half // 2, away.abs()
+    coarse = torch.log(far.clamp_min(exact).float() / exact) / math.log(max_distance / exact) * (half - exact)
+    return (away > 0).long() * half + torch.where(far < exact, far, (exact + coarse.long()).clamp_max(half - 1))
 
 
 class Small(Text):
@@ -109,15 +122,16 @@ class Small(Text):
         component = ComponentSpec("text", part.name, maker.config_of(maker.create()))
         return self._over(component, self.options.caption_width, sees_padding=False)
 
-    def follow(self, teacher: ComponentSpec, *, sees_padding: bool = False) -> nn.Module:
+    def follow(self, plugin: str, config: Mapping[str, Any], *, sees_padding: bool = False) -> nn.Module:
         """Make an encoder of random weights for the tokens and the width of another."""
         if self.options.tokens is not None or self.options.gives is not None:
             raise UserError(
                 "a student reads its teacher's tokens, and is as wide", mend="Leave out 'tokens' and 'gives'"
             )
-        return self._over(teacher, teacher.outline.width, sees_padding=sees_padding)  # type: ignore[arg-type]
+        return self._over(ComponentSpec("text", plugin, dict(config)), None, sees_padding=sees_padding)
 
-    def _over(self, component: ComponentSpec, gives: int, *, sees_padding: bool) -> nn.Module:
+    def _over(self, component: ComponentSpec, gives: int | None, *, sees_padding: bool) -> nn.Module:
+        """Make an encoder over the tokens of a component; as wide as that where ``gives`` is None."""
         reader: Any = component.outline
         if not reader.num_tokens:
             raise UserError(
@@ -126,7 +140,7 @@ class Small(Text):
             )
         options, tokens = self.options, {"plugin": component.plugin, "config": component.config}
         sizes = {name: getattr(options, name) for name in ("layers", "width", "heads", "ffn")}
-        return SmallEncoder(tokens, reader.num_tokens, **sizes, gives=gives, sees_padding=sees_padding)
+        return SmallEncoder(tokens, reader.num_tokens, **sizes, gives=gives or reader.width, sees_padding=sees_padding)
 
     @staticmethod
     def config_of(module: Any) -> dict[str, Any]:

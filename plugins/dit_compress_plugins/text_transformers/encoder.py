@@ -45,7 +45,7 @@ class TransformersEncoder(nn.Module, TextEncoder):
         )
 
     @property
-    def num_tokens(self) -> int:
+    def num_tokens(self) -> int:  # type: ignore[override]
         """How many tokens there are."""
         return self.side.num_tokens
 
@@ -78,7 +78,8 @@ class TransformersEncoder(nn.Module, TextEncoder):
         plain.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
         plain.save(str(folder / "tokenizer.json"))
         padding = f"{tokenizer.pad_token_id} up to the length; longer captions are cut"
-        return {"file": "tokenizer.json", "length": length, "padding": padding}
+        empty = {"empty": self.negative} if self.negative else {}
+        return {"file": "tokenizer.json", "length": length, "padding": padding, **empty}
 
     def digest(self) -> str:
         """Return the sha256 of weights and tokenizers; it names the cache of embeddings, one for other weights each."""

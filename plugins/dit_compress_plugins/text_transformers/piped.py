@@ -9,7 +9,7 @@ import ast
 import inspect
 import re
 import textwrap
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -179,7 +179,6 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
     return dict(list(inspect.signature(kind.encode_prompt).parameters.items())[1:])  # type: ignore[attr-defined]
 
 
-@lru_cache
 def _names(kind: type) -> tuple[str, ...]:
     """Return the names of what ``encode_prompt`` returns, as its last ``return`` has them."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind.encode_prompt)))  # type: ignore[attr-defined]
