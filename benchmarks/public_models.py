@@ -121,7 +121,8 @@ class Model:
                 found[cell] = ["refused", f"needs {need!r}"]
             else:
                 found[cell] = outcome(getattr(self, cell))
-            print(f"  {cell}: {' '.join(found[cell])} ({time.process_time() - start:.0f} s)", file=sys.stderr, flush=True)
+            spent = f"{time.process_time() - start:.0f} s"
+            print(f"  {cell}: {' '.join(found[cell])} ({spent})", file=sys.stderr, flush=True)
             file.write_text(json.dumps(found, indent=1))
 
     def open(self) -> None:
@@ -154,7 +155,8 @@ class Model:
         frames, first = (1, "") if self.images else (9, ", first_frame: true" if "I2V" in self.name else "")
         text = RECIPE.format(twin=self.twin, clips=self.place / "clips", frames=frames, first=first, share=share)
         (self.place / "recipe.yaml").write_text(text)
-        self.step("diffusers_vae")
+        for name in ("base", "diffusers_vae"):
+            self.step(name)
         self.step("prune")
 
     def recover(self) -> None:

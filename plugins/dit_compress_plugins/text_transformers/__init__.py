@@ -13,7 +13,7 @@ PARTS = tuple(f"{part}{place}" for part in ("text_encoder", "tokenizer") for pla
 class TransformersOptions(Options):
     """The folder of the encoder, or of the whole pipeline. Bundles refer to it; they never copy its gigabytes."""
 
-    path: Annotated[str, File(("model_index.json", *PARTS))] = Field(
+    path: Annotated[str, File(("model_index.json", "connectors", *PARTS))] = Field(
         description="A local folder: of an encoder with its tokenizer, or of a pipeline (model_index.json)."
     )
     width: int | None = Field(

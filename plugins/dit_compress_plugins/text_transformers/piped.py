@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-LENGTH = "max_sequence_length"
+LENGTH, CONNECTORS = "max_sequence_length", "connectors"
 _GIVEN = re.compile(r"(negative_)?(pooled_)?prompt_(embeds_mask|attention_mask|embeds)(_\d)?")
 _UNUSED = ("text_ids",)
 """Given by ``encode_prompt`` and made by the model's adapter: positions."""
@@ -104,7 +104,19 @@ class Piped:
                  if name not in _UNUSED and name.startswith("negative_") == apart}  # fmt: skip
         # Where no mask is given the model sees every row: rows of zeros (Wan's padding) are the same behind a mask.
         found.setdefault("mask", (found["embedding"] != 0).any(-1).float())
-        return found
+        return self._connected(found)
+
+    def _connected(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put LTX-2's connectors behind the encoder, as its pipeline does; return the words for the video."""
+        if not (self.folder / CONNECTORS).is_dir():
+            return found
+        from diffusers.pipelines.ltx2 import LTX2TextConnectors
+
+        connectors = LTX2TextConnectors.from_pretrained(self.folder / CONNECTORS).to(found["embedding"].device)
+        side = getattr(self.tokenizer, "padding_side", "left")
+        with torch.no_grad():
+            video, _, mask = connectors(found["embedding"], found["mask"], padding_side=side)
+        return {**found, "embedding": video.float(), "mask": mask.float()}
 
     def _seen(self, prompts: list[str]) -> dict[str, Tensor]:
         """Return what the first tokenizer is asked in ``encode_prompt``, and stop there."""
