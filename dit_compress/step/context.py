@@ -141,7 +141,8 @@ class Context(Workplace):
                 self._need_shape(tuple(latents[index[:1]].shape[1:]), shape)
         shown, count = cached, len(cached.clips)
         if captions:
-            shown = replace(cached, clips=[replace(cached.clips[i % count], caption=it) for i, it in enumerate(captions)])
+            clips = [replace(cached.clips[i % count], caption=each) for i, each in enumerate(captions)]
+            shown = replace(cached, clips=clips)
             latents = Again(latents, count)
         samples = shown.samples(latents, self.input, text)
         if not self.first_frame:
