@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import network
 import pytest
 from filelock import FileLock
 from warm import share_structures
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # Tiny tensors gain nothing from a second thread, and lose much where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test needs the network: what would reach another machine is refused, here and in the commands that tests start.
+network.shut()
 # No test reads what somebody's earlier runs observed; see ``structures``.
 os.environ["DIT_COMPRESS_CACHE"] = "off"
 # Libraries and rewritten assertions make millions of objects that stay; ``pytest_collection_finish`` turns it on again.

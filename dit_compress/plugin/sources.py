@@ -56,7 +56,7 @@ def local_file(path: Path) -> Source:
 def _import_file(name: str, path: Path) -> ModuleType:
     known = sys.modules.get(name)
     is_local = known is not None and hasattr(known, "__dit_compress_local__")
-    if not is_local and (known is not None or importable(name)):
+    if not is_local and _elsewhere(name, path):
         raise ImportError(f"a module named {name!r} exists already; rename it")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -70,6 +70,15 @@ def _import_file(name: str, path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _elsewhere(name: str, path: Path) -> bool:
+    """Tell whether a name is that of a module in another file, which the local one would hide."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return name in sys.modules
+    return spec is not None and (spec.origin is None or Path(spec.origin).resolve() != path)
 
 
 def importable(name: str) -> bool:
