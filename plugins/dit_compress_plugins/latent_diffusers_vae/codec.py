@@ -200,4 +200,4 @@ def _observed(about: str) -> Geometry:
     unknown = {"ratio": (1, 1, 1), "channels": 1, "frames": (1, 1), "latent_mean": [0.0], "latent_std": [1.0]}
     with empty_weights():
         probe = DiffusersCodec.from_config(json.loads(about) | unknown).to("meta")  # buffers may be copies of constants
-    return observe(probe)
+    return observe(type(probe.vae).__name__, probe.encode_raw, probe.decode_raw)

@@ -20,12 +20,10 @@ from torch import nn
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
-
-    from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 
 PROBE_SIZE = 128
 """Pixels a side of the probing videos: a multiple of every ratio there is."""
@@ -143,19 +141,19 @@ def takes_images(vae: nn.Module) -> bool:
     return not any(isinstance(module, nn.Conv3d) for module in vae.modules())
 
 
-def observe(codec: DiffusersCodec) -> Geometry:
+def observe(name: str, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> Geometry:
     """Observe ratio, channels and frame rule of a VAE on the meta device.
 
     Args:
-        codec: around a VAE without weights; of it, what encodes and decodes raw latents.
+        name: its class.
+        encode, decode: from video to raw latent and back, of a VAE without weights.
 
     Raises:
         UserError: it takes no video, or no rule ``lead + step·k`` brings back as many frames as were given.
     """
-    name = type(codec.vae).__name__
 
     def encoded(frames: int) -> torch.Size:
-        return codec.encode_raw(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta")).shape
+        return encode(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta")).shape
 
     try:
         short, long = encoded(1 + GROUP), encoded(1 + 2 * GROUP)
@@ -168,7 +166,7 @@ def observe(codec: DiffusersCodec) -> Geometry:
     time = GROUP // max(1, long[2] - short[2])
     ratio = (time, PROBE_SIZE // height, PROBE_SIZE // width)
     for lead, step in dict.fromkeys([(1, time), (1, 2 * time), (time, time)]):
-        if all(_holds(codec, lead + step * k, lead, time) for k in (1, 2, 3)):
+        if all(_holds(encode, decode, lead + step * k, lead, time) for k in (1, 2, 3)):
             return Geometry(ratio, channels, (lead, step))
     raise UserError(
         f"{name} follows none of the frame rules 1 + {time}·k, 1 + {2 * time}·k and {time}·k",
@@ -176,11 +174,13 @@ def observe(codec: DiffusersCodec) -> Geometry:
     )
 
 
-def _holds(codec: DiffusersCodec, frames: int, lead: int, time: int) -> bool:
+def _holds(
+    encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], frames: int, lead: int, time: int
+) -> bool:
     """Tell whether so many frames are encoded to as many latent frames as the rule has it, and come back."""
     try:
-        raw = codec.encode_raw(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta"))
-        video = codec.decode_raw(raw)
+        raw = encode(torch.empty(1, 3, frames, PROBE_SIZE, PROBE_SIZE, device="meta"))
+        video = decode(raw)
     except (RuntimeError, ValueError, NotImplementedError):
         return False
     return raw.shape[2] == 1 + (frames - lead) // time and video.shape[2:] == (frames, PROBE_SIZE, PROBE_SIZE)

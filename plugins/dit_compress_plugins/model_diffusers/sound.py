@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.structure.facts import Structure
-    from dit_compress_plugins.model_diffusers.signature import Call
 
 TOKENS = 1
 """Of the sound: the class can't be called without any."""
@@ -26,12 +25,12 @@ def has_sound(module: Any) -> bool:
     return "audio_in_channels" in module.config
 
 
-def silence(call: Call) -> Tensor:
+def silence(call: Any) -> Tensor:
     """Make the latent of no sound, ``[B,1,C]``."""
     return call.zeros(call.batch, TOKENS, call.config.audio_in_channels)
 
 
-def no_words(call: Call) -> Tensor:
+def no_words(call: Any) -> Tensor:
     """Make embeddings of no words, ``[B,1,D]``, for the tower of sound."""
     return call.zeros(call.batch, TOKENS, call.cond["embedding"].shape[-1])
 
