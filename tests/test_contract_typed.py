@@ -75,6 +75,7 @@ ORDINARY = frozenset(
         "decoder",
         "diffusers",
         "exhaustive",
+        "experts",
         "flow",
         "given",
         "greedy",
@@ -100,7 +101,12 @@ ORDINARY = frozenset(
 """Names that are words of the trade, too: in a sentence, or in the name of a file, they name no plugin."""
 
 OTHERS = {
+    "core/pipeline.py": {"diffusers": "a library, in an index of parts"},
+    "train/options.py": {"ffn": "part of modules' names in models"},
+    "run/fits.py": {"ffn": "a key of what a plan says"},
     "": {
+        "metrics": "figures of a step",
+
         "small": "a size",
         "text": "a kind of part, a component, a condition in exported files",
         "width": "of a video, of a stream, of a model; an option",
@@ -118,6 +124,7 @@ OTHERS = {
     "report/card.py": {"diffusers": "a library's name on the Hub"},
     "report/figures.py": {"ffn": "a module's name in models of diffusers", "block": "a label beside the rows"},
     "structure/": {
+        "ffn": "part of attributes' names in models",
         "block": "the prefix of block axes in transform logs",
         "head": "part of attributes' names in models",
         "magnitude": "a parameter of DoRA",
@@ -171,7 +178,7 @@ def test_the_engine_names_no_plugin() -> None:
 
 def test_the_engine_names_no_plugins_metric_or_file() -> None:
     stated = built_in("quality", "curves")
-    assert stated == {"attribute_accuracy", "curves.jsonl", "explained", "vbench_total"}
+    assert stated == {"attribute_accuracy", "curves.jsonl", "clip_score", "explained", "vbench_total"}
     assert [f"{name}:{line}" for name, tree in SOURCES.items() for line, text in strings(tree) if text in stated] == []
 
 

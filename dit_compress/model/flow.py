@@ -106,7 +106,7 @@ class Flow:
             low, high = self.between
             raise UserError(
                 f"{what} samples from noise to data, and this model is an expert for sigmas from {low:g} to {high:g}",
-                mend="Train by 'flow', 'affine', 'scaled' or 'adversarial'; sample with sampler: {use: experts}",
+                mend="Train by 'flow', 'affine', 'scaled' or 'adversarial'; sample both by the experts' sampler",
             )
 
     def sigmas(self, num_steps: int | None = None) -> tuple[float, ...]:

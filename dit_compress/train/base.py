@@ -33,8 +33,9 @@ class DistillStep(Distiller):
         """Return the bundle as it will be sampled; training changes weights besides."""
         spec.need_denoiser()
         spec.need_latent()
-        if self.samples_whole or getattr(self.options, "watch", None) is not None:
-            spec.flow.need_whole("'watch'" if not self.samples_whole else "this training")
+        watched = isinstance(self.options, DistillOptions) and self.options.watch is not None
+        if self.samples_whole or watched:
+            spec.flow.need_whole("this training" if self.samples_whole else "'watch'")
         takes_images = isinstance(self.options, DistillOptions) and self.options.images
         if takes_images and (frames := spec.outline().patch[0]) > 1:
             raise UserError(
