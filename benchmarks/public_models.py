@@ -21,14 +21,16 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from click.exceptions import ClickException
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GOAL = 12
 CELLS = ("open", "inspect", "prune", "recover", "distil", "pipeline", "samples", "sigmas", "lora", "coreml")
