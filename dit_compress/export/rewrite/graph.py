@@ -55,8 +55,9 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     """Make masks finite and additive, drop scales that are the default, fill tensors by shape and dtype, divide."""
     module = program.graph_module
     numbers = booleans = scales = 0
-    for node in module.graph.nodes:
-        node.target = SYNONYMS.get(node.target, node.target)
+    for node in list(module.graph.nodes):
+        if node.target in SYNONYMS:
+            become(node, SYNONYMS[node.target], *node.args, **node.kwargs)
     fills = sum(_fill(node) for node in list(module.graph.nodes) if node.target in FILLS)
     aliases = sum(_read_through(node) for node in list(module.graph.nodes) if node.target is ALIAS)
     empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)
