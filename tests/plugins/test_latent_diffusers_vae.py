@@ -360,10 +360,21 @@ def test_a_broken_config_is_refused_by_plan_and_run(tmp_path: Path, text: str, m
             call()
 
 
-def test_a_vae_of_images_is_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "vae", "AutoencoderKL", {"block_out_channels": (32,), "norm_num_groups": 8})
-    with pytest.raises(UserError, match="AutoencoderKL encodes no video"):
-        step(folder).plan(Spec())
+def test_a_vae_of_images_sees_each_frame_alone(tmp_path: Path) -> None:
+    """Of two frames it gives what it gives of each, by its own class."""
+    sizes = {"block_out_channels": (32, 32), "norm_num_groups": 8, "latent_channels": 4}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    folder = saved(tmp_path / "vae", "AutoencoderKL", {**sizes, **kinds})
+    assert step(folder).plan(Spec()).latent is not None
+    codec = step(folder).load()
+    assert (codec.ratio, codec.channels) == ((1, 2, 2), 4)
+    video = torch.rand(1, 3, 2, 16, 16) * 2 - 1
+    with torch.no_grad():
+        each = [codec.vae.encode(video[:, :, frame]).latent_dist.mode() for frame in range(2)]
+        latent = torch.stack(each, 2)
+        torch.testing.assert_close(codec.encode_raw(video), latent)
+        decoded = torch.stack([codec.vae.decode(frame).sample for frame in each], 2)
+        torch.testing.assert_close(codec.decode_raw(latent), decoded)
 
 
 def test_damaged_weights_are_found_by_the_tiny_call(tmp_path: Path) -> None:

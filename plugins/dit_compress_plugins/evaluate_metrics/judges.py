@@ -139,13 +139,13 @@ class Backbone:
     def _folder(self) -> Callable[[np.ndarray], Tensor]:
         model, processor = read_folder(self.path, "AutoModel", "AutoImageProcessor")
         call = getattr(model, "get_image_features", model)
-        wanted = getattr(model.config, "num_frames", None)
+        wanted: int | None = getattr(model.config, "num_frames", None)
         if self.videos and wanted is None:
             what, mend = f"{type(model).__name__} sees no videos", "Name the folder of a VideoMAE, a ViViT, …"
             raise UserError(what, where=self.path, mend=mend)
 
         def see(video_FYX3: np.ndarray) -> Tensor:
-            given = [list(video_FYX3[evenly(wanted, len(video_FYX3))])] if self.videos else list(video_FYX3)
+            given = [list(video_FYX3[evenly(wanted, len(video_FYX3))])] if self.videos and wanted else list(video_FYX3)
             return tensor_of(call(pixel_values=processor(given, return_tensors="pt")["pixel_values"]))
 
         return see
