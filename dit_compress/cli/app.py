@@ -21,6 +21,7 @@ from dit_compress.cli.sensitivity import sensitivity
 from dit_compress.cli.share import card, pull, push
 from dit_compress.cli.twin import rehearse, twin
 from dit_compress.cli.verify import verify
+from dit_compress.core.ending import keep_garbage
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import hush
 from dit_compress.core.version import __version__
@@ -50,6 +51,7 @@ _LONG = 300
 def main() -> None:
     """Run the command line: a user's mistake is one message and exit status 2."""
     hush()
+    keep_garbage()
     gc.set_threshold(RARELY, 20)
     if hasattr(sys.stdout, "reconfigure"):  # a path may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")

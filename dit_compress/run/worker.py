@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_compress.core.ending import keep_garbage
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import full_disk, publish, read_json, write_json
 from dit_compress.core.progress import hush
@@ -35,6 +36,7 @@ def main(folder: Path) -> int:
     from dit_compress.step.world import Done, World
 
     hush()
+    keep_garbage()
     job = read_json(folder / "job.json")
     world = World.join(job["group"]) if job.get("group") else World.alone()
     try:
