@@ -74,10 +74,12 @@ def test_wandb_writes_offline_and_goes_on_with_its_run(step: Path) -> None:
     tracked(step, part("tracker", "wandb", project="walks"), range(4))
     time.sleep(1)  # it names folders by the second
     tracked(step, part("tracker", "wandb", project="walks"), range(4, 6))
-    runs = sorted((step / "wandb").glob("offline-run-*"))
+    rows, until = [], time.monotonic() + 30  # a process of its own writes them
+    while not any(row["_step"] == 5 and "loss" in row for row in rows) and time.monotonic() < until:
+        runs = sorted((step / "wandb").glob("offline-run-*"))
+        rows = [row for run in runs for row in wandb_rows(run)]
     identity = json.loads((step / "wandb.json").read_text("utf-8"))["id"]
     assert {run.name.rpartition("-")[2] for run in runs} == {identity}
-    rows = [row for run in runs for row in wandb_rows(run)]
     assert {row["_step"]: row["loss"] for row in rows} == {index: pytest.approx(loss) for index, loss in LOSSES.items()}
     assert [row["_step"] for row in rows if "samples" in row or "samples._type" in row] == [3, 5]
 
