@@ -74,7 +74,8 @@ def test_wandb_writes_offline_and_goes_on_with_its_run(step: Path) -> None:
     tracked(step, part("tracker", "wandb", project="walks"), range(4))
     time.sleep(1)  # it names folders by the second
     tracked(step, part("tracker", "wandb", project="walks"), range(4, 6))
-    rows, until = [], time.monotonic() + 30  # a process of its own writes them
+    rows: list[dict[str, Any]] = []
+    until = time.monotonic() + 30  # a process of its own writes them
     while not any(row["_step"] == 5 and "loss" in row for row in rows) and time.monotonic() < until:
         runs = sorted((step / "wandb").glob("offline-run-*"))
         rows = [row for run in runs for row in wandb_rows(run)]
