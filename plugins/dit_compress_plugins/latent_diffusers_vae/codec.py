@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from dit_compress_plugins.latent_diffusers_vae.facts import Geometry
 
 SETTINGS = ("scaling_factor", "tile", "decode_timestep")
+ONE_BY_ONE = ("AutoencoderKLHunyuanVideo15",)
+"""Classes that take one clip at a time: the mask ``[B,S,S]`` of its attention fits no other batch (diffusers 0.42)."""
 
 
 class DiffusersCodec(nn.Module, Codec):
@@ -60,6 +62,7 @@ class DiffusersCodec(nn.Module, Codec):
         lead, step = config["frames"]
         self.frame_rule = (int(lead), int(step))
         self._images = takes_images(vae)
+        self._one_by_one = type(vae).__name__ in ONE_BY_ONE
         self._temb = config["decode_timestep"] if config["vae"].get("timestep_conditioning") else None
 
     @classmethod
@@ -101,12 +104,16 @@ class DiffusersCodec(nn.Module, Codec):
 
     def encode_raw(self, video_BCFYX: Tensor) -> Tensor:
         """Encode with the VAE itself, in one piece: the posterior's mode. A VAE of images sees each frame alone."""
+        if self._one_by_one and len(video_BCFYX) > 1:
+            return torch.cat([self.encode_raw(each) for each in video_BCFYX.split(1)])
         if not self._images:
             return mode(self.vae.encode(video_BCFYX))
         return _unfolded(mode(self.vae.encode(_folded(video_BCFYX))), video_BCFYX.shape[0])
 
     def decode_raw(self, raw_BCTHW: Tensor) -> Tensor:
         """Decode with the VAE itself."""
+        if self._one_by_one and len(raw_BCTHW) > 1:
+            return torch.cat([self.decode_raw(each) for each in raw_BCTHW.split(1)])
         if self._images:
             return _unfolded(self.vae.decode(_folded(raw_BCTHW)).sample, raw_BCTHW.shape[0])
         if self._temb is None:
