@@ -230,9 +230,13 @@ def _rank(words: tuple[str, ...], env: dict[str, str], log: str, die: Die | None
 
 def _work(folder: Path, env: dict[str, str], die: Die | None) -> int:
     """In the fork of the fork: become a worker."""
+    import torch
+
     from dit_compress.run import worker
 
     gc.freeze()  # as in ``_command``
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _count: None  # a pool's threads do not go through a fork: a second is waited for forever
     os.environ.update(env)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
