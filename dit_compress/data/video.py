@@ -276,3 +276,8 @@ class Gallery:
     def files(self) -> dict[str, str]:
         """Name the files for a step's result."""
         return {self.name: f"{self.name}/videos.json"} if self.index else {}
+
+
+def evenly(count: int, total: int) -> list[int]:
+    """Return ``count`` places among ``total``, the middles of equal parts; places come twice where there are fewer."""
+    return [int((place + 0.5) * total / count) for place in range(count)]

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import quiet
 from dit_compress.data.samples import to_video
+from dit_compress.data.video import evenly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
 
 EXPORT = "Export the whole model with save_pretrained: safetensors and its processor"
 OTHERWISE = "Give a folder in transformers' layout with safetensors, or an ONNX file (torch.onnx.export)"
-
-
-def evenly(count: int, total: int) -> list[int]:
-    """Return ``count`` places among ``total``, the middles of equal parts; places come twice where there are fewer."""
-    return [int((place + 0.5) * total / count) for place in range(count)]
 
 
 def need_judge(path: str | None, *, files: tuple[str, ...] = ()) -> None:

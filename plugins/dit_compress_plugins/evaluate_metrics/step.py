@@ -16,11 +16,12 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import generator as random
 from dit_compress.data.samples import to_video
+from dit_compress.data.video import evenly
 from dit_compress.measure.similarity import MIN_SIDE, similarity
 from dit_compress.step.context import Result
 from dit_compress.step.sampling import Generator
 from dit_compress_plugins.evaluate_metrics.distances import distance, mean
-from dit_compress_plugins.evaluate_metrics.judges import CLIP, Backbone, evenly, need_judge
+from dit_compress_plugins.evaluate_metrics.judges import CLIP, Backbone, need_judge
 from dit_compress_plugins.evaluate_metrics.lpips import LPIPS
 from dit_compress_plugins.evaluate_metrics.lpips import MIN_SIDE as LPIPS_SIDE
 

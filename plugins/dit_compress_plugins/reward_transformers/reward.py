@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, normalize
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.core.progress import quiet
+from dit_compress.data.video import evenly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ class Likeness(nn.Module):
         """Take frames, scale their short side to the model's, cut out the middle, normalise; nothing is clipped."""
         total, (high, wide) = video_BCFYX.shape[2], video_BCFYX.shape[3:]
         count = min(self.options.frames, total)
-        chosen = [int((place + 0.5) * total / count) for place in range(count)]
+        chosen = evenly(count, total)
         frames = video_BCFYX[:, :, chosen].transpose(1, 2).flatten(0, 1)
         size = [max(self.side, round(side * self.side / min(high, wide))) for side in (high, wide)]
         scaled = interpolate(frames.float(), size=size, mode="bilinear", antialias=True)
