@@ -40,6 +40,8 @@ NEEDS = {
 SHARES = (60, 80, 95, 99)
 SECONDS = 1800
 """After so many a model's process is ended, and its cell failed."""
+LONGEST = 800
+"""Characters of a reason that are kept, from its beginning."""
 RECIPE = """name: public
 model: {{from: {twin}}}
 data: {{use: videos, path: {clips}, frames: {frames}, size: [64, 64], test_fraction: 0.5{first}}}
@@ -48,12 +50,16 @@ steps:
     name: prune
   - distill: {{use: affine, output_weight: 4.0, steps: 2, batch: 2, warmup: 0, groups: 1}}
     name: recover
-  - distill: {{use: dmd, sampling_steps: 4, guidance: 2.0, steps: 2, batch: 2, critic_warmup: 1, student_every: 1}}
-    name: distil
-    teacher: base
+{distil}
   - export: {{use: diffusers}}
     name: pipeline
 """
+DISTIL = """  - distill: {use: dmd, sampling_steps: 4, guidance: 2.0, steps: 2, batch: 2, critic_warmup: 1, student_every: 1}
+    name: distil
+    teacher: base"""
+EXPERT = """  - distill: {use: flow, sampling_steps: 4, guidance: 1.0, steps: 2, batch: 2, warmup: 0}
+    name: distil"""
+"""Of one of two experts, whose samples no distribution can be matched of: at its own sigmas, stated at four steps."""
 COREML = "  - export: {use: coreml}\n    name: coreml\n"
 """Asked apart, since every command plans the whole recipe."""
 IMAGES = ("FLUX", "stable-diffusion")
@@ -153,8 +159,12 @@ class Model:
                 continue
             break
         frames, first = (1, "") if self.images else (9, ", first_frame: true" if "I2V" in self.name else "")
-        text = RECIPE.format(twin=self.twin, clips=self.place / "clips", frames=frames, first=first, share=share)
-        (self.place / "recipe.yaml").write_text(text)
+        distil = EXPERT if (self.twin / "transformer_2").is_dir() else DISTIL
+        (self.place / "recipe.yaml").write_text(
+            RECIPE.format(
+                twin=self.twin, clips=self.place / "clips", frames=frames, first=first, share=share, distil=distil
+            )
+        )
         for name in ("base", "diffusers_vae"):
             self.step(name)
         self.step("prune")
@@ -164,7 +174,7 @@ class Model:
         self.step("recover")
 
     def distil(self) -> None:
-        """Take two steps of distribution matching to four sampling steps."""
+        """Take two steps of distribution matching to four sampling steps; an expert (``EXPERT``) of flow matching."""
         self.step("distil")
 
     def pipeline(self) -> None:
@@ -237,10 +247,10 @@ def outcome(cell: Callable[[], None]) -> list[str]:
     try:
         cell()
     except UserError as error:
-        return ["refused", " ".join(str(error).split())[:400]]
+        return ["refused", str(error)[:LONGEST]]
     except Exception as error:  # noqa: BLE001 - whatever it is, the cell failed
         traceback.print_exc()
-        return ["failed", f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"]
+        return ["failed", f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"]
     return ["passed", ""]
 
 
@@ -251,9 +261,21 @@ def command(*words: str) -> None:
     """
     done = subprocess.run([sys.executable, "-m", "dit_compress", *words], capture_output=True, text=True, check=False)
     if done.returncode == 2 and "Traceback" not in done.stderr:
-        raise UserError(done.stderr[-1000:])
+        raise UserError(first_problem(done.stderr, words))
     if done.returncode:
         raise AssertionError(f"exit status {done.returncode}: {(done.stdout + done.stderr)[-400:]}")
+
+
+def first_problem(said: str, words: tuple[str, ...]) -> str:
+    """Return the first problem that a command names, and how many follow: lines that begin with a path it was given.
+
+    What it is at and what libraries print stand before them; a message without a place is the last line.
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    paths = tuple(word for word in words if "/" in word)
+    problems = [line for line in lines if line.startswith(paths)] or lines[-1:]
+    first, *more = problems or ["it said nothing"]
+    return f"{first} ({len(more)} more)" if more else first
 
 
 def stock(folder: Path) -> Any:
