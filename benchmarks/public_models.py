@@ -54,7 +54,8 @@ steps:
   - export: {{use: diffusers}}
     name: pipeline
 """
-DISTIL = """  - distill: {use: dmd, sampling_steps: 4, guidance: 2.0, steps: 2, batch: 2, critic_warmup: 1, student_every: 1}
+DISTIL = """  - distill:
+      {use: dmd, sampling_steps: 4, guidance: 2.0, steps: 2, batch: 2, critic_warmup: 1, student_every: 1}
     name: distil
     teacher: base"""
 EXPERT = """  - distill: {use: flow, sampling_steps: 4, guidance: 1.0, steps: 2, batch: 2, warmup: 0}

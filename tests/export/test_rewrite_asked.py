@@ -110,6 +110,27 @@ def test_chains_through_many_axes_are_rewritten_and_what_computes_there_is_left(
     assert torch.equal(program.graph_module(x), before)
 
 
+@pytest.mark.parametrize("computed", [False, True])
+def test_joins_and_slices_through_many_axes(computed: bool) -> None:
+    """Halves of channels change places, are interleaved with what they were, repeated, and turned; or added to, too."""
+    x = torch.arange(240.0).reshape(2, 4, 3, 2, 5)
+
+    def make(add: Callable[..., Node], inputs: list[Node]) -> Node:
+        tall = add(aten.view.default, inputs[0], [2, 2, 2, 3, 2, 5])
+        halves = [add(aten.slice.Tensor, tall, 1, 1, 9223372036854775807), add(aten.slice.Tensor, tall, -5, 0, 1)]
+        swapped = add(aten.cat.default, halves, 1)
+        swapped = add(aten.add.Tensor, swapped, 1.0) if computed else swapped
+        both = add(aten.stack.default, [add(aten.select.int, swapped, 1, 0), add(aten.select.int, tall, 1, -1)], dim=-3)
+        twice = add(aten.expand.default, add(aten.unsqueeze.default, both, 2), [-1, -1, 2, -1, -1, -1, -1])
+        return add(aten.reshape.default, add(aten.permute.default, twice, [0, 6, 2, 1, 4, 3, 5]), [2, 10, 2, 6, 2])
+
+    program = graph_of([x], make)
+    before, gone = program.graph_module(x), sum(rank > 5 for rank in ranks(program))
+    assert lower_ranks(program, 5) == (gone - 5 if computed else gone) > 0
+    assert max(ranks(program)) == (6 if computed else 5)
+    assert torch.equal(program.graph_module(x), before)
+
+
 # ------------------------------------------------------------------ convolutions
 
 

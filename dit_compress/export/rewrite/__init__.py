@@ -16,13 +16,14 @@ Every component gets these:
 | ``concatenate`` and ``concat`` → ``cat`` | the VAE of LTX writes it so; coremltools does not know the name | exact |
 | ``empty`` → zeros | it is written before it is read; Core AI has no such operator | exact |
 | ``1/x`` → a division | Core ML's ``inverse`` adds 1e-4 to x | exact |
+| stretches by nearest neighbours, of 3 axes or "exact" → copies | coremltools has neither; VAEs do it | exact |
 | ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | 1e-6 |
 
 These where the device's profile asks for them (``rewrite_for`` takes its ``Rewrites``):
 
 | rewrite | asked by | why | bound in float32 |
 |---|---|---|---|
-| views and permutations in steps of few axes | ``max_rank`` | too many can't be loaded | exact |
+| views, permutations, joins and slices in steps of few axes | ``max_rank`` | too many can't be loaded | exact |
 | linear of I inputs → 1×1 convolution | ``convolutions`` | the form of neural engines | 2·I·2⁻²⁴·(Σ|w x| + |b|) |
 | 3D convolution of patches → linear | ``patch_linears`` | ExecuTorch can't run it | 2·I·2⁻²⁴·(Σ|w x| + |b|) |
 | attention head by head | ``split_heads`` | memory of the scores | 1e-6 · max|v| |
@@ -35,6 +36,7 @@ from dit_compress.export.rewrite.convolutions import linears_as_convolutions, pa
 from dit_compress.export.rewrite.graph import MASKED, GraphRewrite, rewrite_graph
 from dit_compress.export.rewrite.norms import ScaledRMSNorm, odd_norms, rewrite_modules
 from dit_compress.export.rewrite.ranks import lower_ranks
+from dit_compress.export.rewrite.stretching import why_not
 
 __all__ = [
     "MASKED",
@@ -48,5 +50,6 @@ __all__ = [
     "rewrite_graph",
     "rewrite_modules",
     "slice_attention",
+    "why_not",
     "would_change",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.export.rewrite.nodes import become
+from dit_compress.export.rewrite.stretching import STRETCHES, stretch_by_copies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,7 @@ class GraphRewrite:
     reciprocals: int = 0
     empties: int = 0
     aliases: int = 0
+    stretches: int = 0
 
 
 def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
@@ -61,6 +63,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     fills = sum(_fill(node) for node in list(module.graph.nodes) if node.target in FILLS)
     aliases = sum(_read_through(node) for node in list(module.graph.nodes) if node.target is ALIAS)
     empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)
+    stretches = sum(stretch_by_copies(node) for node in list(module.graph.nodes) if node.target in STRETCHES)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
@@ -73,7 +76,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
         booleans += _additive(module, node, mask)
     module.graph.lint()
     module.recompile()
-    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases)
+    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases, stretches)
 
 
 def _fill(node: Node) -> int:

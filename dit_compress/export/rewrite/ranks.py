@@ -1,7 +1,8 @@
-"""Permutations of tensors with too many axes, in steps of few: patchify and unpatchify go through rank 6 to 8.
+"""Tensors with too many axes, held as ones of few: patchify and unpatchify go through rank 6 to 8, as VAEs do.
 
-Only views and permutations are rewritten: data is moved, no number changes. What computes on a tensor of
-too many axes stays, and ``check`` objects to it.
+Only what moves data is rewritten, and no number changes: views; permutations, in steps of few axes; what joins, repeats
+or takes along one axis, with those ahead and those behind it as one each. What computes on a tensor of too many axes
+stays, and ``check`` objects to it.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ SAME_ORDER = (
     aten.squeeze.dims,
 )
 """Operators that keep the values in their order."""
+JOINS = (aten.stack.default, aten.cat.default)
+TAKES = (aten.select.int, aten.slice.Tensor)
 Step = tuple[tuple[int, ...], tuple[int, ...]]
 """A shape to view a tensor in, and the permutation of its axes."""
 
 
 def lower_ranks(program: ExportedProgram, max_rank: int) -> int:
-    """Rewrite chains of views and permutations that leave and reach tensors of ``max_rank`` axes, in place.
+    """Rewrite chains of what moves data, from and to tensors of ``max_rank`` axes, in place.
 
     Returns:
         How many tensors of more axes are gone. Nothing is done for a ``max_rank`` under 4.
@@ -54,7 +57,9 @@ def lower_ranks(program: ExportedProgram, max_rank: int) -> int:
     holders: dict[Node, Node] = {}
     old = dict.fromkeys(graph.nodes)
     for node in old:
-        if shape_of(node) is not None and node.args and shape_of(node.args[0]) is not None:
+        if shape_of(node) is None or not node.args:
+            continue
+        if node.target in JOINS or shape_of(node.args[0]) is not None:
             _hold(node, holders, max_rank)
     for node in reversed(list(graph.nodes)):
         if not node.users and (node in holders or node not in old):
@@ -66,6 +71,9 @@ def lower_ranks(program: ExportedProgram, max_rank: int) -> int:
 
 def _hold(node: Node, holders: dict[Node, Node], max_rank: int) -> None:
     """Note what holds a tensor of too many axes: one of few, with the same values in the same order. Or read that."""
+    if (axis := _axis(node)) is not None:
+        _hold_along(node, axis, holders, max_rank)
+        return
     source: Any = node.args[0]
     shape, given, held = shape_of(node) or (), shape_of(source) or (), holders.get(source)
     if node.target in SAME_ORDER and len(shape) > max_rank:
@@ -75,6 +83,43 @@ def _hold(node: Node, holders: dict[Node, Node], max_rank: int) -> None:
         become(node, aten.reshape.default, held, list(shape))
     elif held is not None and (order := _order(node)) is not None:
         holders[node] = _permuted(node, held, given, order, max_rank)
+
+
+def _axis(node: Node) -> int | None:
+    """Return the one axis along which a node joins, repeats or takes; None where it does none of these."""
+    if node.target is aten.expand.default:
+        given, shape = shape_of(node.args[0]) or (), shape_of(node) or ()
+        longer = [axis for axis, size in enumerate(given) if size != shape[axis]] if len(given) == len(shape) else []
+        return longer[0] if len(longer) == 1 else None
+    if node.target not in (*JOINS, *TAKES):
+        return None
+    axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return int(axis) % len((shape_of(node.args[0]) if node.target in TAKES else shape_of(node)) or ())
+
+
+def _hold_along(node: Node, axis: int, holders: dict[Node, Node], max_rank: int) -> None:
+    """Do what a node does along an axis with three axes, where it reads or makes too many."""
+    sources: Any = node.args[0] if node.target in JOINS else [node.args[0]]
+    shape = shape_of(node) or ()
+    tall = [source for source in sources if len(shape_of(source) or ()) > max_rank]
+    if not (tall or len(shape) > max_rank) or any(source not in holders for source in tall):
+        return
+    ahead, behind = prod(shape[:axis]), prod(shape[axis:] if node.target is aten.select.int else shape[axis + 1 :])
+    each = [prod(shape_of(source) or ()) // max(1, ahead * behind) for source in sources]
+    views = [
+        call(node, aten.reshape.default, holders.get(source, source), [ahead, size, behind])
+        for source, size in zip(sources, each, strict=True)
+    ]
+    if node.target in JOINS:
+        held = call(node, aten.cat.default, views, 1)
+    elif node.target is aten.expand.default:
+        held = call(node, aten.expand.default, views[0], [ahead, shape[axis], behind])
+    else:
+        held = call(node, node.target, views[0], 1, *node.args[2:])
+    if len(shape) > max_rank:
+        holders[node] = held
+    else:
+        become(node, aten.reshape.default, held, list(shape))
 
 
 def _too_many(nodes: Iterable[Node], max_rank: int) -> int:

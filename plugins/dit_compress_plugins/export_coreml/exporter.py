@@ -36,15 +36,20 @@ class CoreMLExport(ExportStep):
         """Say what would break in Core ML. Needs no weights: the component may lie on the meta device."""
         from dit_compress.core.progress import quiet
         from dit_compress.export.inspection import inspected, module_path, operator_name
+        from dit_compress.export.rewrite import why_not
         from dit_compress_plugins.export_coreml.convert import has_translation
 
         found, nodes = inspected(component, profile, splits=True)
         with quiet():
-            untranslated = {(operator_name(node), module_path(node)) for node in nodes if not has_translation(node)}
-        mend = "Write it with operators that Core ML has, or add a rewrite in dit_compress/rewrite"
+            untranslated = {
+                (operator_name(node), module_path(node), why_not(node)) for node in nodes if not has_translation(node)
+            }
+        unknown = "coremltools has no translation of it"
+        mend = "Write it with operators that Core ML has, or add a rewrite in dit_compress/export/rewrite"
+        other = "Stretch by a whole number, or by another mode"
         return found + [
-            Diagnostic(name, path, "error", "coremltools has no translation of it", mend)
-            for name, path in sorted(untranslated)
+            Diagnostic(name, path, "error", why or unknown, other if why else mend)
+            for name, path, why in sorted(untranslated)
         ]
 
     def lower(self, component: Component, profile: Profile, folder: Path) -> list[Artifact]:
