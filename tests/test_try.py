@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffusers
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dit_compress.cli.app import app
@@ -18,6 +23,8 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load
 from dit_compress.recipe.document import parse
 from dit_compress.recipe.rehearsal import model_folder
+from dit_compress.run import worker
+from dit_compress.run.forks import fork, forking
 from dit_compress.run.rehearsal import _named, prepare
 
 if TYPE_CHECKING:
@@ -99,6 +106,30 @@ def test_ltx_runs_to_a_pipeline_that_stock_diffusers_opens(tmp_path: Path) -> No
         made = diffusers.DiffusionPipeline.from_pretrained(files, trust_remote_code=True)
     assert type(made).__name__ == "LTXPipeline"
     assert len(made.transformer.transformer_blocks) == 2
+
+
+def test_a_step_is_a_fork_with_its_own_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SIGTERM to the command reaches it, as it does a process of its own."""
+
+    def work(folder: Path) -> int:
+        (folder / "seen").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(worker.STOPPED))
+        while True:  # one that comes before it is passed on goes nowhere
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(worker, "main", work)
+    before, threads = signal.signal(signal.SIGTERM, lambda *_: None), torch.get_num_threads()
+    try:
+        with forking() as can:
+            assert can == (sys.platform == "linux" and not torch.cuda.is_available())
+            assert fork(tmp_path, 3) == worker.STOPPED == 75
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    process, given = (tmp_path / "seen").read_text().split()
+    assert int(process) != os.getpid()
+    assert given == "3"
+    assert torch.get_num_threads() == threads
 
 
 def test_what_can_not_be_tried_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
 
 
 class ModelTransformOptions(Options):
-    """The model that comes in the place of the input's; with its own flow, and nothing of what was done to the other."""
+    """The model that comes in the place of the input's, with its own flow and nothing of what was done to the other."""
 
     model: Annotated[PartField, Slot("model")]
 
