@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dit_compress.cli.app import app
 from dit_compress.cli.plan import plan_table
 from dit_compress.core.errors import UserError
+from dit_compress.model.twins import write_twin
 from dit_compress.plugin.registry import use
 from dit_compress.recipe import load
 from dit_compress.run.fits import Fit, activation_bytes, fits
@@ -103,6 +104,26 @@ def test_which_gpus_hold_a_step_by_hand(tmp_path: Path) -> None:
     assert activation_bytes(row, options) == 2 * tokens * 4 * 24 + block
     shared = fits(plan(load(path, use()), processes=4), 4)["plain"]
     assert (shared.state, shared.samples) == (4 * params + 2 * 4 * params / 2 + text, 8)
+
+
+def test_an_encoder_that_is_freed_is_not_counted_beside_a_model_of_diffusers(tmp_path: Path) -> None:
+    """Wan, whose rotary tables are no parameters: 3x4x4 tokens, a stream of 48, three blocks, an FFN of 96."""
+    write_twin("Wan2.1-T2V-1.3B", tmp_path / "wan")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"""
+model: {{from: {tmp_path / "wan"}}}
+data: {{use: shapes, num_clips: 16, num_test: 4, frames: 9, size: [64, 64]}}
+steps:
+  - prune: {{use: trilevel, levels: {{ffn: {{keep: 0.5}}}}, search: magnitude}}
+  - distill: {{use: affine, steps: 2, batch: 2}}
+    name: healed
+""")
+    rows = plan(load(path, use()), deep=False)
+    whole, own = rows[1].after["params"], rows[-1].after["params"]
+    assert (rows[-1].width, rows[-1].blocks, rows[-1].after["ffn"]) == (48, 3, [48] * 3)
+    fit = fits(rows)["healed"]
+    assert fit.state == 16 * own + 4 * whole
+    assert fit.sample == pytest.approx(rows[-1].held / own * 2 * 3 * 48 * (34 * 48 + 4 * 48))
 
 
 def test_a_tenth_of_a_gpu_is_left_free() -> None:

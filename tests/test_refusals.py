@@ -373,6 +373,13 @@ def test_a_teacher_of_another_vae_is_seen_when_the_step_starts(tmp_path: Path) -
     )
 
 
+def test_a_problem_is_told_once() -> None:
+    """As where an exporter refuses one operator at each call of the module that it stands in."""
+    first, second = (UserError("no such operator", where=where, mend="Rewrite it") for where in ("a.up", "a.down"))
+    told = str(UserError.join([first, second, first])).splitlines()
+    assert told == ["a.up: no such operator. Rewrite it", "a.down: no such operator. Rewrite it"]
+
+
 def test_independent_problems_come_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffusers
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dit_compress.cli.app import app
@@ -18,12 +23,15 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load
 from dit_compress.recipe.document import parse
 from dit_compress.recipe.rehearsal import model_folder
+from dit_compress.run import worker
+from dit_compress.run.forks import fork, forking
 from dit_compress.run.rehearsal import _named, prepare
 
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "models").glob("*.yaml"))
+EXPERTS = "wan2.2-t2v-a14b"
 KINDS = ["latent", "prune", "distill", "distill", "export", "export"]
 
 
@@ -31,14 +39,19 @@ def small(recipe: Path, out: Path) -> Recipe:
     return load(prepare(recipe, out, installed()), installed())
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def rehearsed(path: Path, out: Path) -> Recipe:
+    """A recipe made small on a stand-in of the twin, whose weights nothing here reads."""
+    (out / "model").mkdir()
+    (out / "clips").mkdir()
+    parts = {"vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "T5EncoderModel"]}
+    (out / "model" / "model_index.json").write_text(json.dumps({"_class_name": "Pipeline", **parts}))
+    return small(path, out)
+
+
+@pytest.mark.parametrize("path", [each for each in RECIPES if each.stem != EXPERTS], ids=lambda path: path.stem)
 def test_a_recipe_becomes_a_small_one_on_a_twin(path: Path, tmp_path: Path) -> None:
     """Its steps stay in number, order and kind; text and VAE are the twin's; few steps of each are left."""
-    (tmp_path / "model").mkdir()  # a stand-in of the twin, whose weights nothing here reads
-    (tmp_path / "clips").mkdir()
-    parts = {"vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "T5EncoderModel"]}
-    (tmp_path / "model" / "model_index.json").write_text(json.dumps({"_class_name": "Pipeline", **parts}))
-    recipe = small(path, tmp_path)
+    recipe = rehearsed(path, tmp_path)
     assert [step.kind for step in recipe.steps] == KINDS
     assert [step.name for step in recipe.steps[1:]] == ["pruned", "compact", "student", "pipeline", "core-ml"]
     assert recipe.video == (1 if path.stem in ("flux.1-dev", "sd3.5-medium") else 9, 64, 64)
@@ -52,9 +65,29 @@ def test_a_recipe_becomes_a_small_one_on_a_twin(path: Path, tmp_path: Path) -> N
     assert levels["ffn"]["keep"] == 0.75
 
 
+def test_a_recipe_of_two_experts_becomes_a_small_one(tmp_path: Path) -> None:
+    """The second expert is the twin's, too, and taught by itself; a judge has no more blocks than a pruned twin."""
+    (path,) = (each for each in RECIPES if each.stem == EXPERTS)
+    recipe = rehearsed(path, tmp_path)
+    trained = ["prune", "distill", "distill"]
+    assert [step.kind for step in recipe.steps] == ["latent", *trained, "transform", *trained, "export"]
+    second = recipe.step("low-noise")
+    assert second is not None
+    assert second.inputs == {"input": "diffusers_vae"}
+    options = second.part.as_data()["model"]
+    assert (options["path"], options["part"]) == (str(tmp_path / "model"), "transformer_2")
+    for name, teacher in {"compact-high": "diffusers_vae", "compact-low": "low-noise", "low": "low-noise"}.items():
+        assert recipe.step(name).inputs["teacher"] == teacher
+    assert recipe.step("pipeline").inputs == {"input": "high", "other": "low"}
+    for name in ("high", "low"):
+        given = recipe.step(name).part.as_data()
+        judge = {"use": "dit_block", "frozen_blocks": 1, "learnable_blocks": 1, "hidden": None}
+        assert (given["discriminator"], given["steps"], given["sampling_steps"]) == (judge, 2, 4)
+
+
 def test_every_recipe_names_a_twin() -> None:
     named = {path.stem: _named(model_folder(parse(path.read_text(), str(path)))) for path in RECIPES}
-    assert len(set(named.values())) == 10
+    assert len(set(named.values())) == len(RECIPES) == 11
     assert named["wan2.2-ti2v-5b"] == "Wan2.2-TI2V-5B"
     assert named["hunyuanvideo-1.5"] == "HunyuanVideo-1.5"
     assert set(named.values()) <= set(TWINS)
@@ -73,6 +106,30 @@ def test_ltx_runs_to_a_pipeline_that_stock_diffusers_opens(tmp_path: Path) -> No
         made = diffusers.DiffusionPipeline.from_pretrained(files, trust_remote_code=True)
     assert type(made).__name__ == "LTXPipeline"
     assert len(made.transformer.transformer_blocks) == 2
+
+
+def test_a_step_is_a_fork_with_its_own_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SIGTERM to the command reaches it, as it does a process of its own."""
+
+    def work(folder: Path) -> int:
+        (folder / "seen").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(worker.STOPPED))
+        while True:  # one that comes before it is passed on goes nowhere
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(worker, "main", work)
+    before, threads = signal.signal(signal.SIGTERM, lambda *_: None), torch.get_num_threads()
+    try:
+        with forking() as can:
+            assert can == (sys.platform == "linux" and not torch.cuda.is_available())
+            assert fork(tmp_path, 3) == worker.STOPPED == 75
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    process, given = (tmp_path / "seen").read_text().split()
+    assert int(process) != os.getpid()
+    assert given == "3"
+    assert torch.get_num_threads() == threads
 
 
 def test_what_can_not_be_tried_is_refused(tmp_path: Path) -> None:

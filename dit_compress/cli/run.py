@@ -13,6 +13,8 @@ from dit_compress.cli.options import AllowUnverified, PluginFiles, RecipePath, R
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dit_compress.recipe.model import Recipe
 
 
@@ -27,6 +29,22 @@ def run(
     plugin: PluginFiles = None,
 ) -> None:
     """Run a recipe. Finished steps are reused; after a kill the same command continues."""
+    execute(recipe, out, only, force, threads, plugin, allow_unverified=allow_unverified, yes=yes)
+
+
+def execute(
+    recipe: Path,
+    out: Path | None,
+    only: str | None = None,
+    force: Sequence[str] | None = None,
+    threads: int | None = None,
+    plugin: Sequence[str] | None = None,
+    *,
+    allow_unverified: bool = False,
+    yes: bool = False,
+    forks: bool = False,
+) -> None:
+    """Do what ``run`` says. forks: steps are forks of this process (:mod:`dit_compress.run.forks`)."""
     from dit_compress.run import torchrun
     from dit_compress.run.pipeline import Runner
 
@@ -47,6 +65,7 @@ def run(
             lambda text: say(text, markup=False),
             crew=crew,
             yes=yes,
+            forks=forks,
         )
         runner.run(only)
         status = 0

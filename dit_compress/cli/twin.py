@@ -9,7 +9,7 @@ import typer
 
 from dit_compress.cli.options import PluginFiles, RecipePath, Seed, Threads, registry
 from dit_compress.cli.plan import plan as plan_recipe
-from dit_compress.cli.run import run
+from dit_compress.cli.run import execute
 
 
 def twin(
@@ -35,13 +35,15 @@ def rehearse(
 ) -> None:
     """Run a recipe small: on a twin of its model, on drawn clips, two training steps each. Needs no weights."""
     from dit_compress.core.files import need_place
+    from dit_compress.run.forks import forking
     from dit_compress.run.rehearsal import prepare
 
     if not out.exists():
         need_place(out, "folder")
-    small = prepare(recipe, out, registry(plugin), twin)
-    typer.echo(small)
-    if plan:
-        plan_recipe(small, out=out / "run", plugin=plugin)
-    else:
-        run(small, out=out / "run", threads=threads, plugin=plugin)
+    with forking() as forks:
+        small = prepare(recipe, out, registry(plugin), twin)
+        typer.echo(small)
+        if plan:
+            plan_recipe(small, out=out / "run", plugin=plugin)
+        else:
+            execute(small, out / "run", threads=threads, plugin=plugin, forks=forks)

@@ -15,9 +15,9 @@ class UserError(Exception):
 
     @classmethod
     def join(cls, errors: list[UserError]) -> UserError:
-        """Join several errors into one that carries all their problems."""
+        """Join several errors into one that carries all their problems, each once."""
         joined = cls("")
-        joined.problems = [problem for error in errors for problem in error.problems]
+        joined.problems = list(dict.fromkeys(problem for error in errors for problem in error.problems))
         return joined
 
     def __str__(self) -> str:

@@ -27,6 +27,8 @@ EXAMPLE_COUNTS, EXAMPLE_STACK, EXAMPLE_SHARES = "block=8,head=12", "block.STACK=
 
 DISTILL = "adversarial"
 """Takes a discriminator: what ``new discriminator`` shows."""
+REHEARSED_JUDGE = {"use": "dit_block", "frozen_blocks": 1, "learnable_blocks": 1}
+"""In place of its own default, which has more blocks than a pruned twin."""
 TINY_MODEL, TINY_TEXT, TINY_LATENT = "video_dit", "words", "video_vae"
 """Small enough to be made anew in each test (``dit_compress.testing``)."""
 MIXTURE = "mixture"

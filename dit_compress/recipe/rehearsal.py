@@ -100,6 +100,8 @@ def _smaller(value: Any) -> Any:
     if budget := found.get("budget"):
         levels = {name: defaults.REHEARSED[name] for name in budget["levels"]}
         found |= {"budget": None, "limit": None, "levels": levels}
+    if found.get("use") == defaults.DISTILL and found.get("discriminator") is None:
+        found |= {"discriminator": dict(defaults.REHEARSED_JUDGE), "frozen_blocks": None}
     return found
 
 

@@ -27,6 +27,7 @@ from dit_compress.recipe import dump
 from dit_compress.recipe.model import PARTIAL
 from dit_compress.run.changes import data_change, need_same
 from dit_compress.run.fit import place_of
+from dit_compress.run.forks import fork
 from dit_compress.run.keys import input_key, made_of, nodes
 from dit_compress.run.locks import need_no_worker, one_command, one_worker
 from dit_compress.run.torchrun import STOPPED, environment, how_it_ended, pass_signals_to, worker_command
@@ -47,7 +48,8 @@ MANIFEST = "data.json"
 class Runner:
     """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use.
 
-    yes: run what this machine has no room for, as far as one knows.
+    yes: run what this machine has no room for, as far as one knows. forks: steps are forks of this process
+    (:mod:`dit_compress.run.forks`).
     """
 
     recipe: Recipe
@@ -60,6 +62,7 @@ class Runner:
     made_of: dict[str, dict[str, Any]] = field(default_factory=dict)
     crew: Crew | None = None
     yes: bool = False
+    forks: bool = False
 
     def run(self, only: str | None = None) -> None:
         """Run every step that is not finished (or just ``only``), then write summary and report."""
@@ -201,7 +204,10 @@ class Runner:
                     "input_keys": self.made_of[node.name]["inputs"],
                 },
             )
-        status = together.lead(partial, threads, node.name) if together else spawn(worker_command(partial), threads)
+        if together:
+            status = together.lead(partial, threads, node.name)
+        else:
+            status = fork(partial, threads) if self.forks else spawn(worker_command(partial), threads)
         if status == STOPPED:
             raise UserError(
                 f"step {node.name!r} was asked to stop",
@@ -220,7 +226,7 @@ class Runner:
 def spawn(command: list[str], threads: int) -> int:
     """Run a worker; a signal to us goes on to it."""
     process = subprocess.Popen(command, env=environment(threads, alone=True))  # noqa: S603 - our own interpreter
-    restore = pass_signals_to(process)
+    restore = pass_signals_to(process.send_signal)
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -98,7 +98,7 @@ def _training(node: Node, after: Spec) -> tuple[int, ...]:
     held, trained = node.build().num_parameters(outline)
     width = 0
     with suppress(*FAILURES):  # what looks at values does not run here
-        width = outline.stream_width()
+        width = after.build_denoiser().to("meta").stream_width()  # buffers of an outline hold values on the CPU
     return held, trained, width, sum(stack.length for stack in outline.structure().stacks)
 
 

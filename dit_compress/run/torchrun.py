@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 STOPPED = 75
@@ -120,7 +120,7 @@ class Crew:
     def _work(self, number: int, folder: Any, threads: int) -> None:
         """Run a worker to its end, or to another's."""
         process = subprocess.Popen(worker_command(folder), env=environment(threads, alone=False))  # noqa: S603
-        restore = pass_signals_to(process)
+        restore = pass_signals_to(process.send_signal)
         try:
             while process.poll() is None:
                 if self.store.add(f"failed/{number}", 0):
@@ -169,10 +169,10 @@ def how_it_ended(status: int) -> str:
     return f"ended with status {status}"
 
 
-def pass_signals_to(process: subprocess.Popen[bytes]) -> Any:
+def pass_signals_to(send: Callable[[int], None]) -> Any:
     """Pass a SIGTERM or SIGUSR1 to us on to a worker; call the result to end that."""
     numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in numbers}
+    before = {number: signal.signal(number, lambda n, _: send(n)) for number in numbers}
 
     def restore() -> None:
         for number, handler in before.items():
