@@ -1,4 +1,4 @@
-"""``dit-compress try``: recipes of public models on twins of them; one end to end, the others planned."""
+"""``dit-compress try``: recipes of public models on twins of them, and those that make their models themselves."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "models").glob("*.yaml"))
 EXPERTS = "wan2.2-t2v-a14b"
+OWN = [*sorted((RECIPES[0].parents[1] / "family").glob("*.yaml"))]
+OWN += [RECIPES[0].parents[1] / f"{name}.yaml" for name in ("budgets", "mobile_video", "quickstart", "small_text")]
 KINDS = ["latent", "prune", "distill", "distill", "export", "export"]
 
 
@@ -86,11 +88,48 @@ def test_a_recipe_of_two_experts_becomes_a_small_one(tmp_path: Path) -> None:
 
 
 def test_every_recipe_names_a_twin() -> None:
-    named = {path.stem: _named(model_folder(parse(path.read_text(), str(path)))) for path in RECIPES}
+    named = {path.stem: _named(str(model_folder(parse(path.read_text(), str(path))))) for path in RECIPES}
     assert len(set(named.values())) == len(RECIPES) == 11
     assert named["wan2.2-ti2v-5b"] == "Wan2.2-TI2V-5B"
     assert named["hunyuanvideo-1.5"] == "HunyuanVideo-1.5"
     assert set(named.values()) <= set(TWINS)
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_a_recipe_that_makes_its_model_is_bounded(path: Path, tmp_path: Path) -> None:
+    """Names, kinds and inputs of the steps stay; each trains for two steps on two clips, of a model of a few blocks."""
+    whole, found = load(path, installed()), small(path, tmp_path)
+    assert [(step.kind, step.name, step.inputs) for step in found.steps] == [
+        (step.kind, step.name, step.inputs) for step in whole.steps
+    ]
+    assert [step.part.name for step in found.steps] == [step.part.name for step in whole.steps]
+    for step in found.steps:
+        if step.kind == "distill":
+            assert (step.part.as_data()["steps"], step.part.as_data()["batch"]) == (2, 2)
+    assert (tmp_path / "clips").exists() == (path.stem == "mobile_video")
+    assert not (tmp_path / "model").exists()
+    if found.model is not None:
+        assert found.model.options.config()["layers"] <= 8
+        assert found.model.options.config()["hidden"] <= 256
+    if found.data is not None and path.stem != "mobile_video":
+        assert (found.data.as_data()["num_clips"], found.data.as_data()["num_test"]) == (2, 2)
+
+
+def test_what_lies_beside_a_recipe_is_made(tmp_path: Path) -> None:
+    """The paper's recipe reads a T5 and clips; a budget is of counts, a search's objective as it stands."""
+    found = small(OWN[0].parents[1] / "mobile_video.yaml", tmp_path)
+    assert found.text is not None and found.model is not None
+    assert found.text.name == "words"
+    assert found.text.options.caption_width == found.model.options.caption_width == 128
+    assert found.video == (9, 64, 64)
+    search = found.steps[2].part.as_data()["search"]
+    assert (search["steps"], search["objective"]["steps"]) == (2, 1000)
+    assert found.steps[0].part.as_data()["widths"] == [32, 32, 32, 32]
+    levels = small(OWN[0].parents[1] / "budgets.yaml", tmp_path).steps[1].part.as_data()["levels"]
+    assert {name: level.get("remove") for name, level in levels.items()} == {"block": 1, "head": 1, "ffn": None}
+    layout = small(OWN[0].parent / "layout.yaml", tmp_path).steps[4].part.as_data()
+    assert layout["budget"]["flops"] == "85%"
+    assert layout["layout"]["evaluations"] == layout["layout"]["population"] == layout["trial"]["steps"] == 2
 
 
 def test_ltx_runs_to_a_pipeline_that_stock_diffusers_opens(tmp_path: Path) -> None:
@@ -138,5 +177,6 @@ def test_what_can_not_be_tried_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no twin has the name of the folder 'MyModel'. Give --twin, one of: Wan2.1"):
         prepare(recipe, tmp_path / "out", installed())
     recipe.write_text("name: r\nmodel: {use: video_dit}\nsteps:\n  - export: diffusers\n")
-    with pytest.raises(UserError, match=r"r.yaml:2: the recipe's model is no folder.*from: LTX-Video/"):
-        prepare(recipe, tmp_path / "out", installed())
+    with pytest.raises(UserError, match=r"r.yaml:2: the recipe names no folder of a model, .* Leave out --twin"):
+        prepare(recipe, tmp_path / "out", installed(), "LTX-Video")
+    assert not (tmp_path / "out").exists()

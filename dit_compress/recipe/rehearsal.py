@@ -1,6 +1,7 @@
 """A recipe made small, to be run through once: on a twin, on a few clips, a few steps each. Imports no torch.
 
-What counts, sizes and lasts is bounded; what is done, in which order and by what, stays as the recipe has it.
+What counts, sizes and lasts is bounded; what is done, in which order and by what, stays as the recipe has it. A model
+that the recipe itself makes needs no twin; what lies on disk beside it (clips, a text encoder) is made, too.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_compress.core.errors import UserError
 from dit_compress.plugin import defaults
+from dit_compress.plugin.options import Options, Part
 from dit_compress.recipe.document import dump, parse
 from dit_compress.recipe.resolve import resolve
 
@@ -24,28 +25,28 @@ FRAMES, SIDE = 9, 64
 """Of every clip: a length and a size that the VAE of each public model takes."""
 MOST: Mapping[str, float] = {
     "accumulate": 1, "batch": 2, "batches": 1, "captions": 1, "checkpoint_every": 2, "critic_warmup": 1,
-    "discriminator_warmup": 1, "every": 1, "frozen_blocks": 1, "generator_every": 1, "groups": 1, "learnable_blocks": 1,
-    "num_captions": 1, "num_clips": 2, "plans": 2, "rank": 4, "runs": 1, "samples": 1, "share_every": 1, "steps": 2,
-    "student_every": 1, "teacher_samples": 2, "teacher_steps": 2, "warmup": 0,
+    "cross_heads": 8, "discriminator_warmup": 1, "evaluations": 2, "every": 1, "ffn": 256, "fit": 2, "frozen_blocks": 1,
+    "generator_every": 1, "groups": 1, "head_width": 32, "heads": 8, "hidden": 256, "layers": 8, "learnable_blocks": 1,
+    "num_captions": 1, "num_clips": 2, "num_draws": 2, "num_test": 2, "plans": 2, "population": 2, "rank": 4,
+    "remove": 1, "runs": 3, "samples": 1, "samples_per_caption": 2, "share_every": 1, "steps": 2, "student_every": 1,
+    "teacher_samples": 2, "teacher_steps": 2, "warmup": 0, "widths": 32,
 }  # fmt: skip
-"""Options by name, and the most that is left of them."""
+"""Options by name, and the most that is left of them; of lists of numbers, of each."""
+UNTOUCHED = "objective"
+"""Of a search: it is asked for losses alone, and refuses what would say how long it trains."""
 
 
-def model_folder(document: Document) -> str:
-    """Return the folder of the public model that a recipe begins with.
-
-    Raises:
-        UserError: its ``model`` names none.
-    """
+def model_folder(document: Document) -> str | None:
+    """Return the folder of the public model that a recipe begins with; None where it makes its own, or has none."""
     model = document.data.get("model")
     found = (model.get("from") or model.get("path")) if isinstance(model, dict) else None
-    if not isinstance(found, str):
-        raise UserError(
-            "the recipe's model is no folder, so that nothing could stand in for it",
-            where=document.where(("model",)),
-            mend="Name one: 'model: {from: LTX-Video/}'",
-        )
-    return found
+    return found if isinstance(found, str) else None
+
+
+def reads_clips(document: Document) -> bool:
+    """Tell whether the recipe's clips lie on disk, so that others must stand in for them."""
+    data = document.data.get("data")
+    return model_folder(document) is not None or (isinstance(data, dict) and "path" in data)
 
 
 def rehearsal(document: Document, registry: Registry, model: Path, clips: Path) -> Recipe:
@@ -54,18 +55,20 @@ def rehearsal(document: Document, registry: Registry, model: Path, clips: Path) 
     Args:
         document: the recipe as it was read.
         registry: the plugins.
-        model: the folder that stands in for the recipe's own, wherever it names that.
+        model: the folder that stands in for the recipe's own, wherever it names that; unused where it names none.
         clips: a folder of clips with captions, of ``FRAMES`` frames of ``SIDE`` pixels a side.
 
     Raises:
         UserError: the recipe is wrong, as :func:`~dit_compress.recipe.resolve.resolve` has it.
     """
-    own = Path(model_folder(document))
-    data = _with_folder(document.data, own, model)
-    if "data" in data:
+    own = model_folder(document)
+    data = dict(document.data) if own is None else _with_folder(document.data, Path(own), model)
+    if own is None:
+        data |= _made_small(data)
+    if "data" in data and reads_clips(document):
         data["data"] = _with_clips(data["data"], clips)
     whole = resolve(_renewed(document, data), registry)
-    return resolve(parse(dump(_smaller(whole.as_data())), document.path), registry)
+    return resolve(parse(dump(_smaller(whole)), document.path), registry)
 
 
 def _renewed(document: Document, data: dict[str, Any]) -> Document:
@@ -81,6 +84,18 @@ def _with_folder(value: Any, own: Path, other: Path) -> Any:
     return str(other) if isinstance(value, str) and "/" in value and Path(value) == own else value
 
 
+def _made_small(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the model at its plugin's default size, and a text encoder made here where the recipe reads one."""
+    model, text = data.get("model"), data.get("text")
+    found: dict[str, Any] = {}
+    if isinstance(text, dict) and "path" in text:
+        found["text"] = {"use": defaults.TINY_TEXT}
+    if isinstance(model, dict):
+        dropped = {"preset", "text_width"} if "text" in found else {"preset"}
+        found["model"] = {key: value for key, value in model.items() if key not in dropped}
+    return found
+
+
 def _with_clips(data: Any, clips: Path) -> dict[str, Any]:
     """Return a source of the small clips; single frames stay single frames."""
     given = data if isinstance(data, dict) else {}
@@ -90,21 +105,41 @@ def _with_clips(data: Any, clips: Path) -> dict[str, Any]:
     return {**videos, **kept}
 
 
-def _smaller(value: Any) -> Any:
-    """Return options that last for a few steps."""
+def _smaller(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's data with options that last for a few steps."""
+    data = recipe.as_data()
+    shared = {kind: _bounded(data[kind], part) for kind, part in recipe.shared.items()}
+    steps = [
+        {**entry, step.kind: _bounded(entry[step.kind], step.part)}
+        for entry, step in zip(data["steps"], recipe.steps, strict=True)
+    ]
+    return {**data, **shared, "steps": steps}
+
+
+def _bounded(value: Any, made: Any, most: float | None = None) -> Any:
+    """Return a value as it was written out, bounded.
+
+    Args:
+        value: an option's, or the options of a part.
+        made: what it was written from: a part, options, or what these hold. Options that do nothing stay at
+            their defaults, as ``check`` wants them.
+        most: for a number, or for each of a list of numbers.
+    """
     if isinstance(value, list):
-        return [_smaller(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found = {key: _bounded(key, item) for key, item in value.items()}
-    if budget := found.get("budget"):
+        return [_bounded(item, None, most) for item in value]
+    if isinstance(value, dict):
+        return _bounded_options(value, made.options if isinstance(made, Part) else made)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return min(value, type(value)(most)) if number and most is not None else value
+
+
+def _bounded_options(value: dict[str, Any], made: Any) -> dict[str, Any]:
+    kept = {UNTOUCHED, *(made.idle if isinstance(made, Options) else ())}
+    held = made if isinstance(made, dict) else dict(made) if isinstance(made, Options) else {}
+    found = {key: item if key in kept else _bounded(item, held.get(key), MOST.get(key)) for key, item in value.items()}
+    if (budget := found.get("budget")) and "levels" in budget:
         levels = {name: defaults.REHEARSED[name] for name in budget["levels"]}
         found |= {"budget": None, "limit": None, "levels": levels}
     if found.get("use") == defaults.DISTILL and found.get("discriminator") is None:
         found |= {"discriminator": dict(defaults.REHEARSED_JUDGE), "frozen_blocks": None}
     return found
-
-
-def _bounded(key: str, value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return min(value, type(value)(MOST[key])) if number and key in MOST else _smaller(value)

@@ -14,7 +14,7 @@ from dit_compress.data.video import write_video
 from dit_compress.model.twins import TWINS, model_of, write_twin
 from dit_compress.recipe import document as yaml_document
 from dit_compress.recipe import dump
-from dit_compress.recipe.rehearsal import FRAMES, SIDE, model_folder, rehearsal
+from dit_compress.recipe.rehearsal import FRAMES, SIDE, model_folder, reads_clips, rehearsal
 
 if TYPE_CHECKING:
     from dit_compress.plugin.registry import Registry
@@ -39,11 +39,20 @@ def prepare(recipe: Path, out: Path, registry: Registry, twin: str | None = None
     """
     document = yaml_document.read(recipe)
     model, clips, small = out / "model", out / "clips", out / "recipe.yaml"
-    name = model_of(twin) if twin else _named(model_folder(document))
-    if not model.exists():
-        write_twin(name, model)
-    if not clips.exists():
+    folder = model_folder(document)
+    if folder is not None:
+        name = model_of(twin) if twin else _named(folder)
+        if not model.exists():
+            write_twin(name, model)
+    elif twin:
+        raise UserError(
+            "the recipe names no folder of a model, so that a twin has nothing to stand in for",
+            where=document.where(("model",)),
+            mend="Leave out --twin",
+        )
+    if reads_clips(document) and not clips.exists():
         write_clips(clips)
+    out.mkdir(parents=True, exist_ok=True)
     found = dump(rehearsal(document, registry, model, clips))
     with whole_file(small) as partial:
         partial.write_text(found, "utf-8")
