@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -137,9 +138,10 @@ def row_of_hook(item: ast.FunctionDef, protocol: str) -> str:
     return f"    {signature:<32}{first_line(item):<46}{protocol:<19}{place_of(protocol)}"
 
 
-def row_of_members(name: str) -> str:
+def rows_of_members(name: str) -> list[str]:
     needed, given = members(name)
-    return f"        {', '.join(needed)}" + (f"; by default: {', '.join(given)}" if given else "")
+    text = ", ".join(needed) + (f"; by default: {', '.join(given)}" if given else "")
+    return textwrap.wrap(text, 120, initial_indent=8 * " ", subsequent_indent=8 * " ")
 
 
 HOOK_ROWS = [item for name in HOOKS for item in HOOKS[name].body if isinstance(item, ast.FunctionDef)]
@@ -154,7 +156,8 @@ def test_the_page_has_every_hook_with_its_signature_its_line_and_its_protocol(it
     own = re.findall(r":class:`(\w+)`", hook_docstring(item.name))
     row = row_of_hook(item, own[0] if own else "Step")
     assert row in page
-    assert page[page.index(row) + 1] == row_of_members(own[0] if own else "Step")
+    rows = rows_of_members(own[0] if own else "Step")
+    assert page[page.index(row) + 1 :][: len(rows)] == rows
 
 
 @pytest.mark.parametrize("name", ["Codec", "FirstFrameCodec", "TextEncoder", "Objective", "Runner"])
@@ -162,7 +165,8 @@ def test_the_page_has_the_protocols_of_what_plugins_make(name: str) -> None:
     page = (hooks.__doc__ or "").splitlines()
     row = f"    {name:<32}{first_line(PROTOCOLS[name]):<65}{place_of(name)}"
     assert row in page
-    assert page[page.index(row) + 1] == row_of_members(name)
+    rows = rows_of_members(name)
+    assert page[page.index(row) + 1 :][: len(rows)] == rows
 
 
 def test_the_page_names_every_protocol_of_the_engine() -> None:

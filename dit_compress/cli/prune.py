@@ -133,7 +133,7 @@ def _by_plan(plan: Path, path: Path, out: Path | None, *, asked: bool) -> None:
         raise UserError("a plan says already what stays", mend="Give --plan and --out alone")
     if path.is_file() or is_lora(path):
         record = read_plan(plan)
-        prune_lora(path, free(out) or out, edits_of(record), record["base"])
+        prune_lora(path, free(out) or out, edits_of(record), record["base"], record.get("weights"))
     else:
         prune_by_plan(plan, path, out)
 

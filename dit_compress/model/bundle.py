@@ -3,7 +3,7 @@
 bundle/
   bundle.json        components (plugin, config, transform log, sha256), flow, lineage, licence, its own sha256
   denoiser/          config.json + diffusion_pytorch_model.safetensors
-  latent/  text/     likewise, where the bundle has them
+  latent/  text/     likewise, where the bundle has them; text/tokens/: a tokenizer's files
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,15 +40,17 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.model.protocols import Codec
+    from dit_compress.model.protocols import Codec, TextEncoder
 
 COMPONENTS = {"denoiser": "model", "latent": "latent", "text": "text"}
 """Component → the kind of the plugin that loads it."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+TOKENS = "tokens"
+"""The one folder that a component may hold: what its encoder's ``keep_tokens`` wrote."""
 _AGAIN = "Copy the bundle again"
 _MOST = 10
 """Faults of a bundle.json that are named."""
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_PLAIN_NAME = re.compile(rf"(?:{TOKENS}/(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)?)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -158,14 +160,15 @@ class Bundle:
             UserError: a file is missing or changed, is a symbolic link, or the record does not name it.
         """
         folder, files = self.path / name, self.data["components"][name]["files"]
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = sorted(folder.rglob("*")) if folder.is_dir() else []
         for item in (folder, *found):
             if item.is_symlink():
                 raise UserError("a symbolic link: a bundle holds its files itself", where=str(item), mend=_AGAIN)
         for file, record in files.items():
             check_file(folder / file, record, _AGAIN)
+        named = {*files, *(str(parent) for file in files for parent in PurePosixPath(file).parents)}
         for item in found:
-            if item.name not in files:
+            if item.relative_to(folder).as_posix() not in named:
                 what = f"the bundle's record does not name this {'folder' if item.is_dir() else 'file'}"
                 raise UserError(what, where=str(item), mend="Delete it")
         return files
@@ -174,9 +177,11 @@ class Bundle:
         entry = self.data["components"].get(name)
         if entry is None:
             return None
+        tokens = self.path / name / TOKENS
         return ComponentSpec(
-            COMPONENTS[name], entry["plugin"], entry["config"], tuple(entry["log"]), entry.get("latents")
-        )
+            COMPONENTS[name], entry["plugin"], entry["config"], tuple(entry["log"]), entry.get("latents"),
+            tokens if tokens.is_dir() else None,
+        )  # fmt: skip
 
     def _narrowed(self, component: ComponentSpec | None) -> ComponentSpec | None:
         return component if component is None or self.width is None else component.narrowed(self.width)
@@ -273,11 +278,17 @@ def component_digest(module: nn.Module, config: dict[str, Any], scratch: Path) -
 
 
 def save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Write ``config.json`` and safetensors, byte for byte the same for equal weights; return the files' records."""
+    """Write ``config.json`` and safetensors, byte for byte the same for equal weights; return the files' records.
+
+    Of a text encoder that has weights what it tokenizes by stands beside them.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     state = {name: value.detach().cpu().contiguous() for name, value in sorted(module.state_dict().items())}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    return {item.name: file_record(item) for item in sorted(folder.iterdir())}
+    if state and hasattr(module, "keep_tokens"):
+        cast("TextEncoder", module).keep_tokens(folder / TOKENS)
+    files = [item for item in sorted(folder.rglob("*")) if item.is_file()]
+    return {item.relative_to(folder).as_posix(): file_record(item) for item in files}

@@ -148,6 +148,14 @@ class TextEncoder(Protocol):
         """Write what an app needs to tokenize; say its ``file``, ``length`` and ``padding``."""
         raise NotImplementedError
 
+    def keep_tokens(self, folder: Path) -> bool:  # noqa: ARG002 - for those that have some
+        """Write what :meth:`tokenize` reads, for a bundle with this encoder's weights; return whether there is any."""
+        return False
+
+    def take_tokens(self, folder: Path) -> None:
+        """Tokenize by what :meth:`keep_tokens` wrote, from now on."""
+        raise NotImplementedError
+
     def digest(self) -> str | None:
         """Return a digest of weights outside the bundle: it names the cache of embeddings; None without such."""
         return None

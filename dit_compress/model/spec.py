@@ -12,10 +12,12 @@ from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import installed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from dit_compress.model.denoiser import Denoiser
-    from dit_compress.model.protocols import Codec
+    from dit_compress.model.protocols import Codec, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class ComponentSpec:
     """One component: the plugin that loads it, its config, and its transform log.
 
     latents: of a VAE whose decoder was changed, the name of the latents that its encoder still makes.
+    tokens: of a text encoder in a bundle, the folder of what it tokenizes by, where it holds that.
     """
 
     kind: str
@@ -30,6 +33,7 @@ class ComponentSpec:
     config: dict[str, Any]
     log: tuple[dict[str, Any], ...] = ()
     latents: str | None = None
+    tokens: Path | None = field(default=None, compare=False)
 
     def loader(self) -> Any:
         """Import the plugin's class."""
@@ -45,6 +49,8 @@ class ComponentSpec:
             base = shapes_of(module) if self.log else {}
             replay(module, self.log)
         remember_log(module, base, self.log)
+        if self.tokens is not None:
+            cast("TextEncoder", module).take_tokens(self.tokens)
         return module.eval()
 
     @cached_property

@@ -35,6 +35,7 @@ from dit_compress.structure.files.pruned import (
     base_of,
     check_plan,
     log_of,
+    made_for,
     read_plan,
     record_of,
     remember_log,
@@ -142,7 +143,7 @@ def prune_by_plan(plan: Path, source: Path, out: Path, *, shard_bytes: int = SHA
     assert place is not None
     config = read_config(folder)
     check_plan(record, config["_class_name"], config, open_weights(folder).shapes(), str(folder))
-    return _write_folder(folder, edits_of(record), record, place, shard_bytes)
+    return _write_folder(folder, edits_of(record), {**record, "weights": made_for(folder)}, place, shard_bytes)
 
 
 def _size(size: Sequence[int] | None, call: Call | None, depends: object) -> Sequence[int] | None:
@@ -240,7 +241,7 @@ def _prune_folder(
         return denoiser.module
     made = _made(denoiser.module, entries)
     del denoiser
-    record = record_of(config["_class_name"], config, base, [*log, *entries])
+    record = record_of(config["_class_name"], config, base, [*log, *entries], made_for(target.path))
     _write_folder(target.path, _edits(entries), record, out, shard_bytes, made)
     return load(out, verify=False)
 

@@ -10,6 +10,8 @@ from dit_compress.core.files import sha256_data
 from dit_compress.plugin.options import marked
 from dit_compress.plugin.registry import installed
 from dit_compress.structure.compact import kept_blocks
+from dit_compress.structure.files.digest import digest_of
+from dit_compress.structure.files.tensor_files import open_weights
 from dit_compress.train.guards import Alarms
 from dit_compress.train.held import hold, is_held, widened
 from dit_compress.train.loop import fit
@@ -63,7 +65,8 @@ def distill(step: Distiller, context: Context) -> Result:
 
 def _kept_apart(student: Denoiser, context: Context) -> str:
     """Write a student's LoRA beside its bundle, and fold it into the weights; return the file's name."""
-    write_lora(student.module, context.folder / FILE, context.input.digest("denoiser"))
+    base = digest_of(open_weights(context.input.path / "denoiser"))
+    write_lora(student.module, context.folder / FILE, base)
     layers = take_off(student.module)
     if is_held(student):
         widened(student, context.input.denoiser().module.state_dict())

@@ -13,6 +13,7 @@ import torch
 
 from dit_compress.core.files import whole_file
 from dit_compress.model.denoiser import Denoiser
+from dit_compress.structure.files.lora import BASE
 from dit_compress.train.held import hold
 from dit_compress.train.targets import targets_of
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 ADAPTERS = ("*.lora_[AB].*",)
 """Names of their parameters."""
-BASE = "dit_compress_base"
-"""In a file's metadata: the digest of the denoiser that it was trained on."""
 FILE = "pytorch_lora_weights.safetensors"
 """As ``pipeline.load_lora_weights(folder)`` looks for it."""
 _PREFIX = "transformer."
@@ -111,7 +110,7 @@ def without(module: nn.Module) -> Iterator[None]:
 def write_lora(module: nn.Module, path: Path, base: str) -> None:
     """Write the module's updates as ``save_lora_weights`` does: ``transformer.<module>.lora_A.weight``, ``lora_B``.
 
-    base: digest of the denoiser; alone in the metadata, of which safetensors writes several in any order.
+    base: digest of the weights below it; alone in the metadata, of which safetensors writes several in any order.
     """
     from safetensors.torch import save_file
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toy import context_in
+from toy import context_in, part
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from dit_compress.core.errors import UserError
@@ -326,3 +326,35 @@ def test_weights_that_give_nan_are_found_when_captions_are_encoded(
     writing = encode_captions(tmp_path_factory.mktemp("shards") / "a", ["red", "a circle"], encoder, {"text": "x"})
     with pytest.raises(UserError, match="red: the embedding is not finite"):
         write_shards(writing, lambda: None)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_student_holds_what_it_tokenizes_by(whole: bool, folder: Path, twins: Path, tmp_path: Path) -> None:
+    """Its teacher's folder may go; bundles that are linked from its own, and plans, tokenize as before."""
+    gone = shutil.copytree(twins / "Wan2.1-T2V-1.3B" if whole else folder, tmp_path / "teacher")
+    tokens = {"use": "transformers", "path": str(gone), "negative": "ugly", **({} if whole else {"length": 6})}
+    student = part("text", "small", layers=1, width=16, heads=2, ffn=32, gives=16, tokens=tokens)
+    encoder = student.create()
+    wanted = encoder.tokenize([*WORDS, ""])
+    spec = Spec(text=ComponentSpec("text", "small", student.config_of(encoder)))
+    first = write_bundle(tmp_path / "first", spec, {"text": encoder}, base=None, lineage=())
+    assert not any("safetensors" in name for name in first.data["components"]["text"]["files"] if "/" in name)
+    shutil.rmtree(gone)
+    second = write_bundle(tmp_path / "second", first.spec, {}, base=first, lineage=())
+    third = write_bundle(tmp_path / "third", second.spec, {"text": second.text()}, base=None, lineage=())
+    assert third.digest("text") == first.digest("text")
+    for found in (second.text(), third.text(), third.spec.text.build()):
+        given = found.tokenize([*WORDS, ""])
+        assert {name: value.tolist() for name, value in given.items()} == {
+            name: value.tolist() for name, value in wanted.items()
+        }
+    with torch.no_grad():
+        assert torch.equal(third.text()(wanted)["embedding"], encoder(wanted)["embedding"])
+    third.text().save_tokenizer(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    odd = third.path / "text" / "tokens" / "other"
+    odd.mkdir()
+    with pytest.raises(UserError, match=r"tokens/other: the bundle's record does not name this folder"):
+        third.text()
+    with pytest.raises(UserError, match="no tokenizer here"):
+        student.from_config(student.config_of(encoder)).tokenize(WORDS)

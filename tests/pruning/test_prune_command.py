@@ -22,6 +22,9 @@ from dit_compress.model.figures import count_flops
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.structure.copies import meta_copy
+from dit_compress.structure.files.digest import digest_of
+from dit_compress.structure.files.lora import BASE
+from dit_compress.structure.files.tensor_files import open_weights
 from dit_compress.testing.models import tiny_denoiser
 
 
@@ -188,6 +191,29 @@ def test_a_plan_is_repeated_on_a_checkpoint_and_on_a_lora(run: Any) -> None:
     status, printed = run("prune", "small", "--plan", "small", "--out", "twice")
     assert status == 2
     assert "the plan is for another model" in printed
+
+
+def test_a_lora_that_says_its_base_follows_the_plan_of_that_base_alone(run: Any, whole: Path) -> None:
+    """Whatever files hold the base; a plan that was repeated on another checkpoint is for that one."""
+    module: Any = diffusers.LTXVideoTransformer3DModel.from_pretrained(whole)
+    module.to(torch.float32).save_pretrained("bundled")
+    lora = {"transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": torch.randn(48, 2)}
+    save_file(lora, "lora.safetensors", metadata={BASE: digest_of(open_weights(Path("bundled")))})
+    module.proj_out.bias.data += 1
+    module.save_pretrained("tuned")
+    for source, *asked in (("whole", "--remove", "head=1"), ("tuned", "--plan", "whole-small")):
+        assert run("prune", source, *asked, "--out", f"{source}-small")[0] == 0
+    assert run("prune", "whole-small", "--remove", "head=1", "--out", "smaller")[0] == 0
+    assert run("prune", "lora.safetensors", "--plan", "whole-small", "--out", "l.safetensors")[0] == 0
+    assert run("prune", "lora.safetensors", "--plan", "smaller", "--out", "s.safetensors")[0] == 0
+    assert not open_weights(Path("l.safetensors")).metadata, "it is no LoRA of that base any more"
+    status, printed = run("prune", "lora.safetensors", "--plan", "tuned-small", "--out", "t.safetensors")
+    (base, tuned) = (digest_of(open_weights(Path(name)))[:12] for name in ("whole", "tuned"))
+    assert (status, Path("t.safetensors").exists()) == (2, False)
+    assert (
+        f"lora.safetensors: this LoRA was trained on other weights ({base}…) than the plan is for ({tuned}…)."
+        " Repeat the plan on the LoRA's base" in printed
+    )
 
 
 REFUSED = [

@@ -41,6 +41,8 @@ _SUFFIX = re.compile("(?P<module>.+?)(?:" + "|".join(f"(?P<{kind}>{text})" for k
 _DIFF = re.compile(r"(?P<module>.+)(?P<suffix>\.diff(?P<bias>_b)?)")
 _FLAT = re.compile(r"(lora_(?:unet|transformer|dit|model)_)(.+)")
 _SAVED = "modules_to_save"
+BASE = "dit_compress_base"
+"""In a LoRA's metadata: the digest of the weights that it was trained on (``digest_of``)."""
 _ADAPTER, _WEIGHTS = "adapter_config.json", "pytorch_lora_weights.safetensors"
 _PATHS = ("target_modules", _SAVED, "exclude_modules", "rank_pattern", "alpha_pattern")
 """Entries of an adapter's config that may name modules by their full path."""
@@ -78,18 +80,22 @@ def is_lora(folder: Path) -> bool:
     return (folder / _ADAPTER).is_file() or (folder / _WEIGHTS).is_file()
 
 
-def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[str, Sequence[int]]) -> None:
+def prune_lora(
+    source: Path, target: Path, edits: Sequence[Edit], base: Mapping[str, Sequence[int]], made_for: str | None = None
+) -> None:
     """Make a LoRA of the whole model one of the pruned model.
 
     source: a safetensors file, or a folder of peft (with ``adapter_config.json``); target: likewise, new.
-    base: shapes of the whole model. Raises UserError, with nothing written, where the LoRA was made for another
-    model, or is a DoRA whose columns are cut (its magnitudes are norms over all columns).
+    base: shapes of the whole model. made_for: digest of its weights, where the plan says it. Raises UserError, with
+    nothing written, where the LoRA was made for another model, or is a DoRA whose columns are cut (its magnitudes are
+    norms over all columns).
     """
     say(f"pruning {source}")
     weights = open_weights(source)
+    need_base(weights.metadata, made_for, source)
     factors, others = read_factors(weights, base)
     kept = [*_pruned(factors, edits), *others]
-    metadata = {name: _metadata(text, base, edits) for name, text in weights.metadata.items()}
+    metadata = {name: _metadata(text, base, edits) for name, text in weights.metadata.items() if name != BASE}
     say(f"writing {target}")
     if not source.is_dir():
         with disk_errors(target):
@@ -100,6 +106,17 @@ def prune_lora(source: Path, target: Path, edits: Sequence[Edit], base: Mapping[
         write_pieces(kept, folder, weights.stem, metadata)
         if (source / _ADAPTER).is_file():
             write_json(folder / _ADAPTER, _config(read_json(source / _ADAPTER), base, edits))
+
+
+def need_base(metadata: Mapping[str, str], made_for: str | None, source: Path) -> None:
+    """Raise a UserError where a LoRA says on which weights it was trained, and the plan was made for others."""
+    trained_on = metadata.get(BASE)
+    if trained_on is not None and isinstance(made_for, str) and trained_on != made_for:
+        raise UserError(
+            f"this LoRA was trained on other weights ({trained_on[:12]}…) than the plan is for ({made_for[:12]}…)",
+            where=str(source),
+            mend="Repeat the plan on the LoRA's base (dit-compress prune BASE --plan … --out …), and give that plan",
+        )
 
 
 def read_factors(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[Factor], list[Piece]]:

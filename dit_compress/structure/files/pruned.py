@@ -10,8 +10,10 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_data
 from dit_compress.core.version import SCHEMA, __version__
 from dit_compress.structure.files import load_pruned
+from dit_compress.structure.files.digest import digest_of
 from dit_compress.structure.files.load_pruned import ATTRIBUTE, LOADER, PRUNING, read_record, remember
 from dit_compress.structure.files.standalone import flat_source
+from dit_compress.structure.files.tensor_files import open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,11 +30,15 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
 
 
 def record_of(
-    class_name: str, config: Mapping[str, Any], base: Mapping[str, Sequence[int]], log: Sequence[dict[str, Any]]
+    class_name: str,
+    config: Mapping[str, Any],
+    base: Mapping[str, Sequence[int]],
+    log: Sequence[dict[str, Any]],
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Return ``pruning.json`` but for the files: of which model it is, and what was done to it.
 
-    base: shapes before the first entry of the log.
+    base, weights: shapes, and digest of the weights, before the first entry of the log.
     """
     return {
         "schema": SCHEMA,
@@ -42,7 +48,7 @@ def record_of(
         "base": {name: list(shape) for name, shape in sorted(base.items())},
         "log": list(log),
         "files": {},
-    }
+    } | ({} if weights is None else {"weights": weights})
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -69,6 +75,12 @@ def base_of(module: nn.Module) -> dict[str, list[int]]:
     """Return the shapes before the first pruning."""
     held = getattr(module, ATTRIBUTE, None)
     return held["record"]["base"] if held else shapes_of(module)
+
+
+def made_for(folder: Path) -> str:
+    """Return the digest of the weights of a whole model; of one that is pruned already, of the whole one's."""
+    written = read_record(folder).get("weights") if (folder / PRUNING).is_file() else None
+    return written or digest_of(open_weights(folder))
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def distill() -> Plugin:
         name="text",
         options=TextOptions,
         load="dit_compress_plugins.distill_text.distiller:TextDistiller",
+        revision=2,
         world="all",
         data=True,
         summary="a small text encoder learns the bundle's: embeddings, and the DiT's output",

@@ -42,6 +42,7 @@ def text() -> Plugin:
         name="small",
         options=SmallOptions,
         load="dit_compress_plugins.text_small.encoder:Small",
+        revision=2,
         requires=("transformers",),
         extra="t5",
         summary="a small T5 over the tokens of another encoder: the student of distill: text",

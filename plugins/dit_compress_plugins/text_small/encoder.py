@@ -90,6 +90,14 @@ class SmallEncoder(nn.Module, TextEncoder):
         """Write the reader's tokenizer."""
         return self.reader.save_tokenizer(folder)
 
+    def keep_tokens(self, folder: Path) -> bool:
+        """Write what the reader tokenizes by: its folder may go."""
+        return self.reader.keep_tokens(folder)
+
+    def take_tokens(self, folder: Path) -> None:
+        """Let the reader tokenize by what was kept."""
+        self.reader.take_tokens(folder)
+
 
 def position_bucket(away: Tensor, bidirectional: bool, num_buckets: int, max_distance: int) -> Tensor:  # noqa: FBT001, ARG001 - T5's signature
     """Return the bucket of each distance between two tokens, as T5's encoder has it, without its logarithm of 0.

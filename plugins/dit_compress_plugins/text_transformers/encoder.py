@@ -12,7 +12,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_content
 from dit_compress.model.protocols import Text, TextEncoder
 from dit_compress_plugins.text_transformers import PARTS
-from dit_compress_plugins.text_transformers.folder import INDEX, check, is_pipeline, width_of
+from dit_compress_plugins.text_transformers.folder import INDEX, check, copy_tokenizer, is_pipeline, width_of
 from dit_compress_plugins.text_transformers.piped import Piped
 from dit_compress_plugins.text_transformers.single import Single
 
@@ -38,11 +38,8 @@ class TransformersEncoder(nn.Module, TextEncoder):
     ) -> None:
         super().__init__()
         self.path, self.length, self.negative, self.dtype, self.embeddings = path, length, negative, dtype, embeddings
-        folder = Path(path)
         self.width = self._width() if width is None else width
-        self.side: Any = (
-            Piped(folder, length, dtype, negative) if is_pipeline(folder) else Single(folder, length, dtype)
-        )
+        self.side: Any = self._opened(Path(path))
 
     @property
     def num_tokens(self) -> int:  # type: ignore[override]
@@ -81,6 +78,15 @@ class TransformersEncoder(nn.Module, TextEncoder):
         empty = {"empty": self.negative} if self.negative else {}
         return {"file": "tokenizer.json", "length": length, "padding": padding, **empty}
 
+    def keep_tokens(self, folder: Path) -> bool:
+        """Copy the tokenizer, and the configs that say how the pipeline uses it."""
+        copy_tokenizer(Path(self.path), folder)
+        return True
+
+    def take_tokens(self, folder: Path) -> None:
+        """Read tokenizer and configs from the copy."""
+        self.path, self.side = str(folder), self._opened(folder)
+
     def digest(self) -> str:
         """Return the sha256 of weights and tokenizers; it names the cache of embeddings, one for other weights each."""
         self.check()
@@ -95,6 +101,11 @@ class TransformersEncoder(nn.Module, TextEncoder):
         check(Path(self.path))
         if isinstance(self.side, Single) and (width := self._width()) != self.width:
             raise self._other_width(width)
+
+    def _opened(self, folder: Path) -> Piped | Single:
+        if is_pipeline(folder):
+            return Piped(folder, self.length, self.dtype, self.negative)
+        return Single(folder, self.length, self.dtype)
 
     def _width(self) -> int:
         if not Path(self.path).is_dir():

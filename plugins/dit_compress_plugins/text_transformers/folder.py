@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 """Files that tokenizers are saved as, of which one must be there."""
+COPIED = (
+    *TOKENIZERS, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    "vocab.txt", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""Those and others that a tokenizer is loaded from."""
 WORDLESS = "ByT5Tokenizer"
 """The tokenizer that has no vocabulary: it counts bytes."""
 ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel", "clip": "CLIPTextModel"}
@@ -97,6 +103,18 @@ def load_tokenizer(folder: Path, kind: str = "AutoTokenizer") -> Any:
     """Load a tokenizer of a class of transformers."""
     need_tokenizer(folder, kind)
     return _loaded(folder, kind)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what the first tokenizer of a folder is loaded from, and the configs that its pipeline reads; no weights."""
+    tokenizer = source / "tokenizer" if is_pipeline(source) else source
+    need_tokenizer(tokenizer, components(source)["tokenizer"] if is_pipeline(source) else "")
+    configs = [source / INDEX, *(source / part / "config.json" for part in ("text_encoder", "vae"))]
+    for file in (*configs, *(tokenizer / name for name in COPIED)):
+        if file.is_file():
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def load_encoder(folder: Path, kind: str = "", dtype: str = "float32") -> Any:
