@@ -188,7 +188,7 @@ def row(out: Path, tier: str, seed: int) -> Row:
 def spectrum(vae: Bundle, cache: Path, data: Part) -> float:
     """Return the share of the power of held-out latents in the upper half of the frequencies."""
     codec: Any = vae.codec()
-    return upper_share(power(codec.eval().encode(held_out(vae, cache, data)[0])))
+    return upper_share([(1.0, power(codec.eval().encode(held_out(vae, cache, data)[0])))])
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.data.buckets import Joined, bucket_at, buckets_of
 from dit_compress.data.clips import Clip, write_captions
-from dit_compress.data.samples import Samples
+from dit_compress.data.samples import Samples, to_video
 from dit_compress.data.source import data_folder
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import Bundle
@@ -265,6 +265,42 @@ def test_a_small_decoder_trains_on_several_sizes(folder: Path, tmp_path: Path, t
     for shape in COUNTS:
         assert codec.decode(codec.encode(torch.zeros(1, 3, *shape))).shape == (1, 3, *shape)
     assert result.metrics["psnr_db"] == pytest.approx(round_trip_db(codec, context.pixels("test")), abs=1e-3)
+
+
+def test_a_vae_of_diffusers_is_finetuned_and_its_spectrum_measured_on_several_sizes(
+    folder: Path, tmp_path: Path
+) -> None:
+    import diffusers
+
+    torch.manual_seed(0)
+    diffusers.AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(tmp_path / "vae")
+    context = context_over(folder, tmp_path)
+    plain, tuned = (
+        make_part("latent", {"use": "diffusers_vae", "path": str(tmp_path / "vae"), **given}, installed()).build()
+        for given in ({}, {"finetune": {"steps": 3, "batch": 2, "lr": 1e-3, "warmup": 0}})
+    )
+    before, after = plain.run(replace(context, folder=tmp_path / "plain")).bundle, tuned.run(context)
+    assert after.metrics["gained_db"] > 0
+    assert after.metrics["psnr_db"] == pytest.approx(
+        round_trip_db(after.bundle.codec(), context.pixels("test")), abs=1e-3
+    )
+    context.bundles |= {"input": after.bundle, "against": before}
+    step = make_part("evaluate", {"use": "spectrum", "bands": 2, "batch": 4}, installed()).build()
+    assert step.options.any_size
+    found = step.run(context).metrics
+    assert found["num_clips"] == sum(COUNTS.values())
+    # Cells are 2x4, 4x2 and 2x2: above half of the largest radius are 5 of 8, 5 of 8 and 3 of 4.
+    assert found["white_upper_share"] == pytest.approx((14 * 5 + 4 * 3) / (14 * 8 + 4 * 4))
+    codec, video = before.codec().eval(), {shape: [] for shape in COUNTS}
+    for clip in context.clips("test"):
+        video[clip.shape].append(to_video(torch.from_numpy(clip.pixels()[None])))
+    with torch.no_grad():
+        square = [codec.encode(torch.cat(each)).square().mean() * each[0][0, 0, 0].numel() / 64 for each in video.values()]
+    cells = sum(COUNTS[shape] * shape[1] * shape[2] / 64 for shape in COUNTS)
+    mean = sum(COUNTS[shape] * float(value) for shape, value in zip(COUNTS, square, strict=True)) / cells
+    low, high = found["latent_power"]["against"]
+    share = found["white_upper_share"]
+    assert low * (1 - share) + high * share == pytest.approx(mean, rel=1e-4), "the transform keeps power"
 
 
 # ------------------------------------------------------------------ recipes

@@ -19,6 +19,11 @@ class SpectrumOptions(Options):
     batch: int = Field(8, ge=1)
     bands: int = Field(8, ge=2, le=64)
 
+    @property
+    def any_size(self) -> bool:
+        """True: the latents of each size have their own frequencies, and radii that compare."""
+        return True
+
 
 @hookimpl
 def evaluate() -> Plugin:

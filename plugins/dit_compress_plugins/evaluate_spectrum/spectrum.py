@@ -6,9 +6,15 @@ Shapes: B batch, C channels, T H W latent frames, height, width, K bands.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Sizes = Sequence[tuple[float, Tensor]]
 
 
 def cosine_transform(values: Tensor) -> Tensor:
@@ -28,17 +34,24 @@ def power(latent_BCTHW: Tensor) -> Tensor:
     return cosine_transform(latent_BCTHW.double()).square().mean((0, 1, 2))
 
 
-def by_band(power_HW: Tensor, bands: int) -> list[float]:
-    """Return the mean power per frequency within each of ``bands`` rings of equal width; 0 for one without any."""
-    ring = (frequency(*power_HW.shape) * bands).long().clamp(max=bands - 1).flatten()
-    total, count = (torch.bincount(ring, weights, bands) for weights in (power_HW.flatten(), None))
-    return (total / count.clamp_min(1)).tolist()
+def by_band(sizes: Sizes, bands: int) -> list[float]:
+    """Return the mean power per frequency within each of ``bands`` rings of equal width; 0 for one without any.
+
+    sizes: of the latents of each size, their share of the clips, and the power of each frequency ``[H,W]``.
+    """
+    total, count = torch.zeros(bands, dtype=torch.float64), torch.zeros(bands, dtype=torch.float64)
+    for share, power_HW in sizes:
+        ring = (frequency(*power_HW.shape) * bands).long().clamp(max=bands - 1).flatten()
+        total += share * torch.bincount(ring, power_HW.flatten().double(), bands)
+        count += share * torch.bincount(ring, None, bands)
+    return torch.where(count > 0, total / count, 0.0).tolist()
 
 
-def upper_share(power_HW: Tensor) -> float:
-    """Return the share of the power that lies above half of the largest radius."""
-    upper = frequency(*power_HW.shape) > 0.5
-    return float(power_HW[upper].sum() / power_HW.sum().clamp_min(torch.finfo(power_HW.dtype).tiny))
+def upper_share(sizes: Sizes) -> float:
+    """Return the share of the power that lies above half of the largest radius; ``sizes`` as in :func:`by_band`."""
+    upper = sum(share * float(power_HW[frequency(*power_HW.shape) > 0.5].sum()) for share, power_HW in sizes)
+    total = sum(share * float(power_HW.sum()) for share, power_HW in sizes)
+    return upper / total if total else 0.0
 
 
 def _basis(size: int) -> Tensor:

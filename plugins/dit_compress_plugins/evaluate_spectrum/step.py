@@ -9,6 +9,7 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import progress
+from dit_compress.data.buckets import buckets_of
 from dit_compress.data.clips import distinct
 from dit_compress.data.samples import to_video
 from dit_compress.step.context import Result
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_spectrum import SpectrumOptions
+    from dit_compress_plugins.evaluate_spectrum.spectrum import Sizes
 
 
 class SpectrumEvaluation:
@@ -53,7 +55,7 @@ class SpectrumEvaluation:
         with progress(context.name, len(clips) * len(codecs)) as advance:
             powers = {name: self._power(codec.eval(), clips, advance) for name, codec in codecs.items()}
         bands, own = self.options.bands, powers["own"]
-        white = torch.ones_like(own)
+        white = [(share, torch.ones_like(power_HW)) for share, power_HW in own]
         metrics: dict[str, Any] = {"upper_share": upper_share(own), "white_upper_share": upper_share(white)}
         if other is not None:
             metrics["against_upper_share"] = upper_share(powers["against"])
@@ -62,15 +64,17 @@ class SpectrumEvaluation:
         return Result(metrics=metrics | {"latent_power": {"frequency": middles, **found}, "num_clips": len(clips)})
 
     @torch.no_grad()
-    def _power(self, codec: Codec, clips: Sequence[Clip], advance: Any) -> Tensor:
-        """Average the power of each frequency over the clips' latents."""
-        total: Tensor | None = None
-        for first in range(0, len(clips), self.options.batch):
-            chunk = clips[first : first + self.options.batch]
-            video = to_video(torch.from_numpy(np.stack([clip.pixels() for clip in chunk])))
-            found = power(codec.encode(video)) * len(chunk) / len(clips)
-            total = found if total is None else total + found
-            for _ in chunk:
-                advance()
-        assert total is not None
-        return total
+    def _power(self, codec: Codec, clips: Sequence[Clip], advance: Any) -> Sizes:
+        """Average the power of each frequency over the clips' latents of each size, beside its share of the clips."""
+        found: list[tuple[float, Tensor]] = []
+        for places in buckets_of(clips).values():
+            total: Tensor | float = 0.0
+            for first in range(0, len(places), self.options.batch):
+                chunk = [clips[place] for place in places[first : first + self.options.batch]]
+                video = to_video(torch.from_numpy(np.stack([clip.pixels() for clip in chunk])))
+                total = total + power(codec.encode(video)) * len(chunk) / len(places)
+                for _ in chunk:
+                    advance()
+            assert isinstance(total, torch.Tensor)
+            found.append((len(places) / len(clips), total))
+        return found

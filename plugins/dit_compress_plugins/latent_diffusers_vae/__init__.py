@@ -70,6 +70,11 @@ class DiffusersVAEOptions(Options):
         return "no" if self.finetune is None else "yes"
 
     @property
+    def any_size(self) -> bool:
+        """True: the loop draws each batch of one size."""
+        return True
+
+    @property
     def held_out(self) -> bool:
         """Its quality is measured where it is trained."""
         return self.finetune is not None
