@@ -99,6 +99,9 @@ def test_an_attribute_is_right_where_all_its_questions_are() -> None:
     assert float(found[0, critic.aspects.index("colour")]) == pytest.approx(-50.0, rel=1e-4)
     right = 100 * (2 * critic.expected(["a"]) - 1)
     assert critic.judged(right, critic.expected(["a"])).min() > 10, "as sure as it can say, and finite"
+    sure = (right / 5).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic.judged(sure, critic.expected(["a"])).sum(), sure)
+    assert gradient.abs().min() > 0.1, "a critic that is sure of all of its answers can still be taught by"
     assert critic.aspects == ("background", "colour", "shape", "size", "direction", "speed", "count")
     with pytest.raises(UserError, match="the critic knows no scene of the caption 'b'"):
         critic.expected(["a", "b"])

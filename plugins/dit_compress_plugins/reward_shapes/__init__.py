@@ -22,5 +22,6 @@ def reward() -> Plugin:
         name="shapes",
         options=ShapesRewardOptions,
         load="dit_compress_plugins.reward_shapes.reward:ShapesReward",
+        revision=2,
         summary="a 3D CNN trained on real and damaged clips of the world of moving shapes",
     )

@@ -23,8 +23,8 @@ VALUES = {
 }  # fmt: skip
 """Where a truth's ``world`` lists the values of each attribute."""
 COUNTS = ("1", "2")
-SURE = -1e-6
-"""The log-probability above which an answer is as sure as its logit can say."""
+SURE = -1e-30
+"""The log-probability above which an answer is as sure as its logit can say in float32; it has no gradient then."""
 
 Question = tuple[str, str]
 
