@@ -110,6 +110,13 @@ def test_every_role_is_given_it(
     assert len({module for module, _ in calls}) >= (1 if name == "flow" else 2)
 
 
+def test_who_is_given_first_frames_trains_on_no_images(bundle: Bundle) -> None:
+    said = "'images' are the first frames of clips, and this denoiser is given the first frame of each. Take 'images' out"
+    with pytest.raises(UserError, match=said):
+        part("distill", "flow", images=0.5).plan(bundle.spec)
+    assert part("distill", "flow").plan(bundle.spec).denoiser == bundle.spec.denoiser
+
+
 def test_a_video_is_sampled_from_its_first_frame(bundle: Bundle, tmp_path: Path) -> None:
     context = context_of(tmp_path, input=bundle)
     generator = Generator(bundle, context.latent_shape())
