@@ -64,7 +64,7 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     images = None
     if options.images and image != shape:
         made = _made(context, options, teacher, text, captions, tokens, image, "teacher-images")
-        images = TeacherPairs(**made, tokens=tokens)
+        images = TeacherPairs(made["noise"], made["x0"], tokens)
     if options.validation is not None:
         held_out = context.latents("test", text)
         places = range(min(options.validation.samples, len(held_out)))
