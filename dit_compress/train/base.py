@@ -13,7 +13,6 @@ from dit_compress.train.objective import Distiller
 from dit_compress.train.options import DistillOptions
 
 if TYPE_CHECKING:
-    from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context, Result
@@ -37,8 +36,12 @@ class DistillStep(Distiller):
         watched = isinstance(self.options, DistillOptions) and self.options.watch is not None
         if self.samples_whole or watched:
             spec.flow.need_whole("this training" if self.samples_whole else "'watch'")
-        if isinstance(self.options, DistillOptions) and self.options.images:
-            _need_images(spec.outline())
+        takes_images = isinstance(self.options, DistillOptions) and self.options.images
+        if takes_images and (frames := spec.outline().patch[0]) > 1:
+            raise UserError(
+                f"'images' are single latent frames, and a token of this denoiser takes {frames}",
+                mend="Take 'images' out, or a model with a patch of one frame",
+            )
         return replace(spec, flow=self.flow(spec.flow))
 
     def run(self, context: Context) -> Result:
@@ -50,19 +53,3 @@ class DistillStep(Distiller):
     def flow(self, before: Flow) -> Flow:
         """Return how the result is meant to be sampled: as its input."""
         return before
-
-
-def _need_images(denoiser: Denoiser) -> None:
-    """UserError where single latent frames are nothing that a denoiser can be called with, or learn from."""
-    from dit_compress.model.conditions import FIRST, FIRST_PADDED
-
-    if (frames := denoiser.patch[0]) > 1:
-        raise UserError(
-            f"'images' are single latent frames, and a token of this denoiser takes {frames}",
-            mend="Take 'images' out, or a model with a patch of one frame",
-        )
-    if denoiser.conditions.get(FIRST) or denoiser.conditions.get(FIRST_PADDED):
-        raise UserError(
-            "'images' are the first frames of clips, and this denoiser is given the first frame of each",
-            mend="Take 'images' out",
-        )
