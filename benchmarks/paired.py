@@ -76,13 +76,13 @@ def encode(vae: Path) -> None:
         context.latents(split, context.text())
 
 
-def link_cache(base: Path, folder: Path) -> None:
-    """Give the run in ``folder`` the clips and latents of the run in ``base``."""
+def link_cache(done: Path, folder: Path) -> None:
+    """Give the run that ``folder`` is for the clips and latents of another one."""
     cache, partial = folder / "run" / "cache", folder / "run" / "cache.partial"
     if cache.is_dir():
         return
     shutil.rmtree(partial, ignore_errors=True)
-    link_tree(base / "run" / "cache", partial)
+    link_tree(done / "cache", partial)
     partial.rename(cache)
 
 

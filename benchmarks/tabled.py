@@ -81,7 +81,7 @@ def begun(vae: Path, folder: Path, model: Mapping[str, Any], text_width: int, se
 def trained(out: Path, sizes: dict[str, Any], seed: int) -> str:
     """Train the seed's teacher, shared by Table 5 and the sweep; return its bundle's path."""
     folder = out / f"seed{seed}" / "teacher"
-    link_cache(out / "base", folder)
+    link_cache(out / "base" / "run", folder)
     vae = out / "base" / "run" / "steps" / "vae" / "bundle"
     start = begun(vae, folder / "start", sizes["model"], sizes["text"], seed)
     step = {"distill": flow_step(sizes, sizes["teacher"]), "name": "teacher", "input": start}
@@ -105,7 +105,7 @@ def training(sizes: dict[str, Any], steps: int) -> dict[str, Any]:
 def row_3(out: Path, sizes: dict[str, Any], seed: int, ratios: Sequence[str]) -> Row:
     """Train a DiT from scratch on each VAE."""
     sizes, folder, common = ratio_sizes(sizes), out / f"seed{seed}" / "table3", out / "base-ratios"
-    link_cache(common, folder)
+    link_cache(common / "run", folder)
     steps = []
     for ratio in ratios:
         vae = common / "run" / "steps" / ratio / "bundle"
@@ -139,7 +139,7 @@ def row_5(out: Path, sizes: dict[str, Any], seed: int, heads: Mapping[str, dict[
 def student(out: Path, sizes: dict[str, Any], seed: int, teacher: str, head: dict[str, Any]) -> Path:
     """Train one few-step student, in a folder of its own: Table 5 and the sweep have one in common."""
     folder = out / f"seed{seed}" / "students" / f"{head['use']}-{head['frozen_blocks']}"
-    link_cache(out / "base", folder)
+    link_cache(out / "base" / "run", folder)
     how = {"use": "adversarial", "sampling_steps": PLAIN_STEPS, "batch": sizes["batch"], "warmup": 10}
     distill = {**how, **sizes["adversarial"], "discriminator": head}
     step = {"distill": distill, "name": "student", "input": teacher, "teacher": teacher}

@@ -6,13 +6,19 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import account
 import few_steps
+import few_steps_shapes
 import paired
+
+from dit_compress.core.errors import UserError
+from dit_compress_plugins.data_shapes.render import render
+from dit_compress_plugins.data_shapes.world import split_of
 
 HEAD = few_steps.HEADS
 
@@ -115,3 +121,122 @@ def test_a_tiny_run_has_every_arm_and_goes_on_where_it_stopped(here, tmp_path, m
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {**again, "minutes": 0} == {**last, "minutes": 0}
     assert {path: path.stat().st_mtime_ns for path in seen} == seen
+
+
+# ------------------------------------------------------------------ on moving shapes
+
+
+def seen(**accuracy: float) -> list[dict[str, float]]:
+    """Groups of captions in which arms differ by what is given, and the groups from each other."""
+    names = [*few_steps_shapes.TABLE.paper]
+    return [
+        {
+            name: {"accuracy": accuracy.get(name.replace("-", "_"), 0.5) + group / 100, "diversity": 0.1}
+            for name in names
+        }
+        for group in range(few_steps_shapes.GROUPS)
+    ]
+
+
+def test_claims_on_shapes_are_about_arms_that_run_and_can_hold_with_eight_groups() -> None:
+    table, sizes = few_steps_shapes.TABLE, few_steps_shapes.TIERS["short"]
+    found = few_steps_shapes.arms(sizes, 6)
+    assert {*found, *few_steps_shapes.FLOORS} == {*table.paper}
+    assert {name for claim in table.claims for name in claim[:2]} <= set(found)
+    assert len(set(table.claims)) / 2**few_steps_shapes.GROUPS < paired.LEVEL
+    assert sizes["captions"] >= 512
+    steps = {name: few_steps.distil(sizes, own) for name, own in found.items()}
+    assert not any("teacher_guidance" in step for step in steps.values()), "as the teacher's bundle is sampled"
+    warm = sizes["judge"]["discriminator_warmup"]
+    assert {step["steps"] - warm * bool(step["adversarial_weight"]) for step in steps.values()} == {sizes["updates"]}
+
+
+def test_trainings_are_averaged_within_groups_and_floors_stand_once() -> None:
+    one = {"rec": [{"accuracy": 0.2, "diversity": 0.0}] * 8, "teacher": [{"accuracy": 0.9, "diversity": 0.4}] * 8}
+    rows = few_steps_shapes.joined([one, {"rec": [{"accuracy": 0.4, "diversity": 1.0}] * 8}])
+    assert rows == [{"rec": {"accuracy": pytest.approx(0.3), "diversity": 0.5},
+                     "teacher": {"accuracy": 0.9, "diversity": 0.4}}] * 8  # fmt: skip
+    assert few_steps_shapes.doubts(seen(teacher=0.56)) == []
+    (doubt,) = few_steps_shapes.doubts(seen(teacher=0.54))
+    assert doubt.endswith("lose little to the teacher: 0.535 against 0.575")
+
+
+def finished(folder: Path) -> few_steps_shapes.Begin:
+    """A run of which only what the benchmark looks at is there."""
+    data = {"use": "shapes", "num_clips": 4, "num_test": 2, "frames": 5, "size": [64, 64], "max_objects": 1}
+    head = {"model": {"use": "video_dit"}, "text": {"use": "words"}, "data": data, "seed": 3}
+    (folder / "recipe.yaml").write_text(json.dumps({"name": "on", **head, "steps": []}), "utf-8")
+    for name in ("teacher", "compact"):
+        (folder / "steps" / name).mkdir(parents=True)
+        (folder / "steps" / name / "step.json").write_text('{"model": {"blocks": 6}}', "utf-8")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "clip").write_text("shared", "utf-8")
+    return few_steps_shapes.Begin.of(folder, "teacher", "compact")
+
+
+def test_a_run_that_has_no_pruned_model_is_refused(tmp_path: Path) -> None:
+    assert finished(tmp_path).recipe["seed"] == 3
+    with pytest.raises(UserError, match="there is no finished step 'small' in this run. Run recipes/shapes.yaml first"):
+        few_steps_shapes.Begin.of(tmp_path, "teacher", "small")
+
+
+def test_real_clips_of_the_captions_have_every_attribute_right(tmp_path: Path, monkeypatch) -> None:
+    """Two equal videos of each: no diversity. Captions are held out, and no group has another's."""
+    drawn, draw = [], few_steps_shapes.draw_scene
+    monkeypatch.setattr(few_steps_shapes, "draw_scene", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
+    truths = few_steps_shapes.scenes(finished(tmp_path), 16)
+    shown = {scene.caption(): np.stack([render(scene, 5, (64, 64))] * 2) for scene in reversed(drawn)}
+    asked: list[str] = []
+
+    def generated(self, _context, clips):
+        assert (self.options.num_steps, self.options.guidance, self.options.videos_per_caption) == (4, 1, 2)
+        asked.extend(clip.caption for clip in clips)
+        yield from ((clip, shown[clip.caption]) for clip in clips)
+
+    monkeypatch.setattr(few_steps_shapes.ShapesEvaluation, "generated", generated)
+    found = few_steps_shapes.measured(None, truths, {"num_steps": 4, "guidance": 1})
+    assert found == [{"accuracy": 1.0, "diversity": 0.0}] * 8
+    assert asked == list(truths)
+    assert all(split_of(caption, 0.1) == "test" for caption in asked)
+
+
+def test_on_shapes_every_arm_begins_with_the_pruned_model_and_is_measured_once(tmp_path, monkeypatch, capsys) -> None:
+    begin, given = finished(tmp_path), {}
+    floors = {"compact": 0.5, "teacher": 0.9}
+
+    def run(folder, recipe, _threads):
+        given[folder.name] = recipe
+        return folder
+
+    def kept(_folder, name, bundle, truths, how):
+        given[name] = bundle, how
+        assert len(truths) == 8
+        value = floors.get(bundle.parent.name, 0.8) - 0.1 * (bundle.parent.name == "teacher" and how["num_steps"] == 4)
+        return [{"accuracy": value + group / 100, "diversity": 0.1} for group in range(8)]
+
+    monkeypatch.setattr(few_steps_shapes, "run", run)
+    monkeypatch.setattr(few_steps_shapes, "kept", kept)
+    monkeypatch.setattr(
+        few_steps_shapes,
+        "rows_of",
+        lambda begin, out, tier, seeds, _: (
+            few_steps_shapes.joined([few_steps_shapes.one_seed(begin, out, tier, seed) for seed in range(seeds)]), 0.4
+        ),
+    )  # fmt: skip
+    out = ["--run", str(tmp_path), "--out", str(tmp_path), "--tier", "tiny"]
+    monkeypatch.setattr(sys, "argv", ["few_steps_shapes.py", *out])
+    assert few_steps_shapes.main() == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["seeds"], last["claims"], last["judged"], last["held"], last["reversed"]) == (2, 6, 6, 0, 0)
+    assert {name: round(arm["accuracy"], 3) for name, arm in last["arms"].items() if name in few_steps_shapes.FLOORS} == {
+        "undistilled": 0.535, "teacher-4": 0.835, "teacher": 0.935
+    }  # fmt: skip
+    for seed in range(2):
+        recipe = given[f"seed{seed}"]
+        assert (recipe["seed"], len(recipe["steps"])) == (seed, len(few_steps_shapes.ARMS))
+        assert {step["input"] for step in recipe["steps"]} == {str(begin.pruned)}
+        taught = [step["name"] for step in recipe["steps"] if step.get("teacher") == str(begin.teacher)]
+        assert taught == ["pairs", "pairs-and-adv"]
+        assert (tmp_path / "shapes-tiny" / f"seed{seed}" / "run" / "cache" / "clip").read_text("utf-8") == "shared"
+    assert given["both"][1] == {"num_steps": 4, "guidance": 1}
+    assert "8 groups of 8 captions, 2 trainings of each arm" in (tmp_path / "few-steps-shapes.md").read_text("utf-8")

@@ -20,6 +20,7 @@ from dit_compress.model.spec import ComponentSpec
 from dit_compress.plugin.options import Part, Plugin
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load
+from dit_compress.run.fit import check_needs
 from dit_compress.run.plan import plan
 from dit_compress.step.sampling import Generator
 from dit_compress.testing import steps
@@ -108,6 +109,21 @@ def test_every_role_is_given_it(
     for _, cond in calls:
         assert all(any(torch.allclose(row, each) for each in known) for row in cond["first_padded"])
     assert len({module for module, _ in calls}) >= (1 if name == "flow" else 2)
+
+
+def test_who_is_given_first_frames_trains_on_no_images(tmp_path: Path) -> None:
+    head = "data: {use: shapes, num_clips: 4, num_test: 2, frames: 9, size: [64, 64], first_frame: true}\n"
+    head += "model: {use: video_dit, preset: tiny, channels: 32, text_width: 32}\ntext: {use: words, width: 32}\nsteps:\n"
+    path = tmp_path / "r.yaml"
+    for first, images, refused in (("true", 0.5, True), ("true", 0, False), ("false", 0.5, False)):
+        steps = f"  - distill: {{use: flow, images: {images}}}\n"
+        path.write_text(head.replace("true", first) + "  - latent: {use: video_vae, channels: 32}\n" + steps)
+        if not refused:
+            check_needs(load(path, installed()))
+            continue
+        said = r"r.yaml:6: 'images' trains on the first frames of clips, and 'first_frame' of 'data' gives them away. Take"
+        with pytest.raises(UserError, match=said):
+            check_needs(load(path, installed()))
 
 
 def test_a_video_is_sampled_from_its_first_frame(bundle: Bundle, tmp_path: Path) -> None:

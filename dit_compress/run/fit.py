@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
-from dit_compress.plugin.options import marked
+from dit_compress.plugin.options import VideoOptions, marked
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe.model import BASE
 from dit_compress.run.keys import nodes
-from dit_compress.train.options import check_objectives
+from dit_compress.train.options import DistillOptions, check_objectives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,7 @@ def need(node: Node, recipe: Recipe) -> None:
     if node.needs_data and recipe.data is None:
         raise UserError(f"step {node.name!r} needs clips", mend="Name a 'data' source in the recipe")
     _need_one_size(node, recipe)
+    _need_unseen_images(node, recipe)
     if wrong := [*_idle(node), *(error for part in node.inner for error in check_objectives(part))]:
         raise UserError.join(wrong)
     trains = any(part.kind == "distill" for part in node.inner)
@@ -60,6 +61,18 @@ def _need_one_size(node: Node, recipe: Recipe) -> None:
                 f"{len(recipe.videos)}",
                 mend="Give the data one 'size' in place of 'sizes', in a recipe of this step's own",
             )
+
+
+def _need_unseen_images(node: Node, recipe: Recipe) -> None:
+    """UserError where a training on first frames is told them."""
+    data = recipe.data.options if recipe.data is not None else None
+    if not (isinstance(data, VideoOptions) and data.first_frame):
+        return
+    if any(isinstance(part.options, DistillOptions) and part.options.images for part in node.inner):
+        raise UserError(
+            "'images' trains on the first frames of clips, and 'first_frame' of 'data' gives them away",
+            mend="Take one of the two out",
+        )
 
 
 def _idle(node: Node) -> list[UserError]:

@@ -433,7 +433,6 @@ def test_the_papers_defaults() -> None:
         ({"adversarial_weight": 0, "reconstruction_weight": 0}, "are both 0: nothing trains the generator"),
         ({"balance": "gradient", "reconstruction_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
         ({"balance": "gradient", "adversarial_weight": 0}, "'balance: gradient' weighs one gradient by the other"),
-        ({"images": 0.5, "teacher_samples": 8}, "'images' are taken of clips, and 'teacher_samples' replace those"),
         ({"steps": 20}, "warms up for 20 of 20 steps, and the generator is never trained"),
         ({"steps": 30, "validation": {"every": 16}}, "no validation comes after 'discriminator_warmup'"),
         ({"steps": 30, "watch": {"every": 31}}, "'every: 31' never comes in 30 steps"),
@@ -615,3 +614,44 @@ def test_pairs_are_sampled_with_the_guidance_asked_for(tmp_path: Path) -> None:
             cond = made.text(pairs.tokens)
             again = euler(made.student.eval(), pairs.noise, cond, Flow(3.0, 2, 4.0).sigmas(), guidance)
         torch.testing.assert_close(pairs.x0, again, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_on_images_draw_pairs_of_one_frame(tmp_path: Path) -> None:
+    """The teacher's own samples of one frame, in a file of their own; the pairs of clips are as without."""
+    made = objective()
+    context: Any = context_in(tmp_path)
+    context.latents = lambda split, _: samples(made)
+    context.bundles["input"] = SimpleNamespace(flow=Flow(3.0, 2, 1.0))
+    context.latent_shape = lambda: (8, *SIZE)
+    plain, mixed = (
+        teacher_pairs(context, AdversarialOptions(teacher_samples=3, **more), made.student, made.text)
+        for more in ({}, {"images": 0.5})
+    )
+    assert plain.images is None
+    assert torch.equal(plain.x0, mixed.x0)
+    assert mixed.images.x0.shape == (3, 8, 1, *SIZE[1:])
+    with torch.no_grad():
+        again = euler(made.student.eval(), mixed.images.noise, made.text(mixed.tokens), Flow(3.0, 2, 1.0).sigmas())
+    torch.testing.assert_close(mixed.images.x0, again, rtol=1e-4, atol=1e-5)
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"teacher.safetensors", "teacher-images.safetensors"}
+    clips = batch(made.text)
+    for given, pairs in ((clips, mixed), (replace(clips, x0=clips.x0[:, :, :1]), mixed.images)):
+        x0, noise, _ = mixed.draw(given, made.text)
+        place = given.streams.integers("pair", 3)
+        assert torch.equal(x0, pairs.x0[place])
+        assert torch.equal(noise, pairs.noise[place])
+    context.latent_shape = lambda: (8, 1, *SIZE[1:])
+    (tmp_path / "teacher.safetensors").unlink()
+    options = AdversarialOptions(teacher_samples=3, images=0.5)
+    assert teacher_pairs(context, options, made.student, made.text).images is None, "clips of one frame are images"
+
+
+def test_pairs_of_both_sizes_train(tmp_path: Path) -> None:
+    made = objective(images=0.5, steps=4, batch=2)
+    shape, tokens = (4, 8, *SIZE), made.text.encoder.tokenize(CAPTIONS[:4])
+    still = TeacherPairs(torch.randn(4, 8, 1, *SIZE[1:]), torch.zeros(4, 8, 1, *SIZE[1:]), tokens)
+    made.pairs = TeacherPairs(torch.randn(shape), torch.zeros(shape), tokens, images=still)
+    seen = recording(made.judge)
+    rows = curve(made, tmp_path)
+    assert {row["images"] for row in rows} == {0.0, 1.0}
+    assert {latent.shape[2] for latent, _ in seen} == {1, SIZE[0]}

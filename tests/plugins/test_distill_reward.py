@@ -61,10 +61,11 @@ class ColoursPart:
 
 def options_of(**given: Any) -> RewardOptions:
     reader = make_part("reward", "reader", installed())
-    toy = Part(
-        "reward", Plugin(name="colours", options=type(reader.options), load=f"{__name__}:ColoursPart"), reader.options
+    toy, judge = (
+        Part("reward", Plugin(name=name, options=type(reader.options), load=f"{__name__}:ColoursPart"), reader.options)
+        for name in ("colours", "other")
     )
-    return RewardOptions(**{"reward": toy, "judge": toy, **given})
+    return RewardOptions(**{"reward": toy, "judge": judge, **given})
 
 
 def objective(start: Any = None, schedule: Flow = SCHEDULE, made: Any = None, **given: Any) -> RewardObjective:
@@ -290,6 +291,24 @@ def test_more_last_steps_than_sampling_steps_are_refused(tmp_path: Path) -> None
     after = RewardDistiller(options_of(last_steps=2, sampling_steps=2, guidance=1)).plan(spec)
     assert after.flow == replace(spec.flow, num_steps=2, guidance=1)
     assert RewardDistiller(options_of(last_steps=40)).plan(spec).flow == spec.flow
+
+
+def test_parts_that_can_not_work_are_refused_when_the_step_is_planned(tmp_path: Path) -> None:
+    spec = tiny_bundle(tmp_path / "bundle").spec
+    reader, clip = (
+        make_part("reward", given, installed()) for given in ("reader", {"use": "transformers", "path": "/nowhere"})
+    )
+    said = "the reward 'reader' has no gradient to the pixels. Make it the 'judge', and name another"
+    with pytest.raises(UserError, match=said):
+        RewardDistiller(options_of(reward=reader)).plan(spec)
+    for slots in ({"reward": clip}, {"judge": clip}):
+        with pytest.raises(UserError, match="/nowhere: no config.json there. Export the whole model"):
+            RewardDistiller(options_of(**slots)).plan(spec)
+    assert RewardDistiller(options_of(judge=reader)).plan(spec).flow == spec.flow
+    with pytest.raises(ValueError, match="the 'judge' is the critic itself, and sees nothing besides: name another"):
+        options_of(reward=reader, judge=reader)
+    assert options_of(anchor_weight=0).idle_slots == {"start": "'anchor_weight' above 0"}
+    assert options_of().idle_slots == {}
 
 
 def test_latents_without_pixels_are_refused_when_the_step_is_planned(tmp_path: Path) -> None:

@@ -102,8 +102,6 @@ class AdversarialOptions(DistillOptions):
         every = self.validation.every if self.validation is not None else 1
         if self.steps // every * every <= self.first_update:
             raise ValueError("no validation comes after 'discriminator_warmup': lower 'every' in 'validation'")
-        if self.images and self.teacher_samples:
-            raise ValueError("'images' are taken of clips, and 'teacher_samples' replace those: give one of the two")
         if self.renoise == "grid" and self.sampling_steps == 1:
             raise ValueError("with one sampling step the grid has no t' to judge at: take 'renoise: logit_normal'")
         return self

@@ -30,18 +30,21 @@ class TeacherPairs:
     """Pairs that the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens.
 
     held_out: pairs of held-out captions, one a sample, which a validation measures.
+    images: pairs of single latent frames, of which a step on images draws.
     """
 
     noise: Tensor
     x0: Tensor
     tokens: dict[str, Tensor]
     held_out: TeacherPairs | None = None
+    images: TeacherPairs | None = None
 
     def draw(self, batch: Batch, text: Captions) -> tuple[Tensor, Tensor, Cond]:
         """Draw a batch of pairs, as a function of the batch's streams; those of its samples in a validation."""
         if batch.held_out and self.held_out is not None:
             return self.held_out.take(torch.tensor(list(batch.sample), device=batch.x0.device), text)
-        return self.take(batch.streams.integers("pair", len(self.x0)), text)
+        pairs = self.images if self.images is not None and batch.x0.shape[2] == 1 else self
+        return pairs.take(batch.streams.integers("pair", len(pairs.x0)), text)
 
     def take(self, index: Tensor, text: Captions) -> tuple[Tensor, Tensor, Cond]:
         """Return the pairs of some places, on the device of ``index``."""
@@ -52,29 +55,48 @@ class TeacherPairs:
 
 
 def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denoiser, text: Captions) -> TeacherPairs:
-    """Sample the teacher once; the file in the step's folder survives a kill."""
+    """Sample the teacher once; the files in the step's folder survive a kill. Images are samples of one frame."""
     samples = context.latents("train", text)
-    count = options.teacher_samples
+    count, shape = options.teacher_samples, context.latent_shape()
     order = generator(context.seed, "teacher captions").integers(len(samples), size=count).tolist()
     tokens, captions = samples.tokens(order), samples.captions(order)
+    image = (shape[0], 1, *shape[2:])
+    images = None
+    if options.images and image != shape:
+        made = _made(context, options, teacher, text, captions, tokens, image, "teacher-images")
+        images = TeacherPairs(made["noise"], made["x0"], tokens)
     if options.validation is not None:
         held_out = context.latents("test", text)
         places = range(min(options.validation.samples, len(held_out)))
         more = held_out.tokens(places)
         tokens = {name: torch.cat([value, more[name]]) for name, value in tokens.items()}
         captions = [*captions, *held_out.captions(places)]
-    path = context.folder / "teacher.safetensors"
-    with context.world.first():
-        if not path.is_file():
-            made = _sample(context, options, teacher, text, captions, beyond_text(tokens))
-            with whole_file(path) as partial:
-                save_file(made, partial)
-    made = load_file(path)
+    made = _made(context, options, teacher, text, captions, tokens, shape, "teacher")
     held, rest = (
         TeacherPairs(made["noise"][part], made["x0"][part], {name: value[part] for name, value in tokens.items()})
         for part in (slice(count, None), slice(count))
     )
-    return replace(rest, held_out=held if options.validation is not None else None)
+    return replace(rest, held_out=held if options.validation is not None else None, images=images)
+
+
+def _made(
+    context: Context,
+    options: AdversarialOptions,
+    teacher: Denoiser,
+    text: Captions,
+    captions: list[str],
+    tokens: dict[str, Tensor],
+    shape: tuple[int, ...],
+    name: str,
+) -> dict[str, Tensor]:
+    """Return noise and x0 of a file, written by the first process where it is not there."""
+    path = context.folder / f"{name}.safetensors"
+    with context.world.first():
+        if not path.is_file():
+            made = _sample(context, options, teacher, text, captions, beyond_text(tokens), shape)
+            with whole_file(path) as partial:
+                save_file(made, partial)
+    return load_file(path)
 
 
 def _sample(
@@ -84,10 +106,11 @@ def _sample(
     text: Captions,
     captions: list[str],
     beside: dict[str, Tensor],
+    shape: tuple[int, ...],
 ) -> dict[str, Tensor]:
     bundle = context.slot("teacher")
     flow = (bundle or context.input).flow
-    sigmas, shape = flow.sigmas(options.teacher_steps), context.latent_shape()
+    sigmas = flow.sigmas(options.teacher_steps)
     guidance = flow.guidance if options.teacher_guidance is None else options.teacher_guidance
     sampler, device = context.sampler(flow), context.world.device
     noises, latents = [], []

@@ -1,9 +1,9 @@
 """Rewards: a generator is trained through its decoder and last sampling steps by what a frozen critic answers."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dit_compress.hooks import DistillOptions, PartField, Plugin, Slot, hookimpl, hookspec
 
@@ -49,6 +49,19 @@ class RewardOptions(DistillOptions):
     )
 
     mends: ClassVar[Mapping[str, str]] = {"hacked": _HACKED}
+
+    @property
+    def idle_slots(self) -> dict[str, str]:
+        """Where it is anchored to, where it is not."""
+        return {} if self.anchor_weight else {"start": "'anchor_weight' above 0"}
+
+    @model_validator(mode="after")
+    def _is_judged_by_another(self) -> Self:
+        if self.judge == self.reward:
+            raise ValueError(
+                "the 'judge' is the critic itself, and sees nothing besides: name another, or leave it out"
+            )
+        return self
 
 
 @hookimpl

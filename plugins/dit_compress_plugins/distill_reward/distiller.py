@@ -21,7 +21,13 @@ from dit_compress.train.base import DistillStep
 from dit_compress.train.distill import need_same_captions, other_encoders, student_role
 from dit_compress.train.losses import flow_loss
 from dit_compress.train.objective import Phase, Role
-from dit_compress_plugins.distill_reward.rewards import log_yes, need_answers, need_gradients, share_of_yes
+from dit_compress_plugins.distill_reward.rewards import (
+    log_yes,
+    need_answers,
+    need_gradients,
+    need_part,
+    share_of_yes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
     from dit_compress.model.text import Captions
+    from dit_compress.plugin.options import Part
     from dit_compress.step.context import Context
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_reward import RewardOptions
@@ -48,7 +55,10 @@ class RewardDistiller(DistillStep):
     options: RewardOptions
 
     def plan(self, spec: Spec) -> Spec:
-        """Return the bundle as it will be sampled; raise a UserError where K is too large or nothing shows pixels."""
+        """Return the bundle as it will be sampled.
+
+        Raises a UserError where K is too large, nothing shows pixels, or reward or judge can't work.
+        """
         after = super().plan(spec)
         last, steps = self.options.last_steps, after.flow.num_steps
         if last > steps:
@@ -56,9 +66,15 @@ class RewardDistiller(DistillStep):
                 f"'last_steps: {last}' is more than there are sampling steps, {steps}",
                 mend=f"Set 'last_steps' to {steps} or less, or raise 'sampling_steps'",
             )
+        for slot, part in self._parts().items():
+            need_part(slot, part)
         codec: Any = spec.codec()
         codec(torch.zeros(1, codec.channels, 1, 2, 2, device="meta"))  # refuses what can't be decoded
         return after
+
+    def _parts(self) -> dict[str, Part]:
+        given = {"reward": self.options.reward, "judge": self.options.judge}
+        return {slot: part for slot, part in given.items() if part is not None}
 
     def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
         """Return what to say of a start that knows the captions of another text encoder."""
@@ -85,8 +101,7 @@ class RewardDistiller(DistillStep):
             need_same_captions(slot, context.input, bundle)
         device = context.world.device
         codec: Any = context.input.codec()
-        parts = {"reward": self.options.reward, "judge": self.options.judge}
-        made = {slot: part.build().create(context).eval().to(device) for slot, part in parts.items() if part}
+        made = {slot: part.build().create(context).eval().to(device) for slot, part in self._parts().items()}
         real = context.latents("train", text)
         index = range(min(TRIED, len(real)))
         latent = real.x0(index).to(device).requires_grad_()

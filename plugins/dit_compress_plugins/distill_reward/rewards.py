@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from dit_compress.plugin.options import Part
     from dit_compress.step.context import Context
 
 
@@ -35,10 +36,29 @@ class Reward(Protocol):
 
 
 class RewardPart(Protocol):
-    """Makes a reward."""
+    """Makes a reward.
+
+    differentiable: False where no answer ever has a gradient; such a reward judges, and is refused as a critic.
+    """
+
+    differentiable: bool = True
+
+    def check(self) -> None:
+        """Raise a UserError where a file that it needs is not there; called when the step is planned."""
 
     def create(self, context: Context) -> nn.Module:
         """Make it; it follows :class:`Reward`. Every process calls this; the context has the recipe's clips."""
+
+
+def need_part(slot: str, part: Part) -> None:
+    """Raise a UserError where a part of the step can't work, as far as it can tell before anything has run."""
+    made = part.build()
+    if slot == "reward" and not getattr(made, "differentiable", True):
+        raise UserError(
+            f"the reward {part.name!r} has no gradient to the pixels", mend="Make it the 'judge', and name another"
+        )
+    if check := getattr(made, "check", None):
+        check()
 
 
 def log_yes(logits_BA: Tensor) -> Tensor:

@@ -47,7 +47,9 @@ class Reader(nn.Module):
 
 
 class ReaderPart:
-    """Part ``reward: {use: reader}``."""
+    """Part ``reward: {use: reader}``: a judge."""
+
+    differentiable = False
 
     def __init__(self, options: ReaderOptions) -> None:
         self.options = options

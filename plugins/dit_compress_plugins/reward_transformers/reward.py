@@ -89,13 +89,17 @@ class TransformersReward:
     def __init__(self, options: TransformersRewardOptions) -> None:
         self.options = options
 
+    def check(self) -> None:
+        """Raise a UserError where the folder lacks what every such folder has."""
+        if missing := [name for name in NEEDED if not (Path(self.options.path) / name).is_file()]:
+            raise UserError(f"no {missing[0]} there", where=self.options.path, mend=_EXPORT)
+
     def create(self, context: Context) -> Likeness:  # noqa: ARG002 - the folder has all it needs
         """Read the folder; nothing is downloaded. Raises a UserError where something is missing."""
         from transformers import AutoModel, AutoTokenizer
 
+        self.check()
         folder = Path(self.options.path)
-        if missing := [name for name in NEEDED if not (folder / name).is_file()]:
-            raise UserError(f"no {missing[0]} there", where=self.options.path, mend=_EXPORT)
         try:
             with quiet():
                 model, about = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
