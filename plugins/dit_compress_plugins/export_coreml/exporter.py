@@ -38,7 +38,8 @@ class CoreMLExport(ExportStep):
         from dit_compress.export.inspection import inspected, module_path, operator_name
         from dit_compress_plugins.export_coreml.convert import has_translation
 
-        found, nodes = inspected(component, profile, splits=True)
+        # Chunks of a graph of several steps would have all weights each.
+        found, nodes = inspected(component, profile, splits=component.steps == 1)
         with quiet():
             untranslated = {(operator_name(node), module_path(node)) for node in nodes if not has_translation(node)}
         mend = "Write it with operators that Core ML has, or add a rewrite in dit_compress/rewrite"
