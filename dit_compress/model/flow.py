@@ -171,7 +171,7 @@ class Flow:
             raise UserError(
                 f"the bundle is sampled by {self._named()}, and an exported package by Euler steps, or by a sampler "
                 "whose calls no value decides",
-                mend="Name another under 'export': 'sampler: euler' computes all of each step",
+                mend=f"Name another under 'export': 'sampler: {defaults.SAMPLER}' computes all of each step",
             )
         return found
 
