@@ -12,7 +12,6 @@ import copy
 import math
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import account
@@ -31,7 +30,16 @@ from paired import Table, run
 from dit_compress.core.randomness import Streams
 from dit_compress.measure.figure3 import opened
 from dit_compress.model.flow import Flow, euler
-from dit_compress.model.skipping import Gating, add_gate, gate_values, mixed, skipping_euler, static_table
+from dit_compress.model.skipping import (
+    Gating,
+    add_gate,
+    gate_values,
+    gated_modules,
+    mixed,
+    skipping_euler,
+    static_table,
+    tabled_euler,
+)
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.testing.models import tiny_denoiser
@@ -153,7 +161,7 @@ def arms_of(world: World, denoiser: Denoiser, ratio: float) -> dict[str, Arm]:
     lazy = Arm(denoiser, world.lazily())
     _, calls = lazy(world.noise, world.cond)
     computed = math.ceil(world.num_steps * calls - 1e-6)
-    found = {"lazy": lazy, "table": Arm(denoiser, world.lazily(partial(static_table, ratio=ratio)))}
+    found = {"lazy": lazy, "table": Arm(denoiser, world.tabled(static_table(gated_modules(denoiser.module), ratio)))}
     found["fewer steps"] = Arm(world.denoiser, world.steps(computed))
     found["first block"] = world.first_block(calls)
     found["taylor"] = world.taylor(computed)
@@ -195,14 +203,19 @@ class World:
         sigmas, share = self.flow.sigmas(count), count / self.num_steps
         return lambda denoiser, noise, cond: (euler(denoiser, noise, cond, sigmas, GUIDANCE), share)
 
-    def lazily(self, table: Any = None) -> Callable[..., Sampled]:
-        """Sample as the gates say, or a table of them does."""
+    def lazily(self) -> Callable[..., Sampled]:
+        """Sample as the gates say."""
 
         def sample(denoiser: Denoiser, noise: Tensor, cond: Cond) -> Sampled:
-            latent, computed = skipping_euler(denoiser, noise, cond, self.flow.sigmas(), GUIDANCE, table)
+            latent, computed = skipping_euler(denoiser, noise, cond, self.flow.sigmas(), GUIDANCE)
             return latent, float(torch.stack(list(computed.values())).float().mean())
 
         return sample
+
+    def tabled(self, table: dict[str, tuple[bool, ...]]) -> Callable[..., Sampled]:
+        """Sample as a table of the gates says."""
+        sigmas, share = self.flow.sigmas(), float(torch.tensor(list(table.values())).float().mean())
+        return lambda denoiser, noise, cond: (tabled_euler(denoiser, noise, cond, sigmas, GUIDANCE, table=table), share)
 
     def hooked(self, put: Callable[[Any], None], *, alone: bool = False) -> Arm:
         """Sample a copy of the model with hooks of diffusers on its blocks; the calls of modules are counted."""

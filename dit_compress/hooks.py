@@ -53,16 +53,16 @@ Parts, which steps are composed of:
     def discriminator() -> Plugin   Judge latents in adversarial distillation     DiscriminatorPart  train/objective.py
         create
     def sampler() -> Plugin         Turn noise into a latent                      Sampler            model/protocols.py
-        sample
+        sample; by default: fixed
     def tracker() -> Plugin         Record training curves                        Tracker            step/protocols.py
         open, log, close; by default: picture
 
 What some of them make follows a protocol, too; codecs and text encoders are an ``nn.Module`` besides:
 
     Codec                           What stands between pixels and latents                           model/protocols.py
-        ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
+        ratio, channels, eval, encode, decode, forward; by default: decodes, frame_rule, takes_first, features
     FirstFrameCodec                 A codec whose decoder also takes the first frame, where known    model/protocols.py
-        ratio, channels, eval, encode, decode, forward; by default: frame_rule, takes_first, features
+        ratio, channels, eval, encode, decode, forward; by default: decodes, frame_rule, takes_first, features
     TextEncoder                     Turn captions into the tensors a denoiser takes                  model/protocols.py
         width, tokenize, forward; by default: tokenizer_kind, embeddings, num_tokens, save_tokenizer, keep_tokens,
         take_tokens, digest, release

@@ -23,6 +23,7 @@ UNTYPED = {
     "export/rewrite/nodes.py": "nodes of torch.fx",
     "export/rewrite/norms.py": "any norm of torch or of a stranger's model",
     "model/bundle.py": "fields of our own dataclass, by the names of components",
+    "model/flow.py": "a sampler that does not subclass the protocol, whose fixed is optional",
     "plugin/registry.py": "pluggy's callers by hook",
     "plugin/sources.py": "a mark on modules of local files",
     "pruning/folder.py": "modules of diffusers and transformers",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dit_compress.core.errors import UserError
 from dit_compress.export.contract import Exporter
 from dit_compress.export.profiles import Device, profile_named
 from dit_compress.export.types import Precision
 from dit_compress.export.widths import Widths, at_each, narrowed
-from dit_compress.plugin.options import Options
+from dit_compress.plugin.options import Keyed, Options, PartField, Slot
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dit_compress.export.sizes import Video
     from dit_compress.export.types import Artifact, Profile
+    from dit_compress.model.flow import Flow
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context, Result
 
@@ -27,11 +28,14 @@ class ExportOptions(Options):
     precision: of weights and arithmetic.
     device: a profile by name, or a JSON file.
     widths: of a bundle's nested ones, those that are exported, a package each; the whole model if absent.
+    sampler: by which the package samples; the bundle's if absent. Euler: one step, called in a loop. Another: all steps
+        in one file, where no value decides what it calls.
     """
 
     precision: Precision = "float32"
     device: Device = "cpu"
     widths: Widths = None
+    sampler: Annotated[PartField | None, Slot("sampler"), Keyed("sampler")] = None
 
 
 class ExportStep(Exporter):
@@ -53,19 +57,32 @@ class ExportStep(Exporter):
         return ()
 
     def plan(self, spec: Spec) -> Spec:
-        """Change no bundle; raise a UserError where a size does not fit the VAE, a width is none, or it isn't Euler."""
+        """Return the bundle as the package samples it.
+
+        UserError where a size does not fit the VAE, a width is none, or no file holds what the sampler does.
+        """
         from dit_compress.export.sizes import need_fitting
 
-        spec.flow.need_euler()
-        narrowed(spec, self.options.widths)
         need_fitting(self.sizes, spec)
-        return spec
+        if self.options.sampler is not None:
+            spec = replace(spec, flow=self.flow(spec.flow))
+        specs = narrowed(spec, self.options.widths)
+        fixed = [each.flow.fixed(each.outline) for each in specs][-1]
+        if fixed is None:
+            return spec
+        note = f"dit_walk: all {spec.flow.num_steps} steps in one graph; {fixed.note}"
+        return replace(spec, notes=(*spec.notes, note))
+
+    def flow(self, before: Flow) -> Flow:
+        """Return how the package samples."""
+        part = self.options.sampler
+        return before if part is None else replace(before, sampler=part.as_data())
 
     def run(self, context: Context) -> Result:
         """Export the input bundle."""
         from dit_compress.export.step import export
 
-        return at_each(context, self.options.widths, lambda each: export(self, each))
+        return at_each(context, self.options.widths, lambda each: export(self, each, self.flow(each.input.flow)))
 
 
 def size_of(path: Path) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.export.base import ExportStep
-from dit_compress.export.components import DIT_STEP, dit_step, text_component, vae_decoder
+from dit_compress.export.components import DIT_STEP, DIT_WALK, dit_component, text_component, vae_decoder
 from dit_compress.export.inputs import without_unused
 from dit_compress.export.inspection import count_weights
 from dit_compress.export.package import check_components
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from dit_compress.step.protocols import Step
 
 
+STEPS = 2
+"""Of a graph of several, those that are looked at: the others have the same operators."""
+
+
 class Networks:
     """The networks that a spec describes, as components without values; made and traced once for all exporters."""
 
@@ -45,9 +49,9 @@ class Networks:
     @cached_property
     def whole(self) -> list[Component]:
         """With every block; what has no blocks is the same as in ``short``."""
-        (step,) = (each for each in components_early(self.spec) if each.name == DIT_STEP)
-        step = without_unused(step)
-        return [step if each.name == DIT_STEP else each for each in self.short]
+        (dit,) = (each for each in components_early(self.spec) if each.name in (DIT_STEP, DIT_WALK))
+        dit = without_unused(dit)
+        return [dit if each.name == dit.name else each for each in self.short]
 
 
 def check_early(exporter: Step, spec: Spec, networks: Networks | None = None) -> list[Diagnostic]:
@@ -93,6 +97,7 @@ def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
     tokens = {name: encoder.tokenize([caption]) for name, caption in CAPTIONS.items()} if on_device(encoder) else None
     denoiser, codec, size = spec.build_denoiser(), cast("Codec", spec.need_latent().build()), spec.latent_size()
     channels, num_weights = codec.channels, count_weights(denoiser.module)
+    fixed = spec.flow.fixed(lambda: denoiser)
     if short:
         shorten(denoiser)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -104,6 +109,7 @@ def components_early(spec: Spec, *, short: bool = False) -> list[Component]:
             }
             found.append(text_component(encoder, typical, ("text", "text_mask")))
         latent, _, cond = denoiser.example(1, size)
-        found.append(replace(dit_step(denoiser, latent, dict(cond)), num_weights=num_weights))
-        found.append(vae_decoder(cast("nn.Module", codec), torch.empty(1, channels, *size)))
+        found.append(replace(dit_component(denoiser, latent, cond, spec.flow, fixed, STEPS), num_weights=num_weights))
+        if codec.decodes:
+            found.append(vae_decoder(cast("nn.Module", codec), torch.empty(1, channels, *size)))
         return found

@@ -28,7 +28,7 @@ OWN = ""
 class Component:
     """One network of the package, with typical inputs; it makes each of its derived forms once.
 
-    name: ``text_encoder``, ``dit_step`` or ``vae_decoder``; the stem of its files.
+    name: ``text_encoder``, ``dit_step`` or ``dit_walk``, ``vae_decoder``; the stem of its files.
     module: takes the inputs in their order, returns a tensor (or a tuple of them).
     inputs: typical example inputs by name; their shapes are the shapes of the file.
     outputs: names of what the module returns.
@@ -41,6 +41,7 @@ class Component:
     num_weights: values of its parameters and buffers, where the module is a stand-in with fewer.
     rewrites: what its trace gets beyond what all get; the engine sets it from the profile.
     left_out: inputs that the module was found not to use (``without_unused``); they are constants of the file.
+    steps: how often one call uses the weights. A file of several can't be cut into parts with fewer weights each.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Component:
     sizes: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     rewrites: Rewrites = field(default_factory=Rewrites)
     left_out: tuple[str, ...] = ()
+    steps: int = 1
 
     @cached_property
     def program(self) -> ExportedProgram:
@@ -89,8 +91,9 @@ class Component:
         return {name: replace(self, inputs=inputs, more={}, sizes={}) for name, inputs in self.sizes.items()}
 
     def with_sizes(self, latents: Mapping[str, Tensor]) -> Component:
-        """Return the component with further latents ``[1,C,T,H,W]``, all other inputs as they are."""
-        return replace(self, sizes={name: {**self.inputs, "latent": latent} for name, latent in latents.items()})
+        """Return the component with further latents ``[1,C,T,H,W]``, its first input; all others as they are."""
+        first = next(iter(self.inputs))
+        return replace(self, sizes={name: {**self.inputs, first: latent} for name, latent in latents.items()})
 
     def fitted(self, profile: Profile) -> Component:
         """Return the component with the rewrites that the profile asks for; itself where nothing would change.

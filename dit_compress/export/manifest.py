@@ -106,11 +106,11 @@ class Tensor(Closed):
 
 
 class Rope(Closed):
-    """The tables by which ``dit_step`` rotates queries and keys."""
+    """The tables by which the DiT rotates queries and keys."""
 
     model_config = ConfigDict(json_schema_extra={"dependentRequired": {"file": ["sha256", "tensors"]}})
 
-    where: Literal["constants of dit_step"]
+    where: Literal["constants of dit_step", "constants of dit_walk"]
     inputs: Annotated[list[Any], Field(max_length=0)]
     file: Literal["rope.safetensors"] = ABSENT
     sha256: Sha256 = ABSENT

@@ -2,8 +2,9 @@
 
 - ``tokenizer/``: how captions become numbers, on the device or on the host of the text encoder.
 - ``golden/sample.safetensors``: one whole video as the toolkit makes it: ``tokens/…``, ``text/…``,
-  ``null/…`` (where guidance is on), ``noise``, ``latent/1`` … one per step, ``video``.
-- ``rope.safetensors``: the tables by which ``dit_step`` rotates queries and keys, where the model tells them;
+  ``null/…`` (where guidance is on), ``noise``, ``latent/1`` … one per step (the last alone, where all steps are in
+  one file), ``video``.
+- ``rope.safetensors``: the tables by which the DiT rotates queries and keys, where the model tells them;
   those of a further size are named ``<size>/<table>``.
 - ``CHECKLIST.md``: what to compare on the device, in order.
 """
@@ -15,10 +16,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dit_compress.core.files import sha256_file
 from dit_compress.core.randomness import Streams
-from dit_compress.export.components import INPUT_NAMES
+from dit_compress.export.components import DIT_STEP, DIT_WALK, INPUT_NAMES
 from dit_compress.export.sizes import MAIN, further, size_name
 from dit_compress.model.flow import guided
 
@@ -26,11 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
     from dit_compress.export.loaded import Loaded
     from dit_compress.export.sizes import Video
-    from dit_compress.model.denoiser import Denoiser
+    from dit_compress.model.denoiser import Cond, Denoiser
     from dit_compress.step.context import Context
 
 SAMPLE = "golden/sample.safetensors"
@@ -74,7 +74,9 @@ def describe_sizes(context: Context, videos: Sequence[Video] = ()) -> list[dict[
     return found
 
 
-def describe_rope(denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+def describe_rope(
+    denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder: Path, component: str = DIT_STEP
+) -> dict[str, Any]:
     """Return the manifest's ``rope``; write ``rope.safetensors`` where the model gives its tables."""
     from safetensors.torch import save_file
 
@@ -84,7 +86,7 @@ def describe_rope(denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder
         time, height, width = size["latent"][2:]
         found = denoiser.rope_tables((time, height, width))
         tables |= {f"{before}{name}": table.detach().cpu().float().contiguous() for name, table in found.items()}
-    described: dict[str, Any] = {"where": "constants of dit_step", "inputs": []}
+    described: dict[str, Any] = {"where": f"constants of {component}", "inputs": []}
     if not tables:
         return described
     save_file(tables, folder / ROPE)
@@ -95,7 +97,7 @@ def describe_rope(denoiser: Denoiser, sizes: Sequence[Mapping[str, Any]], folder
 @torch.no_grad()
 def golden_sample(context: Context, loaded: Loaded, caption: str) -> tuple[dict[str, Tensor], float]:
     """Return every stage of one video as the toolkit makes it, and its guidance."""
-    text, flow = loaded.text, context.input.flow
+    text, flow = loaded.text, loaded.flow
     tokens = text.encoder.tokenize([caption])
     cond = text(tokens)
     x = Streams(SAMPLE_SEED, 0, [0]).normal(SAMPLE_STREAM, context.latent_shape())
@@ -104,12 +106,21 @@ def golden_sample(context: Context, loaded: Loaded, caption: str) -> tuple[dict[
     if flow.guidance != 1:
         stages |= {f"null/{INPUT_NAMES.get(name, name)}": value for name, value in cond.null.items()}
     stages["noise"] = x
-    sigmas = flow.sigmas()
-    for step, (now, then) in enumerate(pairwise(sigmas), 1):
-        x = x + (then - now) * guided(loaded.denoiser, x, torch.full((1,), now), cond, flow.guidance)
-        stages[f"latent/{step}"] = x
-    stages["video"] = loaded.codec.decode(x)
+    latents = _latents(loaded, x, cond)
+    stages |= {f"latent/{step}": latent for step, latent in latents.items()}
+    if loaded.codec.decodes:
+        stages["video"] = loaded.codec.decode(latents[flow.num_steps])
     return stages, flow.guidance
+
+
+def _latents(loaded: Loaded, x: Tensor, cond: Cond) -> dict[int, Tensor]:
+    """Return the latent after each step, by the step's number; the last alone, where one file takes them all."""
+    flow, sigmas, found = loaded.flow, loaded.flow.sigmas(), dict[int, Tensor]()
+    if loaded.fixed is not None:
+        return {flow.num_steps: loaded.fixed.sample(loaded.denoiser, x, cond, sigmas, flow.guidance)}
+    for step, (now, then) in enumerate(pairwise(sigmas), 1):
+        x = found[step] = x + (then - now) * guided(loaded.denoiser, x, torch.full((1,), now), cond, flow.guidance)
+    return found
 
 
 def write_phone_files(
@@ -135,7 +146,7 @@ def write_phone_files(
             "shape": list(stages["noise"].shape),
             "golden": "any generator will do; the golden noise is in the golden sample",
         },
-        "rope": describe_rope(loaded.denoiser, sizes, folder),
+        "rope": describe_rope(loaded.denoiser, sizes, folder, DIT_STEP if loaded.fixed is None else DIT_WALK),
         "sample": {
             "file": SAMPLE,
             "caption": caption,
@@ -160,8 +171,9 @@ tensors named `<set>/inputs/<name>` and `<set>/outputs/<name>`; `golden/sample.s
    `dit-compress verify FOLDER --outputs FILE`: the manifest then says `production`.
 4. The tokenizer gives `tokens/…` for `sample.caption`. With `text.where: host` the embeddings come from a server: they
    must equal `text/…`.
-5. The sampling loop gives `latent/1` … from `noise`: `x += (next - now) * velocity` over neighbouring `sigmas`.
-6. The decoder gives `video` from the last latent; clip to [-1, 1].
+5. The sampling loop gives `latent/1` … from `noise`: `x += (next - now) * velocity` over neighbouring `sigmas`. Of a
+   package with `dit_walk` there is no loop: one call gives the last of them.
+6. The decoder, where there is one, gives `video` from the last latent; clip to [-1, 1].
 7. Nothing is NaN or infinite for a caption of one word, for an empty one and for one that is too long.
 8. Latency and energy are measured after a minute of continuous use, on battery, and written down with device and OS.
 """

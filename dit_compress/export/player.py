@@ -44,7 +44,8 @@ class Player:
         need_frames(folder, self.manifest)
         self.size = size_of(folder, self.manifest, video_size)
         self.entries = {entry["component"]: entry for entry in self.manifest["artifacts"]}
-        wanted = ["text_encoder"] * (self.manifest["text"]["where"] == "device") + ["dit_step", "vae_decoder"]
+        self.dit = next((name for name in ("dit_walk", "dit_step") if name in self.entries), "dit_step")
+        wanted = ["text_encoder"] * (self.manifest["text"]["where"] == "device") + [self.dit]
         if missing := [name for name in wanted if name not in self.entries]:
             raise UserError(f"it has no {', '.join(missing)}", where=str(folder), mend="Export the bundle again")
         self.runners: dict[str, Runner] = {}
@@ -84,7 +85,7 @@ class Player:
         return found
 
     def encode(self, caption: str) -> Tensors:
-        """Encode a caption as the tensors ``dit_step`` takes, where the text encoder is part of the package."""
+        """Encode a caption as the tensors that the DiT takes, where the text encoder is part of the package."""
         text = self.manifest["text"]
         if text["where"] != "device":
             what = "the text encoder is not part of this package (text.where is host)"
@@ -97,28 +98,35 @@ class Player:
         stream = self.manifest["sample"]["stream"]
         return generator(seed, stream, 0, 0).standard_normal(tuple(shape[1:]), dtype=np.float32)[None]
 
-    def sample(self, noise_BCTHW: np.ndarray, text: Tensors, null: Tensors | None) -> list[np.ndarray]:
-        """Return the latent after every step; Euler over the manifest's sigmas."""
-        x, latents = noise_BCTHW, []
-        guidance = self.manifest["guidance"]
-        for now, then in pairwise(self.manifest["sigmas"]):
+    def sample(self, noise_BCTHW: np.ndarray, text: Tensors, null: Tensors | None) -> dict[int, np.ndarray]:
+        """Return the latent after every step, Euler over the manifest's sigmas; of ``dit_walk`` after the last."""
+        sigmas, guidance = self.manifest["sigmas"], self.manifest["guidance"]
+        if self.dit == "dit_walk":
+            empty = {f"null_{name}": value for name, value in (null or {}).items()}
+            return {len(sigmas) - 1: self.run(self.dit, {"noise": noise_BCTHW, **text, **empty})["latent"]}
+        x, latents = noise_BCTHW, dict[int, np.ndarray]()
+        for step, (now, then) in enumerate(pairwise(sigmas), 1):
             at = {"latent": x, "sigma": np.full((1,), now, np.float32)}
-            velocity = self.run("dit_step", {**at, **text})["velocity"]
+            velocity = self.run(self.dit, {**at, **text})["velocity"]
             if null is not None:
-                without = self.run("dit_step", {**at, **null})["velocity"]
+                without = self.run(self.dit, {**at, **null})["velocity"]
                 velocity = without + np.float32(guidance) * (velocity - without)
-            x = x + np.float32(then - now) * velocity
-            latents.append(x)
+            x = latents[step] = x + np.float32(then - now) * velocity
         return latents
 
     def stages(self, text: Tensors, null: Tensors | None, noise_BCTHW: np.ndarray) -> Tensors:
-        """Return ``latent/1`` … and ``video [1,3,F,Y,X]``."""
+        """Return ``latent/1`` … and, where there is a decoder, ``video [1,3,F,Y,X]``."""
         latents = self.sample(noise_BCTHW, text, null if self.manifest["guidance"] != 1 else None)
-        found = {f"latent/{step}": latent for step, latent in enumerate(latents, 1)}
-        return found | {"video": self.run("vae_decoder", {"latent": latents[-1]})["video"]}
+        found = {f"latent/{step}": latent for step, latent in latents.items()}
+        if "vae_decoder" not in self.entries:
+            return found
+        return found | {"video": self.run("vae_decoder", {"latent": [*latents.values()][-1]})["video"]}
 
     def video(self, caption: str, seed: int, given: Path | None = None) -> np.ndarray:
         """Make a video, uint8 ``[F,Y,X,3]``, of a caption, or of embeddings ``text/…`` and ``null/…`` in a file."""
+        if "vae_decoder" not in self.entries:
+            what = "it has no vae_decoder: its latents stand for no pixels"
+            raise UserError(what, where=str(self.folder), mend="Compare its stages with --golden")
         if given is None:
             text = self.encode(caption)
             null = self.encode("") if self.manifest["guidance"] != 1 else None
@@ -133,7 +141,7 @@ class Player:
             UserError: one is missing, has another shape or is not finite; all of them together.
         """
         tensors = read_tensors(path)
-        taken = {each["name"] for each in self.entries["dit_step"]["inputs"]}
+        taken = {each["name"] for each in self.entries[self.dit]["inputs"]}
         shapes = {name: shape for name, shape in self.manifest["text"]["tensors"].items() if name in taken}
         parts = ["text", "null"] if self.manifest["guidance"] != 1 else ["text"]
         problems = [_unfit(f"{part}/{name}", shape, tensors, path) for part in parts for name, shape in shapes.items()]

@@ -133,19 +133,61 @@ class Flow:
         if self.sampler is None:
             self.need_whole("its sampler")
             return euler
+        sample: Callable[..., Tensor] = self._part().sample
+        return sample
+
+    def _part(self) -> Any:
+        """Make the named sampler."""
         from dit_compress.plugin.registry import installed
         from dit_compress.recipe import make_part
 
-        return make_part("sampler", dict(self.sampler), installed(), "the bundle's sampler").build().sample
+        return make_part("sampler", dict(self.sampler or {}), installed(), "the bundle's sampler").build()
+
+    @property
+    def by_steps(self) -> bool:
+        """Tell whether a loop of Euler steps is what the bundle is sampled by."""
+        return self.sampler is None or self.sampler["use"] == defaults.SAMPLER
 
     def need_euler(self) -> None:
         """Raise UserError where a loop of Euler steps would not be what the bundle is sampled by."""
         self.need_whole("an exported package")
-        if self.sampler is not None and self.sampler["use"] != defaults.SAMPLER:
+        if not self.by_steps:
             raise UserError(
-                f"the bundle is sampled by {self.sampler['use']!r}, and an exported package by Euler steps alone",
+                f"the bundle is sampled by {self._named()}, and such a folder by Euler steps alone",
                 mend="Export the bundle from before the step that named the sampler",
             )
+
+    def fixed(self, denoiser: Callable[[], Denoiser]) -> Fixed | None:
+        """Return the sampling as one graph; None where a loop of Euler steps does, UserError where nothing does.
+
+        denoiser: makes it, where it is looked at.
+        """
+        self.need_whole("an exported package")
+        if self.by_steps:
+            return None
+        part = self._part()
+        found: Fixed | None = part.fixed(denoiser(), self.sigmas()) if hasattr(part, "fixed") else None
+        if found is None:
+            raise UserError(
+                f"the bundle is sampled by {self._named()}, and an exported package by Euler steps, or by a sampler "
+                "whose calls no value decides",
+                mend=f"Name another under 'export': 'sampler: {defaults.SAMPLER}' computes all of each step",
+            )
+        return found
+
+    def _named(self) -> str:
+        return repr((self.sampler or {}).get("use", defaults.SAMPLER))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A sampling whose calls no value decides: one graph, from noise to a clean latent.
+
+    sample: as a sampler's. note: what is left out, for ``plan`` and the report.
+    """
+
+    sample: Callable[..., Tensor]
+    note: str = ""
 
 
 def guided(denoiser: Denoiser, x: Tensor, sigma_B: Tensor, cond: Cond, guidance: float) -> Tensor:

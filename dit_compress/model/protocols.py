@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.flow import Fixed
 
 
 class Codec(Protocol):
@@ -21,6 +22,8 @@ class Codec(Protocol):
 
     ratio: tuple[int, int, int]
     channels: int
+    decodes: bool = True
+    """False of one that stands for latents alone: packages then end with the latent."""
     frame_rule: tuple[int, int] | None = None
     """(lead, step) of videos of ``lead + step·k`` frames, ``1 + (F - lead)/ratio[0]`` of them latent; (1, ratio[0])."""
 
@@ -172,3 +175,10 @@ class Sampler(Protocol):
         self, denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0
     ) -> Tensor:
         """Sample, differentiably; guidance as one doubled batch, none at 1.0."""
+
+    def fixed(self, denoiser: Denoiser, sigmas: Sequence[float]) -> Fixed | None:  # noqa: ARG002 - for those that can
+        """Return this sampling as calls that no value decides, for a file that does all steps at once; None: it can't.
+
+        The denoiser may lie on the meta device: what such a file leaves out may then be any of the right number.
+        """
+        return None

@@ -137,8 +137,11 @@ def static_table(owners: Mapping[str, Any], ratio: float | None) -> Table:
     """Return what computes at which step, whatever the sample: a table of the means over training data.
 
     ratio: the share of all calls that is skipped, those of the lowest means; None: where the mean is below one half.
+    Of gates on the meta device late steps skip: a table of the right number, to be looked at.
     """
     means_MN = torch.stack([owner.skip_mean.detach().float().cpu() for owner in owners.values()])
+    if any(owner.skip_gate.is_meta for owner in owners.values()):
+        means_MN = torch.linspace(1, 0, means_MN.shape[1]).repeat(len(means_MN), 1)
     if bool((means_MN == 1).all()):
         raise UserError("nothing is known of the gates: they were not trained", mend="Train them first")
     means_MN[:, 0] = torch.inf  # nothing is remembered at the first step
@@ -167,7 +170,10 @@ def need_ratio(ratio: float, num_steps: int) -> float:
 
 
 class Walk:
-    """The outputs of one sampling, step by step. computed: by path, which samples computed at each step ``[B]``."""
+    """The outputs of one sampling, step by step, by gates or by a table.
+
+    computed: by path, which samples computed at each step ``[B]``, where gates decide.
+    """
 
     def __init__(self, batch: int, table: Table | None = None) -> None:
         self.batch, self.table, self.step = batch, table, 0
@@ -175,10 +181,14 @@ class Walk:
         self.computed: dict[str, list[Tensor]] = defaultdict(list)
 
     def answer(self, path: str, owner: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute, or give the output of the step before; each sample as its own gate says.
+        """Compute, or give the output of the step before; each sample as its own gate says, or all by the table.
 
         A batch saves time where all of it skips: else it is computed whole, and those that skip keep what they had.
         """
+        if self.table is not None:  # no tensor decides: what is traced has no call that is skipped
+            if self.table[path][self.step]:
+                self.kept[path] = forward(*args, **kwargs)
+            return self.kept[path]
         wants_B = self.wants(path, owner, args, kwargs)
         self.computed[path].append(wants_B.detach().cpu())
         if not bool(wants_B.any()):
@@ -189,32 +199,43 @@ class Walk:
 
     def wants(self, path: str, owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Tell which samples compute, ``[B]``."""
-        if path not in self.kept or (self.table is not None and self.table[path][self.step]):
+        if path not in self.kept:
             return torch.ones(self.batch, dtype=torch.bool)
-        if self.table is not None:
-            return torch.zeros(self.batch, dtype=torch.bool)
         row_B = torch.full((self.batch,), self.step, device=owner.skip_gate.device)
         return gate_values(owner, args, kwargs, row_B) >= COMPUTES
 
 
 def skipping_euler(
+    denoiser: Denoiser, noise_BCTHW: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sample by Euler steps, gated modules skipping as their gates say; differentiable.
+
+    Returns the latent, and which samples computed ``[N,B]`` by module.
+    """
+    need_gates(denoiser.module, sigmas)
+    walk = Walk(len(noise_BCTHW))
+    x = _walked(walk, denoiser, noise_BCTHW, cond, sigmas, guidance)
+    return x, {path: torch.stack(rows) for path, rows in walk.computed.items()}
+
+
+def tabled_euler(
     denoiser: Denoiser,
     noise_BCTHW: Tensor,
     cond: Cond,
     sigmas: Sequence[float],
     guidance: float = 1.0,
-    table: Callable[[Mapping[str, Any]], Table] | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sample by Euler steps, gated modules skipping as their gates say, or as a table of them does; differentiable.
+    *,
+    table: Table,
+) -> Tensor:
+    """Sample by Euler steps, gated modules skipping as a table says, whatever the values; differentiable."""
+    return _walked(Walk(len(noise_BCTHW), table), denoiser, noise_BCTHW, cond, sigmas, guidance)
 
-    Returns the latent, and which samples computed ``[N,B]`` by module.
-    """
-    owners = need_gates(denoiser.module, sigmas)
-    walk = Walk(len(noise_BCTHW), None if table is None else table(owners))
-    x = noise_BCTHW
+
+def _walked(walk: Walk, denoiser: Denoiser, x: Tensor, cond: Cond, sigmas: Sequence[float], guidance: float) -> Tensor:
+    """Take every step, ``walk`` answering for gated modules."""
     with answering(denoiser.module, walk.answer):
         for step, (now, then) in enumerate(itertools.pairwise(sigmas)):
             walk.step = step
             sigma_B = torch.full((len(x),), now, dtype=x.dtype, device=x.device)
             x = x + (then - now) * guided(denoiser, x, sigma_B, cond, guidance)
-    return x, {path: torch.stack(rows) for path, rows in walk.computed.items()}
+    return x

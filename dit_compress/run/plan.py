@@ -138,10 +138,15 @@ def _check_export(node: Node, spec: Spec, networks: list[Networks]) -> tuple[str
     """
     from dit_compress.export.check_early import Networks, check_early
 
-    made = next((each for each in networks if _alike(each.spec, spec)), None)
+    made = next((each for each in networks if _alike(each.spec, spec) and _sampled_alike(each.spec, spec)), None)
     if made is None:
         networks.append(made := Networks(spec))
     return tuple(f"{found.path}: {found.message}" for found in check_early(node.build(), spec, made))
+
+
+def _sampled_alike(one: Spec, other: Spec) -> bool:
+    """Tell whether the files of two bundles hold the same: one step, or the same steps."""
+    return one.flow == other.flow or (one.flow.by_steps and other.flow.by_steps)
 
 
 def _check_fit(spec: Spec) -> None:

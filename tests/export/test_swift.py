@@ -102,11 +102,11 @@ def test_a_listing_that_is_wrong_is_noticed(
 
 def test_the_loop_uses_the_names_of_the_files() -> None:
     component = dit()
-    assert re.findall(r'predict\("(\w+)"', SWIFT) == ["dit_step", "dit_step", "vae_decoder"]
+    assert re.findall(r'predict\("(\w+)"', SWIFT) == ["dit_walk", "dit_step", "dit_step", "vae_decoder"]
     given = re.search(r"let at: Tensors = \[(.*?)\]\n", SWIFT)
     assert given is not None
     assert re.findall(r'"(\w+)":', given[1]) == list(component.inputs)[:2] == ["latent", "sigma"]
-    assert re.findall(r'\["(\w+)"\]!', SWIFT) == [*component.outputs, *component.outputs, "video"]
+    assert re.findall(r'\["(\w+)"\]!', SWIFT) == ["latent", *component.outputs, *component.outputs, "video"]
     assert f"manifest.schema <= {SCHEMA}, " in SWIFT
 
 

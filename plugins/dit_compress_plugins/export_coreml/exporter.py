@@ -39,7 +39,8 @@ class CoreMLExport(ExportStep):
         from dit_compress.export.rewrite import why_not
         from dit_compress_plugins.export_coreml.convert import has_translation
 
-        found, nodes = inspected(component, profile, splits=True)
+        # Chunks of a graph of several steps would have all weights each.
+        found, nodes = inspected(component, profile, splits=component.steps == 1)
         with quiet():
             untranslated = {
                 (operator_name(node), module_path(node), why_not(node)) for node in nodes if not has_translation(node)

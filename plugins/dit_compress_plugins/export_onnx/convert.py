@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError, root_cause
@@ -13,6 +14,7 @@ from dit_compress.export.types import Diagnostic
 from dit_compress_plugins.export_onnx.half import PROTOBUF_LIMIT, halve, weight_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from onnx import ModelProto
@@ -46,6 +48,7 @@ def convert(component: Component, precision: Precision, opset: int) -> ModelProt
         what = f"torch can't translate it to ONNX: {root_cause(error)}"
         raise UserError(what, where=f"component {component.name}") from error
     forget_source(model)
+    share_constants(model)
     if precision == "float32":
         return model
     with quiet():
@@ -92,6 +95,35 @@ def save(model: ModelProto, path: Path) -> None:
             onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
         else:
             path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def share_constants(model: ModelProto) -> None:
+    """Keep one of equal weights, and of equal nodes that read weights alone; in place.
+
+    torch transposes a weight anew for each of its readers: a graph of several steps would hold it once per step.
+    """
+    from onnx.numpy_helper import to_array
+
+    graph, first, instead = model.graph, dict[Any, str](), dict[str, str]()
+    for each in graph.initializer:
+        key: tuple[Any, ...] = (each.data_type, tuple(each.dims), sha256(to_array(each).tobytes()).digest())
+        instead[each.name] = first.setdefault(key, each.name)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = instead.get(name, name)
+        if len(node.output) == 1 and all(name in instead for name in node.input):
+            key = (node.op_type, node.domain, *node.input, *(each.SerializeToString() for each in node.attribute))
+            instead[node.output[0]] = first.setdefault(key, node.output[0])
+    kept = {*first.values(), *(output.name for output in graph.output)}
+    _delete(graph.initializer, lambda each: each.name not in kept)
+    _delete(graph.node, lambda node: node.output[0] in instead and node.output[0] not in kept)
+
+
+def _delete(items: Any, unwanted: Callable[[Any], bool]) -> None:
+    """Delete from a protobuf's list without a copy of what stays."""
+    for place in reversed(range(len(items))):
+        if unwanted(items[place]):
+            del items[place]
 
 
 def forget_source(model: ModelProto) -> None:

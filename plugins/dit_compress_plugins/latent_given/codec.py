@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class GivenCodec(nn.Module, Codec):
     """One cell per pixel and frame; no weights."""
 
-    ratio = (1, 1, 1)
+    ratio, decodes = (1, 1, 1), False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class GivenCodec(nn.Module, Codec):
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:  # noqa: ARG002 - the contract
         """Raise ``UserError``: there is no VAE."""
-        _refuse("show pixels", "Leave out what looks at videos: 'watch', 'generate', exports of the decoder")
+        _refuse("show pixels", "Leave out what looks at videos: 'watch', 'generate'")
 
     def forward(self, latent_BCTHW: Tensor) -> Tensor:
         """Raise ``UserError``: there is no VAE."""
