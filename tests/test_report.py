@@ -281,7 +281,8 @@ def judged(run: Path) -> None:
         ("pruned_4", "prune", 0.317, {"num_steps": 4, "guidance": 1.0}),
         ("student_4", "student", 0.871, {}),
     ):
-        folder = step(run, name, "evaluate", "shapes", inputs={"input": of}, options=options, metrics=shapes(accuracy))
+        written = {"num_steps": None, "guidance": None, **options}
+        folder = step(run, name, "evaluate", "shapes", inputs={"input": of}, options=written, metrics=shapes(accuracy))
         leave_videos(folder, CAPTIONS, f"{of}, {options.get('num_steps', 40 if of == 'teacher' else 4)} steps")
     speed = {
         "dit_call_ms": 18.25,

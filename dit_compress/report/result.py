@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from dit_compress.report.data import Run, Step
 
 GENERATED = "generated"
+ERROR = "_error"
+"""Behind the name of a metric: its standard error."""
 
 Found = tuple[tuple[str, ...], "Mapping[str, Any]"]
 
@@ -20,14 +22,17 @@ Found = tuple[tuple[str, ...], "Mapping[str, Any]"]
 class Arm:
     """One evaluated variant: a bundle sampled in one way (or real clips, or a round trip through the VAE).
 
-    of: the step whose bundle was evaluated. scores: attribute → share right. overall: by the name of its metric.
-    error: the standard error of that metric, over ``captions``. floors: what models that ignore the caption reach.
+    of: the step whose bundle was evaluated. scores: attribute → share right, or the evaluation's other figures where it
+    has no attributes (``shares`` is false). errors: standard errors of these, where known. overall: by the name of its
+    metric. error: the standard error of that metric, over ``captions``. floors: what models that know less reach.
     """
 
     label: str
     step: str
     of: str | None
     scores: dict[str, float]
+    shares: bool = True
+    errors: dict[str, float] = field(default_factory=dict)
     overall: dict[str, float] = field(default_factory=dict)
     exact_match: float | None = None
     error: float | None = None
@@ -91,14 +96,18 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
         else:
             label = columns[0] if len(columns) == 1 else step.name if origin == GENERATED else words(origin)
         scores = metrics.get("accuracy")
+        shares = isinstance(scores, dict)
+        others = {} if shares else _others(metrics, quality)
         yield Arm(
             label=label,
             step=step.name,
             of=None if origin != GENERATED or path else step.source,
-            scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics, quality),
+            scores=_floats(scores) if isinstance(scores, dict) else others,
+            shares=shares,
+            errors={name: metrics[error] for name in others if (error := f"{name}{ERROR}") in metrics},
             overall={quality: float(metrics[quality])} if quality in metrics else {},
             exact_match=metrics.get("exact_match"),
-            error=metrics.get(f"{quality}_error"),
+            error=metrics.get(f"{quality}{ERROR}"),
             captions=metrics.get("captions"),
             floors=_floats(metrics.get("floors", {})),
             **settings,
@@ -106,7 +115,9 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
 
 
 def _sampled(run: Run, step: Step) -> dict[str, Any]:
-    """Return sampling steps and guidance of an evaluation: its own, else those of its bundle."""
+    """Return sampling steps and guidance of an evaluation: its own, else those of its bundle; none if it samples not."""
+    if "num_steps" not in {**step.metrics, **step.options}:
+        return {}
     source = run.step(step.source)
     flow = source.flow if source else {}
     chosen = [
@@ -137,9 +148,9 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
 
 
-def _shares(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
-    """Return the scalar metrics of an evaluation that groups none of them under ``accuracy``."""
-    named = (quality, "exact_match")
+def _others(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
+    """Return the scalar metrics of an evaluation that groups none of them under ``accuracy``, without errors of such."""
+    named = {quality, "exact_match", *(f"{key}{ERROR}" for key in metrics)}
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}
 
 
