@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CELL, ACROSS = 16, 24
 """Points of a block, and blocks in a row."""
+UNITS = {"params": "Parameters", "flops": "FLOPs", "seconds": "Seconds", "memory": "Memory, bytes"}
 FILLS = ("none", ACCENT, WARM, HEAT, MUTED)
 """By kind, the first being the block as it was; further ones begin anew."""
 
@@ -35,6 +36,11 @@ class Layout:
     expected: float | None
     loss: float | None
     front: tuple[Mapping[str, Any], ...]
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """What each quantity is called in a table."""
+        return UNITS
 
     @property
     def against(self) -> str:

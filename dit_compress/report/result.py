@@ -115,7 +115,7 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
 
 
 def _sampled(run: Run, step: Step) -> dict[str, Any]:
-    """Return sampling steps and guidance of an evaluation: its own, else those of its bundle; none if it samples not."""
+    """Return sampling steps and guidance of an evaluation: its own, else its bundle's; none where it never samples."""
     if "num_steps" not in {**step.metrics, **step.options}:
         return {}
     source = run.step(step.source)
@@ -149,7 +149,7 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _others(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
-    """Return the scalar metrics of an evaluation that groups none of them under ``accuracy``, without errors of such."""
+    """Return the scalar metrics of an evaluation that groups none of them under ``accuracy``, without errors."""
     named = {quality, "exact_match", *(f"{key}{ERROR}" for key in metrics)}
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}
 
@@ -166,7 +166,7 @@ def outcome(run: Run) -> Outcome:
     """Find teacher, pruned model and student in the graph, and their figures."""
     student = find_student(run)
     pruned = next((step for step in ancestry(run, student) if step.kind == "prune"), None)
-    teacher = run.step(pruned.source) if pruned else run.step(student.inputs.get("teacher")) if student else None
+    teacher = find_teacher(run, student, pruned)
     before, after = _params(teacher), _params(student)
     speed = find_speed(run, student)
     found = compare_quality(arms(run), teacher, None if pruned is student else pruned, student)
@@ -220,6 +220,14 @@ def find_student(run: Run) -> Step | None:
             return exported
     made = [step for step in run.steps if step.kind not in ("base", "latent") and _params(step)]
     return made[-1] if made else None
+
+
+def find_teacher(run: Run, student: Step | None, pruned: Step | None) -> Step | None:
+    """Find what the student is compared with: what was pruned, or its teacher where that was never trained."""
+    whole = run.step(pruned.source) if pruned else None
+    if whole is not None and whole.kind not in ("base", "latent"):
+        return whole
+    return (run.step(student.inputs.get("teacher")) if student else None) or whole
 
 
 def ancestry(run: Run, step: Step | None) -> Iterator[Step]:

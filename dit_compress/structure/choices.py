@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     """Block → kind → what that kind adds to the loss; less is better."""
 
 BUDGETS = ("params", "flops", "seconds", "memory")
+UNITS = {"params": "params", "flops": "flops", "seconds": "seconds", "memory": "bytes of memory"}
 SCHEMA = 1
 EDGE = 1e-9
 """By so much a sum of floats may be above a budget that it meets."""
@@ -179,6 +180,21 @@ def legend(choices: Sequence[Choice], layout: Layout) -> str:
 def point(problem: LayoutProblem, layout: Layout, loss: float) -> dict[str, Any]:
     """Return a layout as a point of a front, as JSON data."""
     return {"row": row(problem.choices, layout), "loss": loss, **problem.prices(layout).as_data()}
+
+
+def amount(name: str, value: float) -> str:
+    """Return a quantity of a budget as text, with its unit: ``18,636,834 flops``, ``0.0123457 seconds``."""
+    return f"{number(name, value)} {UNITS[name]}"
+
+
+def number(name: str, value: float) -> str:
+    """Return a quantity without its unit; never less than it is, so that who gives it as a budget meets it."""
+    if not math.isfinite(value):
+        return "endless"
+    if name != "seconds":
+        return f"{math.ceil(value * (1 - EDGE)):,}"
+    digits = 6 - math.ceil(math.log10(value)) if value > 0 else 0
+    return f"{math.ceil(value * 10**digits * (1 - EDGE)) / 10**digits:g}"
 
 
 def layout_data(problem: LayoutProblem, chosen: Chosen, measured: Mapping[str, float | None]) -> dict[str, Any]:
