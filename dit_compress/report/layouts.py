@@ -25,6 +25,7 @@ FILLS = ("none", ACCENT, WARM, HEAT, MUTED)
 class Layout:
     """The kind of each block, by path; a letter for each kind; what it costs by the sum of blocks, and on the whole.
 
+    unchanged: what the model cost as it was, by the sum of blocks. present: its loss after the same short training.
     front: layouts that none beats in loss and price at once.
     """
 
@@ -33,6 +34,8 @@ class Layout:
     budget: Mapping[str, float]
     predicted: Mapping[str, float | None]
     measured: Mapping[str, float | None]
+    unchanged: Mapping[str, float | None]
+    present: float | None
     expected: float | None
     loss: float | None
     front: tuple[Mapping[str, Any], ...]
@@ -54,8 +57,9 @@ def read_layout(folder: Path) -> Layout | None:
     if not path.is_file():
         return None
     data = read_json(path)
-    kept = {name: data.get(name) for name in ("expected", "loss")}
+    kept = {name: data.get(name) for name in ("expected", "loss", "present")}
     named = {name: data[name] for name in ("letters", "budget", "predicted", "measured")}
+    kept["unchanged"] = data.get("unchanged") or {}
     return Layout(data["layout"], **named, **kept, front=tuple(data.get("front", ())))
 
 

@@ -60,6 +60,9 @@ class Outcome:
     teacher_params: int | None = None
     student_params: int | None = None
     params_share: float | None = None
+    teacher_flops: int | None = None
+    student_flops: int | None = None
+    flops_share: float | None = None
     times_faster: float | None = None
     quality_metric: str | None = None
     teacher_quality: float | None = None
@@ -168,6 +171,7 @@ def outcome(run: Run) -> Outcome:
     pruned = next((step for step in ancestry(run, student) if step.kind == "prune"), None)
     teacher = find_teacher(run, student, pruned)
     before, after = _params(teacher), _params(student)
+    calls = [step.model.get("flops") if step else None for step in (teacher, student)]
     speed = find_speed(run, student)
     found = compare_quality(arms(run), teacher, None if pruned is student else pruned, student)
     return Outcome(
@@ -177,6 +181,9 @@ def outcome(run: Run) -> Outcome:
         teacher_params=before,
         student_params=after,
         params_share=after / before if before and after else None,
+        teacher_flops=calls[0],
+        student_flops=calls[1],
+        flops_share=calls[1] / calls[0] if calls[0] and calls[1] else None,
         times_faster=speed.metrics["times_faster"] if speed else None,
         exports_passed=_exports_passed(run),
         **{"student_steps": speed.metrics.get("steps") if speed else None, **found},
@@ -223,11 +230,13 @@ def find_student(run: Run) -> Step | None:
 
 
 def find_teacher(run: Run, student: Step | None, pruned: Step | None) -> Step | None:
-    """Find what the student is compared with: what was pruned, or its teacher where that was never trained."""
+    """Find what the student is compared with: what was pruned, unless untrained; its teacher; what was transformed."""
     whole = run.step(pruned.source) if pruned else None
     if whole is not None and whole.kind not in ("base", "latent"):
         return whole
-    return (run.step(student.inputs.get("teacher")) if student else None) or whole
+    asked = run.step(student.inputs.get("teacher")) if student else None
+    changed = (step for step in ancestry(run, student) if step.kind == "transform")
+    return asked or whole or next((run.step(step.source) for step in changed), None)
 
 
 def ancestry(run: Run, step: Step | None) -> Iterator[Step]:
@@ -251,6 +260,8 @@ def sentence(result: Outcome) -> str:
     says = []
     if result.params_share is not None:
         says.append(f"has {result.params_share:.0%} of the teacher’s parameters")
+        if f"{result.params_share:.0%}" == "100%" and result.flops_share is not None:
+            says.append(f"takes {result.flops_share:.0%} of its FLOPs per call")
     if result.times_faster is not None:
         says.append(f"samples {result.times_faster:.3g} times faster")
     if result.quality_share is not None and result.quality_metric:

@@ -200,7 +200,8 @@ def number(name: str, value: float) -> str:
 def layout_data(problem: LayoutProblem, chosen: Chosen, measured: Mapping[str, float | None]) -> dict[str, Any]:
     """Return the JSON data of ``layout.json``; of it ``layout`` alone is what a given layout needs.
 
-    measured: what the whole costs, where ``predicted`` is the sum over its blocks.
+    measured: what the whole costs, where ``predicted`` is the sum over its blocks, and ``unchanged`` that of the model
+    as it was.
     """
     return {
         "schema": SCHEMA,
@@ -208,6 +209,7 @@ def layout_data(problem: LayoutProblem, chosen: Chosen, measured: Mapping[str, f
         "row": row(problem.choices, chosen.layout),
         "letters": letters(kinds_of(problem.choices)),
         "budget": dict(problem.budget),
+        "unchanged": problem.prices(problem.present).as_data(),
         "predicted": problem.prices(chosen.layout).as_data(),
         "measured": dict(measured),
         "prices": {c.block: {kind: p.as_data() for kind, p in c.options.items()} for c in problem.choices},
