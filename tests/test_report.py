@@ -281,7 +281,8 @@ def judged(run: Path) -> None:
         ("pruned_4", "prune", 0.317, {"num_steps": 4, "guidance": 1.0}),
         ("student_4", "student", 0.871, {}),
     ):
-        folder = step(run, name, "evaluate", "shapes", inputs={"input": of}, options=options, metrics=shapes(accuracy))
+        written = {"num_steps": None, "guidance": None, **options}
+        folder = step(run, name, "evaluate", "shapes", inputs={"input": of}, options=written, metrics=shapes(accuracy))
         leave_videos(folder, CAPTIONS, f"{of}, {options.get('num_steps', 40 if of == 'teacher' else 4)} steps")
     speed = {
         "dit_call_ms": 18.25,
@@ -346,6 +347,11 @@ def run(empty: Path) -> Path:
     return empty
 
 
+def listed(run: Path, *names: str) -> None:
+    """Name the steps of a run."""
+    write(run / "run.json", {"schema": 1, "name": "quickstart", "steps": list(names), "manifest": ""})
+
+
 def page_of(run: Path) -> str:
     """The report's text."""
     return write_report(run).read_text("utf-8")
@@ -384,6 +390,49 @@ def test_summary_states_the_result(run: Path) -> None:
     assert result["gained_error"] == pytest.approx(0.03 * 2**0.5)
     assert (result["captions"], result["floors"]) == (128, {"chance": 0.4, "best_constant": 0.55})
     assert result["exports_passed"] is True
+
+
+def test_a_layout_is_compared_with_the_model_as_it_was(empty: Path) -> None:
+    """Of equal size: what is less are the FLOPs of a call; beside them what the model cost, and its loss, unchanged."""
+    before, after = shape_of(8_400_000, 2_000_000_000), shape_of(8_400_000, 1_500_000_000)
+    step(empty, "base", "base", "video_dit", model=before)
+    step(empty, "teacher", "distill", "flow", model=before, inputs={"input": "base"})
+    folder = step(empty, "laid", "transform", "attention", model=after, inputs={"input": "teacher"})
+    costs = {name: {"flops": value} for name, value in (("unchanged", 2e9), ("predicted", 1.5e9), ("measured", 1.5e9))}
+    named = {"layout": {"b.0": "full", "b.1": "stride"}, "letters": {"full": "F", "stride": "S"}}
+    write(folder / "layout.json", {**named, **costs, "budget": {"flops": 1.6e9}, "loss": 3.25, "present": 3.5})
+    listed(empty, "base", "teacher", "laid")
+    write_report(empty)
+    result = json.loads((empty / "summary.json").read_text("utf-8"))["result"]
+    assert (result["teacher"], result["student"], result["params_share"], result["flops_share"]) == (
+        "teacher", "laid", 1.0, 0.75
+    )  # fmt: skip
+    page = page_of(empty)
+    assert "has 100% of the teacher’s parameters and takes 75% of its FLOPs per call." in page
+    assert "that of the model as it was, after an equally short training, 3.5000." in page
+    row = [f'<td class="n">{value}</td>' for value in ("2,000,000,000", "1,600,000,000", *["1,500,000,000"] * 2)]
+    assert f"<tr><th>FLOPs</th>{''.join(row)}</tr>" in page
+
+
+def test_who_was_cut_from_an_untrained_model_is_compared_with_its_teacher(empty: Path) -> None:
+    """And an evaluation that never samples has no steps to show."""
+    big, small = shape_of(8_400_000, 2_000_000_000), shape_of(2_100_000, 500_000_000)
+    step(empty, "given", "latent", "given", model=big)
+    step(empty, "taught", "distill", "flow", model=big, flow=LONG, inputs={"input": "given"})
+    step(empty, "small", "prune", "trilevel", model=small, inputs={"input": "given"})
+    inputs = {"input": "small", "teacher": "taught"}
+    step(empty, "student", "distill", "scaled", model=small, flow=LONG, inputs=inputs)
+    judged = {"excess": 0.25, "excess_error": 0.05, "explained": 0.75, "explained_error": 0.05, "floors": {"linear": 0.5}}
+    step(empty, "excess", "evaluate", "excess", inputs={"input": "student"}, metrics=judged, quality="explained")
+    listed(empty, "given", "taught", "small", "student", "excess")
+    found = outcome(read_run(empty))
+    assert (found.teacher, found.pruned, found.student, found.params_share) == ("taught", "small", "student", 0.25)
+    assert (found.student_quality, found.student_steps, found.floors) == (0.75, None, {"linear": 0.5})
+    page = page_of(empty)
+    assert "<p class=\"lead\">The student has 25% of the teacher’s parameters.</p>" in page
+    assert '<td class="n">0.25 ± 0.05</td></tr>' in page.replace("\n", "")
+    assert "Floors of explained: linear 0.500." in page
+    assert "Exact match" not in page
 
 
 def test_equal_runs_give_equal_files(run: Path) -> None:

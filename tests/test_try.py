@@ -118,7 +118,8 @@ def test_a_recipe_that_makes_its_model_is_bounded(path: Path, tmp_path: Path) ->
 def test_what_lies_beside_a_recipe_is_made(tmp_path: Path) -> None:
     """The paper's recipe reads a T5 and clips; a budget is of counts, a search's objective as it stands."""
     found = small(OWN[0].parents[1] / "mobile_video.yaml", tmp_path)
-    assert found.text is not None and found.model is not None
+    assert found.text is not None
+    assert found.model is not None
     assert found.text.name == "words"
     assert found.text.options.caption_width == found.model.options.caption_width == 128
     assert found.video == (9, 64, 64)

@@ -33,7 +33,7 @@ def rehearse(
     threads: Threads = None,
     plugin: PluginFiles = None,
 ) -> None:
-    """Run a recipe small: on a twin of its model, on drawn clips, two training steps each. Needs no weights."""
+    """Run any recipe small, to its report: a twin of its model, drawn clips, two steps of each training. No weights."""
     from dit_compress.core.files import need_place
     from dit_compress.run.forks import forking
     from dit_compress.run.rehearsal import prepare

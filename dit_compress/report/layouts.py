@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CELL, ACROSS = 16, 24
 """Points of a block, and blocks in a row."""
+UNITS = {"params": "Parameters", "flops": "FLOPs", "seconds": "Seconds", "memory": "Memory, bytes"}
 FILLS = ("none", ACCENT, WARM, HEAT, MUTED)
 """By kind, the first being the block as it was; further ones begin anew."""
 
@@ -24,6 +25,7 @@ FILLS = ("none", ACCENT, WARM, HEAT, MUTED)
 class Layout:
     """The kind of each block, by path; a letter for each kind; what it costs by the sum of blocks, and on the whole.
 
+    unchanged: what the model cost as it was, by the sum of blocks. present: its loss after the same short training.
     front: layouts that none beats in loss and price at once.
     """
 
@@ -32,9 +34,16 @@ class Layout:
     budget: Mapping[str, float]
     predicted: Mapping[str, float | None]
     measured: Mapping[str, float | None]
+    unchanged: Mapping[str, float | None]
+    present: float | None
     expected: float | None
     loss: float | None
     front: tuple[Mapping[str, Any], ...]
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """What each quantity is called in a table."""
+        return UNITS
 
     @property
     def against(self) -> str:
@@ -48,8 +57,9 @@ def read_layout(folder: Path) -> Layout | None:
     if not path.is_file():
         return None
     data = read_json(path)
-    kept = {name: data.get(name) for name in ("expected", "loss")}
+    kept = {name: data.get(name) for name in ("expected", "loss", "present")}
     named = {name: data[name] for name in ("letters", "budget", "predicted", "measured")}
+    kept["unchanged"] = data.get("unchanged") or {}
     return Layout(data["layout"], **named, **kept, front=tuple(data.get("front", ())))
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from dit_compress.report.data import Run, Step
 
 GENERATED = "generated"
+ERROR = "_error"
+"""Behind the name of a metric: its standard error."""
 
 Found = tuple[tuple[str, ...], "Mapping[str, Any]"]
 
@@ -20,14 +22,17 @@ Found = tuple[tuple[str, ...], "Mapping[str, Any]"]
 class Arm:
     """One evaluated variant: a bundle sampled in one way (or real clips, or a round trip through the VAE).
 
-    of: the step whose bundle was evaluated. scores: attribute → share right. overall: by the name of its metric.
-    error: the standard error of that metric, over ``captions``. floors: what models that ignore the caption reach.
+    of: the step whose bundle was evaluated. scores: attribute → share right, or the evaluation's other figures where it
+    has no attributes (``shares`` is false). errors: standard errors of these, where known. overall: by the name of its
+    metric. error: the standard error of that metric, over ``captions``. floors: what models that know less reach.
     """
 
     label: str
     step: str
     of: str | None
     scores: dict[str, float]
+    shares: bool = True
+    errors: dict[str, float] = field(default_factory=dict)
     overall: dict[str, float] = field(default_factory=dict)
     exact_match: float | None = None
     error: float | None = None
@@ -55,6 +60,9 @@ class Outcome:
     teacher_params: int | None = None
     student_params: int | None = None
     params_share: float | None = None
+    teacher_flops: int | None = None
+    student_flops: int | None = None
+    flops_share: float | None = None
     times_faster: float | None = None
     quality_metric: str | None = None
     teacher_quality: float | None = None
@@ -91,14 +99,18 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
         else:
             label = columns[0] if len(columns) == 1 else step.name if origin == GENERATED else words(origin)
         scores = metrics.get("accuracy")
+        shares = isinstance(scores, dict)
+        others = {} if shares else _others(metrics, quality)
         yield Arm(
             label=label,
             step=step.name,
             of=None if origin != GENERATED or path else step.source,
-            scores=_floats(scores) if isinstance(scores, dict) else _shares(metrics, quality),
+            scores=_floats(scores) if isinstance(scores, dict) else others,
+            shares=shares,
+            errors={name: metrics[error] for name in others if (error := f"{name}{ERROR}") in metrics},
             overall={quality: float(metrics[quality])} if quality in metrics else {},
             exact_match=metrics.get("exact_match"),
-            error=metrics.get(f"{quality}_error"),
+            error=metrics.get(f"{quality}{ERROR}"),
             captions=metrics.get("captions"),
             floors=_floats(metrics.get("floors", {})),
             **settings,
@@ -106,7 +118,9 @@ def _arms_of(run: Run, step: Step) -> Iterator[Arm]:
 
 
 def _sampled(run: Run, step: Step) -> dict[str, Any]:
-    """Return sampling steps and guidance of an evaluation: its own, else those of its bundle."""
+    """Return sampling steps and guidance of an evaluation: its own, else its bundle's; none where it never samples."""
+    if "num_steps" not in {**step.metrics, **step.options}:
+        return {}
     source = run.step(step.source)
     flow = source.flow if source else {}
     chosen = [
@@ -137,9 +151,9 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
 
 
-def _shares(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
-    """Return the scalar metrics of an evaluation that groups none of them under ``accuracy``."""
-    named = (quality, "exact_match")
+def _others(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:
+    """Return the scalar metrics of an evaluation that groups none of them under ``accuracy``, without errors."""
+    named = {quality, "exact_match", *(f"{key}{ERROR}" for key in metrics)}
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in named}
 
 
@@ -155,8 +169,9 @@ def outcome(run: Run) -> Outcome:
     """Find teacher, pruned model and student in the graph, and their figures."""
     student = find_student(run)
     pruned = next((step for step in ancestry(run, student) if step.kind == "prune"), None)
-    teacher = run.step(pruned.source) if pruned else run.step(student.inputs.get("teacher")) if student else None
+    teacher = find_teacher(run, student, pruned)
     before, after = _params(teacher), _params(student)
+    calls = [step.model.get("flops") if step else None for step in (teacher, student)]
     speed = find_speed(run, student)
     found = compare_quality(arms(run), teacher, None if pruned is student else pruned, student)
     return Outcome(
@@ -166,6 +181,9 @@ def outcome(run: Run) -> Outcome:
         teacher_params=before,
         student_params=after,
         params_share=after / before if before and after else None,
+        teacher_flops=calls[0],
+        student_flops=calls[1],
+        flops_share=calls[1] / calls[0] if calls[0] and calls[1] else None,
         times_faster=speed.metrics["times_faster"] if speed else None,
         exports_passed=_exports_passed(run),
         **{"student_steps": speed.metrics.get("steps") if speed else None, **found},
@@ -211,6 +229,16 @@ def find_student(run: Run) -> Step | None:
     return made[-1] if made else None
 
 
+def find_teacher(run: Run, student: Step | None, pruned: Step | None) -> Step | None:
+    """Find what the student is compared with: what was pruned, unless untrained; its teacher; what was transformed."""
+    whole = run.step(pruned.source) if pruned else None
+    if whole is not None and whole.kind not in ("base", "latent"):
+        return whole
+    asked = run.step(student.inputs.get("teacher")) if student else None
+    changed = (step for step in ancestry(run, student) if step.kind == "transform")
+    return asked or whole or next((run.step(step.source) for step in changed), None)
+
+
 def ancestry(run: Run, step: Step | None) -> Iterator[Step]:
     """Yield a step, the one whose bundle it reads, and so on."""
     while step is not None:
@@ -232,6 +260,8 @@ def sentence(result: Outcome) -> str:
     says = []
     if result.params_share is not None:
         says.append(f"has {result.params_share:.0%} of the teacher’s parameters")
+        if f"{result.params_share:.0%}" == "100%" and result.flops_share is not None:
+            says.append(f"takes {result.flops_share:.0%} of its FLOPs per call")
     if result.times_faster is not None:
         says.append(f"samples {result.times_faster:.3g} times faster")
     if result.quality_share is not None and result.quality_metric:

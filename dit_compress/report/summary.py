@@ -2,6 +2,7 @@
 
     {"schema": 1, "run": name,
      "result": {teacher, student, pruned: step names; teacher_params, student_params, params_share;
+                teacher_flops, student_flops, flops_share;
                 times_faster; quality_metric; quality and sampling steps of each: teacher_quality,
                 teacher_steps, …; quality_share; exports_passed},         what is known of it
      "steps": [{"name", "kind", "plugin", "inputs": {slot: step}, "seconds", "peak_memory_mib", "threads",

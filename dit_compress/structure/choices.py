@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     """Block → kind → what that kind adds to the loss; less is better."""
 
 BUDGETS = ("params", "flops", "seconds", "memory")
+UNITS = {"params": "params", "flops": "flops", "seconds": "seconds", "memory": "bytes of memory"}
 SCHEMA = 1
 EDGE = 1e-9
 """By so much a sum of floats may be above a budget that it meets."""
@@ -181,10 +182,26 @@ def point(problem: LayoutProblem, layout: Layout, loss: float) -> dict[str, Any]
     return {"row": row(problem.choices, layout), "loss": loss, **problem.prices(layout).as_data()}
 
 
+def amount(name: str, value: float) -> str:
+    """Return a quantity of a budget as text, with its unit: ``18,636,834 flops``, ``0.0123457 seconds``."""
+    return f"{number(name, value)} {UNITS[name]}"
+
+
+def number(name: str, value: float) -> str:
+    """Return a quantity without its unit; never less than it is, so that who gives it as a budget meets it."""
+    if not math.isfinite(value):
+        return "endless"
+    if name != "seconds":
+        return f"{math.ceil(value * (1 - EDGE)):,}"
+    digits = 6 - math.ceil(math.log10(value)) if value > 0 else 0
+    return f"{math.ceil(value * 10**digits * (1 - EDGE)) / 10**digits:g}"
+
+
 def layout_data(problem: LayoutProblem, chosen: Chosen, measured: Mapping[str, float | None]) -> dict[str, Any]:
     """Return the JSON data of ``layout.json``; of it ``layout`` alone is what a given layout needs.
 
-    measured: what the whole costs, where ``predicted`` is the sum over its blocks.
+    measured: what the whole costs, where ``predicted`` is the sum over its blocks, and ``unchanged`` that of the model
+    as it was.
     """
     return {
         "schema": SCHEMA,
@@ -192,6 +209,7 @@ def layout_data(problem: LayoutProblem, chosen: Chosen, measured: Mapping[str, f
         "row": row(problem.choices, chosen.layout),
         "letters": letters(kinds_of(problem.choices)),
         "budget": dict(problem.budget),
+        "unchanged": problem.prices(problem.present).as_data(),
         "predicted": problem.prices(chosen.layout).as_data(),
         "measured": dict(measured),
         "prices": {c.block: {kind: p.as_data() for kind, p in c.options.items()} for c in problem.choices},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dit_compress.core.errors import UserError
-from dit_compress.structure.choices import EDGE, Chosen, of_kinds, row
+from dit_compress.structure.choices import EDGE, Chosen, amount, of_kinds, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +60,8 @@ def none_fits(problem: LayoutProblem, most: int = MOST) -> UserError:
     """Return what to say where no layout is within the budgets; it names the nearest."""
     layout = nearest(problem, most)
     prices, budget = problem.prices(layout), problem.budget
-    takes = " and ".join(f"{getattr(prices, name):,.6g} {name}" for name in budget)
-    asked = " and ".join(f"{limit:,.6g} {name}" for name, limit in budget.items())
+    takes = " and ".join(amount(name, getattr(prices, name)) for name in budget)
+    asked = " and ".join(amount(name, limit) for name, limit in budget.items())
     return UserError(
         f"no layout comes within the budget of {asked}; the nearest, {row(problem.choices, layout)}, takes {takes}",
         mend="Raise the budget to that, or offer cheaper kinds",

@@ -227,10 +227,18 @@ def test_each_width_is_evaluated_beside_its_cost(tmp_path: Path) -> None:
     shown, page = width_tables(run)[0], render(run, outcome(run))
     assert "<h2>Widths</h2>" in page
     assert f"{figures_of(found, '0.5')['counted']:,.0f}</td></tr>" in page
-    assert shown.metric == "counted"
+    assert shown.names == ["counted"]
+    small, whole = figures_of(found, "0.5"), figures_of(found, "1")
     assert shown.rows["0.5"] == {
-        "params": figures_of(found, "0.5")["params"], "flops": None, "value": figures_of(found, "0.5")["counted"],
+        "params": small["params"], "flops": None, "share": small["params"] / whole["params"],
+        "counted": small["counted"], "counted_error": None,
     }  # fmt: skip
+    judged = {"excess": 1.25, "excess_error": 0.125, "explained": 0.5, "explained_error": 0.05}
+    widths = {width: {"params": 1000, **judged, "floors": {"linear": 0.25}} for width in ("0.5", "1")}
+    told = run_of({"metric": "excess", "quality": "explained", "widths": widths})
+    page = render(told, outcome(told))
+    assert '<td class="n">100%</td><td class="n">1.25 ± 0.12</td><td class="n">0.5 ± 0.05</td></tr>' in page
+    assert "Floors of explained: linear 0.250." in page
     with pytest.raises(UserError, match="it has one width alone"):
         step.plan(tiny_bundle(tmp_path / "plain").spec)
     one = WidthsEvaluation(given.model_copy(update={"widths": [0.6]}))

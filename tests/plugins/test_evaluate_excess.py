@@ -167,11 +167,26 @@ def test_who_knows_less_has_more_excess() -> None:
 
 def test_figures_are_means_over_the_levels() -> None:
     rows = [{"excess": 1.0, "loss": 2.0, "chance_excess": 4.0}, {"excess": 2.0, "loss": 4.0, "chance_excess": 2.0}]
-    found = summarise([0.2, 0.8], rows)
+    found = summarise([0.2, 0.8], [{name: torch.tensor([value]) for name, value in row.items()} for row in rows])
     assert (found["excess"], found["loss"], found["explained"]) == (1.5, 3.0, 0.5)
+    assert "excess_error" not in found, "of one draw"
     assert found["by_sigma"] == {
         "sigma": [0.2, 0.8], "excess": [1.0, 2.0], "loss": [2.0, 4.0], "chance_excess": [4.0, 2.0]
     }  # fmt: skip
+
+
+def test_errors_are_over_draws_and_floors_are_what_others_explain() -> None:
+    """Draws of excess 1 and 3 beside 4 and 4 of the mean velocity: 2 ± 1, half explained ± 1/4."""
+    row = {
+        "excess": [1.0, 3.0],
+        "linear_excess": [1.0, 1.0],
+        "caption_blind_excess": [0.4, 0.4],
+        "chance_excess": [4.0, 4.0],
+    }
+    found = summarise([0.5, 0.6], [{name: torch.tensor(value) for name, value in row.items()}] * 2)
+    assert (found["excess"], found["excess_error"]) == (2.0, pytest.approx(1.0))
+    assert (found["explained"], found["explained_error"]) == (0.5, pytest.approx(0.25))
+    assert found["floors"] == {"mean_velocity": 0.0, "linear": 0.75, "caption_blind": pytest.approx(0.9)}
 
 
 def test_data_of_another_world_is_refused() -> None:

@@ -78,9 +78,12 @@ def test_samples_that_are_all_means_cover_every_mode_and_are_too_alike() -> None
 
 def test_explained_is_one_at_the_floor_and_nothing_at_chance() -> None:
     figures = {"floor_sliced_wasserstein": 0.1, "chance_sliced_wasserstein": 0.9}
-    assert [explained({**figures, "sliced_wasserstein": value}) for value in (0.1, 0.5, 0.9)] == pytest.approx(
-        [1, 0.5, 0]
-    )
+    found = [explained({**figures, "sliced_wasserstein": value}) for value in (0.1, 0.5, 0.9)]
+    assert [each["explained"] for each in found] == pytest.approx([1, 0.5, 0])
+    assert found[0]["floors"] == {"noise": 0.0}
+    assert "explained_error" not in found[0], "of one caption"
+    more = explained({**figures, "sliced_wasserstein": 0.5, "sliced_wasserstein_error": 0.08})
+    assert more["explained_error"] == pytest.approx(0.1)
 
 
 # ------------------------------------------------------------------ the mixture

@@ -161,7 +161,7 @@ def test_a_given_layout_is_checked_against_what_is_there(tmp_path) -> None:
     assert refused({"layout": {"b0": "full"}}) == f"no kind of 'b1'. {kinds}"
     assert refused({"layout": {"b0": "full", "b1": "window"}}) == f"'b1' can't be 'window' here. {kinds}"
     assert refused({"layout": {"b0": "full", "b1": "linconv"}}) == (
-        "the layout takes 1.612 seconds, the budget is 1.5. Raise the budget, or search with {use: dp}"
+        "the layout takes 1.612 seconds, the budget is 1.5 seconds. Raise the budget, or search with {use: dp}"
     )
     file.write_text(json.dumps({"layout": {"b1": "stride", "b0": "full"}}), "utf-8")
     assert list(given.choose(problem, WORK).layout.items()) == [("b0", "full"), ("b1", "stride")]

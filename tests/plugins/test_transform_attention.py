@@ -27,7 +27,7 @@ from dit_compress.testing.transforms import TransformContract
 from dit_compress_plugins.transform_attention.global_local import GlobalLocal, coarse, local_attention
 from dit_compress_plugins.transform_attention.linconv import LinearConvolution, linear_attention, shifted
 from dit_compress_plugins.transform_attention.places import replaceable
-from dit_compress_plugins.transform_attention.step import replace
+from dit_compress_plugins.transform_attention.step import chosen, replace
 from dit_compress_plugins.transform_attention.stride import Strided, places
 from dit_compress_plugins.transform_attention.swap import Seen
 
@@ -288,7 +288,14 @@ def test_what_cannot_be_replaced_is_refused_by_name_and_left_by_a_pattern(what: 
 
 def test_a_model_that_is_not_told_its_grid_is_refused() -> None:
     found = replaceable(plain("usual", packed=True))
-    assert found.refused == {"blocks.0": "no argument of the model's call tells the height and width of the token grid"}
+    why = "no argument of the model's call tells the height and width of the token grid"
+    assert found.refused == {"blocks.0": why}
+    with pytest.raises(UserError) as caught:
+        chosen(found, {"*": "stride"})
+    assert str(caught.value) == (
+        f"no self-attention that 'blocks' names can be replaced: that of 'blocks.0' can't become 'stride': {why}. "
+        "Leave this step out"
+    )
 
 
 def test_names_that_fit_nothing_are_refused_and_what_is_left_is_said(tmp_path: Path) -> None:

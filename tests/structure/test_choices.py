@@ -8,7 +8,17 @@ import random
 import pytest
 
 from dit_compress.core.errors import UserError
-from dit_compress.structure.choices import Choice, LayoutProblem, Prices, Remembered, every, legend, letters, row
+from dit_compress.structure.choices import (
+    Choice,
+    LayoutProblem,
+    Prices,
+    Remembered,
+    amount,
+    every,
+    legend,
+    letters,
+    row,
+)
 from dit_compress.structure.programme import best
 
 KINDS = ("full", "linconv", "stride")
@@ -120,3 +130,12 @@ def test_a_loss_is_remembered_and_a_torn_line_is_measured_again(tmp_path) -> Non
     again({"a": "stride"})
     assert (again.count, len(asked)) == (1, 3)
     assert len(file.read_text("utf-8").splitlines()) == 2
+
+
+def test_amounts_are_never_less_than_they_are() -> None:
+    """Who gives the nearest layout's amount as the budget shall meet it."""
+    assert amount("flops", 18636834) == "18,636,834 flops"
+    assert amount("memory", 1234567.5) == "1,234,568 bytes of memory"
+    assert amount("seconds", 0.0123456111) == "0.0123457 seconds"
+    assert amount("seconds", 0.3) == "0.3 seconds"
+    assert amount("seconds", math.inf) == "endless seconds"

@@ -34,5 +34,6 @@ def evaluate() -> Plugin:
         data=True,
         quality="explained",
         headline="excess",
+        revision=2,
         summary="the loss above the best possible, where the exact velocity is known",
     )

@@ -5,10 +5,12 @@ Shapes: B batch, C T H W of a latent, D = C·T·H·W.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams
@@ -21,8 +23,6 @@ from dit_compress_plugins.evaluate_excess.mixture import constant, exact, linear
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from torch import Tensor
 
     from dit_compress.data.samples import Samples
     from dit_compress.model.denoiser import Cond, Denoiser
@@ -55,16 +55,18 @@ class ExcessEvaluation(DenoiserEvaluation):
         denoiser, levels = context.input.denoiser().eval(), sigmas(schedule, options.num_sigmas)
         count = min(options.num_draws, len(samples))
         batches = [range(first, min(first + options.batch, count)) for first in range(0, count, options.batch)]
-        sums = [dict[str, float]() for _ in levels]
+        rows = [defaultdict[str, list[Tensor]](list) for _ in levels]
         with progress(context.name, count) as advance, torch.no_grad():
             for index in batches:
                 cond = text(samples.tokens(index))
-                for place, (sigma, total) in enumerate(zip(levels, sums, strict=True)):
+                for place, (sigma, row) in enumerate(zip(levels, rows, strict=True)):
                     for name, value in self.distances(denoiser, truth, samples, cond, place, sigma, index).items():
-                        total[name] = total.get(name, 0.0) + value * len(index) / count
+                        row[name].append(value)
                 for _ in index:
                     advance()
-        return Result(metrics=summarise(levels, sums))
+        return Result(
+            metrics=summarise(levels, [{name: torch.cat(parts) for name, parts in row.items()} for row in rows])
+        )
 
     def distances(
         self,
@@ -75,8 +77,8 @@ class ExcessEvaluation(DenoiserEvaluation):
         place: int,
         sigma: float,
         index: Sequence[int],
-    ) -> dict[str, float]:
-        """Return mean squared distances at one noise level: to the exact velocity, and to that of the draw."""
+    ) -> dict[str, Tensor]:
+        """Return squared distances ``[B]`` at one noise level: to the exact velocity, and to that of the draw."""
         x0 = samples.x0(index)
         noise = Streams(self.options.seed, place, index).normal("excess", x0.shape[1:])
         sigma_B = torch.full((len(x0),), sigma)
@@ -90,13 +92,34 @@ class ExcessEvaluation(DenoiserEvaluation):
         return found | {f"{name}_excess": _distance(value, best_BD) for name, value in known.items()}
 
 
-def summarise(levels: Sequence[float], rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Average over noise levels; ``explained`` is 1 for the exact velocity, 0 for the mean one."""
-    by_sigma = {name: [row[name] for row in rows] for name in rows[0]}
-    mean = {name: sum(values) / len(values) for name, values in by_sigma.items()}
-    mean["explained"] = 1 - mean["excess"] / mean["chance_excess"]
+def summarise(levels: Sequence[float], rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Average over draws and noise levels; ``explained`` is 1 for the exact velocity, 0 for the mean one.
+
+    Errors are standard errors over draws, where there are two or more; ``explained`` is a quotient of means, and its
+    error that of such. ``floors`` are what velocities that know less explain.
+
+    Args:
+        levels: the noise levels.
+        rows: at each of them, the distances of every draw ``[N]`` by name.
+    """
+    each = {name: torch.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
+    mean: dict[str, Any] = {name: float(value_N.mean()) for name, value_N in each.items()}
+    chance = mean["chance_excess"]
+    share = mean["excess"] / chance
+    mean["explained"] = 1 - share
+    if len(each["excess"]) > 1:
+        mean["excess_error"] = standard_error(each["excess"])
+        mean["explained_error"] = standard_error(each["excess"] - share * each["chance_excess"]) / chance
+    known = {name: mean[f"{name}_excess"] for name in ("linear", "caption_blind") if f"{name}_excess" in mean}
+    mean["floors"] = {"mean_velocity": 0.0, **{name: 1 - value / chance for name, value in known.items()}}
+    by_sigma = {name: [float(row[name].mean()) for row in rows] for name in rows[0]}
     return {**mean, "by_sigma": {"sigma": list(levels), **by_sigma}}
 
 
-def _distance(one_BD: Tensor, other_BD: Tensor) -> float:
-    return float((one_BD - other_BD).square().mean())
+def standard_error(value_N: Tensor) -> float:
+    """Return the standard error of the mean of ``[N]``, two or more."""
+    return float(value_N.std() / len(value_N) ** 0.5)
+
+
+def _distance(one_BD: Tensor, other_BD: Tensor) -> Tensor:
+    return (one_BD - other_BD).square().mean(1)

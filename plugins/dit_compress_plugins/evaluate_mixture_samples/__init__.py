@@ -39,6 +39,7 @@ def evaluate() -> Plugin:
         requires=("scipy",),
         data=True,
         quality="explained",
+        revision=2,
         headline="sliced_wasserstein",
         summary="samples against the exact mixture: sliced Wasserstein distance, modes covered",
     )

@@ -18,7 +18,7 @@ from dit_compress.step.context import Result
 from dit_compress_plugins.evaluate_mixture_samples.distances import by_modes, lines, near, sliced_wasserstein
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -61,9 +61,13 @@ class MixtureSamples(DenoiserEvaluation):
         found: dict[str, Any] = {}
         for prefix, samples in (("", drawn), ("floor_", other), ("chance_", noise)):
             figures = by_modes(samples, means_GMD, mixture.spread, radius)
-            figures["sliced_wasserstein"] = float(sliced_wasserstein(samples, exact, lines(directions)).mean())
+            away_G = sliced_wasserstein(samples, exact, lines(directions))
+            figures["sliced_wasserstein"] = float(away_G.mean())
+            if not prefix and captions > 1:
+                figures["sliced_wasserstein_error"] = float(away_G.std() / captions**0.5)
             found |= {f"{prefix}{name}": value for name, value in figures.items()}
-        return Result(metrics={**found, "explained": explained(found), "samples": drawn.shape[0] * drawn.shape[1]})
+        found |= explained(found)
+        return Result(metrics={**found, "captions": captions, "samples": drawn.shape[0] * drawn.shape[1]})
 
     def sampled(self, context: Context, mixture: Mixture) -> Tensor:
         """Sample every caption, ``[G,N,C,T,H,W]``; noise is a function of (seed, place)."""
@@ -85,10 +89,13 @@ class MixtureSamples(DenoiserEvaluation):
         return torch.cat(made).unflatten(0, (len(mixture.names), options.samples_per_caption))
 
 
-def explained(found: dict[str, float]) -> float:
-    """Return 0 where samples are as far as noise, and about 1 where they are exact.
+def explained(found: Mapping[str, float]) -> dict[str, Any]:
+    """Return ``explained``, 0 where samples are as far as noise and about 1 where they are exact, its error and floor.
 
-    The exact ones that make the floor take modes by turns: independent exact samples come to 0.99.
+    The exact ones that make the best distance take modes by turns: independent exact samples come to 0.99.
     """
-    floor, chance = found["floor_sliced_wasserstein"], found["chance_sliced_wasserstein"]
-    return 1 - (found["sliced_wasserstein"] - floor) / (chance - floor)
+    best, chance = found["floor_sliced_wasserstein"], found["chance_sliced_wasserstein"]
+    figures: dict[str, Any] = {"explained": 1 - (found["sliced_wasserstein"] - best) / (chance - best)}
+    if "sliced_wasserstein_error" in found:
+        figures["explained_error"] = found["sliced_wasserstein_error"] / abs(chance - best)
+    return {**figures, "floors": {"noise": 0.0}}

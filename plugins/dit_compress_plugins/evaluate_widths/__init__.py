@@ -26,5 +26,6 @@ def evaluate() -> Plugin:
         name="widths",
         options=WidthsOptions,
         load="dit_compress_plugins.evaluate_widths.step:WidthsEvaluation",
+        revision=2,
         summary="another evaluation at each nested width, with parameters and FLOPs",
     )

@@ -49,7 +49,8 @@ class WidthsEvaluation(Step):
             found[name] = {**{key: costs[key] for key in COSTS if key in costs}, **result.metrics}
             files |= {f"{key}-{name}": f"{folder.name}/{path}" for key, path in result.files.items()}
         plugin = self.options.of.plugin
-        return Result(metrics={"metric": plugin.headline or plugin.quality, "widths": found}, files=files)
+        named = {"metric": plugin.headline or plugin.quality, "quality": plugin.quality}
+        return Result(metrics={**named, "widths": found}, files=files)
 
     def widths(self, spec: Spec) -> tuple[float, ...]:
         """Return the widths to look at."""

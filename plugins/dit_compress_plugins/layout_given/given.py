@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
-from dit_compress.structure.choices import Chosen
+from dit_compress.structure.choices import Chosen, amount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,8 @@ class GivenLayout:
         if not problem.fits(layout):
             prices = problem.prices(layout)
             over = next(name for name, most in problem.budget.items() if not prices.within({name: most}))
-            what = f"the layout takes {getattr(prices, over):,.6g} {over}, the budget is {problem.budget[over]:,.6g}"
+            takes, most = amount(over, getattr(prices, over)), amount(over, problem.budget[over])
+            what = f"the layout takes {takes}, the budget is {most}"
             raise UserError(what, where=path, mend="Raise the budget, or search with {use: dp}")
         return layout
 

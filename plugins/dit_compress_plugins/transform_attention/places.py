@@ -212,4 +212,7 @@ def _unlike(sights: list[_Sight]) -> str:
     """Say what a block without self-attention of the latent's tokens attends to."""
     longest = max(sights, key=lambda sight: sight.asked.query.shape[-2])
     queries, keys = (x.shape[-2] for x in longest.asked[:2])
-    return JOINT.format(keys=keys, queries=queries, tokens=longest.tokens[0]) + ": text among the tokens, or windows"
+    tokens = next(
+        (count for count in longest.tokens if count <= queries), longest.tokens[0]
+    )  # of an image: one frame's
+    return JOINT.format(keys=keys, queries=queries, tokens=tokens) + ": text among the tokens, or windows"

@@ -15,7 +15,7 @@ from dit_compress.core.files import read_json, write_json
 from dit_compress.measure.blocks import choices_of, counted, read_layout_table, timed_table, timed_whole, with_seconds
 from dit_compress.measure.latency import machine
 from dit_compress.measure.quality import data_grid
-from dit_compress.structure.choices import LayoutProblem, Prices, Remembered, layout_data, legend
+from dit_compress.structure.choices import LayoutProblem, Prices, Remembered, amount, layout_data, legend, number
 from dit_compress.structure.copies import meta_copy, shared_copy
 from dit_compress.structure.programme import best, need_layout
 from dit_compress.train.healing import Healing
@@ -210,11 +210,11 @@ class LayoutSearch:
 def said(prices: Prices, problem: LayoutProblem) -> str:
     """Say what a layout costs of each budget."""
     parts = [
-        f"{getattr(prices, name):,.4g} of {limit:,.4g} {name}"
+        f"{number(name, getattr(prices, name))} of {amount(name, limit)}"
         for name, limit in problem.budget.items()
         if math.isfinite(limit)
     ]
-    return ", ".join(parts) or f"{prices.params:,.0f} params, {prices.flops:,.4g} flops"
+    return ", ".join(parts) or f"{amount('params', prices.params)}, {amount('flops', prices.flops)}"
 
 
 def need_blocks(kinds: Mapping[str, tuple[str, ...]], refused: Mapping[str, str]) -> None:

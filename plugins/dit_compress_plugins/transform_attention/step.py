@@ -198,8 +198,12 @@ def chosen(found: Replaceable, blocks: Mapping[str, str]) -> tuple[dict[str, str
         else:
             left[block] = why
     if left and not kinds:
-        block = next(iter(left))
-        raise refusal(block, blocks[next(pattern for pattern in blocks if fnmatchcase(block, pattern))], left[block])
+        block, why = next(iter(left.items()))
+        raise UserError(
+            f"no self-attention that 'blocks' names can be replaced: that of {block!r} can't become "
+            f"{blocks[next(pattern for pattern in blocks if fnmatchcase(block, pattern))]!r}: {why}",
+            mend="Leave this step out",
+        )
     return kinds, left
 
 
