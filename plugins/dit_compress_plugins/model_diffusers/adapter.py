@@ -33,6 +33,7 @@ from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
 from dit_compress_plugins.model_diffusers.prediction import Schedule, from_noise, from_v, from_x0, norm_of
 from dit_compress_plugins.model_diffusers.signature import Call, arguments, conditions
 from dit_compress_plugins.model_diffusers.sound import without_sound
+from dit_compress_plugins.model_diffusers.traced import has_own_order, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +58,9 @@ class DiffusersDenoiser(Denoiser):
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
         """Return the velocity; at a first frame that stands in the latent, the one that ends in what is known."""
+        if torch.compiler.is_exporting() and has_own_order(self.module):
+            _, given = self.call(latent_BCTHW, sigma_B, cond)
+            return self.velocity(in_order(self.module, given), latent_BCTHW, sigma_B)
         velocity = super().forward(latent_BCTHW, sigma_B, cond)
         if (first := self._standing(cond)) is None:
             return velocity
