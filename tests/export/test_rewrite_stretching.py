@@ -83,6 +83,21 @@ def test_core_ml_runs_a_decoders_stretches_bit_for_bit(tmp_path: Path) -> None:
     assert np.array_equal(found, Decoder()(x).numpy())
 
 
+def test_core_ml_normalises_a_video_in_groups(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.GroupNorm(2, 6), torch.randn(1, 6, 2, 3, 4) * 3 + 1
+    nn.init.normal_(module.weight)
+    nn.init.normal_(module.bias)
+    program = torch.export.export(module, (x,), strict=False).run_decompositions({})
+    assert rewrite_graph(program).groups == 1
+    with torch.no_grad():
+        assert torch.equal(program.module()(x), module(x))
+    exporter = CoreMLExport(CoreMLOptions(precision="float32"))
+    component = Component("norm", module, {"x": x}, ("y",), varied=("x",))
+    runner = exporter.runner(exporter.lower(component, exporter.profile, tmp_path)[0])
+    np.testing.assert_allclose(runner({"x": x.numpy()}, "float32")["y"], module(x).detach().numpy(), atol=1e-5)
+
+
 def test_a_factor_that_is_no_whole_number_is_refused_with_it() -> None:
     x = torch.randn(2, 3, 4, 4)
     exporter = CoreMLExport(CoreMLOptions())

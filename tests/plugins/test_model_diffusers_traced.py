@@ -1,14 +1,22 @@
-"""HunyuanVideo 1.5 as tracers get it: the numbers of its own forward, no shape that depends on values."""
+"""Models as tracers get them: the numbers of their own forward, nothing that depends on values."""
 
 from __future__ import annotations
 
-import torch
-from test_conditions import denoiser_of, hunyuan15
+from typing import TYPE_CHECKING
 
+import pytest
+import torch
+from test_conditions import cogvideox, denoiser_of, hunyuan15
+
+from dit_compress.core.errors import UserError
 from dit_compress.export import dit_step
+from dit_compress.export.compare import compare
 from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_coreml.exporter import CoreMLExport
 from dit_compress_plugins.model_diffusers.traced import has_own_order
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BOUND = 1e-5
 
@@ -33,3 +41,28 @@ def test_hunyuan_video_15_is_traced_with_its_tokens_in_order() -> None:
 def test_a_model_of_images_keeps_its_own_forward() -> None:
     assert has_own_order(hunyuan15("t2v"))
     assert not has_own_order(hunyuan15("i2v"))
+
+
+def test_a_model_of_noise_levels_is_exported(tmp_path: Path) -> None:
+    """CogVideoX 2B and 5B predict v at timesteps between 0 and 999, which are found by sigma inside the step."""
+    noise = {"_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0, "beta_schedule": "scaled_linear",
+             "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": True}  # fmt: skip
+    denoiser = denoiser_of(cogvideox(), prediction="v", scheduler=noise)
+    component = dit_step(denoiser, *denoiser.example(1, (3, 8, 8))[::2])
+    exporter = CoreMLExport(CoreMLOptions(precision="float32"))
+    component = component.fitted(exporter.profile)
+    assert [each for each in exporter.check(component, exporter.profile) if each.severity == "error"] == []
+    runner = exporter.runner(exporter.lower(component, exporter.profile, tmp_path)[0])
+    for sigma in (1.0, 0.7, 0.31, 0.0):
+        given = {**component.inputs, "sigma": torch.tensor([sigma])}
+        with torch.no_grad():
+            wanted = component.module(*given.values()).numpy()
+        found = runner({name: value.numpy() for name, value in given.items()}, "float32")["velocity"]
+        assert compare(wanted, found).psnr_db > 80
+    with pytest.raises(UserError) as refused:
+        _ = dit_step(denoiser, *denoiser.example(1, (2, 8, 4))[::2]).program
+    assert str(refused.value) == (
+        "component dit_step, patch_embed: its positions are for 9 frames of 8x8 cells; at 5 of 8x4 CogVideoXPatchEmbed "
+        "makes others, which torch.export can't follow. Export it at the size that its config states, or state this one "
+        "there (sample_frames, sample_height, sample_width)"
+    )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.export.rewrite.nodes import become
+from dit_compress.export.rewrite.nodes import become, call, shape_of
 from dit_compress.export.rewrite.stretching import STRETCHES, stretch_by_copies
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
 CONTRACTIONS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default)
 MASK_ARGUMENT = 3
+GROUP_NORM = aten.group_norm.default
+IMAGE = 4
+"""Axes of a batch of images; coremltools gives what is normalised in groups one more, and none may have six."""
 RECIPROCAL = aten.reciprocal.default
 FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_like.default: None}
 """Constants shaped like another tensor, and their value (None: the second argument)."""
@@ -51,6 +55,7 @@ class GraphRewrite:
     empties: int = 0
     aliases: int = 0
     stretches: int = 0
+    groups: int = 0
 
 
 def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
@@ -64,6 +69,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     aliases = sum(_read_through(node) for node in list(module.graph.nodes) if node.target is ALIAS)
     empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)
     stretches = sum(stretch_by_copies(node) for node in list(module.graph.nodes) if node.target in STRETCHES)
+    groups = sum(_flatten(node) for node in list(module.graph.nodes) if node.target is GROUP_NORM)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
@@ -76,7 +82,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
         booleans += _additive(module, node, mask)
     module.graph.lint()
     module.recompile()
-    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases, stretches)
+    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases, stretches, groups)
 
 
 def _fill(node: Node) -> int:
@@ -100,6 +106,17 @@ def _read_through(node: Node) -> int:
         return 1
     node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
     node.graph.erase_node(node)
+    return 1
+
+
+def _flatten(node: Node) -> int:
+    """Normalise a video ``[B,C,T,H,W]`` in groups as ``[B,C,T·H·W]``: the same values go into each group."""
+    shape: tuple[int, ...] = shape_of(node) or ()
+    if len(shape) <= IMAGE:
+        return 0
+    flat = call(node, aten.reshape.default, node.args[0], [*shape[:2], prod(shape[2:])])
+    normed = call(node, GROUP_NORM, flat, *node.args[1:], **node.kwargs)
+    become(node, aten.reshape.default, normed, list(shape))
     return 1
 
 

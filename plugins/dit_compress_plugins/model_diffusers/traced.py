@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_compress.core.errors import UserError
 from dit_compress_plugins.model_diffusers.convention import patch_of
 from dit_compress_plugins.model_diffusers.layouts import unpack
 
@@ -23,6 +24,24 @@ if TYPE_CHECKING:
 PACKED = "packed_video"
 TEXT, GLYPHS = 0, 1
 """Kinds of tokens, as the model embeds them."""
+
+
+def need_own_size(module: Any, latent_BCTHW: Tensor) -> None:
+    """Raise a UserError where a CogVideoX model would make its positions anew, which it does outside of any trace."""
+    embed = getattr(module, "patch_embed", None)
+    if not hasattr(embed, "_get_positional_embeddings") or not hasattr(embed, "pos_embedding"):
+        return
+    latent, *size = latent_BCTHW.shape[2:]
+    found = ((latent - 1) * embed.temporal_compression_ratio + 1, *size)
+    own = (embed.sample_frames, embed.sample_height, embed.sample_width)
+    if found != own:
+        raise UserError(
+            f"its positions are for {own[0]} frames of {own[1]}x{own[2]} cells; at {found[0]} of {found[1]}x{found[2]} "
+            f"{type(embed).__name__} makes others, which torch.export can't follow",
+            where="component dit_step, patch_embed",
+            mend="Export it at the size that its config states, or state this one there (sample_frames, sample_height, "
+            "sample_width)",
+        )
 
 
 def has_own_order(module: Any) -> bool:
