@@ -33,7 +33,7 @@ CONTRACTIONS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.
 MASK_ARGUMENT = 3
 GROUP_NORM = aten.group_norm.default
 IMAGE = 4
-"""Axes of a batch of images; coremltools gives what is normalised in groups one more, and none may have six."""
+"""Axes of a batch of images."""
 RECIPROCAL = aten.reciprocal.default
 FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_like.default: None}
 """Constants shaped like another tensor, and their value (None: the second argument)."""
@@ -69,7 +69,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     aliases = sum(_read_through(node) for node in list(module.graph.nodes) if node.target is ALIAS)
     empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)
     stretches = sum(stretch_by_copies(node) for node in list(module.graph.nodes) if node.target in STRETCHES)
-    groups = sum(_flatten(node) for node in list(module.graph.nodes) if node.target is GROUP_NORM)
+    groups = sum(_by_rows(node) for node in list(module.graph.nodes) if node.target is GROUP_NORM)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
@@ -109,14 +109,25 @@ def _read_through(node: Node) -> int:
     return 1
 
 
-def _flatten(node: Node) -> int:
-    """Normalise a video ``[B,C,T,H,W]`` in groups as ``[B,C,T·H·W]``: the same values go into each group."""
+def _by_rows(node: Node) -> int:
+    """Normalise a video ``[B,C,T,H,W]`` in groups as a layer does, a group a row; gains and biases come after.
+
+    coremltools' own form has six axes, and squares in half precision, which overflows above 256.
+    """
     shape: tuple[int, ...] = shape_of(node) or ()
     if len(shape) <= IMAGE:
         return 0
-    flat = call(node, aten.reshape.default, node.args[0], [*shape[:2], prod(shape[2:])])
-    normed = call(node, GROUP_NORM, flat, *node.args[1:], **node.kwargs)
-    become(node, aten.reshape.default, normed, list(shape))
+    batch, channels, *rest = shape
+    names = ("weight", "bias", "eps")
+    given: dict[str, Any] = {"eps": 1e-5, **node.kwargs, **dict(zip(names, node.args[2:], strict=False))}
+    rows = [batch, node.args[1], prod(shape[1:]) // node.args[1]]  # type: ignore[operator]
+    y = call(node, aten.reshape.default, node.args[0], rows)
+    y = call(node, aten.layer_norm.default, y, rows[2:], None, None, given["eps"])
+    y = call(node, aten.reshape.default, y, [batch, channels, prod(rest)])
+    for name, operator in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
+        if given.get(name) is not None:
+            y = call(node, operator, y, call(node, aten.reshape.default, given[name], [channels, 1]))
+    become(node, aten.reshape.default, y, list(shape))
     return 1
 
 
