@@ -118,9 +118,10 @@ def _by_rows(node: Node) -> int:
     if len(shape) <= IMAGE:
         return 0
     batch, channels, *rest = shape
+    groups: Any = node.args[1]
     names = ("weight", "bias", "eps")
     given: dict[str, Any] = {"eps": 1e-5, **node.kwargs, **dict(zip(names, node.args[2:], strict=False))}
-    rows = [batch, node.args[1], prod(shape[1:]) // node.args[1]]  # type: ignore[operator]
+    rows = [batch, groups, prod(shape[1:]) // groups]
     y = call(node, aten.reshape.default, node.args[0], rows)
     y = call(node, aten.layer_norm.default, y, rows[2:], None, None, given["eps"])
     y = call(node, aten.reshape.default, y, [batch, channels, prod(rest)])
