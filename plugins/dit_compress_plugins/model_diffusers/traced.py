@@ -28,7 +28,7 @@ TEXT, GLYPHS = 0, 1
 
 def need_own_size(module: Any, latent_BCTHW: Tensor) -> None:
     """Raise a UserError where a CogVideoX model would make its positions anew, which it does outside of any trace."""
-    embed = getattr(module, "patch_embed", None)
+    embed: Any = getattr(module, "patch_embed", None)
     if not hasattr(embed, "_get_positional_embeddings") or not hasattr(embed, "pos_embedding"):
         return
     latent, *size = latent_BCTHW.shape[2:]
