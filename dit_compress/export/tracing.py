@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError, root_cause
+from dit_compress.core.progress import quiet
 from dit_compress.export.rewrite import rewrite_for, rewrite_graph, rewrite_modules
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def trace(name: str, module: nn.Module, inputs: Mapping[str, Tensor], rewrites: 
     """
     named = Named(rewrite_modules(module))
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _plain_attention():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet(), _plain_attention():  # torch prints the whole graph where it can't go on
             program = torch.export.export(named, (), dict(inputs), strict=False)
             program = program.run_decompositions({})
     except UserError:

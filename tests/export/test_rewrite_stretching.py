@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from dit_compress.export import Component
+from dit_compress.export import Component, Profile, export_components
 from dit_compress.export.rewrite import rewrite_graph
 from dit_compress_plugins.export_coreml import CoreMLOptions
 from dit_compress_plugins.export_coreml.exporter import CoreMLExport
@@ -81,6 +81,22 @@ def test_core_ml_runs_a_decoders_stretches_bit_for_bit(tmp_path: Path) -> None:
     runner = exporter.runner(exporter.lower(component, exporter.profile, tmp_path)[0])
     found = runner({"latent": x.numpy()}, "float32")["video"]
     assert np.array_equal(found, Decoder()(x).numpy())
+
+
+def test_core_ml_normalises_a_video_in_groups(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.GroupNorm(2, 6), torch.randn(1, 6, 2, 3, 4) * 3 + 1
+    nn.init.normal_(module.weight)
+    nn.init.normal_(module.bias)
+    program = torch.export.export(module, (x,), strict=False).run_decompositions({})
+    assert rewrite_graph(program).groups == 1
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), module(x), atol=5e-6, rtol=0)
+    exporter = CoreMLExport(CoreMLOptions())
+    profile = Profile("test", input_sets=("typical", "zero", "tiny", "huge"))
+    component = Component("norm", module, {"x": x}, ("y",), varied=("x",))
+    report = export_components(exporter, [component], profile, tmp_path / "out")
+    assert report["passed"], report["rows"]
 
 
 def test_a_factor_that_is_no_whole_number_is_refused_with_it() -> None:

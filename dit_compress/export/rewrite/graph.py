@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.export.rewrite.nodes import become
+from dit_compress.export.rewrite.nodes import become, call, shape_of
 from dit_compress.export.rewrite.stretching import STRETCHES, stretch_by_copies
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
 CONTRACTIONS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default)
 MASK_ARGUMENT = 3
+GROUP_NORM = aten.group_norm.default
+IMAGE = 4
+"""Axes of a batch of images."""
 RECIPROCAL = aten.reciprocal.default
 FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_like.default: None}
 """Constants shaped like another tensor, and their value (None: the second argument)."""
@@ -51,6 +55,7 @@ class GraphRewrite:
     empties: int = 0
     aliases: int = 0
     stretches: int = 0
+    groups: int = 0
 
 
 def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
@@ -64,6 +69,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     aliases = sum(_read_through(node) for node in list(module.graph.nodes) if node.target is ALIAS)
     empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)
     stretches = sum(stretch_by_copies(node) for node in list(module.graph.nodes) if node.target in STRETCHES)
+    groups = sum(_by_rows(node) for node in list(module.graph.nodes) if node.target is GROUP_NORM)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
@@ -76,7 +82,7 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
         booleans += _additive(module, node, mask)
     module.graph.lint()
     module.recompile()
-    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases, stretches)
+    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases, stretches, groups)
 
 
 def _fill(node: Node) -> int:
@@ -100,6 +106,29 @@ def _read_through(node: Node) -> int:
         return 1
     node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
     node.graph.erase_node(node)
+    return 1
+
+
+def _by_rows(node: Node) -> int:
+    """Normalise a video ``[B,C,T,H,W]`` in groups as a layer does, a group a row; gains and biases come after.
+
+    coremltools' own form has six axes, and squares in half precision, which overflows above 256.
+    """
+    shape: tuple[int, ...] = shape_of(node) or ()
+    if len(shape) <= IMAGE:
+        return 0
+    batch, channels, *rest = shape
+    groups: Any = node.args[1]
+    names = ("weight", "bias", "eps")
+    given: dict[str, Any] = {"eps": 1e-5, **node.kwargs, **dict(zip(names, node.args[2:], strict=False))}
+    rows = [batch, groups, prod(shape[1:]) // groups]
+    y = call(node, aten.reshape.default, node.args[0], rows)
+    y = call(node, aten.layer_norm.default, y, rows[2:], None, None, given["eps"])
+    y = call(node, aten.reshape.default, y, [batch, channels, prod(rest)])
+    for name, operator in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
+        if given.get(name) is not None:
+            y = call(node, operator, y, call(node, aten.reshape.default, given[name], [channels, 1]))
+    become(node, aten.reshape.default, y, list(shape))
     return 1
 
 

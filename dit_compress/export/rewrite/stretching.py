@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 PLAIN, EXACT = aten.upsample_nearest1d.default, aten._upsample_nearest_exact1d.default  # noqa: SLF001 - its name
-STRETCHES = {
+STRETCHES: dict[Any, Any] = {
     aten.upsample_nearest3d.default: PLAIN,
     aten.upsample_nearest3d.vec: PLAIN,
     EXACT: EXACT,

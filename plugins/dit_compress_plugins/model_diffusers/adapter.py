@@ -6,7 +6,6 @@ Shapes: B batch, C channels, T H W latent frames, height, width, L text length.
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from dit_compress_plugins.model_diffusers.layouts import folds_frames, unpack
 from dit_compress_plugins.model_diffusers.prediction import Schedule, from_noise, from_v, from_x0, norm_of
 from dit_compress_plugins.model_diffusers.signature import Call, arguments, conditions
 from dit_compress_plugins.model_diffusers.sound import without_sound
+from dit_compress_plugins.model_diffusers.traced import has_own_order, in_order, need_own_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,9 +54,16 @@ class DiffusersDenoiser(Denoiser):
     def __init__(self, module: nn.Module, convention: Convention) -> None:
         super().__init__(module)
         self.convention = convention
+        with torch.device("cpu"):  # numbers, wherever the module's weights are
+            self.schedule = _schedule(convention)
 
     def forward(self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond) -> Tensor:
         """Return the velocity; at a first frame that stands in the latent, the one that ends in what is known."""
+        if torch.compiler.is_exporting():
+            need_own_size(self.module, latent_BCTHW)
+            if has_own_order(self.module):
+                _, given = self.call(latent_BCTHW, sigma_B, cond)
+                return self.velocity(in_order(self.module, given), latent_BCTHW, sigma_B)
         velocity = super().forward(latent_BCTHW, sigma_B, cond)
         if (first := self._standing(cond)) is None:
             return velocity
@@ -143,13 +150,6 @@ class DiffusersDenoiser(Denoiser):
         """Latent cells per token along T, H, W."""
         return patch_of(self.module.config, self.layout)
 
-    @cached_property
-    def schedule(self) -> Schedule | None:
-        """Noise levels of a variance-preserving model; None for a flow model."""
-        if self.convention.prediction not in _FROM:
-            return None
-        return Schedule.from_alphas(load.alphas_cumprod(self.convention.scheduler))
-
     def _standing(self, cond: Cond) -> Tensor | None:
         """Return the first frame, where it is given and stands in the latent."""
         return cond.tensors.get(FIRST) if takes_tokens(self.module) else None
@@ -163,6 +163,11 @@ class DiffusersDenoiser(Denoiser):
             return self.schedule.timestep(sigma_B)
         clock = 1 - sigma_B if self.convention.reversed_time else sigma_B
         return clock * (self.convention.timestep_scale or 1.0)
+
+
+def _schedule(known: Convention) -> Schedule | None:
+    """Return the noise levels of a variance-preserving model; None for a flow model."""
+    return Schedule.from_alphas(load.alphas_cumprod(known.scheduler)) if known.prediction in _FROM else None
 
 
 class DiffusersModel(Model):

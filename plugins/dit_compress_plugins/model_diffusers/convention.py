@@ -104,7 +104,7 @@ def example_text(module: Any, batch: int, length: int, device: torch.device | No
         drawn["pooled"] = torch.randn(batch, module.config["pooled_projection_dim"], **like)
     if "embedding_2" in needed:
         second = torch.randn(batch, length, module.config["text_embed_2_dim"], **like)
-        drawn |= {"embedding_2": second * mask[..., None], "mask_2": mask}
+        drawn |= {"embedding_2": second * mask[..., None], "mask_2": mask.clone()}
     return drawn
 
 

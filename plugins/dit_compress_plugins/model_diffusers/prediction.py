@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from dit_compress.model.flow import expand
 
 if TYPE_CHECKING:
@@ -22,31 +20,42 @@ if TYPE_CHECKING:
 SMALLEST = 1e-6
 """Bound of alpha-bar at both ends: a schedule of zero terminal SNR would divide by it."""
 
+SHORTEST = 1e-12
+"""Length of a step between two equal noise levels, so that nothing is divided by zero."""
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels of a variance-preserving schedule: ``sigmas [N]``, ascending with the timestep."""
+    """Noise levels of a variance-preserving schedule: ``sigmas [N]``, ascending with the timestep; the ends as numbers.
+
+    Nothing here is looked up by a value, so tracers follow it.
+    """
 
     sigmas: Tensor
+    lowest: float
+    highest: float
 
     @classmethod
     def from_alphas(cls, alphas_cumprod: Tensor) -> Schedule:
         """Make the schedule of ``alpha_bar [N]``: ``sigma = s / (a + s)``."""
         alpha_bar = alphas_cumprod.double().clamp(SMALLEST, 1 - SMALLEST)
         a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        return cls(s / (a + s))
+        sigmas = s / (a + s)
+        return cls(sigmas, float(sigmas[0]), float(sigmas[-1]))
 
     def clamp(self, sigma_B: Tensor) -> Tensor:
         """Return the nearest noise level that the model was trained on."""
-        return sigma_B.clamp(float(self.sigmas[0]), float(self.sigmas[-1]))
+        return sigma_B.clamp(self.lowest, self.highest)
 
     def timestep(self, sigma_B: Tensor) -> Tensor:
-        """Return the (fractional) timestep of a noise level, ``[B]``; linear between neighbours."""
+        """Return the (fractional) timestep of a noise level, ``[B]``; linear between neighbours.
+
+        It is the sum of how much of each step lies below: 1 of those that do, a part of one, 0 of the others.
+        """
         sigmas = self.sigmas.to(sigma_B.device)
-        wanted = self.clamp(sigma_B.double())
-        above = torch.searchsorted(sigmas, wanted).clamp(1, len(sigmas) - 1)
-        low, high = sigmas[above - 1], sigmas[above]
-        return (above - 1 + (wanted - low) / (high - low)).to(sigma_B.dtype)
+        low, high = sigmas[:-1], sigmas[1:]
+        wanted_B1 = self.clamp(sigma_B.double())[:, None]
+        return ((wanted_B1 - low) / (high - low).clamp(min=SHORTEST)).clamp(0, 1).sum(-1).to(sigma_B.dtype)
 
 
 def norm_of(sigma: Tensor) -> Tensor:
