@@ -129,6 +129,8 @@ class TextEncoder(Protocol):
     """
     embeddings: str = "float32"
     """How training keeps the embeddings of a frozen encoder on disk: ``bfloat16`` takes half the place."""
+    sees: tuple[int, int] | None = None
+    """Number and width of the embeddings that :meth:`encode_image` makes of an image; None where there is no such."""
     num_tokens: int = 0
     """How many different tokens there are; 0 where another encoder can't read them (``distill: {use: text}``).
 
@@ -154,6 +156,10 @@ class TextEncoder(Protocol):
 
     def take_tokens(self, folder: Path) -> None:
         """Tokenize by what :meth:`keep_tokens` wrote, from now on."""
+        raise NotImplementedError
+
+    def encode_image(self, first_BCYX: Tensor) -> Tensor:
+        """Encode images in [-1, 1] as ``[B,N,D]``, on their device, as the model's pipeline encodes a first frame."""
         raise NotImplementedError
 
     def digest(self) -> str | None:

@@ -8,12 +8,14 @@ from dit_compress.hooks import File, Keyed, Options, Plugin, hookimpl
 
 PARTS = tuple(f"{part}{place}" for part in ("text_encoder", "tokenizer") for place in ("", "_2", "_3"))
 """What a pipeline's folder holds of its text encoders."""
+IMAGE_PARTS = ("image_encoder", "image_processor", "feature_extractor")
+"""The same of the encoder that sees a first frame."""
 
 
 class TransformersOptions(Options):
     """The folder of the encoder, or of the whole pipeline. Bundles refer to it; they never copy its gigabytes."""
 
-    path: Annotated[str, File(("model_index.json", "connectors", *PARTS))] = Field(
+    path: Annotated[str, File(("model_index.json", "connectors", *PARTS, *IMAGE_PARTS))] = Field(
         description="A local folder: of an encoder with its tokenizer, or of a pipeline (model_index.json)."
     )
     width: int | None = Field(

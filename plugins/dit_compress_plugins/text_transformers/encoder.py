@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import sha256_content
 from dit_compress.model.protocols import Text, TextEncoder
-from dit_compress_plugins.text_transformers import PARTS
+from dit_compress_plugins.text_transformers import IMAGE_PARTS, PARTS
 from dit_compress_plugins.text_transformers.folder import INDEX, check, copy_tokenizer, is_pipeline, width_of
 from dit_compress_plugins.text_transformers.piped import Piped
+from dit_compress_plugins.text_transformers.sight import Sight
 from dit_compress_plugins.text_transformers.single import Single
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class TransformersEncoder(nn.Module, TextEncoder):
         self.path, self.length, self.negative, self.dtype, self.embeddings = path, length, negative, dtype, embeddings
         self.width = self._width() if width is None else width
         self.side: Any = self._opened(Path(path))
+        self.sight = Sight(Path(path), dtype)
+
+    @property
+    def sees(self) -> tuple[int, int] | None:  # type: ignore[override]
+        """Number and width of an image's embeddings; None where the folder has no image encoder."""
+        return self.sight.shape
 
     @property
     def num_tokens(self) -> int:  # type: ignore[override]
@@ -87,14 +94,18 @@ class TransformersEncoder(nn.Module, TextEncoder):
         """Read tokenizer and configs from the copy."""
         self.path, self.side = str(folder), self._opened(folder)
 
+    def encode_image(self, first_BCYX: Tensor) -> Tensor:
+        """Encode images in [-1, 1] as ``[B,N,D]``: the pipeline's own ``encode_image``."""
+        return self.sight.encode(first_BCYX)
+
     def digest(self) -> str:
         """Return the sha256 of weights and tokenizers; it names the cache of embeddings, one for other weights each."""
         self.check()
-        return sha256_content(Path(self.path), (INDEX, *PARTS))
+        return sha256_content(Path(self.path), (INDEX, *PARTS, *IMAGE_PARTS))
 
     def release(self) -> bool:
-        """Give the memory of the weights back, until another caption is encoded; return whether they were read."""
-        return self.side.release()
+        """Give the memory of the weights back, until something is encoded again; return whether they were read."""
+        return any([self.side.release(), self.sight.release()])
 
     def check(self) -> None:
         """Raise a UserError unless the folder has what an encoder of this width needs, before anything is paid for."""

@@ -9,9 +9,10 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
-from dit_compress_plugins.text_transformers import PARTS
+from dit_compress_plugins.text_transformers import IMAGE_PARTS, PARTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 INDEX = "model_index.json"
@@ -35,10 +36,10 @@ def is_pipeline(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def components(folder: Path) -> dict[str, str]:
-    """Return the text encoders and tokenizers of a pipeline's folder, by name, and their classes."""
+def components(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, str]:
+    """Return parts of a pipeline's folder by name, and their classes: of its text encoders, or those asked for."""
     index = read_json(folder / INDEX)
-    found = {name: index.get(name) for name in PARTS} if isinstance(index, dict) else {}
+    found = {name: index.get(name) for name in parts} if isinstance(index, dict) else {}
     return {name: kind[1] for name, kind in found.items() if isinstance(kind, list) and len(kind) == 2 and kind[1]}
 
 
@@ -57,13 +58,15 @@ def check(folder: Path) -> None:
         )
     for name, kind in names.items():
         need_tokenizer(folder / name, kind) if name.startswith("tokenizer") else need_encoder(folder / name)
+    if components(folder, IMAGE_PARTS[:1]):
+        need_encoder(folder / IMAGE_PARTS[0], "image encoder")
 
 
-def need_encoder(folder: Path) -> None:
+def need_encoder(folder: Path, what: str = "text encoder") -> None:
     """Raise a UserError unless the folder has an encoder's config and safetensors."""
     if not (folder / "config.json").is_file():
         raise UserError(
-            "no text encoder here (config.json is missing)",
+            f"no {what} here (config.json is missing)",
             where=str(folder),
             mend="Set text.path to a folder that save_pretrained wrote, of a text encoder or of a pipeline",
         )
@@ -102,6 +105,11 @@ def width_of(folder: Path) -> int:
 def load_tokenizer(folder: Path, kind: str = "AutoTokenizer") -> Any:
     """Load a tokenizer of a class of transformers."""
     need_tokenizer(folder, kind)
+    return _loaded(folder, kind)
+
+
+def load_part(folder: Path, kind: str) -> Any:
+    """Load what has no weights: what prepares images."""
     return _loaded(folder, kind)
 
 
@@ -144,8 +152,9 @@ def _loaded(folder: Path, kind: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        what = "image" if folder.name in IMAGE_PARTS else "text"
         raise UserError(
-            f"the text encoder can't be read: {str(error).splitlines()[0]}",
+            f"the {what} encoder can't be read: {str(error).splitlines()[0]}",
             where=str(folder),
             mend="Save it once more with save_pretrained, tokenizer included",
         ) from error
