@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toy import context_in, part
@@ -358,3 +359,26 @@ def test_a_student_holds_what_it_tokenizes_by(whole: bool, folder: Path, twins: 
         third.text()
     with pytest.raises(UserError, match="no tokenizer here"):
         student.from_config(student.config_of(encoder)).tokenize(WORDS)
+
+
+def test_siglips_embeddings_are_those_of_the_pipeline_to_the_bit(tmp_path: Path) -> None:
+    """Of two images at once, as HunyuanVideo 1.5 asks for one; a folder without an image encoder sees nothing."""
+    write_twin("HunyuanVideo-1.5-I2V", tmp_path / "twin")
+    encoder = Transformers(TransformersOptions(path=str(tmp_path / "twin"))).create()
+    pixels = torch.randint(256, (2, 40, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = encoder.encode_image(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "twin", transformer=None, text_encoder=None)
+    with torch.no_grad():
+        for row, each in zip(found, pixels, strict=True):
+            wanted = pipeline.encode_image(Image.fromarray(each.numpy()), 1, torch.device("cpu"), torch.float32)
+            assert torch.equal(row, wanted[0])
+    assert encoder.sees == tuple(found.shape[1:])
+    assert encoder.release()
+    assert "pipeline" not in vars(encoder.sight)
+    digest = encoder.digest()
+    (tmp_path / "twin" / "image_encoder" / "model.safetensors").write_bytes(b"other")
+    assert encoder.digest() != digest
+    with pytest.raises(UserError, match=r"the image encoder can't be read"):
+        encoder.encode_image(torch.zeros(1, 3, 8, 8))
+    shutil.rmtree(tmp_path / "twin" / "image_encoder")
+    assert Transformers.from_config({"path": str(tmp_path / "gone"), "width": 16}).sees is None
