@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 """Files that tokenizers are saved as, of which one must be there."""
+TOKENIZER_CONFIG, TEMPLATES = "tokenizer_config.json", ("chat_template.jinja", "chat_template.json")
 COPIED = (
-    *TOKENIZERS, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
-    "vocab.txt", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+    *TOKENIZERS, *TEMPLATES, TOKENIZER_CONFIG, "config.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt", "vocab.txt", "sentencepiece.bpe.model",
 )  # fmt: skip
 """Those and others that a tokenizer is loaded from."""
 WORDLESS = "ByT5Tokenizer"
@@ -85,6 +86,17 @@ def need_tokenizer(folder: Path, kind: str = "") -> None:
     raise UserError(
         f"no tokenizer here ({' or '.join(TOKENIZERS)})", where=str(folder), mend="Put the tokenizer's files there"
     )
+
+
+def need_template(folder: Path) -> None:
+    """Raise a UserError where a tokenizer has a chat template, and nobody says whether captions go through it."""
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    if any((folder / name).is_file() for name in TEMPLATES) or (isinstance(config, dict) and "chat_template" in config):
+        raise UserError(
+            "the tokenizer has a chat template, and each pipeline gives such an encoder a text of its own",
+            where=str(folder),
+            mend="Give the pipeline's folder, or set text.template: chat, a text with {} for the caption, or '{}'",
+        )
 
 
 def config_of(folder: Path) -> dict[str, Any]:
