@@ -154,13 +154,13 @@ class TextEncoder(Protocol):
         """Write what :meth:`tokenize` reads, for a bundle with this encoder's weights; return whether there is any."""
         return False
 
-    def take_tokens(self, folder: Path) -> None:
+    def take_tokens(self, folder: Path) -> None:  # noqa: ARG002 - for those that have some
         """Tokenize by what :meth:`keep_tokens` wrote, from now on."""
-        raise NotImplementedError
+        raise UserError("this text encoder keeps no tokens", mend="Write 'take_tokens' beside 'keep_tokens'")
 
-    def encode_image(self, first_BCYX: Tensor) -> Tensor:
+    def encode_image(self, first_BCYX: Tensor) -> Tensor:  # noqa: ARG002 - for those that have some
         """Encode images in [-1, 1] as ``[B,N,D]``, on their device, as the model's pipeline encodes a first frame."""
-        raise NotImplementedError
+        raise UserError("this text encoder sees no image", mend="Write 'encode_image', and 'sees'")
 
     def digest(self) -> str | None:
         """Return a digest of weights outside the bundle: it names the cache of embeddings; None without such."""
