@@ -68,14 +68,15 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
         source.prepare(cache)
     clips = [*source.clips(cache, "train"), *source.clips(cache, "test")]
     names = [LATENT, *_firsts(recipe, bundle)]
+    text = cast("Any", bundle.text()) if IMAGE in names else None
     made_by = {"vae": bundle.latents, **({"names": names} if names != [LATENT] else {})}
+    made_by |= {"weights": text.digest()} if text else {}
     buckets = buckets_of(clips)
     folders = {folder_of(out, shape, len(buckets)): places for shape, places in buckets.items()}
     for folder in folders:
         if (folder / INDEX).is_file():
             Shards(folder).need(made_by)
     device, codec = World.alone().device, cast("Any", bundle.codec())
-    text = cast("Any", bundle.text()) if IMAGE in names else None
     whole = []
     with progress("encoding", len(clips)) as advance:
         for folder, places in folders.items():
