@@ -64,8 +64,8 @@ What some of them make follows a protocol, too; codecs and text encoders are an 
     FirstFrameCodec                 A codec whose decoder also takes the first frame, where known    model/protocols.py
         ratio, channels, eval, encode, decode, forward; by default: decodes, frame_rule, takes_first, features
     TextEncoder                     Turn captions into the tensors a denoiser takes                  model/protocols.py
-        width, tokenize, forward; by default: tokenizer_kind, embeddings, num_tokens, save_tokenizer, keep_tokens,
-        take_tokens, digest, release
+        width, tokenize, forward; by default: tokenizer_kind, embeddings, sees, num_tokens, save_tokenizer, keep_tokens,
+        take_tokens, encode_image, digest, release
     Objective                       Roles, phases, and one loss per phase                            train/objective.py
         roles, phases, loss
     Runner                          Executes one artifact just as it is on disk                      export/types.py

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy import part
 
 from dit_compress.cli.encode import encode_data
@@ -16,7 +20,8 @@ from dit_compress.data.samples import first_frames, to_video
 from dit_compress.model.bundle import Bundle, write_bundle
 from dit_compress.model.denoiser import Cond
 from dit_compress.model.flow import Flow
-from dit_compress.model.spec import ComponentSpec
+from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.model.twins import write_twin
 from dit_compress.plugin.options import Part, Plugin
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load
@@ -27,7 +32,9 @@ from dit_compress.testing import steps
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.testing.steps import DrawnOptions, tiny_context
 from dit_compress.train.loop import draw_batch
+from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 from dit_compress_plugins.model_diffusers.adapter import DiffusersDenoiser, DiffusersModel
+from dit_compress_plugins.text_transformers.sight import Sight
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,6 +179,51 @@ def test_encoded_elsewhere_they_lie_in_the_shards(bundle: Bundle, tmp_path: Path
     plain = part("data", "latents", path=str(tmp_path / "plain"), frames=9, size=[64, 64], first_frame=True)
     with pytest.raises(UserError, match="hold latent, and the model takes 'first_padded'.*Encode the clips again"):
         plain.firsts(out, "train", "first_padded")
+
+
+def test_the_image_encoder_of_the_pipeline_sees_the_first_frames(tmp_path: Path, monkeypatch: Any) -> None:
+    """As Wan 2.1 I2V needs it: encoded once, by the pipeline's own ``encode_image`` to the bit, and then freed."""
+    twin = tmp_path / "twin"
+    write_twin("Wan2.1-I2V-14B", twin)
+    model = part("model", "diffusers", path=str(twin)).create()
+    text = part("text", "transformers", path=str(twin))
+    encoder, codec = text.create(), DiffusersCodec.from_pretrained(twin / "vae")
+    spec = Spec(
+        denoiser=ComponentSpec("model", "diffusers", DiffusersModel.config_of(model)),
+        latent=ComponentSpec("latent", "diffusers_vae", codec.config),
+        text=ComponentSpec("text", "transformers", text.config_of(encoder)), flow=Flow(num_steps=2),
+    )  # fmt: skip
+    modules = {"denoiser": model, "latent": codec, "text": encoder}
+    bundle = write_bundle(tmp_path / "bundle", spec, modules, base=None, lineage=())
+    context = context_of(tmp_path, input=bundle)
+    captions = context.text()
+    samples = context.latents("train", captions)
+    tokens = samples.tokens([2, 0])
+    assert not {"pipeline"} & (vars(captions.encoder.sight).keys() | vars(captions.encoder.side).keys())
+    stock = diffusers.WanImageToVideoPipeline.from_pretrained(twin, transformer=None, vae=None, text_encoder=None)
+    clips = context.clips("train")
+    with torch.no_grad():
+        for place, row in zip([2, 0], tokens["image"], strict=True):
+            wanted = stock.encode_image(Image.fromarray(clips[place].pixels()[0]), torch.device("cpu"))
+            assert torch.equal(row, wanted[0])
+    bare = captions(tokens).drop(torch.tensor([True, True]))
+    assert torch.equal(bare["image"], tokens["image"]), "the picture stays where the words go"
+    made = part("distill", "flow", batch=2, steps=1).objective(context, bundle.denoiser(), bundle.denoiser(), captions)
+    assert torch.isfinite(made.loss(made.phases[0], draw_batch(samples, 2, 0, 0))["loss"])
+    generator, frames = Generator(bundle, context.latent_shape()), first_frames(clips[:1])
+    video = generator(["a square"], seed=0, index=[0], first_BCYX=frames)
+    monkeypatch.setattr(Sight, "encode", lambda *_: -10 * tokens["image"][1:])
+    assert not np.array_equal(video, generator(["a square"], seed=0, index=[0], first_BCYX=frames))
+    again = context_of(tmp_path, input=bundle).latents("train", context.text())
+    assert torch.equal(again.tokens([2, 0])["image"], tokens["image"]), "of the shards"
+    shutil.rmtree(twin / "image_encoder")
+    with pytest.raises(UserError, match="image_encoder: no image encoder here"):
+        text.create()
+    index = json.loads((twin / "model_index.json").read_text())
+    (twin / "model_index.json").write_text(json.dumps({**index, "image_encoder": [None, None]}))
+    blind = context_of(tmp_path / "blind", input=bundle)
+    with pytest.raises(UserError, match=r"takes the embeddings of an image \('image'\), and TransformersEncoder gives none"):
+        blind.latents("train", blind.text())
 
 
 def test_keys_are_what_they_were(tmp_path: Path) -> None:

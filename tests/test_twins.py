@@ -24,9 +24,11 @@ IMAGES = ("FLUX.1-dev", "stable-diffusion-3.5-medium")
 MORE: dict[str, dict[str, Any]] = {
     "SANA-Video_2B": {"frames": 9, "use_resolution_binning": False, "complex_human_instruction": []},
     "Wan2.1-I2V-14B": {"num_frames": 9, "image": Image.new("RGB", (64, 64), (200, 30, 30))},
+    "HunyuanVideo-1.5-I2V": {"num_frames": 9, "image": Image.new("RGB", (64, 64), (200, 30, 30))},
     **{name: {} for name in IMAGES},
 }
-RATIOS = {"Wan2.2-TI2V-5B": (4, 16), "LTX-Video": (8, 32), "LTX-2": (8, 32), "HunyuanVideo-1.5": (4, 16)}
+RATIOS = {"Wan2.2-TI2V-5B": (4, 16), "LTX-Video": (8, 32), "LTX-2": (8, 32), "HunyuanVideo-1.5": (4, 16),
+          "HunyuanVideo-1.5-I2V": (4, 16)}  # fmt: skip
 
 
 @pytest.mark.parametrize("model", TWINS)
@@ -37,8 +39,8 @@ def test_the_stock_pipeline_opens_and_samples_a_twin(model: str, tmp_path: Path)
     assert type(pipeline).__name__ == TWINS[model]
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
-        prompt="a red ball", num_inference_steps=2, height=64, width=64, output_type="np",
-        generator=torch.Generator().manual_seed(0), **MORE.get(model, {"num_frames": 9}),
+        prompt="a red ball", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0),
+        **MORE.get(model, {"num_frames": 9}), **({} if model.endswith("1.5-I2V") else {"height": 64, "width": 64}),
     )  # fmt: skip
     pixels = made.images if model in IMAGES else made.frames
     assert pixels.shape == ((1, 64, 64, 3) if model in IMAGES else (1, 9, 64, 64, 3))

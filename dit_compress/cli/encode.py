@@ -52,6 +52,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     from dit_compress.data.shards import INDEX, Shards
     from dit_compress.data.source import data_folder
     from dit_compress.model.bundle import Bundle
+    from dit_compress.model.conditions import IMAGE
     from dit_compress.step.world import World
 
     need_place(out, "folder")
@@ -67,7 +68,9 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
         source.prepare(cache)
     clips = [*source.clips(cache, "train"), *source.clips(cache, "test")]
     names = [LATENT, *_firsts(recipe, bundle)]
+    text = cast("Any", bundle.text()) if IMAGE in names else None
     made_by = {"vae": bundle.latents, **({"names": names} if names != [LATENT] else {})}
+    made_by |= {"weights": text.digest()} if text else {}
     buckets = buckets_of(clips)
     folders = {folder_of(out, shape, len(buckets)): places for shape, places in buckets.items()}
     for folder in folders:
@@ -78,7 +81,7 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
     with progress("encoding", len(clips)) as advance:
         for folder, places in folders.items():
             some = [clips[place] for place in places]
-            writing = encode_latents(folder, some, codec.to(device), made_by, source.workers, device, names)
+            writing = encode_latents(folder, some, codec.to(device), made_by, source.workers, device, names, text)
             whole.append(write_shards(writing, advance, rank=rank, world=world))
     if all(whole):
         return f"{sum(len(Shards(folder)) for folder in folders)} samples in {out}"
@@ -86,11 +89,11 @@ def encode_data(recipe: Recipe, vae: Path, out: Path, *, rank: int = 0, world: i
 
 
 def _firsts(recipe: Recipe, bundle: Bundle) -> tuple[str, ...]:
-    """Return which latents of first frames the data asks for: those of the bundle's model; without one both kinds."""
-    from dit_compress.model.conditions import FIRST, FIRST_PADDED, first_condition
+    """Return what the data asks for of first frames: what the bundle's model takes; without one both latents."""
+    from dit_compress.model.conditions import FIRST, FIRST_PADDED, first_conditions
     from dit_compress.plugin.options import VideoOptions
 
     options = recipe.data.options if recipe.data else None
     if not (isinstance(options, VideoOptions) and options.first_frame):
         return ()
-    return (FIRST, FIRST_PADDED) if bundle.spec.denoiser is None else (first_condition(bundle.spec.outline()),)
+    return (FIRST, FIRST_PADDED) if bundle.spec.denoiser is None else first_conditions(bundle.spec.outline())

@@ -12,6 +12,7 @@ from dit_compress.data.encode import CPU, encode_captions, encode_latents, pixel
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import Samples
 from dit_compress.data.shard_writer import write_together
+from dit_compress.model.conditions import IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,16 +78,21 @@ class ClipCache:
         )
         return self._written(writing, f"encoding {self.split} clips").column("latent")
 
-    def firsts(self, bundle: Bundle, condition: str) -> Rows:
-        """Give the latents of first frames by a bundle's VAE, encoded unless they are there, by bucket."""
-        return joined(self.clips, lambda clips: self._first(clips, bundle, condition))
+    def firsts(self, bundle: Bundle, condition: str, text: Captions) -> Rows:
+        """Give what a condition takes of first frames, encoded unless it is there, by bucket; memory is given back."""
+        rows = joined(self.clips, lambda clips: self._first(clips, bundle, condition, text))
+        text.encoder.release()
+        return rows
 
-    def _first(self, clips: Sequence[Clip], bundle: Bundle, condition: str) -> Column:
-        made_by = {"vae": bundle.latents, "names": [condition]}
+    def _first(self, clips: Sequence[Clip], bundle: Bundle, condition: str, text: Captions) -> Column:
+        if condition == IMAGE:
+            made_by = {"text": bundle.digest("text"), "weights": text.encoder.digest(), "names": [condition]}
+        else:
+            made_by = {"vae": bundle.latents, "names": [condition]}
         folder = self.folder / f"{condition}-{self.split}-{sha256_data([self.manifest, made_by, clips[0].shape])[:16]}"
         codec: Any = bundle.codec()
         writing = encode_latents(
-            folder, clips, codec.to(self.device), made_by, self.workers, self.device, names=[condition]
+            folder, clips, codec.to(self.device), made_by, self.workers, self.device, [condition], text.encoder
         )
         return self._written(writing, f"encoding {self.split} first frames").column(condition)
 

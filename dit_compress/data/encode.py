@@ -17,7 +17,7 @@ from dit_compress.core.files import need_space, whole_file
 from dit_compress.data.prefetch import ClipStream
 from dit_compress.data.samples import to_video
 from dit_compress.data.shard_writer import SMALLER, Writing, count_bytes
-from dit_compress.model.conditions import encode_first
+from dit_compress.model.conditions import IMAGE, encode_first, encode_image
 from dit_compress.model.spec import latent_size
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.data.clips import Clip
-    from dit_compress.model.protocols import Codec
+    from dit_compress.model.protocols import Codec, TextEncoder
     from dit_compress.model.text import Captions
 
 ENCODE_BATCH = 8
@@ -52,11 +52,12 @@ def encode_latents(
     workers: int = 1,
     device: torch.device = CPU,
     names: Sequence[str] = (LATENT,),
+    text: TextEncoder | None = None,
 ) -> Writing:
     """Prepare to encode clips of one size once: float32 ``latent [C,T,H,W]`` each; ``workers`` threads decode ahead.
 
-    device: where ``codec`` is. names: ``latent``, and conditions that are latents of a first frame
-    (:mod:`dit_compress.model.conditions`).
+    device: where ``codec`` is. names: ``latent``, and conditions that are made of a first frame
+    (:mod:`dit_compress.model.conditions`). text: the encoder that sees, for ``image``.
     """
     stream = ClipStream(clips, workers)
 
@@ -67,9 +68,15 @@ def encode_latents(
             return {name: encoded(name, video).float().cpu() for name in names}
 
     def encoded(name: str, video: Tensor) -> Tensor:
-        return codec.encode(video) if name == LATENT else encode_first(codec, video[:, :, 0], name, video.shape[2])
+        if name == LATENT:
+            return codec.encode(video)
+        if name == IMAGE:
+            assert text is not None
+            return encode_image(text, video[:, :, 0])
+        return encode_first(codec, video[:, :, 0], name, video.shape[2])
 
-    size = latent_size(clips[0].shape, codec.ratio, codec.frame_rule)
+    size = (codec.channels, *latent_size(clips[0].shape, codec.ratio, codec.frame_rule))
+    sight = text.sees if text and text.sees else size
     return Writing(
         folder=folder,
         made_by=made_by,
@@ -77,7 +84,7 @@ def encode_latents(
         identities=[clip.identity() for clip in clips],
         encode=encode,
         batch=ENCODE_BATCH,
-        bytes_per_sample=count_bytes([(codec.channels, *size)] * len(names)),
+        bytes_per_sample=count_bytes([sight if name == IMAGE else size for name in names]),
     )
 
 

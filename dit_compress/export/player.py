@@ -212,7 +212,7 @@ def tokenize(caption: str, folder: Path, tokenizer: Mapping[str, Any]) -> Tensor
     """
     file = folder / tokenizer["folder"] / tokenizer["file"]
     if tokenizer["kind"] == "tokenizers":
-        return _pieces(caption or tokenizer.get("empty", ""), file)
+        return _pieces(tokenizer.get("template", "{}").replace("{}", caption or tokenizer.get("empty", "")), file)
     if tokenizer["kind"] != "words":
         what = f"this player has no tokenizer of kind {tokenizer['kind']!r}"
         raise UserError(what, where=str(folder), mend="Give the embeddings with --text FILE.safetensors")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.model.denoiser import Cond, Denoiser
-    from dit_compress.model.protocols import Codec
+    from dit_compress.model.protocols import Codec, TextEncoder
 
 FIRST, FIRST_PADDED, IMAGE = "first", "first_padded", "image"
 BEYOND_TEXT = (FIRST, FIRST_PADDED, IMAGE)
@@ -37,7 +37,7 @@ ABOUT = {
     "guidance": ("the guidance that it was distilled with", "Set 'guidance' in 'model', as its pipeline has it"),
     FIRST: ("the latents of a first frame", _FIRST),
     FIRST_PADDED: ("the latents of a first frame", _FIRST),
-    IMAGE: ("the embeddings of an image", "Take a model without an image encoder (Wan 2.2), or write a 'model' plugin"),
+    IMAGE: ("the embeddings of an image", f"{_FIRST}; take the 'text' of the whole pipeline (use: transformers)"),
 }
 """What a condition is, and the mend where it is missing."""
 
@@ -63,6 +63,29 @@ def first_condition(denoiser: Denoiser) -> str:
             mend="Take 'first_frame' out of 'data', or take a model that is made for one",
         )
     return found
+
+
+def first_conditions(denoiser: Denoiser) -> tuple[str, ...]:
+    """Return all that the denoiser takes of a first frame; raise a UserError where it takes no latents of one."""
+    return (first_condition(denoiser), *({IMAGE} & denoiser.conditions.keys()))
+
+
+def encode_firsts(
+    denoiser: Denoiser, codec: Codec, encoder: TextEncoder, first_BCYX: Tensor, frames: int
+) -> dict[str, Tensor]:
+    """Encode first frames as the denoiser takes them. frames: of the whole video."""
+    return {
+        name: encode_image(encoder, first_BCYX) if name == IMAGE else encode_first(codec, first_BCYX, name, frames)
+        for name in first_conditions(denoiser)
+    }
+
+
+def encode_image(encoder: TextEncoder, first_BCYX: Tensor) -> Tensor:
+    """Encode first frames as ``image [B,N,D]``; raise a UserError where the text encoder does not see."""
+    if encoder.sees is None:
+        what, mend = ABOUT[IMAGE]
+        raise UserError(f"the model takes {what} ({IMAGE!r}), and {type(encoder).__name__} gives none", mend=mend)
+    return encoder.encode_image(first_BCYX)
 
 
 def encode_first(codec: Codec, first_BCYX: Tensor, name: str, frames: int) -> Tensor:

@@ -132,6 +132,8 @@ class TextEncoder(Protocol):
     """
     embeddings: str = "float32"
     """How training keeps the embeddings of a frozen encoder on disk: ``bfloat16`` takes half the place."""
+    sees: tuple[int, int] | None = None
+    """Number and width of the embeddings that :meth:`encode_image` makes of an image; None where there is no such."""
     num_tokens: int = 0
     """How many different tokens there are; 0 where another encoder can't read them (``distill: {use: text}``).
 
@@ -155,9 +157,13 @@ class TextEncoder(Protocol):
         """Write what :meth:`tokenize` reads, for a bundle with this encoder's weights; return whether there is any."""
         return False
 
-    def take_tokens(self, folder: Path) -> None:
+    def take_tokens(self, folder: Path) -> None:  # noqa: ARG002 - for those that have some
         """Tokenize by what :meth:`keep_tokens` wrote, from now on."""
-        raise NotImplementedError
+        raise UserError("this text encoder keeps no tokens", mend="Write 'take_tokens' beside 'keep_tokens'")
+
+    def encode_image(self, first_BCYX: Tensor) -> Tensor:  # noqa: ARG002 - for those that have some
+        """Encode images in [-1, 1] as ``[B,N,D]``, on their device, as the model's pipeline encodes a first frame."""
+        raise UserError("this text encoder sees no image", mend="Write 'encode_image', and 'sees'")
 
     def digest(self) -> str | None:
         """Return a digest of weights outside the bundle: it names the cache of embeddings; None without such."""

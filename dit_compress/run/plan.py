@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec
+from dit_compress.plugin import defaults
 from dit_compress.plugin.options import VideoOptions
 from dit_compress.run.fit import encoder_at, encoder_of, located, need, other_width
 from dit_compress.run.keys import nodes
@@ -175,12 +176,15 @@ def _check_captions(text: ComponentSpec, spec: Spec) -> None:
 
 def _check_beside(node: Node, spec: Spec, recipe: Recipe) -> None:
     """UserError where the data gives a first frame that the denoiser does not take, or training lacks what it needs."""
-    from dit_compress.model.conditions import BEYOND_TEXT, first_condition, need_conditions
+    from dit_compress.model.conditions import BEYOND_TEXT, IMAGE, first_conditions, need_conditions
 
     options = recipe.data.options if recipe.data else None
     if spec.denoiser is None or not isinstance(options, VideoOptions):
         return
-    given = (first_condition(spec.outline()),) if options.first_frame else ()
+    given = set(first_conditions(spec.outline())) if options.first_frame else set[str]()
+    encoded = recipe.data is not None and recipe.data.name == defaults.ENCODED
+    if spec.text is not None and cast("TextEncoder", spec.text.outline).sees is None and not encoded:
+        given -= {IMAGE}
     if node.kind == "distill":
         need_conditions(spec.outline(), given, within=BEYOND_TEXT)
 

@@ -10,7 +10,7 @@ from dit_compress.data.buckets import Again, buckets_of
 from dit_compress.data.cache import ClipCache
 from dit_compress.data.source import clips_of, data_folder, manifest_digest
 from dit_compress.model.bundle import Bundle, write_bundle
-from dit_compress.model.conditions import first_condition
+from dit_compress.model.conditions import first_conditions
 from dit_compress.model.spec import Spec
 from dit_compress.model.text import Captions
 from dit_compress.plugin.options import VideoOptions
@@ -147,10 +147,11 @@ class Context(Workplace):
         samples = shown.samples(latents, self.input, text)
         if not self.first_frame:
             return samples
-        condition = first_condition(self.input.spec.outline())
-        given = source.firsts(self._data_folder(), split, condition)
-        firsts = cached.firsts(self.input, condition) if given is None else given
-        return samples.beside(condition, Again(firsts, count) if captions else firsts)
+        for condition in first_conditions(self.input.spec.outline()):
+            given = source.firsts(self._data_folder(), split, condition)
+            firsts = cached.firsts(self.input, condition, text) if given is None else given
+            samples = samples.beside(condition, Again(firsts, count) if captions else firsts)
+        return samples
 
     @property
     def first_frame(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from dit_compress.core.randomness import Streams
 from dit_compress.data.samples import to_pixels
-from dit_compress.model.conditions import FIRST, FIRST_PADDED, encode_first, first_condition
+from dit_compress.model.conditions import FIRST, FIRST_PADDED, encode_firsts
 from dit_compress.model.protocols import decoded
 from dit_compress.model.scene import Scene, shown
 from dit_compress.model.text import Captions
@@ -58,8 +58,7 @@ class Generator:
         sample = shown(self.sample, scene)
         cond = self.text.cond(captions)
         if first_BCYX is not None and (self.takes_first or not self.codec.takes_first):
-            condition = first_condition(self.denoiser)
-            cond = cond.beside({condition: encode_first(self.codec, first_BCYX, condition, self._frames())})
+            cond = cond.beside(encode_firsts(self.denoiser, self.codec, self.text.encoder, first_BCYX, self._frames()))
         latent = sample(self.denoiser, noise, cond, flow.sigmas(num_steps), strength)
         return to_pixels(decoded(self.codec, latent, first_BCYX if self.codec.takes_first else None))
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import pytest
 import torch
+from PIL import Image
+from torch.nn import functional
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.conditions import encode_first
@@ -172,6 +174,7 @@ def test_cogvideox_is_given_the_image_in_further_channels(version: str) -> None:
 
 KINDS = {
     "wan": (diffusers.WanImageToVideoPipeline, lambda: pipelines.wan(i2v=True), "first_padded"),
+    "clip": (diffusers.WanImageToVideoPipeline, lambda: pipelines.wan(i2v=True, sees=True), "first_padded"),
     "ti2v": (diffusers.WanImageToVideoPipeline, lambda: pipelines.wan(ti2v=True), "first"),
     "ltx": (diffusers.LTXImageToVideoPipeline, pipelines.ltx, "first"),
 }
@@ -189,33 +192,37 @@ def test_a_video_from_an_image_is_that_of_the_pipeline(
     cls, make, name = KINDS[kind]
     parts = {**make().components, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)}
     if cls is diffusers.WanImageToVideoPipeline:
-        parts |= {"image_encoder": None, "image_processor": None, "expand_timesteps": kind == "ti2v"}
+        parts = {"image_encoder": None, "image_processor": None, **parts, "expand_timesteps": kind == "ti2v"}
         parts.pop("transformer_2", None)
     pipeline = cls(**parts)
     pipeline.set_progress_bar_config(disable=True)
     denoiser = denoiser_of(pipeline.transformer)
     pipeline.vae.save_pretrained(tmp_path)
     codec = DiffusersCodec.from_pretrained(tmp_path).eval()
-    assert denoiser.conditions[name] == (kind == "wan")
+    assert denoiser.conditions[name] == (name == "first_padded")
 
     (frames, side), image = ((9, 64) if kind == "ltx" else (5, 32)), torch.rand(1, 3, 64, 64)
-    image = image[..., :side, :side]
+    image = (255 * image[..., :side, :side]).round() / 255
     noise = torch.randn(1, codec.channels, *latent_size((frames, side, side), codec.ratio, codec.frame_rule))
     _, _, cond = denoiser.example(1, tuple(noise.shape[2:]), text_length=8)
-    text = {"prompt_embeds": cond["embedding"] * cond["mask"][..., None]}
+    words = cond["embedding"] * cond["mask"][..., None]
+    text = {"prompt_embeds": functional.pad(words, (0, 0, 0, 512 - 8)) if kind == "clip" else words}
     start = noise
+    shown = Image.fromarray((255 * image[0]).round().byte().permute(1, 2, 0).numpy()) if kind == "clip" else image
     with torch.no_grad():
         first = encode_first(codec, 2 * image - 1, name, frames)
         if kind == "ltx":
             text["prompt_attention_mask"] = cond["mask"]
             start = cls._pack_latents(torch.cat([first, noise[:, :, 1:]], 2))
         wanted = pipeline(
-            image=image, height=side, width=side, num_frames=frames, num_inference_steps=2, guidance_scale=1.0,
+            image=shown, height=side, width=side, num_frames=frames, num_inference_steps=2, guidance_scale=1.0,
             latents=start, output_type="latent", return_dict=False, **text,
         )[0]  # fmt: skip
         if kind == "ltx":
             wanted = cls._unpack_latents(wanted, *noise.shape[2:])
         given = Cond({**cond, name: first}, cond.null)
+        if kind == "clip":
+            given = given.beside({"image": pipeline.encode_image(shown, torch.device("cpu"))})
         found = euler(denoiser, noise, given, pipeline.scheduler.sigmas.tolist())
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=2e-4)
     if name == "first":
@@ -224,6 +231,33 @@ def test_a_video_from_an_image_is_that_of_the_pipeline(
     else:
         with pytest.raises(UserError, match="first_frame: true"):
             denoiser(noise, SIGMA, without(given, name))
+
+
+def test_a_video_of_hunyuan_from_an_image_is_that_of_the_pipeline(tmp_path: Path) -> None:
+    """Its first frame in further channels, and SigLIP's embeddings of it."""
+    pipeline = pipelines.hunyuan15(i2v=True)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.guider.guidance_scale = 1.0
+    denoiser = denoiser_of(pipeline.transformer)
+    pipeline.vae.save_pretrained(tmp_path)
+    codec = DiffusersCodec.from_pretrained(tmp_path).eval()
+    shown = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")
+    first = torch.tensor(shown.getdata()).float().reshape(1, 64, 64, 3).permute(0, 3, 1, 2) / 127.5 - 1
+    noise = torch.randn(1, codec.channels, *latent_size((5, 64, 64), codec.ratio, codec.frame_rule))
+    _, _, cond = denoiser.example(1, tuple(noise.shape[2:]))
+    text = {
+        "prompt_embeds": cond["embedding"], "prompt_embeds_mask": cond["mask"],
+        "prompt_embeds_2": cond["embedding_2"], "prompt_embeds_mask_2": cond["mask_2"],
+    }  # fmt: skip
+    with torch.no_grad():
+        wanted = pipeline(
+            image=shown, num_frames=5, num_inference_steps=2, latents=noise, output_type="latent", return_dict=False,
+            **text,
+        )[0]  # fmt: skip
+        image = pipeline.encode_image(shown, 1, torch.device("cpu"), torch.float32)
+        given = cond.beside({"first": encode_first(codec, first, "first", 5), "image": image})
+        found = euler(denoiser, noise, given, pipeline.scheduler.sigmas.tolist())
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=2e-4)
 
 
 # ------------------------------------------------------------------ refusals
@@ -236,7 +270,7 @@ def test_a_video_from_an_image_is_that_of_the_pipeline(
         (flux, "guidance", "FluxTransformer2DModel takes the guidance .*Set 'guidance' in 'model'"),
         (lambda: hunyuan15("t2v"), "mask_2", "takes the mask of a second text encoder .*pipeline"),
         (lambda: hunyuan15("i2v"), "image", "takes the embeddings of an image .*'image'"),
-        (lambda: wan(image_dim=20, added_kv_proj_dim=48), "image", "takes the embeddings of an image .*Wan 2.2"),
+        (lambda: wan(image_dim=20, added_kv_proj_dim=48), "image", "takes the embeddings of an image .*whole pipeline"),
     ],
 )
 def test_what_is_missing_is_named_and_never_zeros(module: Any, name: str, seen: str) -> None:

@@ -8,9 +8,11 @@ import shutil
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toy import context_in, part
@@ -20,10 +22,12 @@ from dit_compress.core.errors import UserError
 from dit_compress.data.cache import ClipCache
 from dit_compress.data.encode import encode_captions
 from dit_compress.data.shard_writer import write_shards
+from dit_compress.export.player import tokenize
 from dit_compress.model.bundle import write_bundle
 from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.model.text import Captions
 from dit_compress.model.twins import write_twin
+from dit_compress.model.twins.text import qwen
 from dit_compress.structure.empty import empty_weights
 from dit_compress.train.distill import need_same_captions, other_encoders
 from dit_compress_plugins.text_transformers import TransformersOptions
@@ -358,3 +362,67 @@ def test_a_student_holds_what_it_tokenizes_by(whole: bool, folder: Path, twins: 
         third.text()
     with pytest.raises(UserError, match="no tokenizer here"):
         student.from_config(student.config_of(encoder)).tokenize(WORDS)
+
+
+def test_siglips_embeddings_are_those_of_the_pipeline_to_the_bit(tmp_path: Path) -> None:
+    """Of two images at once, as HunyuanVideo 1.5 asks for one; a folder without an image encoder sees nothing."""
+    write_twin("HunyuanVideo-1.5-I2V", tmp_path / "twin")
+    encoder = Transformers(TransformersOptions(path=str(tmp_path / "twin"))).create()
+    pixels = torch.randint(256, (2, 40, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = encoder.encode_image(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "twin", transformer=None, text_encoder=None)
+    with torch.no_grad():
+        for row, each in zip(found, pixels, strict=True):
+            wanted = pipeline.encode_image(Image.fromarray(each.numpy()), 1, torch.device("cpu"), torch.float32)
+            assert torch.equal(row, wanted[0])
+    assert encoder.sees == tuple(found.shape[1:])
+    assert encoder.release()
+    assert "pipeline" not in vars(encoder.sight)
+    digest = encoder.digest()
+    (tmp_path / "twin" / "image_encoder" / "model.safetensors").write_bytes(b"other")
+    assert encoder.digest() != digest
+    with pytest.raises(UserError, match=r"the image encoder can't be read"):
+        encoder.encode_image(torch.zeros(1, 3, 8, 8))
+    shutil.rmtree(tmp_path / "twin" / "image_encoder")
+    assert Transformers.from_config({"path": str(tmp_path / "gone"), "width": 16}).sees is None
+
+
+def test_a_decoder_by_itself_is_told_its_template(tmp_path: Path) -> None:
+    """The tokenizer's own as transformers applies it; a text with a place for the caption; else nothing is guessed."""
+    model, tokenizer = qwen()
+    for part_of in (model, tokenizer):
+        part_of.save_pretrained(tmp_path)
+
+    def made(**options: Any) -> Any:
+        return Transformers(TransformersOptions(path=str(tmp_path), length=48, **options)).create()
+
+    with pytest.raises(UserError, match=r"the tokenizer has a chat template.*Give the pipeline's folder, or set text.template"):
+        made()
+    chat = made(template="chat", negative="ugly")
+    found = chat.tokenize(["a red circle", ""])
+    for row, caption in enumerate(("a red circle", "ugly")):
+        asked = [{"role": "user", "content": caption}]
+        wanted = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert found["ids"][row][found["mask"][row].bool()].tolist() == wanted
+    written = made(template="Say: {}.")
+    assert torch.equal(written.tokenize(["red"])["ids"], made(template="{}").tokenize(["Say: red."])["ids"])
+    assert not torch.equal(chat(found)["embedding"][0], written(written.tokenize(["a red circle"]))["embedding"][0])
+    again = Transformers.from_config(Transformers.config_of(chat))
+    assert torch.equal(again.tokenize(["red"])["ids"], chat.tokenize(["red"])["ids"])
+    for encoder in (chat, written):
+        manifest = {"kind": "tokenizers", "folder": "", **encoder.save_tokenizer(tmp_path)}
+        for caption in ("a red circle", ""):
+            ids = encoder.tokenize([caption])["ids"].numpy()
+            np.testing.assert_array_equal(tokenize(caption, tmp_path, manifest)["ids"], ids)
+        tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="it has 2 places for the caption: write {} once, or 'chat'"):
+        TransformersOptions(path="x", template="{} {}")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"text.template: a pipeline has a template of its own"):
+        made(template="chat", width=32)
+
+
+def test_a_tokenizer_without_a_chat_template_is_not_asked_for_one(folder: Path) -> None:
+    chat = Transformers(TransformersOptions(path=str(folder), width=16, template="chat")).create()
+    with pytest.raises(UserError, match=r"the tokenizer has no chat template. Write the template out"):
+        chat.tokenize(["a"])

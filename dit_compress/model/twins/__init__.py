@@ -24,6 +24,7 @@ TWINS = {
     "CogVideoX-2b": "CogVideoXPipeline",
     "CogVideoX-5b": "CogVideoXPipeline",
     "HunyuanVideo-1.5": "HunyuanVideo15Pipeline",
+    "HunyuanVideo-1.5-I2V": "HunyuanVideo15ImageToVideoPipeline",
     "SANA-Video_2B": "SanaVideoPipeline",
     "FLUX.1-dev": "FluxPipeline",
     "stable-diffusion-3.5-medium": "StableDiffusion3Pipeline",

@@ -8,7 +8,7 @@ import diffusers
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
-from dit_compress.model.twins import text
+from dit_compress.model.twins import image, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 HEADS, DEPTH = 4, 3
 
 
-def wan(*, experts: int = 1, boundary: float | None = None, ti2v: bool = False, i2v: bool = False) -> Any:
-    """Make Wan: 2.1; 2.2 with two experts; 2.2 TI2V, whose VAE has 4x16x16; 2.1 from an image."""
+def wan(
+    *, experts: int = 1, boundary: float | None = None, ti2v: bool = False, i2v: bool = False, sees: bool = False
+) -> Any:
+    """Make Wan: 2.1; 2.2 with two experts; 2.2 TI2V, whose VAE has 4x16x16; from an image, 2.1 also with CLIP's."""
     encoder, tokenizer = text.umt5()
     channels = 48 if ti2v else 16
     vae = diffusers.AutoencoderKLWan(
@@ -27,7 +29,7 @@ def wan(*, experts: int = 1, boundary: float | None = None, ti2v: bool = False, 
     config = {
         "num_attention_heads": HEADS, "attention_head_dim": 12, "in_channels": 2 * channels + 4 if i2v else channels,
         "out_channels": channels, "text_dim": text.WIDTH, "freq_dim": 32, "ffn_dim": 96, "num_layers": DEPTH,
-        "rope_max_seq_len": 64,
+        "rope_max_seq_len": 64, **({"image_dim": image.WIDTH, "added_kv_proj_dim": HEADS * 12} if sees else {}),
     }  # fmt: skip
     models = [diffusers.WanTransformer3DModel(**config) for _ in range(experts)]
     given = {
@@ -40,7 +42,8 @@ def wan(*, experts: int = 1, boundary: float | None = None, ti2v: bool = False, 
     if experts > 1:
         given["transformer_2"] = models[1]
     if i2v:
-        return diffusers.WanImageToVideoPipeline(**given, image_encoder=None, image_processor=None)
+        clip, processor = image.clip() if sees else (None, None)
+        return diffusers.WanImageToVideoPipeline(**given, image_encoder=clip, image_processor=processor)
     return diffusers.WanPipeline(**given)
 
 
@@ -133,8 +136,8 @@ def cogvideox(*, rotary: bool) -> Any:
     return diffusers.CogVideoXPipeline(tokenizer, encoder, vae, model, scheduler)
 
 
-def hunyuan15() -> Any:
-    """Make HunyuanVideo 1.5: 4x16x16, two text encoders, a guider."""
+def hunyuan15(*, i2v: bool = False) -> Any:
+    """Make HunyuanVideo 1.5: 4x16x16, two text encoders, a guider; from an image with SigLIP's embeddings."""
     encoder, tokenizer = text.qwen()
     glyphs, letters = text.byt5()
     vae = diffusers.AutoencoderKLHunyuanVideo15(
@@ -144,11 +147,15 @@ def hunyuan15() -> Any:
     model = diffusers.HunyuanVideo15Transformer3DModel(
         in_channels=65, out_channels=32, num_attention_heads=HEADS, attention_head_dim=8, num_layers=DEPTH,
         num_refiner_layers=1, mlp_ratio=2.0, patch_size=1, patch_size_t=1, text_embed_dim=text.WIDTH,
-        text_embed_2_dim=text.WIDTH, image_embed_dim=12, rope_axes_dim=(2, 2, 4), target_size=640, task_type="t2v",
+        text_embed_2_dim=text.WIDTH, image_embed_dim=image.WIDTH, rope_axes_dim=(2, 2, 4),
+        **({"target_size": 64, "task_type": "i2v"} if i2v else {"target_size": 640, "task_type": "t2v"}),
     )  # fmt: skip
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
     guider = ClassifierFreeGuidance(guidance_scale=6.0)
-    return diffusers.HunyuanVideo15Pipeline(encoder, tokenizer, model, vae, scheduler, glyphs, letters, guider)
+    given = (encoder, tokenizer, model, vae, scheduler, glyphs, letters, guider)
+    if i2v:
+        return diffusers.HunyuanVideo15ImageToVideoPipeline(*given, *image.siglip())
+    return diffusers.HunyuanVideo15Pipeline(*given)
 
 
 def sana() -> Any:
@@ -213,12 +220,13 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "Wan2.1-T2V-1.3B": wan,
     "Wan2.2-T2V-A14B": lambda: wan(experts=2, boundary=0.875),
     "Wan2.2-TI2V-5B": lambda: wan(ti2v=True),
-    "Wan2.1-I2V-14B": lambda: wan(i2v=True),
+    "Wan2.1-I2V-14B": lambda: wan(i2v=True, sees=True),
     "LTX-Video": ltx,
     "LTX-2": ltx2,
     "CogVideoX-2b": lambda: cogvideox(rotary=False),
     "CogVideoX-5b": lambda: cogvideox(rotary=True),
     "HunyuanVideo-1.5": hunyuan15,
+    "HunyuanVideo-1.5-I2V": lambda: hunyuan15(i2v=True),
     "SANA-Video_2B": sana,
     "FLUX.1-dev": flux,
     "stable-diffusion-3.5-medium": sd35,

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
+from dit_compress.core.errors import UserError
 from dit_compress.model.conditions import FIRST, IMAGE
 from dit_compress_plugins.model_diffusers import sound
 from dit_compress_plugins.model_diffusers.first_frame import channels_way, takes_tokens, with_channels
@@ -28,6 +30,8 @@ TEXT_WIDTHS = ("caption_channels", "text_embed_dim", "text_dim", "joint_attentio
 ROPE_TABLES = ("image_rotary_emb", "rotary_embedding")
 NUM_VISION_TOKENS = 729
 """Tokens of the image encoder of HunyuanVideo 1.5."""
+NUM_WORDS = 512
+"""Where words stand behind an image (Wan 2.1 I2V) the module takes the last 512 for words, however many there are."""
 OFFSET = 2.0
 """What the pipeline of CogVideoX 1.5 gives its image-to-video model as ``ofs``."""
 PIXELS_PER_CELL = 8
@@ -72,7 +76,15 @@ class Call:
 
 def _text(call: Call) -> Tensor:
     """Zero the embeddings at the padding, so that modules without a mask (Wan) see none."""
-    return call.cond["embedding"] * call.cond["mask"][..., None].to(call.cond["embedding"].dtype)
+    text_BLD = call.cond["embedding"] * call.cond["mask"][..., None].to(call.cond["embedding"].dtype)
+    if not _sees(call.module) or "encoder_hidden_states_image" not in parameters(call.module):
+        return text_BLD
+    if text_BLD.shape[1] > NUM_WORDS:
+        raise UserError(
+            f"{type(call.module).__name__} with an image takes {NUM_WORDS} words, and these are {text_BLD.shape[1]}",
+            mend=f"Set 'length' of 'text' to {NUM_WORDS}, or leave it out",
+        )
+    return functional.pad(text_BLD, (0, 0, 0, NUM_WORDS - text_BLD.shape[1]))
 
 
 def _mask(call: Call) -> Tensor:
@@ -212,11 +224,17 @@ def conditions(module: Any) -> dict[str, bool]:
         found[way.name] = not silent
     elif takes_tokens(module):
         found[FIRST] = False
-    if (config.get("image_dim") and "encoder_hidden_states_image" in names) or (
-        config.get("image_embed_dim") and "image_embeds" in names and not silent
-    ):
+    if _sees(module):
         found[IMAGE] = True
     return found
+
+
+def _sees(module: Any) -> bool:
+    """Tell whether the module can't be called without the embeddings of an image."""
+    names, config = parameters(module), module.config
+    return bool(config.get("image_dim") and "encoder_hidden_states_image" in names) or bool(
+        config.get("image_embed_dim") and "image_embeds" in names and config.get("task_type") != "t2v"
+    )
 
 
 def _makes_its_own_rope(module: Any) -> bool:

@@ -9,17 +9,19 @@ import torch
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
-from dit_compress_plugins.text_transformers import PARTS
+from dit_compress_plugins.text_transformers import IMAGE_PARTS, PARTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 INDEX = "model_index.json"
 TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 """Files that tokenizers are saved as, of which one must be there."""
+TOKENIZER_CONFIG, TEMPLATES = "tokenizer_config.json", ("chat_template.jinja", "chat_template.json")
 COPIED = (
-    *TOKENIZERS, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
-    "vocab.txt", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+    *TOKENIZERS, *TEMPLATES, TOKENIZER_CONFIG, "config.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt", "vocab.txt", "sentencepiece.bpe.model",
 )  # fmt: skip
 """Those and others that a tokenizer is loaded from."""
 WORDLESS = "ByT5Tokenizer"
@@ -35,10 +37,10 @@ def is_pipeline(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def components(folder: Path) -> dict[str, str]:
-    """Return the text encoders and tokenizers of a pipeline's folder, by name, and their classes."""
+def components(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, str]:
+    """Return parts of a pipeline's folder by name, and their classes: of its text encoders, or those asked for."""
     index = read_json(folder / INDEX)
-    found = {name: index.get(name) for name in PARTS} if isinstance(index, dict) else {}
+    found = {name: index.get(name) for name in parts} if isinstance(index, dict) else {}
     return {name: kind[1] for name, kind in found.items() if isinstance(kind, list) and len(kind) == 2 and kind[1]}
 
 
@@ -57,13 +59,15 @@ def check(folder: Path) -> None:
         )
     for name, kind in names.items():
         need_tokenizer(folder / name, kind) if name.startswith("tokenizer") else need_encoder(folder / name)
+    if components(folder, IMAGE_PARTS[:1]):
+        need_encoder(folder / IMAGE_PARTS[0], "image encoder")
 
 
-def need_encoder(folder: Path) -> None:
+def need_encoder(folder: Path, what: str = "text encoder") -> None:
     """Raise a UserError unless the folder has an encoder's config and safetensors."""
     if not (folder / "config.json").is_file():
         raise UserError(
-            "no text encoder here (config.json is missing)",
+            f"no {what} here (config.json is missing)",
             where=str(folder),
             mend="Set text.path to a folder that save_pretrained wrote, of a text encoder or of a pipeline",
         )
@@ -84,6 +88,17 @@ def need_tokenizer(folder: Path, kind: str = "") -> None:
     )
 
 
+def need_template(folder: Path) -> None:
+    """Raise a UserError where a tokenizer has a chat template, and nobody says whether captions go through it."""
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    if any((folder / name).is_file() for name in TEMPLATES) or (isinstance(config, dict) and "chat_template" in config):
+        raise UserError(
+            "the tokenizer has a chat template, and each pipeline gives such an encoder a text of its own",
+            where=str(folder),
+            mend="Give the pipeline's folder, or set text.template: chat, a text with {} for the caption, or '{}'",
+        )
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """Return the config of an encoder; of one that sees, too, that of its words."""
     config = read_json(folder / "config.json")
@@ -102,6 +117,11 @@ def width_of(folder: Path) -> int:
 def load_tokenizer(folder: Path, kind: str = "AutoTokenizer") -> Any:
     """Load a tokenizer of a class of transformers."""
     need_tokenizer(folder, kind)
+    return _loaded(folder, kind)
+
+
+def load_part(folder: Path, kind: str) -> Any:
+    """Load what has no weights: what prepares images."""
     return _loaded(folder, kind)
 
 
@@ -144,8 +164,9 @@ def _loaded(folder: Path, kind: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        what = "image" if folder.name in IMAGE_PARTS else "text"
         raise UserError(
-            f"the text encoder can't be read: {str(error).splitlines()[0]}",
+            f"the {what} encoder can't be read: {str(error).splitlines()[0]}",
             where=str(folder),
             mend="Save it once more with save_pretrained, tokenizer included",
         ) from error

@@ -120,7 +120,7 @@ class Piped:
 
     def _seen(self, prompts: list[str]) -> dict[str, Tensor]:
         """Return what the first tokenizer is asked in ``encode_prompt``, and stop there."""
-        bare = _bare(self.folder)
+        bare = bare_pipeline(self.folder)
         vars(bare)["tokenizer"] = _Overheard(self.tokenizer)
         try:
             _call(bare, prompts, torch.device("cpu"), torch.float32, self.length, negative=False)
@@ -200,7 +200,7 @@ def _condition(name: str) -> str:
 def _pipeline_of(folder: Path, dtype: str) -> Any:
     """Make the pipeline of a folder out of its text encoders and tokenizers."""
     names = components(folder)
-    return _bare(folder, {
+    return bare_pipeline(folder, {
         name: load_tokenizer(folder / name, kind)
         if name.startswith("tokenizer")
         else load_encoder(folder / name, kind, dtype)
@@ -208,7 +208,7 @@ def _pipeline_of(folder: Path, dtype: str) -> Any:
     })  # fmt: skip
 
 
-def _bare(folder: Path, parts: Mapping[str, Any] | None = None) -> Any:
+def bare_pipeline(folder: Path, parts: Mapping[str, Any] | None = None) -> Any:
     """Make the pipeline of a folder with the parts given; a VAE without weights, as some take sizes from it."""
     import diffusers
 
