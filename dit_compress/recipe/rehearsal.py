@@ -24,9 +24,9 @@ FRAMES, SIDE = 9, 64
 """Of every clip: a length and a size that the VAE of each public model takes."""
 MOST: Mapping[str, float] = {
     "accumulate": 1, "batch": 2, "batches": 1, "captions": 1, "checkpoint_every": 2, "critic_warmup": 1,
-    "discriminator_warmup": 1, "every": 1, "frozen_blocks": 1, "generator_every": 1, "groups": 1, "learnable_blocks": 1,
-    "num_captions": 1, "num_clips": 2, "plans": 2, "rank": 4, "runs": 1, "samples": 1, "share_every": 1, "steps": 2,
-    "student_every": 1, "teacher_samples": 2, "teacher_steps": 2, "warmup": 0,
+    "discriminator_warmup": 1, "ema": 0.2, "every": 1, "frozen_blocks": 1, "generator_every": 1, "groups": 1,
+    "learnable_blocks": 1, "num_captions": 1, "num_clips": 2, "plans": 2, "rank": 4, "runs": 1, "samples": 1,
+    "share_every": 1, "steps": 2, "student_every": 1, "teacher_samples": 2, "teacher_steps": 2, "warmup": 0,
 }  # fmt: skip
 """Options by name, and the most that is left of them."""
 
