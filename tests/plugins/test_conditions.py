@@ -112,9 +112,9 @@ def test_positions_are_written_as_floats() -> None:
         kinds: ClassVar[set[torch.dtype]] = set()
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            found = func(*args, **(kwargs or {}))
-            self.kinds.add(found.dtype)
-            return found
+            if func is torch.ops.aten.copy_.default:
+                self.kinds.add(args[1].dtype)
+            return func(*args, **(kwargs or {}))
 
     module, cond = SimpleNamespace(config={"axes_dims_rope": (2, 2, 2, 2)}), {"embedding": torch.zeros(1, 3, 8)}
     call = Call(module, torch.zeros(1, 4, 1, 4, 6), SIGMA, cond, "packed_image", (1, 2, 2), (1, 1, 1))
