@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dit_compress.cli.app import app
 from dit_compress.cli.plan import plan_table
 from dit_compress.core.errors import UserError
+from dit_compress.model.denoiser import Denoiser
 from dit_compress.model.twins import write_twin
 from dit_compress.plugin.registry import use
 from dit_compress.recipe import load
@@ -124,6 +125,20 @@ steps:
     fit = fits(rows)["healed"]
     assert fit.state == 16 * own + 4 * whole
     assert fit.sample == pytest.approx(rows[-1].held / own * 2 * 3 * 48 * (34 * 48 + 4 * 48))
+
+
+def test_a_model_that_looks_at_values_is_as_wide_as_its_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HunyuanVideo 1.5 does, which runs on no meta device: 2 heads of 12."""
+
+    def runs_not(_: Denoiser) -> int:
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    monkeypatch.setattr(Denoiser, "stream_width", runs_not)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    rows = plan(load(path, use()))
+    assert [row.width for row in rows[-2:]] == [24, 24]
+    assert set(fits(rows)) == {"plain", "averaged"}
 
 
 def test_a_tenth_of_a_gpu_is_left_free() -> None:

@@ -62,6 +62,7 @@ def test_a_recipe_becomes_a_small_one_on_a_twin(path: Path, tmp_path: Path) -> N
     for step in recipe.steps[2:4]:
         assert (step.part.as_data()["steps"], step.part.as_data()["batch"]) == (2, 2)
     assert recipe.steps[3].part.as_data()["sampling_steps"] == 4
+    assert recipe.steps[3].part.as_data()["ema"] == 0.2
     levels = recipe.steps[1].part.as_data()["levels"]
     assert levels["block"]["remove"] == levels["head"]["remove"] == 1
     assert levels["ffn"]["keep"] == 0.75

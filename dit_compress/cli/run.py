@@ -13,8 +13,6 @@ from dit_compress.cli.options import AllowUnverified, PluginFiles, RecipePath, R
 from dit_compress.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from dit_compress.recipe.model import Recipe
 
 
@@ -36,9 +34,9 @@ def execute(
     recipe: Path,
     out: Path | None,
     only: str | None = None,
-    force: Sequence[str] | None = None,
+    force: list[str] | None = None,
     threads: int | None = None,
-    plugin: Sequence[str] | None = None,
+    plugin: list[str] | None = None,
     *,
     allow_unverified: bool = False,
     yes: bool = False,

@@ -97,10 +97,11 @@ def _training(node: Node, after: Spec) -> tuple[int, ...]:
 
     outline = after.outline()
     held, trained = node.build().num_parameters(outline)
-    width = 0
-    with suppress(*FAILURES):  # what looks at values does not run here
+    structure = outline.structure()
+    width = max((attention.heads * attention.width for attention in structure.attentions), default=0)
+    with suppress(*FAILURES):  # what looks at values does not run here: as wide as its heads are together
         width = after.build_denoiser().to("meta").stream_width()  # buffers of an outline hold values on the CPU
-    return held, trained, width, sum(stack.length for stack in outline.structure().stacks)
+    return held, trained, width, sum(stack.length for stack in structure.stacks)
 
 
 def _alike(before: Spec, after: Spec) -> bool:

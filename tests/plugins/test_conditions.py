@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import diffusers
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_compress.core.errors import UserError
 from dit_compress.model.conditions import encode_first
@@ -20,6 +22,7 @@ from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 from dit_compress_plugins.model_diffusers import DiffusersOptions
 from dit_compress_plugins.model_diffusers.adapter import DiffusersDenoiser, DiffusersModel
 from dit_compress_plugins.model_diffusers.convention import Convention, observe
+from dit_compress_plugins.model_diffusers.signature import SOURCES, Call
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +105,26 @@ def test_flux_is_told_pooled_and_guidance_as_its_pipeline_tells_them() -> None:
     wanted = pipeline._unpack_latents(output, 32, 48, 8)
     torch.testing.assert_close(found[:, :, 0], wanted)
     assert (louder - found).abs().max() > 1e-4
+
+
+def test_positions_are_written_as_floats() -> None:
+    """Into a tensor of floats: Core ML's slices take no others."""
+
+    class Seen(TorchDispatchMode):
+        kinds: ClassVar[set[torch.dtype]] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.copy_.default:
+                self.kinds.add(args[1].dtype)
+            return func(*args, **(kwargs or {}))
+
+    module, cond = SimpleNamespace(config={"axes_dims_rope": (2, 2, 2, 2)}), {"embedding": torch.zeros(1, 3, 8)}
+    call = Call(module, torch.zeros(1, 4, 1, 4, 6), SIGMA, cond, "packed_image", (1, 2, 2), (1, 1, 1))
+    with Seen():
+        image, text = SOURCES["img_ids"](call), SOURCES["txt_ids"](call)
+    assert image.tolist() == [[0, row, column, 0] for row in range(2) for column in range(3)]
+    assert text.tolist() == [[0, 0, 0, word] for word in range(3)]
+    assert Seen.kinds == {torch.float32}
 
 
 def test_sd3_is_told_pooled() -> None:

@@ -121,11 +121,11 @@ def _latent(call: Call) -> Tensor:
 
 
 def _image_ids(call: Call) -> Tensor:
-    """Return the positions ``[S,A]`` of the tokens: row and column in places 1 and 2."""
+    """Return the positions ``[S,A]`` of the tokens: row and column in places 1 and 2; floats, as Core ML asks."""
     _, rows, columns = call.grid
     ids = call.zeros(rows, columns, _num_axes(call))
-    ids[..., 1] = torch.arange(rows, device=ids.device)[:, None]
-    ids[..., 2] = torch.arange(columns, device=ids.device)
+    ids[..., 1] = torch.arange(rows, device=ids.device).to(ids.dtype)[:, None]
+    ids[..., 2] = torch.arange(columns, device=ids.device).to(ids.dtype)
     return ids.flatten(0, 1)
 
 
@@ -133,7 +133,7 @@ def _text_ids(call: Call) -> Tensor:
     """Make zeros ``[L,A]``; where there is a fourth place, it counts the words (Flux2)."""
     ids = call.zeros(call.cond["embedding"].shape[1], _num_axes(call))
     if ids.shape[1] > 3:
-        ids[:, 3] = torch.arange(ids.shape[0], device=ids.device)
+        ids[:, 3] = torch.arange(ids.shape[0], device=ids.device).to(ids.dtype)
     return ids
 
 
