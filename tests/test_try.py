@@ -23,6 +23,8 @@ from dit_compress.run.rehearsal import _named, prepare
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
 
+pytestmark = pytest.mark.slow(20)
+
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "models").glob("*.yaml"))
 KINDS = ["latent", "prune", "distill", "distill", "export", "export"]
 
@@ -60,6 +62,7 @@ def test_every_recipe_names_a_twin() -> None:
     assert set(named.values()) <= set(TWINS)
 
 
+@pytest.mark.usefixtures("steps_here")
 def test_ltx_runs_to_a_pipeline_that_stock_diffusers_opens(tmp_path: Path) -> None:
     """The recipe of LTX-Video as it is, but for Core ML, whose files cost minutes."""
     text = RECIPES[[path.stem for path in RECIPES].index("ltx-video")].read_text()
