@@ -24,6 +24,8 @@ from dit_compress.recipe import make_part
 from dit_compress.structure.copies import meta_copy
 from dit_compress.testing.models import tiny_denoiser
 
+pytestmark = pytest.mark.slow(15)
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
