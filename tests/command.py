@@ -158,6 +158,7 @@ def _become(log: str) -> None:
     """Begin a session of one's own that writes into ``log``."""
     gc.freeze()  # what the server imported is looked through, and with that copied, by no fork
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it, and a shell may have before
     network.shut()
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)

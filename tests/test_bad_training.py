@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import SCRIPT, Die, Done, finish, start
+from command import Die, Done, finish, start
 from safetensors.torch import load_file, save_file
 
 from dit_compress.core.files import read_json, sha256_file, write_json
@@ -22,6 +21,8 @@ from dit_compress.data.clips import write_captions
 from dit_compress.data.video import write_video
 from dit_compress.model.bundle import Bundle
 from dit_compress.train.checkpoint import write_state
+
+pytestmark = pytest.mark.slow(20)
 
 TRACKER = "dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker.log"
 STEPS = 7
@@ -292,22 +293,16 @@ def test_ctrl_c_is_no_fault_of_anybody(half: Half, tmp_path: Path) -> None:
     place = half.copy(tmp_path)
     (place / "recipe.yaml").write_text(half.text.replace("steps: 7,", "steps: 5000,"))
     shutil.rmtree(place / "run" / "steps" / "teacher.partial")
-    log = (tmp_path / "log").open("wb")
-    command = [SCRIPT, "run", place / "recipe.yaml", "--out", place / "run", "--threads", "1"]
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored, and inherited so, where a shell put us behind
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    signal.signal(signal.SIGINT, before)
+    command = start("run", place / "recipe.yaml", "--out", place / "run", "--threads", "1", log=tmp_path / "log")
     rows = place / "run" / "steps" / "teacher.partial" / "curves.jsonl"
     end = time.monotonic() + 900
     while not rows.is_file() or rows.read_text().count("\n") < 20:
-        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert command.process.is_alive(), command.log.read_text()
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(300) == 130
-    printed = (tmp_path / "log").read_text()
-    assert "Traceback" not in printed
-    assert "KeyboardInterrupt" not in printed
+    os.killpg(command.process.pid, signal.SIGINT)
+    done = finish(command)
+    assert done.status == 130
+    assert "Traceback" not in done.printed
+    assert "KeyboardInterrupt" not in done.printed
     assert checkpoints(place)

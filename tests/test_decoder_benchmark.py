@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import decoder
 import decoder_clips
 
+pytestmark = pytest.mark.slow(10)
+
 
 def test_it_runs_tiny_and_goes_on_with_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -177,7 +177,7 @@ def out(name, folders, monkeypatch):
     return folders[layers]
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(45)
 @pytest.mark.parametrize("name", family.SYSTEMS)
 def test_a_tiny_experiment_runs(name, here, out, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["family.py", name, "--tier", "tiny", "--seeds", "1", "--out", str(out)])

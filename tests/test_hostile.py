@@ -13,7 +13,7 @@ import fuzz
 import hostile
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.slow(60)
+pytestmark = pytest.mark.slow(25)
 CASES = {
     "recipe": 250, "header": 2500, "manifest": 2000, "captions": 2000, "shards": 1000, "record": 1250, "pruning": 700,
     "arguments": 100, "check": 20, "config": 14, "weights": 6, "package": 40, "bundle": 120,

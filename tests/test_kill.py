@@ -15,7 +15,7 @@ from dit_compress.model.bundle import Bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow(40)
+pytestmark = pytest.mark.slow(20)
 TRACKER = "dit_compress_plugins.tracker_jsonl.tracker:JsonlTracker.log"
 
 

@@ -19,6 +19,8 @@ import footage
 import real_clips
 import real_table
 
+pytestmark = pytest.mark.slow(10)
+
 
 def test_the_schedule_goes_by_the_share_of_the_seconds() -> None:
     assert equal_time.rate(0) == pytest.approx(0.01 / 0.06)

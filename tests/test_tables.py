@@ -169,7 +169,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("tables")
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(10)
 @pytest.mark.parametrize(("name", "seeds"), [("3", 1)])
 def test_a_tiny_table_runs(name, seeds, here, out, monkeypatch, capsys) -> None:
     given = ["--table", name, "--tier", "tiny", "--seeds", str(seeds), "--workers", "1", "--out", str(out)]

@@ -19,7 +19,7 @@ from command import Die, Done, finish, start, torchrun
 from dit_compress.core.files import read_json
 from dit_compress.model.bundle import Bundle
 
-pytestmark = pytest.mark.slow(30)
+pytestmark = pytest.mark.slow(20)
 RECIPE = Path(__file__).parent / "recipes" / "pair.yaml"
 
 

@@ -30,6 +30,8 @@ from dit_compress.run.rehearsal import _named, prepare
 if TYPE_CHECKING:
     from dit_compress.recipe.model import Recipe
 
+pytestmark = pytest.mark.slow(20)
+
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "models").glob("*.yaml"))
 EXPERTS = "wan2.2-t2v-a14b"
 OWN = [*sorted((RECIPES[0].parents[1] / "family").glob("*.yaml"))]

@@ -2,7 +2,7 @@
 
 The operators that may stay whole (torch asks the dispatcher for each of its namespaces), the kernels that keep them whole
 (twenty for each of them, twice a trace), and the translations to ONNX (onnxscript parses the sources of all). A process
-that registers further operators gathers the former again.
+that registers further operators gathers the former again. And what coremltools proves anew after each pass, proven once.
 """
 
 from __future__ import annotations
@@ -74,3 +74,20 @@ def translate_once() -> None:
 
     translate = ONNXRegistry.from_torchlib
     ONNXRegistry.from_torchlib = staticmethod(cache(lambda opset_version=18: translate(opset_version)))
+
+
+def validate_once() -> None:
+    """Change coremltools in this process: a program is validated after some ninety passes, not after each of them."""
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
+
+    apply = PassPipelineManager.apply_pipeline
+
+    def applied(program: Any, passes: Any) -> None:
+        program.validate = lambda **_: None
+        try:
+            apply(program, passes)
+        finally:
+            del program.validate
+        program.validate()
+
+    PassPipelineManager.apply_pipeline = staticmethod(applied)

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 
 
 def main(folder: Path) -> int:
-    """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable, 76 another process ended."""
+    """Run the job; exit status 0 done, 2 a user's mistake, 75 stopped and resumable, 76 another process ended.
+
+    130 where the command was interrupted, too, and says so.
+    """
+    try:
+        return _run(folder)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(folder: Path) -> int:
     from dit_compress.step.workplace import Stopped
     from dit_compress.step.world import Done, World
 
@@ -137,7 +147,4 @@ def _shown(node: Node, context: Context) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(Path(sys.argv[1])))
-    except KeyboardInterrupt:  # the command was interrupted too, and says so
-        sys.exit(130)
+    sys.exit(main(Path(sys.argv[1])))

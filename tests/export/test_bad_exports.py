@@ -15,6 +15,8 @@ from test_verify import command
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow(12)
+
 pytest.importorskip("coremltools")
 pytest.importorskip("executorch")
 torch.set_num_threads(1)

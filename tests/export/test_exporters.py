@@ -24,6 +24,8 @@ from dit_compress_plugins.model_video_dit.model import VideoDiT
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow(25)
+
 pytest.importorskip("coremltools")
 pytest.importorskip("onnxruntime")
 torch.set_num_threads(1)

@@ -25,6 +25,8 @@ from dit_compress.step.sampling import Generator
 from dit_compress_plugins.export_onnx import ONNXOptions
 from dit_compress_plugins.export_onnx.exporter import ONNXExport
 
+pytestmark = pytest.mark.slow(15)
+
 pytest.importorskip("onnxruntime")
 torch.set_num_threads(1)
 

@@ -38,6 +38,8 @@ from dit_compress_plugins.export_onnx import ONNXOptions
 from dit_compress_plugins.export_onnx.exporter import ONNXExport
 from dit_compress_plugins.latent_diffusers_vae.codec import DiffusersCodec
 
+pytestmark = pytest.mark.slow(25)
+
 pytest.importorskip("onnxruntime")
 pytest.importorskip("coremltools")
 torch.set_num_threads(1)

@@ -22,6 +22,8 @@ from dit_compress_plugins.export_coreml.exporter import CoreMLExport
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow(12)
+
 pytest.importorskip("coremltools")
 torch.set_num_threads(1)
 

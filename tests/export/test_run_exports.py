@@ -16,6 +16,8 @@ from dit_compress.run import pipeline
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow(12)
+
 torch.set_num_threads(1)
 
 CHIP = """\

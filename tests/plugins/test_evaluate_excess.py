@@ -202,7 +202,7 @@ def test_lower_is_better_and_more_is_explained() -> None:
 # ------------------------------------------------------------------ a whole run
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(10)
 def test_train_prune_heal_and_measure(tmp_path: Path) -> None:
     """The recipe's teacher is better than any constant, pruning costs, healing with KD gives back."""
     done = finish(start("run", RECIPE, "--out", tmp_path / "run", "--threads", "1", log=tmp_path / "log"))

@@ -37,7 +37,7 @@ def scored(video: np.ndarray, scene: Scene = TWO) -> dict[str, float]:
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 96)])
 def test_ground_truth_through_mp4_is_read_right(tmp_path: Path, size: tuple[int, int]) -> None:
-    count = 320 if size == (96, 96) else 20
+    count = 160 if size == (96, 96) else 20
     shapes = Shapes(ShapesOptions(num_clips=count, num_test=1, size=size, seed=5))
     shapes.prepare(tmp_path)
     summary = summarise([score(clip.pixels(), clip.truth) for clip in shapes.clips(tmp_path, "train")])

@@ -21,7 +21,7 @@ from dit_compress_plugins.export_onnx import ONNXOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow(90)
+pytestmark = pytest.mark.slow(40)
 torch.set_num_threads(1)
 
 ONE_OF_EACH_KIND = (

@@ -25,6 +25,8 @@ from dit_compress_plugins.export_coreml.exporter import CoreMLExport  # noqa: E4
 from dit_compress_plugins.export_coreml.mil import OPERATORS  # noqa: E402 - after importorskip
 from dit_compress_plugins.export_coreml.runners import CoreMLRunner  # noqa: E402 - after importorskip
 
+pytestmark = pytest.mark.slow(15)
+
 torch.set_num_threads(1)
 
 DATA = np.random.default_rng(0).integers(-7, 8, (4, 6)).astype(np.int8)

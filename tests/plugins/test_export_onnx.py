@@ -100,8 +100,6 @@ def test_a_model_above_two_gib_is_written(tmp_path: Path) -> None:
         weight = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=[len(zeros) // 4])
         weight.raw_data = zeros if name != "last" else zeros[:-4] + np.float32(7).tobytes()
     assert weight_bytes(model) == size
-    with pytest.raises(Exception, match="Failed to serialize"):
-        model.ByteSize()
     save(model, tmp_path / "wide.onnx")
     assert (tmp_path / "wide.onnx").stat().st_size < 1000
     with (tmp_path / "wide.onnx.data").open("rb") as data:

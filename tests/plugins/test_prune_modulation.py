@@ -31,6 +31,8 @@ from dit_compress_plugins.prune_modulation.low_rank import RIDGE, low_rank, seco
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow(12)
+
 SCHEDULE = (1.0, 0.75, 0.5, 0.25)
 
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+pytestmark = pytest.mark.slow(20)
+
 # ------------------------------------------------------------------ candidates
 
 

@@ -34,6 +34,8 @@ from dit_compress_plugins.transform_attention.swap import Seen
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow(60)
+
 torch.set_num_threads(1)
 
 KINDS = ("linconv", "stride", "global_local")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipelines import Pipeline
 
-pytestmark = pytest.mark.slow(8)
+pytestmark = pytest.mark.slow(25)
 
 
 @pytest.fixture

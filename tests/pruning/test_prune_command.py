@@ -27,6 +27,8 @@ from dit_compress.structure.files.lora import BASE
 from dit_compress.structure.files.tensor_files import open_weights
 from dit_compress.testing.models import tiny_denoiser
 
+pytestmark = pytest.mark.slow(15)
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:

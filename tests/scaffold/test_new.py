@@ -30,7 +30,7 @@ from dit_compress.testing.exporters import small
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow(60)
+pytestmark = pytest.mark.slow(20)
 NAME = "my-own"
 PACKAGES = {word: package_of(template.kind, NAME) for word, template in KINDS.items()}
 

@@ -19,6 +19,8 @@ from dit_compress.structure.observe.width_units import observe_width
 from dit_compress.structure.record import Call
 from dit_compress.testing.models import tiny_denoiser
 
+pytestmark = pytest.mark.slow(12)
+
 WIDTH = 6
 
 

@@ -17,6 +17,8 @@ from dit_compress.plugin.sources import Source
 from dit_compress.testing.corpus import CORPUS, Case
 from dit_compress.testing.exporters import ExporterContract
 
+pytestmark = pytest.mark.slow(15)
+
 ONE_OF_EACH_KIND = (
     "conv3d",
     "mask_minus_inf",

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from command import Done, finish, quiet, real, start
+from fresh import run_fresh
 
 from dit_compress.core.files import read_json
+
+pytestmark = pytest.mark.slow(15)
 
 HERE = Path(__file__).parent
 
@@ -161,21 +164,14 @@ def test_the_log_holds_gate_and_pruning_in_order(run: Path) -> None:
     assert data["lineage"][-1]["parts"]["step"]["options"]["levels"]["ffn_pair"] == {"keep": 0.5}
 
 
-def test_the_bundle_reloads_in_a_fresh_process(run: Path, site: Path, smoke: Path) -> None:
+def test_the_bundle_reloads_in_a_fresh_process(run: Path, site: Path, smoke: Path, tmp_path: Path) -> None:
     bundles = [
         smoke / "steps" / "teacher" / "bundle",
         *(run / "steps" / step / "bundle" for step in ("gated", "pruned")),
     ]
-    made = subprocess.run(
-        [sys.executable, "-c", RELOAD, *map(str, bundles)],
-        env=elsewhere(site),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert made.returncode == 0, made.stderr
-    assert made.stdout == "[64, 64, 64]\n"
+    made = run_fresh(RELOAD, *bundles, folder=tmp_path, path=[site])
+    assert made.status == 0, made.printed
+    assert made.printed.splitlines()[-1] == "[64, 64, 64]"
 
 
 def test_without_the_package_the_bundle_says_what_is_missing(run: Path, tmp_path: Path) -> None:

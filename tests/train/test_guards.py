@@ -238,8 +238,8 @@ def flow_options(steps: int, **more: Any) -> FlowOptions:
     return FlowOptions(**{"steps": steps, **usual, **more})
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_five_healthy_seeds_raise_no_alarm(tmp_path: Path, healthy: dict[str, Tensor], seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_three_healthy_seeds_raise_no_alarm(tmp_path: Path, healthy: dict[str, Tensor], seed: int) -> None:
     """From random weights, and adversarially to four steps from weights that make moving stripes."""
     student, given = model(seed), clips(48, seed)
     if seed:  # of seed 0 the fixture tells
