@@ -98,6 +98,9 @@ def examined(component: Component, name: str, target: str) -> Cell:
         except UserError as error:
             cell.outcome, cell.message = "refused", str(error).splitlines()[0]
             break
+        except Exception as error:  # noqa: BLE001 - a crash is a row of the table
+            cell.outcome, cell.message = "failed late", f"check crashed: {next(iter(str(error).splitlines()), '')}"
+            break
         with tempfile.TemporaryDirectory() as folder:
             try:
                 report = export_components(exporter, [component], exporter.profile, Path(folder) / "out")
