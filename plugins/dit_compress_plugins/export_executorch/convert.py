@@ -93,7 +93,7 @@ def without_kernel(component: Component) -> tuple[Diagnostic, ...]:
     """List operators that neither XNNPACK nor the portable library can run; the file would be written all the same.
 
     The program is decomposed to core operators, and each must be in the runtime's own registry. Convolutions
-    over three axes are in it by name, and fail when they run.
+    over three axes (those that could not be rewritten) are in it by name, and fail when they run.
     """
     with quiet():
         from executorch.runtime import Runtime
