@@ -3,11 +3,12 @@
     python benchmarks/exports.py [--targets coreml onnx] [--components "video_dit" "vae 8x32x32"]
 
 Components: the DiT step of video_dit, of a pruned video_dit, of LTX and of Wan (tiny, random weights), the decoders of
-video_vae and h3ae at four ratios, and what is made of either at 8x32x32: a small decoder for a phone (``phone-vae``),
-its own with half of the channels (``cut-vae``). Targets: Core ML, Core AI, ONNX, ExecuTorch, each in float32 and
-float16. Each cell goes through the toolkit's own export: check, lower, reload from disk, execute, compare on typical,
-zero, tiny, huge and padded inputs. A cell passes when every precision reaches its gates (70 dB in float32 arithmetic,
-50 dB in float16). Refused: by ``check``, before lowering, with a reason. Failed late: anything else.
+video_vae and h3ae at four ratios, and what is made of either at 8x32x32, or of LTX's VAE (diffusers' class, fine-tuned
+for a step: ``tuned-ltx``): a small decoder for a phone (``phone-vae``), its own with half of the channels
+(``cut-vae``). Targets: Core ML, Core AI, ONNX, ExecuTorch, each in float32 and float16. Each cell goes through the
+toolkit's own export: check, lower, reload from disk, execute, compare on typical, zero, tiny, huge and padded inputs.
+A cell passes when every precision reaches its gates (70 dB in float32 arithmetic, 50 dB in float16). Refused: by
+``check``, before lowering, with a reason. Failed late: anything else.
 
 The last line is one JSON object. Exit status 1 where a goal is missed: all DiT cells pass, all decoder cells on Core
 ML, Core AI and ONNX pass; only ExecuTorch × decoder may be refused; nothing fails late.
@@ -96,6 +97,9 @@ def examined(component: Component, name: str, target: str) -> Cell:
             check_components(exporter, [component], exporter.profile)
         except UserError as error:
             cell.outcome, cell.message = "refused", str(error).splitlines()[0]
+            break
+        except Exception as error:  # noqa: BLE001 - a crash is a row of the table
+            cell.outcome, cell.message = "failed late", f"check crashed: {next(iter(str(error).splitlines()), '')}"
             break
         with tempfile.TemporaryDirectory() as folder:
             try:

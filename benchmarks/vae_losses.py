@@ -39,6 +39,7 @@ from dit_compress.measure.latency import machine
 from dit_compress.model.bundle import Bundle
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
+from dit_compress.train.codec.step import psnr_8_bits
 from dit_compress_plugins.evaluate_spectrum.spectrum import power, upper_share
 
 if TYPE_CHECKING:
@@ -73,11 +74,19 @@ CLAIMS = (*CODECS, *DITS)
 TABLES = (
     Table(
         "Further losses of a codec",
-        {"plain": "30.06 dB", "consistency": "30.23 dB", "scale": "–", "haar": "no gain", "gan": "no gain"},
+        {
+            "plain": "30.06 dB",
+            "consistency": "30.23 dB",
+            "scale": "–",
+            "haar": "no gain",
+            "gan": "no gain",
+            "no codec": "–",
+        },
         {"psnr_db": 3, "upper_share": 4},
         CODECS,
         "H3AE, DAVIS (no gain: abstract)",
-        "`upper_share`: share of the latents' power above half of the largest spatial frequency.",
+        "`upper_share`: share of the latents' power above half of the largest spatial frequency. `no codec`: every "
+        "clip as its mean colour, and white noise as latents.",
     ),
     Table(
         "A DiT on the latents, equal steps",
@@ -205,12 +214,15 @@ def sampled(dit: Bundle, cache: Path, data: Part, seed: int, steps: int) -> dict
 
 @torch.no_grad()
 def floors(bundle: Bundle, cache: Path, data: Part) -> Row:
-    """Measure training clips as if they were samples, and held-out clips beside other captions."""
+    """Measure mean colours, white noise, training clips as if they were samples, and clips beside other captions."""
     video, captions = held_out(bundle, cache, data)
     context = context_of(bundle.path.parent, cache, data, input=bundle)
+    colours, codec = video.mean((2, 3, 4), keepdim=True).expand_as(video), context.input.codec().eval()
+    white = torch.ones(codec.encode(video[:1]).shape[-2:])
     clips = context.pixels("train").x0(range(len(captions)))
     own, others = (read(context, video, said) for said in (captions, [*captions[1:], captions[0]]))
     return {
+        "no codec": {"psnr_db": float(psnr_8_bits(colours, video).mean()), "upper_share": upper_share([(1.0, white)])},
         "clips": {"energy": energy_distance(small(clips), small(video)), "accuracy": own},
         "other captions": {"energy": 0.0, "accuracy": others},
     }

@@ -32,7 +32,8 @@ def test_it_runs_tiny_and_goes_on_with_what_is_there(
     assert first["db"] == first["rows"]["small"]["db"]
     assert first["rows"]["original"]["db"] == 100
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("bundle.json")}
-    assert len(written) == 4
+    assert len(written) == 5
+    assert 20 < first["floor_db"] < 100, "of the linear start"
     assert decoder.main([*given, "--rounds", "0"]) == 0
     second = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert second["speedup"] is None
@@ -46,7 +47,7 @@ def test_it_runs_tiny_and_goes_on_with_what_is_there(
     monkeypatch.setattr(decoder, "TIERS", tiers)
     assert decoder.main([*given, "--rounds", "0"]) == 0
     changed = {path.parents[1].name for path, at in written.items() if path.stat().st_mtime_ns != at}
-    assert changed == {"small"}
+    assert changed == {"small", "linear"}
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]["small"]["parameters"] > parameters["small"]
 
 

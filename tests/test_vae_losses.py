@@ -52,6 +52,8 @@ def test_it_runs_tiny_and_goes_on_with_what_is_there(tmp_path: Path, capsys: pyt
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (first["claims"], first["held"], first["reversed"]) == (6, 0, 0), "one seed can show nothing"
     assert set(first["arms"]) == {arm for table in vae_losses.TABLES for arm in table.paper}
+    assert first["arms"]["no codec"]["upper_share"] == 5 / 8
+    assert 5 < first["arms"]["no codec"]["psnr_db"] < 30
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("bundle.json")}
     assert len(written) == len(vae_losses.ARMS) + 2 * len(vae_losses.TAUGHT)
     (tmp_path / "tiny" / "seed0" / "row.json").unlink()

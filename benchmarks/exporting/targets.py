@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import resource
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +21,7 @@ from dit_compress.recipe import make_part
 from dit_compress.search.importance import magnitude, top
 from dit_compress.structure.apply import apply_edits
 from dit_compress.testing.models import tiny_denoiser
+from dit_compress.testing.steps import drawn, tiny_context
 from dit_compress_plugins.latent_decoder import DecoderOptions
 from dit_compress_plugins.latent_decoder.codec import describe
 from dit_compress_plugins.latent_decoder.step import small_codec
@@ -31,8 +35,16 @@ TARGETS = dict.fromkeys(("coreml", "coreai", "onnx", "executorch"), ("float32", 
 """Target → precisions it is exported in."""
 RATIOS = {"4x16x16": (4, 16, 16), "4x32x32": (4, 32, 32), "8x32x32": (8, 32, 32), "8x64x64": (8, 64, 64)}
 CODECS = {"vae": "video_vae", "h3ae": "h3ae"}
-DECODERS = tuple(f"{made}-{codec} 8x32x32" for made in ("phone", "cut") for codec in CODECS)
+FOREIGN = "ltx"
+"""The VAE of diffusers, in decoders' names: fine-tuned here before anything is made of it."""
+DECODERS = (
+    *(f"{made}-{codec} 8x32x32" for made in ("phone", "cut") for codec in (*CODECS, FOREIGN)),
+    f"tuned-{FOREIGN} 8x32x32",
+)
 """Decoders that are made of a codec."""
+LTX = {"latent_channels": 8, "layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5}
+LTX |= {"block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
+"""Its class is diffusers' ``AutoencoderKLLTXVideo``."""
 DITS = ("video_dit", "pruned video_dit", "ltx", "wan")
 REMOVED = {"block": 1 / 3, "head": 1 / 2, "ffn": 1 / 4}
 SIZE = (3, 4, 4)
@@ -94,17 +106,33 @@ def codec_of(name: str, ratio: str) -> Any:
     return settle(codec)
 
 
+@cache
+def tuned() -> Any:
+    """Return the bundle's codec of a VAE of diffusers after ``latent: {use: diffusers_vae, finetune: …}``."""
+    import diffusers
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        settle(diffusers.AutoencoderKLLTXVideo(**LTX)).save_pretrained(Path(folder) / "vae")
+        given = {"use": "diffusers_vae", "path": f"{folder}/vae", "finetune": {"steps": 1, "batch": 2, "lr": 1e-3}}
+        context = tiny_context(Path(folder) / "step", data=drawn(9, (64, 64), 4))
+        return make_part("latent", given, installed()).build().run(context).bundle.codec().eval()
+
+
 def decoder_component(name: str, ratio: str) -> Component:
     """Return the decoder of a small codec at a ratio, its own or one made of it."""
     made, _, codec_name = name.rpartition("-")
-    codec = codec_of(codec_name, ratio)
-    return vae_decoder(MADE[made](codec, CODECS[codec_name]) if made else codec, torch.randn(1, 32, 3, 2, 2))
+    foreign = codec_name == FOREIGN
+    codec = copy.deepcopy(tuned()) if foreign else codec_of(codec_name, ratio)
+    decoder = MADE[made](codec, "diffusers_vae" if foreign else CODECS[codec_name]) if made else codec
+    return vae_decoder(decoder, torch.randn(1, codec.channels, 3, 2, 2))
 
 
 def phone(codec: Any, plugin: str) -> torch.nn.Module:
     """Put a small decoder (``latent: decoder``) behind a codec's encoder."""
     options = DecoderOptions(widths=(16, 16, 8), frame_width=8)
-    return settle(small_codec(codec, describe(ComponentSpec("latent", plugin, config_of(codec)), options)))
+    config = codec.config if plugin == "diffusers_vae" else config_of(codec)
+    return settle(small_codec(codec, describe(ComponentSpec("latent", plugin, config), options)))
 
 
 def cut(codec: Any, plugin: str) -> torch.nn.Module:  # noqa: ARG001 - as the others
@@ -114,7 +142,12 @@ def cut(codec: Any, plugin: str) -> torch.nn.Module:  # noqa: ARG001 - as the ot
     return codec
 
 
-MADE = {"phone": phone, "cut": cut}
+def as_it_is(codec: Any, plugin: str) -> torch.nn.Module:  # noqa: ARG001 - as the others
+    """Return the codec itself."""
+    return codec
+
+
+MADE = {"phone": phone, "cut": cut, "tuned": as_it_is}
 """What is made of a codec, by name."""
 
 

@@ -29,14 +29,14 @@ class Rewrites:
     convolutions: learnt linears as 1×1 convolutions.
     split_heads: attention head by head.
     query_slice: attention over at most so many queries at a time.
-    patch_linears: convolutions over three axes that cut patches, as linears.
+    flat_convolutions: convolutions over three axes as linears of patches, or over frames side by side.
     """
 
     max_rank: int | None = None
     convolutions: bool = False
     split_heads: bool = False
     query_slice: int | None = None
-    patch_linears: bool = False
+    flat_convolutions: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Profile:
     precision: of arithmetic on the device.
     weight_bits: bits of one stored weight of a matrix.
     max_rank: largest number of axes of a tensor; permutations through more are rewritten where that can be done.
-    convolutions, split_heads, query_slice, patch_linears: rewrites that the device gains from (see :class:`Rewrites`).
+    convolutions, split_heads, query_slice, flat_convolutions: rewrites that the device gains from (:class:`Rewrites`).
     max_file_bytes: largest weight file, None for no limit.
     memory_bytes: memory that an app may fill with weights, None where it is not known.
     dtypes: what inputs and outputs may be.
@@ -63,7 +63,7 @@ class Profile:
     convolutions: bool = False
     split_heads: bool = False
     query_slice: int | None = None
-    patch_linears: bool = False
+    flat_convolutions: bool = False
     max_file_bytes: int | None = None
     memory_bytes: int | None = None
     dtypes: tuple[str, ...] = ("float32", "float16", "int32")
@@ -75,7 +75,7 @@ class Profile:
     @property
     def rewrites(self) -> Rewrites:
         """The rewrites that the device asks for."""
-        return Rewrites(self.max_rank, self.convolutions, self.split_heads, self.query_slice, self.patch_linears)
+        return Rewrites(self.max_rank, self.convolutions, self.split_heads, self.query_slice, self.flat_convolutions)
 
     @property
     def bits(self) -> int:

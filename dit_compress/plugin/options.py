@@ -99,6 +99,11 @@ class Options(BaseModel):
         return False
 
     @property
+    def of_latents(self) -> Self:
+        """Of a latent step, the options without what latents do not follow from: a fine-tune of the decoder alone."""
+        return self
+
+    @property
     def caption_width(self) -> int | None:
         """Width of the embeddings that a text encoder gives or a model takes, where these options alone say it."""
         return None

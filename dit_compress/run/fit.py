@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError
@@ -206,7 +206,8 @@ def encoder_of(node: Node, encoders: Mapping[str, Encoder | None], seed: int) ->
     encoders: those of the steps before.
     """
     if node.kind == "latent" and not node.part.options.keeps_latents:
-        return Encoder(node=node, seed=seed)
+        part = replace(node.part, options=node.part.options.of_latents)
+        return Encoder(node=replace(node, parts=node.parts | {"step": part}), seed=seed)
     return encoder_at(node.inputs.get("input"), encoders)
 
 

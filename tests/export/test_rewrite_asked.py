@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.fx.node import map_arg
 
 from dit_compress.export import Component, Profile, check_components, dit_step, export_components
-from dit_compress.export.rewrite import linears_as_convolutions, lower_ranks, patches_as_linears, slice_attention
+from dit_compress.export.rewrite import (
+    flatten_convolutions,
+    linears_as_convolutions,
+    lower_ranks,
+    patches_as_linears,
+    slice_attention,
+)
 from dit_compress.export.rewrite.ranks import steps
 from dit_compress.export.tracing import copied
 from dit_compress.model.one_of_each import shorten
@@ -207,6 +213,46 @@ def test_patches_as_linears(options: dict[str, Any], count: int) -> None:
     width = layer.weight[0].numel()
     terms = torch.conv3d(x.abs(), layer.weight.abs(), bias, layer.stride, layer.padding, groups=layer.groups)
     assert ((program.module()(x) - layer(x)).abs() <= 2 * width * 2**-24 * terms).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"kernel_size": 3, "padding": 1}, 2),
+        ({"kernel_size": (3, 3, 2), "stride": (2, 2, 1), "padding": (0, 1, 0), "bias": False}, 2),
+        ({"kernel_size": (1, 3, 3), "padding": (2, 0, 1)}, 2),
+        ({"kernel_size": (2, 1, 1)}, 2),
+        ({"kernel_size": 3, "dilation": 2, "padding": 2}, 0),
+        ({"kernel_size": 3, "groups": 2}, 0),
+    ],
+)
+def test_convolutions_over_three_axes_go_over_frames_side_by_side(options: dict[str, Any], count: int) -> None:
+    """One weight, called twice: on a video and on its mirror image, which lies otherwise in memory."""
+    torch.manual_seed(0)
+    layer, x = nn.Conv3d(4, 6, **options), torch.randn(2, 4, 6, 6, 7)
+    bias = None if layer.bias is None else layer.bias.abs()
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(x), self.layer(x.transpose(3, 4).contiguous().transpose(3, 4).flip(2))
+
+    program = torch.export.export(Twice(), (x,), strict=False).run_decompositions({})
+    assert flatten_convolutions(program) == count
+    assert any(node.target is torch.ops.aten.conv3d.default for node in program.graph.nodes) is not bool(count)
+    assert all(node.meta["val"].ndim <= 5 for node in program.graph.nodes if hasattr(node.meta.get("val"), "ndim"))
+    terms = torch.conv3d(
+        x.abs(), layer.weight.abs(), bias, layer.stride, layer.padding, layer.dilation, groups=layer.groups
+    )
+    mirrored = torch.conv3d(
+        x.flip(2).abs(), layer.weight.abs(), bias, layer.stride, layer.padding, layer.dilation, groups=layer.groups
+    )
+    bound = 2 * layer.weight[0].numel() * 2**-24
+    for found, wanted, most in zip(program.module()(x), Twice()(x), (terms, mirrored), strict=True):
+        assert ((found - wanted).abs() <= bound * most).all()
 
 
 # ------------------------------------------------------------------ attention

@@ -295,7 +295,9 @@ def test_a_vae_of_diffusers_is_finetuned_and_its_spectrum_measured_on_several_si
     for clip in context.clips("test"):
         video[clip.shape].append(to_video(torch.from_numpy(clip.pixels()[None])))
     with torch.no_grad():
-        square = [codec.encode(torch.cat(each)).square().mean() * each[0][0, 0, 0].numel() / 64 for each in video.values()]
+        square = [
+            codec.encode(torch.cat(each)).square().mean() * each[0][0, 0, 0].numel() / 64 for each in video.values()
+        ]
     cells = sum(COUNTS[shape] * shape[1] * shape[2] / 64 for shape in COUNTS)
     mean = sum(COUNTS[shape] * float(value) for shape, value in zip(COUNTS, square, strict=True)) / cells
     low, high = found["latent_power"]["against"]

@@ -101,9 +101,22 @@ def test_half_precision_halves_the_file_and_reaches_its_gates(tmp_path: Path) ->
     assert 55 < halves < 90, "whole arithmetic under another name would be above 90"
 
 
+@pytest.mark.parametrize(("precision", "least"), [("float32", 120), ("float16", 55)])
+def test_convolutions_over_three_axes_run_over_frames_side_by_side(precision: str, least: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv3d(8, 3, 3, padding=(0, 1, 1))).eval()
+    made = Component("vae_decoder", layers, {"latent": torch.randn(1, 4, 5, 4, 4)}, ("video",), varied=("latent",))
+    exporter = ExecuTorchExport(ExecuTorchOptions(precision=precision))
+    report = export_components(exporter, [made], exporter.profile, tmp_path / "out")
+    assert report["passed"]
+    assert min(row["psnr_db"] for row in report["rows"]) > least
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_decoder_with_convolutions_over_three_axes_is_refused_before_lowering(precision: str, tmp_path: Path) -> None:
-    layers = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.SiLU()).eval()
+def test_a_decoder_with_gaps_in_convolutions_over_three_axes_is_refused_before_lowering(
+    precision: str, tmp_path: Path
+) -> None:
+    layers = nn.Sequential(nn.Conv3d(4, 4, 3, padding=2, dilation=2), nn.SiLU()).eval()
     made = Component("vae_decoder", layers, {"latent": torch.randn(1, 4, 3, 4, 4)}, ("video",), varied=("latent",))
     exporter = ExecuTorchExport(ExecuTorchOptions(precision=precision))
     with pytest.raises(UserError, match=r"component vae_decoder, 0: aten\.convolution: a convolution over three axes"):

@@ -16,6 +16,10 @@ from dit_compress.model.bundle import Bundle
 from dit_compress.model.halves import Halves
 from dit_compress.model.spec import Spec, latent_size
 from dit_compress.plugin.options import options_as_data
+from dit_compress.plugin.registry import installed
+from dit_compress.recipe import make_part
+from dit_compress.run.fit import encoder_of
+from dit_compress.run.keys import Node
 from dit_compress.testing.steps import drawn, tiny_context
 from dit_compress.train.options import check_parts
 from dit_compress_plugins.latent_diffusers_vae import DiffusersVAEOptions, FineTuneWeights
@@ -251,6 +255,24 @@ def test_a_decoder_alone_is_finetuned_with_the_latents_as_they_were(tmp_path: Pa
         assert torch.equal(after.encode(clip(9)), latent)
         assert not torch.allclose(before.decode(latent), after.decode(latent))
     assert metrics["gained_db"] > 0
+    # They keep the name that they have in a bundle of the folder as it is.
+    plain = step(tmp_path / "vae").run(context_in(tmp_path / "plain")).bundle
+    tuned = Bundle.open(tmp_path / "step" / "bundle")
+    assert plain is not None
+    assert tuned.latents == plain.latents == plain.digest("latent") != tuned.digest("latent")
+    given = [DiffusersVAEOptions(path="x", finetune=each) for each in (None, {"train": "decoder"}, {"train": "all"})]
+    assert given[1].of_latents == given[0].of_latents == given[0]
+    assert given[2].of_latents == given[2]
+    # And a plan takes them for one VAE.
+    named = [{"use": "diffusers_vae", "path": str(tmp_path / "vae")} | each for each in (
+        {}, {"finetune": {"train": "decoder", "steps": 3}}, {"finetune": {"train": "decoder", "steps": 4}}, {"finetune": {}}
+    )]  # fmt: skip
+    nodes = [
+        Node(f"vae{i}", "latent", {"step": make_part("latent", each, installed())}) for i, each in enumerate(named)
+    ]
+    first, *others = (encoder_of(node, {}, seed=0) for node in nodes)
+    assert first is not None
+    assert [first.same(each) and each.same(first) for each in others if each is not None] == [True, True, False]
 
 
 def test_what_decodes_alone_is_found_by_watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from dit_compress.core.randomness import Streams
 from dit_compress.train.codec.critics import FrameCritic, RandomFeatures
 from dit_compress.train.codec.objective import CodecObjective
 from dit_compress.train.codec.options import CodecTraining
-from dit_compress.train.codec.step import check_scales
+from dit_compress.train.codec.step import beside, check_scales
 from dit_compress.train.objective import Batch
 
 
@@ -161,3 +161,10 @@ def test_the_critic_sees_motion() -> None:
     frozen = video[:, :, :1].expand_as(video)
     assert critic(video).shape == (1, 3 * 2 * 2)
     assert not torch.allclose(critic(video)[:, 4:8], critic(frozen)[:, 4:8])
+
+
+def test_clips_go_to_where_the_codec_is_in_the_type_of_its_weights() -> None:
+    video = torch.zeros(1, 3, 1, 2, 2)
+    assert beside(nn.Linear(1, 1, dtype=torch.float64), video).dtype == torch.float64
+    assert beside(nn.Linear(1, 1, device="meta"), video).device.type == "meta"
+    assert beside(nn.Identity(), video) is video

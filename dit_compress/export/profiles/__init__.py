@@ -83,4 +83,4 @@ def from_data(data: Any, where: str) -> Profile:
 
 
 _NUMBERS = ("weight_bits", "max_rank", "max_file_bytes", "memory_bytes", "alignment", "query_slice")
-_SWITCHES = ("convolutions", "split_heads", "patch_linears")
+_SWITCHES = ("convolutions", "split_heads", "flat_convolutions")

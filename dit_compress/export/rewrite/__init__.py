@@ -26,14 +26,15 @@ These where the device's profile asks for them (``rewrite_for`` takes its ``Rewr
 |---|---|---|---|
 | views, permutations, joins and slices in steps of few axes | ``max_rank`` | too many can't be loaded | exact |
 | linear of I inputs → 1×1 convolution | ``convolutions`` | the form of neural engines | 2·I·2⁻²⁴·(Σ|w x| + |b|) |
-| 3D convolution of patches → linear | ``patch_linears`` | ExecuTorch can't run it | 2·I·2⁻²⁴·(Σ|w x| + |b|) |
+| 3D convolution of patches → linear | ``flat_convolutions`` | ExecuTorch can't run it | 2·I·2⁻²⁴·(Σ|w x| + |b|) |
+| 3D convolution → 2D over frames side by side | ``flat_convolutions`` | the same | the same |
 | attention head by head | ``split_heads`` | memory of the scores | 1e-6 · max|v| |
 | attention, so many queries at a time | ``query_slice`` | memory of the scores | 1e-6 · max|v| |
 """
 
 from dit_compress.export.rewrite.asked import rewrite_for, would_change
 from dit_compress.export.rewrite.attention import slice_attention
-from dit_compress.export.rewrite.convolutions import linears_as_convolutions, patches_as_linears
+from dit_compress.export.rewrite.convolutions import flatten_convolutions, linears_as_convolutions, patches_as_linears
 from dit_compress.export.rewrite.graph import MASKED, GraphRewrite, rewrite_graph
 from dit_compress.export.rewrite.norms import ScaledRMSNorm, odd_norms, rewrite_modules
 from dit_compress.export.rewrite.ranks import lower_ranks
@@ -43,6 +44,7 @@ __all__ = [
     "MASKED",
     "GraphRewrite",
     "ScaledRMSNorm",
+    "flatten_convolutions",
     "linears_as_convolutions",
     "lower_ranks",
     "odd_norms",

@@ -5,9 +5,10 @@
 Sums may be taken in another order: ``|difference| <= 2·I·2⁻²⁴·(Σ_i |w x| + |b|)`` in float32.
 
 A convolution over three axes whose stride is its kernel cuts a video into patches: it is a linear of each patch, and
-runs where 3D convolutions do not. The same bound holds, I the values of a patch.
+runs where 3D convolutions do not. Any other one sums over the frames that its kernel sees: with those side by side in
+the channels it is a convolution over two axes. The same bound holds, I the values of a patch, or under the kernel.
 
-Shapes: B batch, S tokens, I channels in, O channels out.
+Shapes: B batch, S tokens, I channels in, O channels out, F frames of a kernel, T frames of its output, H W pixels.
 """
 
 from __future__ import annotations
@@ -68,16 +69,68 @@ def patches_as_linears(program: ExportedProgram) -> int:
     return len(found)
 
 
+def flatten_convolutions(program: ExportedProgram) -> int:
+    """Rewrite every other convolution over three axes as one over two, in place; how many there were."""
+    graph = program.graph_module.graph
+    found: dict[Node, list[Node]] = {}
+    for node in graph.nodes:
+        if goes_flat(node) and _name(program, node.args[1]) is not None:
+            found.setdefault(node.args[1], []).append(node)
+    for weight, users in found.items():
+        outputs, channels, frames, *kernel = shape_of(weight) or ()
+        flat = _seen(program, weight, users, [outputs, channels * frames, *kernel])
+        for node in users:
+            _flatten(node, flat, frames)
+    loosen(graph)
+    graph.lint()
+    program.graph_module.recompile()
+    return sum(map(len, found.values()))
+
+
+def _flatten(node: Node, weight_OIHW: Node, frames: int) -> None:
+    """Convolve over two axes, with the frames that the kernel sees beside each other among the channels."""
+    x, _, bias, stride, padding, _, _ = _arguments(node)
+    (batch, channels, _, height, width), wanted = shape_of(x) or (), shape_of(node) or ()
+    count, outputs = wanted[2], wanted[1]
+    if padding[0]:
+        x = call(node, aten.constant_pad_nd.default, x, [0, 0, 0, 0, padding[0], padding[0]])
+    ends = [(first, first + (count - 1) * stride[0] + 1) for first in range(frames)]
+    seen = [call(node, aten.slice.Tensor, x, 2, *each, stride[0]) for each in ends]
+    flat = [call(node, aten.reshape.default, each, [batch, channels, 1, count, height * width]) for each in seen]
+    x_BIFTS = call(node, aten.cat.default, flat, 2) if frames > 1 else flat[0]
+    x_BTIFS = call(node, aten.permute.default, x_BIFTS, [0, 3, 1, 2, 4])
+    image = call(node, aten.reshape.default, x_BTIFS, [batch * count, channels * frames, height, width])
+    y_NOHW = call(node, aten.conv2d.default, image, weight_OIHW, bias, list(stride[1:]), list(padding[1:]))
+    y_BTOHW = call(node, aten.reshape.default, y_NOHW, [batch, count, outputs, *wanted[3:]])
+    become(node, aten.permute.default, y_BTOHW, [0, 2, 1, 3, 4])
+
+
+def _arguments(node: Node) -> tuple[Any, ...]:
+    """Return input, weight, bias, stride, padding, dilation and groups of a convolution over three axes."""
+    defaults = (None, None, None, [1], [0], [1], 1)
+    given = (*node.args, *defaults[len(node.args) :])
+    return tuple(each * 3 if isinstance(each, list) and len(each) == 1 else each for each in given)
+
+
+def goes_flat(node: Node) -> bool:
+    """Tell whether a node is a convolution over three axes without gaps in its kernel, and of all channels."""
+    if node.target is not aten.conv3d.default or shape_of(node) is None:
+        return False
+    *_, padding, dilation, groups = _arguments(node)
+    return set(dilation) == {1} and groups == 1 and not isinstance(padding, str)
+
+
 def cuts_patches(node: Node) -> bool:
     """Tell whether a node is a convolution over three axes with stride = kernel and nothing left over or added."""
-    if node.target is not aten.conv3d.default:
+    if not goes_flat(node):
         return False
-    defaults = (None, None, None, [1], [0], [1], 1)
-    given: tuple[Any, ...] = (*node.args, *defaults[len(node.args) :])
-    stride, padding, dilation, groups = given[3:]
+    *_, stride, padding, _, _ = _arguments(node)
     kernel, size = list((shape_of(node.args[1]) or ())[2:]), (shape_of(node.args[0]) or ())[2:]
-    plain = set(padding) == {0} and set(dilation) == {1} and groups == 1 and not isinstance(padding, str)
-    return plain and list(stride) == kernel and not any(cells % step for cells, step in zip(size, kernel, strict=True))
+    return (
+        set(padding) == {0}
+        and list(stride) == kernel
+        and not any(cells % step for cells, step in zip(size, kernel, strict=True))
+    )
 
 
 def _name(program: ExportedProgram, weight: Node) -> str | None:

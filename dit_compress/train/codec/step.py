@@ -64,16 +64,17 @@ class CodecStep:
 
         Of several processes the first looks at clips before and after training; the loop hands its codec to the others.
         """
-        codec, first = self.create(context.seed), not context.world.rank
+        codec, first, device = self.create(context.seed), not context.world.rank, context.world.device
         likeness = self.likeness(codec, context)
         samples, held_out = context.pixels("train"), context.pixels("test")
         count = min(len(samples), self.looked_at)
         began = self.begin(codec, chunks(samples, count), held_out) if first else {}
         if self.options.steps:
             fit(self.objective(codec, likeness, context.seed), samples, self.options, context)
-        codec = self.finish(codec.float(), chunks(samples, count))
+        codec = self.finish(codec.float().to(device), chunks(samples, count))
         spec = replace(context.spec(), latent=ComponentSpec("latent", self.plugin, config_of(codec)))
-        return context.give({"latent": codec}, spec=spec, metrics=self.measured(codec, held_out, began))
+        metrics = self.measured(codec, held_out, began)
+        return context.give({"latent": codec.cpu()}, spec=spec, metrics=metrics)
 
     def network(self) -> Any:
         """Make a codec of the options; works on the meta device."""
@@ -130,7 +131,8 @@ def check_scales(latent_THW: Sequence[int], scales: Sequence[int]) -> None:
 @torch.no_grad()
 def measure_statistics(codec: CausalCodec, videos: Iterable[Tensor]) -> None:
     """Write the raw latents' mean and std per channel into the codec's config."""
-    raw = [rearrange(codec.encode_raw(video), "B C T H W -> 1 C (B T H W) 1 1") for video in videos]
+    encoded = (codec.encode_raw(beside(codec, video)) for video in videos)
+    raw = [rearrange(latent, "B C T H W -> 1 C (B T H W) 1 1") for latent in encoded]
     mean_C, std_C = channel_statistics(torch.cat(raw, dim=2))
     codec.set_statistics(mean_C.tolist(), std_C.tolist())
 
@@ -156,11 +158,18 @@ def round_trip_db(codec: Codec, samples: Samples, most: int = 64, *, given: bool
     training = module.training
     module.eval()
     decibels = []
-    for video in chunks(samples, min(len(samples), most), 8):
+    for clips in chunks(samples, min(len(samples), most), 8):
+        video = beside(module, clips)
         back = decoded(codec, codec.encode(video), video[:, :, 0] if given else None)
         decibels.append(psnr_8_bits(back[:, :, int(later) :], video[:, :, int(later) :]))
     module.train(training)
     return float(torch.cat(decibels).mean())
+
+
+def beside(module: nn.Module, video: Tensor) -> Tensor:
+    """Return a video on the device and in the type of a module's weights; as it is, where there are none."""
+    weights = next(module.parameters(), None)
+    return video if weights is None else video.to(weights)
 
 
 def psnr_8_bits(video: Tensor, target: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def export() -> Plugin:
         name="executorch",
         options=ExecuTorchOptions,
         load="dit_compress_plugins.export_executorch.exporter:ExecuTorchExport",
+        revision=2,
         requires=("executorch",),
         extra="executorch",
         summary=".pte files for Android and iOS (XNNPACK), executed with ExecuTorch",

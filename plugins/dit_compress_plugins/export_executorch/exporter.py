@@ -29,7 +29,7 @@ class ExecuTorchExport(ExportStep):
     @property
     def profile(self) -> Profile:
         """The device the options describe, without the 3D convolutions that ExecuTorch can't run."""
-        return replace(super().profile, patch_linears=True)
+        return replace(super().profile, flat_convolutions=True)
 
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """Say what would break. ExecuTorch writes files that it can't load or run: operators need a kernel here."""

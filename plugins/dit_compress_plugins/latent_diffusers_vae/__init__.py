@@ -70,6 +70,12 @@ class DiffusersVAEOptions(Options):
         return "no" if self.finetune is None else "yes"
 
     @property
+    def of_latents(self) -> Self:
+        """Latents are those of the folder where the decoder alone is trained."""
+        decodes = self.finetune is not None and self.finetune.train == "decoder"
+        return self.model_copy(update={"finetune": None}) if decodes else self
+
+    @property
     def any_size(self) -> bool:
         """True: the loop draws each batch of one size."""
         return True
@@ -87,6 +93,7 @@ def latent() -> Plugin:
         name="diffusers_vae",
         options=DiffusersVAEOptions,
         load="dit_compress_plugins.latent_diffusers_vae.step:DiffusersVAEStep",
+        revision=2,
         requires=("diffusers",),
         world="all",
         summary="wraps any video VAE of diffusers, from a local folder, or fine-tunes it",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compress.core.errors import UserError
+from dit_compress.model.bundle import component_digest
 from dit_compress.model.halves import halves
 from dit_compress.model.spec import ComponentSpec
 from dit_compress.structure.empty import empty_weights
@@ -52,8 +53,11 @@ class DiffusersVAEStep:
         """Load, try on a tiny clip, train where the options ask for it, give the bundle."""
         codec = self.load()
         try_out(codec)
-        metrics = self.finetune(codec, context) if self.options.finetune else {}
-        spec = replace(context.spec(), latent=ComponentSpec("latent", PLUGIN, codec.config))
+        tuned = self.options.finetune
+        kept = tuned is not None and tuned.train == "decoder" and not context.world.rank
+        latents = component_digest(codec, codec.config, context.folder) if kept else None
+        metrics = self.finetune(codec, context) if tuned else {}
+        spec = replace(context.spec(), latent=ComponentSpec("latent", PLUGIN, codec.config, latents=latents))
         return context.give({"latent": codec}, spec=spec, metrics=metrics)
 
     def finetune(self, codec: DiffusersCodec, context: Context) -> dict[str, float]:
@@ -63,15 +67,16 @@ class DiffusersVAEStep:
         """
         options = self.options.finetune
         assert options is not None
-        held_out, before = context.pixels("test"), 0.0
+        held_out, before, device = context.pixels("test"), 0.0, context.world.device
         if not context.world.rank:
-            before = round_trip_db(codec, held_out)
+            before = round_trip_db(codec.to(device), held_out)
         codec.requires_grad_(requires_grad=options.train == "all")
         only = () if options.train == "all" else decoding(codec)
         objective = CodecObjective(codec, options, only=only, seed=context.seed)
         fit(objective, context.pixels("train"), options, context)
         codec.eval().requires_grad_(requires_grad=False)
-        after = round_trip_db(codec, held_out)
+        after = round_trip_db(codec.to(device), held_out)
+        codec.to("cpu")
         return {"psnr_db": after, "psnr_before_db": before, "gained_db": after - before}
 
     def check_moved(self, spec: Spec) -> None:
