@@ -25,11 +25,11 @@ FRAMES, SIDE = 9, 64
 """Of every clip: a length and a size that the VAE of each public model takes."""
 MOST: Mapping[str, float] = {
     "accumulate": 1, "batch": 2, "batches": 1, "captions": 1, "checkpoint_every": 2, "critic_warmup": 1,
-    "cross_heads": 8, "discriminator_warmup": 1, "ema": 0.2, "evaluations": 2, "every": 1, "ffn": 256, "fit": 2, "frozen_blocks": 1,
-    "generator_every": 1, "groups": 1, "head_width": 32, "heads": 8, "hidden": 256, "layers": 8, "learnable_blocks": 1,
-    "num_captions": 2, "num_clips": 2, "num_draws": 2, "num_test": 2, "plans": 2, "population": 2, "rank": 4,
-    "remove": 1, "runs": 3, "samples": 1, "samples_per_caption": 2, "share_every": 1, "steps": 2, "student_every": 1,
-    "teacher_samples": 2, "teacher_steps": 2, "warmup": 0, "widths": 32,
+    "cross_heads": 8, "discriminator_warmup": 1, "ema": 0.2, "evaluations": 2, "every": 1, "ffn": 256, "fit": 2,
+    "frozen_blocks": 1, "generator_every": 1, "groups": 1, "head_width": 32, "heads": 8, "hidden": 256, "layers": 8,
+    "learnable_blocks": 1, "num_captions": 2, "num_clips": 2, "num_draws": 2, "num_test": 2, "plans": 2,
+    "population": 2, "rank": 4, "remove": 1, "runs": 3, "samples": 1, "samples_per_caption": 2, "share_every": 1,
+    "steps": 2, "student_every": 1, "teacher_samples": 2, "teacher_steps": 2, "warmup": 0, "widths": 32,
 }  # fmt: skip
 """Options by name, and the most that is left of them; of lists of numbers, of each."""
 UNTOUCHED = "objective"

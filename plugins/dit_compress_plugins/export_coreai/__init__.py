@@ -29,5 +29,6 @@ def export() -> Plugin:
         load="dit_compress_plugins.export_coreai.exporter:CoreAIExport",
         requires=("coreai_torch", "coreai"),
         extra="coreai",
+        revision=2,
         summary=".aimodel assets for iOS and macOS 27, executed with Core AI's reference runtime",
     )

@@ -54,6 +54,6 @@ def export() -> Plugin:
         load="dit_compress_plugins.export_coreml.exporter:CoreMLExport",
         requires=("coremltools",),
         extra="coreml",
-        revision=2,
+        revision=3,
         summary=".mlpackage files for iOS and macOS, executed by a MIL interpreter",
     )

@@ -28,6 +28,6 @@ def export() -> Plugin:
         load="dit_compress_plugins.export_onnx.exporter:ONNXExport",
         requires=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
-        revision=2,
+        revision=3,
         summary=".onnx files for Android and desktop, executed with ONNX Runtime",
     )
