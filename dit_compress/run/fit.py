@@ -207,7 +207,7 @@ def encoder_of(node: Node, encoders: Mapping[str, Encoder | None], seed: int) ->
     """
     if node.kind == "latent" and not node.part.options.keeps_latents:
         part = replace(node.part, options=node.part.options.of_latents)
-        return Encoder(node=replace(node, parts=node.parts | {"step": part}), seed=seed)
+        return Encoder(node=replace(node, parts={**node.parts, "step": part}), seed=seed)
     return encoder_at(node.inputs.get("input"), encoders)
 
 
