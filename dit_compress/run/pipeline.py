@@ -48,7 +48,7 @@ MANIFEST = "data.json"
 class Runner:
     """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use.
 
-    yes: run what this machine has no room for, as far as one knows. forks: steps are forks of this process
+    yes: run what this machine has no room for, as far as one knows. forks: steps but exports are forks of this process
     (:mod:`dit_compress.run.forks`).
     """
 
@@ -206,8 +206,10 @@ class Runner:
             )
         if together:
             status = together.lead(partial, threads, node.name)
+        elif self.forks and node.kind != "export":  # what traces again where the plan traced may die in torch
+            status = fork(partial, threads)
         else:
-            status = fork(partial, threads) if self.forks else spawn(worker_command(partial), threads)
+            status = spawn(worker_command(partial), threads)
         if status == STOPPED:
             raise UserError(
                 f"step {node.name!r} was asked to stop",
