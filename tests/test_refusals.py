@@ -202,7 +202,7 @@ PLANNED = {
     ),
     "rewards of what has no pixels": (
         "  - latent: {use: video_vae, channels: 32, steps: 2}\n    name: vae\n",
-        "  - latent: {use: given, channels: 32}\n    name: vae\n  - distill: {use: reward, reward: reader}\n",
+        "  - latent: {use: given, channels: 32}\n    name: vae\n  - distill: {use: reward, reward: shapes}\n",
         "r.yaml:8: 'latent: {use: given}' can't show pixels",
     ),
     "samples of nobody": (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dit_compress.core.errors import UserError
+from dit_compress.plugin import defaults
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -37,7 +38,7 @@ ABOUT = {
     "guidance": ("the guidance that it was distilled with", "Set 'guidance' in 'model', as its pipeline has it"),
     FIRST: ("the latents of a first frame", _FIRST),
     FIRST_PADDED: ("the latents of a first frame", _FIRST),
-    IMAGE: ("the embeddings of an image", f"{_FIRST}; take the 'text' of the whole pipeline (use: transformers)"),
+    IMAGE: ("the embeddings of an image", f"{_FIRST}; take the 'text' of the whole pipeline (use: {defaults.TEXT})"),
 }
 """What a condition is, and the mend where it is missing."""
 

@@ -324,7 +324,7 @@ def edited(folder: Path, change: Any) -> None:
         (lambda data: data["text"]["tokenizer"].update(kind="bpe"), "this player has no tokenizer of kind 'bpe'. Give the"),
         (lambda data: data["exporter"]["options"].update(opset=99, level=3), "does not take the options of the one that "
          "wrote it: level, opset. Install the version that wrote it"),
-        (lambda data: data["artifacts"].pop(), "it has no vae_decoder. Export the bundle again"),
+        (lambda data: data["artifacts"].pop(1), "it has no dit_step. Export the bundle again"),
         (lambda data: data["artifacts"][1]["inputs"][0].update(name="x"), "dit_step takes x, which nothing gives"),
     ],
 )  # fmt: skip

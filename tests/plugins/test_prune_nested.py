@@ -238,7 +238,7 @@ def test_an_export_is_of_each_width_in_a_folder_of_its_own(
 ) -> None:
     seen: list[Any] = []
 
-    def export(_exporter: Any, context: Any) -> Result:
+    def export(_exporter: Any, context: Any, _flow: Any) -> Result:
         seen.append((context.folder.name, context.input.width, whole_size(context.input.denoiser().module)))
         return Result(metrics={"passed": True, "bytes": len(seen)}, files={"manifest": "files/manifest.json"})
 

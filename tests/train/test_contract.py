@@ -162,8 +162,8 @@ class TestReward(DistillerContract):
     options: ClassVar[dict[str, Any]] = {}
 
     def objective(self) -> Any:
-        critic = make_part("reward", {"use": "reader"}, installed())
-        options = RewardOptions(**{"reward": critic, "judge": critic, **self.options})
+        critic, judge = (make_part("reward", {"use": name}, installed()) for name in ("shapes", "reader"))
+        options = RewardOptions(**{"reward": critic, "judge": judge, **self.options})
         made = {"reward": Colours(), "judge": Colours()}
         return RewardObjective(
             options, tiny_denoiser("video_dit"), words(), Pixels(), made, Flow(3.0, 3, 2.0), tiny_denoiser("wan", 1)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context, Result
-    from dit_compress_plugins.transform_model import ModelTransformOptions
+    from dit_compress_plugins.transform_swap import SwapTransformOptions
 
 
-class ModelTransform(Transform):
-    """Step ``transform: {use: model, model: …}``."""
+class SwapTransform(Transform):
+    """Step ``transform: {use: swap, model: …}``."""
 
-    def __init__(self, options: ModelTransformOptions) -> None:
+    def __init__(self, options: SwapTransformOptions) -> None:
         self.part = options.model
         self.maker: Any = self.part.build()
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from dit_compress.hooks import Options, PartField, Plugin, Slot, hookimpl
 
 
-class ModelTransformOptions(Options):
+class SwapTransformOptions(Options):
     """The model that comes in the place of the input's, with its own flow and nothing of what was done to the other."""
 
     model: Annotated[PartField, Slot("model")]
@@ -15,8 +15,8 @@ class ModelTransformOptions(Options):
 def transform() -> Plugin:
     """Describe the plugin."""
     return Plugin(
-        name="model",
-        options=ModelTransformOptions,
-        load="dit_compress_plugins.transform_model.transform:ModelTransform",
+        name="swap",
+        options=SwapTransformOptions,
+        load="dit_compress_plugins.transform_swap.transform:SwapTransform",
         summary="another denoiser beside the same VAE and text encoder: the second of two experts",
     )

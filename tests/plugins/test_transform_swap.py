@@ -25,7 +25,7 @@ def test_the_second_expert_comes_with_its_weights_and_its_sigmas(tmp_path: Path)
     write_twin("Wan2.2-T2V-A14B", twin)
     before = tiny_bundle(tmp_path / "before")
     options = {"use": "diffusers", "path": str(twin), "part": "transformer_2"}
-    step = part("transform", "model", model=options)
+    step = part("transform", "swap", model=options)
     made = step.run(tiny_context(tmp_path / "step", input=before)).bundle
     planned = step.plan(before.spec)
     assert planned.flow == made.flow
@@ -44,4 +44,4 @@ def test_the_second_expert_comes_with_its_weights_and_its_sigmas(tmp_path: Path)
 
 def test_a_model_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="'model'"):
-        part("transform", "model")
+        part("transform", "swap")
