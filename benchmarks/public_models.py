@@ -232,11 +232,14 @@ class Model:
         """Train a LoRA of the whole model to four steps; the stock pipeline takes the file, and samples by it."""
         import numpy as np
 
+        pipeline = stock(self.twin)
+        if not hasattr(pipeline, "load_lora_weights"):
+            what = f"a pruned LoRA fits, but diffusers' {type(pipeline).__name__} has no load_lora_weights"
+            raise UserError(what, mend="Fold the LoRA of few steps into its model")
         text, recipe = (self.place / "recipe.yaml").read_text(), self.place / "few.yaml"
         text = text.replace("sampling_steps: 4,", "sampling_steps: 4, lr: 0.1, lora: {rank: 2},")
         recipe.write_text(text.replace("name: distil\n", "name: few\n    input: diffusers_vae\n"))
         command("run", str(recipe), "--out", str(self.run), "--only", "few", "--threads", "1")
-        pipeline = stock(self.twin)
         before = sampled(self.twin, self.images, pipeline)[0]
         pipeline.load_lora_weights(self.run / "steps" / "few")
         if np.array_equal(before, sampled(self.twin, self.images, pipeline)[0]):

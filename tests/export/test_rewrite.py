@@ -292,6 +292,23 @@ def test_reciprocals_become_divisions() -> None:
     assert torch.equal(program.module()(x), Inverse()(x))
 
 
+def test_einsums_that_order_axes_are_permutations_and_products_are_added() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            ordered = torch.einsum("nhw pqc -> nchpwq", x)
+            summed = torch.einsum("nhwpqc,c->nhwpq", x, y).sum()
+            return torch.addcmul(ordered.flatten(), y.sum(), ordered.flatten(), value=0.5) + summed
+
+    x, y = torch.randn(1, 2, 3, 2, 2, 5, dtype=torch.float64), torch.arange(5, dtype=torch.float64)
+    program = torch.export.export(Both(), (x, y), strict=False).run_decompositions({})
+    counts = rewrite_graph(program)
+    assert (counts.orders, counts.products) == (1, 1)
+    assert sum("einsum" in str(node.target) for node in program.graph.nodes) == 1, "a contraction stays"
+    ordered = x.permute(0, 5, 1, 3, 2, 4).flatten()
+    expected = ordered + 0.5 * (10 * ordered) + (x * y).sum()
+    assert torch.allclose(program.module()(x, y), expected, rtol=1e-12)
+
+
 def test_empty_tensors_are_zeros() -> None:
     class Turned(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

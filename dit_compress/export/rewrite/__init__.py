@@ -17,6 +17,8 @@ Every component gets these:
 | ``empty`` → zeros | it is written before it is read; Core AI has no such operator | exact |
 | ``1/x`` → a division | Core ML's ``inverse`` adds 1e-4 to x | exact |
 | stretches by nearest neighbours, of 3 axes or "exact" → copies | coremltools has neither; VAEs do it | exact |
+| einsums that order the axes of one tensor → permutations | coremltools takes no six axes | exact |
+| ``addcmul`` → a product and a sum | coremltools does not know it | a rounding |
 | group norms of videos → layer norms of rows | coremltools makes 6 axes, and squares that overflow | 5e-6 |
 | ``scale=1/sqrt(K)`` of an attention dropped | with an explicit scale coremltools loses the fused operator | 1e-6 |
 

@@ -35,6 +35,7 @@ GROUP_NORM = aten.group_norm.default
 IMAGE = 4
 """Axes of a batch of images."""
 RECIPROCAL = aten.reciprocal.default
+EINSUM, ADDCMUL = aten.einsum.default, aten.addcmul.default
 FILLS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0, aten.full_like.default: None}
 """Constants shaped like another tensor, and their value (None: the second argument)."""
 ALIAS = aten.alias.default
@@ -56,6 +57,8 @@ class GraphRewrite:
     aliases: int = 0
     stretches: int = 0
     groups: int = 0
+    orders: int = 0
+    products: int = 0
 
 
 def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
@@ -70,6 +73,8 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
     empties = sum(_zero(node) for node in list(module.graph.nodes) if node.target in EMPTY)
     stretches = sum(stretch_by_copies(node) for node in list(module.graph.nodes) if node.target in STRETCHES)
     groups = sum(_by_rows(node) for node in list(module.graph.nodes) if node.target is GROUP_NORM)
+    orders = sum(_permute(node) for node in list(module.graph.nodes) if node.target is EINSUM)
+    products = sum(_multiply_and_add(node) for node in list(module.graph.nodes) if node.target is ADDCMUL)
     reciprocals = sum(_divide(module, node) for node in list(module.graph.nodes) if node.target is RECIPROCAL)
     for node in list(module.graph.nodes):
         if node.target is not ATTENTION:
@@ -82,7 +87,9 @@ def rewrite_graph(program: ExportedProgram) -> GraphRewrite:
         booleans += _additive(module, node, mask)
     module.graph.lint()
     module.recompile()
-    return GraphRewrite(numbers, booleans, scales, fills, reciprocals, empties, aliases, stretches, groups)
+    return GraphRewrite(
+        numbers, booleans, scales, fills, reciprocals, empties, aliases, stretches, groups, orders, products
+    )
 
 
 def _fill(node: Node) -> int:
@@ -129,6 +136,26 @@ def _by_rows(node: Node) -> int:
         if given.get(name) is not None:
             y = call(node, operator, y, call(node, aten.reshape.default, given[name], [channels, 1]))
     become(node, aten.reshape.default, y, list(shape))
+    return 1
+
+
+def _permute(node: Node) -> int:
+    """Write an einsum that only orders the axes of one tensor, as of an unpatchify, as the permutation it is."""
+    equation, tensors = node.args[:2]
+    given, _, wanted = str(equation).replace(" ", "").partition("->")
+    if len(tensors) != 1 or sorted(given) != sorted(wanted) or len(set(given)) < len(given) or "." in given:  # type: ignore[arg-type]
+        return 0
+    become(node, aten.permute.default, tensors[0], [given.index(letter) for letter in wanted])  # type: ignore[index]
+    return 1
+
+
+def _multiply_and_add(node: Node) -> int:
+    """Write ``x + value·a·b`` as operators that coremltools knows; the product is rounded before the sum."""
+    x, a, b = node.args
+    product, value = call(node, aten.mul.Tensor, a, b), node.kwargs.get("value", 1)
+    if value != 1:
+        product = call(node, aten.mul.Tensor, product, value)
+    become(node, aten.add.Tensor, x, product)
     return 1
 
 
