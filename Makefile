@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[video,coreml,onnx]'
+	$(PIP) install -c constraints.txt -e '.[video,coreml,onnx,lora]'
 	touch $@
 
 demo: $(VENV)/.demo
