@@ -218,11 +218,12 @@ def narrow(verdict: Verdict, structure: Structure) -> None:
             entry = compact_module(compacted, call, axes, plan(axes))
             error = disagreement(call.replay(compacted), reference)
             acts = disagreement(reference, call.replay(module)) > ACTS
+            again = reloads(verdict.name, compacted, call, entry)
         except FAILS as failed:
             verdict.width = f"{type(failed).__name__}: {str(failed)[:120]}"
             return
     verdict.width = f"{error:.0e}"
-    verdict.width_exact = error <= EXACT[torch.float64] and acts and reloads(verdict.name, compacted, call, entry)
+    verdict.width_exact = error <= EXACT[torch.float64] and acts and again
 
 
 # ------------------------------------------------------------------ mutations

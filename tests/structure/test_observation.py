@@ -35,7 +35,10 @@ from dit_compress.structure.compact import CompactionError, block_axis, compact_
 from dit_compress.structure.edits import compile_edits, edits_from_data
 from dit_compress.structure.facts import Axis, FeedForward, Kept, MaskPoint, Member, Structure
 from dit_compress.structure.masks import hard_masks, masked
+from dit_compress.structure.observe.attributes import read_integers
 from dit_compress.structure.observe.discover import observe
+from dit_compress.structure.observe.probe import noise_like
+from dit_compress.structure.observe.weightless import Replica
 from dit_compress.structure.precision import in_double
 from dit_compress.structure.record import Call
 from dit_compress.structure.tombstone import Tombstone
@@ -468,3 +471,67 @@ def test_the_first_call_is_recorded_and_detached() -> None:
     assert not call.args[0].requires_grad
     assert torch.equal(call.replay(module), first)
     assert module.training
+
+
+class Rectified(nn.Module):
+    """A squared rectifier with many channels: with two tokens most runs show nothing of some of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 20 * CHANNELS), nn.Linear(20 * CHANNELS, WIDTH)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x + t[:, None] + self.down(self.up(F.layer_norm(x, (WIDTH,))).relu().square())
+
+
+def test_a_rectifier_hides_no_channel_of_few_tokens() -> None:
+    """Two tokens: a channel is shut in a run with probability 1/4, so that chance would hide 25 of 400."""
+    module = Model(Rectified, depth=2)
+    structure = observe(module, Call((torch.randn(1, 2, 4), torch.rand(1)), recorded=True))
+    assert [part.count for part in structure.feed_forwards] == [20 * CHANNELS] * 2
+    assert [len(part.follows) for part in structure.feed_forwards] == [0, 0]
+
+
+class Informed(nn.Module):
+    """Integers that a run reads, and others that say the same and are not read; a processor holds some."""
+
+    class Split:
+        def __init__(self) -> None:
+            self.parts, self.copies = HEADS, HEADS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.num_heads, self.kept = HEADS, HEADS, WIDTH
+        self.split = Informed.Split()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        y = F.layer_norm(x + t[:, None], (WIDTH,))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(y).chunk(3, -1))
+        heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return x + self.proj(heads.unflatten(2, (self.split.parts, -1)).flatten(2))
+
+
+def test_only_integers_that_a_run_reads_follow() -> None:
+    """And only they are tried; the objects have their own classes afterwards, and the model computes as before."""
+    module = Model(Informed, depth=1).double()
+    call = recorded(module)
+    before = call.replay(module)
+    block = Replica(module.blocks[0], Call((torch.randn(1, 2, WIDTH), torch.randn(1, WIDTH)), recorded=True))
+    (attention,) = observe(module, call).attentions
+    assert {(follow.module, follow.attribute) for follow in attention.follows} == {
+        ("blocks.0", "heads"),
+        ("blocks.0", "split.parts"),
+    }
+    assert read_integers(block) == {("", "heads"), ("", "split.parts")}
+    assert type(block.module) is Informed
+    assert type(block.module.split) is Informed.Split
+    assert torch.equal(call.replay(module), before)
+
+
+def test_other_numbers_for_arguments_are_not_those_of_matmuls() -> None:
+    """An argument that got the numbers it had showed nothing."""
+    replica = Replica(nn.Identity(), Call((), recorded=True))
+    drawn = [replica.normal(place, (4,)) for place in range(-20, 20)]
+    made = [noise_like(torch.zeros(4, dtype=torch.float64), seed) for seed in range(20)]
+    assert len({tuple(numbers.tolist()) for numbers in (*drawn, *made)}) == 60

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from dit_compress.structure.facts import Follow
 from dit_compress.structure.lookup import attribute_at, set_attribute
 from dit_compress.structure.observe.blocks import is_in
 from dit_compress.structure.observe.probe import outputs_differ
-from dit_compress.structure.observe.trace import Change, DivergedError
+from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError
 from dit_compress.structure.raised import line_of
 from dit_compress.structure.substitutes import free_width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -50,7 +50,7 @@ def solve(replica: Replica, unit_list: UnitList, units: Units) -> UnitList | Non
     replica = replica.edited([Substitute(path) for path in unit_list.substitutes])
     base = replica.run()
     trials = [_Trial(replica, base, unit_list, units, kept) for kept in plans(unit_list.count)]
-    candidates = list(_candidates(replica.module, unit_list))
+    candidates = list(_candidates(replica, unit_list))
     for size in range(min(LARGEST, len(candidates)) + 1):
         for follows in combinations(candidates, size):
             if all(trial.exact(follows) for trial in trials):
@@ -76,9 +76,9 @@ def failing_line(replica: Replica, unit_list: UnitList, units: Units) -> str:
     """Return the line of a stranger's code that fails with fewer units, whatever follows; empty where none does."""
     replica = replica.edited([Substitute(path) for path in unit_list.substitutes])
     trial = _Trial(replica, replica.run(), unit_list, units, plans(unit_list.count)[0])
-    lines = []
+    candidates, lines = list(_candidates(replica, unit_list)), []
     for size in (*range(1, LARGEST + 1), 0):
-        for follows in combinations(list(_candidates(replica.module, unit_list)), size):
+        for follows in combinations(candidates, size):
             trial.exact(follows)
             if trial.failed is None:
                 return ""
@@ -156,8 +156,9 @@ class _Trial:
         return torch.from_numpy(~np.isin(index, gone))
 
 
-def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
-    """Yield integer attributes whose value counts units or their entries; those of the list's own module first."""
+def _candidates(replica: Replica, unit_list: UnitList) -> Iterator[Follow]:
+    """Yield integers that the block reads and that count units or their entries; the list's own module's first."""
+    module, read = replica.module, read_integers(replica)
     entries = {1, *(member.indices.shape[1] for member in unit_list.members)}
     whole = {
         (tensor.shape[member.dim], member.indices.shape[1])
@@ -166,9 +167,9 @@ def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
     }
     found = []
     for path, owner in module.named_modules():
-        if type(owner).__module__.startswith("torch.nn"):
-            continue
         for name, value in integers(owner):
+            if (path, name) not in read:
+                continue
             steps = {step for step in entries if value == step * unit_list.count}
             steps |= {step for size, step in whole if value == size}
             if value % unit_list.count == 0 and 1 < value // unit_list.count <= max(entries):
@@ -179,12 +180,64 @@ def _candidates(module: nn.Module, unit_list: UnitList) -> Iterator[Follow]:
         yield Follow(path, name, step)
 
 
-def integers(owner: object, prefix: str = "") -> Iterator[tuple[str, int]]:
+def read_integers(replica: Replica) -> set[tuple[str, str]]:
+    """Return the integers that a run reads, by module and name; what is only kept for information need not follow.
+
+    Their objects get a class that notes it. All integers, where an object or the block will have none.
+    """
+    if replica.read is not None:
+        return replica.read
+    read: set[tuple[str, str]] = set()
+    whole = {(path, name) for path, owner in replica.module.named_modules() for name, _ in integers(owner)}
+    before: list[tuple[object, type]] = []
+    try:
+        for path, owner in replica.module.named_modules():
+            for holder, prefix in _holders(owner):
+                places = {name: (path, prefix + name) for name, _ in _own_integers(holder)}
+                if places:
+                    own = type(holder)
+                    object.__setattr__(holder, "__class__", _noting(own, places, read))
+                    before.append((holder, own))
+        replica.run()
+    except FAILURES:
+        read = whole
+    finally:
+        for holder, own in reversed(before):
+            object.__setattr__(holder, "__class__", own)
+    replica.read = read
+    return read
+
+
+def _noting(own: type, places: Mapping[str, tuple[str, str]], read: set[tuple[str, str]]) -> type:
+    """Return the same class, whose objects note which of some attributes are read."""
+
+    def note(self: Any, name: str) -> Any:
+        if name in places:
+            read.add(places[name])
+        return own.__getattribute__(self, name)  # type: ignore[call-arg]  # of an object, not of the type
+
+    return type(own.__name__, (own,), {"__getattribute__": note, "__module__": own.__module__})
+
+
+def integers(owner: object) -> Iterator[tuple[str, int]]:
     """Yield integers on a module and on the plain objects that it holds (attention processors)."""
-    for name, value in vars(owner).items():
-        if name.startswith("_"):
-            continue
-        if isinstance(value, int) and not isinstance(value, bool):
+    for holder, prefix in _holders(owner):
+        for name, value in _own_integers(holder):
             yield prefix + name, value
-        elif not prefix and hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type):
-            yield from integers(value, f"{name}.")
+
+
+def _holders(owner: object) -> Iterator[tuple[object, str]]:
+    """Yield a module, and the plain objects that it holds, each with what its names begin with; none of torch's own."""
+    if type(owner).__module__.startswith("torch.nn"):
+        return
+    yield owner, ""
+    for name, value in vars(owner).items():
+        plain = hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type)
+        if plain and not name.startswith("_"):
+            yield value, f"{name}."
+
+
+def _own_integers(holder: object) -> Iterator[tuple[str, int]]:
+    for name, value in vars(holder).items():
+        if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
+            yield name, value

@@ -169,7 +169,8 @@ class Watcher(TorchDispatchMode):
         if self.change.zero:
             return output * ~where
         noise = self.replica.normal(-1 - len(self.trace.touches), tuple(output.shape))
-        return torch.where(where, 2 * noise, output)
+        # Of the other sign: what a rectifier hides in one run it shows in the other, however few the tokens are.
+        return torch.where(where, -torch.copysign(2 * noise, output), output)
 
     def _bias(self, bias: Any) -> Side | None:
         if not (isinstance(bias, Tensor) and bias.is_meta and bias.ndim >= 1):

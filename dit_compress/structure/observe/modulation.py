@@ -161,7 +161,7 @@ def _followed(replica: Replica, base: Trace, shaken: int = -1) -> list[int]:
             return before.output
         if not _same(now, before):
             changed.append(place)
-        made = torch.Generator().manual_seed(place)
+        made = torch.Generator().manual_seed(2**31 + place)  # not that of the output itself
         return before.output + torch.randn(before.output.shape, generator=made, dtype=before.output.dtype)
 
     replica.run(base, outputs=output)

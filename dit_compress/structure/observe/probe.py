@@ -259,7 +259,8 @@ def noise_like(tensor: Tensor, seed: int) -> Tensor:
     """Draw other numbers in the same order of memory (operators take other ways through other strides)."""
     if not tensor.is_floating_point():
         return tensor
-    made = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)
+    # Seeds have 32 bits, and the lowest are those of a replica's own numbers: a stream got what it already had.
+    made = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2**31 + seed), dtype=tensor.dtype)
     return torch.empty_like(tensor).copy_(made)
 
 

@@ -101,6 +101,8 @@ def _units(labels: Labels) -> Units:
             if len({len(entries) for entries in places}) > 1 or not len(places[0]):
                 raise NoWidthError(key[0].rpartition(".")[0], "some of its channels are those of the stream, not all")
             owned[key] = np.array(places)
+    if not owned:
+        raise NoWidthError("", "no matmul or norm reads its channels")
     cols = tuple(key for key in labels.read if key[1] != ("in",))
     rows = tuple(key for key in labels.written if key[1] != ("out",) and key[1][:1] != ("value",))
     return Units(owned, rows, cols, tuple(key for key in labels.written if key[1][:1] == ("value",)))
