@@ -13,13 +13,13 @@ and where the code is. The module imports no torch; the code at ``Plugin.load`` 
     def search() -> Plugin:
         return Plugin(name="last", options=LastOptions, load="my_package.last:LastSearch")
 
-    class LastSearch:  # in my_package/last.py
+    class LastSearch(Search):  # in my_package/last.py
         def __init__(self, options: LastOptions) -> None: ...
         def search(self, problem: SearchProblem, context: Context) -> Selection: ...
 
 What stands at ``load`` is a class; the engine calls it with the validated options. It follows the protocol of its
-kind: below each hook stand the members it must have, and those that the protocol has a default for. Who subclasses
-the protocol gets the defaults. Everything named on this page can be imported from here; the files are in
+kind: below each hook stand the members it must have, and those that the protocol has a default for. Subclass the
+protocol: what is left out is then the default. Everything named on this page can be imported from here; the files are in
 ``dit_compress/``. ``docs/plugins/<kind>.md`` has every signature with a whole example, ``dit-compress new <kind>``
 writes a package that works, and ``dit_compress.testing`` holds the tests that such a plugin must pass.
 

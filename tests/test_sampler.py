@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 LAZY = """
 from dit_compress.model.flow import guided
+from dit_compress.model.protocols import Sampler
 from dit_compress.plugin.kinds import hookimpl
 from dit_compress.plugin.options import Options, Plugin
 
@@ -52,7 +53,7 @@ def sampler() -> Plugin:
     return Plugin(name="sparing", options=LazyOptions, load="lazy_sampler:Lazy", summary="computes each second velocity")
 
 
-class Lazy:
+class Lazy(Sampler):
     def __init__(self, options):
         self.options = options
 

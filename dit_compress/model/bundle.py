@@ -247,6 +247,8 @@ def write_bundle(
                 continue
             if name in modules:
                 files = save_component(folder / name, modules[name], component.config)
+                if name == "text" and modules[name].state_dict():
+                    files |= _keep_tokens(cast("TextEncoder", modules[name]), folder / name)
             elif base is not None:
                 files = base.check(name)
                 for file in files:
@@ -278,17 +280,23 @@ def component_digest(module: nn.Module, config: dict[str, Any], scratch: Path) -
 
 
 def save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Write ``config.json`` and safetensors, byte for byte the same for equal weights; return the files' records.
-
-    Of a text encoder that has weights what it tokenizes by stands beside them.
-    """
+    """Write ``config.json`` and safetensors, byte for byte the same for equal weights; return the files' records."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     state = {name: value.detach().cpu().contiguous() for name, value in sorted(module.state_dict().items())}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    if state and hasattr(module, "keep_tokens"):
-        cast("TextEncoder", module).keep_tokens(folder / TOKENS)
-    files = [item for item in sorted(folder.rglob("*")) if item.is_file()]
+    return _records(folder, folder)
+
+
+def _keep_tokens(encoder: TextEncoder, folder: Path) -> dict[str, Any]:
+    """Write what an encoder tokenizes by beside its weights; return the files' records."""
+    encoder.keep_tokens(folder / TOKENS)
+    return _records(folder / TOKENS, folder)
+
+
+def _records(place: Path, folder: Path) -> dict[str, Any]:
+    """Return the records of the files in a place, by their path in the component's folder."""
+    files = [item for item in sorted(place.rglob("*")) if item.is_file()]
     return {item.relative_to(folder).as_posix(): file_record(item) for item in files}

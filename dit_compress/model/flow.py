@@ -165,8 +165,7 @@ class Flow:
         self.need_whole("an exported package")
         if self.by_steps:
             return None
-        part = self._part()
-        found: Fixed | None = part.fixed(denoiser(), self.sigmas()) if hasattr(part, "fixed") else None
+        found: Fixed | None = self._part().fixed(denoiser(), self.sigmas())
         if found is None:
             raise UserError(
                 f"the bundle is sampled by {self._named()}, and an exported package by Euler steps, or by a sampler "

@@ -39,7 +39,7 @@ def kind_of(level: str) -> str:
 
 def structure_for(levels: Iterable[Granularity], denoiser: Denoiser) -> Structure:
     """Return what levels read of a denoiser: with the width of its stream where one of them asks for it."""
-    wide = any(getattr(level, "width", False) for level in levels)
+    wide = any(level.width for level in levels)
     return denoiser.with_width() if wide else denoiser.structure()
 
 

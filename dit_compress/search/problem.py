@@ -67,7 +67,6 @@ class Search(Protocol):
 
 
 def check_search(part: Part, problem: SearchProblem, *, settled: bool) -> None:
-    """Let a search say what can't be done, see :meth:`Search.check`; who does not subclass the protocol may lack it."""
-    search: Any = part.build()
-    if hasattr(search, "check"):
-        search.check(problem, settled=settled)
+    """Let a search say what can't be done, see :meth:`Search.check`."""
+    search: Search = part.build()
+    search.check(problem, settled=settled)

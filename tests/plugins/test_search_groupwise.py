@@ -23,7 +23,7 @@ from dit_compress.plugin.registry import installed
 from dit_compress.recipe import make_part
 from dit_compress.run.keys import Node
 from dit_compress.search.importance import magnitude, top
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import Search, SearchProblem, Selection
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train import memory
 from dit_compress_plugins.search_groupwise import compare
@@ -257,7 +257,7 @@ def test_counts_are_exact_where_parts_do_not_divide_them(tmp_path: Path) -> None
 # ------------------------------------------------------------------ from another search
 
 
-class Fixed:
+class Fixed(Search):
     """A search that gives what a test has settled."""
 
     selection: Selection

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dit_compress.structure.compact import block_axis
+from dit_compress.structure.facts import Granularity
 
 if TYPE_CHECKING:
     from dit_compress.structure.facts import Axis, Structure
     from dit_compress_plugins.granularity_block import BlockOptions
 
 
-class BlockGranularity:
+class BlockGranularity(Granularity):
     """Blocks of the main stack; ``y = m·block(x) + (1 - m)·x`` (Eq. 3) compacts to absence."""
 
     multiple_of = 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dit_compress.structure.facts import Granularity
+
 if TYPE_CHECKING:
     from dit_compress.structure.facts import Axis, FeedForward, Structure
     from dit_compress_plugins.granularity_ffn import FfnOptions
 
 
-class FfnGranularity:
+class FfnGranularity(Granularity):
     """Channels of every feed-forward inside the stacks."""
 
     def __init__(self, options: FfnOptions) -> None:

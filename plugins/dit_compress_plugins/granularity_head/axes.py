@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dit_compress.structure.facts import Granularity
+
 if TYPE_CHECKING:
     from dit_compress.structure.facts import Attention, Axis, Structure
     from dit_compress_plugins.granularity_head import HeadOptions
 
 
-class HeadGranularity:
+class HeadGranularity(Granularity):
     """Heads of every attention inside the stacks."""
 
     multiple_of = 1

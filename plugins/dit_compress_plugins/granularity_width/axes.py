@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dit_compress.structure.facts import Granularity
+
 if TYPE_CHECKING:
     from dit_compress.structure.facts import Axis, Structure
     from dit_compress_plugins.granularity_width import WidthOptions
 
 
-class WidthGranularity:
+class WidthGranularity(Granularity):
     """Channels of the main stream, with all that reads or writes them in any block and outside."""
 
     width = True

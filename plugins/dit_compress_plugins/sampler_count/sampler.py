@@ -17,7 +17,7 @@ import torch
 from dit_compress.core.errors import UserError
 from dit_compress.model.flow import euler
 from dit_compress.model.halves import frame_rule
-from dit_compress.model.protocols import decoded
+from dit_compress.model.protocols import Sampler, decoded
 from dit_compress_plugins.sampler_count.attention import (
     attention_loss,
     blurred,
@@ -54,7 +54,7 @@ class Task:
     weight: float
 
 
-class CountSampler:
+class CountSampler(Sampler):
     """Part ``sampler: {use: count}``."""
 
     def __init__(self, options: CountOptions) -> None:

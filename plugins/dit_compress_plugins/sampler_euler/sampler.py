@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dit_compress.model.flow import euler
+from dit_compress.model.protocols import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dit_compress_plugins.sampler_euler import EulerOptions
 
 
-class EulerSampler:
+class EulerSampler(Sampler):
     """``x += (sigma' - sigma)·v``."""
 
     def __init__(self, options: EulerOptions) -> None:

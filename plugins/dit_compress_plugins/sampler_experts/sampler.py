@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.flow import euler
+from dit_compress.model.protocols import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from dit_compress_plugins.sampler_experts import ExpertsOptions
 
 
-class ExpertsSampler:
+class ExpertsSampler(Sampler):
     """The denoiser that is given, and the one of ``options.other`` at the sigmas that its bundle states."""
 
     def __init__(self, options: ExpertsOptions) -> None:

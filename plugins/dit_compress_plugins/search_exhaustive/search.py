@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dit_compress.core.errors import UserError
 from dit_compress.search.parts import complete, parts_of
-from dit_compress.search.problem import SearchProblem, Selection, outside_removed_blocks
+from dit_compress.search.problem import Search, SearchProblem, Selection, outside_removed_blocks
 from dit_compress.search.trial import trial
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from dit_compress_plugins.search_exhaustive import ExhaustiveOptions
 
 
-class ExhaustiveSearch:
+class ExhaustiveSearch(Search):
     """Search ``{use: exhaustive, objective: …}``."""
 
     def __init__(self, options: ExhaustiveOptions) -> None:
         self.options = options
 
-    def search(self, problem: SearchProblem, context: Context) -> Selection:
+    def search(self, problem: SearchProblem, context: Context) -> Selection:  # type: ignore[override]  # data=True
         """Return the choice of least loss, the first of equals."""
         parts = {axis.name: parts_of(problem, axis) for axis in problem.axes}
         count = num_choices(problem, parts)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dit_compress.search.importance import magnitudes, top
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import Search, SearchProblem, Selection
 
 if TYPE_CHECKING:
     from dit_compress.step.workplace import Workplace
     from dit_compress_plugins.search_magnitude import MagnitudeOptions
 
 
-class MagnitudeSearch:
+class MagnitudeSearch(Search):
     """The simplest informed search; needs no data."""
 
     def __init__(self, options: MagnitudeOptions) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dit_compress.core.randomness import generator
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import Search, SearchProblem, Selection
 
 if TYPE_CHECKING:
     from dit_compress.step.workplace import Workplace
     from dit_compress_plugins.search_random import RandomOptions
 
 
-class RandomSearch:
+class RandomSearch(Search):
     """Every set of the right size is equally likely, independently per axis."""
 
     def __init__(self, options: RandomOptions) -> None:

@@ -10,7 +10,7 @@ from torch_pruning.pruner import importance as library
 
 from dit_compress.core.errors import UserError
 from dit_compress.search.importance import top
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import Search, SearchProblem, Selection
 from dit_compress.search.trial import trial
 from dit_compress.step.context import Context
 from dit_compress_plugins.search_torch_pruning.groups import library_group, rows_of, uneven
@@ -30,7 +30,7 @@ CLASSES = {
 """By name: the library's class, and the options it takes besides the reduction."""
 
 
-class TorchPruningSearch:
+class TorchPruningSearch(Search):
     """Search ``{use: torch_pruning, importance: …}``."""
 
     def __init__(self, options: TorchPruningOptions) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dit_compress.structure.facts import Granularity
+
 if TYPE_CHECKING:
     import numpy as np
     from dit_compress.structure.facts import Axis, FeedForward, Structure
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 LEVEL = "example"
 
 
-class ExampleGranularity:
+class ExampleGranularity(Granularity):
     """One axis per feed-forward: its runs of ``options.run`` channels."""
 
     multiple_of = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from dit_compress.search.importance import top
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import Search, SearchProblem, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from dit_compress.scaffold.samples.search import ExampleOptions
 
 
-class ExampleSearch:
+class ExampleSearch(Search):
     """Part ``search: {use: example}``. How many units stay is settled before; it chooses which."""
 
     def __init__(self, options: ExampleOptions) -> None:
         self.options = options
 
-    def search(self, problem: SearchProblem, context: Context) -> Selection:
+    def search(self, problem: SearchProblem, context: Context) -> Selection:  # type: ignore[override]  # data=True
         """Keep exactly ``problem.keep[axis.name]`` units of every axis; those in ``problem.fixed`` are settled already.
 
         ``context`` gives clips, latents and a seed. Random numbers come from

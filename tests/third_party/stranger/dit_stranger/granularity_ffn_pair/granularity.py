@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_compress.structure.facts import Axis, Follow, MaskPoint, Member
+from dit_compress.structure.facts import Axis, Follow, Granularity, MaskPoint, Member
 
 if TYPE_CHECKING:
     from dit_compress.structure.facts import FeedForward, Structure
     from dit_stranger.granularity_ffn_pair import PairOptions
 
 
-class PairGranularity:
+class PairGranularity(Granularity):
     """Pairs of channels."""
 
     multiple_of = 1

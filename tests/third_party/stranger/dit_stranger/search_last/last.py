@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_compress.search.problem import SearchProblem, Selection
+from dit_compress.search.problem import Search, SearchProblem, Selection
 
 if TYPE_CHECKING:
     from dit_compress.step.workplace import Workplace
     from dit_stranger.search_last import LastOptions
 
 
-class LastSearch:
+class LastSearch(Search):
     """Needs neither data nor weights."""
 
     def __init__(self, options: LastOptions) -> None:
