@@ -19,8 +19,8 @@ and where the code is. The module imports no torch; the code at ``Plugin.load`` 
 
 What stands at ``load`` is a class; the engine calls it with the validated options. It follows the protocol of its
 kind: below each hook stand the members it must have, and those that the protocol has a default for. Subclass the
-protocol: what is left out is then the default. Everything named on this page can be imported from here; the files are in
-``dit_compress/``. ``docs/plugins/<kind>.md`` has every signature with a whole example, ``dit-compress new <kind>``
+protocol: what is left out is then the default. Everything named on this page can be imported from here; the files are
+in ``dit_compress/``. ``docs/plugins/<kind>.md`` has every signature with a whole example, ``dit-compress new <kind>``
 writes a package that works, and ``dit_compress.testing`` holds the tests that such a plugin must pass.
 
 Steps, the entries of a recipe:
