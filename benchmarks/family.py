@@ -52,9 +52,8 @@ import family_reward
 import family_scaled
 import family_width
 from account import TIERS
-from paired import judge, single_thread
+from paired import judge, single_thread, status_of
 
-from dit_compress.core.errors import UserError
 from dit_compress.measure.latency import machine
 
 if TYPE_CHECKING:
@@ -130,8 +129,4 @@ def row(name: str, out: Path, tier: str, seed: int) -> Row:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))

@@ -37,9 +37,8 @@ from typing import TYPE_CHECKING, Any
 
 import account
 import numpy as np
-from paired import claims_table, judge, run, single_thread
+from paired import claims_table, judge, run, single_thread, status_of
 
-from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.measure.latency import machine
 
@@ -282,8 +281,4 @@ def judged(rows: Sequence[Row], doubted: Sequence[str]) -> tuple[str, dict[str, 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))

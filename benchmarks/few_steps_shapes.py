@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import few_steps
 import numpy as np
-from paired import Table, judge, link_cache, run, single_thread
+from paired import Table, judge, link_cache, run, single_thread, status_of
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
@@ -242,8 +242,4 @@ def doubts(rows: Sequence[Row]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))

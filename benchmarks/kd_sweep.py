@@ -36,9 +36,8 @@ from typing import TYPE_CHECKING, Any
 import account
 import few_steps
 import numpy as np
-from paired import claims_table, judge, run, single_thread
+from paired import claims_table, judge, run, single_thread, status_of
 
-from dit_compress.core.errors import UserError
 from dit_compress.measure.latency import machine
 
 if TYPE_CHECKING:
@@ -208,8 +207,4 @@ def judged(rows: Sequence[Row], doubted: Sequence[str]) -> tuple[str, dict[str, 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))

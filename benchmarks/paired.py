@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from dit_compress.core.errors import UserError
 from dit_compress.core.files import link_tree
 from dit_compress.measure.figure3 import opened
 from dit_compress.measure.quality import data_grid
@@ -24,7 +26,7 @@ from dit_compress.recipe import load, make_part
 from dit_compress.run.pipeline import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Claim = tuple[str, str, str, int]
 """The arm said to be better, the other, the measure, and 1 where more is better, -1 where less is."""
@@ -33,6 +35,15 @@ Row = dict[str, dict[str, float]]
 LEVEL = 0.05
 
 # ------------------------------------------------------------------ what runs
+
+
+def status_of(main: Callable[[], int]) -> int:
+    """Run a command and return its exit status: 2, and one message, where a user made a mistake."""
+    try:
+        return main()
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
 
 
 def single_thread() -> None:

@@ -31,7 +31,7 @@ import footage
 import numpy as np
 import torch
 from equal_time import SEED, Training, train
-from paired import single_thread
+from paired import single_thread, status_of
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, sha256_data, whole_folder, write_json
@@ -319,8 +319,4 @@ def markdown(rows: dict[str, dict[str, Any]], tier: str, sizes: dict[str, Any], 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))

@@ -32,9 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 import account
 import numpy as np
-from paired import claims_table, interval, judge, run, single_thread
+from paired import claims_table, interval, judge, run, single_thread, status_of
 
-from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.measure.figure3 import axes_of, opened
 from dit_compress.plugin.registry import installed
@@ -197,8 +196,4 @@ def judged(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))

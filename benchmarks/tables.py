@@ -46,10 +46,9 @@ from typing import Any
 import account
 import real_table
 import tabled
-from paired import Row, Table, judge, single_thread
+from paired import Row, Table, judge, single_thread, status_of
 from real_table import RATIOS
 
-from dit_compress.core.errors import UserError
 from dit_compress.measure.latency import machine
 
 HEADS = ("dit_block", "resblock2d_temporal", "light_resblock3d")
@@ -229,8 +228,4 @@ def row(table: str, out: Path, sizes: dict[str, Any], seed: int) -> Row:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))

@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from in_process import context_of, prepared, step
-from paired import Table, interval, judge, single_thread
+from paired import Table, interval, judge, single_thread, status_of
 from tabled import begun, energy_distance
 from torch.nn import functional
 
-from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
 from dit_compress.core.randomness import Streams
 from dit_compress.data.clips import distinct
@@ -247,8 +246,4 @@ def read(context: Context, video_BCFYX: Tensor, captions: Sequence[str]) -> floa
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    sys.exit(status_of(main))
