@@ -18,7 +18,7 @@ from dit_compress.testing.exporters import small
 pytest.importorskip("executorch")
 
 from dit_compress_plugins.export_executorch import ExecuTorchOptions
-from dit_compress_plugins.export_executorch.convert import apart
+from dit_compress_plugins.export_executorch.convert import own_weights
 from dit_compress_plugins.export_executorch.exporter import ExecuTorchExport
 
 if TYPE_CHECKING:
@@ -53,17 +53,46 @@ def test_packed_weights_have_no_other_reader() -> None:
     """XNNPACK frees what it packed; the file of such a network ended the process (ExecuTorch 1.5.1)."""
     traced = component().program
     before = readers(traced)
-    found = readers(apart(traced))
+    found = readers(own_weights(traced))
     assert before == readers(traced), "the traced program serves other exporters too"
     assert before["p_module_linear_weight"] == {"linear", "slice", "permute"}
     assert found["p_module_linear_weight"] == found["p_module_linear_bias"] == {"linear"}
-    assert found["p_module_linear_weight_unpacked"] == {"slice", "permute"}
+    assert found["p_module_linear_weight_unpacked"] == {"slice"}
+    assert found["permute_computed"] == {"linear"}
     assert found["p_module_linear_bias_unpacked"] == {"mul"}
+
+
+class Computed(nn.Module):
+    """Weights that a network makes of its parameters: XNNPACK packs constants alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(8, 8), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor, kernel: Tensor) -> Tensor:
+        pixel = F.conv2d(x, self.linear.weight[..., None, None] * self.scale[:, None, None], self.linear.bias + 1)
+        return F.conv2d(pixel, self.linear.weight[..., None, None]) + F.conv2d(x, kernel[..., 0])
+
+
+def test_weights_that_are_computed_are_constants(tmp_path: Path) -> None:
+    """One that an input decides stays as it is: a portable kernel runs it."""
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(1, 8, 5, 5), "kernel": torch.randn(8, 8, 1, 1, 1)}
+    made = Component("computed", Computed().eval(), inputs, ("y",), varied=("x",))
+    program = own_weights(made.program)
+    kinds = [node.args[1].op for node in program.graph.nodes if "conv2d" in str(node.target)]
+    assert sorted(kinds) == ["call_function", "placeholder", "placeholder"]
+    exporter = ExecuTorchExport(ExecuTorchOptions())
+    (artifact,) = exporter.lower(made, exporter.profile, tmp_path)
+    assert artifact.details["portable"] == ["aten.convolution.default", "aten.select_copy.int"]
+    found = exporter.runner(artifact)({name: value.numpy() for name, value in inputs.items()}, "float32")["y"]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, made.module(**inputs).numpy(), atol=1e-5)
 
 
 def test_weights_that_are_only_packed_stay_as_they_are() -> None:
     traced = component(tied=False).program
-    assert apart(traced) is traced
+    assert own_weights(traced) is traced
 
 
 def test_the_file_with_shared_weights_runs(tmp_path: Path) -> None:
@@ -110,6 +139,8 @@ def test_convolutions_over_three_axes_run_over_frames_side_by_side(precision: st
     report = export_components(exporter, [made], exporter.profile, tmp_path / "out")
     assert report["passed"]
     assert min(row["psnr_db"] for row in report["rows"]) > least
+    details = json.loads((tmp_path / "out" / "manifest.json").read_text())["artifacts"][0]["details"]
+    assert not [name for name in details["portable"] if "convolution" in name]
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

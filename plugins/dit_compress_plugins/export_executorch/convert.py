@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
@@ -14,8 +16,10 @@ from dit_compress.export.tracing import copied
 from dit_compress.export.types import Diagnostic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
     from dit_compress.export.component import Component
     from dit_compress.export.types import Precision
@@ -31,8 +35,11 @@ PACKED = frozenset(
 INTERNAL = ("aten._assert", "aten.sym_", "<built-in")
 
 
-def convert(component: Component, precision: Precision) -> bytes:
+def convert(component: Component, precision: Precision) -> tuple[bytes, list[str]]:
     """Convert the component to a program with float32 inputs and outputs of fixed shapes.
+
+    Returns:
+        The file, and the operators in it that XNNPACK leaves to portable kernels: one thread, one number at a time.
 
     Raises:
         UserError: ExecuTorch refuses the program.
@@ -42,9 +49,11 @@ def convert(component: Component, precision: Precision) -> bytes:
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            program = apart(component.in_precision(precision).program)
+            program = own_weights(component.in_precision(precision).program)
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            return bytes(edge.to_executorch().buffer)
+            called = {node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"}
+            portable = {target.__name__ for target in called} - {"getitem", "executorch_call_delegate"}
+            return bytes(edge.to_executorch().buffer), sorted(portable)
         except UserError:
             raise
         except Exception as error:
@@ -52,29 +61,64 @@ def convert(component: Component, precision: Precision) -> bytes:
             raise UserError(what, where=f"component {component.name}", mend=MEND) from error
 
 
-def apart(program: ExportedProgram) -> ExportedProgram:
-    """Give weights that are packed *and* read otherwise a copy for the other readers; return the program.
+def own_weights(program: ExportedProgram) -> ExportedProgram:
+    """Give what XNNPACK packs constants of its own; return the program.
 
-    XNNPACK frees what it has packed; who reads the same constant without packing it then reads freed memory, and the
-    process ends (ExecuTorch 1.5.1, files loaded from disk).
+    A weight that the program computes from parameters (a linear's as a convolution's of one pixel, a kernel over three
+    axes laid flat) is computed here: what is no constant XNNPACK leaves to portable kernels, which took 200 times as
+    long (a VAE's decoder). A weight that is packed *and* read otherwise gets a copy for the other readers: XNNPACK
+    frees what it has packed; who reads the same constant without packing it then reads freed memory, and the process
+    ends (ExecuTorch 1.5.1, files loaded from disk).
     """
-    if not any(_others(node) for node in program.graph.nodes):
+    if not any(_others(node) or _computed(node) for node in program.graph.nodes):
         return program
-    from executorch.backends.transforms.utils import create_constant_placeholder, get_param_tensor
+    from executorch.backends.transforms.utils import create_constant_placeholder, get_param_tensor, is_param_node
     from torch.export.graph_signature import InputKind
 
     program = program.run_decompositions({})  # another program: what was traced serves other exporters too
+
+    def read(node: Node) -> Tensor | None:
+        return get_param_tensor(program, node) if is_param_node(program, node) else None
+
+    def constant(name: str, tensor: Tensor, before: Node) -> Node:
+        with program.graph.inserting_before(before):
+            kind = InputKind.CONSTANT_TENSOR
+            return create_constant_placeholder(program, program.graph, name, kind, tensor.detach().clone())
+
+    first = next(iter(program.graph.nodes))
+    for node in list(dict.fromkeys(weight for user in program.graph.nodes for weight in _computed(user))):
+        tensor = _value(node, read)
+        if tensor is not None:
+            node.replace_all_uses_with(constant(f"{node.name}_computed", tensor.contiguous(), first))
+    program.graph.eliminate_dead_code()
     for node in [node for node in program.graph.nodes if _others(node)]:
-        others, tensor = _others(node), get_param_tensor(program, node)
+        tensor = read(node)
         if tensor is None:
             continue  # an input of the component
-        with program.graph.inserting_before(node):
-            name, copied = f"{node.name}_unpacked", tensor.detach().clone()
-            own = create_constant_placeholder(program, program.graph, name, InputKind.CONSTANT_TENSOR, copied)
+        others, own = _others(node), constant(f"{node.name}_unpacked", tensor, node)
         for user in others:
             user.replace_input_with(node, own)
     program.graph_module.recompile()
     return program
+
+
+def _computed(node: Node) -> list[Node]:
+    """List weights and biases of an operator that packs them which other operators compute."""
+    if getattr(node.target, "overloadpacket", None) not in PACKED:
+        return []
+    return [value for value in node.args[1:3] if isinstance(value, Node) and value.op == "call_function"]
+
+
+def _value(node: Node, read: Callable[[Node], Tensor | None]) -> Tensor | None:
+    """Compute a node from parameters; None where it depends on an input of the component."""
+    if node.op == "placeholder":
+        return read(node)
+    sources = {source: _value(source, read) for source in node.all_input_nodes}
+    if any(value is None for value in sources.values()):
+        return None
+    args, kwargs = map_arg((node.args, node.kwargs), sources.__getitem__)
+    found: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return found
 
 
 def _others(node: Node) -> list[Node]:

@@ -44,10 +44,11 @@ class ExecuTorchExport(ExportStep):
         from dit_compress_plugins.export_executorch.convert import convert
 
         path = folder / f"{component.name}.{KIND}"
+        data, portable = convert(component, profile.precision)
         with disk_errors(path):
-            path.write_bytes(convert(component, profile.precision))
+            path.write_bytes(data)
         names = {"inputs": list(component.inputs), "outputs": list(component.outputs)}
-        details = {"backend": "xnnpack", **names, "bytes": size_of(path)}
+        details = {"backend": "xnnpack", "portable": portable, **names, "bytes": size_of(path)}
         return [Artifact(path, component.name, KIND, profile.precision, details, weight_bits=profile.bits)]
 
     def runner(self, artifact: Artifact) -> ExecuTorchRunner:
