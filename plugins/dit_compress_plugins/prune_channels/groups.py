@@ -167,7 +167,7 @@ def _channels(graph: Any, group: Group, names: dict[Any, str], tensors: dict[str
             dim = -1 if isinstance(target.module, nn.Linear) else 1
             masks.append(MaskPoint(name, "output" if out else "input", indices, dim))
         else:
-            raise Unclear(f"{type(target.module).__name__} {name!r} stands over its channels")
+            raise Unclear(f"a {type(target.module).__name__} stands over its channels")
     for member in members:
         if member.indices.max() >= tensors[member.tensor].shape[member.dim]:
             raise Unclear(f"the graph loses its channels at {member.tensor!r}")

@@ -39,6 +39,9 @@ CLASSES = {
 LONG = 2
 """Frame steps of the latent that is decoded in the proof: blocks with a memory are called on from one."""
 
+NAMED = 3
+"""Layers of one reason that are named."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -102,7 +105,7 @@ class ChannelPruning:
 
     def described(self, chosen: Chosen) -> str:
         """Show ``channels of 6 groups; nothing of decoder.stem (it stands in no block of several layers)``."""
-        whole = "; ".join(f"{path} ({reason})" for path, reason in chosen.left.items())
+        whole = "; ".join(f"{layers} ({reason})" for reason, layers in _by_reason(chosen.left).items())
         return f"channels of {len(chosen.axes)} groups" + (f"; nothing of {whole}" if whole else "")
 
     def choose(self, codec: Any, *, values: bool) -> Chosen:
@@ -119,7 +122,7 @@ class ChannelPruning:
         left |= {layer: refused[one.axis.name] for one in found if one.axis.name in refused for layer in one.layers}
         found = [one for one in found if one.axis.name not in refused]
         if not found:
-            reasons = "; ".join(f"{path}: {reason}" for path, reason in left.items())
+            reasons = "; ".join(f"{layers}: {reason}" for reason, layers in _by_reason(left).items())
             raise UserError(
                 f"no channel of the decoder of {type(codec).__name__} can be cut exactly: {reasons}",
                 mend="Train a small decoder onto its latents instead: latent: {use: decoder}",
@@ -161,6 +164,17 @@ class ChannelPruning:
             middle = (low + high) / 2
             low, high = (low, middle) if size(middle) <= most else (middle, high)
         return high
+
+
+def _by_reason(left: Mapping[str, str]) -> dict[str, str]:
+    """Name the layers that are left alone for each reason: three of them, and how many more."""
+    layers: dict[str, list[str]] = {}
+    for path, reason in left.items():
+        layers.setdefault(reason, []).append(path)
+    return {
+        reason: ", ".join(paths[:NAMED]) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
+        for reason, paths in layers.items()
+    }
 
 
 def latent_of(codec: Any) -> Tensor:
