@@ -18,7 +18,7 @@ from dit_compress.testing.exporters import small
 pytest.importorskip("executorch")
 
 from dit_compress_plugins.export_executorch import ExecuTorchOptions
-from dit_compress_plugins.export_executorch.convert import own_weights
+from dit_compress_plugins.export_executorch.convert import open_attention, own_weights
 from dit_compress_plugins.export_executorch.exporter import ExecuTorchExport
 
 if TYPE_CHECKING:
@@ -92,7 +92,31 @@ def test_weights_that_are_computed_are_constants(tmp_path: Path) -> None:
 
 def test_weights_that_are_only_packed_stay_as_they_are() -> None:
     traced = component(tied=False).program
-    assert own_weights(traced) is traced
+    assert own_weights(traced) is open_attention(traced) is traced
+
+
+class Attends(nn.Module):
+    """Attention without a mask, with one that is added, and a causal one."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(x, x, x)
+        y = F.scaled_dot_product_attention(y, x, x, attn_mask=torch.where(keep > 0, 0.0, -1e4)[:, None, None])
+        return F.scaled_dot_product_attention(y, x, x, is_causal=True, scale=0.5)
+
+
+def test_attention_without_a_causal_mask_is_xnnpacks(tmp_path: Path) -> None:
+    """Zeros where all keys are masked by -inf, six operators over all scores, are the causal one's alone."""
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(1, 2, 6, 8), "keep": torch.tensor([[1.0, 1, 1, 0, 0, 1]])}
+    made = Component("attends", Attends().eval(), inputs, ("y",), varied=("x",))
+    opened = open_attention(made.program)
+    targets = [str(node.target) for node in opened.graph.nodes]
+    assert targets.count("aten.softmax.int") == 2
+    assert targets.count("aten.scaled_dot_product_attention.default") == 1
+    exporter = ExecuTorchExport(ExecuTorchOptions())
+    (artifact,) = exporter.lower(made, exporter.profile, tmp_path)
+    found = exporter.runner(artifact)({name: value.numpy() for name, value in inputs.items()}, "float32")["y"]
+    np.testing.assert_allclose(found, made.module(**inputs).numpy(), atol=1e-5)
 
 
 def test_the_file_with_shared_weights_runs(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch.fx.node import map_arg
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
 from dit_compress.export.inspection import module_path, operator_name, operators
-from dit_compress.export.rewrite.nodes import loosen
+from dit_compress.export.rewrite.graph import ATTENTION, mask_of
+from dit_compress.export.rewrite.nodes import become, call, loosen, shape_of
 from dit_compress.export.tracing import copied
 from dit_compress.export.types import Diagnostic
 
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
     from dit_compress.export.component import Component
     from dit_compress.export.types import Precision
 
-CONVOLUTION = torch.ops.aten.convolution.default
+aten = torch.ops.aten
+CONVOLUTION = aten.convolution.default
 MEND = "Write it with operators that ExecuTorch has, or export this component to another target"
 VIEWS = frozenset({"getitem", "aten.view", "aten.alias", "aten.detach", "aten.lift_fresh_copy"})
 """Operators of a traced program that become none, or another name, in ExecuTorch."""
-PACKED = frozenset(
-    getattr(torch.ops.aten, name) for name in ("linear", "conv1d", "conv2d", "convolution", "conv_transpose2d")
-)
+PACKED = frozenset(getattr(aten, name) for name in ("linear", "conv1d", "conv2d", "convolution", "conv_transpose2d"))
 """Operators whose weight and bias XNNPACK copies when a file is loaded."""
 INTERNAL = ("aten._assert", "aten.sym_", "<built-in")
 
@@ -49,7 +49,7 @@ def convert(component: Component, precision: Precision) -> tuple[bytes, list[str
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            program = own_weights(component.in_precision(precision).program)
+            program = open_attention(own_weights(component.in_precision(precision).program))
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             called = {node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"}
             portable = {target.__name__ for target in called} - {"getitem", "executorch_call_delegate"}
@@ -59,6 +59,35 @@ def convert(component: Component, precision: Precision) -> tuple[bytes, list[str
         except Exception as error:
             what = f"ExecuTorch can't lower it: {root_cause(error)}"
             raise UserError(what, where=f"component {component.name}", mend=MEND) from error
+
+
+def open_attention(program: ExportedProgram) -> ExportedProgram:
+    """Write attention as products and a softmax, which XNNPACK takes; return the program.
+
+    ExecuTorch's own decomposition gives zero where all keys are masked by -inf, in six operators over all scores that
+    only portable kernels have. Masks are finite here (``dit_compress/export/rewrite/graph.py``), so that both agree.
+    """
+    if not any(_opens(node) for node in program.graph.nodes):
+        return program
+    program = copied(program)
+    for node in [node for node in program.graph.nodes if _opens(node)]:
+        (q, k, v), mask = node.args[:3], mask_of(node)
+        scale = node.kwargs.get("scale") or (shape_of(q) or ())[-1] ** -0.5
+        scores = call(node, aten.matmul.default, call(node, aten.mul.Tensor, q, scale), call(node, aten.mT.default, k))
+        scores = scores if mask is None else call(node, aten.add.Tensor, scores, mask)
+        become(node, aten.matmul.default, call(node, aten.softmax.int, scores, -1), v)
+    loosen(program.graph)  # the result lies in memory in another order
+    program.graph_module.recompile()
+    return program
+
+
+def _opens(node: Node) -> bool:
+    """Tell whether a node is an attention of as many heads everywhere, whose mask, if any, is added."""
+    if node.target is not ATTENTION:
+        return False
+    mask, causal = mask_of(node), node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal")
+    shapes = {(shape_of(each) or ())[:-2] for each in node.args[:3]}
+    return not causal and len(shapes) == 1 and (mask is None or mask.meta["val"].is_floating_point())
 
 
 def own_weights(program: ExportedProgram) -> ExportedProgram:
