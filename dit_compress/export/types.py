@@ -119,7 +119,7 @@ class Artifact:
     kind: str
     precision: Precision
     details: Mapping[str, Any] = field(default_factory=dict)
-    weight_bits: int = 16
+    weight_bits: int = 32
 
 
 class Runner(Protocol):

@@ -69,6 +69,12 @@ def test_gates(psnr_db: float, arithmetic: str, verdict: str) -> None:
     assert gate_db("float32") == 70
 
 
+@pytest.mark.parametrize(("bits", "float32", "float16"), [(32, 70, 50), (16, 60, 50), (8, 40, 40), (5, 40, 40), (4, 35, 35)])
+def test_gates_by_bits(bits: int, float32: float, float16: float) -> None:
+    """What the weights' rounding costs in float32 arithmetic is no fault of the graph."""
+    assert (gate_db("float32", bits), gate_db("float16", bits)) == (float32, float16)
+
+
 def test_worst_of_several() -> None:
     worst = Comparison.worst([Comparison(80.0, 0.1, 0.2, 1.0, 0), Comparison(60.0, 0.05, 0.3, 2.0, 1)])
     assert worst == Comparison(60.0, 0.1, 0.3, 2.0, 1)
