@@ -7,8 +7,8 @@ video_vae and h3ae at four ratios, and what is made of either at 8x32x32, or of 
 for a step: ``tuned-ltx``): a small decoder for a phone (``phone-vae``), its own with half of the channels
 (``cut-vae``). Targets: Core ML, Core AI, ONNX, ExecuTorch, each in float32 and float16. Each cell goes through the
 toolkit's own export: check, lower, reload from disk, execute, compare on typical, zero, tiny, huge and padded inputs.
-A cell passes when every precision reaches its gates (70 dB in float32 arithmetic, 60 where weights are float16, 50 dB in float16). Refused: by
-``check``, before lowering, with a reason. Failed late: anything else.
+A cell passes when every precision reaches its gates (70 dB in float32 arithmetic, 60 where weights are float16, 50 dB
+in float16). Refused: by ``check``, before lowering, with a reason. Failed late: anything else.
 
 The last line is one JSON object. Exit status 1 where a goal is missed: all DiT cells pass, all decoder cells on Core
 ML, Core AI and ONNX pass; only ExecuTorch × decoder may be refused; nothing fails late.
