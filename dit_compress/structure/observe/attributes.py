@@ -220,7 +220,7 @@ def _noting(own: type, places: Mapping[str, tuple[str, str]], read: set[tuple[st
 
 
 def integers(owner: object) -> Iterator[tuple[str, int]]:
-    """Yield integers on a module and on the plain objects that it holds (attention processors)."""
+    """Yield integers on a module and on the plain objects that it holds (attention processors); none of torch's own."""
     for holder, prefix in _holders(owner):
         for name, value in _own_integers(holder):
             yield prefix + name, value

@@ -254,8 +254,6 @@ def _candidates(module: nn.Module, width: Width) -> list[tuple[Follow, ...]]:
     sizes = {width.count * member.indices.shape[1]: member.indices.shape[1] for member in width.members}
     alike: dict[tuple[type, str, int], list[Follow]] = {}
     for path, owner in module.named_modules():
-        if type(owner).__module__.startswith("torch.nn"):
-            continue
         for name, value in integers(owner):
             if value in sizes:
                 alike.setdefault((type(owner), name, value), []).append(Follow(path, name, sizes[value]))
