@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_compress.export.rewrite.graph import ATTENTION, mask_of
+from dit_compress.export.rewrite.graph import ATTENTION, is_causal, mask_of
 from dit_compress.export.rewrite.nodes import become, call, loosen, shape_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ aten = torch.ops.aten
 RANK = 4
 HEADS, QUERIES = -3, -2
 """Axes, counted from the end: a mask may lack the first ones."""
-CAUSAL_ARGUMENT = 5
 
 
 def slice_attention(program: ExportedProgram, *, heads: bool = False, queries: int | None = None) -> int:
@@ -44,8 +43,7 @@ def slice_attention(program: ExportedProgram, *, heads: bool = False, queries: i
 def _slice(node: Node, *, heads: bool, queries: int | None) -> bool:
     q, k, v = node.args[:3]
     _, num_heads, num_queries, _ = shape_of(q) or ()
-    causal = node.args[CAUSAL_ARGUMENT] if len(node.args) > CAUSAL_ARGUMENT else node.kwargs.get("is_causal")
-    length = num_queries if causal or queries is None else queries
+    length = num_queries if is_causal(node) or queries is None else queries
     own = [(n, n + 1) for n in range(num_heads)] if heads else [(0, num_heads)]
     rows = [(start, min(start + length, num_queries)) for start in range(0, num_queries, length)]
     if len(own) * len(rows) == 1:

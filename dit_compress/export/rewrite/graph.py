@@ -30,7 +30,7 @@ SUSPECT = -1e3
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
 CONTRACTIONS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default)
-MASK_ARGUMENT = 3
+MASK_ARGUMENT, CAUSAL_ARGUMENT = 3, 5
 GROUP_NORM = aten.group_norm.default
 IMAGE = 4
 """Axes of a batch of images."""
@@ -190,6 +190,12 @@ def mask_of(attention: Node) -> Node | None:
     if given is None and len(attention.args) > MASK_ARGUMENT:
         given = attention.args[MASK_ARGUMENT]
     return given  # type: ignore[return-value]
+
+
+def is_causal(attention: Node) -> bool:
+    """Tell whether an attention masks the keys after each query by itself, said by place or by name."""
+    by_place = len(attention.args) > CAUSAL_ARGUMENT
+    return bool(attention.args[CAUSAL_ARGUMENT] if by_place else attention.kwargs.get("is_causal"))
 
 
 def mask_ancestors(mask: Node) -> Iterator[Node]:

@@ -185,8 +185,6 @@ def read_integers(replica: Replica) -> set[tuple[str, str]]:
 
     Their objects get a class that notes it. All integers, where an object or the block will have none.
     """
-    if replica.read is not None:
-        return replica.read
     read: set[tuple[str, str]] = set()
     whole = {(path, name) for path, owner in replica.module.named_modules() for name, _ in integers(owner)}
     before: list[tuple[object, type]] = []
@@ -204,7 +202,6 @@ def read_integers(replica: Replica) -> set[tuple[str, str]]:
     finally:
         for holder, own in reversed(before):
             object.__setattr__(holder, "__class__", own)
-    replica.read = read
     return read
 
 

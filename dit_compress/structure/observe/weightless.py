@@ -41,7 +41,7 @@ class Replica:
 
     values: parameters that operations read, by name; random, made when first read.
     claims: the dtype that tensors say they have. cuts: modules whose output is replayed like that of a matmul (norms
-    across heads). read: integers that a run reads, once somebody asked.
+    across heads).
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class Replica:
         self.cuts: tuple[str, ...] = ()
         self.sides: dict[Any, Side | None] = {}
         self.drawn: dict[Any, Tensor] = {}
-        self.read: set[tuple[str, str]] | None = None
 
     def edited(self, edits: list[Edit], shared: Sequence[nn.Module] = ()) -> Replica:
         """Make a copy with some edits made. shared: modules that no edit changes: the same ones in the copy."""
@@ -68,7 +67,6 @@ class Replica:
         other.module = deep_copy(self.module, {id(module): module for module in shared})
         apply_edits(other.module, edits)
         other.values, other.cuts = edit_state(self.values, edits), ()
-        other.read = None if edits else self.read
         return other
 
     def run(

@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
 from dit_compress.export.inspection import module_path, operator_name, operators
-from dit_compress.export.rewrite.graph import ATTENTION, mask_of
+from dit_compress.export.rewrite.graph import ATTENTION, is_causal, mask_of
 from dit_compress.export.rewrite.nodes import become, call, loosen, shape_of
 from dit_compress.export.tracing import copied
 from dit_compress.export.types import Diagnostic
@@ -85,9 +85,8 @@ def _opens(node: Node) -> bool:
     """Tell whether a node is an attention of as many heads everywhere, whose mask, if any, is added."""
     if node.target is not ATTENTION:
         return False
-    mask, causal = mask_of(node), node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal")
-    shapes = {(shape_of(each) or ())[:-2] for each in node.args[:3]}
-    return not causal and len(shapes) == 1 and (mask is None or mask.meta["val"].is_floating_point())
+    mask, shapes = mask_of(node), {(shape_of(each) or ())[:-2] for each in node.args[:3]}
+    return not is_causal(node) and len(shapes) == 1 and (mask is None or mask.meta["val"].is_floating_point())
 
 
 def own_weights(program: ExportedProgram) -> ExportedProgram:
@@ -146,7 +145,7 @@ def _value(node: Node, read: Callable[[Node], Tensor | None]) -> Tensor | None:
     if any(value is None for value in sources.values()):
         return None
     args, kwargs = map_arg((node.args, node.kwargs), sources.__getitem__)
-    found: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    found: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]  # no name: it calls a function
     return found
 
 
