@@ -17,9 +17,9 @@ steps.
 
 Learning rate and schedule are those of ``account.py``, the same for all. The claims stand below, before any run; one
 holds where the mean paired difference is in its favour and the exact one-sided sign-flip test over teachers has
-p < 0.05 after Holm's correction. Nothing is concluded where a teacher is not done, or no better than what flow matching
-makes of its pruned model (``unfit``). Everything runs as recipes, so that a killed run goes on. The last line is one
-JSON object; a claim that fails is a result, and the exit status is 0.
+p < 0.05 after Holm's correction. Nothing is concluded of a part where a teacher of it is not done, or no better than
+what flow matching makes of its pruned model (``unfit``). Everything runs as recipes, so that a killed run goes on. The
+last line is one JSON object; a claim that fails is a result, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from paired import Row
 
-PARTS = ("levels", "modulation")
+TEACHERS = {"levels": ("teacher", "flow, many"), "modulation": ("modulated teacher", "flow, low rank")}
+"""By part: what its teacher is called, and the arm it must be better than."""
 FEW_CLIPS = {"short": 500, "full": 500, "tiny": 16}
 RANK = 2
 _SHARE = {"use": "affine", "kd_share": 0.2}
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="shared with tables.py --table 4")
     parser.add_argument("--tier", choices=account.TIERS, default="short")
     parser.add_argument("--workers", type=int, default=2, help="seeds at once; each has one thread")
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--parts", choices=TEACHERS, nargs="+", default=list(TEACHERS))
     given = parser.parse_args()
     out, started = (given.out / f"mixture-{given.tier}").resolve(), time.monotonic()
     rows = rows_of(out, given.tier, given.seeds, given.workers, given.parts)
@@ -180,30 +181,38 @@ def worth(teacher: Path) -> dict[str, float]:
 # ------------------------------------------------------------------ what follows
 
 
-def unfit(rows: Sequence[Row]) -> list[str]:
-    """Say why nothing can be concluded; empty where it can."""
-    found = []
-    for seed, row in enumerate(rows):
-        for name, plain in (("teacher", "flow, many"), ("modulated teacher", "flow, low rank")):
-            if name not in row:
-                continue
+def unfit(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Say by part why nothing can be concluded of it; no part where all can be."""
+    found: dict[str, list[str]] = {}
+    for part, (name, plain) in TEACHERS.items():
+        why = []
+        for seed, row in enumerate(row for row in rows if name in row):
             if row[name]["gained"] > account.FLAT:
-                found.append(f"{name} {seed} gained {row[name]['gained']:.0%} in its last fifth")
+                why.append(f"{name} {seed} gained {row[name]['gained']:.0%} in its last fifth")
             if row[name]["excess"] >= row[plain]["excess"]:
-                found.append(f"{name} {seed} is no better than what flow matching makes of its pruned model")
+                why.append(f"{name} {seed} is no better than what flow matching makes of its pruned model")
+        if why:
+            found[part] = why
     return found
 
 
-def judged(rows: Sequence[Row], doubted: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return the arms and every claim whose arms ran as Markdown, and the figures; no verdict where one is doubted."""
+def part_of(arm: str) -> str:
+    """Name the part that an arm belongs to."""
+    return "modulation" if arm.endswith("low rank") else "levels"
+
+
+def judged(rows: Sequence[Row], doubted: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, Any]]:
+    """Return the arms and every claim whose arms ran as Markdown, and the figures; no verdict of a doubted part."""
     lines = ["| arm | excess |", "|---|---|"]
     lines += [f"| {name} | {account.shown([row[name]['excess'] for row in rows])} |" for name in rows[0]]
-    verdicts = [] if doubted else judge(rows, [claim for claim in CLAIMS if {*claim[:2]} <= rows[0].keys()])
+    why = [reason for reasons in doubted.values() for reason in reasons]
+    able = [claim for claim in CLAIMS if {*claim[:2]} <= rows[0].keys() and part_of(claim[0]) not in doubted]
+    verdicts = judge(rows, able) if able else []
     figures: dict[str, Any] = {"claims": len(CLAIMS), "judged": len(verdicts)}
     figures |= {word: sum(verdict[word] for verdict in verdicts) for word in ("held", "reversed")}
     arms = {name: round(float(np.mean([row[name]["excess"] for row in rows])), 5) for name in rows[0]}
-    figures |= {"arms": arms, "floors": account.floors(rows), "unfit": list(doubted)}
-    return "\n".join([*lines, "", f"Floors: {figures['floors']}.", *doubted, "", claims_table(verdicts)]), figures
+    figures |= {"arms": arms, "floors": account.floors(rows), "unfit": why}
+    return "\n".join([*lines, "", f"Floors: {figures['floors']}.", *why, "", claims_table(verdicts)]), figures
 
 
 if __name__ == "__main__":

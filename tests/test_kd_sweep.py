@@ -42,18 +42,21 @@ def test_claims_are_judged_within_teachers_and_of_the_parts_that_ran() -> None:
     assert figures["floors"] == dict.fromkeys(account.FLOORS, 1.0)
     assert "| share 0.2, many better than flow, many | excess | +0.1000 |" in text
     levels = [{name: row[name] for name in row if "low rank" not in name and "modulated" not in name} for row in rows]
-    assert kd_sweep.judged(levels, [])[1]["judged"] == 7
+    assert kd_sweep.judged(levels, {})[1]["judged"] == 7
 
 
-def test_nothing_is_concluded_of_teachers_that_are_not_done() -> None:
-    rows = [known(seed) for seed in range(2)]
-    rows[0]["teacher"]["gained"] = 0.3
+def test_nothing_is_concluded_of_a_part_whose_teachers_are_not_done() -> None:
+    rows = [known(seed) for seed in range(8)]
     rows[1]["modulated teacher"]["excess"] = 0.4
     doubts = kd_sweep.unfit(rows)
-    assert doubts == [
-        "teacher 0 gained 30% in its last fifth",
-        "modulated teacher 1 is no better than what flow matching makes of its pruned model",
-    ]
+    low = "modulated teacher 1 is no better than what flow matching makes of its pruned model"
+    assert doubts == {"modulation": [low]}
+    text, figures = kd_sweep.judged(rows, doubts)
+    assert (figures["judged"], figures["held"], figures["unfit"]) == (7, 1, [low])
+    assert "low rank better than" not in text
+    rows[0]["teacher"]["gained"] = 0.3
+    doubts = kd_sweep.unfit(rows)
+    assert doubts == {"levels": ["teacher 0 gained 30% in its last fifth"], "modulation": [low]}
     assert kd_sweep.judged(rows, doubts)[1]["judged"] == 0
 
 
