@@ -213,6 +213,10 @@ def distil(sizes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     weights = {"adversarial_weight": 1.0, "reconstruction_weight": 1.0, **judged_by, **own}
     balance = "gradient" if weights["adversarial_weight"] and weights["reconstruction_weight"] else "fixed"
     before = judged_by["discriminator_warmup"] if weights["adversarial_weight"] else 0
+    if not weights["adversarial_weight"]:
+        weights = {name: value for name, value in weights.items() if name not in judged_by} | {"adversarial_weight": 0}
+    elif not weights["reconstruction_weight"]:
+        weights.pop("share_every", None)
     return {**how, **sizes["train"], "balance": balance, **weights, "steps": sizes["updates"] + before}
 
 

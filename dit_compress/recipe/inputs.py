@@ -87,7 +87,8 @@ class Inputs:
         draft = self.drafts[index]
         if slot == "input":
             return self._earlier[-1].name if self._earlier else self.first
-        if slot == "teacher" and draft.kind == "distill":
+        idle = draft.part.options.idle_slots if draft.part is not None else {}
+        if slot == "teacher" and draft.kind == "distill" and slot not in idle:
             return self._unpruned.get(draft.inputs.get("input", ""))
         return None
 

@@ -66,6 +66,11 @@ class AffineOptions(TrainOptions):
     alpha: float = 0.01
     sampling_steps: int = 4
 
+    @property
+    def idle_slots(self) -> dict[str, str]:
+        """The teacher, where its features weigh nothing."""
+        return {} if self.alpha else {"teacher": "'alpha' above 0"}
+
 
 class CountOptions(Options):
     """A granularity."""

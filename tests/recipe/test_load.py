@@ -70,6 +70,14 @@ def test_every_default_is_filled_in(load_text: Callable[[str], Recipe]) -> None:
     assert [tracker.name for tracker in recipe.trackers] == ["jsonl"]
 
 
+def test_a_teacher_that_would_do_nothing_is_no_default(load_text: Callable[[str], Recipe]) -> None:
+    recipe = load_text(WHOLE.replace("  - distill: {use: affine}\n", "  - distill: {use: affine, alpha: 0}\n"))
+    assert [dict(step.inputs) for step in recipe.steps if step.part.name == "affine"] == [
+        {"input": "trilevel"},
+        {"input": "affine", "teacher": "server"},
+    ]
+
+
 def test_a_slot_takes_its_part_from_the_fields_default(load_text: Callable[[str], Recipe]) -> None:
     """``search`` defaults to a plugin's name, which becomes a part."""
     recipe = load_text("model: dit\nsteps:\n  - prune: {use: trilevel, budget: {params: 1e6}}\n")

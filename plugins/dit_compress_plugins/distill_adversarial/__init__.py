@@ -9,6 +9,10 @@ from dit_compress.hooks import PartField, Plugin, Slot, hookimpl
 from dit_compress.train.options import DistillOptions
 
 _LOSE_MOTION = "Add 'teacher_samples', lower 'adversarial_weight' or 'lr', or end earlier (validation: {result: best})"
+_OF_THE_JUDGE = (
+    "discriminator", "discriminator_lr", "discriminator_warmup", "frozen_blocks", "generator_every", "share_every",
+    "renoise", "renoise_mean", "renoise_std", "r1", "r1_kind", "r1_scale",
+)  # fmt: skip
 
 
 class AdversarialOptions(DistillOptions):
@@ -70,16 +74,25 @@ class AdversarialOptions(DistillOptions):
 
     @property
     def idle(self) -> dict[str, str]:
-        """What re-noising, R1 and the teacher's samples would be like, where there are none."""
+        """What the discriminator, the reconstruction and the teacher's samples would be like, where there are none."""
         found = dict.fromkeys(("renoise_mean", "renoise_std"), "'renoise: logit_normal'")
         found = found if self.renoise == "grid" else {}
         if not self.r1:
             found |= dict.fromkeys(("r1_kind", "r1_scale"), "'r1' above 0")
         elif self.r1_kind == "exact":
             found["r1_scale"] = "'r1_kind: approximate'"
+        if not self.adversarial_weight:
+            found |= dict.fromkeys(_OF_THE_JUDGE, "'adversarial_weight' above 0")
+        if not self.reconstruction_weight:
+            found |= dict.fromkeys(("huber", "huber_over", "share_every"), "'reconstruction_weight' above 0")
         if not self.teacher_samples:
             found |= dict.fromkeys(("teacher_steps", "teacher_guidance"), "'teacher_samples' above 0")
         return super().idle | found
+
+    @property
+    def idle_slots(self) -> dict[str, str]:
+        """The teacher, where it samples nothing."""
+        return {} if self.teacher_samples else {"teacher": "'teacher_samples' above 0"}
 
     @property
     def first_update(self) -> int:
@@ -112,6 +125,11 @@ class AdversarialOptions(DistillOptions):
             raise ValueError(
                 "'adversarial_weight' and 'reconstruction_weight' are both 0: nothing trains the generator"
             )
+        if self.renoise == "grid" and not self.reconstruction_weight:
+            raise ValueError(
+                "on the grid the last sampling step is trained by its reconstruction alone: give "
+                "'reconstruction_weight' above 0, or 'renoise: logit_normal'"
+            )
         if self.balance == "gradient" and not (self.adversarial_weight and self.reconstruction_weight):
             raise ValueError(
                 "'balance: gradient' weighs one gradient by the other: give 'adversarial_weight' and "
@@ -128,7 +146,7 @@ def distill() -> Plugin:
         options=AdversarialOptions,
         load="dit_compress_plugins.distill_adversarial.distiller:AdversarialDistiller",
         slots=("teacher",),
-        revision=2,
+        revision=3,
         world="all",
         data=True,
         summary="few-step adversarial distillation (Eq. 7-9)",

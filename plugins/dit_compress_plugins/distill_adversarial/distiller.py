@@ -16,6 +16,8 @@ from dit_compress_plugins.distill_adversarial.pairs import teacher_pairs
 from dit_compress_plugins.distill_adversarial.penalty import learns_inside
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dit_compress.hooks import Part
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.model.flow import Flow
@@ -41,10 +43,10 @@ class AdversarialDistiller(DistillStep):
         """Count those of the student and of the discriminator; one that does not fit is refused."""
         held, trained = super().num_parameters(student)
         with suppress(NotImplementedError, RuntimeError):  # a head that needs weights is made when the step runs
-            judge = self.part().build().create(student)
-            if self.options.adversarial_weight:
-                held += sum(parameter.numel() for parameter in judge.parameters())
-                trained += sum(parameter.numel() for parameter in judge.parameters() if parameter.requires_grad)
+            judge = self.judge(student)
+            for parameter in judge.parameters() if judge is not None else ():
+                held += parameter.numel()
+                trained += parameter.numel() * parameter.requires_grad
         return held, trained
 
     def flow(self, before: Flow) -> Flow:
@@ -55,8 +57,8 @@ class AdversarialDistiller(DistillStep):
         self, context: Context, student: Denoiser, teacher: Denoiser | None, text: Captions
     ) -> AdversarialObjective:
         """Return the objective of the roles student (the generator) and discriminator."""
-        judge = self.part().build().create(student)
-        if self.options.r1 and self.options.r1_kind == "exact" and context.world.size > 1 and learns_inside(judge):
+        judge, exact = self.judge(student), self.options.r1 and self.options.r1_kind == "exact"
+        if judge is not None and exact and context.world.size > 1 and learns_inside(judge):
             raise UserError(
                 "exact R1 needs second derivatives through the discriminator's blocks, which are sharded over "
                 f"{context.world.size} processes",
@@ -70,6 +72,10 @@ class AdversarialDistiller(DistillStep):
                 need_same_captions(slot, context.input, other)
             pairs = teacher_pairs(context, self.options, teacher, text)
         return AdversarialObjective(self.options, student, judge, text, self.flow(context.input.flow), pairs)
+
+    def judge(self, student: Denoiser) -> nn.Module | None:
+        """Make the discriminator; None where nothing is judged."""
+        return self.part().build().create(student) if self.options.adversarial_weight else None
 
     def part(self) -> Part:
         """Return the discriminator: the recipe's, or the paper's."""

@@ -44,13 +44,13 @@ class AdversarialObjective:
         self,
         options: AdversarialOptions,
         student: Denoiser,
-        judge: nn.Module,
+        judge: nn.Module | None,
         text: Captions,
         schedule: Flow,
         pairs: TeacherPairs | None,
     ) -> None:
-        self.options, self.student, self.judge, self.text, self.pairs = options, student, judge, text, pairs
-        self.grid = torch.tensor(schedule.calls())
+        self.options, self.student, self.text, self.pairs = options, student, text, pairs
+        self.grid, self.between = torch.tensor(schedule.calls()), schedule.between or (0.0, 1.0)
         self.huber = HUBERS[options.huber_over]
         self.roles = {"student": student_role(student, options), "text": Role(text)}
         self.weighed = bool(options.adversarial_weight and options.reconstruction_weight)
@@ -64,7 +64,8 @@ class AdversarialObjective:
             weighing=weighing,
         )
         self.phases: tuple[Phase, ...] = (generator,)
-        if options.adversarial_weight:
+        if judge is not None:
+            self.judge = judge
             given = options.adversarial_weight if options.balance == "fixed" else 0.0
             judge.register_buffer(WEIGHT, torch.tensor(given))
             judge.register_buffer(SHARE, torch.tensor(0.0))
@@ -111,12 +112,20 @@ class AdversarialObjective:
     def judged_at(self, batch: Batch, noise: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
         """Return sigma ``[B]`` and noise of what is judged: t' and that of x, or both drawn anew.
 
-        The logit of a drawn sigma is normal, as sigma / (1 - sigma) is lognormal in SF-V.
+        The logit of a drawn sigma is normal, as sigma / (1 - sigma) is lognormal in SF-V; of an expert cut to the
+        sigmas that it is for, as its frozen blocks know no others.
         """
         if self.options.renoise == "grid":
             return then, noise
-        logit = self.options.renoise_mean + self.options.renoise_std * batch.streams.normal("renoise/sigma", ())
-        return torch.sigmoid(logit), batch.streams.normal("renoise", noise.shape[1:])
+        mean, std = self.options.renoise_mean, self.options.renoise_std
+        again = batch.streams.normal("renoise", noise.shape[1:])
+        if self.between == (0.0, 1.0):
+            return torch.sigmoid(mean + std * batch.streams.normal("renoise/sigma", ())), again
+        logits = torch.logit(torch.tensor(self.between, dtype=torch.float64))
+        low, high = torch.special.ndtr((logits - mean) / std)
+        place = batch.streams.uniform("renoise/sigma").double()
+        sigma = torch.sigmoid(mean + std * torch.special.ndtri(low + (high - low) * place))
+        return sigma.clamp(*self.between).to(noise.dtype), again
 
     def fake(self, x: Tensor, velocity: Tensor, t: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """Return what the generator makes as it is judged: jumped to t', or its x0 noised anew."""

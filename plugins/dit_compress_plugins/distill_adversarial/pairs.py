@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from dit_compress.core.files import whole_file
 from dit_compress.core.progress import progress
 from dit_compress.core.randomness import Streams, generator
-from dit_compress.model.conditions import beyond_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from torch import Tensor
 
     from dit_compress.model.denoiser import Cond, Denoiser
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from dit_compress.train.objective import Batch
     from dit_compress_plugins.distill_adversarial import AdversarialOptions
 
+    Tokens = Callable[[Sequence[int]], Mapping[str, Tensor]]
+
 BATCH = 32
 
 
@@ -29,13 +32,14 @@ BATCH = 32
 class TeacherPairs:
     """Pairs that the teacher made: noise and clean latents ``[N,C,T,H,W]``, and their captions' tokens.
 
+    tokens: gives those of some places, or the embeddings that are kept on disk.
     held_out: pairs of held-out captions, one a sample, which a validation measures.
     images: pairs of single latent frames, of which a step on images draws.
     """
 
     noise: Tensor
     x0: Tensor
-    tokens: dict[str, Tensor]
+    tokens: Tokens
     held_out: TeacherPairs | None = None
     images: TeacherPairs | None = None
 
@@ -49,9 +53,7 @@ class TeacherPairs:
     def take(self, index: Tensor, text: Captions) -> tuple[Tensor, Tensor, Cond]:
         """Return the pairs of some places, on the device of ``index``."""
         where, index = index.device, index.cpu()
-        with torch.no_grad():
-            cond = text({name: value[index].to(where) for name, value in self.tokens.items()})
-        return self.x0[index].to(where), self.noise[index].to(where), cond
+        return self.x0[index].to(where), self.noise[index].to(where), _cond(text, self.tokens(index.tolist()), where)
 
 
 def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denoiser, text: Captions) -> TeacherPairs:
@@ -59,72 +61,62 @@ def teacher_pairs(context: Context, options: AdversarialOptions, teacher: Denois
     samples = context.latents("train", text)
     count, shape = options.teacher_samples, context.latent_shape()
     order = generator(context.seed, "teacher captions").integers(len(samples), size=count).tolist()
-    tokens, captions = samples.tokens(order), samples.captions(order)
-    image = (shape[0], 1, *shape[2:])
-    images = None
-    if options.images and image != shape:
-        made = _made(context, options, teacher, text, captions, tokens, image, "teacher-images")
-        images = TeacherPairs(made["noise"], made["x0"], tokens)
+    image, make = (shape[0], 1, *shape[2:]), _Sampling(context, options, teacher, text)
+
+    def tokens(places: Sequence[int]) -> dict[str, Tensor]:
+        return samples.tokens([order[place] for place in places])
+
+    images = make.pairs("teacher-images", tokens, range(count), image) if options.images and image != shape else None
+    held_out = None
     if options.validation is not None:
-        held_out = context.latents("test", text)
-        places = range(min(options.validation.samples, len(held_out)))
-        more = held_out.tokens(places)
-        tokens = {name: torch.cat([value, more[name]]) for name, value in tokens.items()}
-        captions = [*captions, *held_out.captions(places)]
-    made = _made(context, options, teacher, text, captions, tokens, shape, "teacher")
-    held, rest = (
-        TeacherPairs(made["noise"][part], made["x0"][part], {name: value[part] for name, value in tokens.items()})
-        for part in (slice(count, None), slice(count))
-    )
-    return replace(rest, held_out=held if options.validation is not None else None, images=images)
+        others = context.latents("test", text)
+        places = range(count, count + min(options.validation.samples, len(others)))
+        held_out = make.pairs("teacher-held-out", others.tokens, places, shape)
+    return replace(make.pairs("teacher", tokens, range(count), shape), held_out=held_out, images=images)
 
 
-def _made(
-    context: Context,
-    options: AdversarialOptions,
-    teacher: Denoiser,
-    text: Captions,
-    captions: list[str],
-    tokens: dict[str, Tensor],
-    shape: tuple[int, ...],
-    name: str,
-) -> dict[str, Tensor]:
-    """Return noise and x0 of a file, written by the first process where it is not there."""
-    path = context.folder / f"{name}.safetensors"
-    with context.world.first():
-        if not path.is_file():
-            made = _sample(context, options, teacher, text, captions, beyond_text(tokens), shape)
-            with whole_file(path) as partial:
-                save_file(made, partial)
-    return load_file(path)
+@dataclass(frozen=True)
+class _Sampling:
+    """How the teacher is sampled."""
+
+    context: Context
+    options: AdversarialOptions
+    teacher: Denoiser
+    text: Captions
+
+    def pairs(self, name: str, tokens: Tokens, noise: range, shape: tuple[int, ...]) -> TeacherPairs:
+        """Return the pairs of a file, written by the first process where it is not there. noise: the index of each."""
+        path = self.context.folder / f"{name}.safetensors"
+        with self.context.world.first():
+            if not path.is_file():
+                made = self._made(tokens, noise, shape)
+                with whole_file(path) as partial:
+                    save_file(made, partial)
+        made = load_file(path)
+        return TeacherPairs(made["noise"], made["x0"], tokens)
+
+    def _made(self, tokens: Tokens, noise: range, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        context, options = self.context, self.options
+        flow = (context.slot("teacher") or context.input).flow
+        sigmas = flow.sigmas(options.teacher_steps)
+        guidance = flow.guidance if options.teacher_guidance is None else options.teacher_guidance
+        sampler, device = context.sampler(flow), context.world.device
+        noises, latents = [], []
+        self.teacher.eval().to(device)
+        self.text.to(device)
+        with progress("teacher's samples", len(noise), silent=context.world.rank > 0) as advance:
+            for first in range(0, len(noise), BATCH):
+                places = range(len(noise))[first : first + BATCH]
+                noises.append(Streams(context.seed, 0, noise[first : first + BATCH]).normal("teacher", shape))
+                cond = _cond(self.text, tokens(places), device)
+                with torch.no_grad():
+                    latents.append(sampler(self.teacher, noises[-1].to(device), cond, sigmas, guidance).cpu())
+                for _ in places:
+                    advance()
+        return {"noise": torch.cat(noises), "x0": torch.cat(latents)}
 
 
-def _sample(
-    context: Context,
-    options: AdversarialOptions,
-    teacher: Denoiser,
-    text: Captions,
-    captions: list[str],
-    beside: dict[str, Tensor],
-    shape: tuple[int, ...],
-) -> dict[str, Tensor]:
-    bundle = context.slot("teacher")
-    flow = (bundle or context.input).flow
-    sigmas = flow.sigmas(options.teacher_steps)
-    guidance = flow.guidance if options.teacher_guidance is None else options.teacher_guidance
-    sampler, device = context.sampler(flow), context.world.device
-    noises, latents = [], []
-    teacher.eval().to(device)
-    text.to(device)
-    with progress("teacher's samples", len(captions), silent=context.world.rank > 0) as advance:
-        for first in range(0, len(captions), BATCH):
-            index = list(range(first, min(first + BATCH, len(captions))))
-            noise = Streams(context.seed, 0, index).normal("teacher", shape)
-            with torch.no_grad():
-                some = {name: value[first : first + BATCH] for name, value in beside.items()}
-                cond = text.cond(captions[first : first + BATCH]).beside(some).to(device)
-                latents.append(sampler(teacher, noise.to(device), cond, sigmas, guidance).cpu())
-            noises.append(noise)
-            for _ in index:
-                advance()
-    return {"noise": torch.cat(noises), "x0": torch.cat(latents)}
+@torch.no_grad()
+def _cond(text: Captions, tokens: Mapping[str, Tensor], device: torch.device) -> Cond:
+    """Return conditions on a device; embeddings that are kept ask no encoder."""
+    return text({name: value.to(device) for name, value in tokens.items()}).to(device)
