@@ -11,9 +11,15 @@ dit_compress.export(model, call=call, target="onnx", out="files")
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.version import __version__
+
+if TYPE_CHECKING:
+    from dit_compress.export.recorded import export
+    from dit_compress.pruning.folder import load, save
+    from dit_compress.pruning.prune import prune
+    from dit_compress.structure.record import record
 
 __all__ = ["__version__", "export", "load", "prune", "record", "save"]
 

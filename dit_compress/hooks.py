@@ -15,7 +15,7 @@ and where the code is. The module imports no torch; the code at ``Plugin.load`` 
 
     class LastSearch(Search):  # in my_package/last.py
         def __init__(self, options: LastOptions) -> None: ...
-        def search(self, problem: SearchProblem, context: Context) -> Selection: ...
+        def search(self, problem: SearchProblem, context: Workplace) -> Selection: ...
 
 What stands at ``load`` is a class; the engine calls it with the validated options. It follows the protocol of its
 kind: below each hook stand the members it must have, and those that the protocol has a default for. Subclass the
@@ -30,13 +30,13 @@ Steps, the entries of a recipe:
     def prune() -> Plugin           Remove units of the denoiser                  Step               step/protocols.py
         plan, run
     def distill() -> Plugin         Train with roles, phases and losses           Distiller          train/objective.py
-        plan, run, options, objective, flow; by default: misfits, finish, num_parameters
+        plan, run, options, objective, flow; by default: misfits, finish, num_parameters, calls
     def transform() -> Plugin       Change the structure in any other way         Transform          step/protocols.py
         plan, run, replay
     def evaluate() -> Plugin        Measure a bundle                              Step               step/protocols.py
         plan, run
     def export() -> Plugin          Write files for a device, and prove them      Exporter           export/contract.py
-        plan, run, profile, sizes, check, lower, runner
+        plan, run, profile, sizes, check, lower, runner; by default: widths
 
 Parts, which steps are composed of:
 

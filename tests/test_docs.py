@@ -13,13 +13,16 @@ from textwrap import indent
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 import dit_compress
 from dit_compress import hooks
 from dit_compress.plugin import kinds
+from dit_compress.plugin.options import load_object
 from dit_compress.plugin.registry import Registry, installed, use
 from dit_compress.plugin.sources import Source
 from dit_compress.recipe import load
+from dit_compress.testing.models import tiny_denoiser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -270,6 +273,9 @@ def test_the_examples_of_a_page_are_plugins(page: Path, tmp_path: Path) -> None:
     for entry in registry.entries():
         module, _, wanted = entry.plugin.load.partition(":")
         assert wanted in classes_of(files[f"{module.replace('.', '/')}.py"])
+        _, given = members(protocols(entry.kind)[0]) if entry.kind in KINDS else ([], [])
+        made = load_object(entry.plugin.load)
+        assert [name for name in given if not hasattr(made, name)] == [], "the engine asks for them"
     for name, text in files.items():
         if "@hookimpl" in text:
             assert not re.search(r"^(import|from) torch", text, re.MULTILINE), f"{name} imports torch at the top"
@@ -286,6 +292,23 @@ def test_the_example_of_the_readme_loads_as_a_local_file(tmp_path: Path) -> None
     for entry in local:
         assert hasattr(entry.module, entry.plugin.load.partition(":")[2])
         del sys.modules[entry.module.__name__]
+
+
+@pytest.mark.usefixtures("_clean_modules")
+def test_the_example_of_the_readme_searches(tmp_path: Path) -> None:
+    """Of four heads two, evenly spaced: the first and the third."""
+    ((name, text),) = examples(ROOT / "README.md").items()
+    (tmp_path / name).write_text(text, "utf-8")
+    denoiser = tiny_denoiser("video_dit")
+    first = denoiser.structure().attentions[0]
+    before = denoiser.module.get_submodule(first.path).to_q.weight.detach().unflatten(0, (4, -1))
+    use([str(tmp_path / name)])
+    try:
+        dit_compress.prune(denoiser, remove={"head": 2}, search="evenly")
+    finally:
+        use()
+    after = denoiser.module.get_submodule(first.path).to_q.weight.unflatten(0, (2, -1))
+    assert torch.equal(after, before[[0, 2]])
 
 
 @pytest.mark.usefixtures("_clean_modules")

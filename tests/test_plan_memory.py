@@ -11,9 +11,10 @@ from dit_compress.cli.app import app
 from dit_compress.cli.plan import plan_table
 from dit_compress.core.errors import UserError
 from dit_compress.model.denoiser import Denoiser
+from dit_compress.model.flow import Flow
 from dit_compress.model.twins import write_twin
 from dit_compress.plugin.registry import use
-from dit_compress.recipe import load
+from dit_compress.recipe import load, make_part
 from dit_compress.run.fits import Fit, activation_bytes, fits
 from dit_compress.run.plan import plan
 from dit_compress.train.options import check_parts
@@ -105,6 +106,23 @@ def test_which_gpus_hold_a_step_by_hand(tmp_path: Path) -> None:
     assert activation_bytes(row, options) == 2 * tokens * 4 * 24 + block
     shared = fits(plan(load(path, use()), processes=4), 4)["plain"]
     assert (shared.state, shared.samples) == (4 * params + 2 * 4 * params / 2 + text, 8)
+
+
+def test_calls_that_a_backward_pass_goes_through_are_counted() -> None:
+    """K of the last steps, each twice where guided; one where they are computed again; and the anchor's."""
+    found = []
+    for last, recompute, weight in ((1, False, 0), (4, False, 0), (4, False, 1), (4, True, 1)):
+        given = {
+            "use": "reward",
+            "reward": "reader",
+            "last_steps": last,
+            "recompute": recompute,
+            "anchor_weight": weight,
+        }
+        step = make_part("distill", given, use()).build()
+        found.append([step.calls(Flow(guidance=guidance)) for guidance in (1.0, 4.0)])
+    assert found == [[1, 2], [4, 8], [5, 9], [2, 3]]
+    assert make_part("distill", "flow", use()).build().calls(Flow(guidance=4.0)) == 1
 
 
 def test_an_encoder_that_is_freed_is_not_counted_beside_a_model_of_diffusers(tmp_path: Path) -> None:

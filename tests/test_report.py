@@ -270,6 +270,11 @@ def trained(run: Path) -> None:
         inputs={"input": "prune", "teacher": "teacher"},
         options={"steps": 300, "frozen_blocks": 2},
     )
+    record = json.loads((student / "step.json").read_text("utf-8"))
+    write(
+        student / "step.json",
+        {**record, "notes": ["something said", "warning, videos stand <still> at step 200. Lower 'lr'"]},
+    )
     log_curves(student, ("discriminator/loss", "generator/loss", "generator/grad_student"))
 
 
@@ -422,14 +427,20 @@ def test_who_was_cut_from_an_untrained_model_is_compared_with_its_teacher(empty:
     step(empty, "small", "prune", "trilevel", model=small, inputs={"input": "given"})
     inputs = {"input": "small", "teacher": "taught"}
     step(empty, "student", "distill", "scaled", model=small, flow=LONG, inputs=inputs)
-    judged = {"excess": 0.25, "excess_error": 0.05, "explained": 0.75, "explained_error": 0.05, "floors": {"linear": 0.5}}
+    judged = {
+        "excess": 0.25,
+        "excess_error": 0.05,
+        "explained": 0.75,
+        "explained_error": 0.05,
+        "floors": {"linear": 0.5},
+    }
     step(empty, "excess", "evaluate", "excess", inputs={"input": "student"}, metrics=judged, quality="explained")
     listed(empty, "given", "taught", "small", "student", "excess")
     found = outcome(read_run(empty))
     assert (found.teacher, found.pruned, found.student, found.params_share) == ("taught", "small", "student", 0.25)
     assert (found.student_quality, found.student_steps, found.floors) == (0.75, None, {"linear": 0.5})
     page = page_of(empty)
-    assert "<p class=\"lead\">The student has 25% of the teacher’s parameters.</p>" in page
+    assert '<p class="lead">The student has 25% of the teacher’s parameters.</p>' in page
     assert '<td class="n">0.25 ± 0.05</td></tr>' in page.replace("\n", "")
     assert "Floors of explained: linear 0.500." in page
     assert "Exact match" not in page
@@ -469,6 +480,17 @@ def test_page_shows_the_figures(run: Path) -> None:
     assert "1 of 4 (25%)" in page  # blocks removed, beside the paper's 8 of 28
     for column in ("real", "VAE round trip", "teacher, 40 steps", "student, 4 steps"):
         assert f"<th>{column}</th>" in page
+
+
+def test_page_and_summary_show_what_was_warned_of(run: Path) -> None:
+    """An alarm that a training raised is seen by who reads the report alone; other notes are not shown."""
+    page = page_of(run)
+    assert page.count("videos stand &lt;still&gt; at step 200. Lower &#39;lr&#39;") == 1
+    assert "something said" not in page
+    steps = json.loads((run / "summary.json").read_text("utf-8"))["steps"]
+    assert [entry["warnings"] for entry in steps if entry["warnings"]] == [
+        ["videos stand <still> at step 200. Lower 'lr'"]
+    ]
 
 
 def test_the_page_shows_what_became_of_clips(run: Path) -> None:
@@ -603,6 +625,20 @@ def test_arms_know_how_they_were_sampled(run: Path) -> None:
     assert (found["teacher_40"].num_steps, found["teacher_40"].guidance) == (40, 4.0)
     assert (found["pruned_4"].num_steps, found["pruned_4"].guidance) == (4, 1.0)
     assert found["student_4"].scores["speed"] == pytest.approx(0.911)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"clips": 16}, {"clips": [16]}, {"trials": 5}, {"widths": {"a": 3}}, {"widths": {}}, {"latent_power": [1]},
+     {"accuracy": {"a": 0.5}, "floors": [0.1]}],
+)  # fmt: skip
+def test_somebodys_own_metrics_by_a_name_of_ours_are_figures_like_others(empty: Path, metrics: dict[str, Any]) -> None:
+    trained(empty)
+    step(empty, "own", "evaluate", "mine", inputs={"input": "student"}, metrics={**metrics, "best": 0.25})
+    listed(empty, *STEPS, "own")
+    assert "<h2>" in page_of(empty)
+    written = json.loads((empty / "summary.json").read_text("utf-8"))
+    assert next(each for each in written["steps"] if each["name"] == "own")["metrics"]["best"] == 0.25
 
 
 def test_nested_arms_of_one_step(empty: Path) -> None:

@@ -82,7 +82,9 @@ def prune(
 
     use(plugin or ())
     if plan is not None:
-        _by_plan(plan, path, out, asked=bool(params or flops or latency or remove or keep or modulation or dry_run))
+        given = (params, flops, latency, table, machine, size, levels, curves, remove, keep, modulation)
+        asked = any(given) or search != defaults.SEARCH or heterogeneous or dry_run or bool(seed)
+        _by_plan(plan, path, out, asked=asked)
     else:
         what: dict[str, Any] = {"params": _number("--params", params), "flops": _number("--flops", flops), "size": size}
         what |= {

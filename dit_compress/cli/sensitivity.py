@@ -39,7 +39,7 @@ def sensitivity(
     table: Annotated[Path | None, typer.Option(help="Write a latency table of this machine, too.")] = None,
     plugin: PluginFiles = None,
 ) -> None:
-    """Prune each level by and by; measure FLOPs, memory, latency and quality (Figure 3)."""
+    """Prune each level little by little; measure FLOPs, memory, latency and quality (Figure 3)."""
     from dit_compress.measure import figure3
 
     need_place(out, "folder")

@@ -13,6 +13,7 @@ from dit_compress.export.widths import Widths, at_each, narrowed
 from dit_compress.plugin.options import Keyed, Options, PartField, Slot
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from dit_compress.export.sizes import Video
@@ -44,6 +45,12 @@ class ExportStep(Exporter):
     options: Any
 
     def __init__(self, options: ExportOptions) -> None:
+        if not isinstance(options, ExportOptions):
+            raise UserError(
+                f"{type(options).__name__} are options of no exporter: 'precision', 'device' and 'widths' are missing",
+                where=type(self).__name__,
+                mend="Derive them from dit_compress.export.ExportOptions",
+            )
         self.options = options
 
     @property
@@ -56,6 +63,11 @@ class ExportStep(Exporter):
         """Further videos (frames, height, width) that the files take; none, unless the exporter says otherwise."""
         return ()
 
+    @property
+    def widths(self) -> Sequence[float] | None:
+        """Of a bundle's nested ones, those that are exported."""
+        return self.options.widths
+
     def plan(self, spec: Spec) -> Spec:
         """Return the bundle as the package samples it.
 
@@ -66,7 +78,7 @@ class ExportStep(Exporter):
         need_fitting(self.sizes, spec)
         if self.options.sampler is not None:
             spec = replace(spec, flow=self.flow(spec.flow))
-        specs = narrowed(spec, self.options.widths)
+        specs = narrowed(spec, self.widths)
         fixed = [each.flow.fixed(each.outline) for each in specs][-1]
         if fixed is None:
             return spec
@@ -82,7 +94,7 @@ class ExportStep(Exporter):
         """Export the input bundle."""
         from dit_compress.export.step import export
 
-        return at_each(context, self.options.widths, lambda each: export(self, each, self.flow(each.input.flow)))
+        return at_each(context, self.widths, lambda each: export(self, each, self.flow(each.input.flow)))
 
 
 def size_of(path: Path) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from dit_compress.core.errors import UserError
-from dit_compress.export.base import ExportStep
 from dit_compress.export.components import DIT_STEP, DIT_WALK, dit_component, text_component, vae_decoder
+from dit_compress.export.contract import is_exporter
 from dit_compress.export.inputs import without_unused
 from dit_compress.export.inspection import count_weights
 from dit_compress.export.package import check_components
@@ -62,13 +62,13 @@ def check_early(exporter: Step, spec: Spec, networks: Networks | None = None) ->
     networks: those of ``spec``, where other exporters look at them too.
 
     Raises:
-        UserError: the check found errors. A step that is no :class:`ExportStep` is not asked.
+        UserError: the check found errors. A step that is no :class:`Exporter` is not asked.
     """
-    if not isinstance(exporter, ExportStep):
+    if not is_exporter(exporter):
         return []
-    whole = networks if exporter.options.widths is None else None
+    whole = networks if exporter.widths is None else None
     found: list[Diagnostic] = []
-    for each in narrowed(spec, exporter.options.widths):
+    for each in narrowed(spec, exporter.widths):
         others = [Networks(replace(each, video=video)) for video in further(exporter.sizes, spec.video)]
         for asked in (whole or Networks(each), *others):
             found += [warning for warning in _check(exporter, asked) if warning not in found]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 from dit_compress.step.protocols import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+    from typing import TypeGuard
 
     from dit_compress.export.component import Component
     from dit_compress.export.types import Artifact, Diagnostic, Profile, Runner
@@ -24,6 +26,11 @@ class Exporter(Step, Protocol):
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
         """Further videos (frames, height, width) that the files take."""
 
+    @property
+    def widths(self) -> Sequence[float] | None:
+        """Shares of a denoiser of nested widths that are exported; None for the whole."""
+        return None
+
     def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
         """Say what would break on the target, each with operator, module path, severity and mend.
 
@@ -39,3 +46,8 @@ class Exporter(Step, Protocol):
 
         ``verify`` and ``play`` ask on other machines: the module at ``load`` imports torch only where it needs it.
         """
+
+
+def is_exporter(step: Step) -> TypeGuard[Exporter]:
+    """Tell whether a step subclasses :class:`Exporter`: others of its kind write no single component."""
+    return Exporter in type(step).__mro__

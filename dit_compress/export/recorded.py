@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dit_compress.core.errors import UserError
-from dit_compress.export.base import ExportStep
 from dit_compress.export.component import Component
 from dit_compress.export.components import WIDE_RANK
+from dit_compress.export.contract import is_exporter
 from dit_compress.export.inputs import without_unused
 from dit_compress.export.package import export_components
 from dit_compress.plugin.registry import installed
@@ -50,7 +50,7 @@ def export(module: nn.Module, *, call: Call, target: str, out: str | Path, **opt
     if Path(out).exists():
         raise UserError("this exists already", where=str(out), mend="Name a new folder, or remove this one")
     exporter = make_part("export", {"use": target, **options}, installed()).build()
-    if not isinstance(exporter, ExportStep):
+    if not is_exporter(exporter):
         raise UserError(f"the exporter {target!r} writes no single component", mend="Name another target")
     component = recorded_component(module, call)
     for name in component.left_out:

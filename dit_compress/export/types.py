@@ -23,7 +23,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Rewrites:
-    """Forms that a traced program is rewritten to on request (``dit_compress/rewrite``).
+    """Forms that a traced program is rewritten to on request (``dit_compress/export/rewrite``).
 
     max_rank: chains of views and permutations through more axes, in steps of so many (4 or more).
     convolutions: learnt linears as 1×1 convolutions.

@@ -21,7 +21,7 @@ ENCODED, VIDEOS = "latents", "videos"
 BALANCE = {"block": 8 / 28, "head": 12 / 32, "ffn": 0.25}
 """Granularities a budget may cut, with the shares that the paper removes of them (arXiv 2507.13343v1)."""
 LEVELS = tuple(BALANCE)
-REHEARSED = {"block": {"remove": 1}, "head": {"remove": 1}, "ffn": {"keep": 0.75}}
+REHEARSED = {"block": {"remove": 1}, "head": {"remove": 1}, "ffn": {"keep": 0.75}, "width": {"keep": 0.75}}
 """Counts in place of a budget where a recipe is tried on a twin, most of whose weights can stand outside its blocks."""
 EXAMPLE_COUNTS, EXAMPLE_STACK, EXAMPLE_SHARES = "block=8,head=12", "block.STACK=3", "ffn=0.75"
 

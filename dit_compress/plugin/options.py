@@ -177,6 +177,11 @@ class VideoOptions(Options):
         return None
 
     @property
+    def encoded(self) -> bool:
+        """True where the data gives what was encoded elsewhere: what no caption of the recipe's own text gives, too."""
+        return False
+
+    @property
     def longest(self) -> int | None:
         """Frames of the longest clip, where the options alone say it: no step can take more of one."""
         return None

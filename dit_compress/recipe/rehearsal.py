@@ -137,9 +137,11 @@ def _bounded_options(value: dict[str, Any], made: Any) -> dict[str, Any]:
     kept = {UNTOUCHED, *(made.idle if isinstance(made, Options) else ())}
     held = made if isinstance(made, dict) else dict(made) if isinstance(made, Options) else {}
     found = {key: item if key in kept else _bounded(item, held.get(key), MOST.get(key)) for key, item in value.items()}
-    if (budget := found.get("budget")) and "levels" in budget:
-        levels = {name: defaults.REHEARSED[name] for name in budget["levels"]}
-        found |= {"budget": None, "limit": None, "levels": levels}
+    if isinstance(budget := found.get("budget"), dict) and "levels" in budget:
+        names = [(name, name.partition(".")[0]) for name in budget["levels"]]
+        if all(level in defaults.REHEARSED for _, level in names):  # what another takes, nobody knows
+            levels = {name: defaults.REHEARSED[level] for name, level in names}
+            found |= {"budget": None, "limit": None, "levels": levels}
     if found.get("use") == defaults.DISTILL and found.get("discriminator") is None:
         found |= {"discriminator": dict(defaults.REHEARSED_JUDGE), "frozen_blocks": None}
     return found

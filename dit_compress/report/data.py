@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+WARNED = "warning, "
+"""How a note of a step begins that is a warning."""
+
+
 @dataclass(frozen=True)
 class Series:
     """One logged quantity over the steps of a training."""
@@ -83,7 +87,7 @@ class Step:
 
     quality, headline: the metrics by which models are compared, and that is shown first, as the plugin names them.
     worst: clips that came out worst, beside what they were. sheets: pictures of samples made while it trained, with the
-    step of the training.
+    step of the training. warnings: what it warned of, such as a training's alarms.
     """
 
     name: str
@@ -108,6 +112,7 @@ class Step:
     layout: Layout | None = None
     manifest: dict[str, Any] | None = None
     sheets: tuple[tuple[int, Path], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def plugin_kind(self) -> str:
@@ -189,9 +194,10 @@ def read_step(folder: Path) -> Step:
         videos=read_videos(folder / files["videos"]) if "videos" in files else (),
         worst=read_videos(folder / files["worst"]) if "worst" in files else (),
         pruning=read_pruning(folder),
-        trials=read_trials(record["metrics"]["trials"]) if "trials" in (record.get("metrics") or {}) else None,
+        trials=read_trials((record.get("metrics") or {}).get("trials")),
         layout=read_layout(folder),
         manifest=read_manifest(folder),
+        warnings=tuple(note.removeprefix(WARNED) for note in record.get("notes") or () if note.startswith(WARNED)),
         sheets=tuple((int(path.stem.rpartition("-")[2]), path) for path in sorted(folder.glob("samples/step-*.jpg"))),
     )
 

@@ -34,8 +34,15 @@ def reconstructions(run: Run) -> list[Reconstruction]:
     return [
         Reconstruction(step, tuple(sorted(rows, key=lambda row: row["psnr_db"])), tuple(_worst(step)))
         for step in run.of_kind("evaluate")
-        if (rows := step.metrics.get("clips"))
+        if (rows := _rows(step.metrics.get("clips")))
     ]
+
+
+def _rows(found: Any) -> list[dict[str, Any]]:
+    """Return clips measured one by one; none where somebody's metric of that name is something else."""
+    if not isinstance(found, list):
+        return []
+    return [row for row in found if isinstance(row, dict) and {"psnr_db", "video"} <= row.keys()]
 
 
 def _worst(step: Step) -> Iterator[tuple[str, dict[str, str]]]:

@@ -147,8 +147,10 @@ def _by_name(accuracy: Mapping[str, Any], quality: str) -> Iterator[Found]:
             yield (name,), scores if quality in scores else {"accuracy": scores}
 
 
-def _floats(data: Mapping[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
+def _floats(data: Any) -> dict[str, float]:
+    """Return the numbers of a mapping; none of anything else."""
+    given = data if isinstance(data, dict) else {}
+    return {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
 
 
 def _others(metrics: Mapping[str, Any], quality: str) -> dict[str, float]:

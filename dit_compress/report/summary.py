@@ -5,7 +5,7 @@
                 teacher_flops, student_flops, flops_share;
                 times_faster; quality_metric; quality and sampling steps of each: teacher_quality,
                 teacher_steps, …; quality_share; exports_passed},         what is known of it
-     "steps": [{"name", "kind", "plugin", "inputs": {slot: step}, "seconds", "peak_memory_mib", "threads",
+     "steps": [{"name", "kind", "plugin", "inputs": {slot: step}, "seconds", "peak_memory_mib", "warnings", "threads",
                 "model": {params, flops, …}, "metrics": {"accuracy.shape": 0.97, …}, "bundle": sha256}],
      "pending": [steps that are not finished],
      "total_seconds": …, "environment": {torch, device, seed, threads, machine, system, cpus}}
@@ -50,6 +50,7 @@ def step_figures(step: Step) -> dict[str, Any]:
         "inputs": step.inputs,
         "seconds": step.seconds,
         "peak_memory_mib": step.peak_memory_mib,
+        "warnings": list(step.warnings),
         "threads": step.threads,
         "model": step.model,
         "metrics": flatten(step.metrics),

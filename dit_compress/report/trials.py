@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,10 @@ class Trials:
         return max(len(plan.losses) for plan in self.plans)
 
 
-def read_trials(data: Mapping[str, Any]) -> Trials:
-    """Read the field from the metrics of a step."""
+def read_trials(data: Any) -> Trials | None:
+    """Read the field from the metrics of a step; None where it has none, or something else of that name."""
+    if not isinstance(data, dict) or set(data) != {field.name for field in fields(Trials)}:
+        return None
     plans = []
     for plan in data["plans"]:
         counts = {level: (kept, of) for level, (kept, of) in plan["counts"].items()}

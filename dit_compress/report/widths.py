@@ -30,8 +30,10 @@ def width_tables(run: Run) -> list[WidthTable]:
     """Return a table for each evaluation of several widths."""
     found = []
     for step in run.of_kind("evaluate"):
-        if not isinstance(widths := step.metrics.get("widths"), dict):
-            continue
+        widths = step.metrics.get("widths")
+        rows_ok = isinstance(widths, dict) and all(isinstance(row, dict) and "params" in row for row in widths.values())
+        if not rows_ok or not widths:
+            continue  # none, or somebody's own metric of that name
         asked = (step.metrics.get("metric"), step.metrics.get("quality"))
         names = [name for name in dict.fromkeys(asked) if name]
         columns = ("params", "flops", *names, *(f"{name}{ERROR}" for name in names))

@@ -56,7 +56,7 @@ def _fit(row: Planned, figures: Mapping[str, Mapping[str, int]], processes: int)
     if together > 1:  # FSDP gathers the block at work, and the next
         state += 2 * BYTES_FP32 * own["params"] / row.blocks
     samples = options.batch / (options.accumulate * together)
-    networks = max(1.0, row.held / own["params"])
+    networks = max(row.calls, row.held / own["params"])
     return Fit(state, networks * activation_bytes(row, options), samples)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 from dit_compress.core.errors import UserError
 from dit_compress.model.bundle import Bundle
 from dit_compress.model.spec import Spec
-from dit_compress.plugin import defaults
 from dit_compress.plugin.options import VideoOptions
 from dit_compress.run.fit import encoder_at, encoder_of, located, need, other_width
 from dit_compress.run.keys import nodes
@@ -32,6 +31,7 @@ class Planned:
 
     held, trained: parameters that a training step holds, besides those of its other slots, and that it trains.
     width, blocks: of the denoiser's main stream, and of all stacks together, where the step trains it.
+    calls: of the denoiser, that one backward pass goes through.
     """
 
     node: Node
@@ -42,6 +42,7 @@ class Planned:
     trained: int = 0
     width: int = 0
     blocks: int = 0
+    calls: int = 1
 
 
 def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Planned]:
@@ -92,16 +93,17 @@ def plan(recipe: Recipe, *, deep: bool = True, processes: int = 1) -> list[Plann
 
 
 def _training(node: Node, after: Spec) -> tuple[int, ...]:
-    """Return what a training step holds and trains, and the width and number of the blocks that it trains."""
+    """Return what a training step holds and trains, width and number of its blocks, and the calls that it keeps."""
     from dit_compress.structure.observe.trace import FAILURES
 
     outline = after.outline()
-    held, trained = node.build().num_parameters(outline)
+    step = node.build()
+    held, trained = step.num_parameters(outline)
     structure = outline.structure()
     width = max((attention.heads * attention.width for attention in structure.attentions), default=0)
     with suppress(*FAILURES):  # what looks at values does not run here: as wide as its heads are together
         width = after.build_denoiser().to("meta").stream_width()  # buffers of an outline hold values on the CPU
-    return held, trained, width, sum(stack.length for stack in structure.stacks)
+    return held, trained, width, sum(stack.length for stack in structure.stacks), step.calls(after.flow)
 
 
 def _alike(before: Spec, after: Spec) -> bool:
@@ -183,8 +185,7 @@ def _check_beside(node: Node, spec: Spec, recipe: Recipe) -> None:
     if spec.denoiser is None or not isinstance(options, VideoOptions):
         return
     given = set(first_conditions(spec.outline())) if options.first_frame else set[str]()
-    encoded = recipe.data is not None and recipe.data.name == defaults.ENCODED
-    if spec.text is not None and cast("TextEncoder", spec.text.outline).sees is None and not encoded:
+    if spec.text is not None and cast("TextEncoder", spec.text.outline).sees is None and not options.encoded:
         given -= {IMAGE}
     if node.kind == "distill":
         need_conditions(spec.outline(), given, within=BEYOND_TEXT)

@@ -50,7 +50,7 @@ class Alarms:
 
 
 class CurveGuards:
-    """Watches every logged ``accuracy``."""
+    """Watches every logged ``accuracy``. What was seen goes into checkpoints."""
 
     def __init__(self, alarms: Alarms, *, sure_steps: int = SURE_STEPS, blind_steps: int = BLIND_STEPS) -> None:
         self.alarms, self.sure_steps = alarms, sure_steps
@@ -81,6 +81,15 @@ class CurveGuards:
                     f"the discriminator has told nothing apart for {self.blind_steps} steps",
                     "Raise the discriminator's learning rate",
                 )
+
+    def memory(self) -> dict[str, list[float]]:
+        """Return what was seen."""
+        return {name: list(seen) for name, seen in self.seen.items()}
+
+    def remember(self, memory: Mapping[str, list[float]]) -> None:
+        """Take what was seen before a kill."""
+        for name, values in memory.items():
+            self.seen[name] = deque(values, maxlen=max(self.sure_steps, self.blind_steps))
 
 
 class JudgeGuards:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class History:
-    """The checkpoints of one training step: the last ``keep`` of them, and the best."""
+    """The checkpoints of one training step: the last ``keep`` of them, and the best.
+
+    memory: what the guards have seen; a checkpoint holds it.
+    """
 
     def __init__(self, context: Context, trainees: dict[str, Trainee], keep: int) -> None:
         self.context, self.trainees, self.keep = context, trainees, keep
@@ -25,6 +28,7 @@ class History:
         number = f"-{context.trainings}" if context.trainings > 1 else ""
         self.folder = context.folder / f"checkpoints{number}"
         self.best: tuple[float, int] | None = None
+        self.memory: dict[str, Any] = {}
 
     def resume(self) -> int:
         """Take the newest whole checkpoint; the step to go on with, 0 where there is none.
@@ -45,6 +49,7 @@ class History:
                 f"{saved.state['processes']}. Results differ from an uninterrupted run by rounding"
             )
         self.best = tuple(saved.state["best"]) if saved.state["best"] else None
+        self.memory = saved.state.get("memory", {})
         self._take(saved)
         return saved.step
 
@@ -59,6 +64,7 @@ class History:
             "threads": torch.get_num_threads(),
             "updates": {name: trainee.updates() for name, trainee in self.trainees.items()},
             "best": list(self.best) if self.best else None,
+            "memory": self.memory,
         }
         earlier = [old for old in checkpoint.steps_in(self.folder) if old < step]
         stay = set(earlier[max(0, len(earlier) - (self.keep - 1)) :])

@@ -92,6 +92,10 @@ def _steps(
     trackers = open_trackers(context, resume_step=start)
     alarms = monitors.alarms if monitors is not None else Alarms(context, mends=options.mends)
     guards = CurveGuards(alarms)
+    if history.memory:
+        guards.remember(history.memory["curves"])
+        if monitors is not None:
+            monitors.remember(history.memory["looks"])
     stopping = context.stopping
     stopping.saves_itself = True
     with progress(context.name, options.steps, start, silent=context.world.rank > 0) as advance:
@@ -111,6 +115,8 @@ def _steps(
                 stopping.asked = True  # a signal to one process stops all
             due = (step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps
             if stopping.asked or due or (monitors is not None and monitors.saves()):
+                looks = monitors.memory() if monitors is not None else None
+                history.memory = {"curves": guards.memory(), "looks": looks}
                 history.save(step + 1, monitors.score if monitors is not None else None)
                 stopping.leave_if_asked()
                 alarms.stop_if_asked()

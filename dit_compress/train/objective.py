@@ -207,6 +207,13 @@ class Distiller(Step, Protocol):
         added = count(student, lora)
         return size + added, added
 
+    def calls(self, flow: Flow) -> int:  # noqa: ARG002 - the contract
+        """Return how many calls of the student one backward pass goes through, for ``plan``; a guided one is two.
+
+        flow: as the result is sampled.
+        """
+        return 1
+
 
 class DiscriminatorPart(Protocol):
     """Makes a discriminator out of a frozen copy of the generator."""

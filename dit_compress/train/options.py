@@ -196,7 +196,7 @@ class DistillOptions(TrainOptions):
 
     betas: Annotated[tuple[Beta, Beta], Keyed("betas")] = Field((0.9, 0.999), description="Of AdamW, main role.")
     clip: Annotated[float | None, Keyed("clip")] = Field(
-        1.0, gt=0, description="Largest norm of the main role's gradient; none: it is not clipped."
+        1.0, gt=0, description="Largest norm of the main role's gradient; null: it is not clipped."
     )
     decay_norms: Annotated[bool, Keyed("decay_norms", "weight_decay")] = Field(
         False, description="Let 'weight_decay' pull on norms and biases (weights of one axis), too."

@@ -133,6 +133,16 @@ class Monitors:
             for trainee in self.trainees.values():
                 resharded(self.objective.roles, trainee.world)
 
+    def memory(self) -> dict[str, Any]:
+        """Return what the guards have seen, for a checkpoint."""
+        return {"judged": self.judged.seen, "samples": self.guards.history if self.guards is not None else {}}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Take what the guards had seen before a kill."""
+        self.judged.seen = [(critic, judge) for critic, judge in memory["judged"]]
+        if self.guards is not None:
+            self.guards.history = {name: list(shares) for name, shares in memory["samples"].items()}
+
     def saves(self) -> bool:
         """Tell whether the step just looked at should have a checkpoint: the best one may be this."""
         return self.score is not None or (self.alarms.stop and bool(self.alarms.raised))

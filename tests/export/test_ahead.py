@@ -14,11 +14,14 @@ from test_verify import command
 from toy import part
 
 from dit_compress.core.errors import UserError
+from dit_compress.export import Diagnostic
 from dit_compress.export.check_early import Networks, check_early, components_early
+from dit_compress.export.contract import Exporter
 from dit_compress.export.inspection import count_weights, inspected, operators
 from dit_compress.export.package import check_components
 from dit_compress.export.profiles import profile_named
 from dit_compress.model.spec import ComponentSpec, Spec
+from dit_compress.plugin.options import Options
 from dit_compress.plugin.registry import use
 from dit_compress.testing.models import _CONFIGS, MODELS
 from dit_compress_plugins.export_onnx import ONNXOptions
@@ -27,6 +30,8 @@ from dit_compress_plugins.latent_video_vae.vae import VideoVAE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from dit_compress.export import Component, Profile
 
 pytestmark = pytest.mark.slow(30)
 pytest.importorskip("onnxruntime")
@@ -120,6 +125,30 @@ def test_what_is_refused_is_refused_in_every_block(tmp_path: Path) -> None:
 
 def test_a_step_that_is_no_exporter_is_not_asked() -> None:
     assert check_early(object(), Spec()) == []
+
+
+class Strict(Exporter):
+    """An exporter of the bare protocol, without the engine's work, to which nothing is good."""
+
+    profile = profile_named("cpu")
+    sizes = ()
+
+    def check(self, component: Component, profile: Profile) -> list[Diagnostic]:
+        return [Diagnostic("matmul", component.name, "error", f"nothing runs on {profile.name}", "Buy another")]
+
+
+def test_an_exporter_of_the_bare_protocol_is_asked_before_anything_is_trained() -> None:
+    with pytest.raises(UserError, match="nothing runs on cpu") as found:
+        check_early(Strict(), spec_of("video_dit"), networks("video_dit"))
+    assert "dit_step" in str(found.value)
+
+
+def test_options_that_are_no_exporters_are_refused_in_one_line() -> None:
+    class Other(Options):
+        """Nothing of an exporter."""
+
+    with pytest.raises(UserError, match="Other are options of no exporter"):
+        ONNXExport(Other())
 
 
 def asked(chip: Path) -> str:

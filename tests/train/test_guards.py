@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -347,6 +349,48 @@ def test_a_critic_that_rises_alone_is_an_alarm(tmp_path: Path, looks: list[tuple
         guards.look(step, {"critic": critic, "judge": judge})
     guards.look(99, {"loss": 1.0})
     assert set(guards.alarms.raised) == ({"hacked"} if alarm else set())
+
+
+class Scripted(Validator):
+    """What a critic and a judge say after so many steps."""
+
+    figures: ClassVar = {0: (0.5, 0.5), 2: (0.6, 0.7), 4: (0.65, 0.6), 6: (0.7, 0.6)}
+
+    def __init__(self) -> None:
+        """It looks at nothing."""
+
+    def measure(self, objective: Any, step: int) -> dict[str, float]:
+        critic, judge = self.figures[step]
+        return {"loss": 1 - judge, "critic": critic, "judge": judge}
+
+
+def test_what_guards_have_seen_survives_a_kill(tmp_path: Path) -> None:
+    """The judge's best came before it; of the looks since then one alone would be no alarm."""
+    options = flow_options(6, validation={"every": 2, "samples": 9}, watch=None, keep_checkpoints=4)
+
+    def run() -> Alarms:
+        alarms = Alarms(context_in(tmp_path))
+        objective = FlowObjective(options, model(0), words(), None)
+        objective.phases = (replace(objective.phases[-1], shown=("critic", "judge")),)
+        fit(objective, clips(48, 0), options, alarms.context, Monitors(options, alarms, Scripted(), None))
+        return alarms
+
+    assert list(run().raised) == ["hacked"]
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        if checkpoint.name != "step-00000002":
+            shutil.rmtree(checkpoint)
+    (after,) = run().raised.values()
+    assert "step 6: the critic is being deceived: it went from 0.600 to 0.700" in str(after)
+
+
+def test_a_pinned_accuracy_is_counted_across_a_kill(tmp_path: Path) -> None:
+    before, alarms = CurveGuards(Alarms(context_in(tmp_path)), sure_steps=3), Alarms(context_in(tmp_path))
+    after = CurveGuards(alarms, sure_steps=3)
+    for step in range(2):
+        before.look(step, {"accuracy": 1.0})
+    after.remember(json.loads(json.dumps(before.memory())))
+    after.look(2, {"accuracy": 1.0})
+    assert list(alarms.raised) == ["sure"]
 
 
 @pytest.mark.parametrize(("patience", "ends"), [(None, {30: False}), (2, {15: False, 19: False, 20: True, 30: True})])

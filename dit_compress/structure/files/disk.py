@@ -1,7 +1,7 @@
 """The edit table on safetensors files: a model is pruned on disk, slice by slice, in a few megabytes of memory.
 
 Bytes are cut as they are, whatever the dtype; only a ``Scale`` computes. Numbers are those that
-:func:`dit_compress.structure.edits.edit_state` gives, bit for bit.
+:func:`dit_compress.structure.apply.edit_state` gives, bit for bit.
 """
 
 from __future__ import annotations

@@ -24,6 +24,11 @@ class LatentsOptions(BucketOptions):
     test_fraction: float = Field(0.05, ge=0, lt=1)
     split_by: Literal["caption", "file"] = "caption"
 
+    @property
+    def encoded(self) -> bool:
+        """True."""
+        return True
+
 
 @hookimpl
 def data() -> Plugin:

@@ -89,6 +89,17 @@ class RewardDistiller(DistillStep):
             guidance=before.guidance if guidance is None else guidance,
         )
 
+    def num_parameters(self, student: Denoiser) -> tuple[int, int]:
+        """Count those of the student and of the copy that it is anchored to."""
+        held, trained = super().num_parameters(student)
+        copied = sum(parameter.numel() for parameter in student.parameters()) if self.options.anchor_weight else 0
+        return held + copied, trained
+
+    def calls(self, flow: Flow) -> int:
+        """Return those of the last K steps, of one where they are computed again, and of the anchor."""
+        kept = 1 if self.options.recompute else self.options.last_steps
+        return kept * (2 if flow.guidance > 1 else 1) + (self.options.anchor_weight > 0)
+
     def objective(
         self,
         context: Context,

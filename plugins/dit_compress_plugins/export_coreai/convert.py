@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dit_compress.export.types import Precision
 
 DATE = "19700101T000000Z"
-MEND = "Write it with operators that Core AI has, or add a rewrite in dit_compress/rewrite"
+MEND = "Write it with operators that Core AI has, or add a rewrite in dit_compress/export/rewrite"
 
 
 def convert(component: Component, precision: Precision, path: Path) -> None:
