@@ -59,10 +59,7 @@ class Reader:
         about = package / f"{project['name'].replace('-', '_')}-0.1.dist-info"
         about.mkdir()
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1\n", "utf-8")
-        rows = [
-            f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in found.items())
-            for group, found in project["entry-points"].items()
-        ]
+        rows = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in found.items()) for group, found in project["entry-points"].items()]
         (about / "entry_points.txt").write_text("\n".join(rows), "utf-8")
         self.patch.syspath_prepend(package)
         use()

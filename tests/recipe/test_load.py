@@ -210,9 +210,7 @@ def test_a_part_outside_a_recipe(registry: Registry) -> None:
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-OURS = sorted(
-    path for path in RECIPES.glob("**/*.yaml") if path.parent.name != "models"
-)  # need their folders: test_try
+OURS = sorted(path for path in RECIPES.glob("**/*.yaml") if path.parent.name != "models")  # need their folders: test_try
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
