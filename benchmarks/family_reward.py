@@ -1,7 +1,8 @@
 """Rewards on the world of moving shapes: K = 1, K = 2 and plain flow matching from one model, equal updates.
 
 A critic (``reward: shapes``) is trained for, and what reads the pixels (``reward: reader``) judges. *Hacked*, in the
-last line: seeds of an arm in which the critic rose above the model that all begin with, and the reader did not.
+last line: seeds of an arm in which the critic rose above the model that all begin with, and the reader did not;
+*floors*: the reader's accuracy of real clips for other clips' captions, for their own, and through the VAE.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from paired import Table, run, vae_of
 
 from dit_compress.core.randomness import Streams
 from dit_compress.data.clips import distinct
+from dit_compress.data.samples import to_video
 from dit_compress.measure.figure3 import opened
 from dit_compress.model.denoiser import Cond
 from dit_compress.model.flow import Flow
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from paired import Row
     from torch import Tensor
 
+    from dit_compress.data.clips import Clip
     from dit_compress.model.denoiser import Denoiser
+    from dit_compress.step.context import Context
 
 REWARDED = {"reward K=1": 1, "reward K=2": 2}
 TABLE = Table(
@@ -45,8 +49,9 @@ TABLE = Table(
     ),
     "Diffusion-DRF, VBench-2.0",
     "`accuracy`: share of attributes that the reader, which nothing was trained for, finds right in samples of "
-    "held-out captions; `error`: its standard error over captions. `critic`: the mean probability that the critic "
-    "gives to the same. `start` is the model that all begin with.",
+    "held-out captions that no validation saw (the reward's arms keep the best of eight by the reader); `error`: its "
+    "standard error over captions. `critic`: the mean probability that the critic gives to the same. `start` is the "
+    "model that all begin with.",
 )
 SIZES: dict[str, dict[str, Any]] = {
     "short": {
@@ -54,14 +59,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "model": {"preset": "small", "layers": 6, "heads": 8, "head_width": 8, "ffn": 256, "channels": 64,
                   "preconditioned": True},
         "vae": {"steps": 300, "ratio": "4x16x16"}, "text": 64, "teacher": 800, "batch": 24, "lr": 2e-3,
-        "critic": {"steps": 1500}, "updates": 80, "rate": 1e-4, "samples": 64, "captions": 128,
+        "critic": {"steps": 1500}, "updates": 80, "rate": 1e-4, "samples": 64, "captions": 64,
     },
     "full": {
         "data": {"num_clips": 4000, "num_test": 512, "frames": 17, "size": [96, 96]},
         "model": {"preset": "small", "layers": 8, "heads": 16, "head_width": 24, "ffn": 1152, "channels": 96,
                   "preconditioned": True},
         "vae": {"steps": 2000}, "text": 128, "teacher": 6000, "batch": 64, "lr": 1e-3,
-        "critic": {"steps": 3000, "width": 32}, "updates": 500, "rate": 1e-4, "samples": 128, "captions": 512,
+        "critic": {"steps": 3000, "width": 32}, "updates": 500, "rate": 1e-4, "samples": 128, "captions": 384,
     },
     "tiny": {
         "data": {"num_clips": 12, "num_test": 4, "frames": 9, "size": [64, 64]},
@@ -72,6 +77,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """updates, rate: of every arm. samples: held-out captions of a validation."""
+OTHERS = 4
+"""Captions of other clips that each is read by, for chance."""
 STEPS, GUIDANCE = 8, 1
 """How every arm is sampled."""
 
@@ -89,7 +96,8 @@ def row(out: Path, tier: str, seed: int) -> Row:
         "steps": steps(own, seed),
     }
     done = run(out.with_name(f"reward-{tier}") / f"seed{seed}", recipe, 1)
-    return {name: measured(done / step_name(name) / "bundle", own, seed) for name in TABLE.paper}
+    found = {name: measured(done / step_name(name) / "bundle", own, seed) for name in TABLE.paper}
+    return {**found, "floors": floors(done / "start" / "bundle", own)}
 
 
 def steps(own: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
@@ -131,7 +139,7 @@ def measured(bundle: Path, own: Mapping[str, Any], seed: int) -> dict[str, float
     context, denoiser = opened(str(bundle), bundle)
     parts = {"critic": critic(own, seed), "accuracy": "reader"}
     asked = {name: make_part("reward", each, installed()).build().create(context) for name, each in parts.items()}
-    captions = [clip.caption for clip in distinct(context.clips("test"))][: own["captions"]]
+    captions = [clip.caption for clip in judged_on(context, own)]
     flow, text, codec = context.input.flow, context.text().eval(), context.input.codec().eval()
     yes: dict[str, list[Tensor]] = {name: [] for name in asked}
     for first in range(0, len(captions), 16):
@@ -145,8 +153,34 @@ def measured(bundle: Path, own: Mapping[str, Any], seed: int) -> dict[str, float
     return {**{name: float(shares.mean()) for name, shares in found.items()}, "error": error}
 
 
+def judged_on(context: Context, own: Mapping[str, Any]) -> list[Clip]:
+    """Return clips of held-out captions of which no validation, whose best is an arm's result, has seen one."""
+    clips = list(context.clips("test"))
+    seen = {clip.caption for clip in clips[: own["samples"]]}
+    return [clip for clip in distinct(clips) if clip.caption not in seen][: own["captions"]]
+
+
+@torch.no_grad()
+def floors(bundle: Path, own: Mapping[str, Any]) -> dict[str, float]:
+    """Return the reader's accuracy of held-out clips: for others' captions, as they are, and through the VAE."""
+    context, _ = opened(str(bundle), bundle)
+    reader = make_part("reward", "reader", installed()).build().create(context)
+    codec, clips = context.input.codec().eval(), judged_on(context, own)
+    captions = [clip.caption for clip in clips]
+    real = to_video(torch.stack([torch.from_numpy(clip.pixels()) for clip in clips]))
+    again = torch.cat([codec.decode(codec.encode(some)).clamp(-1, 1) for some in real.split(16)])
+
+    def accuracy(video: Tensor, asked: Sequence[str]) -> float:
+        return float(torch.sigmoid(reader(video, asked)).mean())
+
+    turns = range(1, min(OTHERS, len(clips) - 1) + 1)
+    others = [accuracy(real, [*captions[turn:], *captions[:turn]]) for turn in turns]
+    chance = sum(others) / len(others)
+    return {"chance": chance, "real": accuracy(real, captions), "round_trip": accuracy(again, captions)}
+
+
 def finished(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:
-    """Return the rows, and in how many seeds each arm's critic was deceived."""
+    """Return the rows, and in how many seeds each arm's critic was deceived; the floors, over seeds."""
 
     def gained(row: Row, arm: str, measure: str) -> bool:
         return row[arm][measure] > row["start"][measure]
@@ -154,7 +188,9 @@ def finished(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:
     hacked = {
         arm: sum(gained(row, arm, "critic") and not gained(row, arm, "accuracy") for row in rows) for arm in REWARDED
     }
-    return list(rows), {"hacked": hacked}
+    known = [row["floors"] for row in rows]
+    mean = {name: round(sum(each[name] for each in known) / len(known), 4) for name in known[0]}
+    return [{arm: row[arm] for arm in TABLE.paper} for row in rows], {"hacked": hacked, "floors": mean}
 
 
 # ------------------------------------------------------------------ worked by hand

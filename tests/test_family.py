@@ -70,10 +70,13 @@ def test_a_critic_is_deceived_where_it_rises_and_the_reader_does_not() -> None:
     start = {"critic": 0.5, "accuracy": 0.5}
     gains = [(0.2, 0.1), (0.2, 0.0), (0.2, -0.1), (-0.1, -0.1)]
     rows = [
-        {"start": start, **{arm: {"critic": 0.5 + critic, "accuracy": 0.5 + reader} for arm in family_reward.REWARDED}}
+        {"start": start, "flow": start, "floors": {"chance": 0.2 + reader},
+         **{arm: {"critic": 0.5 + critic, "accuracy": 0.5 + reader} for arm in family_reward.REWARDED}}
         for critic, reader in gains
-    ]
-    assert family_reward.finished(rows)[1] == {"hacked": {"reward K=1": 2, "reward K=2": 2}}
+    ]  # fmt: skip
+    left, figures = family_reward.finished(rows)
+    assert figures == {"hacked": {"reward K=1": 2, "reward K=2": 2}, "floors": {"chance": 0.175}}
+    assert [set(row) for row in left] == [set(family_reward.TABLE.paper)] * 4
 
 
 def test_where_plain_sampling_is_not_above_chance_there_is_no_verdict() -> None:
