@@ -2,7 +2,7 @@
 
 A critic (``reward: shapes``) is trained for, and what reads the pixels (``reward: reader``) judges. *Hacked*, in the
 last line: seeds of an arm in which the critic rose above the model that all begin with, and the reader did not;
-*floors*: the reader's accuracy of real clips for other clips' captions, for their own, and through the VAE.
+*floors*: the accuracy of two models that ignore captions, and of real clips through the VAE.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from paired import Table, run, vae_of
+from scenes import held_out
 
 from dit_compress.core.randomness import Streams
 from dit_compress.data.clips import distinct
@@ -23,6 +24,7 @@ from dit_compress.recipe import make_part
 from dit_compress.testing.models import tiny_text
 from dit_compress_plugins.distill_reward import RewardOptions
 from dit_compress_plugins.distill_reward.distiller import RewardObjective
+from dit_compress_plugins.evaluate_shapes import scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from paired import Row
     from torch import Tensor
 
-    from dit_compress.data.clips import Clip
     from dit_compress.model.denoiser import Denoiser
     from dit_compress.step.context import Context
 
@@ -59,26 +60,24 @@ SIZES: dict[str, dict[str, Any]] = {
         "model": {"preset": "small", "layers": 6, "heads": 8, "head_width": 8, "ffn": 256, "channels": 64,
                   "preconditioned": True},
         "vae": {"steps": 300, "ratio": "4x16x16"}, "text": 64, "teacher": 800, "batch": 24, "lr": 2e-3,
-        "critic": {"steps": 1500}, "updates": 80, "rate": 1e-4, "samples": 64, "captions": 64,
+        "critic": {"steps": 1500}, "updates": 80, "rate": 1e-4, "samples": 64, "videos": 256,
     },
     "full": {
         "data": {"num_clips": 4000, "num_test": 512, "frames": 17, "size": [96, 96]},
         "model": {"preset": "small", "layers": 8, "heads": 16, "head_width": 24, "ffn": 1152, "channels": 96,
                   "preconditioned": True},
         "vae": {"steps": 2000}, "text": 128, "teacher": 6000, "batch": 64, "lr": 1e-3,
-        "critic": {"steps": 3000, "width": 32}, "updates": 500, "rate": 1e-4, "samples": 128, "captions": 384,
+        "critic": {"steps": 3000, "width": 32}, "updates": 500, "rate": 1e-4, "samples": 128, "videos": 512,
     },
     "tiny": {
         "data": {"num_clips": 12, "num_test": 4, "frames": 9, "size": [64, 64]},
         "model": {"preset": "small", "layers": 2, "heads": 2, "head_width": 8, "ffn": 16, "channels": 8},
         "vae": {"steps": 1, "widths": [8, 8], "blocks": 1, "pca_clips": 12}, "text": 16, "teacher": 2, "batch": 2,
         "lr": 1e-3, "critic": {"steps": 1, "width": 2, "batch": 2}, "updates": 1, "rate": 1e-4, "samples": 2,
-        "captions": 2,
+        "videos": 2,
     },
 }  # fmt: skip
-"""updates, rate: of every arm. samples: held-out captions of a validation."""
-OTHERS = 4
-"""Captions of other clips that each is read by, for chance."""
+"""updates, rate: of every arm. samples: held-out captions of a validation. videos: of the captions it never sees."""
 STEPS, GUIDANCE = 8, 1
 """How every arm is sampled."""
 
@@ -139,7 +138,10 @@ def measured(bundle: Path, own: Mapping[str, Any], seed: int) -> dict[str, float
     context, denoiser = opened(str(bundle), bundle)
     parts = {"critic": critic(own, seed), "accuracy": "reader"}
     asked = {name: make_part("reward", each, installed()).build().create(context) for name, each in parts.items()}
-    captions = [clip.caption for clip in judged_on(context, own)]
+    truths = asked_of(context, own)
+    captions = list(truths) * max(1, own["videos"] // len(truths))
+    for each in asked.values():
+        each.truths |= truths
     flow, text, codec = context.input.flow, context.text().eval(), context.input.codec().eval()
     yes: dict[str, list[Tensor]] = {name: [] for name in asked}
     for first in range(0, len(captions), 16):
@@ -149,34 +151,30 @@ def measured(bundle: Path, own: Mapping[str, Any], seed: int) -> dict[str, float
         for name, each in asked.items():
             yes[name].append(torch.sigmoid(each(video, some)).mean(1))
     found = {name: torch.cat(shares) for name, shares in yes.items()}
-    error = float(found["accuracy"].std()) / len(captions) ** 0.5
+    error = float(found["accuracy"].unflatten(0, (-1, len(truths))).mean(0).std()) / len(truths) ** 0.5
     return {**{name: float(shares.mean()) for name, shares in found.items()}, "error": error}
 
 
-def judged_on(context: Context, own: Mapping[str, Any]) -> list[Clip]:
-    """Return clips of held-out captions of which no validation, whose best is an arm's result, has seen one."""
-    clips = list(context.clips("test"))
-    seen = {clip.caption for clip in clips[: own["samples"]]}
-    return [clip for clip in distinct(clips) if clip.caption not in seen][: own["captions"]]
+def asked_of(context: Context, own: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return scenes of held-out captions of which no validation, whose best is an arm's result, has seen one.
+
+    This world of one object has few; each is sampled so often that there are ``videos``, or some fewer.
+    """
+    seen = {clip.caption for clip in list(context.clips("test"))[: own["samples"]]}
+    return held_out(context.parts["data"].options, own["videos"], str(context.folder), seen, least=1)
 
 
 @torch.no_grad()
 def floors(bundle: Path, own: Mapping[str, Any]) -> dict[str, float]:
-    """Return the reader's accuracy of held-out clips: for others' captions, as they are, and through the VAE."""
+    """Return the accuracy of who ignores captions, and of held-out clips decoded by the VAE."""
     context, _ = opened(str(bundle), bundle)
     reader = make_part("reward", "reader", installed()).build().create(context)
-    codec, clips = context.input.codec().eval(), judged_on(context, own)
-    captions = [clip.caption for clip in clips]
+    codec, clips = context.input.codec().eval(), distinct(context.clips("test"))[: own["samples"]]
     real = to_video(torch.stack([torch.from_numpy(clip.pixels()) for clip in clips]))
     again = torch.cat([codec.decode(codec.encode(some)).clamp(-1, 1) for some in real.split(16)])
-
-    def accuracy(video: Tensor, asked: Sequence[str]) -> float:
-        return float(torch.sigmoid(reader(video, asked)).mean())
-
-    turns = range(1, min(OTHERS, len(clips) - 1) + 1)
-    others = [accuracy(real, [*captions[turn:], *captions[:turn]]) for turn in turns]
-    chance = sum(others) / len(others)
-    return {"chance": chance, "real": accuracy(real, captions), "round_trip": accuracy(again, captions)}
+    answers = reader(again, [clip.caption for clip in clips])
+    known = scores.floors(list(asked_of(context, own).values()))
+    return {**known, "round_trip": float(torch.sigmoid(answers).mean())}
 
 
 def finished(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:

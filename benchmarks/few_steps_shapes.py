@@ -25,7 +25,6 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import few_steps
 import numpy as np
 from paired import Table, judge, link_cache, run, single_thread, status_of
+from scenes import held_out
 
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
@@ -41,7 +41,6 @@ from dit_compress.measure.figure3 import opened
 from dit_compress.measure.latency import machine
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import document, make_part
-from dit_compress_plugins.data_shapes.world import draw_scene
 from dit_compress_plugins.evaluate_shapes import ShapesEvaluationOptions
 from dit_compress_plugins.evaluate_shapes.scores import ATTRIBUTES, diversity, floors, score
 from dit_compress_plugins.evaluate_shapes.step import ShapesEvaluation
@@ -172,15 +171,7 @@ def arms(sizes: Mapping[str, Any], depth: int) -> dict[str, dict[str, Any]]:
 
 def scenes(begin: Begin, number: int) -> dict[str, Mapping[str, Any]]:
     """Draw as many scenes of the run's world with captions that no training clip has: the truth of each caption."""
-    data = make_part("data", begin.recipe["data"], installed()).options
-    own = {name: getattr(data, name) for name in ("size", "max_objects", "test_fraction", "grid", "alike")}
-    drawn = (draw_scene(data.seed + 1, "test", index, **own) for index in count())
-    seen: dict[str, Mapping[str, Any]] = {}
-    for scene in islice(drawn, 50 * number):
-        seen.setdefault(scene.caption(), scene.truth(data.size))
-        if len(seen) == number:
-            return seen
-    raise UserError(f"this world has {len(seen)} held-out captions, not {number}", where=str(begin.folder))
+    return held_out(make_part("data", begin.recipe["data"], installed()).options, number, str(begin.folder))
 
 
 def kept(

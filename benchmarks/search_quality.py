@@ -11,10 +11,10 @@ best possible, after ``N`` steps of flow matching.
     removals                           ``all``, but blocks of curves and trials ranked by removals, and chosen by mixed
 
 The claims stand below, before any run. Students of one teacher are averaged. A claim holds where the mean paired
-difference is in its favour and the exact one-sided sign-flip test has p < 0.05 after Holm's correction. For every
-teacher also the *regret* of each search in a space that can be listed (4 of 6 blocks): (loss - best) / (worst -
-best). Everything runs as recipes of the toolkit, so that a killed run goes on. The last line is one JSON object; a
-claim that fails is a result, and the exit status is 0.
+difference is in its favour and the exact one-sided sign-flip test has p < 0.05 after Holm's correction. Nothing is
+concluded where a teacher is not done (``unfit``). For every teacher also the *regret* of each search in a space that
+can be listed (4 of 6 blocks): (loss - best) / (worst - best). Everything runs as recipes of the toolkit, so that a
+killed run goes on. The last line is one JSON object; a claim that fails is a result, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def main() -> int:
         rows = account.by_teacher({pair: job.result() for pair, job in found.items()})
         jobs = [pool.submit(regret, out, given.tier, seed) for seed in range(given.teachers)]
         regrets = [job.result() for job in jobs]
-    figures = {**judged(rows, regrets), "tier": given.tier, "minutes": round((time.monotonic() - started) / 60, 1)}
+    folders = [out / f"teacher{seed}" / "run" / "steps" for seed in range(given.teachers)]
+    doubted = account.Teachers.read(folders).unfit(rows, account.TIERS[given.tier])
+    figures = judged(rows, regrets, doubted)
+    figures |= {"tier": given.tier, "minutes": round((time.monotonic() - started) / 60, 1)}
     print(json.dumps(figures))
     return 0
 
@@ -172,15 +175,15 @@ def regret(out: Path, tier: str, seed: int) -> dict[str, float]:
 # ------------------------------------------------------------------ what follows
 
 
-def judged(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Print the means, the regrets and every claim; return the figures."""
+def judged(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]], doubted: Sequence[str] = ()) -> dict[str, Any]:
+    """Print the means, the regrets and every claim; return the figures. doubted: why there is no verdict."""
     for arm in rows[0]:
         print(f"{arm:10} excess {account.shown([row[arm]['excess'] for row in rows])}")
     mean = {name: round(float(np.mean([row[name] for row in regrets])), 4) for name in regrets[0]}
     for name, value in mean.items():
         print(f"regret of {name:10} {value:.3f} of the spread")
-    verdicts = judge(rows, CLAIMS)
-    print(claims_table(verdicts))
+    verdicts = [] if doubted else judge(rows, CLAIMS)
+    print("\n".join([*doubted, f"Floors: {account.floors(rows)}.", claims_table(verdicts)]))
     best = min(SINGLE, key=lambda level: np.mean([row[level]["excess"] for row in rows]))
     figures: dict[str, Any] = {"teachers": len(rows), "claims": len(CLAIMS)}
     figures |= {word: sum(verdict[word] for verdict in verdicts) for word in ("held", "reversed")}
@@ -192,7 +195,8 @@ def judged(rows: Sequence[Row], regrets: Sequence[Mapping[str, float]]) -> dict[
     ):
         gap = interval(np.array([row[first]["excess"] - row[other]["excess"] for row in rows]))
         figures |= {name: round(gap["mean"], 5), f"{name}_half": round(gap["high"] - gap["mean"], 5)}
-    return {**figures, "best_single": best, "regret": mean["groupwise"], "regrets": mean}
+    figures |= {"best_single": best, "regret": mean["groupwise"], "regrets": mean}
+    return {**figures, "floors": account.floors(rows), "unfit": list(doubted)}
 
 
 if __name__ == "__main__":

@@ -159,6 +159,13 @@ PLANNED = {
         "r.yaml:11: 'lr' of the 'objective' of a search would do nothing: it asks for losses alone. Leave out what does "
         "nothing\n",
     ),
+    "terms balanced by a training that there is not": (
+        "    name: vae\n",
+        "    name: vae\n  - prune:\n      use: trilevel\n      levels: {block: {remove: 1}}\n"
+        "      search: {use: taylor, objective: {use: affine, kd_share: 0.2}}\n",
+        "r.yaml:11: terms are balanced by 'kd_share' of the 'objective' of a search that trains nothing. Give the weight "
+        "itself\n",
+    ),
     "an objective that a search can't drive": (
         "    name: vae\n",
         "    name: vae\n  - prune:\n      use: trilevel\n      levels: {block: {remove: 1}}\n"

@@ -65,6 +65,11 @@ class TrainOptions(Options):
         """True: the loop draws each batch of one size."""
         return True
 
+    @property
+    def balanced_by(self) -> str:
+        """The option by which training balances the loss' terms, with what to give a search that trains nothing."""
+        return ""
+
     mends: ClassVar[Mapping[str, str]] = {}
     """Mends by kind of alarm (``dit_compress.train.guards``), where these options have something better."""
     no_objective: ClassVar[str] = ""
@@ -108,6 +113,10 @@ def check_objectives(search: Part) -> list[UserError]:
             found.append(UserError(what, where=part.where, mend="Name another 'distill' plugin"))
             continue
         trains = isinstance(search.options, TrainOptions)
+        if options.balanced_by and not trains:
+            what = f"{options.balanced_by} of the {name!r} of a search that trains nothing"
+            found.append(UserError(f"terms are balanced by {what}", where=part.where, mend="Give the weight itself"))
+            continue
         unread = (shared - {"lr"} if trains else shared) | options.around
         given = [repr(key) for key in type(options).model_fields if key in unread and options.differs(key)]
         if given:

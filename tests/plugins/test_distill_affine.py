@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,9 @@ from dit_compress.data.samples import Samples
 from dit_compress.model import flow
 from dit_compress.model.cut import compact
 from dit_compress.model.flow import Flow
+from dit_compress.model.spec import ComponentSpec, Spec
 from dit_compress.structure.compact import block_axis
+from dit_compress.structure.copies import deep_copy
 from dit_compress.testing.models import tiny_denoiser
 from dit_compress.train.distill import block_pairs, group_pairs
 from dit_compress.train.loop import draw_batch, fit
@@ -192,6 +195,29 @@ def test_a_teacher_that_is_no_ancestor_is_refused(tmp_path: Path) -> None:
     pruned = tiny_bundle(tmp_path / "pruned", log=(drop_blocks(student, 0, 2),), denoiser=student)
     with pytest.raises(UserError, match="the student does not descend from this teacher"):
         block_pairs(tiny_bundle(tmp_path / "whole"), pruned, 3, "transformer_blocks")
+
+
+def test_a_student_whose_longest_list_is_another_is_refused() -> None:
+    """Flux with two double and four single blocks, three of the four removed: its main list is that of two."""
+    config = {
+        "patch_size": 1, "in_channels": 4, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": [4, 4, 8],
+        "guidance_embeds": False,
+    }  # fmt: skip
+    model = part("model", "diffusers", class_name="FluxTransformer2DModel", config=config)
+    module = model.create()
+    whole = ComponentSpec("model", "diffusers", model.config_of(module))
+    found = {}
+    for kept in ((0, 1, 2), (0,)):
+        student = deep_copy(model.denoiser(module))
+        axis = block_axis(student.structure().main)
+        log = (compact(student, [axis], {axis.name: kept}),)
+        spec = Spec(denoiser=replace(whole, log=log))
+        found[kept] = part("distill", "affine").misfits(spec, {"teacher": Spec(denoiser=whole)})
+    assert found[0, 1, 2] == []
+    (error,) = found[(0,)]
+    assert "'transformer_blocks' is the longest list of the student's blocks" in str(error)
+    assert "Keep more blocks of 'single_transformer_blocks'" in str(error)
 
 
 def test_no_teacher_is_an_error_with_the_step(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from dit_compress.measure.figure3 import axes_of, opened
 from dit_compress.measure.latency import machine
 from dit_compress.measure.table import table_of
 from dit_compress.model.figures import count_flops, count_parameters
-from dit_compress.plugin.registry import installed
-from dit_compress.recipe import make_part
+from dit_compress.plugin.registry import installed, use
+from dit_compress.recipe import load, make_part
 from dit_compress.report.trials import read_trials
+from dit_compress.run.plan import plan
 from dit_compress.search.allocate import Question
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import default_curves
@@ -291,6 +292,34 @@ def test_widths_of_each_block(smoke: Path, tmp_path: Path, search: str) -> None:
     assert heads[:2] == [4, 4]
     assert widths[1] == 128
     assert min(heads) < 4 or min(widths) < 128
+
+
+def test_widths_of_each_block_are_planned_where_equal_ones_come_too_far_from_the_budget(tmp_path: Path) -> None:
+    """Four blocks of 256 channels at 60%, before data are looked at."""
+    path = tmp_path / "r.yaml"
+    path.write_text("""
+name: each
+model: {use: video_dit, preset: tiny, layers: 4, heads: 4, head_width: 8, ffn: 256, channels: 16, text_width: 16}
+text: {use: words, width: 16, length: 4, layers: 1, heads: 4}
+data: {use: mixture, composed: 0.9, num_clips: 64, num_test: 16}
+steps:
+  - latent: {use: given}
+  - distill: {use: flow, steps: 4, batch: 4}
+  - prune: {use: trilevel, search: magnitude, budget: {params: 60%, heterogeneous: true, levels: [block, ffn]}}
+""")
+    *_, before, after = (row.after["params"] for row in plan(load(path, use()), deep=False))
+    assert 0.99 * 0.6 * before <= after <= 0.6 * before
+    path.write_text(path.read_text().replace("heterogeneous: true, ", ""))
+    with pytest.raises(UserError, match="no plan comes within 1%"):
+        plan(load(path, use()), deep=False)
+
+
+@pytest.mark.parametrize(
+    ("units", "parts"), [([256, 256], 32), ([200], 25), ([6296], 8), ([96, 64], 32), ([7], 7), ([37], 1)]
+)
+def test_a_budget_cuts_axes_into_parts_that_divide_them(units: list[int], parts: int) -> None:
+    axes = [Axis(f"ffn:{index}", "ffn", number, "blocks") for index, number in enumerate(units)]
+    assert counts._dividing(32, axes, "ffn") == parts
 
 
 @pytest.mark.parametrize(

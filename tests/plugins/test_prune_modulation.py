@@ -26,6 +26,7 @@ from dit_compress.pruning.prune import prune_by_plan
 from dit_compress.pruning.target import denoiser_of
 from dit_compress.structure.compact import block_axis, relative_error
 from dit_compress.structure.files.pruned import log_of
+from dit_compress.structure.modulation import timetable_of
 from dit_compress_plugins.prune_modulation.low_rank import RIDGE, low_rank, second_moment
 
 if TYPE_CHECKING:
@@ -293,6 +294,21 @@ def test_a_folder_loads_without_the_package(folder: Path, tmp_path: Path, modula
     assert torch.equal(*outputs)
     loaded.save_pretrained(tmp_path / "again")
     assert load_file(next((tmp_path / "again").glob("*.safetensors"))).keys() == state.keys()
+
+
+def test_a_table_read_from_a_folder_is_pruned_as_any_model(folder: Path, tmp_path: Path) -> None:
+    """How it is called is seen at one of the table's timesteps: it takes no other."""
+    dit_compress.prune(folder, modulation={"table": list(SCHEDULE)}, out=tmp_path / "out")
+    loaded = dit_compress.load(tmp_path / "out")
+    dit_compress.prune(loaded, remove={"head": 1})
+    assert timetable_of(loaded).times == tuple(sorted(SCHEDULE))
+    assert loaded.transformer_blocks[0].attn.to_q.out_features == 48, "three heads of four"
+
+
+def test_timesteps_are_no_sigmas_of_a_table(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a table's rows are sigmas, from 0 to 1, and 1000, 750 are none. Write noise"):
+        dit_compress.prune(folder, modulation={"table": [1000, 750, 0.5]}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_memory_equals_the_one_on_disk(folder: Path, tmp_path: Path) -> None:

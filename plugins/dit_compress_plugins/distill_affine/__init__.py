@@ -55,6 +55,11 @@ class AffineOptions(FlowMatchingOptions):
         return self
 
     @property
+    def balanced_by(self) -> str:
+        """The share of its gradient, where that is given."""
+        return "" if self.kd_share is None else "'kd_share'"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The teacher, whose features are learnt."""
         return ("teacher",)

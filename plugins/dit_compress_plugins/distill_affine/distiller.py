@@ -45,8 +45,13 @@ class AffineDistiller(DistillStep):
 
     def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
         """Return what to say where the student was not made of its teacher: no block is known to come from another."""
-        if descends(spec, others.get("teacher")):
-            return []
+        teacher = others.get("teacher")
+        if descends(spec, teacher):
+            ours, theirs = (each.outline().structure().main.path for each in (spec, teacher or spec))
+            if ours == theirs:
+                return []
+            what = f"after pruning {ours!r} is the longest list of the student's blocks, {theirs!r} of its teacher's"
+            return [UserError(f"{what}: features can't be compared", mend=f"Keep more blocks of {theirs!r}")]
         what = "the student does not descend from this teacher: another model, or pruned otherwise"
         mend = (
             "Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns from any "

@@ -15,6 +15,7 @@ from diffusers.models.embeddings import Timesteps
 from dit_compress.core.errors import UserError
 from dit_compress.core.pipeline import DENOISERS
 from dit_compress.model.conditions import FIRST, FIRST_PADDED, IMAGE
+from dit_compress.structure.modulation import timetable_of
 from dit_compress.structure.observe.weightless import run_weightless
 from dit_compress_plugins.model_diffusers import LAYOUTS, LTX_ROPE_SCALE
 from dit_compress_plugins.model_diffusers.first_frame import channels_way, latent_channels
@@ -150,7 +151,10 @@ def _own_scale(module: Any) -> float:
 
 
 def _try(module: Any, convention: Convention) -> float:
-    """Call the module once; what its sinusoids saw. Raises where the output is not shaped like the input."""
+    """Call the module once; what its sinusoids saw of the full clock. Raises where the output is of another shape.
+
+    A module whose modulation is a table is called at one of its timesteps, as it can be called at no other.
+    """
     layout = convention.layout or ""
     weight, patch = next(module.parameters()), patch_of(module.config, layout)
     frames, height, width = 2 * patch[0], 2 * patch[1], 4 * patch[2]
@@ -163,7 +167,9 @@ def _try(module: Any, convention: Convention) -> float:
     rows = frames if folds_frames(layout) else 1
     text = {name: value.expand(rows, *value.shape[1:]) for name, value in example_text(module, 1, 8, device).items()}
     text |= example_beside(module, latent)
-    clock = torch.full((rows,), FULL_CLOCK, device=device, dtype=weight.dtype)
+    table = timetable_of(module)
+    time = FULL_CLOCK if table is None else max(table.times)
+    clock = torch.full((rows,), time, device=device, dtype=weight.dtype)
     call = Call(module, latent, clock, text, layout, patch, convention.rope_scale)
     given = arguments(call)
     with torch.no_grad(), _evaluating(module), _clock_seen(module) as seen:
@@ -173,7 +179,7 @@ def _try(module: Any, convention: Convention) -> float:
     with_variance = (*wanted[:axis], 2 * wanted[axis], *wanted[axis + 1 :])
     if tuple(output.shape) not in (tuple(wanted), with_variance):
         raise ValueError(f"gave {list(output.shape)} for {list(wanted)}")
-    return max(seen, default=FULL_CLOCK)
+    return FULL_CLOCK * max(seen) / time if seen and time else FULL_CLOCK
 
 
 @contextmanager

@@ -104,6 +104,12 @@ class ModulationPruning:
         """Find the modulation and settle the edits; raise a UserError where nothing can be replaced."""
         wanted = flow.sigmas()[:-1] if self.options.table == "schedule" else tuple(self.options.table or ())
         known = denoiser.timesteps(wanted)
+        if known and (beyond := [sigma for sigma in wanted if not 0 <= sigma <= 1]):
+            raise UserError(
+                f"a table's rows are sigmas, from 0 to 1, and {', '.join(f'{sigma:g}' for sigma in beyond)} "
+                f"{'is' if beyond[1:] == [] else 'are'} none",
+                mend="Write noise levels, not timesteps: 1.0 for 1000 of 1000",
+            )
         found = modulation(denoiser.module, denoiser.example_call(), known.keys())
         left = {item.path: item.reason for item in found.refusals}
         if not found.linears:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,18 @@ def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Work
     by_level, left_alone = found_axes(levels, denoiser, spare=_default_levels(options))
     axes = tuple(axis for found in by_level.values() for axis in found)
     num_parts = {kind_of(name): level.num_parts for name, level in levels.items() if level.num_parts}
+    if options.budget is not None:  # its widths are no multiple of anything: fewer parts where they must be
+        num_parts = {level: _dividing(parts, axes, level) for level, parts in num_parts.items()}
     if options.budget is None:
         keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
         return Counts(axes, keep, num_parts)
     return _within(options.budget, denoiser, spec, place, levels, Counts(axes, {}, num_parts, left_alone=left_alone))
+
+
+def _dividing(parts: int, axes: Sequence[Axis], level: str) -> int:
+    """Return the most equal parts, so many or fewer, that every axis of a level can be cut into."""
+    units = math.gcd(*(axis.units for axis in axes if axis.level == level))
+    return max(number for number in range(1, parts + 1) if units % number == 0)
 
 
 def granularities(options: TrilevelOptions) -> dict[str, Granularity]:
@@ -206,7 +215,7 @@ def _settled(budget: Budget, question: Question, counts: Counts, scores: Callabl
             if budget.trials is not None and (nearest := enter(question, 1)[0]):
                 keep = dict(nearest[0].keep)
                 return replace(counts, keep=keep, blocks=settled_blocks(question, keep, scores))
-            if not uneven(question):
+            if not uneven(question) and not budget.heterogeneous:
                 raise
             question = replace(question, curves=default_curves(question.price, axes, each=True))
         else:
