@@ -15,6 +15,7 @@ import account
 import few_steps
 import few_steps_shapes
 import paired
+import scenes
 
 from dit_compress.core.errors import UserError
 from dit_compress_plugins.data_shapes.render import render
@@ -182,8 +183,8 @@ def test_a_run_that_has_no_pruned_model_is_refused(tmp_path: Path) -> None:
 
 def test_real_clips_of_the_captions_have_every_attribute_right(tmp_path: Path, monkeypatch) -> None:
     """Two equal videos of each: no diversity. Captions are held out, and no group has another's."""
-    drawn, draw = [], few_steps_shapes.draw_scene
-    monkeypatch.setattr(few_steps_shapes, "draw_scene", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
+    drawn, draw = [], scenes.draw_scene
+    monkeypatch.setattr(scenes, "draw_scene", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
     truths = few_steps_shapes.scenes(finished(tmp_path), 16)
     shown = {scene.caption(): np.stack([render(scene, 5, (64, 64))] * 2) for scene in reversed(drawn)}
     asked: list[str] = []

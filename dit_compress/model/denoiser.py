@@ -169,18 +169,22 @@ class Denoiser(nn.Module):
         return [self.module.get_submodule(place) for place in places]
 
     def features(
-        self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond, at: Sequence[int]
+        self, latent_BCTHW: Tensor, sigma_B: Tensor, cond: Cond, at: Sequence[int], stack: str | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return the velocity, and the stream ``[B,S,D]`` after the blocks ``at`` (positions in the main stack)."""
-        with self.tapped(at) as taken:
+        """Return the velocity, and the stream ``[B,S,D]`` after the blocks ``at``.
+
+        stack: the path of the list of blocks that they are positions in; the main stack if absent.
+        """
+        with self.tapped(at, stack) as taken:
             output = self(latent_BCTHW, sigma_B, cond)
         return output, taken
 
     @contextmanager
-    def tapped(self, at: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-        """Collect the stream after the blocks ``at`` for as long as the context is open."""
+    def tapped(self, at: Sequence[int], path: str | None = None) -> Iterator[dict[int, Tensor]]:
+        """Collect the stream after the blocks ``at`` for as long as the context is open. path: as in `features`."""
         taken: dict[int, Tensor] = {}
-        stack = self.structure().main
+        structure = self.structure()
+        stack = structure.main if path is None else structure.stack(path)
 
         def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -253,6 +253,13 @@ class Structure:
             raise UserError(f"no list of blocks was found through which a stream runs{self.reasons()}")
         return max(reversed(self.stacks), key=lambda stack: (not stack.apart, stack.length + stack.removed))
 
+    def stack(self, path: str) -> Stack:
+        """Return the stack of a path; raise a UserError where there is none."""
+        found = next((stack for stack in self.stacks if stack.path == path), None)
+        if found is None:
+            raise UserError(f"{path!r} is no list of blocks here{self.reasons()}")
+        return found
+
     def at(self, place: str) -> Structure:
         """Return what stands in the one stack that a level names (``block.double_blocks``): its path, or the end of it.
 

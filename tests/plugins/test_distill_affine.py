@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -197,8 +197,8 @@ def test_a_teacher_that_is_no_ancestor_is_refused(tmp_path: Path) -> None:
         block_pairs(tiny_bundle(tmp_path / "whole"), pruned, 3, "transformer_blocks")
 
 
-def test_a_student_whose_longest_list_is_another_is_refused() -> None:
-    """Flux with two double and four single blocks, three of the four removed: its main list is that of two."""
+def test_features_are_of_the_teachers_longest_list() -> None:
+    """Flux with two double and four single blocks, one of the four kept: the student's longest list is another."""
     config = {
         "patch_size": 1, "in_channels": 4, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 16,
         "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": [4, 4, 8],
@@ -206,18 +206,24 @@ def test_a_student_whose_longest_list_is_another_is_refused() -> None:
     }  # fmt: skip
     model = part("model", "diffusers", class_name="FluxTransformer2DModel", config=config)
     module = model.create()
-    whole = ComponentSpec("model", "diffusers", model.config_of(module))
-    found = {}
-    for kept in ((0, 1, 2), (0,)):
-        student = deep_copy(model.denoiser(module))
-        axis = block_axis(student.structure().main)
-        log = (compact(student, [axis], {axis.name: kept}),)
-        spec = Spec(denoiser=replace(whole, log=log))
-        found[kept] = part("distill", "affine").misfits(spec, {"teacher": Spec(denoiser=whole)})
-    assert found[0, 1, 2] == []
-    (error,) = found[(0,)]
-    assert "'transformer_blocks' is the longest list of the student's blocks" in str(error)
-    assert "Keep more blocks of 'single_transformer_blocks'" in str(error)
+    teacher, student = model.denoiser(module), deep_copy(model.denoiser(module))
+    log = drop_blocks(student, 1)
+    assert student.structure().main.path == "transformer_blocks"
+    component = ComponentSpec("model", "diffusers", model.config_of(module))
+    given = SimpleNamespace(spec=Spec(denoiser=component.appended(log)), flow=Flow())
+    context: Any = SimpleNamespace(input=given, slot=lambda _: SimpleNamespace(spec=Spec(denoiser=component)))
+    made = part("distill", "affine", groups=2).objective(context, student, teacher, words())
+    assert (made.stack, made.pairs) == ("single_transformer_blocks", [(0, 3)])
+    latent, sigma, cond = teacher.example(1, teacher.example_size)
+    with torch.no_grad():
+        _, taken = student.features(latent, sigma, cond, [0], made.stack)
+        seen: list[Any] = []
+        last = student.module.single_transformer_blocks[0]
+        with pytest.MonkeyPatch.context() as patch:
+            forward = last.forward
+            patch.setattr(last, "forward", lambda *a, **k: seen.append(forward(*a, **k)) or seen[-1])
+            student(latent, sigma, cond)
+    assert any(torch.equal(taken[0], value) for value in seen[0])
 
 
 def test_no_teacher_is_an_error_with_the_step(tmp_path: Path) -> None:

@@ -45,13 +45,8 @@ class AffineDistiller(DistillStep):
 
     def misfits(self, spec: Spec, others: Mapping[str, Spec]) -> list[UserError]:
         """Return what to say where the student was not made of its teacher: no block is known to come from another."""
-        teacher = others.get("teacher")
-        if descends(spec, teacher):
-            ours, theirs = (each.outline().structure().main.path for each in (spec, teacher or spec))
-            if ours == theirs:
-                return []
-            what = f"after pruning {ours!r} is the longest list of the student's blocks, {theirs!r} of its teacher's"
-            return [UserError(f"{what}: features can't be compared", mend=f"Keep more blocks of {theirs!r}")]
+        if descends(spec, others.get("teacher")):
+            return []
         what = "the student does not descend from this teacher: another model, or pruned otherwise"
         mend = (
             "Name the bundle the student was pruned from as 'teacher', or take 'use: scaled', which learns from any "
@@ -65,9 +60,10 @@ class AffineDistiller(DistillStep):
         """Return the objective of the roles student, teacher (frozen) and aligner."""
         if teacher is None:
             raise UserError(f"step {context.name!r} has no teacher", mend="Add 'teacher: <an earlier step>'")
-        stack = student.structure().main
-        origins = block_pairs(context.input, context.slot("teacher"), stack.length, stack.path)
-        pairs = group_pairs(origins, teacher.structure().main.length, self.options.groups, self.options.pairs)
+        stack = teacher.structure().main  # of a student that lost most of its blocks another one is the longest
+        length = student.structure().stack(stack.path).length
+        origins = block_pairs(context.input, context.slot("teacher"), length, stack.path)
+        pairs = group_pairs(origins, stack.length, self.options.groups, self.options.pairs)
         return AffineObjective(self.options, student, teacher, text, pairs, context.input.flow)
 
 
@@ -88,6 +84,7 @@ class AffineObjective:
     ) -> None:
         self.options, self.student, self.teacher, self.text = options, student, teacher, text
         self.pairs, self.schedule = pairs, schedule
+        self.stack = teacher.structure().main.path
         width_S, width_T = student.stream_width(), teacher.stream_width()
         self.aligner = nn.ModuleList([affine_map(width_S, width_T) for _ in pairs])
         shares = {"feature_loss": "kd_share"} | ({"output_loss": "output_share"} if options.output_weight else {})
@@ -113,8 +110,8 @@ class AffineObjective:
         x = flow.interpolate(batch.x0, noise, sigma)
         with torch.no_grad():
             cond = self.text(batch.tokens).drop(batch.streams.uniform("dropout") < options.caption_dropout)
-            target, y_T = self.teacher.features(x, sigma, cond, [teacher for _, teacher in self.pairs])
-        predicted, y_S = self.student.features(x, sigma, cond, [student for student, _ in self.pairs])
+            target, y_T = self.teacher.features(x, sigma, cond, [teacher for _, teacher in self.pairs], self.stack)
+        predicted, y_S = self.student.features(x, sigma, cond, [student for student, _ in self.pairs], self.stack)
         flow_part = flow_loss(predicted, flow.velocity(batch.x0, noise))
         distances = [self.sim(affine(y_S[s]), y_T[t]) for affine, (s, t) in zip(self.aligner, self.pairs, strict=True)]
         feature_part = torch.stack(distances).mean()
