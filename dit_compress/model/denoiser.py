@@ -180,19 +180,19 @@ class Denoiser(nn.Module):
         return output, taken
 
     @contextmanager
-    def tapped(self, at: Sequence[int], path: str | None = None) -> Iterator[dict[int, Tensor]]:
-        """Collect the stream after the blocks ``at`` for as long as the context is open. path: as in `features`."""
+    def tapped(self, at: Sequence[int], stack: str | None = None) -> Iterator[dict[int, Tensor]]:
+        """Collect the stream after the blocks ``at`` for as long as the context is open. stack: as in `features`."""
         taken: dict[int, Tensor] = {}
         structure = self.structure()
-        stack = structure.main if path is None else structure.stack(path)
+        blocks = structure.main if stack is None else structure.stack(stack)
 
         def keep(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                taken[index] = output_at(output, stack.output)
+                taken[index] = output_at(output, blocks.output)
 
             return hook
 
-        handles = [self.module.get_submodule(stack.block(i)).register_forward_hook(keep(i)) for i in at]
+        handles = [self.module.get_submodule(blocks.block(i)).register_forward_hook(keep(i)) for i in at]
         try:
             yield taken
         finally:

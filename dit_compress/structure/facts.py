@@ -276,7 +276,7 @@ class Structure:
                 mend="Name one of them",
             )
         (path,) = paths
-        (stack,) = (item for item in self.stacks if item.path == path)
+        stack = self.stack(path)
         held = tuple(f"{name}." for name in (path, *stack.blocks))
         return Structure(
             (stack,),

@@ -67,7 +67,7 @@ class TrainOptions(Options):
 
     @property
     def balanced_by(self) -> str:
-        """The option by which training balances the loss' terms, with what to give a search that trains nothing."""
+        """The option by which training balances the loss' terms, empty where it balances none."""
         return ""
 
     mends: ClassVar[Mapping[str, str]] = {}

@@ -75,11 +75,11 @@ def settle(options: TrilevelOptions, denoiser: Denoiser, spec: Spec, place: Work
     by_level, left_alone = found_axes(levels, denoiser, spare=_default_levels(options))
     axes = tuple(axis for found in by_level.values() for axis in found)
     num_parts = {kind_of(name): level.num_parts for name, level in levels.items() if level.num_parts}
-    if options.budget is not None:  # its widths are no multiple of anything: fewer parts where they must be
-        num_parts = {level: _dividing(parts, axes, level) for level, parts in num_parts.items()}
     if options.budget is None:
         keep = {axis.name: _explicit(levels[name], axis) for name, found in by_level.items() for axis in found}
         return Counts(axes, keep, num_parts)
+    # A budget's widths are no multiple of anything: fewer parts where they must be.
+    num_parts = {level: _dividing(parts, axes, level) for level, parts in num_parts.items()}
     return _within(options.budget, denoiser, spec, place, levels, Counts(axes, {}, num_parts, left_alone=left_alone))
 
 
