@@ -76,8 +76,7 @@ def step_part(
     if budget:
         extra = {"size": size, "levels": levels}
         options["budget"] = budget | {name: list(value) for name, value in extra.items() if value is not None}
-        if heterogeneous or curves:
-            options["budget"] |= {"heterogeneous": heterogeneous, "curves": str(curves or "each")}
+        options["budget"] |= {"heterogeneous": heterogeneous, "curves": str(curves) if curves else None}
     else:
         counts: dict[str, dict[str, Any]] = {}
         for word, given in (("remove", remove), ("keep", keep)):

@@ -334,6 +334,11 @@ def test_a_budget_cuts_axes_into_parts_that_divide_them(units: list[int], parts:
         ({"latency": {"seconds": 0}}, "seconds"),
         ({"params": 5, "levels": []}, "levels"),
         ({"params": 5, "heterogeneous": True, "trials": {}}, "'trials' are of plans with equal widths"),
+        ({"params": 5, "heal": {"steps": 5}}, "'heal' belongs to 'curves: recovered' and 'trials': leave out"),
+        (
+            {"params": 5, "curves": "default", "blocks_by": "removals", "heal": {"lora": 4}},
+            "'heal' belongs to .*; 'blocks_by' belongs to measured curves and 'trials'",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(budget: dict[str, Any], message: str) -> None:
@@ -350,6 +355,7 @@ def test_options_that_contradict_each_other(budget: dict[str, Any], message: str
         ),
         ({"params": 200_000, "levels": ["blok"]}, "'budget' names the level 'blok'; .* Did you mean 'block'?"),
         ({"params": 200_000, "curves": "none.json"}, "none.json: no such file"),
+        ({"params": 200_000, "curves": "mesured"}, "'curves' is 'mesured', which is no file. Did you mean 'measured'?"),
     ],
 )
 def test_budgets_that_can_not_be_met_leave_nothing(

@@ -583,6 +583,14 @@ def test_it_does_not_begin_from_itself() -> None:
     assert "'groupwise' begins from another search's scores: name one that is not learnt (mixed)" in str(caught.value)
 
 
+def test_what_belongs_to_a_start_is_refused_without_one() -> None:
+    given = {"use": "groupwise", "objective": "flow", "init": None}
+    message = r"'trust' and 'compare' belong to a search to begin from \('init'\)"
+    with pytest.raises(UserError, match=message):
+        make_part("search", {**given, "trust": 2.0, "compare": {"heal": 0.0}}, installed())
+    make_part("search", {**given, "compare": None}, installed())
+
+
 def test_nothing_to_search_keeps_everything(tmp_path: Path) -> None:
     problem = problem_of(planted())
     whole = SearchProblem(problem.denoiser, problem.axes, {axis.name: axis.units for axis in problem.axes})

@@ -138,9 +138,10 @@ def test_no_share_of_a_model(share: str) -> None:
         dit_compress.prune(module, call=call, params=share)
 
 
-def test_each_block_has_widths_of_its_own_where_that_is_asked_for() -> None:
+def test_each_block_has_widths_of_its_own_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     module, call = made(Pyramid)
     dit_compress.prune(module, call=call, params="60%", levels=["head", "ffn"], heterogeneous=True)
+    assert "the budget is shared out by the paper's proportions" in capsys.readouterr().err
     shares = [
         block.up.out_features / wide for block, wide in zip(module.blocks, (32, 64, 96, 128, 160, 192), strict=True)
     ]

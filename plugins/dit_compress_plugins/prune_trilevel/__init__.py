@@ -19,6 +19,12 @@ class Latency(Options):
     machine: str | None = Field(None, description="The machine the table is for; this one if absent.")
 
 
+MEASURED = ("measured", "recovered")
+"""Curves that look at data."""
+CURVES = ("default", "each", *MEASURED)
+"""Curves that are no file's."""
+
+
 class Heal(Options):
     """A short training by flow matching, equal for all that is compared."""
 
@@ -66,6 +72,16 @@ class Budget(Options):
     heal: Heal = Field(Heal(), description="How 'curves: recovered' and 'trials' heal.")
     trials: Trials | None = Field(None, description="Try whole plans of each family of levels.")
     heterogeneous: bool = Field(False, description="Widths of each block, from curves of each axis.")
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """What heals nothing, and what ranks no blocks."""
+        found = {}
+        if self.trials is None and self.curves != "recovered":
+            found["heal"] = "'curves: recovered' and 'trials'"
+        if self.trials is None and self.curves not in (None, *MEASURED):
+            found["blocks_by"] = "measured curves and 'trials'"
+        return found
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:

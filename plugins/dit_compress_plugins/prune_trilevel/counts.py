@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json
 from dit_compress.measure.table import measured_table, read_table
+from dit_compress.plugin.registry import closest
 from dit_compress.search.allocate import SLACK, Question, allocate, allocate_each, settled_blocks, show, uneven
 from dit_compress.search.budget import Price, flops_price, parameter_price
 from dit_compress.search.curves import Curves, curves_from_report, default_curves
@@ -19,6 +20,7 @@ from dit_compress.search.levels import found_axes, kind_of, named_levels
 from dit_compress.step.context import Context
 from dit_compress.structure.copies import meta_copy
 from dit_compress.structure.modulation import need_any_timestep, timetable_of
+from dit_compress_plugins.prune_trilevel import CURVES, MEASURED
 from dit_compress_plugins.prune_trilevel.evidence import evidence
 from dit_compress_plugins.prune_trilevel.widths import allocate_width, check_budget, the_width, with_width
 
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
     from dit_compress.step.workplace import Workplace
     from dit_compress.structure.facts import Axis, Granularity, Kept
     from dit_compress_plugins.prune_trilevel import Budget, TrilevelOptions
-
-MEASURED = ("measured", "recovered")
-"""Curves that look at data."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +274,10 @@ def curves_for(budget: Budget, spec: Spec, denoiser: Denoiser) -> str:
 
 def _stated(word: str, price: Price, axes: Sequence[Axis]) -> Curves:
     """Return the curves of a report, else those of the formula, which stand in for curves that are measured later."""
-    if word in ("default", "each", *MEASURED):
+    if word in CURVES:
         return default_curves(price, axes, each=word == "each")
+    if not Path(word).exists() and (meant := closest(word, CURVES)):
+        raise UserError(f"'curves' is {word!r}, which is no file", mend=f"Did you mean {meant!r}?")
     return curves_from_report(read_json(Path(word)), word)
 
 

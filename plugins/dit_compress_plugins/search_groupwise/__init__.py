@@ -62,6 +62,12 @@ class GroupwiseOptions(TrainOptions):
         """True where start and result are compared."""
         return self.init is not None and self.compare is not None
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """Without a search to begin from there are no scores to trust, and no start to compare with."""
+        begins = "a search to begin from ('init')"
+        return {} if self.init else {"trust": begins} | ({"compare": begins} if self.compare else {})
+
     @field_validator("init")
     @classmethod
     def _another(cls, init: Part | None) -> Part | None:
