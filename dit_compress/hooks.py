@@ -83,20 +83,25 @@ What a plugin meets:
     ComponentSpec   One component of it: plugin, config, transform log                      model/spec.py
     Bundle          Denoiser, VAE, text encoder and flow, on disk                           model/bundle.py
     Context         What a step is given: bundles, clips, latents, folder, seed, world      step/context.py
+    Workplace       The same of a call without a recipe: folder, seed, world                step/workplace.py
     Result          What it gives: a bundle, metrics, files                                 step/context.py
     World           The processes that train together                                       step/world.py
     Denoiser        Any DiT behind one convention: (latent, sigma, cond) -> velocity        model/denoiser.py
     Cond            What captions became, and its null for guidance                         model/denoiser.py
     Captions        The text encoder as training sees it                                    model/text.py
     Flow            How a bundle is sampled: shift, steps, guidance                         model/flow.py
+    Fixed           What a sampler says that an export can trace whole                      model/flow.py
     Scene           What a sampler that asks for it knows of its videos                     model/scene.py
     Clip            A captioned clip whose pixels are decoded when asked for                data/clips.py
     Samples         Clips or latents by index, with captions or embeddings                  data/samples.py
+    Rows            Tensors by index, which a data source may have stored                   data/buckets.py
     Streams         Random numbers by (seed, step, sample, stream)                          core/randomness.py
     Structure       What observation found: stacks, attentions, feed-forwards, refusals     structure/facts.py
     Axis            Units that can be removed, with every slice that goes with one          structure/facts.py
     SearchProblem   Denoiser, axes, and how many units of each stay                         search/problem.py
     Selection       The units that stay, and how they were found                            search/problem.py
+    VideoOptions    Frames, size, fps, first frame: base of a data source's options         plugin/options.py
+    BucketOptions   The same, for clips that can be of several sizes                        plugin/options.py
     TrainOptions    Steps, batch, rates: base of a training step's options                  train/options.py
     DistillOptions  The same, with validation and watch                                     train/options.py
     DistillStep     The engine's own work around a distiller's objective                   train/base.py
@@ -104,6 +109,7 @@ What a plugin meets:
     Phase           One update: which roles move, by which loss                             train/objective.py
     Weighing        Terms of a loss whose gradients are measured, to weigh them             train/objective.py
     Batch           Samples, captions, and their streams                                    train/objective.py
+    ExportOptions   Precision, device, widths, sampler: base of an exporter's options       export/base.py
     ExportStep      The engine's own work around an exporter's three methods                export/base.py
     Component       One network of a package, with typical inputs                           export/component.py
     Profile         A device, as far as an exporter must know it                            export/types.py
@@ -111,8 +117,7 @@ What a plugin meets:
     Artifact        A written file, and its arithmetic                                      export/types.py
 
 Options subclass :class:`Options`: the schema of the recipe's entry. :class:`Slot` marks an option that holds another
-part, :class:`File` one that names a file, :class:`Keyed` one that does not always count in a step's key; data sources
-that state their video subclass :class:`VideoOptions`.
+part, :class:`File` one that names a file, :class:`Keyed` one that does not always count in a step's key.
 
 Shapes: B batch, C channels, T H W latent frames, height, width, S tokens, D width, L text length.
 Video is ``[B,3,F,Y,X]`` in [-1, 1] with F = 1 + ratio[0]·(T-1) frames (see :class:`Codec`) of Y × X pixels.
@@ -127,7 +132,7 @@ from dit_compress.export.contract import Exporter
 from dit_compress.export.types import Runner
 from dit_compress.model.protocols import Codec, FirstFrameCodec, Model, Sampler, Text, TextEncoder
 from dit_compress.plugin.kinds import KindHooks, hookimpl, hookspec
-from dit_compress.plugin.options import File, Keyed, Options, Part, PartField, Plugin, Slot, VideoOptions, load_object
+from dit_compress.plugin.options import File, Keyed, Options, Part, PartField, Plugin, Slot, load_object
 from dit_compress.search.problem import Search
 from dit_compress.step.protocols import Latent, Step, Tracker, Transform
 from dit_compress.structure.facts import Granularity
@@ -136,19 +141,22 @@ from dit_compress.train.objective import DiscriminatorPart, Distiller, Objective
 if TYPE_CHECKING:
     from dit_compress.core.errors import UserError
     from dit_compress.core.randomness import Streams
+    from dit_compress.data.buckets import Rows
     from dit_compress.data.clips import Clip
     from dit_compress.data.samples import Samples
-    from dit_compress.export.base import ExportStep
+    from dit_compress.export.base import ExportOptions, ExportStep
     from dit_compress.export.component import Component
     from dit_compress.export.types import Artifact, Diagnostic, Profile
     from dit_compress.model.bundle import Bundle
     from dit_compress.model.denoiser import Cond, Denoiser
-    from dit_compress.model.flow import Flow
+    from dit_compress.model.flow import Fixed, Flow
     from dit_compress.model.scene import Scene
     from dit_compress.model.spec import ComponentSpec, Spec
     from dit_compress.model.text import Captions
+    from dit_compress.plugin.options import BucketOptions, VideoOptions
     from dit_compress.search.problem import SearchProblem, Selection
     from dit_compress.step.context import Context, Result
+    from dit_compress.step.workplace import Workplace
     from dit_compress.step.world import World
     from dit_compress.structure.facts import Axis, Structure
     from dit_compress.train.base import DistillStep
@@ -156,38 +164,28 @@ if TYPE_CHECKING:
     from dit_compress.train.options import DistillOptions, TrainOptions
 
 _MODULES = {
-    "core.errors": ("UserError",),
-    "core.randomness": ("Streams",),
-    "data.clips": ("Clip",),
-    "data.samples": ("Samples",),
-    "export.base": ("ExportStep",),
-    "export.component": ("Component",),
-    "export.types": ("Artifact", "Diagnostic", "Profile"),
-    "model.bundle": ("Bundle",),
-    "model.denoiser": ("Cond", "Denoiser"),
-    "model.flow": ("Flow",),
-    "model.scene": ("Scene",),
-    "model.spec": ("ComponentSpec", "Spec"),
-    "model.text": ("Captions",),
-    "search.problem": ("SearchProblem", "Selection"),
-    "step.context": ("Context", "Result"),
-    "step.world": ("World",),
-    "structure.facts": ("Axis", "Structure"),
-    "train.base": ("DistillStep",),
-    "train.objective": ("Batch", "Phase", "Role", "Weighing"),
+    "core.errors": ("UserError",), "core.randomness": ("Streams",), "data.buckets": ("Rows",), "data.clips": ("Clip",),
+    "data.samples": ("Samples",), "export.base": ("ExportOptions", "ExportStep"), "export.component": ("Component",),
+    "export.types": ("Artifact", "Diagnostic", "Profile"), "model.bundle": ("Bundle",),
+    "model.denoiser": ("Cond", "Denoiser"), "model.flow": ("Fixed", "Flow"), "model.scene": ("Scene",),
+    "model.spec": ("ComponentSpec", "Spec"), "model.text": ("Captions",),
+    "plugin.options": ("BucketOptions", "VideoOptions"),
+    "search.problem": ("SearchProblem", "Selection"), "step.context": ("Context", "Result"),
+    "step.workplace": ("Workplace",), "step.world": ("World",), "structure.facts": ("Axis", "Structure"),
+    "train.base": ("DistillStep",), "train.objective": ("Batch", "Phase", "Role", "Weighing"),
     "train.options": ("DistillOptions", "TrainOptions"),
-}
+}  # fmt: skip
 MET = {name: module for module, names in _MODULES.items() for name in names}
 """The module of each name that a plugin meets, imported when it is asked for: some need torch."""
 
 __all__ = [
-    "Artifact", "Axis", "Batch", "Bundle", "Captions", "Clip", "Codec", "Component", "ComponentSpec", "Cond",
-    "Context", "Data", "Denoiser", "Diagnostic", "DiscriminatorPart", "DistillOptions", "DistillStep", "Distiller",
-    "ExportStep", "Exporter", "File", "FirstFrameCodec", "Flow", "Granularity", "Keyed", "KindHooks", "Latent", "Model",
-    "Objective", "Options", "Part", "PartField", "Phase", "Plugin", "Profile", "Result", "Role", "Runner", "Sampler",
-    "Samples", "Scene", "Search", "SearchProblem", "Selection", "Slot", "Spec", "Step", "Streams", "Structure", "Text",
-    "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError", "VideoOptions", "Weighing", "World",
-    "hookimpl", "hookspec",
+    "Artifact", "Axis", "Batch", "BucketOptions", "Bundle", "Captions", "Clip", "Codec", "Component", "ComponentSpec",
+    "Cond", "Context", "Data", "Denoiser", "Diagnostic", "DiscriminatorPart", "DistillOptions", "DistillStep",
+    "Distiller", "ExportOptions", "ExportStep", "Exporter", "File", "FirstFrameCodec", "Fixed", "Flow", "Granularity",
+    "Keyed", "KindHooks", "Latent", "Model", "Objective", "Options", "Part", "PartField", "Phase", "Plugin", "Profile",
+    "Result", "Role", "Rows", "Runner", "Sampler", "Samples", "Scene", "Search", "SearchProblem", "Selection", "Slot",
+    "Spec", "Step", "Streams", "Structure", "Text", "TextEncoder", "Tracker", "TrainOptions", "Transform", "UserError",
+    "VideoOptions", "Weighing", "Workplace", "World", "hookimpl", "hookspec",
 ]  # fmt: skip
 
 

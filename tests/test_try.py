@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from dit_compress import report
 from dit_compress.cli.app import app
 from dit_compress.core.errors import UserError
 from dit_compress.core.progress import quiet
@@ -157,13 +158,21 @@ def test_what_lies_beside_a_recipe_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs_to_a_pipeline_that_stock_diffusers_opens(path: Path, tmp_path: Path) -> None:
-    """The recipe as it is, but for Core ML, whose files cost minutes: every expert of the pipeline is a smaller one."""
+def test_a_recipe_runs_to_a_pipeline_that_stock_diffusers_opens(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe as it is, but for Core ML, whose files cost minutes: every expert of the pipeline is a smaller one.
+
+    The report of one is drawn: they show the same.
+    """
+    if path.stem != EXPERTS:
+        monkeypatch.setattr(report, "write_report", lambda _folder: None)
     recipe = tmp_path / path.name
     recipe.write_text(path.read_text().partition("  - export: {use: coreml}")[0])
     done = CliRunner().invoke(app, ["try", str(recipe), "--out", str(tmp_path / "out"), "--threads", "1"])
     assert done.exit_code == 0, done.output
     assert done.output.split()[0] == str(tmp_path / "out" / "recipe.yaml")
+    assert (tmp_path / "out" / "run" / "report.html").exists() is (path.stem == EXPERTS)
     with quiet():
         files = tmp_path / "out" / "run" / "steps" / "pipeline" / "files"
         made = diffusers.DiffusionPipeline.from_pretrained(files, trust_remote_code=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dit_compress.export.inspection import module_path, operator_name
-from dit_compress.export.sizes import shapes_of
+from dit_compress.export.sizes import input_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,10 +57,10 @@ class _Watcher(torch.fx.Interpreter):
 
 def headroom(component: Component, input_sets: Mapping[str, Mapping[str, Tensor]]) -> list[Headroom]:
     """Return one entry per operator and module, the worst input set of each, the least headroom first."""
-    traced = [(shapes_of(part.inputs), part.program.module()) for part in component.by_size.values()]
+    traced = [(input_shapes(part.inputs), part.program.module()) for part in component.by_size.values()]
     worst: dict[tuple[str, str], Headroom] = {}
     for name, inputs in input_sets.items():
-        watcher = _Watcher(next(module for shapes, module in traced if shapes == shapes_of(inputs)))
+        watcher = _Watcher(next(module for shapes, module in traced if shapes == input_shapes(inputs)))
         with torch.no_grad():
             watcher.run(*inputs.values())
         for node, largest in watcher.largest.items():

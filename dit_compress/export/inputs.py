@@ -73,7 +73,7 @@ def reference_outputs(component: Component, inputs: dict[str, Tensor]) -> dict[s
 # ------------------------------------------------------------------ what it does not use
 
 
-class Fixed(nn.Module):
+class Bound(nn.Module):
     """A module with some of its inputs fixed. fixed: by name. names: all inputs, in the module's order."""
 
     def __init__(self, module: nn.Module, names: Sequence[str], fixed: Mapping[str, Tensor]) -> None:
@@ -111,7 +111,7 @@ def without_unused(component: Component) -> Component:
     fixed = {name: component.inputs[name] for name in left_out}
     return replace(
         component,
-        module=Fixed(component.module, list(component.inputs), fixed).eval(),
+        module=Bound(component.module, list(component.inputs), fixed).eval(),
         inputs=taken(component.inputs),
         varied=named(component.varied),
         precise=named(component.precise),

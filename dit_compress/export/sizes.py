@@ -25,7 +25,7 @@ def size_name(video: Video) -> str:
     return "video_" + "x".join(map(str, video))
 
 
-def shapes_of(inputs: Mapping[str, Tensor]) -> dict[str, list[int]]:
+def input_shapes(inputs: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """Return shapes by name."""
     return {name: list(value.shape) for name, value in inputs.items()}
 

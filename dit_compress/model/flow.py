@@ -106,7 +106,7 @@ class Flow:
             low, high = self.between
             raise UserError(
                 f"{what} samples from noise to data, and this model is an expert for sigmas from {low:g} to {high:g}",
-                mend="Train by 'flow', 'affine', 'scaled' or 'adversarial'; sample both by the experts' sampler",
+                mend="Train an expert by a step that draws noise levels, without 'watch'; sample all of them together",
             )
 
     def sigmas(self, num_steps: int | None = None) -> tuple[float, ...]:

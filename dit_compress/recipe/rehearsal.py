@@ -15,25 +15,12 @@ from dit_compress.recipe.document import dump, parse
 from dit_compress.recipe.resolve import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from dit_compress.plugin.registry import Registry
     from dit_compress.recipe.document import Document
     from dit_compress.recipe.model import Recipe
 
 FRAMES, SIDE = 9, 64
 """Of every clip: a length and a size that the VAE of each public model takes."""
-MOST: Mapping[str, float] = {
-    "accumulate": 1, "batch": 2, "batches": 1, "captions": 1, "checkpoint_every": 2, "critic_warmup": 1,
-    "cross_heads": 8, "discriminator_warmup": 1, "ema": 0.2, "evaluations": 2, "every": 1, "ffn": 256, "fit": 2,
-    "frozen_blocks": 1, "generator_every": 1, "groups": 1, "head_width": 32, "heads": 8, "hidden": 256, "layers": 8,
-    "learnable_blocks": 1, "num_captions": 2, "num_clips": 2, "num_draws": 2, "num_test": 2, "plans": 2,
-    "population": 2, "rank": 4, "remove": 1, "runs": 3, "samples": 1, "samples_per_caption": 2, "share_every": 1,
-    "steps": 2, "student_every": 1, "teacher_samples": 2, "teacher_steps": 2, "warmup": 0, "widths": 32,
-}  # fmt: skip
-"""Options by name, and the most that is left of them; of lists of numbers, of each."""
-UNTOUCHED = "objective"
-"""Of a search: it is asked for losses alone, and refuses what would say how long it trains."""
 
 
 def model_folder(document: Document) -> str | None:
@@ -91,7 +78,7 @@ def _made_small(data: dict[str, Any]) -> dict[str, Any]:
     if isinstance(text, dict) and "path" in text:
         found["text"] = {"use": defaults.TINY_TEXT}
     if isinstance(model, dict):
-        dropped = {"preset", "text_width"} if "text" in found else {"preset"}
+        dropped = {defaults.PRESET, defaults.TEXT_WIDTH} if "text" in found else {defaults.PRESET}
         found["model"] = {key: value for key, value in model.items() if key not in dropped}
     return found
 
@@ -134,14 +121,17 @@ def _bounded(value: Any, made: Any, most: float | None = None) -> Any:
 
 
 def _bounded_options(value: dict[str, Any], made: Any) -> dict[str, Any]:
-    kept = {UNTOUCHED, *(made.idle if isinstance(made, Options) else ())}
+    kept = {defaults.UNBOUNDED, *(made.idle if isinstance(made, Options) else ())}
     held = made if isinstance(made, dict) else dict(made) if isinstance(made, Options) else {}
-    found = {key: item if key in kept else _bounded(item, held.get(key), MOST.get(key)) for key, item in value.items()}
+    found = {
+        key: item if key in kept else _bounded(item, held.get(key), defaults.BOUNDS.get(key))
+        for key, item in value.items()
+    }
     if isinstance(budget := found.get("budget"), dict) and "levels" in budget:
         names = [(name, name.partition(".")[0]) for name in budget["levels"]]
         if all(level in defaults.REHEARSED for _, level in names):  # what another takes, nobody knows
             levels = {name: defaults.REHEARSED[level] for name, level in names}
             found |= {"budget": None, "limit": None, "levels": levels}
     if found.get("use") == defaults.DISTILL and found.get("discriminator") is None:
-        found |= {"discriminator": dict(defaults.REHEARSED_JUDGE), "frozen_blocks": None}
+        found |= defaults.REHEARSED_JUDGE
     return found

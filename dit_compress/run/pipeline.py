@@ -21,6 +21,7 @@ from dit_compress.core.files import disk_errors, full_disk, need_place, read_jso
 from dit_compress.core.progress import progress
 from dit_compress.core.version import SCHEMA
 from dit_compress.data.source import clips_of, data_folder
+from dit_compress.export.contract import is_exporter
 from dit_compress.model.paths import step_folder
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import dump
@@ -48,8 +49,8 @@ MANIFEST = "data.json"
 class Runner:
     """One run of a recipe in a folder. ``crew``: the processes of torchrun, which steps with ``world: all`` use.
 
-    yes: run what this machine has no room for, as far as one knows. forks: steps but exports are forks of this process
-    (:mod:`dit_compress.run.forks`).
+    yes: run what this machine has no room for, as far as one knows. forks: steps are forks of this process
+    (:mod:`dit_compress.run.forks`), but those that export networks.
     """
 
     recipe: Recipe
@@ -206,7 +207,7 @@ class Runner:
             )
         if together:
             status = together.lead(partial, threads, node.name)
-        elif self.forks and node.kind != "export":  # what traces again where the plan traced may die in torch
+        elif self.forks and not is_exporter(node.build()):  # what traces again where the plan traced may die in torch
             status = fork(partial, threads)
         else:
             status = spawn(worker_command(partial), threads)

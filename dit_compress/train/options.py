@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from dit_compress.core.errors import UserError
 from dit_compress.plugin.options import Keyed, Options, Part
 
-Kept = Literal["float32", "bfloat16", "int8"]
+FrozenDtype = Literal["float32", "bfloat16", "int8"]
 """How frozen weights are kept; whatever it is, they are computed with as before."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -189,7 +189,7 @@ class Lora(Options):
         description="Linears, by path, its end ('to_q') or a pattern ('*.ffn.*'); all inside blocks if absent.",
     )
 
-    base: Annotated[Kept, Keyed("base")] = Field(
+    base: Annotated[FrozenDtype, Keyed("base")] = Field(
         "float32", description="How the frozen weights are kept meanwhile; folded are those of the input."
     )
 
@@ -213,7 +213,7 @@ class DistillOptions(TrainOptions):
     lora: Annotated[Lora | None, Keyed("lora")] = Field(
         None, description="Train low-rank updates in the denoiser's weights' place; a larger 'lr' is usual."
     )
-    teacher_dtype: Annotated[Kept, Keyed("teacher_dtype")] = Field(
+    teacher_dtype: Annotated[FrozenDtype, Keyed("teacher_dtype")] = Field(
         "float32",
         description="How the weights of the teacher's blocks are kept: in half the bytes, or in a quarter.",
     )

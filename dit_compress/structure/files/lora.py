@@ -50,7 +50,7 @@ _MERGE = "Merge the LoRA into the model, then prune the model"
 
 
 @dataclass(frozen=True)
-class Factor:
+class LoraTensor:
     """One tensor of a LoRA, and the model's ``tensor`` that it follows.
 
     kind: what it is to that tensor (``whole``: the tensor itself; ``diff``: what is added to it). prefix, suffix: what
@@ -119,7 +119,7 @@ def need_base(metadata: Mapping[str, str], made_for: str | None, source: Path) -
         )
 
 
-def read_factors(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[Factor], list[Piece]]:
+def read_factors(weights: Weights, base: Mapping[str, Sequence[int]]) -> tuple[list[LoraTensor], list[Piece]]:
     """Read the tensors that belong to the model, and those of a text encoder, which stay as they are."""
     factors, others = [], []
     flat = _flat_modules(base)
@@ -141,7 +141,7 @@ def _flat_modules(base: Mapping[str, Sequence[int]]) -> dict[str, str]:
     return {flat: module for module in modules if counts[flat := module.replace(".", "_")] == 1}
 
 
-def _diff(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
+def _diff(source: TensorAt, base: Mapping[str, Sequence[int]]) -> LoraTensor | None:
     """Read what is added to a whole weight or bias; None for anything else."""
     match = _DIFF.fullmatch(source.name)
     leaf = ".bias" if match and match["bias"] else ".weight"
@@ -149,10 +149,10 @@ def _diff(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
     if match is None or module is None:
         return None
     prefix = match["module"].removesuffix(module)
-    return Factor(f"{module}{leaf}", "diff", Piece(source, source.name, {}), prefix, match["suffix"])
+    return LoraTensor(f"{module}{leaf}", "diff", Piece(source, source.name, {}), prefix, match["suffix"])
 
 
-def _factor(source: TensorAt, base: Mapping[str, Sequence[int]], flat: Mapping[str, str]) -> Factor | None:
+def _factor(source: TensorAt, base: Mapping[str, Sequence[int]], flat: Mapping[str, str]) -> LoraTensor | None:
     """Read a factor of a LoRA, or what stands beside it; None for anything else."""
     match = _SUFFIX.fullmatch(source.name)
     if match is None:
@@ -161,15 +161,15 @@ def _factor(source: TensorAt, base: Mapping[str, Sequence[int]], flat: Mapping[s
     named = _FLAT.fullmatch(match["module"])
     if named and named[2] in flat:
         piece = Piece(source, source.name, {})
-        return Factor(f"{flat[named[2]]}.weight", kind, piece, named[1], match[kind], flat=True)
+        return LoraTensor(f"{flat[named[2]]}.weight", kind, piece, named[1], match[kind], flat=True)
     module = _ending(match["module"], base, ".weight")
     if module is None:
         return None
     prefix = match["module"].removesuffix(module)
-    return Factor(f"{module}.weight", kind, Piece(source, source.name, {}), prefix, match[kind])
+    return LoraTensor(f"{module}.weight", kind, Piece(source, source.name, {}), prefix, match[kind])
 
 
-def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None:
+def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> LoraTensor | None:
     """Read a tensor of the model that was trained whole; None for anything else."""
     segments = source.name.split(".")
     place = segments.index(_SAVED) if _SAVED in segments else len(segments)
@@ -180,7 +180,7 @@ def _whole(source: TensorAt, base: Mapping[str, Sequence[int]]) -> Factor | None
             around = len(segments) - count - tensor.count(".") - 1
             prefix = "".join(f"{segment}." for segment in segments[:around])
             inside = (place - around, tuple(segments[place : place + count]))
-            return Factor(tensor, "whole", Piece(source, source.name, {}), prefix, inside=inside)
+            return LoraTensor(tensor, "whole", Piece(source, source.name, {}), prefix, inside=inside)
     return None
 
 
@@ -210,7 +210,7 @@ def _foreign(source: TensorAt, base: Mapping[str, Sequence[int]]) -> UserError:
     )
 
 
-def _checked(factor: Factor, base: Mapping[str, Sequence[int]]) -> Factor:
+def _checked(factor: LoraTensor, base: Mapping[str, Sequence[int]]) -> LoraTensor:
     """Check a factor; raise a UserError where its tensor does not fit the one it is for."""
     shape, found = list(base[factor.tensor]), list(factor.piece.source.shape)
     wanted = {"down": (1, shape[-1] if len(shape) < 2 else shape[1]), "up": (0, shape[0]), "bias": (0, shape[0])}
@@ -229,7 +229,7 @@ def _checked(factor: Factor, base: Mapping[str, Sequence[int]]) -> Factor:
     return factor
 
 
-def _pruned(factors: Sequence[Factor], edits: Sequence[Edit]) -> list[Piece]:
+def _pruned(factors: Sequence[LoraTensor], edits: Sequence[Edit]) -> list[Piece]:
     """Return what is left of the factors after the edits of their tensors, under the new names."""
     state = dict(enumerate(factors))
     for edit in edits:
@@ -248,7 +248,7 @@ def _pruned(factors: Sequence[Factor], edits: Sequence[Edit]) -> list[Piece]:
     return [replace(factor.piece, name=factor.named(factor.tensor)) for factor in state.values()]
 
 
-def _refuse_made(factors: Iterable[Factor], modules: Sequence[str]) -> None:
+def _refuse_made(factors: Iterable[LoraTensor], modules: Sequence[str]) -> None:
     """Raise a UserError where a LoRA changes a linear in whose place a table stands, or two of low rank."""
     for factor in factors:
         if factor.tensor.rpartition(".")[0] in modules:
@@ -259,7 +259,7 @@ def _refuse_made(factors: Iterable[Factor], modules: Sequence[str]) -> None:
             )
 
 
-def _follow(factor: Factor, edit: Take | Scale, leaf: str) -> Piece:
+def _follow(factor: LoraTensor, edit: Take | Scale, leaf: str) -> Piece:
     """Make one edit of a module's ``leaf`` (weight or bias) on one factor."""
     if factor.kind in ("whole", "diff"):
         return edited(factor.piece, edit) if factor.tensor == edit.tensor else factor.piece

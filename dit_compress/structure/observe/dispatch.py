@@ -35,7 +35,7 @@ class Weightless(Protocol):
         """Return random numbers for one place of the run, the same ones each time."""
 
 
-class Watcher(TorchDispatchMode):
+class Dispatch(TorchDispatchMode):
     """Sees every operation of a run."""
 
     supports_higher_order_operators = True
@@ -196,15 +196,15 @@ def _flat(args: Any) -> list[Any]:
 _aten = torch.ops.aten
 
 
-def _mm(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
+def _mm(mode: Dispatch, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
     return _product(mode, None, args[0], args[1])
 
 
-def _addmm(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
+def _addmm(mode: Dispatch, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
     return _product(mode, args[0], args[1], args[2])
 
 
-def _product(mode: Watcher, bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
+def _product(mode: Dispatch, bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
     """Replay ``[..., T, in] @ [..., in, out]``, the weight on either side."""
     if b.is_meta:
         a = mode.realised(a)
@@ -215,21 +215,21 @@ def _product(mode: Watcher, bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
     return None if made is None else made.transpose(-1, -2)
 
 
-def _mv(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
+def _mv(mode: Dispatch, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
     weight, x = args[-2], mode.realised(args[-1])
     if not weight.is_meta:
         return None
     return mode.matmul((weight.shape[0],), weight, 0, x, args[0] if len(args) > 2 else None)
 
 
-def _linear(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
+def _linear(mode: Dispatch, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
     x, weight = mode.realised(args[0]), args[1]
     if not weight.is_meta:
         return None
     return mode.matmul((*x.shape[:-1], weight.shape[0]), weight, 0, x, args[2] if len(args) > 2 else None)
 
 
-def _convolution(mode: Watcher, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+def _convolution(mode: Dispatch, func: Any, args: Any, kwargs: Any) -> Tensor | None:
     """Replay a convolution: it mixes channels as a linear mixes features; a depthwise one is no matmul."""
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     if not weight.is_meta or groups != 1 or transposed:
@@ -242,7 +242,7 @@ def _convolution(mode: Watcher, func: Any, args: Any, kwargs: Any) -> Tensor | N
     return None if made is None else made.movedim(-1, 1).contiguous()
 
 
-def _embedding(mode: Watcher, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
+def _embedding(mode: Dispatch, _func: Any, args: Any, _kwargs: Any) -> Tensor | None:
     weight, index = args[0], args[1]
     return mode.matmul((*index.shape, weight.shape[1]), weight, 1, None, index=index)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dit_compress.structure.apply import apply_edits, edit_state
 from dit_compress.structure.copies import deep_copy
 from dit_compress.structure.lookup import leaves_of
-from dit_compress.structure.observe.dispatch import Watcher
+from dit_compress.structure.observe.dispatch import Dispatch
 from dit_compress.structure.observe.trace import FAILURES, Change, DivergedError, Touch, Trace
 from dit_compress.structure.precision import WIDE, Claiming, double_by_default
 from dit_compress.structure.record import Call, map_tensors, tensors_in
@@ -76,7 +76,7 @@ class Replica:
         outputs: Callable[[Touch, Touch], Tensor] | None = None,
     ) -> Trace:
         """Run once; with ``canned``, replay its matmul outputs (``outputs`` may adapt them to other shapes)."""
-        mode = Watcher(self, canned, change or Change(), outputs)
+        mode = Dispatch(self, canned, change or Change(), outputs)
         handles = [self.module.get_submodule(path).register_forward_hook(mode.cut(path)) for path in self.cuts]
         if change and change.argument:
             path, edit = change.argument

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_compress.core.errors import UserError, root_cause
 from dit_compress.core.progress import quiet
-from dit_compress.export.sizes import MAIN, shapes_of
+from dit_compress.export.sizes import MAIN, input_shapes
 from dit_compress_plugins.export_coreml.package import fix_bytes
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def describe(component: Component) -> list[dict[str, Any]]:
     """Describe the functions as the manifest holds them: name, shape of every input."""
-    return [{"name": size or MAIN, "inputs": shapes_of(part.inputs)} for size, part in component.by_size.items()]
+    return [{"name": size or MAIN, "inputs": input_shapes(part.inputs)} for size, part in component.by_size.items()]
 
 
 def lower_sizes(component: Component, folder: Path, write: Write) -> tuple[Path, list[str]]:
