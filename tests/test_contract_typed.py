@@ -102,7 +102,6 @@ OTHERS = {
     "core/pipeline.py": {"diffusers": "a library, in an index of parts"},
     "train/options.py": {"ffn": "part of modules' names in models"},
     "run/fits.py": {"ffn": "a key of what a plan says"},
-    "recipe/rehearsal.py": {"ffn": "an option of models"},
     "": {
         "metrics": "figures of a step",
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from dit_compress.core.errors import UserError
 from dit_compress.model.figures import BYTES_BF16, BYTES_FP32
 from dit_compress.plugin.options import VideoOptions
-from dit_compress.train.options import DistillOptions, Kept, TrainOptions
+from dit_compress.train.options import DistillOptions, FrozenDtype, TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _MOMENTS = 2
-_KEPT: dict[Kept, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+_KEPT: dict[FrozenDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 """Bytes of a frozen weight."""
 _PASSES = 3
 """A training step computes forward once and backward twice as much."""

@@ -170,7 +170,7 @@ def test_points_of_the_curves_are_ranked_by_taylor(smoke: Path, tmp_path: Path, 
     where = context(smoke, tmp_path)
     denoiser = where.input.denoiser()
     axes = tuple(axis for found in axes_of(denoiser, ("block", "head", "ffn")).values() for axis in found)
-    budget = Budget(params=1, heal={"steps": 2, "batch": 4, "lr": 1e-3})
+    budget = Budget(params=1, curves="recovered", heal={"steps": 2, "batch": 4, "lr": 1e-3})
     with evidence.evidence(budget, denoiser, axes, where) as found:
         heads = [axis for axis in axes if axis.level == "head"]
         trial = Trial(FlowMatching(denoiser, found.text, where.input.flow), problem_of(denoiser, axes), batches(found))
@@ -355,7 +355,7 @@ def test_options_that_contradict_each_other(budget: dict[str, Any], message: str
         ),
         ({"params": 200_000, "levels": ["blok"]}, "'budget' names the level 'blok'; .* Did you mean 'block'?"),
         ({"params": 200_000, "curves": "none.json"}, "none.json: no such file"),
-        ({"params": 200_000, "curves": "mesured"}, "'curves' is 'mesured', which is no file. Did you mean 'measured'?"),
+        ({"params": 200_000, "curves": "measure"}, "'curves' is 'measure', which is no file. Did you mean 'measured'?"),
     ],
 )
 def test_budgets_that_can_not_be_met_leave_nothing(
