@@ -250,13 +250,14 @@ class Teachers:
         return cls(excess, gained)
 
     def unfit(self, rows: Sequence[Row], sizes: Mapping[str, Any]) -> list[str]:
-        """Say why nothing can be concluded; empty where it can."""
+        """Say why nothing can be concluded; empty where it can. rows: of the teachers, in their order."""
         found = [f"a teacher gained {gain:.0%} in its last fifth" for gain in self.gained if gain > FLAT]
         whole = sizes["teacher"] + sizes["total"]
         for small in SCRATCH:
-            best = [row[arm(small, whole)]["excess"] for row in rows if arm(small, whole) in row]
-            if best and min(best) <= max(self.excess):
-                found.append(f"{small}, trained as long, is no worse than a teacher: {min(best):.4f}")
+            for excess, row in zip(self.excess, rows, strict=True):
+                theirs = row.get(arm(small, whole), {}).get("excess")
+                if theirs is not None and theirs <= excess:
+                    found.append(f"{small}, trained as long, is no worse than its teacher: {theirs:.4f} to {excess:.4f}")
         return found
 
 

@@ -43,9 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is imported stays: it need not be looked through for garbage."""
     if "torch" in sys.modules:
-        from tracing import gather_once, translate_once, validate_once
+        from tracing import gather_once, share_sources, translate_once, validate_once
 
         gather_once()
+        share_sources()
         translate_once()
         if "coremltools" in sys.modules:
             validate_once()
