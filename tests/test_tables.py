@@ -133,3 +133,66 @@ def test_nothing_is_concluded_from_teachers_that_are_not_done() -> None:
         "narrow, trained as long, is no worse than its teacher: 0.3000 to 0.3000",
         "shallow, trained as long, is no worse than its teacher: 0.3000 to 0.3000",
     ]
+
+
+def test_table_4_shows_every_arm_at_every_mark() -> None:
+    text = account.grid([pair({0: 0.9, 2: 0.3}, {2: 0.4, 12: 0.25})], SIZES, account.Teachers([0.1], [0.0]))
+    assert "| arm | N = 0 | N = 2 | N = 4 | N = 12 | paper (VBench) |" in text
+    assert "| all | 0.9000 (1) | 0.3000 (1) | – | – | 79.00 |" in text
+    assert "| narrow | – | 0.4000 (1) | – | 0.2500 (1) | 77.92 |" in text
+    assert "'chance': 1.2, 'linear': 0.6, 'caption_blind': 0.4" in text
+
+
+def test_a_table_shows_arms_claims_and_the_papers_numbers() -> None:
+    table = paired.Table("Title", {"a": "81", "b": "79"}, {"loss": 2}, (("a", "b", "loss", -1),), "score", "Note.")
+    rows = [{"a": {"loss": 1.0 + seed}, "b": {"loss": 3.0 + seed}} for seed in (0, 2)]
+    text = table.markdown(rows, paired.judge(rows, table.claims), "tiny tier")
+    assert "| a | 2.00 ± 12.71 | 81 |" in text
+    assert "| a better than b | loss | +2.0000 | +2.0000 … +2.0000 | 0.2500 | not held |" in text
+    assert table.means(rows) == {"a": {"loss": 2.0}, "b": {"loss": 4.0}}
+
+
+@pytest.fixture
+def here(monkeypatch, steps_here) -> None:
+    """Seeds run in this process, as their steps do."""
+    monkeypatch.setattr(
+        tables,
+        "rows_of",
+        lambda table, out, sizes, seeds, _workers: (
+            tables.shared_by_seeds(table, out, sizes) or [tables.row(table, out, sizes, seed) for seed in range(seeds)]
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder: tables share the VAE, and each seed's teacher."""
+    return tmp_path_factory.mktemp("tables")
+
+
+@pytest.mark.slow(10)
+@pytest.mark.parametrize(("name", "seeds"), [("3", 1)])
+def test_a_tiny_table_runs(name, seeds, here, out, monkeypatch, capsys) -> None:
+    given = ["--table", name, "--tier", "tiny", "--seeds", str(seeds), "--workers", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["tables.py", *given])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert tables.main() == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    table = tables.TABLES[name]
+    assert last["table"] == (int(name) if name.isdigit() else name)
+    assert (last["seeds"], last["claims"], last["tier"]) == (seeds, 6, "tiny")
+    assert last["held"] == 0, "so few seeds can show nothing"
+    assert set(last["arms"]) == set(table.paper)
+    assert all(set(means) == set(table.measures) for means in last["arms"].values())
+    text = (out / f"table-{name}.md").read_text("utf-8")
+    assert all(f"| {arm} |" in text and paper in text for arm, paper in table.paper.items())
+    check(name, last["arms"])
+
+
+def check(name: str, arms: dict[str, dict[str, float]]) -> None:
+    """What must be so whatever is learned."""
+    if name == "3":
+        assert [arms[ratio]["tokens"] for ratio in tables.RATIOS] == [96, 24, 16, 4]
+    else:
+        heads = [means["trained"] for arm, means in arms.items() if arm != "teacher"]
+        assert max(heads) <= 1.1 * min(heads)

@@ -130,6 +130,19 @@ class Spec:
         """Return the denoiser without weights, made once: to be read, not changed."""
         return self.need_denoiser().denoiser_outline
 
+    def need_sampled(self, num_steps: int | None = None) -> None:
+        """Raise a UserError where the denoiser can't be sampled in so many steps; None: in those of the bundle.
+
+        One whose modulation is a table knows the noise levels of one schedule. Where a sampler of its own decides on
+        them, that is found when it runs.
+        """
+        from dit_compress.structure.modulation import need_sigmas
+
+        if not self.flow.by_steps or self.flow.between is not None:
+            return
+        sigmas = self.flow.sigmas(num_steps)
+        need_sigmas(self.outline().module, sigmas[:-1], f"sampling in {len(sigmas) - 1} steps")
+
     def codec(self) -> Codec:
         """Return the VAE without weights, made once: to be read, not changed."""
         return cast("Codec", self.need_latent().outline)

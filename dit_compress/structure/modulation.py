@@ -6,6 +6,7 @@ A table knows no timestep itself: the model notes it when it is called (:class:`
 from __future__ import annotations
 
 import inspect
+from math import isclose
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from dit_compress.core.errors import UserError
 from dit_compress.structure.lookup import argument_at, split_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from dit_compress.structure.edits import Factor, Tabulate
 
@@ -119,6 +120,20 @@ def need_any_timestep(module: nn.Module, what: str) -> None:
         raise UserError(
             f"{what} looks at data at any noise level, and the modulation is a table for a few",
             mend="Fold after pruning and training: put the step with 'table' behind this one",
+        )
+
+
+def need_sigmas(module: nn.Module, sigmas: Iterable[float], what: str) -> None:
+    """Raise a UserError where the modulation is a table, and lacks a noise level at which ``what`` calls the model."""
+    table = timetable_of(module)
+    if table is None or not table.sigmas:
+        return
+    lacking = [sigma for sigma in sigmas if not any(isclose(sigma, held, rel_tol=1e-5) for held in table.sigmas)]
+    if lacking:
+        raise UserError(
+            f"{what} calls the model at sigma {lacking[0]:g}, and the modulation is a table for "
+            + ", ".join(f"{sigma:g}" for sigma in sorted(table.sigmas, reverse=True)),
+            mend="Sample with the schedule that the table was made for, or make a table for this one",
         )
 
 

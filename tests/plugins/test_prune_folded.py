@@ -122,6 +122,29 @@ def test_training_a_folded_bundle_is_refused_by_plan(
     assert "training looks at data at any noise level, and the modulation is a table for a few. Fold after" in said
 
 
+@pytest.mark.parametrize(
+    ("use", "options", "said"),
+    [
+        ("mixture_samples", {"num_steps": 2}, "sampling in 2 steps calls the model at sigma 0.5, and .* table for 1, 0.75"),
+        ("mixture_samples", {}, "sampling in 4 steps calls the model at sigma 0.5"),
+        ("metrics", {"num_steps": 3}, "sampling in 3 steps calls the model at sigma 0.666667"),
+        ("shapes", {"num_steps": 2}, "sampling in 2 steps"),
+        ("vbench", {"num_steps": 2, "prompts": __file__}, "sampling in 2 steps"),
+        ("excess", {}, "the excess looks at data at any noise level"),
+    ],
+)
+def test_what_no_table_holds_is_refused_by_plan(folded: Bundle, use: str, options: dict[str, Any], said: str) -> None:
+    spec = replace(folded.spec, latent=folded.spec.denoiser)
+    with pytest.raises(UserError, match=said):
+        part("evaluate", use, **options).plan(spec)
+
+
+def test_sampling_at_the_tables_own_noise_levels_is_planned(folded: Bundle) -> None:
+    spec = replace(folded.spec, latent=folded.spec.denoiser, flow=Flow(shift=3.0, num_steps=2))
+    assert spec.flow.sigmas()[:-1] == (1.0, 0.75)
+    assert part("evaluate", "mixture_samples").plan(spec) == spec
+
+
 def test_a_budget_without_curves_is_shared_out_by_the_formula(folded: Bundle) -> None:
     spec = replace(folded.spec, data=True, latent=folded.spec.denoiser, text=folded.spec.denoiser)
     step = part("prune", "trilevel", budget={"params": 345_568, "levels": ["ffn"]}, search="magnitude")

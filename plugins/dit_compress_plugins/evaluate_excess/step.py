@@ -19,6 +19,7 @@ from dit_compress.measure.mixture import Mixture
 from dit_compress.measure.quality import sigmas
 from dit_compress.model import flow
 from dit_compress.step.context import Result
+from dit_compress.structure.modulation import need_any_timestep
 from dit_compress_plugins.evaluate_excess.mixture import constant, exact, linear
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from dit_compress.data.samples import Samples
     from dit_compress.model.denoiser import Cond, Denoiser
+    from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_excess import ExcessOptions
 
@@ -45,6 +47,12 @@ class ExcessEvaluation(DenoiserEvaluation):
     """Step ``evaluate: {use: excess}``."""
 
     options: ExcessOptions
+
+    def plan(self, spec: Spec) -> Spec:
+        """Check that there is a denoiser that can be called at any noise level."""
+        super().plan(spec)
+        need_any_timestep(spec.outline().module, "the excess")
+        return spec
 
     def run(self, context: Context) -> Result:
         """Measure the excess, its floors, and the loss that the exact velocity has itself."""

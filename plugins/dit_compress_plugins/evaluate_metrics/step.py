@@ -47,6 +47,7 @@ class MetricsEvaluation:
         """Check that there is what draws, that judges are there and no pickles, and that frames are large enough."""
         spec.need_latent()
         spec.need_denoiser()
+        spec.need_sampled(self.options.num_steps)
         need_judge(self.options.clip)
         need_judge(self.options.lpips, files=(".safetensors",))
         need_judge(self.options.fid, files=(".onnx",))

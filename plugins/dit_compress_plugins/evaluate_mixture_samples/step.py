@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.data.clips import Clip
+    from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_mixture_samples import MixtureSamplesOptions
 
@@ -46,6 +47,12 @@ class MixtureSamples(DenoiserEvaluation):
     """Step ``evaluate: {use: mixture_samples}``."""
 
     options: MixtureSamplesOptions
+
+    def plan(self, spec: Spec) -> Spec:
+        """Check that there is a denoiser that can be sampled so."""
+        super().plan(spec)
+        spec.need_sampled(self.options.num_steps)
+        return spec
 
     def run(self, context: Context) -> Result:
         """Measure what the bundle samples, exact samples (the floor) and noise (chance)."""

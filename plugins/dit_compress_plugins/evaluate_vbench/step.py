@@ -36,6 +36,7 @@ class VBenchEvaluation:
             return spec
         spec.need_latent()
         spec.need_denoiser()
+        spec.need_sampled(self.options.num_steps)
         wanted(self.options)
         if self.options.measure:
             need_package()
