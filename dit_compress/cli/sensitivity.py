@@ -28,7 +28,12 @@ def sensitivity(
         ),
     ] = None,
     share: Annotated[list[float] | None, typer.Option(help="A share to remove; may be repeated.")] = None,
-    search: Annotated[str, typer.Option(help="Which units go.")] = defaults.SEARCH,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Which units go; if absent {defaults.SEARCH_BY_DATA} where there is data, else {defaults.SEARCH}."
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Clips on which quality is measured.")] = 64,
     size: Annotated[
         tuple[int, int, int] | None,

@@ -14,7 +14,7 @@ from dit_compress.recipe import load, make_part
 from dit_compress.search.levels import found_axes, named_levels
 from dit_compress.search.problem import SearchProblem
 from dit_compress.step.context import Context
-from dit_compress.structure.modulation import need_any_timestep
+from dit_compress.structure.modulation import need_any_timestep, timetable_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,11 +32,12 @@ FIGURE = "sensitivity.png"
 class Settings:
     """The points to measure. shares: of each level, removed. size: latent cells (T, H, W); the recipe's if None.
 
-    each: curves of each axis, too. table: where to write a latency table of the whole model, if anywhere.
+    search: which units go; by data where there is some, else by their weights, if None. each: curves of each axis, too.
+    table: where to write a latency table of the whole model, if anywhere.
     """
 
     levels: Sequence[str] = defaults.LEVELS
-    search: str = defaults.SEARCH
+    search: str | None = None
     shares: Sequence[float] = (0.125, 0.25, 0.375, 0.5)
     samples: int = 64
     size: tuple[int, int, int] | None = None
@@ -63,14 +64,15 @@ def sensitivity(target: str, out: Path, settings: Settings) -> dict[str, Any]:
     size = settings.size or latent_size(context, denoiser)
     if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
         raise UserError(f"latent {size} can't be divided by the patch {denoiser.patch}", mend="Give another --size")
-    chooser = Chooser(settings.search, denoiser, context)
+    search = settings.search or best_search(context, denoiser)
+    chooser = Chooser(search, denoiser, context)
     if settings.table is not None:
         write_table(settings.table, context, levels, size, settings.rounds)
     grid = grid_of(context, denoiser, size, settings.samples)
     loss = masked_loss(denoiser, levels, grid)
     report = quality_curves(levels, chooser, loss, grid.name, shares, each=settings.each)
     measure(denoiser, levels, report, size, settings.rounds)
-    report |= {"model": target, "size": list(size), "machine": machine(), "search": settings.search}
+    report |= {"model": target, "size": list(size), "machine": machine(), "search": search}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / REPORT, report)
     four_panels(report, out / FIGURE)
@@ -119,11 +121,22 @@ def grid_of(context: Context, denoiser: Denoiser, size: tuple[int, int, int], sa
     """Return held-out clips where there are some, else noise and the whole model's answers."""
     from dit_compress.measure.quality import data_grid, drift_grid
 
-    spec, flow = context.input.spec, context.input.flow
-    if spec.latent is None or spec.text is None or "data" not in context.parts:
-        return drift_grid(denoiser, size, samples, flow)
+    if not has_data(context):
+        return drift_grid(denoiser, size, samples, context.input.flow)
     text = context.text()
-    return data_grid(context.latents("test", text), text, flow, samples, denoiser.possible)
+    return data_grid(context.latents("test", text), text, context.input.flow, samples, denoiser.possible)
+
+
+def has_data(context: Context) -> bool:
+    """Tell whether there are clips, and what encodes them."""
+    spec = context.input.spec
+    return spec.latent is not None and spec.text is not None and "data" in context.parts
+
+
+def best_search(context: Context, denoiser: Denoiser) -> str:
+    """Return the search by data where there is some and the model can be called at any noise level."""
+    looks = has_data(context) and timetable_of(denoiser.module) is None
+    return defaults.SEARCH_BY_DATA if looks else defaults.SEARCH
 
 
 class Chooser:

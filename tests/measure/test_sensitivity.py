@@ -163,7 +163,7 @@ def report(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 
 
 def test_a_row_says_what_the_pruned_model_weighs(report: dict[str, Any], tmp_path: Path) -> None:
-    assert report["quality"] == "flow_loss"
+    assert (report["quality"], report["search"]) == ("flow_loss", "taylor")
     assert report["size"] == [2, 2, 2]
     assert {level: [row["removed"] for row in rows] for level, rows in report["levels"].items()} == {
         "block": [1, 2],
@@ -217,6 +217,7 @@ def test_each_stack_is_a_level_by_its_name(tmp_path: Path) -> None:
     levels = ("block", "block.single_transformer_blocks")
     settings = Settings(shares=(0.5,), samples=2, rounds=1, levels=levels, each=True)
     found = sensitivity(str(bundle.path), tmp_path / "out", settings)
+    assert found["search"] == "magnitude", "there is no data"
     for level, (attribute, count) in zip(
         levels, (("transformer_blocks", 4), ("single_transformer_blocks", 2)), strict=True
     ):
