@@ -97,6 +97,14 @@ def structures(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> Iterator[None]:
+    """What a file leaves in memory is not looked through again: each conversion by coremltools collects garbage."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def smoke(shared: Path) -> Path:
     """The folder of one whole, uninterrupted run of ``tests/recipes/smoke.yaml``. Read it, don't change it.
