@@ -257,7 +257,7 @@ class Teachers:
             for excess, row in zip(self.excess, rows, strict=True):
                 theirs = row.get(arm(small, whole), {}).get("excess")
                 if theirs is not None and theirs <= excess:
-                    found.append(f"{small}, trained as long, is no worse than its teacher: {theirs:.4f} to {excess:.4f}")
+                    found.append(f"{small}, trained as long, is no worse than its teacher: {theirs:.4f}, {excess:.4f}")
         return found
 
 

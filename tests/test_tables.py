@@ -130,8 +130,8 @@ def test_nothing_is_concluded_from_teachers_that_are_not_done() -> None:
     assert account.Teachers([0.1, 0.25, 0.4], [0.05] * 3).unfit(rows, SIZES) == []
     assert account.Teachers([0.1, 0.3, 0.4], [0.3, 0.0, 0.0]).unfit(rows, SIZES) == [
         "a teacher gained 30% in its last fifth",
-        "narrow, trained as long, is no worse than its teacher: 0.3000 to 0.3000",
-        "shallow, trained as long, is no worse than its teacher: 0.3000 to 0.3000",
+        "narrow, trained as long, is no worse than its teacher: 0.3000, 0.3000",
+        "shallow, trained as long, is no worse than its teacher: 0.3000, 0.3000",
     ]
 
 
