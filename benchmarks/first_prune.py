@@ -1,6 +1,6 @@
 """The first prune of a folder of diffusers: its memory against the pruned size, its time against a copy of the bytes.
 
-    python benchmarks/first_prune.py [--params 7.15e8] [--folder DIR] [--rounds 3] [--threads 1]
+    python benchmarks/first_prune.py [--params 7.15e8] [--folder DIR] [--rounds 9] [--threads 2]
 
 A sharded folder of ``WanTransformer3DModel`` is written with random bfloat16 weights (from 5e9 parameters on with
 the widths of Wan2.1-T2V-14B, else with those of the 1.3B one; the number of blocks follows). Each round, a process of
@@ -179,8 +179,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=float, default=7.15e8, help="about so many parameters")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if absent")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; all if absent")
     parser.add_argument("--work", choices=("copy", "prune"), help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
