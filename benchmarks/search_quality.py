@@ -147,7 +147,8 @@ def search_of(name: str, tier: str) -> dict[str, Any]:
 def regret(out: Path, tier: str, seed: int) -> dict[str, float]:
     """Return per search how much of the spread between the best and the worst choice of blocks its choice gives away.
 
-    Every choice is measured on the same batches, which none of the searches has seen.
+    Every choice is measured on the same batches, which none of the searches has seen. What measures looks at as many
+    samples, and what learns begins from that.
     """
     sizes = account.TIERS[tier]
     bundle, folder = account.teacher_bundle(out, seed), out / f"teacher{seed}" / "regret"
@@ -157,8 +158,9 @@ def regret(out: Path, tier: str, seed: int) -> dict[str, float]:
     axes = tuple(axes_of(denoiser, ["block"])["block"])
     problem = SearchProblem(denoiser, axes, {axis.name: REGRET_BLOCKS for axis in axes})
     few = {"batches": 4, "batch": sizes["batch"]}
-    asked = {name: search_of(name, tier) for name in OTHERS} | {"taylor": {"use": "taylor"}}
-    asked["greedy"] = {"use": "greedy", **few}
+    mixed = {"use": "mixed", "blocks": {"use": "greedy", **few}, "rest": {"use": "taylor", **few}}
+    asked = {name: search_of(name, tier) for name in OTHERS} | {"mixed": mixed, "taylor": {"use": "taylor", **few}}
+    asked |= {"groupwise": {**asked["groupwise"], "init": mixed}, "greedy": {"use": "greedy", **few}}
     chosen = {
         name: make_part("search", given, installed()).build().search(problem, context).kept[axes[0].name]
         for name, given in asked.items()
