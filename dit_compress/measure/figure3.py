@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dit_compress.core.errors import UserError
 from dit_compress.core.files import read_json, write_json
 from dit_compress.model.bundle import Bundle
 from dit_compress.plugin import defaults
 from dit_compress.plugin.registry import installed
 from dit_compress.recipe import load, make_part
+from dit_compress.search.importance import top
 from dit_compress.search.levels import found_axes, named_levels
-from dit_compress.search.problem import SearchProblem
+from dit_compress.search.problem import SearchProblem, Selection
 from dit_compress.step.context import Context
 from dit_compress.structure.modulation import need_any_timestep, timetable_of
 
@@ -65,7 +68,8 @@ def sensitivity(target: str, out: Path, settings: Settings) -> dict[str, Any]:
     if any(cells % step for cells, step in zip(size, denoiser.patch, strict=True)):
         raise UserError(f"latent {size} can't be divided by the patch {denoiser.patch}", mend="Give another --size")
     search = settings.search or best_search(context, denoiser)
-    chooser = Chooser(search, denoiser, context)
+    every = {axis.name: axis for found in levels.values() for axis in found}
+    chooser = Chooser(search, denoiser, context, tuple(every.values()))
     if settings.table is not None:
         write_table(settings.table, context, levels, size, settings.rounds)
     grid = grid_of(context, denoiser, size, settings.samples)
@@ -140,18 +144,26 @@ def best_search(context: Context, denoiser: Denoiser) -> str:
 
 
 class Chooser:
-    """The units that go, by a search plugin."""
+    """The units that go, by a search plugin. What ranks each unit whatever else stays does so once, for all points."""
 
-    def __init__(self, name: str, denoiser: Denoiser, context: Context) -> None:
+    def __init__(self, name: str, denoiser: Denoiser, context: Context, axes: Sequence[Axis] = ()) -> None:
         part = make_part("search", name, installed())
         if part.plugin.data:
             need_any_timestep(denoiser.module, f"the search {name!r}")
         self.search = part.build()
-        self.denoiser, self.context = denoiser, context
+        self.denoiser, self.context, self.scores = denoiser, context, dict[str, list[float]]()
+        if axes and name in (defaults.SEARCH, defaults.SEARCH_BY_DATA):
+            self.scores |= self._found(axes, {axis.name: 1 for axis in axes}).history["scores"]
 
     def __call__(self, axes: Sequence[Axis], keep: Mapping[str, int]) -> Kept:
         """Return the units of some axes, the others whole."""
-        return dict(self.search.search(SearchProblem(self.denoiser, tuple(axes), dict(keep)), self.context).kept)
+        if not self.scores.keys() >= keep.keys():
+            return dict(self._found(axes, keep).kept)
+        return {axis.name: top(torch.tensor(self.scores[axis.name]), keep[axis.name]) for axis in axes}
+
+    def _found(self, axes: Sequence[Axis], keep: Mapping[str, int]) -> Selection:
+        found: Selection = self.search.search(SearchProblem(self.denoiser, tuple(axes), dict(keep)), self.context)
+        return found
 
 
 def write_table(

@@ -133,8 +133,8 @@ class Spec:
     def need_sampled(self, num_steps: int | None = None) -> None:
         """Raise a UserError where the denoiser can't be sampled in so many steps; None: in those of the bundle.
 
-        One whose modulation is a table knows the noise levels of one schedule. Where a sampler of its own decides on
-        them, that is found when it runs.
+        One whose modulation is a table knows the noise levels of one schedule. Where the bundle names a sampler of its
+        own, which may call the model at others, that is found when it runs.
         """
         from dit_compress.structure.modulation import need_sigmas
 

@@ -1,6 +1,6 @@
 """Plugins that the engine uses where no other is named, and options that it makes small where a recipe is tried.
 
-No other module of the engine names a plugin, or an option of one.
+No other module of the engine names a plugin.
 """
 
 MODEL = "diffusers"
@@ -12,7 +12,7 @@ PRUNE = "trilevel"
 MODULATION = "modulation"
 """The step that such a call takes for the modulation."""
 SEARCH, SEARCH_BY_DATA = "magnitude", "taylor"
-"""Ranks units where there is no data; where there is some, to measure sensitivity."""
+"""Rank units where there is no data; where there is some, to measure sensitivity: each unit, whatever else stays."""
 PEER = "torch_pruning"
 """The library that ``inspect --peer`` asks; a search has its name."""
 SAMPLER = "euler"

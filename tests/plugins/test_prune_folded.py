@@ -130,6 +130,7 @@ def test_training_a_folded_bundle_is_refused_by_plan(
         ("metrics", {"num_steps": 3}, "sampling in 3 steps calls the model at sigma 0.666667"),
         ("shapes", {"num_steps": 2}, "sampling in 2 steps"),
         ("vbench", {"num_steps": 2, "prompts": __file__}, "sampling in 2 steps"),
+        ("latency", {}, "sampling in 4 steps"),
         ("excess", {}, "the excess looks at data at any noise level"),
     ],
 )

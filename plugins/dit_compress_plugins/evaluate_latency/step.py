@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_compress.model.bundle import Bundle
+    from dit_compress.model.spec import Spec
     from dit_compress.step.context import Context
     from dit_compress_plugins.evaluate_latency import LatencyOptions
 
@@ -27,6 +28,12 @@ class LatencyEvaluation(DenoiserEvaluation):
     """Step ``evaluate: {use: latency, against: teacher}``."""
 
     options: LatencyOptions
+
+    def plan(self, spec: Spec) -> Spec:
+        """Check that there is a denoiser that can be sampled as its bundle means it."""
+        super().plan(spec)
+        spec.need_sampled()
+        return spec
 
     def run(self, context: Context) -> Result:
         """Measure milliseconds, and with ``against`` the ratio of both sampling loops, medians of interleaved runs."""

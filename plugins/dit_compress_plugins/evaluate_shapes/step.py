@@ -38,7 +38,8 @@ class ShapesEvaluation:
         spec.need_latent()
         if self.options.source == "generated":
             spec.need_denoiser()
-            spec.need_sampled(self.options.num_steps)
+            if self.options.sampler is None:
+                spec.need_sampled(self.options.num_steps)
         return spec
 
     def run(self, context: Context) -> Result:
