@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from dit_compress.structure.edits import Factor, Tabulate
 
+ANOTHER_SCHEDULE = "Sample with the schedule that the table was made for, or make a table for this one"
+"""The mend of a call that the table has no row for."""
 APART = 4 * torch.finfo(torch.float32).eps
 """Relative distance by which a timestep may lie beside its row of the table; its own precision, where that is less."""
 
@@ -69,7 +71,7 @@ class Timetable:
             raise UserError(
                 f"the timestep {float(single[wrong][0]):.9g} is not in the modulation's table, which holds "
                 + ", ".join(f"{time:.9g}" for time in self.times),
-                mend="Sample with the schedule that the table was made for, or make a table for this one",
+                mend=ANOTHER_SCHEDULE,
             )
 
 
@@ -133,7 +135,7 @@ def need_sigmas(module: nn.Module, sigmas: Iterable[float], what: str) -> None:
         raise UserError(
             f"{what} calls the model at sigma {lacking[0]:g}, and the modulation is a table for "
             + ", ".join(f"{sigma:g}" for sigma in sorted(table.sigmas, reverse=True)),
-            mend="Sample with the schedule that the table was made for, or make a table for this one",
+            mend=ANOTHER_SCHEDULE,
         )
 
 

@@ -116,7 +116,7 @@ class TrilevelOptions(Options):
         """Measuring does; of what is measured where there is data, the key has the data."""
         if self.budget is None:
             return "no"
-        if self.budget.trials is not None or self.budget.curves in ("measured", "recovered"):
+        if self.budget.trials is not None or self.budget.curves in MEASURED:
             return "yes"
         return "if any" if self.budget.curves is None else "no"
 

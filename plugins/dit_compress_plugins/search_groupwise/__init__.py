@@ -66,7 +66,8 @@ class GroupwiseOptions(TrainOptions):
     def idle(self) -> dict[str, str]:
         """Without a search to begin from there are no scores to trust, and no start to compare with."""
         begins = "a search to begin from ('init')"
-        return {} if self.init else {"trust": begins} | ({"compare": begins} if self.compare else {})
+        without = {} if self.init else {"trust": begins} | ({"compare": begins} if self.compare else {})
+        return super().idle | without
 
     @field_validator("init")
     @classmethod
